@@ -1,0 +1,3 @@
+"""Apollo: pretrain BERT and GPT while their depth grows, and say how much that saved."""
+
+__version__ = "0.1.0"

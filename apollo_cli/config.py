@@ -1,0 +1,406 @@
+"""The typed schema of every config group, and the rules that join them.
+
+The values stand in `conf/`, none here. `parse` finds every problem before it complains.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from apollo_cli.errors import ConfigError
+from apollo_cli.growth import schedule as stages
+from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
+from apollo_cli.models.shape import Kind, Shape
+
+
+def _whole(value: Any) -> Any:
+    """1e15 is a float in YAML and a whole number to its writer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+List = Field(strict=False)  # YAML has lists, we keep tuples
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, exact types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Run(Section):
+    """The keys without a group."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    name: Annotated[str, Field(pattern=r"^\w[\w.+=-]*$")]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", True, False]
+    plan: bool
+    resume: str | None
+
+
+class Model(Section):
+    """`model` and `size`: what is trained."""
+
+    kind: Kind
+    layers: Whole
+    hidden: Whole
+    heads: Whole
+    ffn: Whole
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Bert(Model):
+    """model=bert."""
+
+    kind: Literal["bert"]
+    mask_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Gpt(Model):
+    """model=gpt."""
+
+    kind: Literal["gpt"]
+
+
+class Sampler(Section):
+    """`sampler`: P(depth | N, L)."""
+
+    kind: str
+
+    def build(self) -> DepthSampler:
+        """The sampler of the growth core."""
+        return SAMPLERS[self.kind](**self.model_dump(exclude={"kind"}))
+
+
+class Lvps(Sampler):
+    """sampler=lvps."""
+
+    kind: Literal["lvps"]
+    k: Annotated[float, Field(ge=0)]
+    lower: Annotated[float, Field(gt=0, le=1)]
+    overshoot: Annotated[float, Field(gt=0)]
+
+
+class Edge(Sampler):
+    """sampler=edge."""
+
+    kind: Literal["edge"]
+    lower: Annotated[float, Field(gt=0, le=1)]
+    overshoot: Annotated[float, Field(gt=0)]
+    steepness: Annotated[float, Field(gt=0)]
+
+
+class PlainSampler(Sampler):
+    """The samplers without parameters."""
+
+    kind: Literal["uniform", "full", "shallow"]
+
+
+class Expander(Section):
+    """`expander`: how the layers grow."""
+
+    kind: str
+    moments: Literal["keep", "map", "reset"]
+
+    @property
+    def layer_map(self) -> str:
+        """The name of the map in the growth core."""
+        return self.kind
+
+
+class Interpolate(Expander):
+    """expander=interpolate."""
+
+    kind: Literal["interpolate"]
+    mode: Literal["nearest", "linear"]
+
+    @property
+    def layer_map(self) -> str:
+        """The mode is the map."""
+        return self.mode
+
+
+class Stack(Expander):
+    """expander=stack."""
+
+    kind: Literal["stack"]
+
+
+class Schedule(Section):
+    """`schedule`: stored layers of each stage, and where it ends as a share of all steps."""
+
+    layers: Annotated[tuple[int, ...], List]
+    ends: Annotated[tuple[float, ...], List]
+
+    def over(self, steps: int) -> stages.Schedule:
+        """The stages of a run of `steps`."""
+        return stages.Schedule.over(steps, self.layers, self.ends)
+
+
+class Data(Section):
+    """`data`: the corpus, its tokenizer, its rows."""
+
+    kind: str
+    seq_len: Annotated[int, Field(ge=4)]
+    vocab_size: Whole
+    tokenizer: str
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    cache_dir: str | None
+
+
+class PyDocs(Data):
+    """data=pydocs."""
+
+    kind: Literal["pydocs"]
+
+
+class Text(Data):
+    """data=text."""
+
+    kind: Literal["text"]
+    files: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    document: Literal["blank_line", "line", "file"]
+    text_field: str
+
+
+class Hub(Data):
+    """data=hub and its presets."""
+
+    kind: Literal["hub"]
+    path: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+    name: Annotated[
+        tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])
+    ]
+    split: str
+    streaming: bool
+    text_field: str
+
+
+class Optim(Section):
+    """`optim`: AdamW and the learning rate."""
+
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "linear", "wsd", "constant"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    decay: Annotated[float, Field(gt=0, le=1)]
+    final_lr: Share
+    at_growth: Literal["continue", "rewarm"]
+    betas: Annotated[tuple[float, float], List]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip: Annotated[float, Field(ge=0)]
+
+
+class Budget(Section):
+    """`budget`: how long; exactly one is set."""
+
+    steps: Whole | None
+    tokens: Whole | None
+    flops: Whole | None
+    seconds: Annotated[float, Field(gt=0)] | None
+
+
+class Batch(Section):
+    """`batch`: sequences a step and a micro-step."""
+
+    size: Whole
+    micro: Whole | None
+
+    @property
+    def micro_size(self) -> int:
+        """Sequences a micro-step on one device."""
+        return self.micro or self.size
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps a step."""
+        return self.size // self.micro_size
+
+
+class Evaluation(Section):
+    """`eval`: how often, on how much."""
+
+    every: Whole
+    rows: Whole
+
+
+class Checkpoints(Section):
+    """`checkpoint`: how often, how many."""
+
+    every: Whole
+    keep: Whole
+
+
+class Log(Section):
+    """`log`: how often a training row is written."""
+
+    every: Whole
+
+
+class Tracking(Section):
+    """`tracking`: Weights & Biases beside the local files."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    timeout: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole valid config. `raw` is the same as plain values, as written to config.yaml."""
+
+    run: Run
+    model: Model
+    sampler: Sampler
+    expander: Expander
+    schedule: Schedule
+    data: Data
+    optim: Optim
+    budget: Budget
+    batch: Batch
+    eval: Evaluation
+    checkpoint: Checkpoints
+    log: Log
+    tracking: Tracking
+    raw: dict[str, Any]
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the model, as the models take them."""
+        return Shape(
+            kind=self.model.kind,
+            vocabulary=self.data.vocab_size,
+            positions=self.data.seq_len,
+            hidden=self.model.hidden,
+            heads=self.model.heads,
+            ffn=self.model.ffn,
+            layers=self.model.layers,
+            dropout=self.model.dropout,
+        )
+
+
+_FAMILIES: dict[str, tuple[type[Section], ...]] = {
+    "model": (Bert, Gpt),
+    "sampler": (Lvps, Edge, PlainSampler),
+    "expander": (Interpolate, Stack),
+    "schedule": (Schedule,),
+    "data": (PyDocs, Text, Hub),
+    "optim": (Optim,),
+    "budget": (Budget,),
+    "batch": (Batch,),
+    "eval": (Evaluation,),
+    "checkpoint": (Checkpoints,),
+    "log": (Log,),
+    "tracking": (Tracking,),
+}
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """A valid config from plain values (Hydra's, resolved, or those of a config.yaml).
+
+    Raises:
+        ConfigError: with every problem that was found.
+    """
+    problems: list[str] = []
+    plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
+    sections: dict[str, Any] = {"run": _validate(Run, "", plain, problems)}
+    for name, family in _FAMILIES.items():
+        if not isinstance(raw.get(name), Mapping):
+            problems.append(f"{name}: missing, it must be a group of keys")
+            sections[name] = None
+            continue
+        sections[name] = _validate(_member(family, raw[name]), f"{name}.", raw[name], problems)
+    problems += _joint_problems(sections)
+    if problems:
+        raise ConfigError(problems)
+    return Config(**sections, raw=dict(raw))
+
+
+def _member(family: tuple[type[Section], ...], values: Mapping[str, Any]) -> type[Section]:
+    """The class whose `kind` the values name; the first where they name none."""
+    for member in family:
+        if "kind" in member.model_fields and values.get("kind") in get_args(
+            member.model_fields["kind"].annotation
+        ):
+            return member
+    return family[0]
+
+
+def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        seen = set()
+        for detail in error.errors():
+            key = prefix + str(detail["loc"][0])
+            if key not in seen:  # a union reports each of its members
+                seen.add(key)
+                problems.append(_sentence(key, detail, [prefix + name for name in cls.model_fields]))
+        return None
+
+
+def _sentence(key: str, detail: Any, known: list[str]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key{closest(key, known)}"
+    if detail["type"] == "missing":
+        return f"{key}: missing"
+    message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
+    hint = ""
+    if detail["type"] == "literal_error":
+        hint = closest(
+            str(detail["input"]),
+            [w.strip("' ") for w in detail["ctx"]["expected"].split(" or ")[0].split(",")],
+        )
+    return f"{key}={detail['input']}: {message}{hint}"
+
+
+def closest(word: str, known: list[str]) -> str:
+    """'; did you mean X?' where a known word is near, else nothing."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
+    """The rules between keys; a rule is skipped where one of its sections is not valid."""
+    found: list[str] = []
+    model, schedule, budget, batch = (sections[s] for s in ("model", "schedule", "budget", "batch"))
+    data, optim = sections["data"], sections["optim"]
+    if model and model.hidden % model.heads:
+        fitting = [h for h in range(1, model.hidden + 1) if model.hidden % h == 0]
+        near = min(fitting, key=lambda h: abs(h - model.heads))
+        found.append(
+            f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
+        )
+    stage_problems = stages.problems(schedule.layers, schedule.ends) if schedule else []
+    found += stage_problems
+    if schedule and model and not stage_problems and schedule.layers[-1] != model.layers:
+        found.append(
+            f"schedule.layers={list(schedule.layers)} ends at {schedule.layers[-1]} layers and model.layers is "
+            f"{model.layers}: the last stage must store the whole model"
+        )
+    if budget:
+        chosen = [key for key, value in budget if value is not None]
+        if len(chosen) != 1:
+            found.append(
+                f"exactly one budget must be set, not {' and '.join(f'budget.{c}' for c in chosen) or 'none'}; "
+                "set one of budget.steps, budget.tokens, budget.flops, budget.seconds and leave the rest null"
+            )
+    if batch and batch.size % batch.micro_size:
+        found.append(f"batch.micro={batch.micro} does not divide batch.size={batch.size}")
+    if isinstance(data, Hub) and len(data.path) != len(data.name):
+        found.append(
+            f"data.path has {len(data.path)} entries and data.name {len(data.name)}: give one for each"
+        )
+    if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
+        found.append(
+            f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run"
+        )
+    return found

@@ -1,0 +1,30 @@
+"""Errors that the user can mend: one clear message, no traceback, exit code 2."""
+
+
+class ApolloError(Exception):
+    """Something outside the program is wrong; the message says what, where, and what to type."""
+
+
+class ConfigError(ApolloError):
+    """The configuration is wrong. Holds every problem that was found, not only the first."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return f"config: {self.problems[0]}"
+        return f"config: {len(self.problems)} problems\n" + "\n".join(f"  - {p}" for p in self.problems)
+
+
+class DataError(ApolloError):
+    """The corpus or the tokenizer cannot be used as asked."""
+
+
+class CheckpointError(ApolloError):
+    """A run directory or checkpoint is missing, damaged, or not of this run."""
+
+
+class TrainingError(ApolloError):
+    """Training cannot go on, for example because the loss is no longer finite."""

@@ -1,0 +1,89 @@
+"""Growth: N stored layers become the next N by a matrix on layers, weights and AdamW's moments alike."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
+    """sum_j row[j] sources[j] over the non-zeros of `row`: a one-hot row copies bit for bit."""
+    first, *rest = np.flatnonzero(row)
+    mixed = sources[first] * float(row[first])
+    for j in rest:
+        mixed += sources[j] * float(row[j])
+    return mixed
+
+
+def keep(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
+    """A slot that existed keeps its own moments, a new slot starts empty (the authors' release)."""
+    return states[slot] if slot < len(states) else {}
+
+
+def follow(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
+    """The moments follow the layer map: coefficients for the first, their squares for the second.
+
+    The variance of a weighted sum of independent gradients has the squared weights. The step counts are
+    equal wherever moments exist, so the first contributing one is taken.
+    """
+    contributing = [states[j] for j in np.flatnonzero(row)]
+    if not all(contributing):
+        return {}
+    return {
+        "step": contributing[0]["step"].clone(),
+        "exp_avg": mix(row, [state.get("exp_avg", torch.empty(0)) for state in states]),
+        "exp_avg_sq": mix(row**2, [state.get("exp_avg_sq", torch.empty(0)) for state in states]),
+    }
+
+
+# "reset" is not a rule for one slot: it clears the whole optimizer, see `grow`
+MOMENT_RULES: dict[str, Callable[[int, np.ndarray, Sequence[State]], State]] = {"keep": keep, "map": follow}
+MOMENTS = (*MOMENT_RULES, "reset")
+
+
+@torch.no_grad()
+def grow(
+    blocks: nn.ModuleList,
+    new_block: Callable[[], nn.Module],
+    optimizer: torch.optim.Optimizer,
+    matrix: np.ndarray,
+    moments: str,
+) -> nn.ModuleList:
+    """Expands the layers by `matrix` and hands the optimizer over to them.
+
+    Args:
+        blocks: the N stored layers, all of one shape.
+        new_block: makes an empty layer of that shape on the same device; its weights are overwritten.
+        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
+            new parameter joining the group of its old namesake. Other parameters are not touched.
+        matrix: (new N, N), rows sum to 1, from `mixing_matrix`.
+        moments: `keep`, `map`, or `reset` (the optimizer starts afresh, embeddings and head included).
+
+    Returns:
+        The new layers; the old ones are referenced by nothing here any more.
+
+    Raises:
+        ValueError: `moments` is unknown or the matrix is not for this number of layers.
+    """
+    if moments not in MOMENTS:
+        raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
+    if matrix.shape[1] != len(blocks):
+        raise ValueError(f"a matrix for {matrix.shape[1]} layers cannot grow {len(blocks)}")
+    grown = nn.ModuleList(new_block().train(blocks.training) for _ in matrix)
+    for name, first in blocks[0].named_parameters():
+        old = [block.get_parameter(name) for block in blocks]
+        new = [block.get_parameter(name) for block in grown]
+        states = [optimizer.state.pop(parameter, {}) for parameter in old]
+        for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
+            parameter.copy_(mix(row, old))
+            if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
+                optimizer.state[parameter] = state
+        group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))
+        gone = {id(parameter) for parameter in old}
+        group["params"] = [p for p in group["params"] if id(p) not in gone] + new
+    if moments == "reset":
+        optimizer.state.clear()
+    return grown

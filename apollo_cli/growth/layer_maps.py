@@ -1,0 +1,78 @@
+"""Which of `source` layers each of `target` layers takes its weights from.
+
+One map serves both uses of the paper: sharing N stored layers over a forward pass of any depth, and growing
+them to the next N. A map that copies is a tuple of indices; as a matrix G (target x source, rows sum to 1)
+it reads W_new[i] = sum_j G[i, j] W[j], and then a map may also blend.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+LayerMap = tuple[int, ...]
+
+
+def nearest(source: int, target: int) -> LayerMap:
+    """Interpolation: layer i comes from floor(i * source / target), in integers (Apollo, section 3.3).
+
+    3 -> 8 is 0 0 0 1 1 1 2 2.
+    """
+    return tuple(i * source // target for i in range(target))
+
+
+def stack(source: int, target: int) -> LayerMap:
+    """Stacking: all layers again and again; an incomplete last round takes the top ones (StackBERT).
+
+    3 -> 5 is 0 1 2 1 2.
+    """
+    rest = target % source
+    whole_rounds = tuple(i % source for i in range(target - rest))
+    return whole_rounds + tuple(range(source - rest, source))
+
+
+def linear(source: int, target: int) -> np.ndarray:
+    """Linear interpolation: layer i lies at i (source-1) / (target-1) and blends its two neighbours.
+
+    2 -> 3 is W0, (W0 + W1)/2, W1.
+    """
+    matrix = np.zeros((target, source))
+    for i in range(target):
+        below, remainder = divmod(i * (source - 1), target - 1) if target > 1 else (0, 0)
+        share = remainder / (target - 1) if remainder else 0.0
+        matrix[i, below] = 1.0 - share
+        if share:
+            matrix[i, below + 1] = share
+    return matrix
+
+
+COPIES: dict[str, Callable[[int, int], LayerMap]] = {"nearest": nearest, "stack": stack}
+BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
+
+
+def layer_map(kind: str, source: int, target: int) -> LayerMap:
+    """The copying map `kind` as `target` indices into `source` layers.
+
+    Raises:
+        ValueError: `kind` is unknown or blends, or not 1 <= source <= target.
+    """
+    _check(kind, COPIES, source, target)
+    return COPIES[kind](source, target)
+
+
+def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
+    """Any map `kind` as a float64 matrix (target, source) whose rows sum to 1; copies are one-hot.
+
+    Raises:
+        ValueError: `kind` is unknown, or not 1 <= source <= target.
+    """
+    _check(kind, COPIES | BLENDS, source, target)
+    if kind in BLENDS:
+        return BLENDS[kind](source, target)
+    return np.eye(source)[list(COPIES[kind](source, target))]
+
+
+def _check(kind: str, known: dict, source: int, target: int) -> None:
+    if kind not in known:
+        raise ValueError(f"unknown layer map {kind!r}: choose one of {', '.join(known)}")
+    if not 1 <= source <= target:
+        raise ValueError(f"a layer map needs 1 <= source <= target, not {source} -> {target}")

@@ -1,0 +1,187 @@
+"""Everything that is known before the first step: stages, depths, exact FLOPs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from apollo_cli.growth.layer_maps import mixing_matrix
+from apollo_cli.growth.randomness import Purpose, uniforms
+from apollo_cli.growth.samplers import DepthSampler
+from apollo_cli.growth.schedule import Schedule, Stage
+
+_DRAWS_AT_ONCE = 1 << 20  # bounds the memory of counting a long run
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a plan.
+
+    Attributes:
+        stage: layers and span.
+        parameters: trainable parameters of the whole model in this stage.
+        memory_bytes: estimated peak of a training step at the target depth.
+        flops: model FLOPs of the stage, exact.
+        depth_probabilities: P(depth | N, L).
+        depth_counts: how many micro-steps run each depth, exact for this seed.
+        growth_matrix: (N, previous N) of the growth that begins the stage; None for the first.
+    """
+
+    stage: Stage
+    parameters: int
+    memory_bytes: int
+    flops: int
+    depth_probabilities: dict[int, float]
+    depth_counts: dict[int, int]
+    growth_matrix: np.ndarray | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The stage as it stands in plan.json; copying growth maps as indices, blends as rows."""
+        growth_map = None
+        if self.growth_matrix is not None:
+            one_hot = np.isin(self.growth_matrix, (0.0, 1.0)).all()
+            growth_map = (self.growth_matrix.argmax(axis=1) if one_hot else self.growth_matrix).tolist()
+        return {
+            "layers": self.stage.layers,
+            "first_step": self.stage.first_step,
+            "end_step": self.stage.end_step,
+            "parameters": self.parameters,
+            "memory_bytes": self.memory_bytes,
+            "flops": self.flops,
+            "depth_probabilities": self.depth_probabilities,
+            "depth_counts": self.depth_counts,
+            "growth_map": growth_map,
+        }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a plan multiplies: the size of a step and the model's own figures.
+
+    Attributes:
+        target: the target depth L.
+        accumulation: micro-steps in a step.
+        tokens_per_step: tokens that a step reads.
+        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs.
+        parameters: trainable parameters by stored layers.
+        memory_bytes: estimated peak memory of a training step by stored layers.
+    """
+
+    target: int
+    accumulation: int
+    tokens_per_step: int
+    flops: Callable[[int], int]
+    parameters: Callable[[int], int]
+    memory_bytes: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Schedule x sampler x work: what a run will do, to the last FLOP."""
+
+    schedule: Schedule
+    sampler: DepthSampler
+    growth_kind: str
+    work: Work
+    seed: int
+
+    def depth(self, micro_step: int) -> int:
+        """The depth of a micro-step: a function of (seed, micro-step) and nothing else."""
+        stage = self.schedule.at(micro_step // self.work.accumulation)
+        (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
+        return self.sampler.depth(u, stage.layers, self.work.target)
+
+    @cached_property
+    def stages(self) -> tuple[StagePlan, ...]:
+        """The stages in order."""
+        return tuple(self._stage_plan(index) for index in range(len(self.schedule.stages)))
+
+    def _stage_plan(self, index: int) -> StagePlan:
+        stage, work = self.schedule.stages[index], self.work
+        counts = self._depth_counts(stage)
+        previous = self.schedule.stages[index - 1].layers if index else None
+        return StagePlan(
+            stage=stage,
+            parameters=work.parameters(stage.layers),
+            memory_bytes=work.memory_bytes(stage.layers),
+            flops=sum(count * work.flops(depth) for depth, count in counts.items()),
+            depth_probabilities=self.sampler.probabilities(stage.layers, work.target),
+            depth_counts=counts,
+            growth_matrix=mixing_matrix(self.growth_kind, previous, stage.layers) if previous else None,
+        )
+
+    def _depth_counts(self, stage: Stage) -> dict[int, int]:
+        first, end = stage.first_step * self.work.accumulation, stage.end_step * self.work.accumulation
+        totals = np.zeros(self.work.target + 1, dtype=np.int64)
+        for start in range(first, end, _DRAWS_AT_ONCE):
+            u = uniforms(self.seed, Purpose.DEPTH, start, min(_DRAWS_AT_ONCE, end - start))
+            depths = self.sampler.depths(u, stage.layers, self.work.target)
+            totals += np.bincount(depths, minlength=len(totals))
+        return {depth: int(count) for depth, count in enumerate(totals) if count}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer updates."""
+        return self.schedule.steps
+
+    @property
+    def micro_steps(self) -> int:
+        """Forward and backward passes."""
+        return self.steps * self.work.accumulation
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read."""
+        return self.steps * self.work.tokens_per_step
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs, exact."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def scratch_flops(self) -> int:
+        """Model FLOPs of as many steps at the target depth."""
+        return self.micro_steps * self.work.flops(self.work.target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as it stands in plan.json."""
+        return {
+            "steps": self.steps,
+            "micro_steps": self.micro_steps,
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "scratch_flops": self.scratch_flops,
+            "stages": [stage.as_dict() for stage in self.stages],
+        }
+
+
+def longest_within(
+    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], fewest_steps: int
+) -> Plan:
+    """The plan with the most steps whose cost stays within `budget`.
+
+    Args:
+        budget: in the unit of `cost`.
+        cost: what a plan takes, for example its exact FLOPs; rises with the steps.
+        plan_for: makes the plan of a number of steps.
+        fewest_steps: the shortest run that gives every stage a step.
+
+    Raises:
+        ValueError: not even the shortest run fits.
+    """
+    low = fewest_steps
+    if (least := cost(plan_for(low))) > budget:
+        raise ValueError(
+            f"a budget of {budget:.4g} does not pay for {low} steps, the fewest that give every stage one; "
+            f"they cost {least:.4g}"
+        )
+    high = 2 * low
+    while cost(plan_for(high)) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
+    return plan_for(low)

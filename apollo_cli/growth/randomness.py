@@ -1,0 +1,32 @@
+"""Randomness as a function: every draw is addressed by (seed, purpose, index), no state is carried.
+
+A counter-based generator (Philox, Salmon et al., SC 2011) makes the n-th number of a stream as cheap to
+reach as the first. So a resumed run, another rank, or a plan made before training all see the same luck.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+_DRAWS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit numbers from each counter value
+
+
+class Purpose(IntEnum):
+    """What the numbers are for. Different purposes of one seed are independent streams."""
+
+    DEPTH = 1
+    ROW_ORDER = 2
+    MASK = 3
+    EVALUATION_MASK = 4
+
+
+def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:
+    """The numbers `start` to `start + count - 1` of a stream, uniform on [0, 1), as float64 (count,)."""
+    block, offset = divmod(start, _DRAWS_PER_BLOCK)
+    philox = np.random.Philox(key=(seed, purpose), counter=(block, 0, 0, 0))
+    return np.random.Generator(philox).random(offset + count)[offset:]
+
+
+def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
+    """A generator of its own for one index (a sample, an epoch): 2^128 numbers that no other index uses."""
+    return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=(0, 0, index, 1)))

@@ -1,0 +1,127 @@
+"""Depth samplers: P(depth | N, L), the number of layers that a forward pass runs.
+
+N layers are stored, L is the target depth, and N <= depth <= L. A sampler is a distribution; drawing is its
+inverse CDF at one uniform number, the same line for all of them, so that two samplers see the same luck.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class DepthSampler(ABC):
+    """A distribution of the depth for every pair of stored layers N and target depth L."""
+
+    @abstractmethod
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """{depth: P(depth)} over `layers`..`target`, in rising order of depth; the values sum to 1."""
+
+    def depths(self, u: np.ndarray, layers: int, target: int) -> np.ndarray:
+        """The depths (int64) at uniform numbers u in [0, 1): the inverse CDF."""
+        distribution = self.probabilities(layers, target)
+        cdf = np.cumsum(list(distribution.values()))
+        cdf[-1] = 1.0
+        return np.array(list(distribution))[np.searchsorted(cdf, u, side="right")]
+
+    def depth(self, u: float, layers: int, target: int) -> int:
+        """The depth at one uniform number u in [0, 1)."""
+        return int(self.depths(np.array([u]), layers, target)[0])
+
+    def expected_depth(self, layers: int, target: int) -> float:
+        """E[depth | N, L]."""
+        return sum(depth * p for depth, p in self.probabilities(layers, target).items())
+
+
+class RatioSampler(DepthSampler):
+    """Draws the ratio y = depth / N from a density that is stretched over the range of possible ratios.
+
+    depth = clip(floor(y N), N, L), so with S(y) = P(ratio > y): P(depth >= d) = S(d/N) for N < d <= L, and
+    P(depth >= N) = 1. y reaches below 1 and above L/N, which gives both ends mass.
+    """
+
+    @abstractmethod
+    def survival(self, y: float, ratio: float) -> float:
+        """S(y) for y within the support, where `ratio` = L / N."""
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """P(depth = d) = P(depth >= d) - P(depth >= d + 1); at N = L the only depth is L."""
+        at_least = [
+            1.0,
+            *(self.survival(d / layers, target / layers) for d in range(layers + 1, target + 1)),
+            0.0,
+        ]
+        return {layers + i: at_least[i] - at_least[i + 1] for i in range(target - layers + 1)}
+
+
+@dataclass(frozen=True)
+class LVPS(RatioSampler):
+    """Low-value-prioritized sampling (Apollo, section 3.2): y has density proportional to y^-k.
+
+    k = 2 is the authors' hyperbola, k = 0 is flat, k = 1 log-uniform, a larger k shallower. The support is
+    [lower, L/N + overshoot]; 0.6 and 0.4 are the constants of the authors' release.
+    """
+
+    k: float = 2.0
+    lower: float = 0.6
+    overshoot: float = 0.4
+
+    def survival(self, y: float, ratio: float) -> float:
+        """S(y) = (b^p - y^p) / (b^p - a^p) on [a, b], p = 1 - k; written so that no large k overflows."""
+        b = ratio + self.overshoot
+        part, whole, p = math.log(b / y), math.log(b / self.lower), 1.0 - self.k
+        if abs(p) * whole < 1e-9:  # the logarithmic limit, k = 1
+            return part / whole
+        return (y / self.lower) ** p * math.expm1(p * part) / math.expm1(p * whole)
+
+
+@dataclass(frozen=True)
+class Edge(RatioSampler):
+    """Mass at both ends: y = c / (1 + exp(20 (x - 1/2))) + lower, x uniform (the authors' ablation)."""
+
+    lower: float = 0.6
+    overshoot: float = 0.4
+    steepness: float = 20.0
+
+    def survival(self, y: float, ratio: float) -> float:
+        """y falls in x, so S(y) = x(y), the inverted sigmoid, clipped to [0, 1]."""
+        height = ratio + self.overshoot - self.lower
+        x = 0.5 + math.log(height / (y - self.lower) - 1.0) / self.steepness
+        return min(max(x, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Uniform(DepthSampler):
+    """Every depth from N to L alike."""
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """1 / (L - N + 1) each."""
+        return dict.fromkeys(range(layers, target + 1), 1.0 / (target - layers + 1))
+
+
+@dataclass(frozen=True)
+class Full(DepthSampler):
+    """Always the target depth L, the stored layers shared over it."""
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """All at L."""
+        return {target: 1.0}
+
+
+@dataclass(frozen=True)
+class Shallow(DepthSampler):
+    """Always the stored depth N: no sampling, as StackBERT, G_stack and MIDAS do."""
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """All at N."""
+        return {layers: 1.0}
+
+
+SAMPLERS: dict[str, type[DepthSampler]] = {
+    "lvps": LVPS,
+    "uniform": Uniform,
+    "edge": Edge,
+    "full": Full,
+    "shallow": Shallow,
+}

@@ -1,0 +1,86 @@
+"""Stages as data: which span of steps trains how many stored layers."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers."""
+
+    layers: int
+    first_step: int
+    end_step: int
+
+    @property
+    def steps(self) -> int:
+        """The length of the span."""
+        return self.end_step - self.first_step
+
+
+def problems(layers: Sequence[int], ends: Sequence[float]) -> list[str]:
+    """What is wrong with stages of these `layers` that end at these cumulative shares of all steps."""
+    found = []
+    if not layers:
+        found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
+    elif layers[0] < 1 or any(b <= a for a, b in zip(layers, layers[1:], strict=False)):
+        found.append(f"schedule.layers must rise from 1 or more, stage by stage, not {list(layers)}")
+    if len(ends) != len(layers):
+        found.append(
+            f"schedule.ends has {len(ends)} values and schedule.layers {len(layers)}: give one for each stage"
+        )
+    if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in zip(ends, ends[1:], strict=False)):
+        found.append(
+            f"schedule.ends are cumulative shares of all steps and must rise to 1, not {list(ends)}; "
+            "for example [0.05,0.1,0.25,1]"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a run, in order, without gaps."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def over(cls, steps: int, layers: Sequence[int], ends: Sequence[float]) -> "Schedule":
+        """Stages of `layers`, ending at the cumulative shares `ends` of `steps`, rounded to whole steps.
+
+        Raises:
+            ValueError: the stages are not valid, or one would have no step.
+        """
+        if found := problems(layers, ends):
+            raise ValueError("; ".join(found))
+        boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
+        for stage, (first, end) in enumerate(zip(boundaries, boundaries[1:], strict=False), 1):
+            if end <= first:
+                raise ValueError(
+                    f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step when the "
+                    f"whole run has {steps}: give a larger budget or later schedule.ends"
+                )
+        spans = zip(layers, boundaries, boundaries[1:], strict=False)
+        return cls(tuple(Stage(n, first, end) for n, first, end in spans))
+
+    @property
+    def steps(self) -> int:
+        """The length of the whole run."""
+        return self.stages[-1].end_step
+
+    @property
+    def growth_steps(self) -> tuple[int, ...]:
+        """The steps before which the layers grow."""
+        return tuple(stage.first_step for stage in self.stages[1:])
+
+    def index(self, step: int) -> int:
+        """The index of the stage that `step` belongs to; the end of the run belongs to the last stage."""
+        return bisect_right(self.growth_steps, step)
+
+    def at(self, step: int) -> Stage:
+        """The stage that `step` belongs to."""
+        return self.stages[self.index(step)]
+
+    def number(self, layers: int) -> int:
+        """Which stage, counted from 1, stores this many layers."""
+        return [stage.layers for stage in self.stages].index(layers) + 1

@@ -1,0 +1,43 @@
+"""BERT (Devlin 2019): post-norm, bidirectional, masked-language-model head tied to the embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apollo_cli.models.shape import Shape
+from apollo_cli.models.transformer import Block, LanguageModel
+
+EPS = 1e-12
+SEGMENTS = 2  # kept for the export: pretraining without next-sentence pairs uses segment 0 alone
+
+
+class Bert(LanguageModel):
+    """BERT with N stored layers."""
+
+    def __init__(self, shape: Shape, layers: int) -> None:
+        super().__init__(shape, layers)
+        self.segments = nn.Embedding(SEGMENTS, shape.hidden)
+        self.embedding_norm = nn.LayerNorm(shape.hidden, eps=EPS)
+        self.transform = nn.Linear(shape.hidden, shape.hidden)
+        self.transform_norm = nn.LayerNorm(shape.hidden, eps=EPS)
+        self.head_bias = nn.Parameter(torch.zeros(shape.vocabulary))
+        self.initialize()
+
+    def new_block(self) -> Block:
+        """A post-norm block with the exact GELU."""
+        with self.device:
+            return Block(self.shape, pre_norm=False, causal=False, gelu="none", eps=EPS)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token, position and segment embeddings, normalised."""
+        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + self.segments.weight[0]
+        return F.dropout(self.embedding_norm(hidden), self.shape.dropout, self.training)
+
+    def attention_mask(self, seen: Tensor) -> Tensor:
+        """Every position sees every token that is not padding."""
+        return seen[:, None, None, :]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Dense, GELU, norm, then the token embedding as decoder."""
+        hidden = self.transform_norm(F.gelu(self.transform(hidden)))
+        return F.linear(hidden, self.tokens.weight, self.head_bias)

@@ -1,0 +1,50 @@
+"""Model FLOPs and memory of a training step, in closed form."""
+
+from apollo_cli.models.shape import Shape
+
+FORWARD_AND_BACKWARD = 3  # backward costs twice the forward pass
+
+
+def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int) -> int:
+    """FLOPs of one forward pass over `rows` of `seq_len` tokens that runs `depth` layers.
+
+    2 per multiply-add of every matrix product (Kaplan 2020, arXiv 2001.08361, table 1; Hoffmann 2022,
+    arXiv 2203.15556, appendix F). Per token and layer, with width h and inner width f:
+
+        Q K V and output projections   8 h^2
+        feed-forward                   4 h f
+        scores and values              4 h seq_len     (in full: no halving for a causal mask)
+
+    and per prediction, with vocabulary V:
+
+        decoder                        2 h V
+        BERT's transform before it     2 h^2
+
+    Norms, softmax, GELU and embedding look-ups are not counted. `predictions` is the number of positions for
+    which the head runs: the masked ones (BERT), all but the last of a row (GPT).
+    """
+    per_token = 8 * shape.hidden**2 + 4 * shape.hidden * shape.ffn + 4 * shape.hidden * seq_len
+    per_prediction = 2 * shape.hidden * shape.vocabulary
+    if shape.kind == "bert":
+        per_prediction += 2 * shape.hidden**2
+    return rows * seq_len * depth * per_token + predictions * per_prediction
+
+
+def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int) -> int:
+    """FLOPs of one micro-step: forward, and a backward pass of twice its cost."""
+    return FORWARD_AND_BACKWARD * forward_flops(shape, rows, seq_len, depth, predictions)
+
+
+def training_bytes(
+    shape: Shape, parameters: int, rows: int, seq_len: int, predictions: int, width: int
+) -> int:
+    """Estimated peak memory of a training step that runs the target depth L; an estimate, not a count.
+
+    fp32 weights, gradients and two AdamW moments (16 bytes a parameter), and the activations kept for the
+    backward pass in `width` bytes each (fp32 4, bf16 2): per token and layer about 11 h + 2 f numbers (block
+    input, q k v, attention output, norms' inputs and outputs, residual sums, GELU's input and output), and
+    logits with their softmax and gradient in fp32.
+    """
+    activations = rows * seq_len * shape.layers * (11 * shape.hidden + 2 * shape.ffn) * width
+    logits = 3 * 4 * predictions * shape.vocabulary
+    return 16 * parameters + activations + logits

@@ -1,0 +1,46 @@
+"""GPT-2 (Radford 2019): pre-norm, causal, head tied to the embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apollo_cli.models.shape import Shape
+from apollo_cli.models.transformer import INIT_STD, Block, LanguageModel
+
+EPS = 1e-5
+
+
+class Gpt(LanguageModel):
+    """GPT-2 with N stored layers."""
+
+    def __init__(self, shape: Shape, layers: int) -> None:
+        super().__init__(shape, layers)
+        self.final_norm = nn.LayerNorm(shape.hidden, eps=EPS)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Projections into the residual stream are scaled by 1 / sqrt(2 L), L the target depth (GPT-2)."""
+        super().initialize()
+        for block in self.blocks:
+            for projection in (block.attention_out, block.ffn_out):
+                nn.init.normal_(projection.weight, std=INIT_STD / (2 * self.shape.layers) ** 0.5)
+
+    def new_block(self) -> Block:
+        """A pre-norm, causal block with the tanh form of GELU."""
+        with self.device:
+            return Block(self.shape, pre_norm=True, causal=True, gelu="tanh", eps=EPS)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token and position embeddings."""
+        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        return F.dropout(hidden, self.shape.dropout, self.training)
+
+    def attention_mask(self, seen: Tensor) -> Tensor:
+        """Every position sees the tokens before it, and itself, that are not padding."""
+        length = seen.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+        return causal & seen[:, None, None, :]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The final norm, then the token embedding as decoder."""
+        return F.linear(self.final_norm(hidden), self.tokens.weight)

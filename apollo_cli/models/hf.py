@@ -1,0 +1,193 @@
+"""Our models in transformers' format: `config.json` and `model.safetensors`, written and read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from apollo_cli.errors import CheckpointError
+from apollo_cli.models.bert import EPS as BERT_EPS
+from apollo_cli.models.bert import SEGMENTS
+from apollo_cli.models.build import build
+from apollo_cli.models.gpt import EPS as GPT_EPS
+from apollo_cli.models.shape import Shape
+from apollo_cli.models.transformer import LanguageModel
+
+# our module -> theirs, outside the blocks and within block {i}; a name that is missing keeps its own
+BERT_NAMES = {
+    "tokens.weight": "bert.embeddings.word_embeddings.weight",
+    "positions.weight": "bert.embeddings.position_embeddings.weight",
+    "segments.weight": "bert.embeddings.token_type_embeddings.weight",
+    "embedding_norm": "bert.embeddings.LayerNorm",
+    "transform": "cls.predictions.transform.dense",
+    "transform_norm": "cls.predictions.transform.LayerNorm",
+    "head_bias": "cls.predictions.bias",
+}
+BERT_BLOCK_NAMES = {
+    "attention_out": "bert.encoder.layer.{i}.attention.output.dense",
+    "attention_norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
+    "ffn_in": "bert.encoder.layer.{i}.intermediate.dense",
+    "ffn_out": "bert.encoder.layer.{i}.output.dense",
+    "ffn_norm": "bert.encoder.layer.{i}.output.LayerNorm",
+}
+BERT_QKV = [f"bert.encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")]
+GPT_NAMES = {
+    "tokens.weight": "transformer.wte.weight",
+    "positions.weight": "transformer.wpe.weight",
+    "final_norm": "transformer.ln_f",
+}
+GPT_BLOCK_NAMES = {
+    "qkv": "transformer.h.{i}.attn.c_attn",
+    "attention_out": "transformer.h.{i}.attn.c_proj",
+    "attention_norm": "transformer.h.{i}.ln_1",
+    "ffn_in": "transformer.h.{i}.mlp.c_fc",
+    "ffn_out": "transformer.h.{i}.mlp.c_proj",
+    "ffn_norm": "transformer.h.{i}.ln_2",
+}
+GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
+    "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
+)  # fmt: skip
+
+
+def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) -> None:
+    """Writes the N stored layers as a transformers model of N layers.
+
+    Args:
+        model: what to write.
+        folder: exists already.
+        special_ids: `pad_token_id`, `bos_token_id` and the like, as transformers' configs name them.
+    """
+    theirs = {}
+    for name, tensor in model.state_dict().items():
+        parts = _their_names(model.shape.kind, name)
+        for their_name, part in zip(parts, tensor.chunk(len(parts)), strict=True):
+            turned = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
+            theirs[their_name] = turned.contiguous().cpu()
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    config = _CONFIGS[model.shape.kind](model.shape, len(model.blocks)) | special_ids
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> LanguageModel:
+    """Reads what `save_model` wrote, or a BERT or GPT-2 language model of transformers in safetensors.
+
+    Raises:
+        CheckpointError: a file is missing or not of such a model.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        theirs = load_file(folder / "model.safetensors")
+        shape = _SHAPES[config["model_type"]](config)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: not a BERT or GPT-2 model in transformers' format "
+            f"(config.json and model.safetensors): {error!r}"
+        ) from error
+    model = build(shape, shape.layers)
+    ours = {}
+    for name, tensor in model.state_dict().items():
+        try:
+            parts = [theirs[their_name] for their_name in _their_names(shape.kind, name)]
+        except KeyError as error:
+            raise CheckpointError(f"{folder}/model.safetensors: no tensor {error}") from error
+        turned = [
+            p.t() if their_name.endswith(GPT_TRANSPOSED) else p
+            for p, their_name in zip(parts, _their_names(shape.kind, name), strict=True)
+        ]
+        ours[name] = torch.cat(turned)
+        if ours[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{folder}/model.safetensors: {name} is {tuple(ours[name].shape)}, "
+                f"config.json says {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(ours)
+    return model
+
+
+def _their_names(kind: str, name: str) -> list[str]:
+    """The name, or the q, k and v names, under which transformers keeps our tensor `name`."""
+    names, block_names = {"bert": (BERT_NAMES, BERT_BLOCK_NAMES), "gpt": (GPT_NAMES, GPT_BLOCK_NAMES)}[kind]
+    if name in names:
+        return [names[name]]
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("blocks."):
+        return [f"{names[module]}.{leaf}"]
+    _, i, module = module.split(".")
+    their_modules = BERT_QKV if kind == "bert" and module == "qkv" else [block_names[module]]
+    return [f"{their_module.format(i=i)}.{leaf}" for their_module in their_modules]
+
+
+def _bert_config(shape: Shape, layers: int) -> dict[str, Any]:
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.ffn,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.dropout,
+        "max_position_embeddings": shape.positions,
+        "type_vocab_size": SEGMENTS,
+        "layer_norm_eps": BERT_EPS,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def _gpt_config(shape: Shape, layers: int) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": shape.vocabulary,
+        "n_embd": shape.hidden,
+        "n_layer": layers,
+        "n_head": shape.heads,
+        "n_inner": shape.ffn,
+        "n_positions": shape.positions,
+        "activation_function": "gelu_new",
+        "embd_pdrop": shape.dropout,
+        "attn_pdrop": shape.dropout,
+        "resid_pdrop": shape.dropout,
+        "layer_norm_epsilon": GPT_EPS,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def _bert_shape(config: dict[str, Any]) -> Shape:
+    return Shape(
+        kind="bert",
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        hidden=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        ffn=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        dropout=config["hidden_dropout_prob"],
+    )
+
+
+def _gpt_shape(config: dict[str, Any]) -> Shape:
+    return Shape(
+        kind="gpt",
+        vocabulary=config["vocab_size"],
+        positions=config["n_positions"],
+        hidden=config["n_embd"],
+        heads=config["n_head"],
+        ffn=config.get("n_inner") or 4 * config["n_embd"],
+        layers=config["n_layer"],
+        dropout=config["resid_pdrop"],
+    )
+
+
+_CONFIGS: dict[str, Callable[[Shape, int], dict[str, Any]]] = {"bert": _bert_config, "gpt": _gpt_config}
+_SHAPES: dict[str, Callable[[dict[str, Any]], Shape]] = {"bert": _bert_shape, "gpt2": _gpt_shape}

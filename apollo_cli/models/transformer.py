@@ -1,0 +1,134 @@
+"""The Transformer block, and a language model whose forward pass runs its blocks through a layer map."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apollo_cli.models.shape import Shape
+
+INIT_STD = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a micro-step reads.
+
+    Attributes:
+        tokens: (rows, seq_len) int64, as the model sees them.
+        positions: (predictions,) int64, indices into the flattened rows where a prediction is asked.
+        targets: (predictions,) int64, the right tokens there.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.positions, self.targets)))
+
+
+class Block(nn.Module):
+    """One layer: self-attention and a feed-forward part, each with a residual connection and a norm."""
+
+    def __init__(self, shape: Shape, *, pre_norm: bool, causal: bool, gelu: str, eps: float) -> None:
+        super().__init__()
+        self.heads, self.pre_norm, self.causal, self.gelu = shape.heads, pre_norm, causal, gelu
+        self.dropout = shape.dropout
+        self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden)
+        self.attention_out = nn.Linear(shape.hidden, shape.hidden)
+        self.attention_norm = nn.LayerNorm(shape.hidden, eps=eps)
+        self.ffn_in = nn.Linear(shape.hidden, shape.ffn)
+        self.ffn_out = nn.Linear(shape.ffn, shape.hidden)
+        self.ffn_norm = nn.LayerNorm(shape.hidden, eps=eps)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(rows, seq_len, hidden) -> the same; `mask` broadcasts to (rows, heads, seq, seq), True = seen."""
+        if self.pre_norm:
+            hidden = hidden + self._attention(self.attention_norm(hidden), mask)
+            return hidden + self._feed_forward(self.ffn_norm(hidden))
+        hidden = self.attention_norm(hidden + self._attention(hidden, mask))
+        return self.ffn_norm(hidden + self._feed_forward(hidden))
+
+    def _attention(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        rows, length, width = hidden.shape
+        qkv = self.qkv(hidden).view(rows, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=self._dropout_now(), is_causal=self.causal and mask is None
+        )
+        return self._drop(self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width)))
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        return self._drop(self.ffn_out(F.gelu(self.ffn_in(hidden), approximate=self.gelu)))
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self._dropout_now())
+
+    def _dropout_now(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+class LanguageModel(nn.Module, ABC):
+    """Embeddings, N stored blocks, and a head. Subclasses say what a block, the embeddings, the head are."""
+
+    def __init__(self, shape: Shape, layers: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokens = nn.Embedding(shape.vocabulary, shape.hidden)
+        self.positions = nn.Embedding(shape.positions, shape.hidden)
+        self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))
+
+    @abstractmethod
+    def new_block(self) -> Block:
+        """An empty block of this model, on the device of its embeddings."""
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(rows, seq_len) -> (rows, seq_len, hidden)."""
+
+    @abstractmethod
+    def attention_mask(self, seen: Tensor) -> Tensor:
+        """From (rows, seq_len) bool, False at padding, to what a block takes."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., vocabulary)."""
+
+    def trunk(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
+        """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i]."""
+        hidden = self.embed(tokens)
+        mask = None if seen is None else self.attention_mask(seen)
+        for i in layer_map:
+            hidden = self.blocks[i](hidden, mask)
+        return hidden
+
+    def logits(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
+        """(rows, seq_len) -> (rows, seq_len, vocabulary); `seen` (rows, seq_len) is False at padding."""
+        return self.head(self.trunk(tokens, layer_map, seen))
+
+    def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
+        """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only."""
+        hidden = self.trunk(batch.tokens, layer_map).flatten(0, 1)[batch.positions]
+        return F.cross_entropy(self.head(hidden).float(), batch.targets)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokens.weight.device
+
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def initialize(self) -> None:
+        """Draws all weights from torch's global generator: N(0, 0.02), biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)

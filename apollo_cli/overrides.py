@@ -1,0 +1,219 @@
+"""The command line before Hydra sees it: every wrong name and value in one message, nothing written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from apollo_cli.config import closest, parse
+from apollo_cli.errors import ConfigError
+from apollo_cli.help import CONF, groups
+
+RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
+
+
+@dataclass
+class CommandLine:
+    """The words after `apollo-train`, sorted.
+
+    Attributes:
+        flags: Hydra's, such as --cfg job.
+        overrides: all others.
+        multirun: whether -m is among the flags.
+    """
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether this is a sweep."""
+        return "-m" in self.flags or "--multirun" in self.flags
+
+    @property
+    def runs(self) -> bool:
+        """Whether Hydra is asked for a run, not for information."""
+        return all(flag in ("-m", "--multirun", "--run", "-r") for flag in self.flags)
+
+    @classmethod
+    def sort(cls, words: Sequence[str]) -> "CommandLine":
+        """Flags with a value of their own keep it."""
+        line, rest = cls(), iter(words)
+        for word in rest:
+            if word.startswith("-") and "=" not in word.partition("-")[0]:
+                line.flags.append(word)
+                if word in ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i"):
+                    line.flags += islice(rest, 1)
+            else:
+                line.overrides.append(word)
+        return line
+
+
+def check(line: CommandLine) -> None:
+    """Refuses overrides that cannot mean anything, and drops the default budget where one is typed.
+
+    A sweep is checked by name only: a cell with a bad value fails alone, the others run.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems: list[str] = []
+    parsed = list(_parse(line.overrides, problems))
+    known_groups = groups()
+    chosen = [o for o in parsed if _is_group(o, known_groups)]
+    valid = [o for o in chosen if not _group_problems(o, known_groups, problems)]
+    keys = _known_keys(valid)
+    values = [o for o in parsed if o not in chosen]
+    valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
+    line.overrides += [o.input_line for o in _budget_overrides(values) if o.input_line]
+    valid += _budget_overrides(values)
+    if not any(o.is_sweep_override() for o in valid):
+        try:
+            parse(compose_values([o.input_line or "" for o in valid]))
+        except ConfigError as error:
+            problems += error.problems
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(str(error).strip().splitlines()[0])
+    elif not line.multirun:
+        swept = next(o.input_line for o in valid if o.is_sweep_override())
+        problems.append(
+            f"{swept}: several values are a sweep; add -m, or quote the value if it holds a comma"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed config as plain values, interpolations resolved."""
+    with initialize_config_module(CONF, version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+
+
+def sweep_folder(line: CommandLine) -> Path:
+    """Where Hydra puts the cells of this sweep."""
+    fixed = [o.input_line or "" for o in _parse(line.overrides, []) if not o.is_sweep_override()]
+    with initialize_config_module(CONF, version_base="1.3"):
+        return Path(compose("config", fixed, return_hydra_config=True).hydra.sweep.dir)
+
+
+def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
+    """The run directory of `resume=`, and the sections typed beside it; None without `resume=`.
+
+    Raises:
+        ConfigError: something beside it could change the result.
+    """
+    problems: list[str] = []
+    parsed = list(_parse(line.overrides, problems))
+    folder = next((o.value() for o in parsed if o.key_or_group == "resume"), None)
+    if folder is None or problems:
+        return None
+    sections: dict[str, Any] = {}
+    for override in parsed:
+        section, _, key = override.key_or_group.partition(".")
+        if section in RESUMABLE and key and not override.is_sweep_override():
+            sections.setdefault(section, {})[key] = override.value()
+        elif section != "resume":
+            problems.append(
+                f"{override.input_line}: a resumed run keeps its own config; only keys of "
+                f"{' and '.join(RESUMABLE)} may be typed beside resume="
+            )
+    if line.multirun:
+        problems.append("resume= goes on with one run; leave -m out")
+    if problems:
+        raise ConfigError(problems)
+    return str(folder), sections
+
+
+def _parse(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            yield parser.parse_override(word)
+        except HydraException:
+            problems.append(
+                f"{word}: not understood; overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes"
+            )
+
+
+def _is_group(override: Override, known: dict[str, dict[str, str]]) -> bool:
+    return override.key_or_group in known
+
+
+def _group_problems(override: Override, known: dict[str, dict[str, str]], problems: list[str]) -> bool:
+    """Adds what is wrong with GROUP=OPTION; whether anything is."""
+    group, value = override.key_or_group, override.value()
+    options = known[group]
+    picked = value.list if isinstance(value, ChoiceSweep) else [value]
+    found = [
+        f"{group}={option}: no such option{closest(str(option), list(options))}; {group} is one of "
+        f"{', '.join(options)}"
+        for option in map(_plain, picked)
+        if option not in options and not (group == "experiment" and option is None)
+    ]
+    problems += found
+    return bool(found)
+
+
+def _plain(value: Any) -> Any:
+    """The text of a word, quoted or not."""
+    return getattr(value, "text", value)
+
+
+def _known_keys(chosen: list[Override]) -> set[str]:
+    """Every key that the chosen options bring; of a swept group, those of any option."""
+    keys: set[str] = set()
+    single = [o.input_line or "" for o in chosen if not o.is_sweep_override()]
+    swept = [o for o in chosen if isinstance(o.value(), ChoiceSweep)]
+    variants = [f"{o.key_or_group}={_plain(v)}" for o in swept for v in o.value().list]  # type: ignore[union-attr]
+    for variant in variants or [""]:
+        keys |= set(_leaves("", compose_values([*single, *filter(None, [variant])])))
+    return keys
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
+    else:
+        yield prefix
+
+
+def _key_problems(
+    override: Override, keys: set[str], known: dict[str, dict[str, str]], problems: list[str]
+) -> bool:
+    """Adds what is wrong with the key of KEY=VALUE; whether anything is."""
+    key = override.key_or_group
+    if key in keys or key.startswith("hydra.") or key.startswith("hydra/"):
+        return False
+    group = key.partition(".")[0]
+    homes = [
+        f"{group}={option}"
+        for option in known.get(group, {})
+        if group != "experiment" and key in _leaves("", compose_values([f"{group}={option}"]))
+    ]
+    if homes:
+        problems.append(
+            f"{key}: the {group} that is chosen has no such key; it belongs to {', '.join(homes)}"
+        )
+    else:
+        problems.append(f"{key}: no such key or group{closest(key, [*keys, *known])}")
+    return True
+
+
+def _budget_overrides(values: list[Override]) -> list[Override]:
+    """A budget that is typed replaces the one in the config: null for those not typed."""
+    typed = {o.key_or_group for o in values if o.key_or_group.startswith("budget.") and o.value() is not None}
+    others = [f"budget.{key}" for key in ("steps", "tokens", "flops", "seconds")]
+    if not typed & set(others):
+        return []
+    named = {o.key_or_group for o in values}
+    parser = OverridesParser.create()
+    return [parser.parse_override(f"{key}=null") for key in others if key not in named]

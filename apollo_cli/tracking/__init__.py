@@ -1,0 +1,1 @@
+"""Where rows go: metrics.jsonl, the terminal, Weights & Biases."""

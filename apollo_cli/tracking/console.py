@@ -1,0 +1,193 @@
+"""What a person sees: the plan, a live bar or plain lines, each growth, a summary; and train.log."""
+
+import io
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from apollo_cli.growth.plan import Plan
+
+_WIDTH = 112  # of plain output, where no terminal has a say
+
+
+class Console:
+    """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain."""
+
+    def __init__(self) -> None:
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        if not self.out.is_terminal:
+            self.out = RichConsole(highlight=False, soft_wrap=True, width=_WIDTH, file=sys.stdout)
+        self.early: list[str] = []
+        self.log: IO[str] | None = None
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.plan: Plan | None = None
+        self.train_loss: float | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Opens train.log and writes there what was said so far."""
+        self.log = path.open("a", encoding="utf-8")
+        for text in self.early:
+            self._log(text)
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.out.print(text, markup=False)
+        self._log(text)
+
+    def show(self, table: Table) -> None:
+        """A table."""
+        self.out.print(table)
+        plain = RichConsole(file=io.StringIO(), width=_WIDTH)
+        plain.print(table)
+        self._log(plain.file.getvalue().rstrip())  # type: ignore[attr-defined]
+
+    def start(self, plan: Plan) -> None:
+        """Begins the progress display: a live bar on a terminal, nothing more in a pipe."""
+        self.plan = plan
+        if self.out.is_terminal:
+            self.bar = Progress(
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                console=self.out,
+                refresh_per_second=4,
+            )
+            self.task = self.bar.add_task("starting", total=plan.flops)
+            self.bar.start()
+
+    def step(self, standing: dict[str, Any]) -> None:
+        """Moves the live bar."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=standing["flops"], description=self._standing(standing))
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Training rows move on in the live bar; in a pipe and in the log they are lines, as all others."""
+        self.train_loss = row.get("train/loss", self.train_loss)
+        line = self._line(row)
+        if self.bar is None or "train/loss" not in row:
+            self.out.print(line, markup=False)
+        self._log(line)
+
+    def stop(self) -> None:
+        """Ends the live bar."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _line(self, row: dict[str, Any]) -> str:
+        head = f"step {row['step']:>6}  layers {row['layers']:>2}  {row['flops']:.3e} FLOPs"
+        if "growth/to" in row:
+            after = row["layers"] == row["growth/to"]
+            when = f"grown {row['growth/from']} -> {row['growth/to']} layers" if after else "before growth"
+            return f"{head}  {when}: {_evaluation(row)}"
+        if "eval/loss" in row:
+            return f"{head}  evaluation: {_evaluation(row)}"
+        return f"{self._standing(row)}  lr {row['train/lr']:.2e}  norm {row['train/grad_norm']:.2f}"
+
+    def _standing(self, row: dict[str, Any]) -> str:
+        assert self.plan is not None
+        loss = "" if self.train_loss is None else f"  loss {self.train_loss:.4f}"
+        share = row["flops"] / self.plan.flops
+        eta = duration(row["train_seconds"] * (1 - share) / share) if share else "?"
+        return (
+            f"step {row['step']:>6}/{self.plan.steps}  stage {row['stage']}/{len(self.plan.stages)}  layers "
+            f"{row['layers']:>2}  depth {row['train/depth']:>2}{loss}  {row['flops']:.3e} FLOPs ({share:.0%})  "
+            f"ETA {eta}"
+        )
+
+    def _log(self, text: str) -> None:
+        if self.log is None:
+            self.early.append(text)
+        else:
+            self.log.write(text + "\n")
+            self.log.flush()
+
+
+def plan_table(plan: Plan, *, estimated: bool) -> Table:
+    """Stages, spans, parameters, memory, depths, FLOPs."""
+    title = f"Plan{' (an estimate: the budget is in seconds)' if estimated else ''}: {plan.steps:,} steps"
+    table = Table(title=title, title_justify="left")
+    for name in (
+        "stage",
+        "layers",
+        "steps",
+        "parameters",
+        "memory",
+        "mean depth",
+        "P(N)",
+        "P(L)",
+        "FLOPs",
+        "share",
+    ):
+        table.add_column(name, justify="right")
+    total = plan.flops
+    for number, part in enumerate(plan.stages, 1):
+        stage, probabilities = part.stage, part.depth_probabilities
+        counts = part.depth_counts
+        mean = sum(depth * count for depth, count in counts.items()) / sum(counts.values())
+        table.add_row(
+            str(number),
+            str(stage.layers),
+            f"{stage.first_step:,} - {stage.end_step:,}",
+            f"{part.parameters:,}",
+            f"{part.memory_bytes / 1e9:.2f} GB",
+            f"{mean:.2f}",
+            f"{probabilities.get(stage.layers, 0.0):.3f}",
+            f"{probabilities.get(plan.work.target, 0.0):.3f}",
+            f"{part.flops:.3e}",
+            f"{part.flops / total:.1%}",
+        )
+    return table
+
+
+def plan_totals(plan: Plan) -> str:
+    """The totals, to the last digit, and what the plan saves against scratch at equal steps."""
+    saving = 1 - plan.flops / plan.scratch_flops
+    return (
+        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs; scratch at equal steps "
+        f"{plan.scratch_flops} FLOPs: {saving:.1%} fewer"
+    )
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The closing summary; the same fields as summary.json."""
+    table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
+    totals, losses = summary["totals"], summary["losses"]
+    rows = {
+        "steps": f"{totals['steps']:,} of {totals['planned_steps']:,}",
+        "layers": f"{totals['layers']}",
+        "FLOPs": f"{totals['flops']:.4e} (scratch at equal steps {totals['scratch_flops']:.4e})",
+        "tokens": f"{totals['tokens']:,}",
+        "training time": duration(totals["train_seconds"]),
+        "total time": duration(totals["total_seconds"]),
+        "device": summary["device"],
+        "train loss": _loss(losses.get("train/loss")),
+        "validation loss": _loss(losses.get("eval/loss")),
+        "run directory": summary["run_dir"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _evaluation(row: dict[str, Any]) -> str:
+    full = (
+        ""
+        if row["eval/loss"] == row["eval/loss_full_depth"]
+        else f"  at full depth {row['eval/loss_full_depth']:.4f}"
+    )
+    return f"validation loss {row['eval/loss']:.4f}{full}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

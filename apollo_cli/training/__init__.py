@@ -1,0 +1,1 @@
+"""One run: plan, data, model, loop, export, summary."""

@@ -1,0 +1,46 @@
+"""How long a micro-step takes here, for a budget in seconds."""
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from apollo_cli.config import Config
+from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.build import build
+from apollo_cli.training.device import Device
+from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.planning import make_task
+
+_REPEATS = 5
+
+
+def seconds_by_depth(config: Config, device: Device) -> Callable[[int], float]:
+    """Times micro-steps on random rows at depth 1 and L and joins them: seconds = a + b depth."""
+    target = config.model.layers
+    rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
+    batches = TrainingBatches(rows, make_task(config), 0, config.batch.size, config.batch.micro_size)
+
+    def measure(depth: int) -> float:
+        model = build(config.shape, depth).to(device.device)
+        optimizer = build_optimizer(model, config.optim)
+        times = []
+        for repeat in range(_REPEATS + 1):
+            device.synchronize()
+            start = perf_counter()
+            with device.autocast():
+                loss = model.loss(
+                    batches.micro_batch(repeat, 0).to(device.device), layer_map("nearest", depth, depth)
+                )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            device.synchronize()
+            times.append(perf_counter() - start)
+        return median(times[1:])  # the first one pays for warming up
+
+    shallow = measure(1)
+    slope = max(0.0, (measure(target) - shallow) / (target - 1)) if target > 1 else 0.0
+    return lambda depth: shallow + slope * (depth - 1)

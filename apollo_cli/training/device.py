@@ -1,0 +1,66 @@
+"""Where and how precisely to compute."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from apollo_cli.config import Run
+from apollo_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of a run.
+
+    Attributes:
+        device: for tensors.
+        bf16: matrix products in bfloat16 under autocast; weights stay fp32.
+        compile: compile each block.
+    """
+
+    device: torch.device
+    bf16: bool
+    compile: bool
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def synchronize(self) -> None:
+        """Waits until the device has done what it was given, so that a clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return (
+            f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
+        )
+
+
+def choose(run: Run) -> Device:
+    """The device, precision and compilation that `auto` means here, or that were asked for.
+
+    Raises:
+        ConfigError: the device is not on this machine.
+    """
+    name = run.device
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    device = torch.device(name)
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present[device.type]:
+        raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
+    on_gpu = device.type == "cuda"
+    return Device(
+        device=device,
+        # without hardware for it bf16 is hundreds of times slower, so auto never means it on a CPU
+        bf16=run.precision == "bf16"
+        or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
+        compile=on_gpu if run.compile == "auto" else run.compile,
+    )

@@ -1,0 +1,57 @@
+"""AdamW, and the learning rate as a pure function of the step."""
+
+from collections.abc import Sequence
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import nn
+
+from apollo_cli.config import Optim
+
+
+def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:
+    """The learning rate of update `step`, counted from 0, in a run of `steps`.
+
+    Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
+    `final_lr` x peak at the end, `wsd` stays and falls linearly over the last `decay` share (Hu 2024,
+    arXiv 2404.06395), `constant` stays. With `at_growth=rewarm` every growth begins a new warmup to the
+    value that the schedule has there.
+    """
+    warmup = round(optim.warmup * steps)
+    last_start = max((g for g in growth_steps if g <= step), default=0) if optim.at_growth == "rewarm" else 0
+    ramp = min(1.0, (step - last_start + 1) / warmup) if warmup else 1.0
+    progress = max(0.0, (step - warmup) / max(1, steps - warmup))
+    match optim.schedule:
+        case "cosine":
+            height = (1 + cos(pi * progress)) / 2
+        case "linear":
+            height = 1 - progress
+        case "wsd":
+            height = min(1.0, (steps - step) / max(1, round(optim.decay * steps)))
+        case "constant":
+            return optim.lr * ramp
+    return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
+
+
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW over all parameters; matrices and embeddings decay, norms and biases do not."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)
+
+
+def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state under the names of its parameters: order and growth cannot confuse it."""
+    return {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
+
+
+def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `state_by_name`, onto the devices of the parameters."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state[name].items()}

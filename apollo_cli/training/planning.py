@@ -1,0 +1,103 @@
+"""From a config to the plan of its run."""
+
+from collections.abc import Callable
+from math import ceil
+
+from apollo_cli.config import Bert, Config
+from apollo_cli.data.batches import MaskedTokens, NextToken, Task
+from apollo_cli.errors import ConfigError
+from apollo_cli.growth.plan import Plan, Work, longest_within
+from apollo_cli.models.build import num_parameters
+from apollo_cli.models.flops import training_bytes, training_flops
+from apollo_cli.training.device import Device
+
+
+def make_task(config: Config, special: dict[str, int] | None = None) -> Task:
+    """What the model is asked; without a tokenizer's special ids only good for counting."""
+    if isinstance(config.model, Bert):
+        return MaskedTokens(
+            config.model.mask_fraction, (special or {}).get("mask", 0), config.data.vocab_size
+        )
+    return NextToken()
+
+
+def make_work(config: Config, device: Device) -> Work:
+    """The figures of one micro-step and one step."""
+    shape, seq_len, rows = config.shape, config.data.seq_len, config.batch.micro_size
+    predictions = rows * make_task(config).predictions(seq_len)
+    width = 2 if device.bf16 else 4
+
+    def memory_bytes(layers: int) -> int:
+        parameters = num_parameters(shape, layers)
+        return training_bytes(shape, parameters, rows, seq_len, predictions, width)
+
+    return Work(
+        target=config.model.layers,
+        accumulation=config.batch.accumulation,
+        tokens_per_step=config.batch.size * seq_len,
+        flops=lambda depth: training_flops(shape, rows, seq_len, depth, predictions),
+        parameters=lambda layers: num_parameters(shape, layers),
+        memory_bytes=memory_bytes,
+    )
+
+
+def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
+    """The plan of `steps`, or of as many as the budget pays for.
+
+    Raises:
+        ConfigError: the budget is too small for the stages.
+    """
+    work = make_work(config, device)
+
+    def plan_for(steps: int) -> Plan:
+        return Plan(
+            schedule=config.schedule.over(steps),
+            sampler=config.sampler.build(),
+            growth_kind=config.expander.layer_map,
+            work=work,
+            seed=config.run.seed,
+        )
+
+    budget = config.budget
+    try:
+        if steps is None:
+            steps = budget.steps
+        if steps is None and budget.tokens is not None:
+            steps = budget.tokens // work.tokens_per_step
+            if not steps:
+                raise ValueError(
+                    f"budget.tokens={budget.tokens} is less than a step of {work.tokens_per_step}"
+                )
+        if steps is not None:
+            return plan_for(steps)
+        cost: Callable[[Plan], float]
+        if budget.flops is not None:
+            limit, cost = float(budget.flops), lambda plan: plan.flops
+        else:
+            limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
+        return longest_within(limit, cost, plan_for, _fewest_steps(config))
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def _fewest_steps(config: Config) -> int:
+    """The shortest run that gives every stage a step."""
+    ends = config.schedule.ends
+    shortest = min(end - start for start, end in zip((0.0, *ends), ends, strict=False))
+    steps = max(1, ceil(0.5 / shortest))
+    while True:
+        try:
+            config.schedule.over(steps)
+            return steps
+        except ValueError:
+            steps += 1
+
+
+def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
+    """The expected training seconds of a plan, from steps timed here and now."""
+    from apollo_cli.training.calibration import seconds_by_depth
+
+    seconds = seconds_by_depth(config, device)
+    return lambda plan: sum(
+        count * seconds(depth) for stage in plan.stages for depth, count in stage.depth_counts.items()
+    )

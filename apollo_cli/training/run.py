@@ -1,0 +1,291 @@
+"""One run from a config to an exported model: plan, data, model, loop, export, summary."""
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import yaml
+
+from apollo_cli import __version__, files
+from apollo_cli.config import Config, Hub, PyDocs, Text, parse
+from apollo_cli.data import sources
+from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
+from apollo_cli.data.packing import Corpus, Recipe, facts_of, prepare
+from apollo_cli.data.tokenizer import save_companions, special_ids
+from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
+from apollo_cli.growth.plan import Plan
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import save_model
+from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
+from apollo_cli.tracking.metrics_file import MetricsFile
+from apollo_cli.tracking.tracker import Tracker
+from apollo_cli.tracking.wandb import identify, open_mirror
+from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
+from apollo_cli.training.device import Device, choose
+from apollo_cli.training.interrupt import Interrupted, StopRequest
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.optimizer import build_optimizer, restore_state
+from apollo_cli.training.planning import make_plan, make_task
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves. `losses` has the last `train/loss` and `eval/...`."""
+
+    run_dir: Path
+    plan: Plan
+    losses: dict[str, float]
+
+
+def train(config: Config, run_dir: Path) -> Result:
+    """Trains a new run in `run_dir`; with `plan=true` only plans it.
+
+    Raises:
+        ApolloError: something that the user can mend; nothing is written if training has not begun.
+        Interrupted: a signal stopped it; `resume` goes on.
+    """
+    console = Console()
+    device = choose(config.run)
+    plan = make_plan(config, device)
+    _show(plan, config, console)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_intent(config, plan, run_dir)
+    if config.run.plan:
+        console.say(f"plan written to {run_dir}; nothing was trained")
+        return Result(run_dir, plan, {})
+    try:
+        corpus = _prepare_corpus(config, console)
+    except ApolloError:
+        for name in ("config.yaml", "plan.json"):
+            (run_dir / name).unlink()
+        raise
+    return _Session(config, plan, device, corpus, run_dir, console).run(None)
+
+
+def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
+    """Goes on with the run in `run_dir` from its newest checkpoint, or from its start if it has none.
+
+    Args:
+        run_dir: of an interrupted run.
+        overrides: sections that replace saved ones; only such as cannot change the result.
+
+    Raises:
+        CheckpointError: not a run directory, or its checkpoints are damaged.
+    """
+    console = Console()
+    config = load_config(run_dir, overrides or {})
+    summary = run_dir / "summary.json"
+    if summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "completed":
+        raise CheckpointError(f"{run_dir}: this run is complete, there is nothing to resume")
+    device = choose(config.run)
+    planned = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    plan = make_plan(config, device, steps=planned["steps"])
+    checkpoint = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).load_newest(console.say)
+    _show(plan, config, console)
+    console.say(f"resuming {run_dir} at step {checkpoint.progress.step if checkpoint else 0}")
+    corpus = _prepare_corpus(config, console)
+    return _Session(config, plan, device, corpus, run_dir, console).run(checkpoint)
+
+
+def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
+    """The config of a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file() or not (run_dir / "plan.json").is_file():
+        raise CheckpointError(f"resume={run_dir}: not a run directory (no config.yaml and plan.json in it)")
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return parse(raw | {name: raw[name] | values for name, values in overrides.items()})
+
+
+class _Session:
+    """The part of a run that has a run directory."""
+
+    def __init__(
+        self, config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, console: Console
+    ) -> None:
+        self.config, self.plan, self.device = config, plan, device
+        self.corpus, self.run_dir, self.console = corpus, run_dir, console
+
+    def run(self, checkpoint: Checkpoint | None) -> Result:
+        """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
+        self.console.log_to(self.run_dir / "train.log")
+        progress = checkpoint.progress if checkpoint else Progress()
+        tracker = self._tracker(progress)
+        status = "failed"
+        try:
+            loop = self._loop(checkpoint, progress, tracker)
+            self.console.start(self.plan)
+            with StopRequest() as stop:
+                loop.run(stop)
+            self._export(loop.model)
+            status = "completed"
+        except Interrupted:
+            status = "interrupted"
+            raise
+        finally:
+            self.console.stop()
+            summary = self._summary(status, progress)
+            files.write_json(self.run_dir / "summary.json", summary)
+            tracker.close(status, summary["totals"] | summary["losses"])
+            self.console.show(summary_table(summary))
+        return Result(self.run_dir, self.plan, progress.losses)
+
+    def _tracker(self, progress: Progress) -> Tracker:
+        config = self.config
+        metrics = MetricsFile(self.run_dir / "metrics.jsonl", progress.metrics_bytes)
+        tags = (config.model.kind, config.sampler.kind, config.expander.kind)
+        identity = identify(self.run_dir, config.run.name, tags)
+        mirror = open_mirror(
+            config.tracking, identity, config.raw, self.run_dir, metrics.dropped_rows, self.console.say
+        )
+        return Tracker(metrics, self.console, [mirror] if mirror else [])
+
+    def _loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+        config, device, seed = self.config, self.device, self.config.run.seed
+        torch.manual_seed(seed)
+        layers = checkpoint.layers if checkpoint else self.plan.schedule.stages[0].layers
+        model = build(config.shape, layers).to(device.device)
+
+        def new_block() -> torch.nn.Module:
+            block = model.new_block()
+            if device.compile:
+                block.compile()
+            return block
+
+        if device.compile:
+            for block in model.blocks:
+                block.compile()
+        optimizer = build_optimizer(model, config.optim)
+        if checkpoint:
+            model.load_state_dict(checkpoint.weights)
+            restore_state(model, optimizer, checkpoint.optimizer)
+            restore_random_state(checkpoint.rng)
+        task = make_task(config, special_ids(config.model.kind, self.corpus.tokenizer))
+        batch, rows = config.batch, self.corpus.validation[: config.eval.rows]
+        return Loop(
+            config=config,
+            plan=self.plan,
+            device=device,
+            model=model,
+            new_block=new_block,
+            optimizer=optimizer,
+            training=TrainingBatches(self.corpus.training, task, seed, batch.size, batch.micro_size),
+            validation=EvaluationBatches(rows, task, batch.micro_size),
+            tracker=tracker,
+            checkpoints=Checkpoints(self.run_dir / "checkpoints", config.checkpoint.keep),
+            progress=progress,
+        )
+
+    def _export(self, model: LanguageModel) -> None:
+        """Writes `model/` in transformers' format, whole or not at all."""
+        kind, tokenizer = self.config.model.kind, self.corpus.tokenizer
+        special = special_ids(kind, tokenizer)
+        if kind == "bert":
+            ids = {"pad_token_id": special["pad"]}
+        else:
+            ids = {"bos_token_id": special["eos"], "eos_token_id": special["eos"]}
+        temporary, final = self.run_dir / ".model.tmp", self.run_dir / "model"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_model(model, temporary, ids)
+        save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+
+    def _summary(self, status: str, progress: Progress) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "status": status,
+            "run_dir": str(self.run_dir),
+            "name": self.config.run.name,
+            "seed": self.config.run.seed,
+            "losses": progress.losses,
+            "totals": {
+                "steps": progress.step,
+                "planned_steps": plan.steps,
+                "micro_steps": progress.step * plan.work.accumulation,
+                "tokens": progress.step * plan.work.tokens_per_step,
+                "flops": progress.flops,
+                "scratch_flops": progress.step * plan.work.accumulation * plan.work.flops(plan.work.target),
+                "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
+                "train_seconds": progress.train_seconds,
+                "total_seconds": progress.total_seconds,
+            },
+            "data": facts_of(self.corpus)
+            | {"evaluation_rows": min(self.config.eval.rows, len(self.corpus.validation))},
+            "device": self.device.name,
+            "precision": "bf16" if self.device.bf16 else "fp32",
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+        }
+
+
+def _show(plan: Plan, config: Config, console: Console) -> None:
+    console.show(plan_table(plan, estimated=config.budget.seconds is not None))
+    console.say(plan_totals(plan))
+
+
+def _write_intent(config: Config, plan: Plan, run_dir: Path) -> None:
+    """config.yaml and plan.json: from here on the directory can be resumed."""
+    if (run_dir / "metrics.jsonl").exists():
+        raise ConfigError([f"{run_dir} holds a run already: resume={run_dir} goes on with it"])
+    files.write_text(run_dir / "config.yaml", yaml.safe_dump(config.raw, sort_keys=False))
+    files.write_json(run_dir / "plan.json", plan.as_dict())
+
+
+def _prepare_corpus(config: Config, console: Console) -> Corpus:
+    data = config.data
+    recipe = Recipe(config.model.kind, data.tokenizer, data.vocab_size, data.seq_len, data.validation)
+    cache = Path(data.cache_dir or platformdirs.user_cache_dir("apollo-train")).expanduser()
+    corpus = prepare(_source(config), recipe, cache, console.say)
+    if len(corpus.validation) < config.eval.rows:
+        console.say(
+            f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "
+            "are used (data.validation holds out more)"
+        )
+    return corpus
+
+
+def _source(config: Config) -> sources.Source:
+    data = config.data
+    if isinstance(data, Text):
+        return sources.TextFiles(data.files, data.document, data.text_field)
+    if isinstance(data, Hub):
+        return sources.Hub(data.path, data.name, data.split, data.streaming, data.text_field)
+    assert isinstance(data, PyDocs)
+    return sources.PyDocs()
+
+
+def _versions() -> dict[str, str]:
+    packages: Sequence[str] = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
+    found = {"apollo-train": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of this program's checkout; None for an installed wheel."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        if not (here.parents[1] / ".git").exists():
+            return None
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
