@@ -174,9 +174,7 @@ class Hub(Data):
 
     kind: Literal["hub"]
     path: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-    name: Annotated[
-        tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])
-    ]
+    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
     split: str
     streaming: bool
     text_field: str
@@ -327,9 +325,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
 def _member(family: tuple[type[Section], ...], values: Mapping[str, Any]) -> type[Section]:
     """The class whose `kind` the values name; the first where they name none."""
     for member in family:
-        if "kind" in member.model_fields and values.get("kind") in get_args(
-            member.model_fields["kind"].annotation
-        ):
+        if "kind" in member.model_fields and values.get("kind") in get_args(member.model_fields["kind"].annotation):
             return member
     return family[0]
 
@@ -396,11 +392,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     if batch and batch.size % batch.micro_size:
         found.append(f"batch.micro={batch.micro} does not divide batch.size={batch.size}")
     if isinstance(data, Hub) and len(data.path) != len(data.name):
-        found.append(
-            f"data.path has {len(data.path)} entries and data.name {len(data.name)}: give one for each"
-        )
+        found.append(f"data.path has {len(data.path)} entries and data.name {len(data.name)}: give one for each")
     if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
-        found.append(
-            f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run"
-        )
+        found.append(f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run")
     return found

@@ -84,9 +84,7 @@ def check(line: CommandLine) -> None:
             problems.append(str(error).strip().splitlines()[0])
     elif not line.multirun:
         swept = next(o.input_line for o in valid if o.is_sweep_override())
-        problems.append(
-            f"{swept}: several values are a sweep; add -m, or quote the value if it holds a comma"
-        )
+        problems.append(f"{swept}: several values are a sweep; add -m, or quote the value if it holds a comma")
     if problems:
         raise ConfigError(problems)
 
@@ -138,9 +136,7 @@ def _parse(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
         try:
             yield parser.parse_override(word)
         except HydraException:
-            problems.append(
-                f"{word}: not understood; overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes"
-            )
+            problems.append(f"{word}: not understood; overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes")
 
 
 def _is_group(override: Override, known: dict[str, dict[str, str]]) -> bool:
@@ -200,9 +196,7 @@ def _key_problems(
         if group != "experiment" and key in _leaves("", compose_values([f"{group}={option}"]))
     ]
     if homes:
-        problems.append(
-            f"{key}: the {group} that is chosen has no such key; it belongs to {', '.join(homes)}"
-        )
+        problems.append(f"{key}: the {group} that is chosen has no such key; it belongs to {', '.join(homes)}")
     else:
         problems.append(f"{key}: no such key or group{closest(key, [*keys, *known])}")
     return True

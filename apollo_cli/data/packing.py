@@ -125,17 +125,13 @@ def _build(source: Source, recipe: Recipe, folder: Path, say: Say) -> None:
     writers = {p: _RowWriter(folder / f"{p}.bin", recipe, special, dtype) for p in ("training", "validation")}
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
     for texts in _batched(source.documents(), _DOCUMENTS_AT_ONCE):
-        for text, encoding in zip(
-            texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-        ):
+        for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             writers["validation" if _held_out(text, recipe.validation) else "training"].add(encoding.ids)
     for writer in writers.values():
         writer.close()
     _hold_out_tail(writers["training"], writers["validation"], recipe)
     rows = {part: writer.rows for part, writer in writers.items()}
-    say(
-        f"packed {rows['training']:,} training and {rows['validation']:,} validation rows of {recipe.seq_len}"
-    )
+    say(f"packed {rows['training']:,} training and {rows['validation']:,} validation rows of {recipe.seq_len}")
     facts = {
         "training_rows": rows["training"],
         "validation_rows": rows["validation"],
@@ -143,9 +139,7 @@ def _build(source: Source, recipe: Recipe, folder: Path, say: Say) -> None:
         "dtype": dtype.name,
         "tokens_left_over": sum(len(writer.waiting) for writer in writers.values()),
         "source": source.identity(),
-        "fingerprint": _digest(
-            folder / name for name in ("tokenizer.json", "training.bin", "validation.bin")
-        ),
+        "fingerprint": _digest(folder / name for name in ("tokenizer.json", "training.bin", "validation.bin")),
     }
     (folder / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

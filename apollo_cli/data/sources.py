@@ -1,7 +1,6 @@
 """Where documents come from: this machine's documentation, text files, or a dataset of a hub."""
 
 import ast
-import glob
 import json
 import sys
 import sysconfig
@@ -9,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -90,9 +90,7 @@ def _docstrings(path: Path) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if text := ast.get_docstring(node):
                 texts.append(text)
-            waiting += reversed(
-                [n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.If)]
-            )
+            waiting += reversed([n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.If)])
         elif isinstance(node, ast.If):
             waiting += reversed(node.body)
     return "\n\n".join(texts)
@@ -127,7 +125,7 @@ class TextFiles(Source):
         """
         found: dict[Path, None] = {}
         for pattern in self.patterns:
-            matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+            matches = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 - takes absolute patterns too
             files = [Path(match).resolve() for match in matches if Path(match).is_file()]
             if not files:
                 raise DataError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
@@ -203,14 +201,11 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error}); one object a line is read"
-            ) from error
+            raise DataError(f"{path}, line {number}: not JSON ({error}); one object a line is read") from error
         if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
             known = ", ".join(row) if isinstance(row, dict) else "no fields"
             raise DataError(
-                f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); "
-                "set data.text_field"
+                f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
             )
         yield row[text_field]
 
@@ -223,8 +218,7 @@ def _parquet_column(path: Path, column: str) -> Iterator[str]:
         table = parquet.ParquetFile(path)
         if column not in table.schema_arrow.names:
             raise DataError(
-                f"{path}: no column {column!r} (it has: {', '.join(table.schema_arrow.names)}); "
-                "set data.text_field"
+                f"{path}: no column {column!r} (it has: {', '.join(table.schema_arrow.names)}); set data.text_field"
             )
         for batch in table.iter_batches(columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text)
@@ -258,9 +252,7 @@ class Hub(Source):
             "names": self.names,
             "split": self.split,
             "text_field": self.text_field,
-            "versions": None
-            if self.streaming
-            else [self._open(i)._fingerprint for i in range(len(self.paths))],
+            "versions": None if self.streaming else [self._open(i)._fingerprint for i in range(len(self.paths))],
         }
 
     def documents(self) -> Iterator[str]:
@@ -280,9 +272,7 @@ class Hub(Source):
         if path not in self._opened:
             disable_progress_bars()
             try:
-                self._opened[path] = load_dataset(
-                    path, self.names[i], split=self.split, streaming=self.streaming
-                )
+                self._opened[path] = load_dataset(path, self.names[i], split=self.split, streaming=self.streaming)
             except Exception as error:  # every backend has errors of its own
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise DataError(

@@ -31,7 +31,7 @@ def train(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         # each letter costs two entries (inside a word it is ##x): rare ones must not eat a small vocabulary
-        trainer = trainers.WordPieceTrainer(
+        trainer: trainers.Trainer = trainers.WordPieceTrainer(
             vocab_size=vocabulary,
             special_tokens=special,
             limit_alphabet=min(1000, max(vocabulary // 16, 64)),
@@ -71,9 +71,7 @@ def load(kind: str, name: str) -> Tokenizer:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        path = next(
-            (path / f for f in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / f).exists()), path
-        )
+        path = next((path / f for f in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / f).exists()), path)
     try:
         tokenizer = _from_file(path) if path.is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # the library raises bare Exception
@@ -83,15 +81,14 @@ def load(kind: str, name: str) -> Tokenizer:
             "name on the hub"
         ) from error
     if missing := [token for token in SPECIAL_TOKENS[kind].values() if tokenizer.token_to_id(token) is None]:
-        raise DataError(
-            f"data.tokenizer={name}: model={kind} needs the token {', '.join(missing)}, it has none"
-        )
+        raise DataError(f"data.tokenizer={name}: model={kind} needs the token {', '.join(missing)}, it has none")
     return tokenizer
 
 
 def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the model's special tokens by their names in transformers: pad, cls, eos, ..."""
-    return {name: tokenizer.token_to_id(token) for name, token in SPECIAL_TOKENS[kind].items()}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
 
 
 def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ State = dict[str, Tensor]
 
 def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
     """sum_j row[j] sources[j] over the non-zeros of `row`: a one-hot row copies bit for bit."""
-    first, *rest = np.flatnonzero(row)
+    first, *rest = np.flatnonzero(row).tolist()
     mixed = sources[first] * float(row[first])
     for j in rest:
         mixed += sources[j] * float(row[j])
@@ -29,7 +29,7 @@ def follow(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
     The variance of a weighted sum of independent gradients has the squared weights. The step counts are
     equal wherever moments exist, so the first contributing one is taken.
     """
-    contributing = [states[j] for j in np.flatnonzero(row)]
+    contributing = [states[j] for j in np.flatnonzero(row).tolist()]
     if not all(contributing):
         return {}
     return {

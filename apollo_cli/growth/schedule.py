@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ def problems(layers: Sequence[int], ends: Sequence[float]) -> list[str]:
     found = []
     if not layers:
         found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
-    elif layers[0] < 1 or any(b <= a for a, b in zip(layers, layers[1:], strict=False)):
+    elif layers[0] < 1 or any(b <= a for a, b in pairwise(layers)):
         found.append(f"schedule.layers must rise from 1 or more, stage by stage, not {list(layers)}")
     if len(ends) != len(layers):
         found.append(
             f"schedule.ends has {len(ends)} values and schedule.layers {len(layers)}: give one for each stage"
         )
-    if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in zip(ends, ends[1:], strict=False)):
+    if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in pairwise(ends)):
         found.append(
             f"schedule.ends are cumulative shares of all steps and must rise to 1, not {list(ends)}; "
             "for example [0.05,0.1,0.25,1]"
@@ -54,11 +55,11 @@ class Schedule:
         if found := problems(layers, ends):
             raise ValueError("; ".join(found))
         boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
-        for stage, (first, end) in enumerate(zip(boundaries, boundaries[1:], strict=False), 1):
+        for stage, (first, end) in enumerate(pairwise(boundaries), 1):
             if end <= first:
                 raise ValueError(
-                    f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step when the "
-                    f"whole run has {steps}: give a larger budget or later schedule.ends"
+                    f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step in a "
+                    f"run of {steps}: give a larger budget or later schedule.ends"
                 )
         spans = zip(layers, boundaries, boundaries[1:], strict=False)
         return cls(tuple(Stage(n, first, end) for n, first, end in spans))

@@ -35,9 +35,7 @@ def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, prediction
     return FORWARD_AND_BACKWARD * forward_flops(shape, rows, seq_len, depth, predictions)
 
 
-def training_bytes(
-    shape: Shape, parameters: int, rows: int, seq_len: int, predictions: int, width: int
-) -> int:
+def training_bytes(shape: Shape, parameters: int, rows: int, seq_len: int, predictions: int, width: int) -> int:
     """Estimated peak memory of a training step that runs the target depth L; an estimate, not a count.
 
     fp32 weights, gradients and two AdamW moments (16 bytes a parameter), and the activations kept for the

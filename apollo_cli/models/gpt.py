@@ -21,8 +21,8 @@ class Gpt(LanguageModel):
     def initialize(self) -> None:
         """Projections into the residual stream are scaled by 1 / sqrt(2 L), L the target depth (GPT-2)."""
         super().initialize()
-        for block in self.blocks:
-            for projection in (block.attention_out, block.ffn_out):
+        for name, projection in self.blocks.named_modules():
+            if name.endswith(("attention_out", "ffn_out")) and isinstance(projection, nn.Linear):
                 nn.init.normal_(projection.weight, std=INIT_STD / (2 * self.shape.layers) ** 0.5)
 
     def new_block(self) -> Block:

@@ -22,9 +22,7 @@ class MetricsFile:
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
         size = path.stat().st_size if path.exists() else 0
         if size < keep_bytes:
-            raise CheckpointError(
-                f"{path} has {size} bytes, but {keep_bytes} when the checkpoint was written"
-            )
+            raise CheckpointError(f"{path} has {size} bytes, but {keep_bytes} when the checkpoint was written")
         self.file = path.open("ab+")
         self.file.seek(keep_bytes)
         self.dropped_rows = self.file.read().count(b"\n")

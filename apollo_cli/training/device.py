@@ -37,9 +37,7 @@ class Device:
         """For people."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return (
-            f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
-        )
+        return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
 
 
 def choose(run: Run) -> Device:
@@ -60,7 +58,6 @@ def choose(run: Run) -> Device:
     return Device(
         device=device,
         # without hardware for it bf16 is hundreds of times slower, so auto never means it on a CPU
-        bf16=run.precision == "bf16"
-        or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
+        bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
         compile=on_gpu if run.compile == "auto" else run.compile,
     )

@@ -79,9 +79,7 @@ class Loop:
         """Expands the stored layers to those of the stage that begins; evaluates on both sides of it."""
         growth = self.plan.stages[self.plan.schedule.index(self.progress.step)]
         if growth.growth_matrix is None:
-            raise RuntimeError(
-                f"the first stage stores {growth.stage.layers} layers, not {len(self.model.blocks)}"
-            )
+            raise RuntimeError(f"the first stage stores {growth.stage.layers} layers, not {len(self.model.blocks)}")
         ends = {"growth/from": len(self.model.blocks), "growth/to": growth.stage.layers}
         self.row(ends | evaluate(self.model, self.validation, self.device))
         self.model.blocks = grow(
@@ -108,9 +106,7 @@ class Loop:
         self.grad_norm = self.clip()
         progress.loss_sum += torch.stack(losses).sum().item()  # the device is asked once a step
         progress.loss_count += accumulation
-        self.lr = learning_rate(
-            self.config.optim, progress.step, self.plan.steps, self.plan.schedule.growth_steps
-        )
+        self.lr = learning_rate(self.config.optim, progress.step, self.plan.steps, self.plan.schedule.growth_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()
@@ -163,16 +159,12 @@ class Loop:
         self.progress.metrics_bytes = self.tracker.metrics_bytes()
         weights = {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
         optimizer = state_by_name(self.model, self.optimizer)
-        self.checkpoints.save(
-            Checkpoint(len(self.model.blocks), weights, optimizer, random_state(), self.progress)
-        )
+        self.checkpoints.save(Checkpoint(len(self.model.blocks), weights, optimizer, random_state(), self.progress))
         self.saved_step = self.progress.step
 
     def row(self, values: dict[str, Any]) -> None:
         """Hands a row to everything that records it."""
-        self.progress.losses |= {
-            k: v for k, v in values.items() if k == "train/loss" or k.startswith("eval/")
-        }
+        self.progress.losses |= {k: v for k, v in values.items() if k == "train/loss" or k.startswith("eval/")}
         self.tracker.row(self.standing() | values)
 
     def standing(self) -> dict[str, Any]:

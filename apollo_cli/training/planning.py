@@ -15,9 +15,7 @@ from apollo_cli.training.device import Device
 def make_task(config: Config, special: dict[str, int] | None = None) -> Task:
     """What the model is asked; without a tokenizer's special ids only good for counting."""
     if isinstance(config.model, Bert):
-        return MaskedTokens(
-            config.model.mask_fraction, (special or {}).get("mask", 0), config.data.vocab_size
-        )
+        return MaskedTokens(config.model.mask_fraction, (special or {}).get("mask", 0), config.data.vocab_size)
     return NextToken()
 
 
@@ -65,9 +63,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         if steps is None and budget.tokens is not None:
             steps = budget.tokens // work.tokens_per_step
             if not steps:
-                raise ValueError(
-                    f"budget.tokens={budget.tokens} is less than a step of {work.tokens_per_step}"
-                )
+                raise ValueError(f"budget.tokens={budget.tokens} is less than a step of {work.tokens_per_step}")
         if steps is not None:
             return plan_for(steps)
         cost: Callable[[Plan], float]
