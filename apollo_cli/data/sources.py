@@ -43,7 +43,7 @@ class PyDocs(Source):
     """English prose that is on every machine that runs this program, so that nothing is downloaded.
 
     The language reference in `pydoc_data`, and the docstrings of the standard library and of our pinned
-    dependencies, one document a module.
+    dependencies. Each topic and each docstring is a document.
     """
 
     def identity(self) -> dict[str, Any]:
@@ -70,30 +70,34 @@ def _documentation() -> list[str]:
     documents = [topics[topic] for topic in sorted(topics)]
     for root in roots:
         for path in sorted(root.rglob("*.py")):
-            if _NOT_PROSE.isdisjoint(path.relative_to(root).parts) and (text := _docstrings(path)):
-                documents.append(text)
+            if _NOT_PROSE.isdisjoint(path.relative_to(root).parts):
+                documents += _docstrings(path)
     return documents
 
 
-def _docstrings(path: Path) -> str:
-    """The docstrings of a module, its classes and functions, in order; empty when it does not parse."""
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_HOLDERS = (*_DOCUMENTED, ast.If)  # definitions may stand under a condition
+
+
+def _docstrings(path: Path) -> list[str]:
+    """The docstrings of a module, its classes and functions, in order; none when it does not parse."""
     try:
         source = path.read_text(encoding="utf-8")
         if '"""' not in source:
-            return ""
+            return []
         waiting: list[ast.AST] = [ast.parse(source)]
     except (OSError, SyntaxError, ValueError):
-        return ""
+        return []
     texts = []
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, _DOCUMENTED):
             if text := ast.get_docstring(node):
                 texts.append(text)
-            waiting += reversed([n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.If)])
+            waiting += reversed([n for n in node.body if isinstance(n, _HOLDERS)])
         elif isinstance(node, ast.If):
             waiting += reversed(node.body)
-    return "\n\n".join(texts)
+    return texts
 
 
 def _version(package: str) -> str | None:

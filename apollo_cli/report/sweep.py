@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from apollo_cli import files
 from apollo_cli.report.runs import RunFiles
+from apollo_cli.tracking.console import rich_console
 
 
 def record_failure(run_dir: Path, raw: dict[str, Any], error: str, exit_code: int) -> None:
@@ -31,13 +31,13 @@ def close_sweep(folder: Path) -> int:
         losses, totals = cell.summary.get("losses", {}), cell.summary.get("totals", {})
         table.add_row(
             cell.folder.name,
-            *(str(cell.config.get(key, "-")) for key in differing),
+            *(str(cell.config[key]) for key in differing),
             cell.summary["status"],
             f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-",
             f"{totals['flops']:.3e}" if totals else "-",
             f"{totals['train_seconds']:.0f}" if totals else "-",
         )
-    Console(soft_wrap=True).print(table)
+    rich_console().print(table)
     failed = [cell for cell in cells if cell.summary["status"] != "completed" and "exit_code" in cell.summary]
     for cell in failed:
         print(f"job {cell.folder.name} failed: {cell.summary['error']}")
@@ -46,5 +46,6 @@ def close_sweep(folder: Path) -> int:
 
 
 def _differing_keys(cells: list[RunFiles]) -> list[str]:
-    keys = dict.fromkeys(key for cell in cells for key in cell.config)
-    return [key for key in keys if len({str(cell.config.get(key, "-")) for cell in cells}) > 1]
+    """Keys that every cell has, with different values; the kind of a group stands for its own keys."""
+    shared = [key for key in cells[0].config if all(key in cell.config for cell in cells)] if cells else []
+    return [key for key in shared if len({str(cell.config[key]) for cell in cells}) > 1]

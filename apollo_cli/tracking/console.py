@@ -15,13 +15,17 @@ from apollo_cli.growth.plan import Plan
 _WIDTH = 112  # of plain output, where no terminal has a say
 
 
+def rich_console() -> RichConsole:
+    """Standard output, as wide as the terminal or as plain output is."""
+    width = None if sys.stdout.isatty() else _WIDTH
+    return RichConsole(highlight=False, soft_wrap=True, width=width, file=sys.stdout)
+
+
 class Console:
     """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain."""
 
     def __init__(self) -> None:
-        self.out = RichConsole(highlight=False, soft_wrap=True)
-        if not self.out.is_terminal:
-            self.out = RichConsole(highlight=False, soft_wrap=True, width=_WIDTH, file=sys.stdout)
+        self.out = rich_console()
         self.early: list[str] = []
         self.log: IO[str] | None = None
         self.bar: Progress | None = None

@@ -1,0 +1,45 @@
+# Everything a developer types. `make` alone shows the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow check format wheel picture clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## make .venv with apollo-train and the development tools
+
+train: $(STAMP)  ## pretrain with the defaults: BERT, nano, about two minutes; ARGS="model=gpt ..." adds overrides
+	$(BIN)/apollo-train $(ARGS)
+
+test: $(STAMP)  ## run the fast tests
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(STAMP)  ## run the slow tests too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP)  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+picture: $(STAMP)  ## train the README's runs and draw its picture
+	$(BIN)/python -m benchmarks.picture
+
+clean:  ## remove .venv and build output; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
