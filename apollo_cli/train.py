@@ -28,6 +28,8 @@ def run(words: list[str]) -> int:
     os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     try:
         return _run(words)
+    except SystemExit as stop:  # Hydra's way out, and a job's
+        return int(stop.code or DONE)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

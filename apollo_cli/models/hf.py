@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from apollo_cli.errors import CheckpointError
@@ -82,7 +83,7 @@ def load_model(folder: Path) -> LanguageModel:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         theirs = load_file(folder / "model.safetensors")
         shape = _SHAPES[config["model_type"]](config)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT or GPT-2 model in transformers' format "
             f"(config.json and model.safetensors): {error!r}"

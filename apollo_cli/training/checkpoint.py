@@ -6,8 +6,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,6 +83,7 @@ class Checkpoints:
             "progress": asdict(checkpoint.progress),
             "sha256": {name: _digest(temporary / name) for name in contents},
         }
+        meta["sha256_of_meta"] = _digest_of_meta(meta)
         for name in contents:
             files.sync_file(temporary / name)
         files.write_json(temporary / "meta.json", meta)
@@ -117,6 +121,8 @@ class Checkpoints:
 def _load(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
+            raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
         for name, expected in meta["sha256"].items():
             if _digest(path / name) != expected:
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
@@ -128,8 +134,18 @@ def _load(path: Path) -> Checkpoint:
             rng=state["rng"],
             progress=Progress(**meta["progress"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
+    except (RuntimeError, UnpicklingError, SafetensorError) as error:  # whole, yet not written by us
+        raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error
+
+
+def _digest_of_meta(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,89 @@
+"""A corpus and a model small enough that a whole run takes a fraction of a second."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
+
+from apollo_cli.config import Config, parse
+from apollo_cli.overrides import compose_values
+
+STEPS = 12
+TINY = (
+    "size=nano",
+    "data=text",
+    "data.vocab_size=300",
+    "data.seq_len=16",
+    "data.validation=0.1",
+    "model.layers=4",
+    "model.hidden=16",
+    "model.ffn=32",
+    "schedule.layers=[1,2,4]",
+    "schedule.ends=[0.25,0.5,1]",
+    f"budget.steps={STEPS}",
+    "batch.size=4",
+    "batch.micro=2",
+    "eval.every=5",
+    "eval.rows=4",
+    "log.every=3",
+    "checkpoint.every=4",
+    "optim.lr=3e-3",
+    "tracking=local",
+    "device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test talks to anybody."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent/netrc")
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents of random sentences over 400 made-up words, some far more frequent than others."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 7))) for _ in range(400)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    documents = [" ".join(rng.choices(words, weights, k=60)) + "." for _ in range(200)]
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus_file: Path) -> tuple[str, ...]:
+    """The overrides of a tiny run."""
+    return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={corpus_file.parent / 'cache'}")
+
+
+@pytest.fixture(scope="session")
+def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
+    """Makes the config of a tiny run with more overrides."""
+
+    def make(*more: str) -> Config:
+        return parse(compose_values([*tiny, *more]))
+
+    return make
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what a clock decides."""
+    return [
+        {k: v for k, v in row.items() if not k.endswith("_seconds") and not k.startswith("perf/")} for row in rows
+    ]

@@ -1,0 +1,75 @@
+import json
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from apollo_cli.files import write_json, write_text
+
+
+def test_text_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    for text in ("größe €\n", "", "shorter"):
+        write_text(path, text)
+        assert path.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_that_cannot_be_encoded_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_failure_while_writing_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError("the disk is full")
+
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os if fails == "fsync" else Path, fails, fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            write_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    write_text(path, "newer")
+    assert path.read_text(encoding="utf-8") == "newer"
+
+
+def test_a_reader_never_sees_a_file_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    seen = []
+    sync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(path.read_text(encoding="utf-8"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_text(path, "new" * 10_000)
+    assert seen[0] == "old"
+    assert set(seen) <= {"old", "new" * 10_000}
+
+
+@pytest.mark.parametrize("value", [{"a": 1, "b": [1.5, None, True], "c": {"d": "größe"}}, [], "text", 10**30, None])
+def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, value)
+    content = path.read_text(encoding="utf-8")
+    assert json.loads(content) == value
+    assert content.endswith("\n")
+
+
+def test_a_value_that_json_has_not_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": {1, 2}})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}

@@ -1,0 +1,232 @@
+import shlex
+from typing import Any
+
+import pytest
+
+from apollo_cli.errors import ConfigError
+from apollo_cli.help import page
+from apollo_cli.overrides import CommandLine, check, compose_values, resume_overrides
+
+EXAMPLES = [line.split("apollo-train", 1)[1] for line in page().splitlines() if line.startswith("  apollo-train")]
+
+
+def checked(*words: str) -> CommandLine:
+    line = CommandLine.sort(words)
+    check(line)
+    return line
+
+
+def refused(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        checked(*words)
+    return error.value.problems
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "overrides"),
+    [
+        ("", [], []),
+        ("seed=1 model=gpt", [], ["seed=1", "model=gpt"]),
+        ("-m seed=0,1", ["-m"], ["seed=0,1"]),
+        ("seed=0,1 --multirun", ["--multirun"], ["seed=0,1"]),
+        ("--cfg job seed=1", ["--cfg", "job"], ["seed=1"]),
+        ("seed=1 -c job", ["-c", "job"], ["seed=1"]),
+        ("--cfg job --package model seed=1", ["--cfg", "job", "--package", "model"], ["seed=1"]),
+        ("--config-dir other seed=1", ["--config-dir", "other"], ["seed=1"]),
+        ("--hydra-help", ["--hydra-help"], []),
+        ("~tracking +x=-1", [], ["~tracking", "+x=-1"]),
+    ],
+)
+def test_words_are_sorted_into_flags_and_overrides(words: str, flags: list[str], overrides: list[str]) -> None:
+    line = CommandLine.sort(words.split())
+    assert (line.flags, line.overrides) == (flags, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "multirun", "runs"),
+    [
+        ("seed=1", False, True),
+        ("-m seed=0,1", True, True),
+        ("--multirun seed=0,1", True, True),
+        ("--cfg job", False, False),
+        ("-m --cfg job", True, False),
+        ("--info", False, False),
+        ("--hydra-help", False, False),
+    ],
+)
+def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multirun: bool, runs: bool) -> None:
+    line = CommandLine.sort(words.split())
+    assert (line.multirun, line.runs) == (multirun, runs)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
+    checked(*shlex.split(example))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "model=bert sampler=lvps sampler.k=2",
+        "experiment=scratch_bert seed=3",
+        "experiment=null",
+        "schedule.layers=[2,12] schedule.ends=[0.5,1]",
+        "data=text data.files=[a.txt,b.txt]",
+        "resume=null",
+        "hydra.run.dir=elsewhere",
+        "seed=1 seed=2",
+    ],
+)
+def test_what_means_something_is_taken_as_it_is(words: str) -> None:
+    typed = shlex.split(words)
+    assert checked(*typed).overrides == typed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("smapler=lvps", ["smapler: no such key or group", "did you mean sampler?"]),
+        (
+            "sampler=lvp",
+            ["sampler=lvp: no such option", "did you mean lvps?", "edge, full, lvps, shallow, uniform"],
+        ),
+        ("sampler.kk=2", ["sampler.kk: no such key", "did you mean sampler.k?"]),
+        ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),
+        (
+            "sampler=uniform sampler.k=2",
+            ["sampler.k", "the sampler that is chosen has no such key", "sampler=lvps"],
+        ),
+        ("expander=stack expander.mode=linear", ["expander.mode", "expander=interpolate"]),
+        ("foo", ["foo: not understood", "KEY=VALUE"]),
+        ("schedule.layers=[1,3", ["schedule.layers=[1,3: not understood", "'KEY=[1,2]' in quotes"]),
+        ("+foo=1", ["foo: no such key"]),
+        ("seed=0,1", ["seed=0,1", "a sweep", "-m"]),
+        ("sampler=lvps,uniform", ["sampler=lvps,uniform", "a sweep", "-m"]),
+        ("seed=abc", ["seed=abc", "integer"]),
+        ("model=null", ["model=None: no such option", "bert, gpt"]),
+        ("hydra.nothing=1", ["hydra.nothing"]),
+        ("sampler=[lvps]", ["sampler", "lvps"]),
+        ("budget={tokens:5}", ["budget"]),
+    ],
+)
+def test_what_means_nothing_is_refused_with_what_is_near(words: str, says: list[str]) -> None:
+    (problem,) = refused(*words.split())
+    assert all(part in problem for part in says), problem
+
+
+def test_all_problems_of_a_command_line_come_in_one_message() -> None:
+    problems = refused("foo", "smapler=lvps", "sampler=lvp", "optim.lrr=1", "seed=abc", "batch.micro=5")
+    assert len(problems) == 6
+    for words in ("foo: ", "smapler: ", "sampler=lvp: ", "optim.lrr: ", "seed=abc: ", "batch.micro=5 "):
+        assert sum(problem.startswith(words) for problem in problems) == 1, words
+
+
+@pytest.mark.parametrize("typed", ["tokens=1e8", "flops=1e15", "seconds=60", "steps=50"])
+def test_a_budget_that_is_typed_replaces_the_default(typed: str) -> None:
+    line = checked(f"budget.{typed}", "seed=1")
+    key = typed.partition("=")[0]
+    assert line.overrides[:2] == [f"budget.{typed}", "seed=1"]
+    assert sorted(line.overrides[2:]) == sorted(
+        f"budget.{other}=null" for other in ("steps", "tokens", "flops", "seconds") if other != key
+    )
+    budget = compose_values(line.overrides)["budget"]
+    assert [name for name, value in budget.items() if value is not None] == [key]
+
+
+def test_a_budget_that_is_typed_replaces_that_of_an_experiment() -> None:
+    line = checked("experiment=paper_bert_base", "budget.seconds=60")
+    assert compose_values(line.overrides)["budget"] == {"steps": None, "tokens": None, "flops": None, "seconds": 60}
+
+
+def test_a_budget_in_a_sweep_replaces_the_default() -> None:
+    assert "budget.steps=null" in checked("-m", "budget.tokens=1e6,1e7").overrides
+
+
+@pytest.mark.parametrize("words", ["budget.tokens=1e8 budget.flops=1e15", "budget.steps=10 budget.seconds=5"])
+def test_two_typed_budgets_are_refused_by_name(words: str) -> None:
+    (problem,) = refused(*words.split())
+    assert "exactly one budget" in problem
+    assert all(word.partition("=")[0] in problem for word in words.split())
+
+
+def test_no_budget_is_refused() -> None:
+    (problem,) = refused("budget.steps=null")
+    assert "exactly one budget" in problem
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-m seed=0,1 model=bert,gpt model.mask_fraction=0.2",
+        "-m sampler=lvps,uniform sampler.k=2",
+        "-m experiment=apollo_bert,scratch_bert seed=range(3)",
+        "-m sampler=glob(*)",
+        "-m sampler.k=1,-1",
+    ],
+)
+def test_a_sweep_is_checked_by_name_only(words: str) -> None:
+    assert checked(*words.split()).overrides == words.split()[1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("-m sampler=lvps,uniform sampler.kk=2", "sampler.kk"),
+        ("-m sampler=lvps,unifrm", "sampler=unifrm: no such option; did you mean uniform?"),
+        ("-m sede=0,1", "sede: no such key or group; did you mean seed?"),
+    ],
+)
+def test_a_sweep_with_a_wrong_name_is_refused(words: str, says: str) -> None:
+    (problem,) = refused(*words.split())
+    assert says in problem
+
+
+@pytest.mark.parametrize("words", ["", "seed=1", "resume=null", "model=gpt resume=null"])
+def test_without_a_run_to_resume_there_is_none(words: str) -> None:
+    assert resume_overrides(CommandLine.sort(words.split())) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "sections"),
+    [
+        (["resume=outputs/apollo/2026"], "outputs/apollo/2026", {}),
+        (["resume=/abs/run-1.5_x"], "/abs/run-1.5_x", {}),
+        (["resume=2026"], "2026", {}),
+        (["resume='my runs/a,b'"], "my runs/a,b", {}),
+        (["resume=outputs/lr=1e-3/2026"], "outputs/lr=1e-3/2026", {}),
+        (["resume=run", "tracking.wandb=disabled"], "run", {"tracking": {"wandb": "disabled"}}),
+        (
+            ["tracking.wandb=offline", "tracking.timeout=5", "checkpoint.keep=3", "resume=run"],
+            "run",
+            {"tracking": {"wandb": "offline", "timeout": 5}, "checkpoint": {"keep": 3}},
+        ),
+    ],
+)
+def test_resume_gives_the_run_and_what_cannot_change_it(
+    words: list[str], folder: str, sections: dict[str, Any]
+) -> None:
+    assert resume_overrides(CommandLine.sort(words)) == (folder, sections)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "budget.steps=5", "model=gpt", "tracking=local", "batch.micro=4", "tracking.wandb=online,offline"],
+)
+def test_what_could_change_a_resumed_run_is_refused_by_name(word: str) -> None:
+    with pytest.raises(ConfigError, match=word) as error:
+        resume_overrides(CommandLine.sort(["resume=run", word]))
+    assert "tracking" in str(error.value)
+
+
+def test_all_that_is_refused_beside_resume_comes_in_one_message() -> None:
+    with pytest.raises(ConfigError) as error:
+        resume_overrides(CommandLine.sort(["-m", "resume=run", "seed=1", "optim.lr=1"]))
+    assert len(error.value.problems) == 3
+
+
+def test_resume_with_a_sweep_is_refused() -> None:
+    with pytest.raises(ConfigError, match="-m"):
+        resume_overrides(CommandLine.sort(["-m", "resume=run"]))
+    with pytest.raises(ConfigError, match="resume=one,two"):
+        resume_overrides(CommandLine.sort(["resume=one,two"]))

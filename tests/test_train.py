@@ -1,0 +1,226 @@
+"""The command as a user types it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from apollo_cli.train import run
+from tests.conftest import STEPS, read_rows
+
+EVERY_ROW = {"step", "micro_step", "tokens", "flops", "train_seconds", "total_seconds", "stage", "layers"}
+TRAINING = {
+    "train/loss", "train/lr", "train/grad_norm", "train/depth", "perf/tokens_per_second", "perf/flops_per_second",
+}  # fmt: skip
+EVALUATION = {"eval/loss", "eval/loss_full_depth", "eval/perplexity"}
+GROWTH = EVALUATION | {"growth/from", "growth/to"}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_run_leaves_every_file_of_the_contract(
+    kind: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([f"model={kind}", *tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml", "plan.json", "train.log", "metrics.jsonl", "summary.json", "checkpoints", "model",
+    }  # fmt: skip
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
+        "latest", "step_00000008", "step_00000012",
+    ]  # fmt: skip
+    assert (folder / "checkpoints" / "latest").read_text() == "step_00000012\n"
+    assert {p.name for p in (folder / "checkpoints" / "step_00000012").iterdir()} == {
+        "model.safetensors", "state.pt", "meta.json",
+    }  # fmt: skip
+
+    rows, plan = read_rows(folder), json.loads((folder / "plan.json").read_text())
+    for row in rows:
+        assert set(row) - EVERY_ROW in (TRAINING, EVALUATION, GROWTH)
+    assert rows[-1]["flops"] == plan["flops"]
+    assert rows[-1]["tokens"] == plan["tokens"] == STEPS * 4 * 16
+    assert [r["step"] for r in rows if "train/loss" in r] == [3, 6, 9, 12]
+    assert [r["step"] for r in rows if set(r) - EVERY_ROW == EVALUATION] == [0, 5, 10, 12]
+    growths = [(r["step"], r["growth/from"], r["growth/to"], r["layers"]) for r in rows if "growth/to" in r]
+    assert growths == [(3, 1, 2, 1), (3, 1, 2, 2), (6, 2, 4, 2), (6, 2, 4, 4)]
+    assert [s["growth_map"] for s in plan["stages"]] == [None, [0, 0], [0, 0, 1, 1]]
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["totals"]["flops"] == plan["flops"]
+    assert summary["totals"]["scratch_flops"] == plan["scratch_flops"]
+    assert summary["losses"]["eval/loss"] == rows[-1]["eval/loss"]
+    assert summary["seed"] == 0
+    assert len(summary["data"]["fingerprint"]) == 64
+    assert summary["versions"]["torch"] == torch.__version__
+
+    out = capsys.readouterr().out
+    assert str(plan["flops"]) in out
+    assert "grown 2 -> 4 layers" in out
+    assert "Run completed" in out
+    assert (folder / "train.log").read_text().count("step ") == len(rows)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_transformers_loads_what_a_run_exports(kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    assert run([f"model={kind}", *tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
+    auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
+    model, info = auto.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.num_hidden_layers == 4
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert len(tokenizer) == 300
+    assert tokenizer("some words")["input_ids"]
+
+
+def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*tiny, "sampler=lvps", "sampler.k=1.5", "seed=7"]
+    assert run([*command, "plan=true", f"hydra.run.dir={tmp_path}/plan"]) == 0
+    assert {p.name for p in (tmp_path / "plan").iterdir()} == {"config.yaml", "plan.json"}
+    plan = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert str(plan["flops"]) in capsys.readouterr().out
+    assert run([*command, f"hydra.run.dir={tmp_path}/run"]) == 0
+    assert read_rows(tmp_path / "run")[-1]["flops"] == plan["flops"]
+    assert sum(stage["flops"] for stage in plan["stages"]) == plan["flops"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["smapler=lvps"], ["smapler", "sampler"]),
+        (["sampler=lvp"], ["sampler=lvp", "did you mean lvps?", "edge, full, lvps, shallow, uniform"]),
+        (["sampler.kk=2"], ["sampler.kk", "sampler.k?"]),
+        (["seed=abc"], ["seed=abc", "integer"]),
+        (["sampler.k=-1"], ["sampler.k=-1", "greater than or equal to 0"]),
+        (["schedule.layers=[3,1,4]"], ["schedule.layers", "[3, 1, 4]"]),
+        (["schedule.ends=[0.1,0.5,0.9]"], ["schedule.ends", "rise to 1"]),
+        (["schedule.layers=[1,2,3]"], ["schedule.layers", "model.layers is 4"]),
+        (["budget.steps=5", "budget.tokens=1000"], ["budget.steps and budget.tokens", "exactly one"]),
+        (["model.heads=3"], ["model.heads=3", "model.hidden=16", "model.heads=2"]),
+        (["data.vocab_size=100000"], ["data.vocab_size=100000", "fills"]),
+        (["budget.steps=1"], ["stage 1", "no step"]),
+        (["data.files=[gone.txt]"], ["gone.txt"]),
+        (["device=cuda:99"], ["cuda:99", "device=cpu"]),
+        (["resume=nowhere"], ["nowhere", "config.yaml"]),
+        (["batch.micro=3"], ["batch.micro=3", "batch.size=4"]),
+        (["seed=abc", "smapler=lvps", "model.heads=3"], ["3 problems", "seed=abc", "sampler?", "model.heads=2"]),
+    ],
+)
+def test_a_mistake_is_explained_and_nothing_is_written(
+    words: list[str],
+    said: list[str],
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {word.partition("=")[0] for word in words}
+    rest = [] if "resume" in named else [word for word in tiny if word.partition("=")[0] not in named]
+    assert run([*rest, *words]) == 2
+    message = capsys.readouterr().err
+    for word in said:
+        assert word in message
+    assert "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_survives_a_failing_cell_and_closes_with_a_table(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", *tiny, "sampler.k=-1,2", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert run(sweep) == 2
+    statuses = [
+        json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())["status"] for job in range(4)
+    ]
+    assert statuses == ["failed", "failed", "completed", "completed"]
+    captured = capsys.readouterr()
+    assert "job 0 failed" in captured.out
+    assert "sampler.k=-1" in captured.err
+    table = captured.out[captured.out.rindex("Sweep ") :]
+    assert len(re.findall(r"completed", table)) == 2
+    assert "sampler.k" in table
+    assert "seed" in table
+
+
+def test_eight_cells_of_samplers_and_seeds(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = ["-m", *tiny, "seed=0,1", "sampler=lvps,uniform,edge,full", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert run(sweep) == 0
+    flops = [read_rows(tmp_path / "sweep" / str(job))[-1]["flops"] for job in range(8)]
+    assert flops[3] == flops[7] == max(flops)  # full depth costs most, whatever the seed
+
+
+def test_a_run_directory_is_not_used_twice(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    command = [*tiny, "budget.steps=4", f"hydra.run.dir={tmp_path}/run"]
+    assert run(command) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert run(command) == 2
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_run_directories_never_collide(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run([*tiny, "plan=true"]) == 0
+    assert len(list(Path("outputs/apollo").iterdir())) == 2
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "apollo_cli.train", *words]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_names_the_resume_command_and_loses_nothing(
+    signum: int, code: int, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = [*tiny, "budget.steps=150", "log.every=1", "checkpoint.every=100000", "eval.every=1000"]
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(*words, f"hydra.run.dir={folder}"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and len(read_rows(folder)) > 20:
+            break
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert f"apollo-train resume={folder}" in said
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    step = read_rows(folder)[-1]["step"]
+    assert (folder / "checkpoints" / f"step_{step:08d}").is_dir()
+    assert run([f"resume={folder}"]) == 0
+    rows = read_rows(folder)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 151))
+    assert rows[-1]["flops"] == json.loads((folder / "plan.json").read_text())["flops"]
+
+
+def test_help_is_fast_and_ours() -> None:
+    start = time.perf_counter()
+    done = subprocess.run(_command("--help"), capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1
+    assert "lvps" in done.stdout
+    assert "apollo-train -m seed=0,1" in done.stdout
+
+
+def test_hydra_still_prints_the_config(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--cfg", "job", "sampler.k=3"]) == 0
+    assert "k: 3" in capfd.readouterr().out

@@ -1,0 +1,58 @@
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.config import Config
+from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_plan
+
+ROW = {
+    "step": 3, "micro_step": 6, "tokens": 192, "train_seconds": 2.0, "total_seconds": 3.0, "stage": 1, "layers": 1,
+}  # fmt: skip
+TRAINING = {"train/loss": 5.5, "train/lr": 1e-3, "train/grad_norm": 0.5, "train/depth": 2}
+
+
+def test_lines_say_stage_layers_depth_loss_flops_and_eta(
+    config: Callable[..., Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plan = make_plan(config(), choose(config().run))
+    console = Console()
+    console.say("before the log is open")
+    console.log_to(tmp_path / "train.log")
+    console.start(plan)
+    console.row(ROW | {"flops": plan.flops // 4} | TRAINING)
+    console.row(ROW | {"flops": plan.flops // 4, "eval/loss": 5.0, "eval/loss_full_depth": 5.1})
+    growth = {"growth/from": 1, "growth/to": 2, "eval/loss": 5.0, "eval/loss_full_depth": 5.1}
+    console.row(ROW | {"flops": 0} | growth)
+    console.row(ROW | {"flops": 0, "layers": 2} | growth)
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "loss 5.5000" in line)
+    for part in ("3/12", "stage 1/3", "layers  1", "depth  2", "(25%)", "ETA 0:00:06", "lr 1.00e-03"):
+        assert part in line
+    assert "evaluation: validation loss 5.0000  at full depth 5.1000" in out
+    assert "before growth" in out
+    assert "grown 1 -> 2 layers" in out
+    assert (tmp_path / "train.log").read_text() == out
+
+
+def test_the_plan_table_holds_the_plan(config: Callable[..., Config]) -> None:
+    from rich.console import Console as RichConsole
+
+    plan = make_plan(config(), choose(config().run))
+    out = RichConsole(width=120, file=io.StringIO(), record=True)
+    out.print(plan_table(plan, estimated=False))
+    text = out.export_text()
+    for stage in plan.stages:
+        assert f"{stage.parameters:,}" in text
+        assert f"{stage.flops:.3e}" in text
+    assert "estimate" not in text
+    assert re.search(rf"{plan.flops} FLOPs.*{plan.scratch_flops} FLOPs", plan_totals(plan))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (90061, "1 day, 1:01:01")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

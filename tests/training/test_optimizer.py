@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from copy import deepcopy
+from math import cos, pi
+
+import pytest
+import torch
+
+from apollo_cli.config import Config, Optim
+from apollo_cli.models.build import build
+from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
+
+
+@pytest.fixture
+def optim(config: Callable[..., Config]) -> Callable[..., Optim]:
+    return lambda *words: config("optim.lr=2.0", "optim.warmup=0.1", *words).optim
+
+
+def test_warmup_reaches_the_peak_at_its_last_step(optim: Callable[..., Optim]) -> None:
+    rates = [learning_rate(optim(), step, 100) for step in range(11)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+
+
+def test_cosine(optim: Callable[..., Optim]) -> None:
+    assert learning_rate(optim(), 55, 100) == pytest.approx(1.0)  # half-way between 10 and 100
+    assert learning_rate(optim(), 99, 100) == pytest.approx(1 + cos(pi * 89 / 90))
+    assert learning_rate(optim("optim.final_lr=0.1"), 55, 100) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+
+
+def test_linear(optim: Callable[..., Optim]) -> None:
+    linear = optim("optim.schedule=linear")
+    assert learning_rate(linear, 55, 100) == pytest.approx(1.0)
+    assert learning_rate(linear, 99, 100) == pytest.approx(2.0 / 90)
+
+
+def test_wsd_is_flat_and_then_falls_linearly_over_its_last_share(optim: Callable[..., Optim]) -> None:
+    wsd = optim("optim.schedule=wsd", "optim.decay=0.2")
+    assert {learning_rate(wsd, step, 100) for step in range(10, 81)} == {2.0}
+    assert learning_rate(wsd, 90, 100) == pytest.approx(1.0)
+    assert learning_rate(wsd, 99, 100) == pytest.approx(2.0 / 20)
+
+
+def test_constant(optim: Callable[..., Optim]) -> None:
+    constant = optim("optim.schedule=constant")
+    assert {learning_rate(constant, step, 100) for step in range(10, 100)} == {2.0}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
+    schedule: str, optim: Callable[..., Optim]
+) -> None:
+    plain = [learning_rate(optim(f"optim.schedule={schedule}"), step, 100) for step in range(100)]
+    going_on = optim(f"optim.schedule={schedule}")
+    assert [learning_rate(going_on, step, 100, (30, 60)) for step in range(100)] == plain
+    again = optim(f"optim.schedule={schedule}", "optim.at_growth=rewarm")
+    rates = [learning_rate(again, step, 100, (30, 60)) for step in range(100)]
+    ramp = [(step + 1) / 10 for step in range(10)]
+    for start in (30, 60):
+        assert rates[start : start + 10] == pytest.approx(
+            [r * p for r, p in zip(ramp, plain[start : start + 10], strict=True)]
+        )
+    assert rates[40:60] + rates[70:] == plain[40:60] + plain[70:]
+
+
+def test_no_warmup(optim: Callable[..., Optim]) -> None:
+    assert learning_rate(optim("optim.warmup=0"), 0, 100) == 2.0
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_norms_and_biases_do_not_decay(kind: str, config: Callable[..., Config]) -> None:
+    model = build(config(f"model={kind}").shape, 2)
+    decaying, still = build_optimizer(model, config("optim.weight_decay=0.3").optim).param_groups
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(decaying["params"]) + len(still["params"]) == len(names)
+    assert all(names[id(p)].endswith("weight") and "norm" not in names[id(p)] for p in decaying["params"])
+    assert all("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in still["params"])
+
+
+def test_betas_come_from_the_config(config: Callable[..., Config]) -> None:
+    settings = config("optim.betas=[0.8,0.95]", "optim.eps=1e-6")
+    group = build_optimizer(build(settings.shape, 1), settings.optim).param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
+
+
+def test_state_travels_by_name(config: Callable[..., Config]) -> None:
+    settings = config("model=gpt")
+    models = [build(settings.shape, 2) for _ in range(2)]
+    optimizers = [build_optimizer(model, settings.optim) for model in models]
+    models[1].load_state_dict(models[0].state_dict())
+    tokens = torch.arange(8).view(1, 8)
+
+    def update(i: int) -> None:
+        models[i].logits(tokens, (0, 1)).logsumexp(-1).sum().backward()
+        optimizers[i].step()
+        optimizers[i].zero_grad()
+
+    update(0)
+    models[1].load_state_dict(models[0].state_dict())
+    restore_state(models[1], optimizers[1], deepcopy(state_by_name(models[0], optimizers[0])))
+    update(0)
+    update(1)
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)

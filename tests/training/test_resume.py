@@ -1,0 +1,157 @@
+"""Stopped anywhere and resumed, a run gives the same rows and the same weights, bit for bit."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apollo_cli.config import Config
+from apollo_cli.errors import CheckpointError
+from apollo_cli.training.interrupt import Interrupted
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.run import resume, train
+from tests.conftest import STEPS, read_rows, without_clocks
+
+KINDS = ("bert", "gpt")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is saved on the way out."""
+
+
+@pytest.fixture(scope="module")
+def straight(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An undisturbed run of each model."""
+    folders = {}
+    for kind in KINDS:
+        folders[kind] = tmp_path_factory.mktemp(kind) / "straight"
+        train(config(f"model={kind}"), folders[kind])
+    return folders
+
+
+def _stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop.step
+
+    def stopping(loop: Loop) -> None:
+        original(loop)
+        if loop.progress.step == step:
+            how()
+
+    monkeypatch.setattr(Loop, "step", stopping)
+
+
+def _assert_same(folder: Path, expected: Path) -> None:
+    assert without_clocks(read_rows(folder)) == without_clocks(read_rows(expected))
+    ours = load_file(folder / "model" / "model.safetensors")
+    theirs = load_file(expected / "model" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_signal_at_any_step(
+    step: int,
+    kind: str,
+    straight: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        with pytest.raises(Interrupted):
+            train(config(f"model={kind}"), tmp_path)
+    assert read_rows(tmp_path)[-1]["step"] <= step
+    torch.manual_seed(999)
+    resume(tmp_path)
+    _assert_same(tmp_path, straight[kind])
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7, 11])
+def test_a_kill_at_any_step(
+    step: int,
+    straight: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_after(step, lambda: _raise(Killed()), patch)
+        with pytest.raises(Killed):
+            train(config("model=gpt"), tmp_path)
+    resume(tmp_path)
+    _assert_same(tmp_path, straight["gpt"])
+
+
+def test_dropout_draws_the_same_after_a_resume(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("model=bert", "model.dropout=0.1", "optim.at_growth=rewarm", "expander.moments=map")
+    train(config(*words), tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        _stop_after(7, lambda: signal.raise_signal(signal.SIGINT), patch)
+        with pytest.raises(Interrupted):
+            train(config(*words), tmp_path / "run")
+    torch.manual_seed(999)
+    resume(tmp_path / "run")
+    _assert_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_two_stops_in_one_run(
+    straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, begin in ((4, lambda: train(config("model=bert"), tmp_path)), (9, lambda: resume(tmp_path))):
+        with monkeypatch.context() as patch:
+            _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+            with pytest.raises(Interrupted):
+                begin()
+    resume(tmp_path)
+    _assert_same(tmp_path, straight["bert"])
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(
+    straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config("model=bert"), tmp_path / "again")
+    _assert_same(tmp_path / "again", straight["bert"])
+    train(config("model=bert", "seed=1"), tmp_path / "other")
+    assert without_clocks(read_rows(tmp_path / "other")) != without_clocks(read_rows(straight["bert"]))
+
+
+def test_two_samplers_see_the_same_rows(config: Callable[..., Config], tmp_path: Path) -> None:
+    """At the first step the weights are equal, so equal depth and rows mean equal loss."""
+    words = ("schedule=scratch", "schedule.layers=[4]", "schedule.ends=[1]", "log.every=1")
+    for sampler in ("lvps", "uniform"):
+        train(config(*words, f"sampler={sampler}"), tmp_path / sampler)
+    assert without_clocks(read_rows(tmp_path / "lvps")) == without_clocks(read_rows(tmp_path / "uniform"))
+
+
+def test_a_complete_run_is_not_resumed(straight: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="complete"):
+        resume(straight["bert"])
+
+
+def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_before(
+    straight: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_after(10, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        with pytest.raises(Interrupted):
+            train(config("model=bert"), tmp_path)
+    (tmp_path / "checkpoints" / "step_00000010" / "state.pt").write_bytes(b"damaged")
+    resume(tmp_path)
+    assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
+    _assert_same(tmp_path, straight["bert"])
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -1,0 +1,81 @@
+"""Every choice of the command line trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.config import Config, parse
+from apollo_cli.help import groups
+from apollo_cli.overrides import compose_values
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_plan
+from apollo_cli.training.run import train
+from tests.conftest import read_rows
+
+SAMPLERS = ["lvps", "uniform", "edge", "full", "shallow"]
+EXPANDERS = [
+    ("expander=stack",),
+    ("expander=interpolate", "expander.mode=nearest"),
+    ("expander=interpolate", "expander.mode=linear"),
+]
+SCHEDULES = {
+    "apollo": ["schedule.layers=[1,2,4]", "schedule.ends=[0.25,0.5,1]"],
+    "scratch": ["schedule=scratch", "schedule.layers=[4]", "schedule.ends=[1]"],
+    "stackbert": ["schedule=stackbert", "schedule.layers=[1,2,4]", "schedule.ends=[0.2,0.4,1]"],
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("expander", EXPANDERS, ids=lambda words: words[-1])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_trains_with_every_expander_and_schedule(
+    sampler: str, expander: tuple[str, ...], schedule: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    kind = "gpt" if sampler in ("uniform", "full") else "bert"
+    words = [f"model={kind}", f"sampler={sampler}", *expander, *SCHEDULES[schedule], "budget.steps=8"]
+    result = train(config(*words), tmp_path)
+    rows = read_rows(tmp_path)
+    assert rows[-1]["flops"] == result.plan.flops
+    assert rows[-1]["layers"] == 4
+    assert rows[-1]["eval/loss"] < rows[0]["eval/loss"]
+
+
+@pytest.mark.parametrize("moments", ["keep", "map", "reset"])
+@pytest.mark.parametrize("at_growth", ["continue", "rewarm"])
+def test_every_rule_at_growth_trains(
+    moments: str, at_growth: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config(f"expander.moments={moments}", f"optim.at_growth={at_growth}"), tmp_path)
+    rows = read_rows(tmp_path)
+    assert rows[-1]["eval/loss"] < rows[0]["eval/loss"]
+
+
+SMALL_EXPERIMENTS = sorted(name for name in groups()["experiment"] if not name.startswith("paper_"))
+
+
+@pytest.mark.parametrize("experiment", SMALL_EXPERIMENTS)
+def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """At its own depth and stages; only the width, the corpus and the length are small."""
+    own = ("model.layers", "schedule.")
+    words = [word for word in tiny if not word.startswith(own)]
+    config = parse(compose_values([f"experiment={experiment}", *words, "budget.steps=16"]))
+    result = train(config, tmp_path)
+    assert read_rows(tmp_path)[-1]["flops"] == result.plan.flops
+    assert read_rows(tmp_path)[-1]["layers"] == 12
+
+
+@pytest.mark.parametrize(("experiment", "million_parameters"), [("paper_bert_base", 109.5), ("paper_gpt2", 124.4)])
+def test_the_paper_presets_compose_and_plan(experiment: str, million_parameters: float) -> None:
+    config = parse(compose_values([f"experiment={experiment}", "device=cpu"]))
+    plan = make_plan(config, choose(config.run))
+    assert [stage.stage.layers for stage in plan.stages] == [1, 3, 6, 12]
+    assert [stage.stage.end_step / plan.steps for stage in plan.stages] == [0.05, 0.1, 0.25, 1]
+    assert plan.stages[-1].parameters / 1e6 == pytest.approx(million_parameters, abs=0.1)
+    assert plan.flops < plan.scratch_flops
+
+
+def test_a_run_learns(config: Callable[..., Config], tmp_path: Path) -> None:
+    train(config("budget.steps=60", "batch.size=16", "batch.micro=16", "optim.lr=1e-2"), tmp_path)
+    rows = read_rows(tmp_path)
+    assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.5
