@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -211,12 +210,3 @@ def _digest(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def facts_of(corpus: Corpus) -> dict[str, Any]:
-    """The corpus as it stands in summary.json."""
-    return {
-        "fingerprint": corpus.fingerprint,
-        "training_rows": len(corpus.training),
-        "validation_rows": len(corpus.validation),
-    }

@@ -36,6 +36,7 @@ class Progress:
         logged_step: `step` there.
         losses: the newest `train/loss` and `eval/...` values.
         metrics_bytes: length of metrics.jsonl.
+        data: fingerprint of the corpus.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     logged_step: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     metrics_bytes: int = 0
+    data: str = ""
 
 
 @dataclass(frozen=True)

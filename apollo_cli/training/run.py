@@ -1,12 +1,8 @@
 """One run from a config to an exported model: plan, data, model, loop, export, summary."""
 
 import json
-import platform
 import shutil
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,11 @@ import platformdirs
 import torch
 import yaml
 
-from apollo_cli import __version__, files
+from apollo_cli import files
 from apollo_cli.config import Config, Hub, PyDocs, Text, parse
 from apollo_cli.data import sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
-from apollo_cli.data.packing import Corpus, Recipe, facts_of, prepare
+from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
 from apollo_cli.growth.plan import Plan
@@ -35,6 +31,7 @@ from apollo_cli.training.interrupt import Interrupted, StopRequest
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.optimizer import build_optimizer, restore_state
 from apollo_cli.training.planning import make_plan, make_task
+from apollo_cli.training.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,11 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     _show(plan, config, console)
     console.say(f"resuming {run_dir} at step {checkpoint.progress.step if checkpoint else 0}")
     corpus = _prepare_corpus(config, console)
+    if checkpoint and checkpoint.progress.data != corpus.fingerprint:
+        raise CheckpointError(
+            f"{run_dir}: the corpus is not the one that this run began with (its fingerprint differs). Restore the "
+            "files, or begin a new run"
+        )
     return _Session(config, plan, device, corpus, run_dir, console).run(checkpoint)
 
 
@@ -121,7 +123,7 @@ class _Session:
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
         self.console.log_to(self.run_dir / "train.log")
-        progress = checkpoint.progress if checkpoint else Progress()
+        progress = checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint)
         tracker = self._tracker(progress)
         status = "failed"
         try:
@@ -136,7 +138,15 @@ class _Session:
             raise
         finally:
             self.console.stop()
-            summary = self._summary(status, progress)
+            summary = summarize(
+                config=self.config,
+                plan=self.plan,
+                device=self.device,
+                corpus=self.corpus,
+                run_dir=self.run_dir,
+                status=status,
+                progress=progress,
+            )
             files.write_json(self.run_dir / "summary.json", summary)
             tracker.close(status, summary["totals"] | summary["losses"])
             self.console.show(summary_table(summary))
@@ -204,33 +214,6 @@ class _Session:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
 
-    def _summary(self, status: str, progress: Progress) -> dict[str, Any]:
-        plan = self.plan
-        return {
-            "status": status,
-            "run_dir": str(self.run_dir),
-            "name": self.config.run.name,
-            "seed": self.config.run.seed,
-            "losses": progress.losses,
-            "totals": {
-                "steps": progress.step,
-                "planned_steps": plan.steps,
-                "micro_steps": progress.step * plan.work.accumulation,
-                "tokens": progress.step * plan.work.tokens_per_step,
-                "flops": progress.flops,
-                "scratch_flops": progress.step * plan.work.accumulation * plan.work.flops(plan.work.target),
-                "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
-                "train_seconds": progress.train_seconds,
-                "total_seconds": progress.total_seconds,
-            },
-            "data": facts_of(self.corpus)
-            | {"evaluation_rows": min(self.config.eval.rows, len(self.corpus.validation))},
-            "device": self.device.name,
-            "precision": "bf16" if self.device.bf16 else "fp32",
-            "versions": _versions(),
-            "git_commit": _git_commit(),
-        }
-
 
 def _show(plan: Plan, config: Config, console: Console) -> None:
     console.show(plan_table(plan, estimated=config.budget.seconds is not None))
@@ -266,26 +249,3 @@ def _source(config: Config) -> sources.Source:
         return sources.Hub(data.path, data.name, data.split, data.streaming, data.text_field)
     assert isinstance(data, PyDocs)
     return sources.PyDocs()
-
-
-def _versions() -> dict[str, str]:
-    packages: Sequence[str] = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
-    found = {"apollo-train": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of this program's checkout; None for an installed wheel."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        if not (here.parents[1] / ".git").exists():
-            return None
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

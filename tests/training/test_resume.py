@@ -136,6 +136,20 @@ def test_a_complete_run_is_not_resumed(straight: dict[str, Path]) -> None:
         resume(straight["bert"])
 
 
+def test_a_corpus_that_changed_is_not_trained_on(
+    corpus_file: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(corpus_file.read_bytes())
+    with monkeypatch.context() as patch:
+        _stop_after(4, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        with pytest.raises(Interrupted):
+            train(config(f"data.files=[{copy}]"), tmp_path / "run")
+    copy.write_text(copy.read_text() + "\n\n" + "more words than before " * 50)
+    with pytest.raises(CheckpointError, match="corpus is not the one"):
+        resume(tmp_path / "run")
+
+
 def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_before(
     straight: dict[str, Path],
     config: Callable[..., Config],

@@ -1,0 +1,73 @@
+"""summary.json: how a run ended, on what, with what."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from apollo_cli import __version__
+from apollo_cli.config import Config
+from apollo_cli.data.packing import Corpus
+from apollo_cli.growth.plan import Plan
+from apollo_cli.training.checkpoint import Progress
+from apollo_cli.training.device import Device
+
+_PACKAGES = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
+
+
+def summarize(
+    config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, status: str, progress: Progress
+) -> dict[str, Any]:
+    """The summary; `status` is completed, interrupted or failed."""
+    micro_steps = progress.step * plan.work.accumulation
+    return {
+        "status": status,
+        "run_dir": str(run_dir),
+        "name": config.run.name,
+        "seed": config.run.seed,
+        "losses": progress.losses,
+        "totals": {
+            "steps": progress.step,
+            "planned_steps": plan.steps,
+            "micro_steps": micro_steps,
+            "tokens": progress.step * plan.work.tokens_per_step,
+            "flops": progress.flops,
+            "scratch_flops": micro_steps * plan.work.flops(plan.work.target),
+            "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
+            "train_seconds": progress.train_seconds,
+            "total_seconds": progress.total_seconds,
+        },
+        "data": {
+            "fingerprint": corpus.fingerprint,
+            "training_rows": len(corpus.training),
+            "validation_rows": len(corpus.validation),
+            "evaluation_rows": min(config.eval.rows, len(corpus.validation)),
+        },
+        "device": device.name,
+        "precision": "bf16" if device.bf16 else "fp32",
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"apollo-train": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of this program's checkout; None for an installed wheel."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        if not (here.parents[1] / ".git").exists():
+            return None
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

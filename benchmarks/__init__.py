@@ -1,0 +1,1 @@
+"""Speed and reproduction: what takes too long for a test."""
