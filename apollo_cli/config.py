@@ -3,6 +3,7 @@
 The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +22,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _text(value: Any) -> Any:
+    """2024 is a number in YAML and a fine name."""
+    return str(value) if type(value) is int else value
+
+
+_PATTERNS = {
+    "name": "should be letters, digits and any of _ . + = -, for it names a folder",
+    "device": "should be auto, cpu, mps, cuda or cuda:N",
+}
+
 Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 List = Field(strict=False)  # YAML has lists, we keep tuples
@@ -29,14 +40,14 @@ List = Field(strict=False)  # YAML has lists, we keep tuples
 class Section(BaseModel):
     """A part of the config: frozen, exact types, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Run(Section):
     """The keys without a group."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    name: Annotated[str, Field(pattern=r"^\w[\w.+=-]*$")]
+    name: Annotated[str, BeforeValidator(_text), Field(pattern=r"^\w[\w.+=-]*$")]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
@@ -346,15 +357,14 @@ def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: li
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{key}: no such key{closest(key, known)}"
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{key}: missing"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{key}={detail['input']}: {_PATTERNS[key]}"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
     hint = ""
     if detail["type"] == "literal_error":
-        hint = closest(
-            str(detail["input"]),
-            [w.strip("' ") for w in detail["ctx"]["expected"].split(" or ")[0].split(",")],
-        )
+        hint = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
     return f"{key}={detail['input']}: {message}{hint}"
 
 
@@ -390,9 +400,15 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
                 "set one of budget.steps, budget.tokens, budget.flops, budget.seconds and leave the rest null"
             )
     if batch and batch.size % batch.micro_size:
-        found.append(f"batch.micro={batch.micro} does not divide batch.size={batch.size}")
-    if isinstance(data, Hub) and len(data.path) != len(data.name):
+        near = max(m for m in range(1, batch.micro_size) if batch.size % m == 0)
+        found.append(
+            f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"
+        )
+    if isinstance(data, Hub) and data.path and len(data.path) != len(data.name):
         found.append(f"data.path has {len(data.path)} entries and data.name {len(data.name)}: give one for each")
     if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
-        found.append(f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run")
+        found.append(
+            f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
+            "make one of them smaller"
+        )
     return found

@@ -1,6 +1,9 @@
 """The help page: groups with their options, read from `conf/` itself, and examples."""
 
+from importlib import import_module
 from pathlib import Path
+
+from apollo_cli.errors import ConfigError
 
 CONF = "apollo_cli.conf"
 
@@ -29,6 +32,7 @@ examples
 flags
   -m, --multirun               sweep over comma-separated values, one run each
   --cfg job                    print the config and exit
+  --version                    print the version and exit
   --hydra-help                 Hydra's own flags
 
 Exit codes: 0 done; 2 something to mend, said in one message; 130 / 143 interrupted, resumable; 1 a bug.
@@ -39,11 +43,12 @@ def conf_folder() -> Path:
     """Where the YAML groups are installed.
 
     Raises:
-        ImportError: the package is not installed, only its sources are there.
+        ConfigError: the package is not installed, only its sources are there.
     """
-    from importlib import import_module
-
-    return Path(next(iter(import_module(CONF).__path__)))
+    try:
+        return Path(next(iter(import_module(CONF).__path__)))
+    except ModuleNotFoundError as error:
+        raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
 
 
 def groups() -> dict[str, dict[str, str]]:

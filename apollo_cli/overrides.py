@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,12 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 
 RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
+
+
+_FLAGS_WITH_A_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--info", "-i",
+)  # fmt: skip
 
 
 @dataclass
@@ -48,9 +54,9 @@ class CommandLine:
         """Flags with a value of their own keep it."""
         line, rest = cls(), iter(words)
         for word in rest:
-            if word.startswith("-") and "=" not in word.partition("-")[0]:
+            if word.startswith("-"):
                 line.flags.append(word)
-                if word in ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i"):
+                if word in _FLAGS_WITH_A_VALUE:
                     line.flags += islice(rest, 1)
             else:
                 line.overrides.append(word)
@@ -66,6 +72,7 @@ def check(line: CommandLine) -> None:
         ConfigError: with every problem.
     """
     problems: list[str] = []
+    line.overrides = [word for word in line.overrides if word != "experiment=null"]  # the default; Hydra refuses it
     parsed = list(_parse(line.overrides, problems))
     known_groups = groups()
     chosen = [o for o in parsed if _is_group(o, known_groups)]
@@ -108,17 +115,17 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     Raises:
         ConfigError: something beside it could change the result.
     """
-    problems: list[str] = []
-    parsed = list(_parse(line.overrides, problems))
-    folder = next((o.value() for o in parsed if o.key_or_group == "resume"), None)
-    if folder is None or problems:
+    typed = [word for word in line.overrides if word.startswith("resume=") and word != "resume=null"]
+    if not typed:
         return None
+    folder = typed[-1].partition("=")[2].strip("'\"")  # taken as it is: a path may hold what Hydra cannot read
+    problems: list[str] = []
     sections: dict[str, Any] = {}
-    for override in parsed:
+    for override in _parse([word for word in line.overrides if word not in typed], problems):
         section, _, key = override.key_or_group.partition(".")
         if section in RESUMABLE and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
-        elif section != "resume":
+        else:
             problems.append(
                 f"{override.input_line}: a resumed run keeps its own config; only keys of "
                 f"{' and '.join(RESUMABLE)} may be typed beside resume="
@@ -127,7 +134,7 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
         problems.append("resume= goes on with one run; leave -m out")
     if problems:
         raise ConfigError(problems)
-    return str(folder), sections
+    return folder, sections
 
 
 def _parse(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
@@ -146,13 +153,14 @@ def _is_group(override: Override, known: dict[str, dict[str, str]]) -> bool:
 def _group_problems(override: Override, known: dict[str, dict[str, str]], problems: list[str]) -> bool:
     """Adds what is wrong with GROUP=OPTION; whether anything is."""
     group, value = override.key_or_group, override.value()
-    options = known[group]
+    options = list(known[group])
+    if isinstance(value, Glob):
+        return False
     picked = value.list if isinstance(value, ChoiceSweep) else [value]
     found = [
-        f"{group}={option}: no such option{closest(str(option), list(options))}; {group} is one of "
-        f"{', '.join(options)}"
+        f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {', '.join(options)}"
         for option in map(_plain, picked)
-        if option not in options and not (group == "experiment" and option is None)
+        if option not in options
     ]
     problems += found
     return bool(found)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from apollo_cli import __version__
 from apollo_cli.errors import ApolloError, ConfigError
 from apollo_cli.help import page
 
@@ -22,9 +23,6 @@ def main() -> None:
 
 def run(words: list[str]) -> int:
     """Runs `apollo-train` with these words and returns its exit code."""
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(page())
-        return DONE
     os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     try:
         return _run(words)
@@ -37,10 +35,17 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if "--help" in words or "-h" in words:
+        print(page())
+        return DONE
+    if "--version" in words:
+        print(f"apollo-train {__version__}")
+        return DONE
+
     from apollo_cli import overrides
 
     line = overrides.CommandLine.sort(words)
-    if asked := overrides.resume_overrides(line):
+    if line.runs and (asked := overrides.resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
     overrides.check(line)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -103,7 +103,6 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("seed=0,1", ["seed=0,1", "a sweep", "-m"]),
         ("sampler=lvps,uniform", ["sampler=lvps,uniform", "a sweep", "-m"]),
         ("seed=abc", ["seed=abc", "integer"]),
-        ("experiment=null", ["experiment"]),
         ("model=null", ["model=None: no such option", "bert, gpt"]),
         ("hydra.nothing=1", ["hydra.nothing"]),
         ("sampler=[lvps]", ["sampler", "lvps"]),
@@ -228,5 +227,8 @@ def test_all_that_is_refused_beside_resume_comes_in_one_message() -> None:
 def test_resume_with_a_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="-m"):
         resume_overrides(CommandLine.sort(["-m", "resume=run"]))
-    with pytest.raises(ConfigError, match="resume=one,two"):
-        resume_overrides(CommandLine.sort(["resume=one,two"]))
+
+
+@pytest.mark.parametrize("folder", ["outputs/lr=1e-3/2026", "one,two", "a b", "runs/[1]"])
+def test_the_folder_to_resume_is_taken_as_it_is_typed(folder: str) -> None:
+    assert resume_overrides(CommandLine.sort([f"resume={folder}"])) == (folder, {})

@@ -10,7 +10,8 @@ import torch
 from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.transformer import Batch
 
-_ROUNDS = 4  # of the Feistel network: enough for a statistically good shuffle (Luby & Rackoff 1988)
+_ROUNDS = 8  # of the Feistel network; 4 make it pseudorandom (Luby & Rackoff 1988), small corpora like more
+_FEWEST_BITS = 4  # of each half: fewer leave too few permutations to choose from
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
 
 
@@ -20,7 +21,7 @@ def shuffled(rows: int, seed: int, epoch: int, positions: np.ndarray) -> np.ndar
     A Feistel network on the bits of the position, walked until it lands inside the range: a bijection that
     needs no memory, whatever the number of rows.
     """
-    half = max(1, (max(rows - 1, 1).bit_length() + 1) // 2)
+    half = max(_FEWEST_BITS, (max(rows - 1, 1).bit_length() + 1) // 2)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     keys = generator(seed, Purpose.ROW_ORDER, epoch).integers(0, 2**64, size=_ROUNDS, dtype=np.uint64)
     result = positions.astype(np.uint64)

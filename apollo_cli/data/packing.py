@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from filelock import FileLock
 from tokenizers import Tokenizer
 
+from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.sources import Source
 from apollo_cli.errors import DataError
@@ -71,7 +71,9 @@ def prepare(source: Source, recipe: Recipe, cache: Path, say: Say) -> Corpus:
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
-    content = json.dumps([FORMAT, type(source).__name__, source.identity(), vars(recipe)], sort_keys=True)
+    made_by = recipe.tokenizer if recipe.tokenizer == tokenizers.AUTO else tokenizers.identity(recipe.tokenizer)
+    parts = [FORMAT, type(source).__name__, source.identity(), vars(recipe), made_by]
+    content = json.dumps(parts, sort_keys=True)
     folder = cache / hashlib.sha256(content.encode()).hexdigest()[:20]
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,8 @@ def _open(folder: Path) -> Corpus:
     for part in ("training", "validation"):
         shape = (facts[f"{part}_rows"], facts["seq_len"])
         path = folder / f"{part}.bin"
-        if path.stat().st_size != shape[0] * shape[1] * np.dtype(facts["dtype"]).itemsize:
+        size = path.stat().st_size if path.exists() else 0
+        if size != shape[0] * shape[1] * np.dtype(facts["dtype"]).itemsize:
             raise DataError(f"{path} is damaged: delete {folder}, and it is built again")
         parts[part] = np.memmap(path, dtype=facts["dtype"], mode="r", shape=shape)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -128,7 +131,7 @@ def _build(source: Source, recipe: Recipe, folder: Path, say: Say) -> None:
             writers["validation" if _held_out(text, recipe.validation) else "training"].add(encoding.ids)
     for writer in writers.values():
         writer.close()
-    _hold_out_tail(writers["training"], writers["validation"], recipe)
+    _fill_empty_part(writers["training"], writers["validation"], recipe)
     rows = {part: writer.rows for part, writer in writers.items()}
     say(f"packed {rows['training']:,} training and {rows['validation']:,} validation rows of {recipe.seq_len}")
     facts = {
@@ -140,7 +143,9 @@ def _build(source: Source, recipe: Recipe, folder: Path, say: Say) -> None:
         "source": source.identity(),
         "fingerprint": _digest(folder / name for name in ("tokenizer.json", "training.bin", "validation.bin")),
     }
-    (folder / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    for name in ("tokenizer.json", "training.bin", "validation.bin"):
+        files.sync_file(folder / name)
+    files.write_json(folder / "corpus.json", facts)
 
 
 class _RowWriter:
@@ -170,8 +175,6 @@ class _RowWriter:
             self.waiting = self.waiting[count * width :]
 
     def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
 
 
@@ -181,21 +184,23 @@ def _held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _hold_out_tail(training: _RowWriter, validation: _RowWriter, recipe: Recipe) -> None:
-    """With too few documents to hold out a whole row of them, the tail of the rows is held out instead."""
-    if training.rows and not validation.rows:
-        validation.rows = max(1, int(training.rows * recipe.validation))
-        training.rows -= validation.rows
-        size = training.rows * recipe.seq_len * training.dtype.itemsize
-        with training.path.open("rb+") as file:
-            file.seek(size)
-            validation.path.write_bytes(file.read())
-            file.truncate(size)
-    if not training.rows:
+def _fill_empty_part(training: _RowWriter, validation: _RowWriter, recipe: Recipe) -> None:
+    """Where too few documents leave a part without a row, the tail of all rows is held out."""
+    rows = training.rows + validation.rows
+    if rows < 2:
         raise DataError(
-            f"the corpus is too small: it fills {validation.rows} rows of data.seq_len={recipe.seq_len}, and one "
-            "for training and one for validation are needed. Give more text or a smaller data.seq_len"
+            f"the corpus is too small: it fills {rows} rows of data.seq_len={recipe.seq_len}, and one for training "
+            "and one for validation are needed. Give more text or a smaller data.seq_len"
         )
+    if training.rows and validation.rows:
+        return
+    full = training if training.rows else validation
+    content = full.path.read_bytes()  # one document or a handful
+    validation.rows = max(1, int(rows * recipe.validation))
+    training.rows = rows - validation.rows
+    size = training.rows * recipe.seq_len * full.dtype.itemsize
+    training.path.write_bytes(content[:size])
+    validation.path.write_bytes(content[size:])
 
 
 def _batched(documents: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -1,15 +1,20 @@
 """Where documents come from: this machine's documentation, text files, or a dataset of a hub."""
 
 import ast
+import bz2
+import gzip
 import json
+import lzma
 import sys
 import sysconfig
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,7 +88,7 @@ def _docstrings(path: Path) -> list[str]:
     """The docstrings of a module, its classes and functions, in order; none when it does not parse."""
     try:
         source = path.read_text(encoding="utf-8")
-        if '"""' not in source:
+        if '"""' not in source and "'''" not in source:
             return []
         waiting: list[ast.AST] = [ast.parse(source)]
     except (OSError, SyntaxError, ValueError):
@@ -92,7 +97,7 @@ def _docstrings(path: Path) -> list[str]:
     while waiting:
         node = waiting.pop()
         if isinstance(node, _DOCUMENTED):
-            if text := ast.get_docstring(node):
+            if (text := ast.get_docstring(node)) and not text.isspace():
                 texts.append(text)
             waiting += reversed([n for n in node.body if isinstance(n, _HOLDERS)])
         elif isinstance(node, ast.If):
@@ -109,7 +114,7 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class TextFiles(Source):
-    """Files: txt, jsonl or parquet, each also compressed as .gz, .xz, .bz2 or .zst.
+    """Files: txt and jsonl, each also compressed as .gz, .xz, .bz2 or .zst, and parquet.
 
     Attributes:
         patterns: paths or globs; `**` matches folders.
@@ -127,9 +132,14 @@ class TextFiles(Source):
         Raises:
             DataError: a pattern matches nothing.
         """
+        if not self.patterns:
+            raise DataError("data.files is empty: name your files, for example 'data.files=[\"corpus/*.txt\"]'")
         found: dict[Path, None] = {}
         for pattern in self.patterns:
-            matches = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 - takes absolute patterns too
+            literal = Path(pattern).expanduser()
+            matches = sorted(glob(str(literal), recursive=True))  # noqa: PTH207 - takes absolute patterns too
+            if literal.is_file():  # its name may hold brackets
+                matches = [str(literal)]
             files = [Path(match).resolve() for match in matches if Path(match).is_file()]
             if not files:
                 raise DataError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
@@ -159,18 +169,10 @@ class TextFiles(Source):
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file that may be compressed, strictly UTF-8, a byte-order mark dropped."""
-    import lzma
-    import zlib
-
-    import zstandard
-    from fsspec import open as open_any
-
-    damaged = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
     number = 0
     try:
-        with open_any(path, "rb", compression="infer") as stream:
-            binary: IO[bytes] = stream
-            for number, line in enumerate(binary, 1):
+        with _open_binary(path) as stream:
+            for number, line in enumerate(stream, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
@@ -178,10 +180,20 @@ def _lines(path: Path) -> Iterator[str]:
             f"{path}, line {number}, byte {error.start + 1}: 0x{bad:02x} is not UTF-8. Convert the file, for "
             f"example: iconv -f latin1 -t utf-8 {path.name}"
         ) from error
-    except damaged as error:
-        raise DataError(f"{path}: damaged or cut off after line {number} ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        unreachable = isinstance(error, OSError) and error.errno is not None
+        what = "cannot be read" if unreachable else f"damaged or cut off after line {number}"
+        raise DataError(f"{path}: {what} ({error})") from error
+
+
+def _open_binary(path: Path) -> IO[bytes]:
+    """Opens a file by its ending; each of these readers notices a stream that is cut off."""
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, "rb")
 
 
 def _split(lines: Iterator[str], document: str) -> Iterator[str]:
@@ -211,6 +223,10 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
             raise DataError(
                 f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
             )
+        try:
+            row[text_field].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{path}, line {number}: half of a surrogate pair is not text ({error})") from error
         yield row[text_field]
 
 
@@ -224,6 +240,8 @@ def _parquet_column(path: Path, column: str) -> Iterator[str]:
             raise DataError(
                 f"{path}: no column {column!r} (it has: {', '.join(table.schema_arrow.names)}); set data.text_field"
             )
+        if "string" not in str(kind := table.schema_arrow.field(column).type):
+            raise DataError(f"{path}: the column {column!r} holds {kind}, not text; set data.text_field")
         for batch in table.iter_batches(columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     except (OSError, pyarrow.ArrowException) as error:
@@ -247,13 +265,13 @@ class Hub(Source):
     split: str = "train"
     streaming: bool = False
     text_field: str = "text"
-    _opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _opened: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
         """Names, and the version on the hub of what is not streamed."""
         return {
             "paths": self.paths,
-            "names": self.names,
+            "names": self.names[: len(self.paths)],
             "split": self.split,
             "text_field": self.text_field,
             "versions": None if self.streaming else [self._open(i)._fingerprint for i in range(len(self.paths))],
@@ -261,26 +279,35 @@ class Hub(Source):
 
     def documents(self) -> Iterator[str]:
         """Dataset by dataset, row by row."""
+        if not self.paths:
+            raise DataError(
+                "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
+            )
         for i, path in enumerate(self.paths):
             for row in self._open(i):
                 if self.text_field not in row:
                     raise DataError(
                         f"{path}: no column {self.text_field!r} (it has: {', '.join(row)}); set data.text_field"
                     )
-                yield row[self.text_field]
+                if (text := row[self.text_field]) is not None:
+                    if not isinstance(text, str):
+                        raise DataError(
+                            f"{path}: the column {self.text_field!r} holds no text; set data.text_field"
+                        )
+                    yield text
 
     def _open(self, i: int) -> Any:
         from datasets import disable_progress_bars, load_dataset
 
         path = self.paths[i]
-        if path not in self._opened:
+        if i not in self._opened:
             disable_progress_bars()
             try:
-                self._opened[path] = load_dataset(path, self.names[i], split=self.split, streaming=self.streaming)
+                self._opened[i] = load_dataset(path, self.names[i], split=self.split, streaming=self.streaming)
             except Exception as error:  # every backend has errors of its own
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise DataError(
                     f"dataset {path!r} cannot be opened: {reason}. Without a network, put text into files and "
                     "use data=text data.files=..."
                 ) from error
-        return self._opened[path]
+        return self._opened[i]

@@ -7,21 +7,20 @@ from time import perf_counter
 import numpy as np
 
 from apollo_cli.config import Config
-from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.data.batches import Task, TrainingBatches
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.training.device import Device
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.planning import make_task
 
 _REPEATS = 5
 
 
-def seconds_by_depth(config: Config, device: Device) -> Callable[[int], float]:
+def seconds_by_depth(config: Config, device: Device, task: Task) -> Callable[[int], float]:
     """Times micro-steps on random rows at depth 1 and L and joins them: seconds = a + b depth."""
     target = config.model.layers
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
-    batches = TrainingBatches(rows, make_task(config), 0, config.batch.size, config.batch.micro_size)
+    batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size)
 
     def measure(depth: int) -> float:
         model = build(config.shape, depth).to(device.device)

@@ -9,6 +9,7 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.flops import training_bytes, training_flops
+from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
 
 
@@ -91,9 +92,7 @@ def _fewest_steps(config: Config) -> int:
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
     """The expected training seconds of a plan, from steps timed here and now."""
-    from apollo_cli.training.calibration import seconds_by_depth
-
-    seconds = seconds_by_depth(config, device)
+    seconds = seconds_by_depth(config, device, make_task(config))
     return lambda plan: sum(
         count * seconds(depth) for stage in plan.stages for depth, count in stage.depth_counts.items()
     )

@@ -1,0 +1,376 @@
+import bz2
+import gzip
+import json
+import lzma
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from apollo_cli.data.sources import Hub, PyDocs, TextFiles, _docstrings, _documentation
+from apollo_cli.errors import DataError
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.compress,
+}
+TEXT = "first line\n second line\n\n \t\n\nthird line\n\nlast"
+
+
+def read(*patterns: Path | str, **options: Any) -> list[str]:
+    return list(TextFiles(tuple(map(str, patterns)), **options).documents())
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("blank_line", ["first line\n second line", "third line", "last"]),
+        ("line", ["first line", "second line", "third line", "last"]),
+        ("file", [TEXT]),
+    ],
+)
+def test_a_txt_file_is_cut_into_documents(tmp_path: Path, document: str, expected: list[str]) -> None:
+    assert read(write(tmp_path / "a.txt", TEXT), document=document) == expected
+
+
+def test_windows_line_ends_separate_documents_too(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.txt", "one\r\n\r\ntwo\r\n")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n \n"])
+@pytest.mark.parametrize("document", ["blank_line", "line", "file"])
+def test_a_file_without_text_has_no_documents(tmp_path: Path, document: str, text: str) -> None:
+    assert read(write(tmp_path / "a.txt", text), document=document) == []
+
+
+def test_documents_never_cross_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one")
+    write(tmp_path / "b.txt", "two")
+    assert read(tmp_path / "*.txt") == ["one", "two"]
+
+
+def test_a_name_without_a_suffix_is_text(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "corpus", "one\n\ntwo")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_compressed_txt_reads_as_the_plain_one(tmp_path: Path, suffix: str) -> None:
+    assert read(write(tmp_path / f"a.txt{suffix}", COMPRESS[suffix](TEXT.encode()))) == [
+        "first line\n second line",
+        "third line",
+        "last",
+    ]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_compressed_jsonl_reads_as_the_plain_one(tmp_path: Path, suffix: str) -> None:
+    content = lines({"text": "one\n\ntwo"}, {"text": "dreißig €"})
+    assert read(write(tmp_path / f"a.jsonl{suffix}", COMPRESS[suffix](content.encode()))) == [
+        "one\n\ntwo",
+        "dreißig €",
+    ]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_archives_that_were_concatenated_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
+    compress = COMPRESS[suffix]
+    assert read(write(tmp_path / f"a.txt{suffix}", compress(b"one\n\n") + compress(b"two\n\n"))) == ["one", "two"]
+
+
+def test_jsonl_takes_the_named_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "no", "body": "yes"}) + "\n" + lines({"body": "also"}))
+    assert read(path, text_field="body") == ["yes", "also"]
+
+
+def test_parquet_gives_the_column_in_order_over_row_groups(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(25)]
+    pq.write_table(pa.table({"n": range(25), "text": texts}), tmp_path / "a.parquet", row_group_size=4)
+    assert read(tmp_path / "a.parquet") == texts
+
+
+def test_parquet_rows_without_text_are_skipped(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", None, "", "two"]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == ["one", "two"]
+
+
+def test_globs_are_sorted_recursive_and_give_each_file_once(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "deep/c.txt", "deep/er/a.txt", "deep/skip.md"):
+        write(tmp_path / name, name)
+    assert read(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "deep/c.txt", "deep/er/a.txt"]
+    assert read(tmp_path / "b.txt", tmp_path / "*.txt") == ["b.txt", "a.txt"]
+
+
+def test_paths_may_be_relative_or_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.txt", "one")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("a.txt") == read("~/a.txt") == ["one"]
+
+
+@pytest.mark.parametrize("name", ["two words.txt", "notes [1].txt", "a::b.txt", "größe.txt", "100%.txt"])
+def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, "one")
+    assert read(tmp_path / "*.txt") == ["one"]
+
+
+def test_a_pattern_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one")
+    with pytest.raises(DataError, match=r"data\.files.*no file matches.*nothing-\*\.txt"):
+        read(tmp_path / "a.txt", tmp_path / "nothing-*.txt")
+    with pytest.raises(DataError, match=r"gone\.txt"):
+        TextFiles((str(tmp_path / "gone.txt"),)).identity()
+
+
+@pytest.mark.parametrize("document", ["blank_line", "line", "file"])
+def test_bytes_that_are_not_utf8_are_refused_with_file_line_and_byte(tmp_path: Path, document: str) -> None:
+    path = write(tmp_path / "a.txt", b"one\n\ncaf\xe9 noir\n")
+    with pytest.raises(DataError, match=r"a\.txt, line 3, byte 4: 0xe9 is not UTF-8.*iconv"):
+        read(path, document=document)
+
+
+def test_jsonl_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2, .*0xff"):
+        read(write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n'))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "one"), ("a.jsonl", '{"text": "one"}\n')])
+def test_a_byte_order_mark_is_dropped(tmp_path: Path, name: str, content: str) -> None:
+    assert read(write(tmp_path / name, b"\xef\xbb\xbf" + content.encode())) == ["one"]
+
+
+def test_broken_json_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "two"\n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3: not JSON"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "known"),
+    [
+        ({"body": "x", "url": "y"}, "body, url"),
+        ({"text": None}, "text"),
+        ({"text": 5}, "text"),
+        (["x"], "no fields"),
+    ],
+)
+def test_a_jsonl_row_without_text_is_refused_with_its_fields(tmp_path: Path, row: Any, known: str) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "one"}, row))
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 2: .*'text' \(it has: {known}\).*data\.text_field"):
+        read(path)
+
+
+def test_half_a_character_escaped_in_json_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": "cut \\ud83d"}\n')
+    with pytest.raises(DataError, match="line 2"):
+        read(path)
+
+
+def test_a_missing_parquet_column_is_refused_with_the_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"], "url": ["y"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: no column 'text' \(it has: body, url\).*data\.text_field"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_parquet_column_of_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "id": [7]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="id"):
+        read(tmp_path / "a.parquet", text_field="id")
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str) -> None:
+    content = COMPRESS[suffix](random.Random(0).randbytes(50_000).hex().encode())
+    path = write(tmp_path / f"a.txt{suffix}", content[:-1000])
+    with pytest.raises(DataError, match=rf"a\.txt\{suffix}: damaged or cut off"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_file_that_is_not_the_archive_it_claims_is_refused_with_a_reason(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.txt\{suffix}: .*\([^)]+\)"):
+        read(write(tmp_path / f"a.txt{suffix}", "plain text, not compressed"))
+
+
+def test_a_truncated_parquet_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x" * 1000]}), tmp_path / "a.parquet")
+    write(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read as parquet"):
+        read(tmp_path / "a.parquet")
+
+
+def test_the_identity_of_files_changes_with_their_content_their_time_and_how_they_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "one")
+    os.utime(path, (1, 1))
+    source = TextFiles((str(path),))
+    before = source.identity()
+    assert json.dumps(source.identity()) == json.dumps(before)
+    assert TextFiles((str(path),), document="line").identity() != before
+    assert TextFiles((str(path),), text_field="body").identity() != before
+    os.utime(path, (2, 2))
+    assert source.identity() != before
+    write(path, "longer")
+    os.utime(path, (1, 1))
+    assert source.identity() != before
+
+
+def test_the_identity_of_a_glob_changes_with_a_new_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one")
+    source = TextFiles((str(tmp_path / "*.txt"),))
+    before = source.identity()
+    write(tmp_path / "b.txt", "two")
+    assert source.identity() != before
+
+
+MODULE = '''
+"""The module."""
+import os
+
+class Thing:
+    """A class,
+
+    in two paragraphs.
+    """
+    def method(self):
+        """A method."""
+        text = """not a docstring"""
+
+    async def wait(self):
+        """An async method."""
+
+    def silent(self): ...
+
+if os.name == "posix":
+    def conditional():
+        """Under a condition."""
+
+def last():
+    """The last."""
+'''
+
+
+def test_docstrings_come_in_the_order_of_the_source(tmp_path: Path) -> None:
+    assert _docstrings(write(tmp_path / "m.py", MODULE)) == [
+        "The module.",
+        "A class,\n\nin two paragraphs.",
+        "A method.",
+        "An async method.",
+        "Under a condition.",
+        "The last.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "x = 1", '"""\n    """\n', 'def broken(:\n    """Text."""', b'"""caf\xe9"""', b'"""nul"""\x00']
+)
+def test_a_module_without_readable_docstrings_gives_none(tmp_path: Path, content: str | bytes) -> None:
+    assert _docstrings(write(tmp_path / "m.py", content)) == []
+
+
+def test_the_identity_of_the_documentation_names_the_python_version() -> None:
+    identity = PyDocs().identity()
+    assert sys.version.split()[0] in identity.values()
+    assert identity == PyDocs().identity()
+    json.dumps(identity)
+
+
+@pytest.mark.slow
+def test_this_machine_documents_thousands_of_pieces_of_prose_the_same_every_time() -> None:
+    _documentation.cache_clear()
+    found = list(PyDocs().documents())
+    words = Counter(word for text in found for word in text.lower().split())
+    assert len(found) > 5000
+    assert all(isinstance(text, str) and text.strip() for text in found)
+    assert sum(words.values()) > 500_000
+    assert words.most_common(1)[0][0] == "the"
+    assert {"of", "to", "is", "a", "and"} <= {word for word, _ in words.most_common(20)}
+    _documentation.cache_clear()
+    assert list(PyDocs().documents()) == found
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder as the hub would hold it; datasets caches beside it."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write(tmp_path / "corpus/a.jsonl", lines(*({"text": f"document {i}", "n": i} for i in range(5))))
+    return tmp_path / "corpus"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_dataset_gives_its_column_row_by_row(hub: Path, streaming: bool) -> None:
+    source = Hub((str(hub),), (None,), streaming=streaming)
+    assert list(source.documents()) == [f"document {i}" for i in range(5)]
+    assert list(source.documents()) == [f"document {i}" for i in range(5)]
+
+
+def test_hub_datasets_come_one_after_another(hub: Path) -> None:
+    write(hub.parent / "other/a.jsonl", lines({"text": "other"}))
+    source = Hub((str(hub.parent / "other"), str(hub)), (None, None))
+    assert list(source.documents()) == ["other", *(f"document {i}" for i in range(5))]
+
+
+def test_two_configurations_of_one_hub_dataset_are_both_read(hub: Path) -> None:
+    write(hub / "b.jsonl", lines({"text": "from b"}))
+    write(
+        hub / "README.md",
+        "---\nconfigs:\n- config_name: a\n  data_files: a.jsonl\n- config_name: b\n  data_files: b.jsonl\n---\n",
+    )
+    source = Hub((str(hub), str(hub)), ("a", "b"))
+    assert list(source.documents()) == [*(f"document {i}" for i in range(5)), "from b"]
+
+
+def test_hub_rows_without_text_are_skipped(hub: Path) -> None:
+    write(hub / "a.jsonl", lines({"text": "one"}, {"text": None}, {"text": "two"}))
+    assert list(Hub((str(hub),), (None,)).documents()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_hub_column_is_refused_with_the_columns(hub: Path, streaming: bool) -> None:
+    source = Hub((str(hub),), (None,), text_field="body", streaming=streaming)
+    with pytest.raises(DataError, match=r"no column 'body' \(it has: text, n\).*data\.text_field"):
+        list(source.documents())
+
+
+def test_the_identity_of_a_hub_dataset_changes_with_its_rows(hub: Path) -> None:
+    before = Hub((str(hub),), (None,)).identity()
+    assert json.dumps(Hub((str(hub),), (None,)).identity()) == json.dumps(before)
+    write(hub / "a.jsonl", lines({"text": "changed"}))
+    assert Hub((str(hub),), (None,)).identity() != before
+
+
+@pytest.mark.parametrize("path", ["nobody/nothing", "nothing", "/no/such/folder"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_dataset_out_of_reach_is_refused_quickly_in_one_line(hub: Path, path: str, streaming: bool) -> None:
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=rf"dataset '{path}' cannot be opened: .*data=text") as error:
+        list(Hub((path,), (None,), streaming=streaming).documents())
+    assert "\n" not in str(error.value)
+    assert time.perf_counter() - started < 5
+
+
+def test_an_unknown_split_is_refused_with_those_there_are(hub: Path) -> None:
+    with pytest.raises(DataError, match="train"):
+        list(Hub((str(hub),), (None,), split="tset").documents())

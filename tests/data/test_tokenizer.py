@@ -1,0 +1,261 @@
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast
+
+from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.errors import DataError
+
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+EOS = "<|endoftext|>"
+ENTRIES = {"bert": 200, "gpt": 300}
+LINES = [
+    "The unaffable THING is walking, slowly.",
+    "naïve Café ÀÉÎÕÜ straße",
+    "日本語 and 한국어 and हिन्दी",
+    "😀 👩‍👩‍👧 emoji",
+    "1234567 3.14159 -1e-5 ½",
+    "don't they've I'LL",
+    "a" * 99,
+    "a" * 100,
+    "a" * 101,
+    "the" * 80,
+    "  two  spaces \t tab \n new line\u00a0no-break",
+    "control \x00 \x07 \ufffd z\u0301 \u200d",
+    "line\u2028separator\x85next",
+    "a [MASK] b [SEP] [CLS] [UNK] [pad]",
+    f"one{EOS}two <|x|>",
+    "",
+    "   ",
+]
+
+
+@pytest.fixture(scope="session")
+def bert_vocabulary() -> list[str]:
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    whole = [*letters, *"!?.,'-[]<|>日本é", "the", "un", "is", "😀", "½"]
+    inside = [f"##{piece}" for piece in [*letters, "日", "ing", "aff", "able", "ss"]]
+    return [*BERT_SPECIAL, *whole, *inside]
+
+
+@pytest.fixture
+def vocab_txt(tmp_path: Path, bert_vocabulary: list[str]) -> Path:
+    path = tmp_path / "wordpiece" / "vocab.txt"
+    path.parent.mkdir()
+    path.write_text("".join(f"{token}\n" for token in bert_vocabulary), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def vocab_json(tmp_path: Path) -> Path:
+    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "a a", "1 2", "' t", "Ġ Ġ", "ð Ł"]
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in merges), EOS]
+    path = tmp_path / "bpe" / "vocab.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    path.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(documents: list[str]) -> dict[str, Tokenizer]:
+    return {kind: tokenizers.train(kind, entries, documents) for kind, entries in ENTRIES.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"), [("bert", 100), ("bert", 200), ("bert", 257), ("gpt", 258), ("gpt", 300), ("gpt", 401)]
+)
+def test_training_gives_exactly_the_vocabulary_asked_for(documents: list[str], kind: str, entries: int) -> None:
+    vocabulary = tokenizers.train(kind, entries, documents).get_vocab(with_added_tokens=True)
+    assert sorted(vocabulary.values()) == list(range(entries))
+
+
+def test_special_tokens_have_the_first_ids(trained: dict[str, Tokenizer]) -> None:
+    assert [trained["bert"].token_to_id(token) for token in BERT_SPECIAL] == [0, 1, 2, 3, 4]
+    assert tokenizers.special_ids("bert", trained["bert"]) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert trained["gpt"].token_to_id(EOS) == 0
+    assert tokenizers.special_ids("gpt", trained["gpt"]) == {"eos": 0}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize(("entries", "reason"), [(100_000, "more than"), (20, "too small")])
+def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_one_that_it_can(
+    documents: list[str], kind: str, entries: int, reason: str
+) -> None:
+    with pytest.raises(DataError, match=rf"data\.vocab_size={entries} is {reason}") as error:
+        tokenizers.train(kind, entries, documents)
+    offer = re.search(r"Type data\.vocab_size=(\d+)", str(error.value))
+    assert offer
+    assert tokenizers.train(kind, int(offer[1]), documents).get_vocab_size() == int(offer[1])
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_an_empty_corpus_is_refused(kind: str) -> None:
+    with pytest.raises(DataError, match="the corpus is empty"):
+        tokenizers.train(kind, 300, [])
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_training_twice_gives_the_same_tokenizer(documents: list[str], kind: str) -> None:
+    first, second = (tokenizers.train(kind, ENTRIES[kind], documents) for _ in range(2))
+    assert first.get_vocab() == second.get_vocab()
+    assert first.to_str() == second.to_str()
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_rare_letters_that_are_equally_rare_do_not_make_trainings_differ(documents: list[str], kind: str) -> None:
+    rare = [*documents, *(chr(0x4E00 + i) for i in range(300))]
+    first, second = (tokenizers.train(kind, ENTRIES[kind], rare) for _ in range(2))
+    assert set(first.get_vocab()) == set(second.get_vocab())
+
+
+def test_training_reads_only_the_start_of_a_large_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "SAMPLE_CHARACTERS", 1000)
+    read = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            read.append(1)
+            yield "some words of a large corpus"
+
+    assert tokenizers.train("gpt", 260, endless()).get_vocab_size() == 260
+    assert len(read) <= 1000 // len("some words of a large corpus") + 2
+
+
+def test_bert_lower_cases_strips_accents_and_frames(trained: dict[str, Tokenizer]) -> None:
+    tokens = trained["bert"].encode("ABC dÉf").tokens
+    assert tokens == trained["bert"].encode("abc def").tokens
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
+    pair = trained["bert"].encode("abc", "def")
+    assert [t for t in pair.tokens if t in BERT_SPECIAL] == ["[CLS]", "[SEP]", "[SEP]"]
+    assert (pair.type_ids[0], pair.type_ids[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_gpt_gives_every_byte_back(trained: dict[str, Tokenizer], line: str) -> None:
+    assert trained["gpt"].decode(trained["gpt"].encode(line).ids, skip_special_tokens=False) == line
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("inside", ["tokenizer.json", ""])
+def test_a_saved_tokenizer_loads_from_its_file_and_its_folder(
+    trained: dict[str, Tokenizer], tmp_path: Path, kind: str, inside: str
+) -> None:
+    trained[kind].save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.load(kind, str(tmp_path / inside)).to_str() == trained[kind].to_str()
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("special", [True, False])
+def test_a_vocab_txt_gives_the_ids_of_transformers(vocab_txt: Path, line: str, special: bool) -> None:
+    theirs = BertTokenizerFast.from_pretrained(vocab_txt.parent)
+    expected = theirs(line, add_special_tokens=special)["input_ids"]
+    for name in (vocab_txt, vocab_txt.parent):
+        assert tokenizers.load("bert", str(name)).encode(line, add_special_tokens=special).ids == expected
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_vocab_json_with_merges_gives_the_ids_of_transformers(vocab_json: Path, line: str) -> None:
+    expected = GPT2TokenizerFast.from_pretrained(vocab_json.parent)(line)["input_ids"]
+    for name in (vocab_json, vocab_json.parent):
+        assert tokenizers.load("gpt", str(name)).encode(line).ids == expected
+
+
+def test_the_vocabularies_of_these_tests_are_really_used(vocab_txt: Path, vocab_json: Path) -> None:
+    assert tokenizers.load("bert", str(vocab_txt)).encode("Unaffable thing").tokens == [
+        *("[CLS]", "un", "##aff", "##able", "the"[:1], "##h", "##ing", "[SEP]")
+    ]
+    assert tokenizers.load("gpt", str(vocab_json)).encode("the the thing").tokens == [
+        "the",
+        "Ġthe",
+        "Ġ",
+        "th",
+        "ing",
+    ]
+
+
+def test_the_id_of_a_token_is_its_line_in_vocab_txt(tmp_path: Path) -> None:
+    tokens = [*BERT_SPECIAL, "\u2028", "\x85", "\x1c", "\x0b", "the"]
+    (tmp_path / "vocab.txt").write_bytes("\n".join([*tokens, ""]).encode())
+    assert tokenizers.load("bert", str(tmp_path)).token_to_id("the") == 9
+    assert BertTokenizerFast.from_pretrained(tmp_path).convert_tokens_to_ids("the") == 9
+
+
+@pytest.mark.parametrize("missing", BERT_SPECIAL)
+def test_a_vocab_txt_without_a_special_token_is_refused_by_its_name(
+    vocab_txt: Path, bert_vocabulary: list[str], missing: str
+) -> None:
+    vocab_txt.write_text("\n".join(token for token in bert_vocabulary if token != missing), encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(missing)) as error:
+        tokenizers.load("bert", str(vocab_txt))
+    assert not any(token in str(error.value) for token in BERT_SPECIAL if token != missing)
+
+
+def test_a_tokenizer_of_the_other_model_is_refused(vocab_txt: Path, vocab_json: Path) -> None:
+    with pytest.raises(DataError, match=r"model=gpt needs the token <\|endoftext\|>"):
+        tokenizers.load("gpt", str(vocab_txt))
+    with pytest.raises(DataError, match=r"model=bert needs the token \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"):
+        tokenizers.load("bert", str(vocab_json))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_what_can(tmp_path: Path, vocab_json: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    vocab_json.with_name("merges.txt").unlink()
+    (tmp_path / "empty").mkdir()
+    for name in (tmp_path / "tokenizer.json", vocab_json, tmp_path / "empty", tmp_path / "gone.json", "no/such"):
+        with pytest.raises(DataError, match=re.escape(f"data.tokenizer={name}: cannot be loaded")) as error:
+            tokenizers.load("gpt", str(name))
+        assert "tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt" in str(error.value)
+
+
+@pytest.mark.parametrize("beside_a_model", [False, True])
+@pytest.mark.parametrize("origin", ["trained", "loaded"])
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_auto_tokenizer_reads_what_is_exported(
+    trained: dict[str, Tokenizer],
+    vocab_txt: Path,
+    vocab_json: Path,
+    tmp_path: Path,
+    kind: str,
+    origin: str,
+    beside_a_model: bool,
+) -> None:
+    own = {"bert": vocab_txt, "gpt": vocab_json}
+    original = trained[kind] if origin == "trained" else tokenizers.load(kind, str(own[kind]))
+    tokenizers.save_companions(kind, original, 64, tmp_path)
+    if beside_a_model:
+        config = BertConfig if kind == "bert" else GPT2Config
+        ends = (
+            {} if kind == "bert" else {name: original.token_to_id(EOS) for name in ("bos_token_id", "eos_token_id")}
+        )
+        config(vocab_size=original.get_vocab_size(), **ends).save_pretrained(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    for line in LINES:
+        for special in (True, False):
+            expected = original.encode(line, add_special_tokens=special).ids
+            assert read(line, add_special_tokens=special)["input_ids"] == expected, line
+    assert len(read) == original.get_vocab_size()
+    assert read.model_max_length == 64
+    if kind == "bert":
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        assert [getattr(read, name) for name in names] == BERT_SPECIAL
+        assert read.mask_token_id == original.token_to_id("[MASK]")
+    else:
+        assert (read.eos_token, read.eos_token_id) == (EOS, original.token_to_id(EOS))
+        assert read.pad_token is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_what_is_exported_loads_here_too(trained: dict[str, Tokenizer], tmp_path: Path, kind: str) -> None:
+    tokenizers.save_companions(kind, trained[kind], 64, tmp_path)
+    assert tokenizers.load(kind, str(tmp_path)).to_str() == trained[kind].to_str()
+
+
+def test_a_word_level_tokenizer_with_the_special_tokens_is_taken(tmp_path: Path) -> None:
+    words = {token: i for i, token in enumerate([*BERT_SPECIAL, "one", "two"])}
+    Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.load("bert", str(tmp_path)).get_vocab() == words
