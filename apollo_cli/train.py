@@ -1,6 +1,7 @@
 """`apollo-train`: parse, call, exit code. Heavy imports wait until they are needed."""
 
 import os
+import shlex
 import sys
 import traceback
 from contextlib import suppress
@@ -87,6 +88,8 @@ def _job(values: Any) -> None:
 
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     raw: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        print(f"job {HydraConfig.get().job.num}: {' '.join(HydraConfig.get().overrides.task)}")
     try:
         train(parse(raw), run_dir)
     except Exception as error:
@@ -107,7 +110,8 @@ def report(error: Exception, run_dir: Path | None = None) -> int:
     from apollo_cli.training.interrupt import Interrupted
 
     if isinstance(error, Interrupted):
-        print(f"apollo-train: {error}; go on with: apollo-train resume={run_dir}", file=sys.stderr)
+        resume = shlex.quote(f"resume={run_dir}")
+        print(f"apollo-train: {error}; go on with: apollo-train {resume}", file=sys.stderr)
         return 128 + error.signum
     if isinstance(error, ApolloError):
         print(f"apollo-train: {error}", file=sys.stderr)

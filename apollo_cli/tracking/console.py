@@ -121,7 +121,7 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
         "layers",
         "steps",
         "parameters",
-        "memory",
+        "est. memory",
         "mean depth",
         "P(N)",
         "P(L)",

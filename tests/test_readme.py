@@ -1,0 +1,84 @@
+"""What the README shows can be typed."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apollo_cli.config import Config
+from apollo_cli.help import groups
+from apollo_cli.train import run
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.run import train
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    "words", [words[1:] for words in COMMANDS if words[0] == "apollo-train"], ids=lambda words: " ".join(words)
+)
+def test_every_command_runs(
+    words: list[str],
+    tiny: tuple[str, ...],
+    config: Callable[..., Config],
+    corpus_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it stands, but for a smaller model, corpus and budget where it trains."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "one.txt").write_bytes(corpus_file.read_bytes())
+    typed = {word.partition("=")[0] for word in words}
+    if "resume" in typed:
+        _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
+    elif "plan" not in typed:
+        own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))
+        words = words + [word for word in tiny if not word.startswith(own)] + ["budget.steps=16"]
+    assert run(words) == 0
+
+
+def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop.save
+
+    def stop(loop: Loop) -> None:
+        original(loop)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(), folder)
+
+
+def test_every_make_target_is_there() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = {words[1] for words in COMMANDS if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", README))
+    assert {"train", "test", "picture", "help"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE), target
+
+
+def test_every_group_and_option_is_named() -> None:
+    for group, options in groups().items():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+        for option in options:
+            assert f"`{option}`" in row
+
+
+def test_every_link_and_picture_is_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (REPOSITORY / target).is_file(), target
+
+
+def test_the_paper_and_the_project_can_be_cited() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "Apache-2.0"
+    assert "2401.09192" in str(citation["preferred-citation"])
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
