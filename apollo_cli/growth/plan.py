@@ -159,24 +159,24 @@ class Plan:
 
 
 def longest_within(
-    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], fewest_steps: int
+    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], enough_steps: int
 ) -> Plan:
     """The plan with the most steps whose cost stays within `budget`.
 
     Args:
         budget: in the unit of `cost`.
-        cost: what a plan takes, for example its exact FLOPs; rises with the steps.
+        cost: what a plan takes, for example its exact FLOPs; rises with the steps, but for single ones.
         plan_for: makes the plan of a number of steps.
-        fewest_steps: the shortest run that gives every stage a step.
+        enough_steps: a length from which on every run gives every stage a step.
 
     Raises:
-        ValueError: not even the shortest run fits.
+        ValueError: not even that length fits.
     """
-    low = fewest_steps
+    low = enough_steps
     if (least := cost(plan_for(low))) > budget:
         raise ValueError(
-            f"a budget of {budget:.4g} does not pay for {low} steps, the fewest that give every stage one; "
-            f"they cost {least:.4g}"
+            f"a budget of {budget:.4g} does not pay for the {low} steps that give every stage one; they cost "
+            f"{least:.4g}"
         )
     high = 2 * low
     while cost(plan_for(high)) <= budget:
@@ -184,4 +184,6 @@ def longest_within(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
-    return plan_for(low)
+    # a boundary that moves a step later can make a longer run the cheaper one: look a little further
+    further = range(low, low + 2 * len(plan_for(low).schedule.stages) + 1)
+    return plan_for(max(steps for steps in further if cost(plan_for(steps)) <= budget))

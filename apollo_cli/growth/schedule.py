@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def problems(layers: Sequence[int], ends: Sequence[float]) -> list[str]:
             "for example [0.05,0.1,0.25,1]"
         )
     return found
+
+
+def enough_steps(ends: Sequence[float]) -> int:
+    """A length from which on every run gives every stage a step: one share of it is a whole step or more."""
+    return ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
 
 
 @dataclass(frozen=True)

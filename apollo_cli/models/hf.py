@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.bert import EPS as BERT_EPS
@@ -83,30 +84,36 @@ def load_model(folder: Path) -> LanguageModel:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         theirs = load_file(folder / "model.safetensors")
         shape = _SHAPES[config["model_type"]](config)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT or GPT-2 model in transformers' format "
             f"(config.json and model.safetensors): {error!r}"
         ) from error
+    for key, ours in _COMPUTED[shape.kind].items():
+        if config.get(key, ours) != ours:
+            raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
     model = build(shape, shape.layers)
-    ours = {}
-    for name, tensor in model.state_dict().items():
-        try:
-            parts = [theirs[their_name] for their_name in _their_names(shape.kind, name)]
-        except KeyError as error:
-            raise CheckpointError(f"{folder}/model.safetensors: no tensor {error}") from error
-        turned = [
-            p.t() if their_name.endswith(GPT_TRANSPOSED) else p
-            for p, their_name in zip(parts, _their_names(shape.kind, name), strict=True)
-        ]
-        ours[name] = torch.cat(turned)
-        if ours[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{folder}/model.safetensors: {name} is {tuple(ours[name].shape)}, "
-                f"config.json says {tuple(tensor.shape)}"
-            )
-    model.load_state_dict(ours)
+    weights = {
+        name: _our_tensor(folder, shape.kind, name, t.shape, theirs) for name, t in model.state_dict().items()
+    }
+    model.load_state_dict(weights)
     return model
+
+
+def _our_tensor(folder: Path, kind: str, name: str, size: torch.Size, theirs: dict[str, Tensor]) -> Tensor:
+    """Our tensor `name` from theirs: turned where GPT-2 turns it, q, k and v joined where BERT parts them."""
+    their_names = _their_names(kind, name)
+    if missing := [their_name for their_name in their_names if their_name not in theirs]:
+        raise CheckpointError(f"{folder}/model.safetensors: no tensor {', '.join(missing)}")
+    parts = [theirs[n].t() if n.endswith(GPT_TRANSPOSED) else theirs[n] for n in their_names]
+    expected = torch.Size([size[0] // len(parts), *size[1:]])
+    for their_name, part in zip(their_names, parts, strict=True):
+        if part.shape != expected:
+            raise CheckpointError(
+                f"{folder}/model.safetensors: {their_name} is {tuple(part.shape)} in the order of our layers, "
+                f"config.json says {tuple(expected)}"
+            )
+    return torch.cat(parts)
 
 
 def _their_names(kind: str, name: str) -> list[str]:
@@ -192,3 +199,21 @@ def _gpt_shape(config: dict[str, Any]) -> Shape:
 
 _CONFIGS: dict[str, Callable[[Shape, int], dict[str, Any]]] = {"bert": _bert_config, "gpt": _gpt_config}
 _SHAPES: dict[str, Callable[[dict[str, Any]], Shape]] = {"bert": _bert_shape, "gpt2": _gpt_shape}
+
+# what decides how the weights are used; a key that is missing has the value that ours computes with
+_COMPUTED: dict[str, dict[str, Any]] = {
+    "bert": {
+        "hidden_act": "gelu",
+        "layer_norm_eps": BERT_EPS,
+        "tie_word_embeddings": True,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+    },
+    "gpt": {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": GPT_EPS,
+        "tie_word_embeddings": True,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    },
+}

@@ -137,7 +137,7 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
         table.add_row(
             str(number),
             str(stage.layers),
-            f"{stage.first_step:,} - {stage.end_step:,}",
+            f"{stage.end_step:,}",
             f"{part.parameters:,}",
             f"{part.memory_bytes / 1e9:.2f} GB",
             f"{mean:.2f}",

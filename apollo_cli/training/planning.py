@@ -1,12 +1,12 @@
 """From a config to the plan of its run."""
 
 from collections.abc import Callable
-from math import ceil
 
 from apollo_cli.config import Bert, Config
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, Work, longest_within
+from apollo_cli.growth.schedule import enough_steps
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.flops import training_bytes, training_flops
 from apollo_cli.training.calibration import seconds_by_depth
@@ -72,22 +72,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        return longest_within(limit, cost, plan_for, _fewest_steps(config))
+        return longest_within(limit, cost, plan_for, enough_steps(config.schedule.ends))
     except ValueError as error:
         raise ConfigError([str(error)]) from error
-
-
-def _fewest_steps(config: Config) -> int:
-    """The shortest run that gives every stage a step."""
-    ends = config.schedule.ends
-    shortest = min(end - start for start, end in zip((0.0, *ends), ends, strict=False))
-    steps = max(1, ceil(0.5 / shortest))
-    while True:
-        try:
-            config.schedule.over(steps)
-            return steps
-        except ValueError:
-            steps += 1
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:

@@ -1,0 +1,187 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from apollo_cli.growth.plan import Plan, Work, longest_within
+from apollo_cli.growth.randomness import Purpose, uniforms
+from apollo_cli.growth.samplers import LVPS, DepthSampler, Edge, Full, Shallow, Uniform
+from apollo_cli.growth.schedule import Schedule, enough_steps
+
+SAMPLERS = [LVPS(), LVPS(k=0.0), Edge(), Uniform(), Full(), Shallow()]
+
+
+def make_plan(
+    steps: int,
+    sampler: DepthSampler | None = None,
+    layers: tuple[int, ...] = (1, 3, 6, 12),
+    ends: tuple[float, ...] = (0.1, 0.2, 0.5, 1),
+    *,
+    accumulation: int = 3,
+    kind: str = "nearest",
+    seed: int = 0,
+) -> Plan:
+    work = Work(
+        target=layers[-1],
+        accumulation=accumulation,
+        tokens_per_step=640,
+        flops=lambda depth: 100 * depth + 7,
+        parameters=lambda stored: 1000 + 50 * stored,
+        memory_bytes=lambda stored: 9 * stored,
+    )
+    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), kind, work, seed)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_depth_counts_are_the_depths_one_by_one(sampler: DepthSampler, accumulation: int, seed: int) -> None:
+    plan = make_plan(40, sampler, accumulation=accumulation, seed=seed)
+    for stage in plan.stages:
+        first, end = (step * accumulation for step in (stage.stage.first_step, stage.stage.end_step))
+        assert stage.depth_counts == Counter(plan.depth(micro_step) for micro_step in range(first, end))
+        assert sum(stage.depth_counts.values()) == stage.stage.steps * accumulation
+        assert all(stage.stage.layers <= depth <= 12 for depth in stage.depth_counts)
+
+
+def test_depth_of_a_micro_step_is_the_inverse_cdf_at_its_own_number() -> None:
+    plan = make_plan(20, Uniform(), seed=5)  # stages of 1, 3, 6, 12 layers begin at micro-steps 0, 6, 12, 30
+    u = uniforms(5, Purpose.DEPTH, 0, 60)
+    stored = np.repeat([1, 3, 6, 12], [6, 6, 18, 30])
+    expected = stored + np.floor(u * (13 - stored)).astype(int)
+    assert [plan.depth(micro_step) for micro_step in range(60)] == expected.tolist()
+
+
+def test_counting_a_long_run_in_pieces_loses_nothing() -> None:
+    plan = make_plan(1_000_000, Uniform(), (4, 12), (0.75, 1), accumulation=2)
+    depths = 4 + np.floor(9 * uniforms(0, Purpose.DEPTH, 0, 1_500_000)).astype(int)
+    counts = np.bincount(depths)
+    assert plan.stages[0].depth_counts == {depth: counts[depth] for depth in range(4, 13)}
+    assert plan.stages[1].depth_counts == {12: 500_000}
+
+
+def test_totals_of_a_plan_without_sampling_by_hand() -> None:
+    plan = make_plan(4, Shallow(), (1, 2), (0.5, 1))
+    assert [stage.flops for stage in plan.stages] == [6 * 107, 6 * 207]
+    assert plan.flops == 1884
+    assert plan.scratch_flops == 12 * 207
+    assert plan.steps == 4
+    assert plan.micro_steps == 12
+    assert plan.tokens == 4 * 640
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_flops_are_the_sum_over_micro_steps(sampler: DepthSampler) -> None:
+    plan = make_plan(40, sampler)
+    assert plan.flops == sum(100 * plan.depth(micro_step) + 7 for micro_step in range(120))
+    assert plan.scratch_flops == 120 * 1207
+    assert isinstance(plan.flops, int)
+
+
+def test_flops_beyond_64_bits_stay_exact() -> None:
+    work = Work(2, 1, 1, lambda depth: 10**20 * depth + 1, lambda stored: stored, lambda stored: stored)
+    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), "nearest", work, 0)
+    assert plan.flops == 15 * 10**20 + 10
+    assert plan.scratch_flops == 20 * 10**20 + 10
+
+
+def test_full_depth_from_the_start_costs_what_scratch_costs() -> None:
+    plan = make_plan(40, Full())
+    assert plan.flops == plan.scratch_flops
+
+
+def test_plan_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    assert make_plan(40, seed=3).as_dict() == make_plan(40, seed=3).as_dict()
+    assert make_plan(40, seed=3).flops != make_plan(40, seed=4).flops
+
+
+def test_growth_map_does_not_change_the_depths() -> None:
+    assert make_plan(40, kind="stack").flops == make_plan(40, kind="nearest").flops
+
+
+def test_plan_is_written_with_the_promised_keys() -> None:
+    plan = make_plan(40)
+    written = plan.as_dict()
+    assert set(written) == {"steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages"}
+    assert written["steps"] == 40
+    assert written["micro_steps"] == 120
+    assert written["tokens"] == 40 * 640
+    assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
+    keys = {
+        "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
+        "growth_map",
+    }  # fmt: skip
+    assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
+    stages = written["stages"]
+    assert [stage["layers"] for stage in stages] == [1, 3, 6, 12]
+    assert [(stage["first_step"], stage["end_step"]) for stage in stages] == [(0, 4), (4, 8), (8, 20), (20, 40)]
+    assert [stage["parameters"] for stage in stages] == [1050, 1150, 1300, 1600]
+    assert [stage["memory_bytes"] for stage in stages] == [9, 27, 54, 108]
+    assert stages[1]["depth_probabilities"] == LVPS().probabilities(3, 12)
+    assert stages[3]["depth_counts"] == {12: 60}
+
+
+def test_plan_is_written_as_plain_json() -> None:
+    for kind in ("nearest", "linear"):
+        written = make_plan(40, Edge(), kind=kind).as_dict()
+        read = json.loads(json.dumps(written))
+        for stage in read["stages"]:
+            for key in ("depth_probabilities", "depth_counts"):
+                stage[key] = {int(depth): value for depth, value in stage[key].items()}
+        assert read == written
+
+
+def test_copying_growth_is_written_as_indices() -> None:
+    maps = [stage["growth_map"] for stage in make_plan(40, kind="nearest").as_dict()["stages"]]
+    assert maps == [None, [0, 0, 0], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
+    maps = [stage["growth_map"] for stage in make_plan(40, kind="stack").as_dict()["stages"]]
+    assert maps == [None, [0, 0, 0], [0, 1, 2] * 2, [0, 1, 2, 3, 4, 5] * 2]
+
+
+def test_blending_growth_is_written_as_rows() -> None:
+    stages = make_plan(40, layers=(1, 2, 3), ends=(0.1, 0.2, 1), kind="linear").as_dict()["stages"]
+    assert [stage["growth_map"] for stage in stages] == [None, [0, 0], [[1, 0], [0.5, 0.5], [0, 1]]]
+
+
+def longest_of_all(costs: dict[int, int], budget: int) -> int:
+    return max(steps for steps, cost in costs.items() if cost <= budget)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("ends", [(0.1, 0.2, 0.5, 1), (0.25, 0.5, 0.75, 1), (0.42, 0.52, 0.8, 1)])
+def test_longest_plan_within_a_budget_is_the_longest_of_all(sampler: DepthSampler, ends: tuple[float, ...]) -> None:
+    def plan_for(steps: int) -> Plan:
+        return make_plan(steps, sampler, ends=ends, accumulation=2)
+
+    enough = enough_steps(ends)
+    costs = {steps: plan_for(steps).flops for steps in range(enough, 90)}
+    for budget in (b for cost in list(costs.values())[:30] for b in (cost, cost + 1, cost + 500)):
+        plan = longest_within(budget, lambda plan: plan.flops, plan_for, enough)
+        assert plan.steps == longest_of_all(costs, budget)
+
+
+def test_longer_run_that_costs_less_is_found() -> None:
+    def plan_for(steps: int) -> Plan:
+        return make_plan(steps, layers=(1, 6, 24), ends=(0.04, 0.2, 1), accumulation=1)
+
+    costs = {steps: plan_for(steps).flops for steps in range(25, 150)}
+    assert costs[38] < costs[37]  # both growths come a step later and save more than a step costs
+    plan = longest_within(costs[38], lambda plan: plan.flops, plan_for, 25)
+    assert plan.steps == longest_of_all(costs, costs[38]) == 38
+
+
+def test_budget_of_exactly_the_shortest_run_pays_for_it() -> None:
+    assert longest_within(make_plan(10).flops, lambda plan: plan.flops, make_plan, 10).steps == 10
+
+
+def test_budget_below_the_shortest_run_is_refused() -> None:
+    def plan_for(steps: int) -> Plan:
+        return make_plan(steps, Shallow())
+
+    # 3 micro-steps in each of 1, 1, 3, 5 steps at 1, 3, 6, 12 layers
+    assert plan_for(10).flops == 3 * (107 + 307 + 3 * 607 + 5 * 1207) == 24_810
+    with pytest.raises(ValueError, match=r"a budget of 2e\+04 does not pay for the 10 steps that give every stage"):
+        longest_within(20_000, lambda plan: plan.flops, plan_for, 10)
+    with pytest.raises(ValueError, match=r"does not pay for the 10 steps .* they cost 2\.481e\+04"):
+        longest_within(24_809, lambda plan: plan.flops, plan_for, 10)

@@ -1,0 +1,221 @@
+from itertools import pairwise
+from math import floor, nextafter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from apollo_cli.growth.randomness import Purpose, uniforms
+from apollo_cli.growth.samplers import LVPS, SAMPLERS, DepthSampler, Edge, Full, Shallow, Uniform
+
+PAIRS = [(1, 12), (3, 12), (6, 12), (11, 12), (1, 2), (5, 7), (2, 24), (7, 24)]
+ALL_PAIRS = [(layers, target) for target in range(1, 25) for layers in range(1, target + 1)]
+ANY = [LVPS(), LVPS(k=0.0), LVPS(k=1.0), LVPS(k=3.5), Edge(), Uniform(), Full(), Shallow()]
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[int, int]:
+    target = draw(st.integers(1, 96))
+    return draw(st.integers(1, target)), target
+
+
+def samplers() -> st.SearchStrategy[DepthSampler]:
+    lower, overshoot = st.floats(0.05, 1.0), st.floats(0.01, 2.0)
+    return st.one_of(
+        st.builds(LVPS, st.floats(0, 50), lower, overshoot),
+        st.builds(Edge, lower, overshoot, st.floats(1, 100)),
+        st.sampled_from([Uniform(), Full(), Shallow()]),
+    )
+
+
+def integrated(k: float, lower: float, overshoot: float, layers: int, target: int) -> dict[int, float]:
+    """P(depth) by quadrature of the density y^-k, bin by bin of floor(y N)."""
+
+    def mass(a: float, b: float) -> float:
+        return integrate.quad(lambda y: y**-k, a, b, epsabs=0, epsrel=1e-12)[0]
+
+    top = target / layers + overshoot
+    edges = [lower, *(depth / layers for depth in range(layers + 1, target + 1)), top]
+    masses = [mass(a, b) for a, b in pairwise(edges)]
+    return {depth: m / sum(masses) for depth, m in enumerate(masses, layers)}
+
+
+def transformed(sampler: Edge, layers: int, target: int, points: int = 400_000) -> np.ndarray:
+    """P(depth) by pushing a fine grid of x through the definition."""
+    x = (np.arange(points) + 0.5) / points
+    height = target / layers + sampler.overshoot - sampler.lower
+    y = height / (1 + np.exp(sampler.steepness * (x - 0.5))) + sampler.lower
+    depths = np.clip(np.floor(y * layers), layers, target).astype(int)
+    return np.bincount(depths, minlength=target + 1)[layers:] / points
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 0.9999, 1.0, 1.0001, 1.5, 2.0, 3.5, 8.0])
+@pytest.mark.parametrize(("layers", "target"), PAIRS)
+def test_lvps_is_the_integral_of_its_density(k: float, layers: int, target: int) -> None:
+    expected = integrated(k, 0.6, 0.4, layers, target)
+    assert LVPS(k=k).probabilities(layers, target) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("lower", "overshoot"), [(0.3, 0.4), (1.0, 0.05), (0.6, 2.0)])
+def test_lvps_follows_its_options(lower: float, overshoot: float) -> None:
+    expected = integrated(2.5, lower, overshoot, 3, 12)
+    assert LVPS(2.5, lower, overshoot).probabilities(3, 12) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [Edge(), Edge(lower=0.3, overshoot=1.0, steepness=7.0)])
+@pytest.mark.parametrize(("layers", "target"), PAIRS)
+def test_edge_is_its_formula_over_uniform_x(sampler: Edge, layers: int, target: int) -> None:
+    computed = list(sampler.probabilities(layers, target).values())
+    np.testing.assert_allclose(computed, transformed(sampler, layers, target), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "target"), [*PAIRS, (12, 12)])
+def test_plain_samplers_are_what_they_say(layers: int, target: int) -> None:
+    span = range(layers, target + 1)
+    assert Uniform().probabilities(layers, target) == pytest.approx({depth: 1 / len(span) for depth in span})
+    assert Full().probabilities(layers, target) == {target: 1}
+    assert Shallow().probabilities(layers, target) == {layers: 1}
+
+
+@pytest.mark.parametrize(
+    ("layers", "shallowest", "expected_depth"), [(1, 0.7356, 1.7668), (3, 0.6368, 4.2256), (6, 0.6476, 7.1354)]
+)
+def test_lvps_gives_the_published_figures(layers: int, shallowest: float, expected_depth: float) -> None:
+    assert LVPS(k=2.0).probabilities(layers, 12)[layers] == pytest.approx(shallowest, abs=5e-5)
+    assert LVPS(k=2.0).expected_depth(layers, 12) == pytest.approx(expected_depth, abs=5e-5)
+
+
+def test_lvps_of_one_layer_is_the_hyperbola_worked_by_hand() -> None:
+    # S(y) = (1/y - 1/2.4) / (1/0.6 - 1/2.4) on [0.6, 2.4]: S(2) = (1/12) / (5/4) = 1/15
+    assert LVPS(k=2.0).probabilities(1, 2) == pytest.approx({1: 14 / 15, 2: 1 / 15})
+    # flat on the same support: S(2) = 0.4 / 1.8
+    assert LVPS(k=0.0).probabilities(1, 2) == pytest.approx({1: 7 / 9, 2: 2 / 9})
+
+
+def test_edge_has_the_published_mass_at_both_ends() -> None:
+    probabilities = Edge().probabilities(3, 12)
+    assert probabilities[3] == pytest.approx(0.428, abs=5e-4)
+    assert probabilities[12] == pytest.approx(0.393, abs=5e-4)
+
+
+@pytest.mark.parametrize("sampler", ANY, ids=str)
+def test_last_stage_runs_the_target_depth(sampler: DepthSampler) -> None:
+    assert sampler.probabilities(12, 12) == {12: 1}
+    assert sampler.expected_depth(12, 12) == 12
+    assert set(sampler.depths(uniforms(0, Purpose.DEPTH, 0, 1000), 12, 12)) == {12}
+
+
+@pytest.mark.parametrize("k", [0.0, 1.0, 2.0, 3.5])
+def test_lvps_reaches_every_depth_of_every_pair(k: float) -> None:
+    for layers, target in ALL_PAIRS:
+        probabilities = LVPS(k=k).probabilities(layers, target)
+        assert list(probabilities) == list(range(layers, target + 1))
+        assert min(probabilities.values()) > 0, (layers, target)
+        assert probabilities[target] > 1e-7, (layers, target)
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("sampler", [Edge(), Uniform()], ids=str)
+def test_edge_and_uniform_reach_every_depth_of_every_pair(sampler: DepthSampler) -> None:
+    for layers, target in ALL_PAIRS:
+        probabilities = sampler.probabilities(layers, target)
+        assert list(probabilities) == list(range(layers, target + 1))
+        assert min(probabilities.values()) > 0, (layers, target)
+
+
+@settings(deadline=None)
+@given(samplers(), pairs())
+def test_every_sampler_is_a_distribution_over_the_possible_depths(
+    sampler: DepthSampler, pair: tuple[int, int]
+) -> None:
+    layers, target = pair
+    probabilities = sampler.probabilities(layers, target)
+    depths, masses = list(probabilities), list(probabilities.values())
+    assert depths == sorted(set(depths))
+    assert layers <= depths[0] <= depths[-1] <= target
+    assert min(masses) >= 0
+    assert sum(masses) == pytest.approx(1, abs=1e-12)
+    assert sampler.expected_depth(layers, target) == pytest.approx(np.dot(depths, masses))
+
+
+@settings(deadline=None)
+@given(samplers(), pairs(), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20))
+def test_one_draw_equals_many_and_inverts_the_distribution(
+    sampler: DepthSampler, pair: tuple[int, int], u: list[float]
+) -> None:
+    layers, target = pair
+    u = sorted([0.0, *u, nextafter(1.0, 0.0)])
+    depths = sampler.depths(np.array(u), layers, target)
+    assert depths.dtype == np.int64
+    assert depths.tolist() == [sampler.depth(x, layers, target) for x in u]
+    assert depths.tolist() == sorted(depths)
+    probabilities = sampler.probabilities(layers, target)
+    for x, depth in zip(u, depths.tolist(), strict=True):
+        below = sum(p for d, p in probabilities.items() if d < depth)
+        assert below - 1e-12 <= x <= below + probabilities[depth] + 1e-12
+
+
+def test_number_at_a_bound_belongs_to_the_deeper_side() -> None:
+    bounds = [0.0, 0.25, 0.5, 0.75]
+    assert Uniform().depths(np.array(bounds), 1, 4).tolist() == [1, 2, 3, 4]
+    assert Uniform().depths(np.nextafter(bounds[1:], 0), 1, 4).tolist() == [1, 2, 3]
+
+
+@settings(deadline=None)
+@given(st.floats(1e-13, 1e-3), st.sampled_from([-1, 1]), pairs())
+def test_lvps_at_k_one_is_the_limit_from_both_sides(distance: float, side: int, pair: tuple[int, int]) -> None:
+    at_one, beside = (LVPS(k=k).probabilities(*pair) for k in (1.0, 1.0 + side * distance))
+    # |d P / d k| is bounded by the spread of log y over the support, below log(96.4 / 0.6) < 5.1
+    assert beside == pytest.approx(at_one, rel=0, abs=5.1 * distance + 1e-9)
+
+
+@pytest.mark.parametrize("k", [50.0, 1e3, 1e6, 1e300])
+@pytest.mark.parametrize(("layers", "target"), [(1, 12), (11, 12), (1, 1000), (12, 12)])
+def test_huge_k_stays_shallow_without_overflow(k: float, layers: int, target: int) -> None:
+    probabilities = LVPS(k=k).probabilities(layers, target)
+    assert np.isfinite(list(probabilities.values())).all()
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert probabilities[layers] == pytest.approx(1, abs=1e-9)
+    assert LVPS(k=k).depth(0.5, layers, target) == layers
+
+
+@pytest.mark.parametrize(("layers", "target"), PAIRS)
+def test_larger_k_is_shallower(layers: int, target: int) -> None:
+    expected = [LVPS(k=k).expected_depth(layers, target) for k in (0, 0.5, 1, 1.5, 2, 3, 5, 10)]
+    assert expected == sorted(expected, reverse=True)
+    assert len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize("k", [0.0, 1.0, 2.0, 5.0])
+def test_lvps_draws_what_the_authors_way_of_drawing_draws(k: float) -> None:
+    u, layers, target = uniforms(5, Purpose.DEPTH, 0, 2000), 3, 12
+    a, b, p = 0.6, target / layers + 0.4, 1 - k
+    y = a * (b / a) ** u if k == 1 else (a**p + u * (b**p - a**p)) ** (1 / p)
+    direct = [min(max(floor(ratio * layers), layers), target) for ratio in y]
+    assert LVPS(k=k).depths(u, layers, target).tolist() == direct
+
+
+@pytest.mark.parametrize("sampler", ANY, ids=str)
+@pytest.mark.parametrize(("layers", "target"), [(1, 12), (3, 12), (6, 12), (5, 7), (2, 24)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_draws_have_the_stated_distribution(sampler: DepthSampler, layers: int, target: int, seed: int) -> None:
+    draws = 100_000
+    depths = sampler.depths(uniforms(seed, Purpose.DEPTH, 0, draws), layers, target)
+    probabilities = sampler.probabilities(layers, target)
+    observed, expected = [0.0], [0.0]
+    for depth, probability in probabilities.items():  # cells of fewer than 10 expected draws are merged
+        observed[-1] += np.count_nonzero(depths == depth)
+        expected[-1] += draws * probability
+        if expected[-1] >= 10:
+            observed.append(0.0)
+            expected.append(0.0)
+    observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
+    assert sum(observed) == draws
+    if len(observed) > 1:
+        assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_registry_names_every_sampler() -> None:
+    assert {"lvps": LVPS, "uniform": Uniform, "edge": Edge, "full": Full, "shallow": Shallow} == SAMPLERS

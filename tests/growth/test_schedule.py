@@ -1,0 +1,170 @@
+import re
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apollo_cli.growth.schedule import Schedule, Stage, enough_steps, problems
+
+LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
+NOT_RISING = "schedule.layers must rise from 1 or more, stage by stage, not "
+BAD_ENDS = "schedule.ends are cumulative shares of all steps and must rise to 1, not "
+
+
+def test_apollo_stages_of_forty_epochs() -> None:
+    schedule = Schedule.over(40_000, LAYERS, ENDS)
+    assert schedule.stages == (
+        Stage(1, 0, 2_000),
+        Stage(3, 2_000, 4_000),
+        Stage(6, 4_000, 10_000),
+        Stage(12, 10_000, 40_000),
+    )
+    assert [stage.steps for stage in schedule.stages] == [2_000, 2_000, 6_000, 30_000]
+    assert schedule.steps == 40_000
+    assert schedule.growth_steps == (2_000, 4_000, 10_000)
+
+
+def test_stages_round_to_whole_steps_half_up() -> None:
+    assert Schedule.over(10, (1, 2, 4), (0.25, 0.5, 1)).growth_steps == (3, 5)
+    assert Schedule.over(9, (1, 2), (0.25, 1)).growth_steps == (2,)
+    assert Schedule.over(11, (1, 2), (0.25, 1)).growth_steps == (3,)
+
+
+def test_one_stage_is_the_whole_run() -> None:
+    schedule = Schedule.over(7, (12,), (1,))
+    assert schedule.stages == (Stage(12, 0, 7),)
+    assert schedule.growth_steps == ()
+    assert [schedule.index(step) for step in range(8)] == [0] * 8
+
+
+def test_every_step_belongs_to_the_stage_whose_span_holds_it() -> None:
+    schedule = Schedule.over(20, LAYERS, (0.1, 0.2, 0.5, 1))
+    assert [schedule.index(step) for step in range(20)] == [0] * 2 + [1] * 2 + [2] * 6 + [3] * 10
+    for step in range(20):
+        stage = schedule.at(step)
+        assert stage.first_step <= step < stage.end_step
+
+
+def test_end_of_the_run_belongs_to_the_last_stage() -> None:
+    schedule = Schedule.over(20, LAYERS, (0.1, 0.2, 0.5, 1))
+    assert schedule.index(20) == 3
+    assert schedule.at(20).layers == 12
+
+
+def test_stages_are_numbered_from_one_by_their_layers() -> None:
+    schedule = Schedule.over(100, LAYERS, ENDS)
+    assert [schedule.number(layers) for layers in LAYERS] == [1, 2, 3, 4]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=8, unique=True), st.integers(0, 50_000))
+def test_stages_cover_the_run_without_gaps_and_end_where_asked(parts: list[int], more: int) -> None:
+    cumulative = [sum(parts[: i + 1]) for i in range(len(parts))]
+    ends = [part / cumulative[-1] for part in cumulative]
+    steps = cumulative[-1] + more  # every part of at least 1 gets a step
+    schedule = Schedule.over(steps, range(1, len(parts) + 1), ends)
+    spans = [(stage.first_step, stage.end_step) for stage in schedule.stages]
+    assert spans[0][0] == 0
+    assert spans[-1][1] == schedule.steps == steps
+    assert all(end == first for (_, end), (first, _) in pairwise(spans))
+    assert all(stage.steps > 0 for stage in schedule.stages)
+    for (_, end), part in zip(spans, cumulative, strict=True):
+        assert abs(end - Fraction(part * steps, cumulative[-1])) <= Fraction(1, 2) + Fraction(1, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("layers", "ends"), [(LAYERS, ENDS), ([12], [1]), ([1, 12], [0.8, 1.0]), ((3, 6, 12), (0.125, 0.175, 1))]
+)
+def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> None:
+    assert problems(layers, ends) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "ends", "found"),
+    [
+        (
+            [],
+            [1.0],
+            [
+                "schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]",
+                "schedule.ends has 1 values and schedule.layers 0: give one for each stage",
+            ],
+        ),
+        ([0, 3], [0.5, 1], [NOT_RISING + "[0, 3]"]),
+        ([-1], [1], [NOT_RISING + "[-1]"]),
+        ([3, 1], [0.5, 1], [NOT_RISING + "[3, 1]"]),
+        ((3, 3), [0.5, 1], [NOT_RISING + "[3, 3]"]),
+        ([1, 3], [1], ["schedule.ends has 1 values and schedule.layers 2: give one for each stage"]),
+        ([1], [0.5, 1], ["schedule.ends has 2 values and schedule.layers 1: give one for each stage"]),
+        ([1, 3], [0.5, 0.9], [BAD_ENDS + "[0.5, 0.9]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3], [0.5, 1.5], [BAD_ENDS + "[0.5, 1.5]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3], [0.0, 1], [BAD_ENDS + "[0.0, 1]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3], [-0.5, 1], [BAD_ENDS + "[-0.5, 1]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3, 6], [0.5, 0.5, 1], [BAD_ENDS + "[0.5, 0.5, 1]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3, 6], (0.5, 0.25, 1), [BAD_ENDS + "[0.5, 0.25, 1]; for example [0.05,0.1,0.25,1]"]),
+        (
+            [1],
+            [],
+            [
+                "schedule.ends has 0 values and schedule.layers 1: give one for each stage",
+                BAD_ENDS + "[]; for example [0.05,0.1,0.25,1]",
+            ],
+        ),
+        (
+            [6, 3],
+            [0.5, 0.25, 0.75],
+            [
+                NOT_RISING + "[6, 3]",
+                "schedule.ends has 3 values and schedule.layers 2: give one for each stage",
+                BAD_ENDS + "[0.5, 0.25, 0.75]; for example [0.05,0.1,0.25,1]",
+            ],
+        ),
+    ],
+)
+def test_every_problem_is_named_at_once(layers: list[int], ends: list[float], found: list[str]) -> None:
+    assert problems(layers, ends) == found
+    with pytest.raises(ValueError, match=f"^{re.escape('; '.join(found))}$"):
+        Schedule.over(1000, layers, ends)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ends", "stage", "layers"),
+    [
+        (9, ENDS, 1, 1),  # 0.45 steps
+        (14, ENDS, 2, 3),  # both ends round to 1
+        (5, (0.5, 0.9, 0.95, 1.0), 3, 6),  # 4.5 and 4.75 round to 5
+        (3, (0.3, 0.6, 0.9, 1.0), 4, 12),
+        (0, ENDS, 1, 1),
+    ],
+)
+def test_stage_without_a_step_is_refused(steps: int, ends: tuple[float, ...], stage: int, layers: int) -> None:
+    message = (
+        f"stage {stage} of 4 ({layers} layers) would have no step in a run of {steps}: "
+        "give a larger budget or later schedule.ends"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Schedule.over(steps, LAYERS, ends)
+
+
+def test_shortest_apollo_run_has_fifteen_steps() -> None:
+    assert [stage.steps for stage in Schedule.over(15, LAYERS, ENDS).stages] == [1, 1, 2, 11]
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps"), [(ENDS, 20), ((1.0,), 1), ((0.25, 0.5, 1), 4), ((0.125, 0.175, 1), 20), ((0.8, 1), 5)]
+)
+def test_enough_steps_give_the_shortest_stage_one(ends: tuple[float, ...], steps: int) -> None:
+    assert steps <= enough_steps(ends) <= steps + 1  # a share such as 1 - 0.8 is a little less than 0.2 in floats
+
+
+@settings(deadline=None)
+@given(st.sampled_from([8, 10, 40, 100, 1000]), st.data())
+def test_every_run_of_enough_steps_gives_every_stage_a_step(parts: int, data: st.DataObject) -> None:
+    inner = data.draw(st.lists(st.integers(1, parts - 1), max_size=6, unique=True))
+    ends = [part / parts for part in (*sorted(inner), parts)]
+    enough = enough_steps(ends)
+    for steps in range(enough, enough + 50):
+        schedule = Schedule.over(steps, range(1, len(ends) + 1), ends)
+        assert all(stage.steps > 0 for stage in schedule.stages)

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.build import build
+from apollo_cli.models.flops import forward_flops, training_bytes, training_flops
+from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.transformer import Batch
+
+SIZES = [  # vocabulary, hidden, heads, ffn; rows, seq_len; stored, depth; predictions
+    (31, 16, 2, 64, 2, 8, 1, 1, 3),
+    (31, 16, 4, 64, 2, 8, 1, 12, 3),
+    (31, 16, 1, 64, 1, 8, 3, 3, 1),
+    (97, 24, 3, 50, 3, 11, 3, 8, 30),
+    (1000, 32, 4, 128, 2, 16, 2, 5, 7),
+    (50, 48, 2, 96, 1, 33, 6, 12, 33),
+    (64, 64, 8, 256, 4, 2, 4, 4, 2),
+    (513, 40, 5, 17, 5, 1, 3, 7, 5),
+]
+each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("vocabulary", "hidden", "heads", "ffn", "rows", "seq_len", "stored", "depth", "predictions"), SIZES
+)
+def test_formula_equals_torchs_own_count_to_the_last_digit(
+    kind: Kind,
+    vocabulary: int,
+    hidden: int,
+    heads: int,
+    ffn: int,
+    rows: int,
+    seq_len: int,
+    stored: int,
+    depth: int,
+    predictions: int,
+) -> None:
+    shape = Shape(kind, vocabulary, seq_len, hidden, heads, ffn, layers=12)
+    model = build(shape, stored)
+    tokens = torch.randint(vocabulary, (rows, seq_len))
+    positions = torch.randperm(rows * seq_len)[:predictions]
+    batch = Batch(tokens, positions, tokens.flatten()[positions])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        loss = model.loss(batch, layer_map("nearest", stored, depth))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        loss.backward()
+    counted = forward.get_total_flops()
+    assert forward_flops(shape, rows, seq_len, depth, predictions) == counted
+    assert training_flops(shape, rows, seq_len, depth, predictions) == counted + backward.get_total_flops()
+
+
+def test_bert_by_hand() -> None:
+    shape = Shape("bert", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+    layer = (
+        4 * 2 * 16 * 16 * 16  # Q, K, V, O: 16 tokens, 16 -> 16
+        + 2 * 2 * 16 * 16 * 64  # feed-forward: 16 tokens, 16 -> 64 -> 16
+        + 2 * 2 * (2 * 2) * 8 * 8 * 8  # scores and values: 2 rows x 2 heads of (8, 8) by (8, 8)
+    )
+    assert layer == 106_496
+    head = 4 * (2 * 16 * 16 + 2 * 16 * 100)
+    assert forward_flops(shape, rows=2, seq_len=8, depth=3, predictions=4) == 3 * layer + head == 334_336
+    assert training_flops(shape, rows=2, seq_len=8, depth=3, predictions=4) == 1_003_008
+
+
+def test_gpt_by_hand() -> None:
+    shape = Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+    decoder = 14 * 2 * 16 * 100
+    assert forward_flops(shape, rows=2, seq_len=8, depth=3, predictions=14) == 319_488 + decoder == 364_288
+    assert training_flops(shape, rows=2, seq_len=8, depth=3, predictions=14) == 1_092_864
+
+
+@each_kind
+def test_heads_and_stored_layers_do_not_change_the_cost(kind: Kind) -> None:
+    costs = {
+        forward_flops(Shape(kind, 100, 8, 16, heads, 64, layers), 2, 8, 3, 4)
+        for heads in (1, 4)
+        for layers in (3, 12)
+    }
+    assert len(costs) == 1
+
+
+@each_kind
+def test_counts_beyond_64_bits_stay_exact(kind: Kind) -> None:
+    shape = Shape(kind, 100, 10**6, 10**6, 1, 4 * 10**6, 1)
+    per_token = 8 * 10**12 + 16 * 10**12 + 4 * 10**12
+    assert forward_flops(shape, 10**3, 10**6, 10**3, 0) == per_token * 10**12
+
+
+def test_estimated_memory_by_hand() -> None:
+    shape = Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+    # 16 bytes a parameter; 2 x 8 tokens, 6 layers, 11 x 16 + 2 x 64 numbers of 4 bytes; 3 x 4 x 14 x 100
+    assert training_bytes(shape, 1000, 2, 8, 14, 4) == 16_000 + 16 * 6 * 304 * 4 + 16_800 == 149_536
+    assert training_bytes(shape, 1000, 2, 8, 14, 2) == 149_536 - 16 * 6 * 304 * 2

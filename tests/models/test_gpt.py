@@ -1,0 +1,77 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from apollo_cli.models.gpt import Gpt
+from apollo_cli.models.shape import Shape
+
+SHAPE = Shape("gpt", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
+
+
+@pytest.fixture
+def model() -> Gpt:
+    torch.manual_seed(0)
+    gpt = Gpt(SHAPE, 3)
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return gpt
+
+
+@pytest.mark.parametrize("changed", [0, 1, 5, 9])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "with mask"])
+def test_later_token_does_not_change_earlier_logits(model: Gpt, changed: int, masked: bool) -> None:
+    tokens = torch.arange(20).view(2, 10)
+    other = tokens.clone()
+    other[:, changed] = 30
+    seen = torch.ones_like(tokens, dtype=torch.bool) if masked else None
+    before, after = (model.logits(ids, (0, 0, 1, 2), seen) for ids in (tokens, other))
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-6)
+    assert ((before - after)[:, changed:].abs().amax(dim=2) > 1e-4).all()
+
+
+def test_loss_at_a_position_has_no_gradient_for_later_tokens(model: Gpt) -> None:
+    embedded = model.embed(torch.arange(10)[None]).detach().requires_grad_()
+    hidden = embedded
+    for block in model.blocks:
+        hidden = block(hidden)
+    hidden[0, 4].square().sum().backward()
+    assert (embedded.grad[0, :5].abs().amax(dim=1) > 0).all()
+    assert (embedded.grad[0, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("target", [2, 12, 48])
+@pytest.mark.parametrize("stored", [1, 3])
+def test_projections_into_the_residual_stream_begin_smaller_by_the_target_depth(target: int, stored: int) -> None:
+    torch.manual_seed(0)
+    model = Gpt(Shape("gpt", vocabulary=50, positions=8, hidden=64, heads=4, ffn=256, layers=target), stored)
+    for block in model.blocks:
+        for scaled in (block.attention_out.weight, block.ffn_out.weight):
+            expected = 0.02 / (2 * target) ** 0.5
+            assert scaled.std().item() == pytest.approx(expected, rel=4 / (2 * scaled.numel()) ** 0.5)
+        for plain in (block.qkv.weight, block.ffn_in.weight):
+            assert plain.std().item() == pytest.approx(0.02, rel=4 / (2 * plain.numel()) ** 0.5)
+
+
+def test_residual_stream_is_normed_only_on_its_way_into_a_part(model: Gpt) -> None:
+    with torch.no_grad():
+        for block in model.blocks:
+            for projection in (block.attention_out, block.ffn_out):
+                projection.weight.zero_()
+                projection.bias.zero_()
+    tokens = torch.arange(10)[None]
+    assert torch.equal(model.trunk(tokens, range(3)), model.embed(tokens))
+
+
+def test_embeddings_are_tokens_and_positions(model: Gpt) -> None:
+    tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    for row, ids in enumerate(tokens.tolist()):
+        for place, token in enumerate(ids):
+            expected = model.tokens.weight[token] + model.positions.weight[place]
+            assert torch.equal(model.embed(tokens)[row, place], expected)
+
+
+def test_decoder_is_the_token_embedding_after_the_final_norm(model: Gpt) -> None:
+    hidden = torch.randn(5, 16)
+    normed = F.layer_norm(hidden, (16,), model.final_norm.weight, model.final_norm.bias, eps=1e-5)
+    torch.testing.assert_close(model.head(hidden), normed @ model.tokens.weight.T)

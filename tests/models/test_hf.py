@@ -1,0 +1,291 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from apollo_cli.errors import CheckpointError
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import load_model, save_model
+from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.transformer import LanguageModel
+
+AUTO: dict[Kind, Any] = {"bert": AutoModelForMaskedLM, "gpt": AutoModelForCausalLM}
+SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": {"bos_token_id": 4, "eos_token_id": 4}}
+SHAPES = [
+    Shape("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
+    Shape("bert", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+    Shape("gpt", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
+    Shape("gpt", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+]
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.hidden}")
+each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
+
+
+@torch.no_grad()
+def perturb(model: nn.Module) -> None:
+    """Noise on every parameter, biases and norms too, so that none could stand in for another."""
+    random = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+
+
+def make_model(shape: Shape, layers: int) -> LanguageModel:
+    model = build(shape, layers).eval()
+    perturb(model)
+    return model
+
+
+def make_tokens(vocabulary: int, length: int) -> Tensor:
+    return torch.randint(vocabulary, (4, length), generator=torch.Generator().manual_seed(1))
+
+
+def small(kind: Kind) -> Shape:
+    return next(shape for shape in SHAPES if shape.kind == kind)
+
+
+def exported(folder: Path, kind: Kind = "bert", layers: int = 2) -> Path:
+    save_model(make_model(small(kind), layers), folder, SPECIAL[kind])
+    return folder
+
+
+def rewrite(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@each_shape
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_export_loads_in_transformers_and_gives_the_same_logits(shape: Shape, layers: int, tmp_path: Path) -> None:
+    model = make_model(shape, layers)
+    save_model(model, tmp_path, SPECIAL[shape.kind])
+    theirs, loading = AUTO[shape.kind].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.num_parameters() == model.num_parameters()
+    assert theirs.config.num_hidden_layers == layers
+    theirs.eval()
+    tokens = make_tokens(shape.vocabulary, shape.positions)
+    ours = model.logits(tokens, range(layers))
+    assert ours.std() > 0.5  # nothing collapsed, so that the comparison means something
+    torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@each_shape
+@pytest.mark.parametrize("side", ["right", "left"])
+@torch.no_grad()
+def test_padded_batches_agree_with_transformers(shape: Shape, side: str, tmp_path: Path) -> None:
+    model = make_model(shape, 3)
+    save_model(model, tmp_path, SPECIAL[shape.kind])
+    theirs = AUTO[shape.kind].from_pretrained(tmp_path).eval()
+    tokens = make_tokens(shape.vocabulary, 10)
+    seen = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
+    if side == "left":
+        seen = seen.flip(1)
+    ours = model.logits(tokens, range(3), seen)
+    logits = theirs(tokens, attention_mask=seen.long(), position_ids=torch.arange(10)[None]).logits
+    torch.testing.assert_close(ours[seen], logits[seen], rtol=0, atol=1e-4)
+
+
+@each_kind
+@torch.no_grad()
+def test_losses_agree_with_transformers(kind: Kind, tmp_path: Path) -> None:
+    model = make_model(small(kind), 2)
+    save_model(model, tmp_path, SPECIAL[kind])
+    theirs = AUTO[kind].from_pretrained(tmp_path).eval()
+    tokens = make_tokens(61, 12)
+    logits = model.logits(tokens, range(2))
+    if kind == "gpt":
+        logits = logits[:, :-1]
+    targets = tokens if kind == "bert" else tokens[:, 1:]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, theirs(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path) -> None:
+    save_model(make_model(replace(small(kind), dropout=0.25), 2), tmp_path, SPECIAL[kind])
+    config = AUTO[kind].from_pretrained(tmp_path).config
+    assert all(getattr(config, name) == value for name, value in SPECIAL[kind].items())
+    names = {
+        "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        "gpt": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    }[kind]
+    assert [getattr(config, name) for name in names] == [0.25] * len(names)
+    assert load_model(tmp_path).shape.dropout == 0.25
+
+
+@each_kind
+def test_export_has_one_name_for_each_tensor_of_transformers(kind: Kind, tmp_path: Path) -> None:
+    exported(tmp_path, kind)
+    ours = load_file(tmp_path / "model.safetensors")
+    theirs = AUTO[kind].from_pretrained(tmp_path)
+    assert set(ours) == {name for name, _ in theirs.named_parameters()}  # tied ones under their first name
+    assert all(tensor.shape == theirs.get_parameter(name).shape for name, tensor in ours.items())
+
+
+@each_shape
+@torch.no_grad()
+def test_own_export_comes_back_bit_for_bit(shape: Shape, tmp_path: Path) -> None:
+    model = make_model(shape, 3)
+    save_model(model, tmp_path, SPECIAL[shape.kind])
+    loaded = load_model(tmp_path).eval()
+    assert loaded.shape == replace(shape, layers=3)
+    assert len(loaded.blocks) == 3
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    tokens = make_tokens(shape.vocabulary, shape.positions)
+    assert torch.equal(loaded.logits(tokens, range(3)), model.logits(tokens, range(3)))
+
+
+@each_kind
+def test_loaded_model_can_be_trained_and_saved_again(kind: Kind, tmp_path: Path) -> None:
+    loaded = load_model(exported(tmp_path, kind))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    again = tmp_path / "again"
+    again.mkdir()
+    save_model(loaded, again, SPECIAL[kind])
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@torch.no_grad()
+def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=56,
+        max_position_embeddings=16,
+    )
+    theirs = BertForMaskedLM(config).eval()
+    perturb(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path).eval()
+    assert ours.shape == Shape("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
+    tokens = make_tokens(50, 16)
+    torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [None, 56])
+@torch.no_grad()
+def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=3, n_inner=inner, n_positions=16)
+    theirs = GPT2LMHeadModel(config).eval()
+    perturb(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path).eval()
+    assert ours.shape == Shape("gpt", 50, 16, 24, 3, inner or 96, 3, dropout=0.1)
+    tokens = make_tokens(50, 16)
+    torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("bert", "hidden_act", "relu"),
+        ("bert", "layer_norm_eps", 0.1),
+        ("bert", "tie_word_embeddings", False),
+        ("gpt", "activation_function", "relu"),
+        ("gpt", "layer_norm_epsilon", 0.1),
+        ("gpt", "tie_word_embeddings", False),
+        ("gpt", "scale_attn_by_inverse_layer_idx", True),
+    ],
+)
+def test_model_that_ours_would_compute_otherwise_is_refused(
+    kind: Kind, option: str, value: object, tmp_path: Path
+) -> None:
+    theirs = AUTO[kind].from_pretrained(exported(tmp_path, kind), **{option: value})
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=option):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_missing_file_is_named(missing: str, tmp_path: Path) -> None:
+    (exported(tmp_path) / missing).unlink()
+    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model in transformers' format") as caught:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "config.json and model.safetensors" in str(caught.value)
+
+
+def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: not a BERT or GPT-2 model"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '"bert"', '{"model_type": "llama"}', '{"model_type": "bert"}']
+)
+def test_config_of_no_such_model_is_refused(text: str, tmp_path: Path) -> None:
+    (exported(tmp_path) / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model"):
+        load_model(tmp_path)
+
+
+@each_kind
+@pytest.mark.parametrize("kept", [0, 5, 500, 50_000])
+def test_cut_off_weights_are_refused(kind: Kind, kept: int, tmp_path: Path) -> None:
+    path = exported(tmp_path, kind) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bert", "bert.encoder.layer.1.attention.self.key.weight"),
+        ("bert", "cls.predictions.bias"),
+        ("gpt", "transformer.h.1.mlp.c_fc.bias"),
+        ("gpt", "transformer.wte.weight"),
+    ],
+)
+def test_missing_tensor_is_named(kind: Kind, name: str, tmp_path: Path) -> None:
+    rewrite(exported(tmp_path, kind), lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"model.safetensors: no tensor '?{name}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "size"),
+    [
+        ("bert", "bert.embeddings.word_embeddings.weight", (60, 32)),
+        ("bert", "bert.encoder.layer.1.attention.output.dense.weight", (32, 16)),
+        ("bert", "bert.encoder.layer.1.attention.self.query.weight", (16, 32)),
+        ("bert", "bert.encoder.layer.1.attention.self.query.weight", (32, 16)),
+        ("bert", "bert.encoder.layer.1.attention.self.key.bias", (31,)),
+        ("gpt", "transformer.h.1.attn.c_attn.weight", (96, 32)),
+        ("gpt", "transformer.h.1.mlp.c_proj.weight", (32, 80)),
+        ("gpt", "transformer.ln_f.bias", (31,)),
+    ],
+)
+def test_tensor_of_a_wrong_shape_is_refused(kind: Kind, name: str, size: tuple[int, ...], tmp_path: Path) -> None:
+    rewrite(exported(tmp_path, kind), lambda tensors: tensors.update({name: torch.zeros(size)}))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is .*, config\.json says"):
+        load_model(tmp_path)
+
+
+@each_kind
+def test_config_of_another_size_than_the_weights_is_refused(kind: Kind, tmp_path: Path) -> None:
+    path = exported(tmp_path, kind) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"vocab_size": 77}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"is \(61,.*, config\.json says \(77,"):
+        load_model(tmp_path)

@@ -1,0 +1,251 @@
+"""What holds for BERT and GPT alike."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.build import build, num_parameters
+from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.transformer import Batch, LanguageModel
+
+BERT = Shape("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
+GPT = replace(BERT, kind="gpt")
+each_shape = pytest.mark.parametrize("shape", [BERT, GPT], ids=lambda shape: shape.kind)
+
+
+def make_model(shape: Shape, layers: int) -> LanguageModel:
+    """A model none of whose parameters is at a round value."""
+    torch.manual_seed(0)
+    model = build(shape, layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def make_batch(shape: Shape, rows: int = 3, length: int = 10) -> Batch:
+    random = torch.Generator().manual_seed(1)
+    tokens, targets = (torch.randint(shape.vocabulary, (rows, length), generator=random) for _ in range(2))
+    positions = torch.tensor([0, 4, 9, 13, 29])
+    return Batch(tokens, positions, targets.flatten()[positions])
+
+
+def unshared(model: LanguageModel, indices: tuple[int, ...]) -> LanguageModel:
+    """A model that stores a copy of a layer for each of its uses."""
+    copy = build(model.shape, len(indices)).to(model.tokens.weight.dtype)
+    copy.load_state_dict(model.state_dict(), strict=False)
+    for block, i in zip(copy.blocks, indices, strict=True):
+        block.load_state_dict(model.blocks[i].state_dict())
+    return copy
+
+
+@each_shape
+@pytest.mark.parametrize("indices", [(0,), (0, 0, 1), (0, 1, 2, 1, 2), layer_map("nearest", 3, 8)])
+def test_shared_layers_compute_what_copies_of_them_compute(shape: Shape, indices: tuple[int, ...]) -> None:
+    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+    copy = unshared(model, indices)
+    assert torch.equal(model.logits(tokens, indices), copy.logits(tokens, range(len(indices))))
+
+
+@each_shape
+@pytest.mark.parametrize("indices", [(0, 1, 2), (0, 0, 1, 2), layer_map("nearest", 3, 8), (0, 1, 2, 1, 2)])
+def test_shared_layer_gets_the_sum_of_gradients_over_its_uses(shape: Shape, indices: tuple[int, ...]) -> None:
+    model, batch = make_model(shape, 3).double(), make_batch(shape)
+    copy = unshared(model, indices)
+    model.loss(batch, indices).backward()
+    copy.loss(batch, range(len(indices))).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks."):
+            _, i, leaf = name.split(".", 2)
+            uses = [j for j, source in enumerate(indices) if source == int(i)]
+            expected = sum(copy.get_parameter(f"blocks.{j}.{leaf}").grad for j in uses)
+        else:
+            expected = copy.get_parameter(name).grad
+        assert parameter.grad.abs().max() > 1e-12, name
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-14)
+
+
+@each_shape
+def test_layer_outside_the_map_gets_no_gradient(shape: Shape) -> None:
+    model = make_model(shape, 3)
+    model.loss(make_batch(shape), (0, 2)).backward()
+    assert all(parameter.grad is None for parameter in model.blocks[1].parameters())
+    assert all(parameter.grad is not None for parameter in model.blocks[2].parameters())
+
+
+@each_shape
+def test_logical_layers_run_in_the_order_of_the_map(shape: Shape) -> None:
+    model, tokens = make_model(shape, 2), make_batch(shape).tokens
+    assert not torch.allclose(model.logits(tokens, (0, 1)), model.logits(tokens, (1, 0)), atol=1e-3)
+
+
+@each_shape
+def test_loss_is_the_mean_cross_entropy_at_the_positions_by_hand(shape: Shape) -> None:
+    model, batch = make_model(shape, 3), make_batch(shape)
+    logits = model.logits(batch.tokens, (0, 0, 1, 2)).detach().double().numpy()
+    losses = []
+    for position, target in zip(batch.positions.tolist(), batch.targets.tolist(), strict=True):
+        scores = logits[position // 10, position % 10]
+        losses.append(np.log(np.exp(scores).sum()) - scores[target])
+    assert model.loss(batch, (0, 0, 1, 2)).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@each_shape
+def test_untrained_loss_is_near_that_of_a_uniform_guess(shape: Shape) -> None:
+    torch.manual_seed(0)
+    loss = build(shape, 3).loss(make_batch(shape), range(3)).item()
+    assert loss == pytest.approx(np.log(shape.vocabulary), abs=0.1)
+
+
+@each_shape
+@pytest.mark.parametrize("padded", [slice(7, None), slice(0, 3), slice(4, 6)], ids=["right", "left", "middle"])
+def test_padding_does_not_change_the_logits_of_real_tokens(shape: Shape, padded: slice) -> None:
+    model, tokens = make_model(shape, 3).eval(), make_batch(shape).tokens
+    seen = torch.ones_like(tokens, dtype=torch.bool)
+    seen[1, padded] = False
+    other = torch.where(seen, tokens, (tokens + 7) % shape.vocabulary)
+    logits, changed = (model.logits(ids, range(3), seen) for ids in (tokens, other))
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[seen], changed[seen], rtol=0, atol=1e-6)
+    unmasked = model.logits(tokens, range(3))
+    torch.testing.assert_close(logits[[0, 2]], unmasked[[0, 2]], rtol=0, atol=1e-5)
+
+
+@each_shape
+def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
+    model, tokens = make_model(shape, 3).eval(), make_batch(shape).tokens
+    seen = torch.ones_like(tokens, dtype=torch.bool)
+    seen[:, 6:] = False
+    padded, alone = model.logits(tokens, range(3), seen), model.logits(tokens[:, :6], range(3))
+    torch.testing.assert_close(padded[:, :6], alone, rtol=0, atol=1e-5)
+
+
+@each_shape
+def test_mask_that_hides_nothing_changes_nothing(shape: Shape) -> None:
+    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+    seen = torch.ones_like(tokens, dtype=torch.bool)
+    torch.testing.assert_close(model.logits(tokens, range(3), seen), model.logits(tokens, range(3)))
+
+
+@each_shape
+def test_rows_of_a_batch_do_not_see_each_other(shape: Shape) -> None:
+    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+    together = model.logits(tokens, range(3))
+    for row, expected in zip(tokens, together, strict=True):
+        torch.testing.assert_close(model.logits(row[None], range(3))[0], expected, rtol=0, atol=1e-5)
+
+
+@each_shape
+def test_dropout_acts_in_training_only(shape: Shape) -> None:
+    model, tokens = make_model(replace(shape, dropout=0.3), 3), make_batch(shape).tokens
+    plain = build(shape, 3)
+    plain.load_state_dict(model.state_dict())
+    expected = plain.logits(tokens, range(3))
+    model.train()
+    first, second = model.logits(tokens, range(3)), model.logits(tokens, range(3))
+    assert not torch.allclose(first, second, atol=1e-2)
+    assert not torch.allclose(first, expected, atol=1e-2)
+    model.eval()
+    assert torch.equal(model.logits(tokens, range(3)), expected)
+    model.train()
+    assert torch.equal(plain.train().logits(tokens, range(3)), expected)
+
+
+@each_shape
+def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    dropout, attention = nn.functional.dropout, nn.functional.scaled_dot_product_attention
+
+    def spy_dropout(hidden: Tensor, p: float, training: bool = True) -> Tensor:
+        seen.append(p if training else 0.0)
+        return dropout(hidden, p, training)
+
+    def spy_attention(*args: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
+        seen.append(dropout_p)
+        return attention(*args, dropout_p=dropout_p, is_causal=is_causal)
+
+    monkeypatch.setattr(nn.functional, "dropout", spy_dropout)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy_attention)
+    model, tokens = make_model(replace(shape, dropout=0.3), 2), make_batch(shape).tokens
+    model.train().logits(tokens, (0, 1))
+    assert seen == [0.3] * 7
+    seen.clear()
+    model.eval().logits(tokens, (0, 1))
+    assert seen == [0.0] * 7
+
+
+@each_shape
+def test_weights_begin_at_the_published_spread(shape: Shape) -> None:
+    torch.manual_seed(0)
+    model = build(replace(shape, hidden=64, ffn=256, vocabulary=500, positions=64), 4)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif shape.kind == "bert" or not name.endswith(("attention_out.weight", "ffn_out.weight")):
+            tolerance = 4 * 0.02 / (2 * parameter.numel()) ** 0.5  # four standard errors
+            assert parameter.std().item() == pytest.approx(0.02, abs=tolerance), name
+            assert parameter.mean().item() == pytest.approx(0, abs=4 * 0.02 / parameter.numel() ** 0.5), name
+
+
+@each_shape
+def test_initial_weights_follow_the_seed(shape: Shape) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(build(shape, 2).tokens.weight)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@each_shape
+def test_layers_of_a_fresh_model_differ(shape: Shape) -> None:
+    first, second = build(shape, 2).blocks
+    assert not torch.equal(first.qkv.weight, second.qkv.weight)
+
+
+@each_shape
+def test_new_block_fits_among_the_others(shape: Shape) -> None:
+    model, tokens = make_model(shape, 2), make_batch(shape).tokens
+    expected = model.logits(tokens, (0, 1))
+    block = model.new_block()
+    block.load_state_dict(model.blocks[1].state_dict())
+    model.blocks[1] = block
+    assert torch.equal(model.logits(tokens, (0, 1)), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [  # counted by transformers: BertForMaskedLM of bert-base-uncased, GPT2LMHeadModel of gpt2 and gpt2-medium
+        (Shape("bert", 30522, 512, 768, 12, 3072, 12), 109_514_298),
+        (Shape("gpt", 50257, 1024, 768, 12, 3072, 12), 124_439_808),
+        (Shape("gpt", 50257, 1024, 1024, 16, 4096, 24), 354_823_168),
+    ],
+)
+def test_published_models_have_their_published_size(shape: Shape, parameters: int) -> None:
+    assert num_parameters(shape, shape.layers) == parameters
+
+
+@each_shape
+@pytest.mark.parametrize("layers", [1, 3, 6])
+def test_parameters_are_counted_by_stored_layers(shape: Shape, layers: int) -> None:
+    model = build(shape, layers)
+    assert len(model.blocks) == layers
+    assert num_parameters(shape, layers) == model.num_parameters()
+    assert model.num_parameters() == sum(tensor.numel() for tensor in model.state_dict().values())
+    # Q K V and O 4 h^2 + 4 h, feed-forward 2 h f + f + h, two norms 4 h
+    block = 4 * 16**2 + 4 * 16 + 2 * 16 * 40 + 40 + 16 + 4 * 16
+    assert num_parameters(shape, layers) - num_parameters(shape, 1) == (layers - 1) * block
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_batch_moves_as_a_whole(kind: Kind) -> None:
+    moved = make_batch(replace(BERT, kind=kind)).to(torch.device("meta"))
+    assert {t.device.type for t in (moved.tokens, moved.positions, moved.targets)} == {"meta"}
