@@ -33,6 +33,8 @@ _PATTERNS = {
 }
 
 Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=10_000_000)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 List = Field(strict=False)  # YAML has lists, we keep tuples
 
@@ -48,7 +50,7 @@ class Run(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     name: Annotated[str, BeforeValidator(_text), Field(pattern=r"^\w[\w.+=-]*$")]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
     plan: bool
@@ -59,10 +61,10 @@ class Model(Section):
     """`model` and `size`: what is trained."""
 
     kind: Kind
-    layers: Whole
-    hidden: Whole
-    heads: Whole
-    ffn: Whole
+    layers: Annotated[Size, Field(le=10_000)]
+    hidden: Annotated[Size, Field(le=1_000_000)]
+    heads: Size
+    ffn: Size
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -94,16 +96,16 @@ class Lvps(Sampler):
 
     kind: Literal["lvps"]
     k: Annotated[float, Field(ge=0)]
-    lower: Annotated[float, Field(gt=0, le=1)]
-    overshoot: Annotated[float, Field(gt=0)]
+    lower: Annotated[float, Field(ge=0.01, le=1)]
+    overshoot: Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Edge(Sampler):
     """sampler=edge."""
 
     kind: Literal["edge"]
-    lower: Annotated[float, Field(gt=0, le=1)]
-    overshoot: Annotated[float, Field(gt=0)]
+    lower: Annotated[float, Field(ge=0.01, le=1)]
+    overshoot: Annotated[float, Field(ge=0.01, le=100)]
     steepness: Annotated[float, Field(gt=0)]
 
 
@@ -158,8 +160,8 @@ class Data(Section):
     """`data`: the corpus, its tokenizer, its rows."""
 
     kind: str
-    seq_len: Annotated[int, Field(ge=4)]
-    vocab_size: Whole
+    seq_len: Annotated[Size, Field(ge=4)]
+    vocab_size: Size
     tokenizer: str
     validation: Annotated[float, Field(gt=0, lt=1)]
     cache_dir: str | None
@@ -200,7 +202,7 @@ class Optim(Section):
     decay: Annotated[float, Field(gt=0, le=1)]
     final_lr: Share
     at_growth: Literal["continue", "rewarm"]
-    betas: Annotated[tuple[float, float], List]
+    betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip: Annotated[float, Field(ge=0)]
@@ -361,6 +363,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
         return f"{key}: missing"
     if detail["type"] == "string_pattern_mismatch":
         return f"{key}={detail['input']}: {_PATTERNS[key]}"
+    if detail["type"] == "tuple_type":
+        return f"{key}={detail['input']}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
     hint = ""
     if detail["type"] == "literal_error":
@@ -380,7 +384,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     model, schedule, budget, batch = (sections[s] for s in ("model", "schedule", "budget", "batch"))
     data, optim = sections["data"], sections["optim"]
     if model and model.hidden % model.heads:
-        fitting = [h for h in range(1, model.hidden + 1) if model.hidden % h == 0]
+        fitting = [h for h in range(1, min(model.hidden, 1024) + 1) if model.hidden % h == 0]
         near = min(fitting, key=lambda h: abs(h - model.heads))
         found.append(
             f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
@@ -392,6 +396,8 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
             f"schedule.layers={list(schedule.layers)} ends at {schedule.layers[-1]} layers and model.layers is "
             f"{model.layers}: the last stage must store the whole model"
         )
+    if sections["run"] and sections["run"].resume is not None:
+        found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
     if budget:
         chosen = [key for key, value in budget if value is not None]
         if len(chosen) != 1:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -33,7 +32,6 @@ class CommandLine:
     Attributes:
         flags: Hydra's, such as --cfg job.
         overrides: all others.
-        multirun: whether -m is among the flags.
     """
 
     flags: list[str] = field(default_factory=list)
@@ -43,6 +41,12 @@ class CommandLine:
     def multirun(self) -> bool:
         """Whether this is a sweep."""
         return "-m" in self.flags or "--multirun" in self.flags
+
+    @property
+    def brings_configs(self) -> bool:
+        """Whether Hydra is to read configs that are not ours, or to complete a word for a shell."""
+        flags = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--shell-completion", "-sc"}
+        return not flags.isdisjoint(self.flags) or any("hydra.searchpath" in word for word in self.overrides)
 
     @property
     def runs(self) -> bool:
@@ -63,37 +67,46 @@ class CommandLine:
         return line
 
 
-def check(line: CommandLine) -> None:
-    """Refuses overrides that cannot mean anything, and drops the default budget where one is typed.
+def prepare(line: CommandLine) -> None:
+    """Refuses overrides that cannot mean anything, and writes into `line` what a user leaves unsaid.
 
-    A sweep is checked by name only: a cell with a bad value fails alone, the others run.
+    That is: a budget that is typed replaces the default one, and +GROUP=OPTION means GROUP=OPTION. A swept value
+    is not checked here: a cell with a bad one fails alone, the others run.
 
     Raises:
         ConfigError: with every problem.
     """
+    if line.brings_configs:
+        return  # of its own; Hydra knows them, we do not
     problems: list[str] = []
-    line.overrides = [word for word in line.overrides if word != "experiment=null"]  # the default; Hydra refuses it
-    parsed = list(_parse(line.overrides, problems))
     known_groups = groups()
+    line.overrides = [_plainly(word, known_groups) for word in line.overrides if word != "experiment=null"]
+    parsed = list(_parse(line.overrides, problems))
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if swept and not line.multirun:
+        problems.append(f"{swept[0].input_line}: several values are a sweep; add -m, or quote a value with a comma")
     chosen = [o for o in parsed if _is_group(o, known_groups)]
     valid = [o for o in chosen if not _group_problems(o, known_groups, problems)]
-    keys = _known_keys(valid)
     values = [o for o in parsed if o not in chosen]
+    keys = _known_keys(valid)
     valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
-    line.overrides += [o.input_line for o in _budget_overrides(values) if o.input_line]
-    valid += _budget_overrides(values)
-    if not any(o.is_sweep_override() for o in valid):
-        try:
-            parse(compose_values([o.input_line or "" for o in valid]))
-        except ConfigError as error:
-            problems += error.problems
-        except (HydraException, OmegaConfBaseException) as error:
-            problems.append(str(error).strip().splitlines()[0])
-    elif not line.multirun:
-        swept = next(o.input_line for o in valid if o.is_sweep_override())
-        problems.append(f"{swept}: several values are a sweep; add -m, or quote the value if it holds a comma")
+    budget = _budget_overrides(values)
+    line.overrides += [o.input_line for o in budget if o.input_line]
+    fixed = [o for o in [*valid, *budget] if not o.is_sweep_override()]
+    try:
+        parse(compose_values([o.input_line or "" for o in fixed]))
+    except ConfigError as error:
+        typed = tuple(f"{o.key_or_group}=" for o in fixed)
+        problems += [p for p in error.problems if not swept or p.startswith(typed)]
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(str(error).strip().splitlines()[0])
     if problems:
         raise ConfigError(problems)
+
+
+def _plainly(word: str, known: dict[str, dict[str, str]]) -> str:
+    """Without the plus of +experiment=NAME: the groups are all in the defaults."""
+    return word.lstrip("+") if word.lstrip("+").partition("=")[0] in known else word
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -102,20 +115,13 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
-def sweep_folder(line: CommandLine) -> Path:
-    """Where Hydra puts the cells of this sweep."""
-    fixed = [o.input_line or "" for o in _parse(line.overrides, []) if not o.is_sweep_override()]
-    with initialize_config_module(CONF, version_base="1.3"):
-        return Path(compose("config", fixed, return_hydra_config=True).hydra.sweep.dir)
-
-
 def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     """The run directory of `resume=`, and the sections typed beside it; None without `resume=`.
 
     Raises:
         ConfigError: something beside it could change the result.
     """
-    typed = [word for word in line.overrides if word.startswith("resume=") and word != "resume=null"]
+    typed = [w for w in line.overrides if w.lstrip("+").startswith("resume=") and not w.endswith("=null")]
     if not typed:
         return None
     folder = typed[-1].partition("=")[2].strip("'\"")  # taken as it is: a path may hold what Hydra cannot read
@@ -172,14 +178,12 @@ def _plain(value: Any) -> Any:
 
 
 def _known_keys(chosen: list[Override]) -> set[str]:
-    """Every key that the chosen options bring; of a swept group, those of any option."""
-    keys: set[str] = set()
+    """The keys of every cell: those of the chosen options; of a swept group, those that its options share."""
     single = [o.input_line or "" for o in chosen if not o.is_sweep_override()]
     swept = [o for o in chosen if isinstance(o.value(), ChoiceSweep)]
     variants = [f"{o.key_or_group}={_plain(v)}" for o in swept for v in o.value().list]  # type: ignore[union-attr]
-    for variant in variants or [""]:
-        keys |= set(_leaves("", compose_values([*single, *filter(None, [variant])])))
-    return keys
+    of_each = [set(_leaves("", compose_values([*single, variant]))) for variant in variants]
+    return set.intersection(*of_each) if of_each else set(_leaves("", compose_values(single)))
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[str]:
@@ -204,7 +208,7 @@ def _key_problems(
         if group != "experiment" and key in _leaves("", compose_values([f"{group}={option}"]))
     ]
     if homes:
-        problems.append(f"{key}: the {group} that is chosen has no such key; it belongs to {', '.join(homes)}")
+        problems.append(f"{key}: not every {group} that is chosen has this key; it belongs to {', '.join(homes)}")
     else:
         problems.append(f"{key}: no such key or group{closest(key, [*keys, *known])}")
     return True

@@ -2,11 +2,13 @@
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from apollo_cli import __version__
@@ -17,6 +19,9 @@ DONE, BUG, MENDABLE = 0, 1, 2
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
 
 
+cells: list[tuple[Path, int]] = []  # of this sweep: run directory and exit code
+
+
 def main() -> None:
     """The console command."""
     sys.exit(run(sys.argv[1:]))
@@ -25,14 +30,23 @@ def main() -> None:
 def run(words: list[str]) -> int:
     """Runs `apollo-train` with these words and returns its exit code."""
     os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us as they are
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(words)
     except SystemExit as stop:  # Hydra's way out, and a job's
         return int(stop.code or DONE)
     except KeyboardInterrupt:
-        return 130
+        print("apollo-train: stopped before training began; nothing was written", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         return report(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
 
 
 def _run(words: list[str]) -> int:
@@ -45,18 +59,19 @@ def _run(words: list[str]) -> int:
 
     from apollo_cli import overrides
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(["several processes (torchrun, srun) are not supported yet: start one"])
     line = overrides.CommandLine.sort(words)
     if line.runs and (asked := overrides.resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
-    overrides.check(line)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(["several processes (torchrun, srun) are not supported yet: start one"])
+    overrides.prepare(line)
     sys.argv[1:] = [*line.flags, *line.overrides]
+    cells.clear()
     _hydra_main()
     if line.multirun and line.runs:
         from apollo_cli.report.sweep import close_sweep
 
-        return close_sweep(overrides.sweep_folder(line))
+        return close_sweep(cells)
     return DONE
 
 
@@ -86,23 +101,27 @@ def _job(values: Any) -> None:
     from apollo_cli.training.interrupt import Interrupted
     from apollo_cli.training.run import train
 
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    raw: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    run_dir, alone = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.RUN
+    raw: dict[str, Any] = {}
+    if not alone:
         print(f"job {HydraConfig.get().job.num}: {' '.join(HydraConfig.get().overrides.task)}")
     try:
+        raw = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
         train(parse(raw), run_dir)
+        cells.append((run_dir, DONE))
     except Exception as error:
         code = report(error, run_dir)
-        if HydraConfig.get().mode == RunMode.RUN:
+        if alone or isinstance(error, Interrupted):
             _remove_if_empty(run_dir)
-            sys.exit(code)
-        if isinstance(error, Interrupted):
             sys.exit(code)
 
         from apollo_cli.report.sweep import record_failure
 
-        record_failure(run_dir, raw, str(error) or repr(error), code)
+        record_failure(run_dir, raw, str(error) or repr(error))
+        cells.append((run_dir, code))
+    except BaseException:
+        _remove_if_empty(run_dir)
+        raise
 
 
 def report(error: Exception, run_dir: Path | None = None) -> int:
@@ -116,8 +135,19 @@ def report(error: Exception, run_dir: Path | None = None) -> int:
     if isinstance(error, ApolloError):
         print(f"apollo-train: {error}", file=sys.stderr)
         return MENDABLE
+    if _is_of_the_command_line(error):
+        print(f"apollo-train: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return MENDABLE
     traceback.print_exception(error)
     return BUG
+
+
+def _is_of_the_command_line(error: Exception) -> bool:
+    """Whether Hydra could not compose what was typed, or not make the run directory."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, HydraException | OmegaConfBaseException | OSError)
 
 
 def _remove_if_empty(run_dir: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"compile": "maybe"}, ["compile=maybe", "auto"]),
         ({"plan": "maybe"}, ["plan=maybe", "boolean"]),
         ({"sampler.k": -1}, ["sampler.k=-1", "greater than or equal to 0"]),
-        ({"sampler.lower": 0}, ["sampler.lower=0", "greater than 0"]),
+        ({"sampler.lower": 0}, ["sampler.lower=0", "0.01"]),
         ({"expander.mode": "near"}, ["expander.mode=near", "nearest", "linear"]),
         ({"expander.moments": "drop"}, ["expander.moments=drop", "keep", "map", "reset"]),
         ({"model.dropout": 1}, ["model.dropout=1", "less than 1"]),

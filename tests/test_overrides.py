@@ -5,14 +5,14 @@ import pytest
 
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import page
-from apollo_cli.overrides import CommandLine, check, compose_values, resume_overrides
+from apollo_cli.overrides import CommandLine, compose_values, prepare, resume_overrides
 
 EXAMPLES = [line.split("apollo-train", 1)[1] for line in page().splitlines() if line.startswith("  apollo-train")]
 
 
 def checked(*words: str) -> CommandLine:
     line = CommandLine.sort(words)
-    check(line)
+    prepare(line)
     return line
 
 
@@ -94,7 +94,7 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),
         (
             "sampler=uniform sampler.k=2",
-            ["sampler.k", "the sampler that is chosen has no such key", "sampler=lvps"],
+            ["sampler.k", "not every sampler that is chosen has this key", "sampler=lvps"],
         ),
         ("expander=stack expander.mode=linear", ["expander.mode", "expander=interpolate"]),
         ("foo", ["foo: not understood", "KEY=VALUE"]),
@@ -155,10 +155,24 @@ def test_no_budget_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "not every model", "model=bert"]),
+        ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "not every sampler", "sampler=lvps"]),
+        ("-m seed=0,1 sampler.k=-1", ["sampler.k=-1"]),
+    ],
+)
+def test_a_sweep_in_which_every_cell_would_fail_is_refused(words: str, says: list[str]) -> None:
+    (problem,) = refused(*words.split())
+    for part in says:
+        assert part in problem
+
+
+@pytest.mark.parametrize(
     "words",
     [
-        "-m seed=0,1 model=bert,gpt model.mask_fraction=0.2",
-        "-m sampler=lvps,uniform sampler.k=2",
+        "-m seed=0,1 model=bert,gpt model.dropout=0.1",
+        "-m sampler=lvps,edge sampler.lower=0.5",
         "-m experiment=apollo_bert,scratch_bert seed=range(3)",
         "-m sampler=glob(*)",
         "-m sampler.k=1,-1",

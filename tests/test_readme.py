@@ -11,6 +11,7 @@ import yaml
 from apollo_cli.config import Config
 from apollo_cli.help import groups
 from apollo_cli.train import run
+from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import train
 
@@ -53,7 +54,7 @@ def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             train(config(), folder)
 
 

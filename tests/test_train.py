@@ -64,7 +64,8 @@ def test_a_run_leaves_every_file_of_the_contract(
     assert str(plan["flops"]) in out
     assert "grown 2 -> 4 layers" in out
     assert "Run completed" in out
-    assert (folder / "train.log").read_text().count("step ") == len(rows)
+    log = (folder / "train.log").read_text().splitlines()
+    assert len([line for line in log if line.startswith("step ")]) == len(rows)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -113,6 +114,15 @@ def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
         (["device=cuda:99"], ["cuda:99", "device=cpu"]),
         (["resume=nowhere"], ["nowhere", "config.yaml"]),
         (["batch.micro=3"], ["batch.micro=3", "batch.size=4"]),
+        (["+sampler=lvp"], ["sampler=lvp", "did you mean lvps?"]),
+        (["optim.betas=[0.9,1.0]"], ["optim.betas", "less than 1"]),
+        (["schedule.layers=12"], ["schedule.layers=12", "should be a list"]),
+        (["model.hidden=1e12"], ["model.hidden", "less than or equal to 1000000"]),
+        (["budget.steps=1e11"], ["micro-steps are more than a plan counts"]),
+        (["seed=${nope}"], ["nope"]),
+        (["-m", "sampler=lvps,uniform", "sampler.k=1"], ["sampler.k", "not every sampler", "sampler=lvps"]),
+        (["-m", "seed=0,1", "model.heads=3", "optim.lr=-1"], ["optim.lr=-1"]),
+        (["hydra.run.dir=/dev/null/x"], ["/dev/null"]),
         (["seed=abc", "smapler=lvps", "model.heads=3"], ["3 problems", "seed=abc", "sampler?", "model.heads=2"]),
     ],
 )
@@ -145,9 +155,9 @@ def test_a_sweep_survives_a_failing_cell_and_closes_with_a_table(
     ]
     assert statuses == ["failed", "failed", "completed", "completed"]
     captured = capsys.readouterr()
-    assert "job 0 failed" in captured.out
+    assert f"{tmp_path}/sweep/0 failed" in captured.out
     assert "sampler.k=-1" in captured.err
-    table = captured.out[captured.out.rindex("Sweep ") :]
+    table = captured.out[captured.out.rindex("Sweep of 4") :]
     assert len(re.findall(r"completed", table)) == 2
     assert "sampler.k" in table
     assert "seed" in table
@@ -166,6 +176,56 @@ def test_a_run_directory_is_not_used_twice(tiny: tuple[str, ...], tmp_path: Path
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert run(command) == 2
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_sweep_run_twice_leaves_the_first_as_it_was(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = ["-m", *tiny, "budget.steps=4", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert run(sweep) == 0
+    assert run(sweep) == 2
+    assert json.loads((tmp_path / "sweep" / "0" / "summary.json").read_text())["status"] == "completed"
+
+
+def test_somebody_elses_files_stay(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("mine")
+    for words in ((), ("data.files=[gone.txt]",)):
+        rest = [word for word in tiny if not (words and word.startswith("data.files="))]
+        assert run([*rest, *words, "hydra.run.dir=."]) == 2
+        assert "config.yaml" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "summary.json"])
+@pytest.mark.parametrize("content", ['{"a": [', "[]", "{}"])
+def test_a_damaged_run_directory_is_refused(
+    name: str, content: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 0
+    config = (tmp_path / "run" / "config.yaml").read_text().replace("plan: true", "plan: false")
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    (tmp_path / "run" / name).write_text(content)
+    code = run([f"resume={tmp_path}/run"])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    harmless = content == "{}" and name in ("summary.json", "plan.json")  # they are derived
+    assert code == (0 if harmless else 2)
+
+
+def test_a_plan_alone_is_not_resumed(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 0
+    assert run([f"resume={tmp_path}/run"]) == 2
+    assert "only a plan" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["resume=anywhere"]) == 2
+    assert run([]) == 2
 
 
 def test_run_directories_never_collide(

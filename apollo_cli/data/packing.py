@@ -90,7 +90,7 @@ def prepare(source: Source, recipe: Recipe, cache: Path, say: Say) -> Corpus:
                     raise
     except OSError as error:
         raise DataError(
-            f"the corpus cannot be built in {cache}: {error}. Free some space or set data.cache_dir"
+            f"the corpus cannot be built in {cache}: {error}. Set data.cache_dir to a folder with space"
         ) from error
     return _open(folder)
 

@@ -12,6 +12,7 @@ from apollo_cli.growth.randomness import Purpose, uniforms
 from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.growth.schedule import Schedule, Stage
 
+MOST_MICRO_STEPS = 50_000_000  # half a minute of counting; the paper's GPT-2 run has 12,800,000
 _DRAWS_AT_ONCE = 1 << 20  # bounds the memory of counting a long run
 
 
@@ -86,6 +87,13 @@ class Plan:
     growth_kind: str
     work: Work
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.micro_steps > MOST_MICRO_STEPS:
+            raise ValueError(
+                f"{self.micro_steps:,} micro-steps are more than a plan counts exactly ({MOST_MICRO_STEPS:,}): "
+                "give a smaller budget, or larger batches"
+            )
 
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step) and nothing else."""
@@ -175,8 +183,7 @@ def longest_within(
     low = enough_steps
     if (least := cost(plan_for(low))) > budget:
         raise ValueError(
-            f"a budget of {budget:.4g} does not pay for the {low} steps that give every stage one; they cost "
-            f"{least:.4g}"
+            f"a budget of {budget:.6g} is too small: {low} steps, which give every stage one, cost {least:.6g}"
         )
     high = 2 * low
     while cost(plan_for(high)) <= budget:

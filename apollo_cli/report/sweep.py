@@ -1,5 +1,6 @@
 """The end of a sweep: failed cells on record, a table of all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,38 @@ from apollo_cli.report.runs import RunFiles
 from apollo_cli.tracking.console import rich_console
 
 
-def record_failure(run_dir: Path, raw: dict[str, Any], error: str, exit_code: int) -> None:
-    """Leaves in the cell's directory what it was and why it failed."""
+def record_failure(run_dir: Path, raw: dict[str, Any], error: str) -> None:
+    """Leaves in the cell's directory what it was and why it failed; a run that is complete there stays as it is."""
+    before = RunFiles(run_dir).summary
+    if before["status"] == "completed":
+        return
     if not (run_dir / "config.yaml").exists():
         files.write_text(run_dir / "config.yaml", yaml.safe_dump(raw, sort_keys=False))
-    before = RunFiles(run_dir).summary
-    summary = before | {"status": "failed", "error": error, "exit_code": exit_code}
-    files.write_json(run_dir / "summary.json", summary)
+    files.write_json(run_dir / "summary.json", before | {"status": "failed", "error": error})
 
 
-def close_sweep(folder: Path) -> int:
-    """Prints the cells of a sweep and returns its exit code: the gravest of its cells."""
-    cells = [RunFiles(path) for path in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name))]
+def close_sweep(jobs: Sequence[tuple[Path, int]]) -> int:
+    """Prints the cells of a sweep, each with its exit code, and returns the gravest code."""
+    cells = [RunFiles(path) for path, _ in jobs]
     differing = _differing_keys(cells)
-    table = Table(title=f"Sweep {folder}", title_justify="left")
+    table = Table(title=f"Sweep of {len(jobs)}", title_justify="left")
     for name in ("job", *differing, "status", "validation loss", "FLOPs", "training seconds"):
         table.add_column(name)
-    for cell in cells:
+    for cell, (path, code) in zip(cells, jobs, strict=True):
         losses, totals = cell.summary.get("losses", {}), cell.summary.get("totals", {})
         table.add_row(
-            cell.folder.name,
+            path.name,
             *(str(cell.config[key]) for key in differing),
-            cell.summary["status"],
+            "failed" if code else cell.summary["status"],
             f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-",
             f"{totals['flops']:.3e}" if totals else "-",
             f"{totals['train_seconds']:.0f}" if totals else "-",
         )
     rich_console().print(table)
-    failed = [cell for cell in cells if cell.summary["status"] != "completed" and "exit_code" in cell.summary]
-    for cell in failed:
-        print(f"job {cell.folder.name} failed: {cell.summary['error']}")
-    codes = {cell.summary["exit_code"] for cell in failed}
+    for cell, (path, code) in zip(cells, jobs, strict=True):
+        if code:
+            print(f"{path} failed: {cell.summary.get('error', 'it holds another run')}")
+    codes = {code for _, code in jobs}
     return 1 if 1 in codes else max(codes, default=0)
 
 

@@ -55,12 +55,8 @@ class Console:
         """Begins the progress display: a live bar on a terminal, nothing more in a pipe."""
         self.plan = plan
         if self.out.is_terminal:
-            self.bar = Progress(
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}"),
-                console=self.out,
-                refresh_per_second=4,
-            )
+            columns = (BarColumn(bar_width=max(1, min(24, self.out.width - 90))), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=self.out, refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
 
@@ -91,17 +87,16 @@ class Console:
             return f"{head}  {when}: {_evaluation(row)}"
         if "eval/loss" in row:
             return f"{head}  evaluation: {_evaluation(row)}"
-        return f"{self._standing(row)}  lr {row['train/lr']:.2e}  norm {row['train/grad_norm']:.2f}"
+        return f"step {self._standing(row)} lr {row['train/lr']:.2e} norm {row['train/grad_norm']:.2f}"
 
     def _standing(self, row: dict[str, Any]) -> str:
         assert self.plan is not None
-        loss = "" if self.train_loss is None else f"  loss {self.train_loss:.4f}"
+        loss = "" if self.train_loss is None else f" loss {self.train_loss:.4f}"
         share = row["flops"] / self.plan.flops
         eta = duration(row["train_seconds"] * (1 - share) / share) if share else "?"
         return (
-            f"step {row['step']:>6}/{self.plan.steps}  stage {row['stage']}/{len(self.plan.stages)}  layers "
-            f"{row['layers']:>2}  depth {row['train/depth']:>2}{loss}  {row['flops']:.3e} FLOPs ({share:.0%})  "
-            f"ETA {eta}"
+            f"{row['step']:>5}/{self.plan.steps} stage {row['stage']}/{len(self.plan.stages)} "
+            f"layers {row['layers']:>2} depth {row['train/depth']:>2}{loss} {row['flops']:.2e} FLOPs ETA {eta}"
         )
 
     def _log(self, text: str) -> None:
@@ -113,38 +108,21 @@ class Console:
 
 
 def plan_table(plan: Plan, *, estimated: bool) -> Table:
-    """Stages, spans, parameters, memory, depths, FLOPs."""
-    title = f"Plan{' (an estimate: the budget is in seconds)' if estimated else ''}: {plan.steps:,} steps"
-    table = Table(title=title, title_justify="left")
-    for name in (
-        "stage",
-        "layers",
-        "steps",
-        "parameters",
-        "est. memory",
-        "mean depth",
-        "P(N)",
-        "P(L)",
-        "FLOPs",
-        "share",
-    ):
-        table.add_column(name, justify="right")
-    total = plan.flops
-    for number, part in enumerate(plan.stages, 1):
-        stage, probabilities = part.stage, part.depth_probabilities
+    """Stored layers, spans, parameters, memory, depths, FLOPs; fits into 80 columns."""
+    about = "an estimate, for the budget is in seconds" if estimated else "memory is estimated, depth the mean"
+    table = Table(title=f"Plan: {plan.steps:,} steps ({about})", title_justify="left")
+    for name in ("layers", "until step", "parameters", "memory", "depth", "FLOPs", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in plan.stages:
         counts = part.depth_counts
-        mean = sum(depth * count for depth, count in counts.items()) / sum(counts.values())
         table.add_row(
-            str(number),
-            str(stage.layers),
-            f"{stage.end_step:,}",
+            str(part.stage.layers),
+            f"{part.stage.end_step:,}",
             f"{part.parameters:,}",
             f"{part.memory_bytes / 1e9:.2f} GB",
-            f"{mean:.2f}",
-            f"{probabilities.get(stage.layers, 0.0):.3f}",
-            f"{probabilities.get(plan.work.target, 0.0):.3f}",
+            f"{sum(depth * count for depth, count in counts.items()) / sum(counts.values()):.2f}",
             f"{part.flops:.3e}",
-            f"{part.flops / total:.1%}",
+            f"{part.flops / plan.flops:.1%}",
         )
     return table
 

@@ -1,6 +1,5 @@
 """Weights & Biases as a mirror: it may fail, training goes on, and it never prompts."""
 
-import hashlib
 import logging
 import netrc
 import os
@@ -18,7 +17,7 @@ class Identity:
     """How a run is known in W&B.
 
     Attributes:
-        id: the same whenever the run directory is resumed.
+        id: drawn once and kept in the checkpoints, so that a resumed run goes on in W&B too.
         name: for people.
         group: the sweep, if the run is part of one.
         tags: model, sampler, expander, ...
@@ -30,12 +29,11 @@ class Identity:
     tags: tuple[str, ...]
 
 
-def identify(run_dir: Path, name: str, tags: tuple[str, ...]) -> Identity:
+def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Identity:
     """The identity of the run in `run_dir`; a sweep leaves its multirun.yaml one folder up."""
     in_sweep = (run_dir.parent / "multirun.yaml").exists()
     group = f"{name}/{run_dir.parent.name}" if in_sweep else None
-    digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    return Identity(digest, f"{group or name}/{run_dir.name}", group, tags)
+    return Identity(run_id, f"{group or name}/{run_dir.name}", group, tags)
 
 
 class Mirror:
@@ -80,7 +78,11 @@ def open_mirror(
     """
     mode = os.environ.get("WANDB_MODE") if tracking.wandb == "auto" else tracking.wandb
     if mode is None or mode not in ("online", "offline", "disabled"):
-        mode = "online" if has_key() else "offline"
+        mode = "online"
+    if mode == "online" and not has_key():
+        if tracking.wandb == "online":
+            say("W&B has no API key here (wandb login stores one); this run is recorded offline")
+        mode = "offline"
     if mode == "disabled":
         return None
     try:

@@ -37,6 +37,7 @@ class Progress:
         losses: the newest `train/loss` and `eval/...` values.
         metrics_bytes: length of metrics.jsonl.
         data: fingerprint of the corpus.
+        run_id: of the run in W&B.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
     metrics_bytes: int = 0
     data: str = ""
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Checkpoints:
         for name in contents:
             files.sync_file(temporary / name)
         files.write_json(temporary / "meta.json", meta)
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step may stand there
+        for path in self._newest_first():
+            if path.name >= final.name:  # a damaged one that a resume passed over: this run writes it again
+                shutil.rmtree(path)
         temporary.rename(final)
         files.write_text(self.folder / "latest", final.name + "\n")
         for old in self._newest_first()[self.keep :]:
@@ -155,16 +159,21 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def random_state() -> dict[str, Tensor]:
-    """Torch's generators; only dropout draws from them after the weights are made."""
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Torch's generators, of the CPU and of `device`; only dropout draws from them after the weights are made."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(*_index(device))
     return state
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     """The inverse of `random_state`."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type], *_index(device))
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """CUDA has a generator for each device, mps has one."""
+    return (device,) if device.type == "cuda" else ()

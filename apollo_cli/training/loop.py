@@ -159,7 +159,9 @@ class Loop:
         self.progress.metrics_bytes = self.tracker.metrics_bytes()
         weights = {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
         optimizer = state_by_name(self.model, self.optimizer)
-        self.checkpoints.save(Checkpoint(len(self.model.blocks), weights, optimizer, random_state(), self.progress))
+        self.checkpoints.save(
+            Checkpoint(len(self.model.blocks), weights, optimizer, random_state(self.device.device), self.progress)
+        )
         self.saved_step = self.progress.step
 
     def row(self, values: dict[str, Any]) -> None:

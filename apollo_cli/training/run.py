@@ -1,10 +1,11 @@
 """One run from a config to an exported model: plan, data, model, loop, export, summary."""
 
-import json
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import platformdirs
 import torch
@@ -16,7 +17,7 @@ from apollo_cli.data import sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
+from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
@@ -54,17 +55,16 @@ def train(config: Config, run_dir: Path) -> Result:
     device = choose(config.run)
     plan = make_plan(config, device)
     _show(plan, config, console)
+    if taken := [name for name in ("config.yaml", "plan.json", "metrics.jsonl") if (run_dir / name).exists()]:
+        problem = f"{run_dir} has a {taken[0]} already: choose another directory"
+        raise ConfigError([f"{problem}, or type resume={run_dir} if it was interrupted"])
+    corpus = None if config.run.plan else _prepare_corpus(config, console)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_intent(config, plan, run_dir)
-    if config.run.plan:
+    files.write_text(run_dir / "config.yaml", yaml.safe_dump(config.raw, sort_keys=False))
+    files.write_json(run_dir / "plan.json", plan.as_dict())
+    if corpus is None:
         console.say(f"plan written to {run_dir}; nothing was trained")
         return Result(run_dir, plan, {})
-    try:
-        corpus = _prepare_corpus(config, console)
-    except ApolloError:
-        for name in ("config.yaml", "plan.json"):
-            (run_dir / name).unlink()
-        raise
     return _Session(config, plan, device, corpus, run_dir, console).run(None)
 
 
@@ -80,12 +80,12 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     """
     console = Console()
     config = load_config(run_dir, overrides or {})
-    summary = run_dir / "summary.json"
-    if summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "completed":
+    if config.run.plan:
+        raise CheckpointError(f"{run_dir}: only a plan was made there (plan=true), nothing to resume")
+    if (run_dir / "summary.json").exists() and _read(run_dir / "summary.json").get("status") == "completed":
         raise CheckpointError(f"{run_dir}: this run is complete, there is nothing to resume")
     device = choose(config.run)
-    planned = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-    plan = make_plan(config, device, steps=planned["steps"])
+    plan = make_plan(config, device, steps=_read(run_dir / "plan.json").get("steps"))
     checkpoint = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).load_newest(console.say)
     _show(plan, config, console)
     console.say(f"resuming {run_dir} at step {checkpoint.progress.step if checkpoint else 0}")
@@ -107,8 +107,19 @@ def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file() or not (run_dir / "plan.json").is_file():
         raise CheckpointError(f"resume={run_dir}: not a run directory (no config.yaml and plan.json in it)")
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return parse(raw | {name: raw[name] | values for name, values in overrides.items()})
+    raw = _read(path)
+    return parse(raw | {name: raw.get(name, {}) | values for name, values in overrides.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file of a run directory."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no keys")
+    return value
 
 
 class _Session:
@@ -123,7 +134,9 @@ class _Session:
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
         self.console.log_to(self.run_dir / "train.log")
-        progress = checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint)
+        progress = (
+            checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint, run_id=uuid4().hex[:16])
+        )
         tracker = self._tracker(progress)
         status = "failed"
         try:
@@ -136,6 +149,12 @@ class _Session:
         except Interrupted:
             status = "interrupted"
             raise
+        except KeyboardInterrupt as error:  # a second signal, or one during the export
+            status = "interrupted"
+            raise Interrupted(signal.SIGINT) from error
+        except SystemExit as error:
+            status = "interrupted"
+            raise Interrupted(signal.SIGTERM) from error
         finally:
             self.console.stop()
             summary = summarize(
@@ -156,7 +175,7 @@ class _Session:
         config = self.config
         metrics = MetricsFile(self.run_dir / "metrics.jsonl", progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
-        identity = identify(self.run_dir, config.run.name, tags)
+        identity = identify(self.run_dir, config.run.name, tags, progress.run_id)
         mirror = open_mirror(
             config.tracking, identity, config.raw, self.run_dir, metrics.dropped_rows, self.console.say
         )
@@ -179,9 +198,14 @@ class _Session:
                 block.compile()
         optimizer = build_optimizer(model, config.optim)
         if checkpoint:
-            model.load_state_dict(checkpoint.weights)
+            try:
+                model.load_state_dict(checkpoint.weights)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{self.run_dir}: the checkpoint is of another model than config.yaml says"
+                ) from error
             restore_state(model, optimizer, checkpoint.optimizer)
-            restore_random_state(checkpoint.rng)
+            restore_random_state(checkpoint.rng, device.device)
         task = make_task(config, special_ids(config.model.kind, self.corpus.tokenizer))
         batch, rows = config.batch, self.corpus.validation[: config.eval.rows]
         return Loop(
@@ -218,14 +242,6 @@ class _Session:
 def _show(plan: Plan, config: Config, console: Console) -> None:
     console.show(plan_table(plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(plan))
-
-
-def _write_intent(config: Config, plan: Plan, run_dir: Path) -> None:
-    """config.yaml and plan.json: from here on the directory can be resumed."""
-    if (run_dir / "metrics.jsonl").exists():
-        raise ConfigError([f"{run_dir} holds a run already: resume={run_dir} goes on with it"])
-    files.write_text(run_dir / "config.yaml", yaml.safe_dump(config.raw, sort_keys=False))
-    files.write_json(run_dir / "plan.json", plan.as_dict())
 
 
 def _prepare_corpus(config: Config, console: Console) -> Corpus:

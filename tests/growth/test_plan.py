@@ -181,7 +181,7 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
 
     # 3 micro-steps in each of 1, 1, 3, 5 steps at 1, 3, 6, 12 layers
     assert plan_for(10).flops == 3 * (107 + 307 + 3 * 607 + 5 * 1207) == 24_810
-    with pytest.raises(ValueError, match=r"a budget of 2e\+04 does not pay for the 10 steps that give every stage"):
+    with pytest.raises(ValueError, match="a budget of 20000 is too small: 10 steps"):
         longest_within(20_000, lambda plan: plan.flops, plan_for, 10)
-    with pytest.raises(ValueError, match=r"does not pay for the 10 steps .* they cost 2\.481e\+04"):
+    with pytest.raises(ValueError, match=r"a budget of 24809 is too small.*cost 24810"):
         longest_within(24_809, lambda plan: plan.flops, plan_for, 10)

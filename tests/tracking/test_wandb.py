@@ -79,6 +79,13 @@ def test_auto_without_a_key_is_offline_and_says_how_to_upload(fake: Callable[[bo
     assert said == ["W&B offline; to upload later: wandb sync somewhere/offline-run-1"]
 
 
+def test_online_without_a_key_is_offline_and_never_a_prompt(fake: Callable[[bool], FakeWandb]) -> None:
+    wandb, said = fake(True), []
+    assert _open("online", said) is not None
+    assert [call["mode"] for call in wandb.calls] == ["offline"]
+    assert "wandb login" in said[0]
+
+
 def test_auto_with_a_key_is_online(fake: Callable[[bool], FakeWandb], monkeypatch: pytest.MonkeyPatch) -> None:
     wandb, said = fake(True), []
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
@@ -169,11 +176,10 @@ def test_the_cells_of_a_sweep_share_a_group(tmp_path: Path) -> None:
     for job in ("0", "1"):
         (tmp_path / "stamp" / job).mkdir(parents=True)
     (tmp_path / "stamp" / "multirun.yaml").write_text("")
-    first, second = (identify(tmp_path / "stamp" / job, "apollo", ()) for job in ("0", "1"))
+    first, second = (identify(tmp_path / "stamp" / job, "apollo", (), job) for job in ("0", "1"))
     assert first.group == second.group == "apollo/stamp"
-    assert first.id != second.id
-    assert identify(tmp_path / "alone", "apollo", ()).group is None
-    assert identify(tmp_path / "stamp" / "0", "apollo", ()).id == first.id
+    assert (first.id, second.id) == ("0", "1")
+    assert identify(tmp_path / "alone", "apollo", (), "2").group is None
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ def _checkpoint(step: int) -> Checkpoint:
         layers=2,
         weights={"w": torch.full((3,), float(step))},
         optimizer={"w": {"step": torch.tensor(float(step)), "exp_avg": torch.ones(3)}},
-        rng=random_state(),
+        rng=random_state(torch.device("cpu")),
         progress=Progress(step=step, flops=2**70 + step, loss_sum=0.1 + 0.2),
     )
 
@@ -101,8 +101,22 @@ def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -
     torch.save({"optimizer": Hostile(), "rng": {}}, folder / "state.pt")
     meta = json.loads((folder / "meta.json").read_text())
     meta["sha256"]["state.pt"] = hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
+    meta.pop("sha256_of_meta")
+    meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
-    loaded = checkpoints.load_newest(print)
+    said: list[str] = []
+    loaded = checkpoints.load_newest(said.append)
+    assert "holds something that is refused" in said[0]
     assert loaded is not None
     assert loaded.progress.step == 10
     assert not (tmp_path / "owned").exists()
+
+
+def test_damaged_newer_ones_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for step in (50, 100):
+        Checkpoints(checkpoints.folder, keep=2).save(_checkpoint(step))
+    (checkpoints.folder / "step_00000100" / "state.pt").write_bytes(b"")
+    assert checkpoints.load_newest(print).progress.step == 50  # type: ignore[union-attr]
+    checkpoints.save(_checkpoint(75))
+    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000075", "latest"}
