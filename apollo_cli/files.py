@@ -26,6 +26,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def shown(path: Path) -> str:
+    """The path as a person would type it from here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def sync_file(path: Path) -> None:
     """Has the disk take what was written to `path`."""
     with path.open("rb") as file:

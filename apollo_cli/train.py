@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from apollo_cli import __version__
+from apollo_cli import __version__, files
 from apollo_cli.errors import ApolloError, ConfigError
 from apollo_cli.help import page
 
@@ -129,7 +129,7 @@ def report(error: Exception, run_dir: Path | None = None) -> int:
     from apollo_cli.training.interrupt import Interrupted
 
     if isinstance(error, Interrupted):
-        resume = shlex.quote(f"resume={run_dir}")
+        resume = shlex.quote(f"resume={files.shown(run_dir)}" if run_dir else "resume=")
         print(f"apollo-train: {error}; go on with: apollo-train {resume}", file=sys.stderr)
         return 128 + error.signum
     if isinstance(error, ApolloError):

@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from apollo_cli import files
 from apollo_cli.growth.plan import Plan
 
 _WIDTH = 112  # of plain output, where no terminal has a say
@@ -150,7 +151,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "device": summary["device"],
         "train loss": _loss(losses.get("train/loss")),
         "validation loss": _loss(losses.get("eval/loss")),
-        "run directory": summary["run_dir"],
+        "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
         table.add_row(name, value)

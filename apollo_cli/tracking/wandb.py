@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from apollo_cli import files
 from apollo_cli.config import Tracking
 
 
@@ -97,7 +98,7 @@ def open_mirror(
         say(f"W&B cannot be used; metrics.jsonl has everything: {error}")
         return None
     if mode == "offline":
-        say(f"W&B offline; to upload later: wandb sync {Path(run.settings.sync_dir)}")
+        say(f"W&B offline; to upload later: wandb sync {files.shown(Path(run.settings.sync_dir))}")
     return Mirror(run, skip_rows, say)
 
 

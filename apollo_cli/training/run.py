@@ -63,7 +63,7 @@ def train(config: Config, run_dir: Path) -> Result:
     files.write_text(run_dir / "config.yaml", yaml.safe_dump(config.raw, sort_keys=False))
     files.write_json(run_dir / "plan.json", plan.as_dict())
     if corpus is None:
-        console.say(f"plan written to {run_dir}; nothing was trained")
+        console.say(f"plan written to {files.shown(run_dir)}; nothing was trained")
         return Result(run_dir, plan, {})
     return _Session(config, plan, device, corpus, run_dir, console).run(None)
 
