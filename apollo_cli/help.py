@@ -54,7 +54,7 @@ def conf_folder() -> Path:
 def groups() -> dict[str, dict[str, str]]:
     """{group: {option: the first sentence of its file}}."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(conf_folder().glob("*/*.yaml")):
+    for path in sorted(conf_folder().glob("*/[!_]*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
         found.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""

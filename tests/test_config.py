@@ -14,7 +14,7 @@ from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.overrides import compose_values
 
 CONF = Path(__file__).parents[1] / "conf"
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
 NEEDS = {"size=large": ["schedule.layers=[2,6,12,24]"]}  # its depth is not the one of the default schedule
 
 CONTRACT = [

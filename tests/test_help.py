@@ -8,7 +8,7 @@ import pytest
 from apollo_cli.help import groups, page
 
 CONF = Path(__file__).parents[1] / "conf"
-OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/[!_]*.yaml"))
 
 
 def test_groups_are_the_folders_and_options_the_files_of_conf() -> None:

@@ -44,6 +44,13 @@ def _stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Loop, "step", stopping)
 
 
+def _interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        with pytest.raises(Interrupted):
+            begin()
+
+
 def _assert_same(folder: Path, expected: Path) -> None:
     assert without_clocks(read_rows(folder)) == without_clocks(read_rows(expected))
     ours = load_file(folder / "model" / "model.safetensors")
@@ -62,10 +69,7 @@ def test_a_signal_at_any_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with monkeypatch.context() as patch:
-        _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
-        with pytest.raises(Interrupted):
-            train(config(f"model={kind}"), tmp_path)
+    _interrupt(lambda: train(config(f"model={kind}"), tmp_path), step, monkeypatch)
     assert read_rows(tmp_path)[-1]["step"] <= step
     torch.manual_seed(999)
     resume(tmp_path)
@@ -93,10 +97,7 @@ def test_dropout_draws_the_same_after_a_resume(
 ) -> None:
     words = ("model=bert", "model.dropout=0.1", "optim.at_growth=rewarm", "expander.moments=map")
     train(config(*words), tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        _stop_after(7, lambda: signal.raise_signal(signal.SIGINT), patch)
-        with pytest.raises(Interrupted):
-            train(config(*words), tmp_path / "run")
+    _interrupt(lambda: train(config(*words), tmp_path / "run"), 7, monkeypatch)
     torch.manual_seed(999)
     resume(tmp_path / "run")
     _assert_same(tmp_path / "run", tmp_path / "straight")
@@ -106,10 +107,7 @@ def test_two_stops_in_one_run(
     straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step, begin in ((4, lambda: train(config("model=bert"), tmp_path)), (9, lambda: resume(tmp_path))):
-        with monkeypatch.context() as patch:
-            _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
-            with pytest.raises(Interrupted):
-                begin()
+        _interrupt(begin, step, monkeypatch)
     resume(tmp_path)
     _assert_same(tmp_path, straight["bert"])
 
@@ -141,10 +139,7 @@ def test_a_corpus_that_changed_is_not_trained_on(
 ) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_bytes(corpus_file.read_bytes())
-    with monkeypatch.context() as patch:
-        _stop_after(4, lambda: signal.raise_signal(signal.SIGTERM), patch)
-        with pytest.raises(Interrupted):
-            train(config(f"data.files=[{copy}]"), tmp_path / "run")
+    _interrupt(lambda: train(config(f"data.files=[{copy}]"), tmp_path / "run"), 4, monkeypatch)
     copy.write_text(copy.read_text() + "\n\n" + "more words than before " * 50)
     with pytest.raises(CheckpointError, match="corpus is not the one"):
         resume(tmp_path / "run")
@@ -157,10 +152,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with monkeypatch.context() as patch:
-        _stop_after(10, lambda: signal.raise_signal(signal.SIGTERM), patch)
-        with pytest.raises(Interrupted):
-            train(config("model=bert"), tmp_path)
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     (tmp_path / "checkpoints" / "step_00000010" / "state.pt").write_bytes(b"damaged")
     resume(tmp_path)
     assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
