@@ -69,6 +69,7 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
             turned = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = turned.contiguous().cpu()
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library writes 0600; colleagues load it too
     config = _CONFIGS[model.shape.kind](model.shape, len(model.blocks)) | special_ids
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

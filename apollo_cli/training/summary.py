@@ -23,7 +23,7 @@ def summarize(
     micro_steps = progress.step * plan.work.accumulation
     return {
         "status": status,
-        "run_dir": str(run_dir),
+        "run_dir": str(run_dir.resolve()),
         "name": config.run.name,
         "seed": config.run.seed,
         "losses": progress.losses,
