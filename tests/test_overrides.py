@@ -61,7 +61,8 @@ def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multiru
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
-    checked(*shlex.split(example))
+    words = shlex.split(example)
+    assert checked(*words).overrides[: len(words)] == [word for word in words if word != "-m"]
 
 
 @pytest.mark.parametrize(
