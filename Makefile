@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow check format wheel picture clean
+.PHONY: help install train test test-slow test-faults check format wheel picture clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,10 @@ test: $(STAMP)  ## run the fast tests
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(STAMP)  ## run the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu and not faults'
+
+test-faults: $(STAMP)  ## the long proof that no run is lost: kills, full disks, dead servers, bad input
+	$(BIN)/python -m pytest tests/faults -m 'faults or not faults'
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

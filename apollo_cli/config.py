@@ -53,6 +53,7 @@ class Run(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
+    on_nonfinite: Literal["stop", "skip"]
     plan: bool
     resume: str | None
 

@@ -23,8 +23,12 @@ class DataError(ApolloError):
 
 
 class CheckpointError(ApolloError):
-    """A run directory or checkpoint is missing, damaged, or not of this run."""
+    """A run directory or checkpoint is missing, damaged, in use, or not of this run."""
 
 
 class TrainingError(ApolloError):
     """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class StorageError(ApolloError):
+    """A file cannot be written: the disk is full or read-only, or the folder is gone."""

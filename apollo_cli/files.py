@@ -1,9 +1,17 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from apollo_cli.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,6 +32,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """Says in one message why `path`, of about `size` bytes, could not be written.
+
+    Raises:
+        StorageError: names the path, and the space that is needed where that is the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, size, error) from error
+
+
+def unwritable(path: Path, size: int, error: Exception) -> StorageError:
+    """The error for a file of about `size` bytes that could not be written."""
+    if not path.parent.is_dir():
+        return StorageError(f"{shown(path.parent)} is gone: {path.name} cannot be written there")
+    free = shutil.disk_usage(path.parent).free
+    if getattr(error, "errno", None) in _FULL or free < size:
+        return StorageError(
+            f"{shown(path)}: the disk is full; {in_units(size)} are needed and {in_units(free)} are free"
+        )
+    return StorageError(f"{shown(path)} cannot be written: {getattr(error, 'strerror', None) or error}")
+
+
+def in_units(size: int) -> str:
+    """Bytes as people read them: 12.3 MB."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def shown(path: Path) -> str:

@@ -8,11 +8,12 @@ import traceback
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from shutil import which
 from types import FrameType
 from typing import Any
 
 from apollo_cli import __version__, files
-from apollo_cli.errors import ApolloError, ConfigError
+from apollo_cli.errors import ApolloError, ConfigError, StorageError, TrainingError
 from apollo_cli.help import page
 
 DONE, BUG, MENDABLE = 0, 1, 2
@@ -31,18 +32,20 @@ def run(words: list[str]) -> int:
     """Runs `apollo-train` with these words and returns its exit code."""
     os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us as they are
-    before = signal.signal(signal.SIGTERM, _terminate)
+    asked = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]  # nohup's way
+    before = {s: signal.signal(s, _terminate) for s in asked}
     try:
         return _run(words)
     except SystemExit as stop:  # Hydra's way out, and a job's
         return int(stop.code or DONE)
     except KeyboardInterrupt:
-        print("apollo-train: stopped before training began; nothing was written", file=sys.stderr)
+        print("apollo-train: stopped before anything was written", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         return report(error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
@@ -128,18 +131,24 @@ def report(error: Exception, run_dir: Path | None = None) -> int:
     """Says what went wrong, on standard error, and returns the exit code for it."""
     from apollo_cli.training.interrupt import Interrupted
 
-    if isinstance(error, Interrupted):
-        resume = shlex.quote(f"resume={files.shown(run_dir)}" if run_dir else "resume=")
-        print(f"apollo-train: {error}; go on with: apollo-train {resume}", file=sys.stderr)
-        return 128 + error.signum
     if isinstance(error, ApolloError):
-        print(f"apollo-train: {error}", file=sys.stderr)
-        return MENDABLE
+        goes_on = isinstance(error, Interrupted | TrainingError | StorageError) and run_dir is not None
+        print(f"apollo-train: {error}{_way_on(run_dir) if run_dir and goes_on else ''}", file=sys.stderr)
+        return 128 + error.signum if isinstance(error, Interrupted) else MENDABLE
     if _is_of_the_command_line(error):
         print(f"apollo-train: {str(error).strip().splitlines()[0]}", file=sys.stderr)
         return MENDABLE
     traceback.print_exception(error)
     return BUG
+
+
+def _way_on(run_dir: Path) -> str:
+    """The command that resumes, as it is to be typed here; nothing where no run is."""
+    if not (run_dir / "config.yaml").is_file():
+        return ""
+    typed = Path(sys.argv[0])
+    command = "apollo-train" if which("apollo-train") or typed.name != "apollo-train" else files.shown(typed)
+    return f"; go on with: {command} {shlex.quote(f'resume={files.shown(run_dir)}')}"
 
 
 def _is_of_the_command_line(error: Exception) -> bool:

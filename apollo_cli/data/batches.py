@@ -113,15 +113,24 @@ class TrainingBatches:
     micro_size: int
 
     def micro_batch(self, step: int, part: int) -> Batch:
-        """Micro-batch `part` of a step: samples are numbered through the run, epoch after epoch."""
-        first = step * self.batch_size + part * self.micro_size
-        samples = np.arange(first, first + self.micro_size)
+        """Micro-batch `part` of a step."""
+        return self.task.batch(
+            self.rows[self.row_numbers(step, part)], self.seed, Purpose.MASK, self._samples(step, part)
+        )
+
+    def row_numbers(self, step: int, part: int) -> np.ndarray:
+        """Which rows these are: samples are numbered through the run, epoch after epoch."""
+        samples = self._samples(step, part)
         epochs, positions = np.divmod(samples, len(self.rows))
         picked = np.empty(len(samples), dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             picked[here] = shuffled(len(self.rows), self.seed, int(epoch), positions[here])
-        return self.task.batch(self.rows[picked], self.seed, Purpose.MASK, samples)
+        return picked
+
+    def _samples(self, step: int, part: int) -> np.ndarray:
+        first = step * self.batch_size + part * self.micro_size
+        return np.arange(first, first + self.micro_size)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apollo_cli.errors import DataError
+from apollo_cli.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,13 @@ class RunFiles:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.yaml, flat: {"sampler.k": 2, ...}."""
-        path = self.folder / "config.yaml"
-        return dict(_flat("", yaml.safe_load(path.read_text(encoding="utf-8")))) if path.exists() else {}
+        directory = RunDirectory(self.folder)
+        return dict(_flat("", directory.config())) if directory.is_claimed else {}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; a run that is not done has the status `running`."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": "running"}
+        return RunDirectory(self.folder).summary()
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -37,7 +35,7 @@ class RunFiles:
         Raises:
             DataError: there is no such file.
         """
-        path = self.folder / "metrics.jsonl"
+        path = RunDirectory(self.folder).metrics_file
         if not path.exists():
             raise DataError(f"{self.folder}: not a run directory (no metrics.jsonl in it)")
         text = path.read_text(encoding="utf-8")

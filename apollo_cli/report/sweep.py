@@ -1,25 +1,29 @@
 """The end of a sweep: failed cells on record, a table of all."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from apollo_cli import files
+from apollo_cli.errors import CheckpointError
 from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import rich_console
 
 
 def record_failure(run_dir: Path, raw: dict[str, Any], error: str) -> None:
     """Leaves in the cell's directory what it was and why it failed; a run that is complete there stays as it is."""
-    before = RunFiles(run_dir).summary
-    if before["status"] == "completed":
-        return
-    if not (run_dir / "config.yaml").exists():
-        files.write_text(run_dir / "config.yaml", yaml.safe_dump(raw, sort_keys=False))
-    files.write_json(run_dir / "summary.json", before | {"status": "failed", "error": error})
+    directory = RunDirectory(run_dir)
+    with suppress(OSError, CheckpointError):  # the disk is full or the summary damaged: the screen has the error
+        before = directory.summary()
+        if before["status"] == "completed":
+            return
+        if not directory.is_claimed:
+            directory.write_config(raw)
+        files.write_json(directory.summary_file, before | {"status": "failed", "error": error})
 
 
 def close_sweep(jobs: Sequence[tuple[Path, int]]) -> int:

@@ -1,7 +1,9 @@
 """What a person sees: the plan, a live bar or plain lines, each growth, a summary; and train.log."""
 
 import io
+import os
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -33,21 +35,23 @@ class Console:
         self.task = TaskID(0)
         self.plan: Plan | None = None
         self.train_loss: float | None = None
+        self.loss_before_growth: float | None = None
 
     def log_to(self, path: Path) -> None:
         """Opens train.log and writes there what was said so far."""
-        self.log = path.open("a", encoding="utf-8")
+        with files.writing(path, 10_000):
+            self.log = path.open("a", encoding="utf-8")
         for text in self.early:
             self._log(text)
 
     def say(self, text: str) -> None:
         """One line for people."""
-        self.out.print(text, markup=False)
+        self._print(text)
         self._log(text)
 
     def show(self, table: Table) -> None:
         """A table."""
-        self.out.print(table)
+        self._print(table)
         plain = RichConsole(file=io.StringIO(), width=_WIDTH)
         plain.print(table)
         self._log(plain.file.getvalue().rstrip())  # type: ignore[attr-defined]
@@ -70,8 +74,10 @@ class Console:
         """Training rows move on in the live bar; in a pipe and in the log they are lines, as all others."""
         self.train_loss = row.get("train/loss", self.train_loss)
         line = self._line(row)
+        if "eval/loss" in row:
+            self.loss_before_growth = row["eval/loss"]
         if self.bar is None or "train/loss" not in row:
-            self.out.print(line, markup=False)
+            self._print(line)
         self._log(line)
 
     def stop(self) -> None:
@@ -85,10 +91,17 @@ class Console:
         if "growth/to" in row:
             after = row["layers"] == row["growth/to"]
             when = f"grown {row['growth/from']} -> {row['growth/to']} layers" if after else "before growth"
-            return f"{head}  {when}: {_evaluation(row)}"
+            return f"{head}  {when}: {_evaluation(row)}{self._change(row) if after else ''}"
         if "eval/loss" in row:
             return f"{head}  evaluation: {_evaluation(row)}"
-        return f"step {self._standing(row)} lr {row['train/lr']:.2e} norm {row['train/grad_norm']:.2f}"
+        skipped = f" skipped {row['train/skipped_steps']}" if row["train/skipped_steps"] else ""
+        norm = _value(row["train/grad_norm"], ".2f")
+        return f"step {self._standing(row)} lr {row['train/lr']:.2e} norm {norm}{skipped}"
+
+    def _change(self, row: dict[str, Any]) -> str:
+        """What the growth did to the loss of the stored layers."""
+        before, after = self.loss_before_growth, row["eval/loss"]
+        return "" if before is None or after is None else f" ({after - before:+.4f})"
 
     def _standing(self, row: dict[str, Any]) -> str:
         assert self.plan is not None
@@ -100,12 +113,21 @@ class Console:
             f"layers {row['layers']:>2} depth {row['train/depth']:>2}{loss} {row['flops']:.2e} FLOPs ETA {eta}"
         )
 
+    def _print(self, what: str | Table) -> None:
+        """To the screen; one that is gone does not end a run."""
+        with suppress(OSError):
+            self.out.print(what, markup=False)
+
     def _log(self, text: str) -> None:
         if self.log is None:
             self.early.append(text)
-        else:
+            return
+        try:
             self.log.write(text + "\n")
             self.log.flush()
+        except OSError as error:  # a full disk; the rows are what counts, and they have a guard of their own
+            self.log = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end, too
+            self._print(f"train.log ends here: {error.strerror}")
 
 
 def plan_table(plan: Plan, *, estimated: bool) -> Table:
@@ -149,8 +171,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "training time": duration(totals["train_seconds"]),
         "total time": duration(totals["total_seconds"]),
         "device": summary["device"],
-        "train loss": _loss(losses.get("train/loss")),
-        "validation loss": _loss(losses.get("eval/loss")),
+        "train loss": _value(losses.get("train/loss")),
+        "validation loss": _value(losses.get("eval/loss")),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
@@ -164,13 +186,11 @@ def duration(seconds: float) -> str:
 
 
 def _evaluation(row: dict[str, Any]) -> str:
-    full = (
-        ""
-        if row["eval/loss"] == row["eval/loss_full_depth"]
-        else f"  at full depth {row['eval/loss_full_depth']:.4f}"
-    )
-    return f"validation loss {row['eval/loss']:.4f}{full}"
+    stored, full = row["eval/loss"], row["eval/loss_full_depth"]
+    at_full = "" if stored == full else f"  at full depth {_value(full)}"
+    return f"validation loss {_value(stored)}{at_full}"
 
 
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _value(value: float | None, form: str = ".4f") -> str:
+    """A number, or a dash where there is none or it was not finite."""
+    return "-" if value is None else f"{value:{form}}"

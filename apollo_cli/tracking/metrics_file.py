@@ -1,11 +1,13 @@
 """metrics.jsonl: append-only rows, the truth about a run."""
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.errors import CheckpointError
+from apollo_cli import files
+from apollo_cli.errors import CheckpointError, StorageError
 
 
 class MetricsFile:
@@ -17,26 +19,43 @@ class MetricsFile:
 
     Raises:
         CheckpointError: the file is shorter than what the checkpoint saw.
+        StorageError: it cannot be written to.
     """
 
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
-        size = path.stat().st_size if path.exists() else 0
-        if size < keep_bytes:
-            raise CheckpointError(f"{path} has {size} bytes, but {keep_bytes} when the checkpoint was written")
-        self.file = path.open("ab+")
-        self.file.seek(keep_bytes)
-        self.dropped_rows = self.file.read().count(b"\n")
-        self.file.truncate(keep_bytes)
+        self.path, self.size = path, keep_bytes
+        before = path.stat().st_size if path.exists() else 0
+        if before < keep_bytes:
+            raise CheckpointError(
+                f"{path} has {before} bytes, but {keep_bytes} when the checkpoint was written: rows are lost. "
+                "Restore the file from a copy, or begin a new run"
+            )
+        with files.writing(path, 1000):
+            self.file = path.open("ab+", buffering=0)  # a row is written by one call, or not at all
+            self.file.seek(keep_bytes)
+            self.dropped_rows = self.file.read().count(b"\n")
+            self.file.truncate(keep_bytes)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes a row at once, so that a killed process loses none."""
-        self.file.write((json.dumps(row) + "\n").encode())
-        self.file.flush()
+        """Writes a row at once, so that a killed process loses none.
+
+        Raises:
+            StorageError: the row is not in the file, and no part of it.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        if not os.fstat(self.file.fileno()).st_nlink:
+            raise StorageError(f"{self.path} is gone: somebody deleted it or its folder")
+        with files.writing(self.path, len(line)):
+            if self.file.write(line) != len(line):
+                self.file.truncate(self.size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.size += len(line)
 
     def sync(self) -> int:
         """Has the disk take all rows; returns the length in bytes."""
-        os.fsync(self.file.fileno())
-        return self.file.tell()
+        with files.writing(self.path, self.size):
+            os.fsync(self.file.fileno())
+        return self.size
 
     def close(self) -> None:
         """Closes the file."""

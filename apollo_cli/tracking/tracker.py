@@ -32,6 +32,10 @@ class Tracker:
         for listener in self.listeners:
             listener.row(row)
 
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self.console.say(text)
+
     def step(self, standing: Row) -> None:
         """Where the run stands; for the progress display alone."""
         self.console.step(standing)

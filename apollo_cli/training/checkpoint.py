@@ -17,7 +17,8 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+_CONTENTS = ("model.safetensors", "state.pt")
 
 
 @dataclass
@@ -31,6 +32,11 @@ class Progress:
         total_seconds: since the first start, without the time between an interruption and its resume.
         loss_sum: of the micro-steps since the last training row.
         loss_count: how many those are.
+        loss_max: the highest loss of a step since then.
+        norm_max: the highest norm of a gradient since then, before it was clipped.
+        skipped_steps: steps that were refused because something was not finite.
+        skipped_in_a_row: those since the last update.
+        growths: of each growth its step, layers, and validation loss on both sides.
         logged_train_seconds: `train_seconds` at the last training row.
         logged_flops: `flops` there.
         logged_step: `step` there.
@@ -46,6 +52,11 @@ class Progress:
     total_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    loss_max: float = 0.0
+    norm_max: float = 0.0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    growths: list[dict[str, Any]] = field(default_factory=list)
     logged_train_seconds: float = 0.0
     logged_flops: int = 0
     logged_step: int = 0
@@ -65,6 +76,16 @@ class Checkpoint:
     rng: dict[str, Tensor]
     progress: Progress
 
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes on disk."""
+        tensors = [*self.weights.values(), *(t for state in self.optimizer.values() for t in state.values())]
+        return sum(t.nbytes for t in tensors) + 1_000 * len(tensors)
+
+
+class _NewerFormat(CheckpointError):
+    """A checkpoint that this version cannot read."""
+
 
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name."""
@@ -73,32 +94,48 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint under a temporary name, syncs it, renames it, drops the oldest."""
+        """Writes a checkpoint under a temporary name, syncs it, renames it, drops the oldest.
+
+        Raises:
+            StorageError: it could not be written; what was there before still is.
+        """
         final = self.folder / f"step_{checkpoint.progress.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(checkpoint.weights, temporary / "model.safetensors")
-        torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, temporary / "state.pt")
-        contents = ("model.safetensors", "state.pt")
+        size = checkpoint.num_bytes
+        try:
+            with files.writing(self.folder, 0):
+                self.folder.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
+            with files.writing(final, size):
+                self._write(checkpoint, temporary)
+                for path in self._newest_first():  # damaged ones that a resume passed over come again
+                    if _step(path) >= checkpoint.progress.step:
+                        shutil.rmtree(path)
+                temporary.rename(final)
+                files.write_text(self.folder / "latest", final.name + "\n")
+                files.sync_folder(self.folder.parent)
+        except (SafetensorError, RuntimeError) as error:  # how the two libraries say that the disk is full
+            raise files.unwritable(final, size, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_file(checkpoint.weights, folder / "model.safetensors")
+        torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
         meta = {
             "format": FORMAT,
             "layers": checkpoint.layers,
             "progress": asdict(checkpoint.progress),
-            "sha256": {name: _digest(temporary / name) for name in contents},
+            "sha256": {name: _digest(folder / name) for name in _CONTENTS},
         }
         meta["sha256_of_meta"] = _digest_of_meta(meta)
-        for name in contents:
-            files.sync_file(temporary / name)
-        files.write_json(temporary / "meta.json", meta)
-        for path in self._newest_first():
-            if path.name >= final.name:  # a damaged one that a resume passed over: this run writes it again
-                shutil.rmtree(path)
-        temporary.rename(final)
-        files.write_text(self.folder / "latest", final.name + "\n")
-        for old in self._newest_first()[self.keep :]:
-            shutil.rmtree(old)
-        return final
+        for name in _CONTENTS:
+            files.sync_file(folder / name)
+        files.write_json(folder / "meta.json", meta)
 
     def load_newest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint; None where none was ever written.
@@ -109,28 +146,45 @@ class Checkpoints:
         Raises:
             CheckpointError: there are some and all are damaged.
         """
+        for unfinished in self.folder.glob(".step_*.tmp"):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
         problems = []
         for path in self._newest_first():
             try:
                 return _load(path)
+            except _NewerFormat:  # an older one would be a step back, and saving would delete this one
+                raise
             except CheckpointError as error:
                 problems.append(str(error))
                 say(f"{error}; trying the one before")
         if problems:
-            raise CheckpointError("no checkpoint can be read:\n" + "\n".join(f"  - {p}" for p in problems))
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise CheckpointError(
+                f"no checkpoint can be read:\n{listed}\nRestore one from a copy, or begin a new run"
+            )
         return None
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"), reverse=True)
+        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _load(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] > FORMAT:
+            raise _NewerFormat(
+                f"checkpoint {path}: a newer apollo-train wrote it (format {meta['format']}, this one reads up to "
+                f"{FORMAT}); update apollo-train"
+            )
         if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
-        for name, expected in meta["sha256"].items():
-            if _digest(path / name) != expected:
+        for name in _CONTENTS:
+            if _digest(path / name) != meta["sha256"][name]:
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         return Checkpoint(
@@ -138,12 +192,22 @@ def _load(path: Path) -> Checkpoint:
             weights=load_file(path / "model.safetensors"),
             optimizer=state["optimizer"],
             rng=state["rng"],
-            progress=Progress(**meta["progress"]),
+            progress=_progress(meta["progress"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
     except (RuntimeError, UnpicklingError, SafetensorError) as error:  # whole, yet not written by us
         raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    """Progress from plain values; a stranger's may be of any type."""
+    progress, fresh = Progress(**values), Progress()
+    for key, value in vars(progress).items():
+        expected = type(getattr(fresh, key))
+        if not isinstance(value, (int, float) if expected is float else expected):
+            raise TypeError(f"progress.{key} is {value!r}")
+    return progress
 
 
 def _digest_of_meta(meta: dict[str, Any]) -> str:

@@ -1,14 +1,18 @@
-"""SIGINT and SIGTERM: the first asks the loop to stop in good order, the second stops at once."""
+"""Signals that ask a run to end: the first stops it in good order, the second at once."""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from apollo_cli.errors import ApolloError
 
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one when a terminal goes away
+
 
 class Interrupted(ApolloError):
-    """The run was stopped by a signal after its state was saved."""
+    """The run was stopped by a signal; `resume` goes on."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -16,9 +20,7 @@ class Interrupted(ApolloError):
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM in `signum` and lets the next one through."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    """While entered, remembers the first of these signals in `signum` and lets the next one through."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -26,7 +28,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            self._before = {s: signal.signal(s, self._remember) for s in self._SIGNALS}
+            wanted = [s for s in ASKING if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+            self._before = {s: signal.signal(s, self._remember) for s in wanted}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -40,3 +43,14 @@ class StopRequest:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
         self._before = {}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turns what a signal raises here into `Interrupted`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(signal.SIGINT) from error
+    except SystemExit as error:  # of the command's own handler: 128 + the signal
+        raise Interrupted(int(error.code or 0) - 128) from error

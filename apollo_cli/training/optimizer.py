@@ -51,7 +51,13 @@ def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The inverse of `state_by_name`, onto the devices of the parameters."""
+    """The inverse of `state_by_name`, onto the devices of the parameters.
+
+    Raises:
+        ValueError: it is the state of another model.
+    """
     for name, parameter in model.named_parameters():
         if name in state:
+            if any(value.shape not in ((), parameter.shape) for value in state[name].values()):
+                raise ValueError(f"the state of {name} has another shape")
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state[name].items()}

@@ -1,7 +1,6 @@
 """One run from a config to an exported model: plan, data, model, loop, export, summary."""
 
 import shutil
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from uuid import uuid4
 
 import platformdirs
 import torch
-import yaml
+from safetensors import SafetensorError
 
 from apollo_cli import files
 from apollo_cli.config import Config, Hub, PyDocs, Text, parse
@@ -17,18 +16,19 @@ from apollo_cli.data import sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.errors import ApolloError, CheckpointError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
 from apollo_cli.training.device import Device, choose
-from apollo_cli.training.interrupt import Interrupted, StopRequest
+from apollo_cli.training.interrupt import Interrupted, StopRequest, interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.optimizer import build_optimizer, restore_state
 from apollo_cli.training.planning import make_plan, make_task
@@ -51,21 +51,23 @@ def train(config: Config, run_dir: Path) -> Result:
         ApolloError: something that the user can mend; nothing is written if training has not begun.
         Interrupted: a signal stopped it; `resume` goes on.
     """
-    console = Console()
+    console, directory = Console(), RunDirectory(run_dir)
     device = choose(config.run)
     plan = make_plan(config, device)
     _show(plan, config, console)
-    if taken := [name for name in ("config.yaml", "plan.json", "metrics.jsonl") if (run_dir / name).exists()]:
-        problem = f"{run_dir} has a {taken[0]} already: choose another directory"
-        raise ConfigError([f"{problem}, or type resume={run_dir} if it was interrupted"])
-    corpus = None if config.run.plan else _prepare_corpus(config, console)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(run_dir / "config.yaml", yaml.safe_dump(config.raw, sort_keys=False))
-    files.write_json(run_dir / "plan.json", plan.as_dict())
-    if corpus is None:
-        console.say(f"plan written to {files.shown(run_dir)}; nothing was trained")
-        return Result(run_dir, plan, {})
-    return _Session(config, plan, device, corpus, run_dir, console).run(None)
+    with files.writing(run_dir, 0):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with directory.owned(), interruptible():
+        directory.claim(config.raw, plan.as_dict())
+        if config.run.plan:
+            console.say(f"plan written to {directory}; nothing was trained")
+            return Result(run_dir, plan, {})
+        try:
+            corpus = _prepare_corpus(config, console)
+        except ApolloError:
+            directory.disown()
+            raise
+        return _Session(config, plan, device, corpus, directory, console).run(None)
 
 
 def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
@@ -73,67 +75,58 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
 
     Args:
         run_dir: of an interrupted run.
-        overrides: sections that replace saved ones; only such as cannot change the result.
+        overrides: keys and sections that replace saved ones; only such as cannot change the result.
 
     Raises:
-        CheckpointError: not a run directory, or its checkpoints are damaged.
+        CheckpointError: not a run directory, in use, or its checkpoints are damaged.
     """
-    console = Console()
-    config = load_config(run_dir, overrides or {})
+    console, directory = Console(), RunDirectory(run_dir)
+    config = load_config(directory, overrides or {})
     if config.run.plan:
-        raise CheckpointError(f"{run_dir}: only a plan was made there (plan=true), nothing to resume")
-    if (run_dir / "summary.json").exists() and _read(run_dir / "summary.json").get("status") == "completed":
-        raise CheckpointError(f"{run_dir}: this run is complete, there is nothing to resume")
-    device = choose(config.run)
-    plan = make_plan(config, device, steps=_read(run_dir / "plan.json").get("steps"))
-    checkpoint = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep).load_newest(console.say)
-    _show(plan, config, console)
-    console.say(f"resuming {run_dir} at step {checkpoint.progress.step if checkpoint else 0}")
-    corpus = _prepare_corpus(config, console)
-    if checkpoint and checkpoint.progress.data != corpus.fingerprint:
-        raise CheckpointError(
-            f"{run_dir}: the corpus is not the one that this run began with (its fingerprint differs). Restore the "
-            "files, or begin a new run"
-        )
-    return _Session(config, plan, device, corpus, run_dir, console).run(checkpoint)
+        raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
+    with directory.owned(), interruptible():
+        if directory.summary().get("status") == "completed":
+            raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")
+        device = choose(config.run)
+        plan = make_plan(config, device, steps=directory.planned_steps())
+        checkpoint = Checkpoints(directory.checkpoints, config.checkpoint.keep).load_newest(console.say)
+        _show(plan, config, console)
+        console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
+        corpus = _prepare_corpus(config, console)
+        if checkpoint and checkpoint.progress.data != corpus.fingerprint:
+            raise CheckpointError(
+                f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
+                "Restore the files, or begin a new run"
+            )
+        return _Session(config, plan, device, corpus, directory, console).run(checkpoint)
 
 
-def load_config(run_dir: Path, overrides: dict[str, Any]) -> Config:
-    """The config of a run directory.
+def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
+    """The config of a run directory, with `overrides` in it.
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: what is there is no valid config.
     """
-    path = run_dir / "config.yaml"
-    if not path.is_file() or not (run_dir / "plan.json").is_file():
-        raise CheckpointError(f"resume={run_dir}: not a run directory (no config.yaml and plan.json in it)")
-    raw = _read(path)
-    return parse(raw | {name: raw.get(name, {}) | values for name, values in overrides.items()})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file of a run directory."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no keys")
-    return value
+    raw = directory.config()
+    for key, value in overrides.items():
+        saved = raw.get(key)
+        raw[key] = saved | value if isinstance(saved, dict) and isinstance(value, dict) else value
+    return parse(raw)
 
 
 class _Session:
-    """The part of a run that has a run directory."""
+    """The part of a run that has a run directory and a corpus."""
 
     def __init__(
-        self, config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, console: Console
+        self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
     ) -> None:
         self.config, self.plan, self.device = config, plan, device
-        self.corpus, self.run_dir, self.console = corpus, run_dir, console
+        self.corpus, self.directory, self.console = corpus, directory, console
 
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
-        self.console.log_to(self.run_dir / "train.log")
+        self.console.log_to(self.directory.log_file)
         progress = (
             checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint, run_id=uuid4().hex[:16])
         )
@@ -146,45 +139,51 @@ class _Session:
                 loop.run(stop)
             self._export(loop.model)
             status = "completed"
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt, SystemExit):
             status = "interrupted"
             raise
-        except KeyboardInterrupt as error:  # a second signal, or one during the export
-            status = "interrupted"
-            raise Interrupted(signal.SIGINT) from error
-        except SystemExit as error:
-            status = "interrupted"
-            raise Interrupted(signal.SIGTERM) from error
         finally:
-            self.console.stop()
-            summary = summarize(
-                config=self.config,
-                plan=self.plan,
-                device=self.device,
-                corpus=self.corpus,
-                run_dir=self.run_dir,
-                status=status,
-                progress=progress,
-            )
-            files.write_json(self.run_dir / "summary.json", summary)
+            self._close(status, progress, tracker)
+        return Result(self.directory.path, self.plan, progress.losses)
+
+    def _close(self, status: str, progress: Progress, tracker: Tracker) -> None:
+        """The summary, for the directory, for whoever listens and for the screen."""
+        self.console.stop()
+        summary = summarize(
+            config=self.config,
+            plan=self.plan,
+            device=self.device,
+            corpus=self.corpus,
+            run_dir=self.directory.path,
+            status=status,
+            progress=progress,
+        )
+        try:
+            files.write_json(self.directory.summary_file, summary)
+        except OSError as error:  # the disk is full or gone; why the run ended is said by its own message
+            if status == "completed":
+                raise files.unwritable(self.directory.summary_file, 10_000, error) from error
+        finally:
             tracker.close(status, summary["totals"] | summary["losses"])
             self.console.show(summary_table(summary))
-        return Result(self.run_dir, self.plan, progress.losses)
 
     def _tracker(self, progress: Progress) -> Tracker:
         config = self.config
-        metrics = MetricsFile(self.run_dir / "metrics.jsonl", progress.metrics_bytes)
+        metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
-        identity = identify(self.run_dir, config.run.name, tags, progress.run_id)
+        identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
         mirror = open_mirror(
-            config.tracking, identity, config.raw, self.run_dir, metrics.dropped_rows, self.console.say
+            config.tracking, identity, config.raw, self.directory.path, metrics.dropped_rows, self.console.say
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
 
     def _loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
-        layers = checkpoint.layers if checkpoint else self.plan.schedule.stages[0].layers
+        stages = self.plan.schedule.stages
+        layers = checkpoint.layers if checkpoint else stages[0].layers
+        if layers not in (stage.layers for stage in stages):
+            raise CheckpointError(f"{self.directory}: the checkpoint has {layers} layers, as no stage has")
         model = build(config.shape, layers).to(device.device)
 
         def new_block() -> torch.nn.Module:
@@ -200,12 +199,12 @@ class _Session:
         if checkpoint:
             try:
                 model.load_state_dict(checkpoint.weights)
-            except RuntimeError as error:
+                restore_state(model, optimizer, checkpoint.optimizer)
+                restore_random_state(checkpoint.rng, device.device)
+            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
                 raise CheckpointError(
-                    f"{self.run_dir}: the checkpoint is of another model than config.yaml says"
+                    f"{self.directory}: the checkpoint is of another model than config.yaml says"
                 ) from error
-            restore_state(model, optimizer, checkpoint.optimizer)
-            restore_random_state(checkpoint.rng, device.device)
         task = make_task(config, special_ids(config.model.kind, self.corpus.tokenizer))
         batch, rows = config.batch, self.corpus.validation[: config.eval.rows]
         return Loop(
@@ -218,7 +217,8 @@ class _Session:
             training=TrainingBatches(self.corpus.training, task, seed, batch.size, batch.micro_size),
             validation=EvaluationBatches(rows, task, batch.micro_size),
             tracker=tracker,
-            checkpoints=Checkpoints(self.run_dir / "checkpoints", config.checkpoint.keep),
+            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
+            refused_steps=self.directory.refused_steps,
             progress=progress,
         )
 
@@ -230,13 +230,24 @@ class _Session:
             ids = {"pad_token_id": special["pad"]}
         else:
             ids = {"bos_token_id": special["eos"], "eos_token_id": special["eos"]}
-        temporary, final = self.run_dir / ".model.tmp", self.run_dir / "model"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_model(model, temporary, ids)
-        save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        final = self.directory.model
+        temporary = final.with_name(".model.tmp")
+        size = sum(t.nbytes for t in model.state_dict().values())
+        try:
+            with files.writing(final, size):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                save_model(model, temporary, ids)
+                save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
+                for file in temporary.iterdir():
+                    files.sync_file(file)
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                files.sync_folder(self.directory.path)
+        except SafetensorError as error:  # how that library says that the disk is full
+            raise files.unwritable(final, size, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _show(plan: Plan, config: Config, console: Console) -> None:

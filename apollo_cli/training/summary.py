@@ -27,6 +27,7 @@ def summarize(
         "name": config.run.name,
         "seed": config.run.seed,
         "losses": progress.losses,
+        "growths": progress.growths,
         "totals": {
             "steps": progress.step,
             "planned_steps": plan.steps,
@@ -35,6 +36,7 @@ def summarize(
             "flops": progress.flops,
             "scratch_flops": micro_steps * plan.work.flops(plan.work.target),
             "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
+            "skipped_steps": progress.skipped_steps,
             "train_seconds": progress.train_seconds,
             "total_seconds": progress.total_seconds,
         },

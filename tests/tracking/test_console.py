@@ -13,7 +13,9 @@ from apollo_cli.training.planning import make_plan
 ROW = {
     "step": 3, "micro_step": 6, "tokens": 192, "train_seconds": 2.0, "total_seconds": 3.0, "stage": 1, "layers": 1,
 }  # fmt: skip
-TRAINING = {"train/loss": 5.5, "train/lr": 1e-3, "train/grad_norm": 0.5, "train/depth": 2}
+TRAINING = {
+    "train/loss": 5.5, "train/lr": 1e-3, "train/grad_norm": 0.5, "train/depth": 2, "train/skipped_steps": 0,
+}  # fmt: skip
 
 
 def test_lines_say_stage_layers_depth_loss_flops_and_eta(

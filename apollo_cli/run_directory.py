@@ -1,0 +1,168 @@
+"""A run directory: the names of its files, the format they are in, and who works in it."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from apollo_cli import files
+from apollo_cli.errors import CheckpointError, ConfigError
+
+FORMAT = 2
+_LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
+
+# What a format brought to config.yaml, with the value that older runs were made with.
+_SINCE: dict[int, dict[str, Any]] = {2: {"on_nonfinite": "stop"}}
+_TEXT_SINCE: dict[int, dict[str, Any]] = {2: {"errors": "strict"}}
+
+
+class RunDirectory:
+    """The files of one run. `config.yaml` makes a folder a run directory; it is written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.plan_file = path / "plan.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "train.log"
+        self.summary_file = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.refused_steps = path / "refused_steps"
+        self.model = path / "model"
+        self._lock_file = path / ".lock"
+
+    def __str__(self) -> str:
+        return files.shown(self.path)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Holds the directory's lock; a process that dies lets go of it.
+
+        Raises:
+            CheckpointError: another process has it; the message has its number.
+            StorageError: the directory cannot be written to.
+        """
+        lock = FileLock(self._lock_file)
+        try:
+            with files.writing(self._lock_file, 100):
+                lock.acquire(timeout=0)
+                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        except Timeout:
+            raise CheckpointError(f"{self} is in use by {self._owner()}; stop that one, or wait for its end") from None
+        try:
+            yield
+        finally:
+            self._lock_file.unlink(missing_ok=True)  # while it is held; the library notices a name that moved on
+            lock.release()
+
+    def _owner(self) -> str:
+        with suppress(OSError):
+            return self._lock_file.read_text(encoding="utf-8").strip() or "another process"
+        return "another process"
+
+    def claim(self, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Makes the owned folder the directory of a new run.
+
+        Raises:
+            ConfigError: a run is in it already.
+        """
+        if taken := [file for file in (self.config_file, self.metrics_file) if file.exists()]:
+            problem = f"{self} has a {taken[0].name} already: choose another directory"
+            raise ConfigError([f"{problem}, or type resume={self} if it was interrupted"])
+        with files.writing(self.config_file, 100_000):
+            files.write_json(self.plan_file, plan)
+            self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """config.yaml, in the format of today."""
+        files.write_text(self.config_file, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False))
+
+    def disown(self) -> None:
+        """Takes a claim back: the run did not begin, and nothing of it is to stay."""
+        for file in (self.config_file, self.plan_file):
+            file.unlink(missing_ok=True)
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a run is in it that `resume` can go on with."""
+        return self.config_file.is_file()
+
+    def config(self) -> dict[str, Any]:
+        """The plain values of config.yaml, those of an older format brought up to date.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or of a newer format.
+        """
+        if not self.is_claimed:
+            raise CheckpointError(f"resume={self.path}: not a run directory (no config.yaml in it)")
+        values = _read(self.config_file, _parse_yaml)
+        return _updated(self.config_file, values)
+
+    def planned_steps(self) -> int:
+        """The length that plan.json gave to the run; a budget in seconds does not give the same one twice.
+
+        Raises:
+            CheckpointError: plan.json is missing or damaged.
+        """
+        steps = _read(self.plan_file, json.loads).get("steps")
+        if type(steps) is not int:
+            raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
+        return steps
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json; a run that has none yet has the status `running`.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
+
+
+def _updated(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    written = values.pop("format", 1)  # the first format did not say
+    if type(written) is not int or written < 1:
+        raise CheckpointError(f"{path} is damaged: format is {written!r}, it should be a whole number")
+    if written > FORMAT:
+        raise CheckpointError(
+            f"{path}: a newer apollo-train wrote this run (format {written}, this one reads up to {FORMAT}); "
+            "update apollo-train"
+        )
+    for number in range(written + 1, FORMAT + 1):
+        values = _SINCE.get(number, {}) | values
+        data = values.get("data")
+        if isinstance(data, dict) and data.get("kind") == "text":
+            values["data"] = _TEXT_SINCE.get(number, {}) | data
+    return values
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them may stand for billions of values, and ours have none."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has YAML aliases")
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _PlainLoader)
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    """The keys of a JSON or YAML file; whatever is in it, nothing is executed."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise CheckpointError(f"{path} is damaged: {files.in_units(path.stat().st_size)} are not one of ours")
+        value = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} is damaged: {reason[0]}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no keys")
+    return value

@@ -1,0 +1,65 @@
+"""What is kept of a step that was refused because something in it was not finite."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from apollo_cli import files
+
+MOST_SKIPS_IN_A_ROW = 10  # after as many, the weights themselves give no finite loss any more
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Enough to compute the refused step again.
+
+    Attributes:
+        step: updates done before it.
+        stage: number of the stage, from 1.
+        layers: stored then.
+        learning_rate: that it would have been applied with.
+        depths: of each micro-step.
+        losses: of each micro-step, in nats.
+        grad_norm: over all parameters, not clipped.
+        parameters: those whose gradient is not finite.
+        rows: of the training data, for each micro-step.
+        data: fingerprint of that data.
+    """
+
+    step: int
+    stage: int
+    layers: int
+    learning_rate: float
+    depths: list[int]
+    losses: list[float]
+    grad_norm: float
+    parameters: list[str]
+    rows: list[list[int]]
+    data: str
+
+    def __str__(self) -> str:
+        what = (
+            f"the gradient's norm is {self.grad_norm}"
+            if all(map(math.isfinite, self.losses))
+            else f"the loss is {math.fsum(self.losses) / len(self.losses)}"
+        )
+        depths = ", ".join(map(str, self.depths[:8])) + (", ..." if len(self.depths) > 8 else "")
+        return f"step {self.step}: {what} (stage {self.stage}, {self.layers} layers, depth {depths})"
+
+    def write(self, folder: Path) -> Path:
+        """Writes it into `folder`, made if missing, and returns the file.
+
+        Raises:
+            StorageError: that cannot be written.
+        """
+        path = folder / f"step_{self.step:08d}.json"
+        values = asdict(self) | {"losses": [finite(x) for x in self.losses], "grad_norm": finite(self.grad_norm)}
+        with files.writing(path, 100_000):
+            folder.mkdir(exist_ok=True)
+            files.write_json(path, values)
+        return path
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where JSON has no word for it."""
+    return value if value is not None and math.isfinite(value) else None

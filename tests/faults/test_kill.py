@@ -1,0 +1,186 @@
+"""SIGKILL at random moments: the run goes on, and ends as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from apollo_cli.training.checkpoint import Checkpoints
+from tests.conftest import TINY, read_rows, without_clocks
+from tests.faults.watched import MOMENTS
+
+# a kill before the first checkpoint, between two, in a step with growth; dropout needs torch's generator too
+WORDS = (*TINY, "model.dropout=0.1", "budget.steps=16", "checkpoint.every=3", "eval.every=4")
+
+
+@dataclass
+class Outcome:
+    """How one start of the command ended.
+
+    `calls` has, of each moment, how long each call took; the last one may have been cut short.
+    """
+
+    code: int
+    error: str
+    calls: dict[str, list[float]] = field(default_factory=dict)
+    killed_in: str = ""
+
+
+def start(words: Sequence[str], moment: str = "", call: int = 0, delay: float = 0.0) -> Outcome:
+    """Runs the command; kills it `delay` seconds after `moment` began for the `call`-th time (from 0)."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.watched", str(writing), *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=[writing],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(writing)
+    calls: dict[str, list[float]] = {}
+    killed_in, began, inside = "", {}, []
+    with os.fdopen(reading) as events:
+        for event in events:
+            sign, name = event[0], event[1:].strip()
+            if sign == "-":
+                calls.setdefault(name, []).append(time.perf_counter() - began[name])
+                inside.remove(name)
+                continue
+            began[name] = time.perf_counter()
+            inside.append(name)
+            if name == moment and len(calls.get(name, [])) == call:
+                time.sleep(delay)
+                process.kill()
+                killed_in = moment
+                break
+    error = process.communicate()[1]
+    return Outcome(process.returncode, error, calls, killed_in)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What must not depend on whether a run was killed."""
+
+    exported: dict[str, str]
+    weights: dict[str, str]
+    rows: str
+
+
+def ending(run_dir: Path) -> Ending:
+    newest = Checkpoints(run_dir / "checkpoints", 1).load_newest(print)
+    assert newest is not None
+    state = {f"{name}.{key}": t for name, s in newest.optimizer.items() for key, t in s.items()}
+    return Ending(
+        exported={p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((run_dir / "model").iterdir())},
+        weights={name: _hash(t) for name, t in (newest.weights | state | newest.rng).items()},
+        rows=json.dumps(without_clocks(read_rows(run_dir))),
+    )
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else
+                          str(tensor.item()).encode()).hexdigest()  # fmt: skip
+
+
+class Trial:
+    """A run that is killed and taken up again until it is done."""
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self.folder, self.run_dir = folder, folder / "run"
+        self.words = [*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={self.run_dir}"]
+        self.kills: Counter[str] = Counter()
+
+    def begin_or_resume(self) -> list[str]:
+        """The command that a person would type now."""
+        return [f"resume={self.run_dir}"] if (self.run_dir / "config.yaml").exists() else self.words
+
+    def run(self, kills: Sequence[tuple[str, int, float]]) -> None:
+        for moment, call, delay in kills:
+            outcome = start(self.begin_or_resume(), moment, call, delay)
+            self.kills[outcome.killed_in or "not reached"] += 1
+            if not outcome.killed_in:
+                assert outcome.code == 0, outcome.error
+                return
+            assert outcome.code in (-9, 0), outcome.error  # 0: the end was faster than the kill
+            if outcome.code == 0:
+                return
+        if json.loads(self._summary()).get("status") != "completed":
+            outcome = start(self.begin_or_resume())
+            assert outcome.code == 0, outcome.error
+
+    def _summary(self) -> str:
+        path = self.run_dir / "summary.json"
+        return path.read_text() if path.exists() else "{}"
+
+    def check(self, undisturbed: Ending) -> None:
+        assert ending(self.run_dir) == undisturbed
+        assert json.loads(self._summary())["status"] == "completed"
+        left_over = [p for p in self.folder.rglob("*") if p.name.endswith((".tmp", ".building"))]
+        assert left_over == []
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Outcome, Ending]:
+    """The words, the calls and the ending of a run that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    words = (*WORDS, f"data.files=[{corpus_file}]")
+    outcome = start([*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"])
+    assert outcome.code == 0, outcome.error
+    return words, outcome, ending(folder / "run")
+
+
+def moments_of(calls: dict[str, list[float]], moment: str, luck: random.Random) -> tuple[str, int, float]:
+    """A call of this moment, and how far into it: anywhere."""
+    durations = calls[moment]
+    call = luck.randrange(len(durations))
+    return moment, call, luck.random() * durations[call]
+
+
+@pytest.mark.parametrize("moment", ["caching", "saving", "exporting"])
+def test_a_killed_run_ends_like_one_that_was_not(
+    moment: str, undisturbed: tuple[tuple[str, ...], Outcome, Ending], tmp_path: Path
+) -> None:
+    words, outcome, expected = undisturbed
+    trial = Trial(words, tmp_path / "trial")
+    trial.run([moments_of(outcome.calls, moment, random.Random(moment))])
+    assert trial.kills[moment] == 1
+    trial.check(expected)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_twenty_five_killed_runs_of_each_model_end_like_one_that_was_not(
+    kind: str, corpus_file: Path, tmp_path: Path, record_count: object
+) -> None:
+    """Each is killed once to three times, in a moment that is drawn, at a point of it that is drawn."""
+    words = (*WORDS, f"model={kind}", f"data.files=[{corpus_file}]")
+    folder = tmp_path / "undisturbed"
+    outcome = start([*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"])
+    assert outcome.code == 0, outcome.error
+    expected, calls = ending(folder / "run"), outcome.calls | {"loading": [0.02]}
+    luck = random.Random(kind)
+    trials = [Trial(words, tmp_path / str(i)) for i in range(25)]
+    plans = []
+    for i in range(len(trials)):
+        first = MOMENTS[i % (len(MOMENTS) - 1)]  # all but loading, which only a resumed run does
+        more = [luck.choice(MOMENTS) for _ in range(luck.choice((0, 0, 1, 2)))]
+        plans.append([moments_of(calls, moment, luck) for moment in (first, *more)])
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(lambda pair: pair[0].run(pair[1]), zip(trials, plans, strict=True)):
+            pass
+    kills = sum((trial.kills for trial in trials), Counter())
+    for trial in trials:
+        trial.check(expected)
+    record_count(f"{kind}: {len(trials)} of {len(trials)} killed runs ended like the undisturbed one, killed while: "  # type: ignore[operator]
+                 + ", ".join(f"{moment} {count}" for moment, count in kills.most_common()))  # fmt: skip
