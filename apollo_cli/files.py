@@ -49,8 +49,8 @@ def writing(path: Path, size: int) -> Iterator[None]:
 
 def unwritable(path: Path, size: int, error: Exception) -> StorageError:
     """The error for a file of about `size` bytes that could not be written."""
-    if not path.parent.is_dir():
-        return StorageError(f"{shown(path.parent)} is gone: {path.name} cannot be written there")
+    if getattr(error, "errno", None) == errno.ENOENT or not path.parent.is_dir():
+        return StorageError(f"{shown(path.parent)} is gone, or what was in it: {path.name} cannot be written there")
     free = shutil.disk_usage(path.parent).free
     if getattr(error, "errno", None) in _FULL or free < size:
         return StorageError(

@@ -49,12 +49,13 @@ class RunDirectory:
             StorageError: the directory cannot be written to.
         """
         lock = FileLock(self._lock_file)
-        try:
-            with files.writing(self._lock_file, 100):
+        with files.writing(self._lock_file, 100):
+            try:
                 lock.acquire(timeout=0)
-                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        except Timeout:
-            raise CheckpointError(f"{self} is in use by {self._owner()}; stop that one, or wait for its end") from None
+            except Timeout:
+                owner = self._owner()
+                raise CheckpointError(f"{self} is in use by {owner}; stop that one, or wait for its end") from None
+            self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         try:
             yield
         finally:

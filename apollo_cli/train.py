@@ -9,12 +9,12 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import which
-from types import FrameType
 from typing import Any
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import ApolloError, ConfigError, StorageError, TrainingError
 from apollo_cli.help import page
+from apollo_cli.training.interrupt import Interrupted, Terminated, terminate
 
 DONE, BUG, MENDABLE = 0, 1, 2
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
@@ -33,23 +33,20 @@ def run(words: list[str]) -> int:
     os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us as they are
     asked = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]  # nohup's way
-    before = {s: signal.signal(s, _terminate) for s in asked}
+    before = {s: signal.signal(s, terminate) for s in asked}
     try:
         return _run(words)
+    except (KeyboardInterrupt, Terminated) as stop:
+        signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
+        print(f"apollo-train: stopped by {signum.name}; no run was under way", file=sys.stderr)
+        return 128 + signum
     except SystemExit as stop:  # Hydra's way out, and a job's
         return int(stop.code or DONE)
-    except KeyboardInterrupt:
-        print("apollo-train: stopped before anything was written", file=sys.stderr)
-        return 128 + signal.SIGINT
     except Exception as error:
         return report(error)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
 
 
 def _run(words: list[str]) -> int:
@@ -101,7 +98,6 @@ def _job(values: Any) -> None:
     from omegaconf import OmegaConf
 
     from apollo_cli.config import parse
-    from apollo_cli.training.interrupt import Interrupted
     from apollo_cli.training.run import train
 
     run_dir, alone = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.RUN
@@ -129,8 +125,6 @@ def _job(values: Any) -> None:
 
 def report(error: Exception, run_dir: Path | None = None) -> int:
     """Says what went wrong, on standard error, and returns the exit code for it."""
-    from apollo_cli.training.interrupt import Interrupted
-
     if isinstance(error, ApolloError):
         goes_on = isinstance(error, Interrupted | TrainingError | StorageError) and run_dir is not None
         print(f"apollo-train: {error}{_way_on(run_dir) if run_dir and goes_on else ''}", file=sys.stderr)

@@ -11,7 +11,7 @@ from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 from apollo_cli.report.runs import RunFiles
 from apollo_cli.run_directory import RunDirectory
-from apollo_cli.tracking.console import rich_console
+from apollo_cli.tracking.console import Screen
 
 
 def record_failure(run_dir: Path, raw: dict[str, Any], error: str) -> None:
@@ -43,7 +43,7 @@ def close_sweep(jobs: Sequence[tuple[Path, int]]) -> int:
             f"{totals['flops']:.3e}" if totals else "-",
             f"{totals['train_seconds']:.0f}" if totals else "-",
         )
-    rich_console().print(table)
+    Screen().print(table)
     for cell, (path, code) in zip(cells, jobs, strict=True):
         if code:
             print(f"{path} failed: {cell.summary.get('error', 'it holds another run')}")

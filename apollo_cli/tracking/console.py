@@ -18,17 +18,25 @@ from apollo_cli.growth.plan import Plan
 _WIDTH = 112  # of plain output, where no terminal has a say
 
 
-def rich_console() -> RichConsole:
-    """Standard output, as wide as the terminal or as plain output is."""
-    width = None if sys.stdout.isatty() else _WIDTH
-    return RichConsole(highlight=False, soft_wrap=True, width=width, file=sys.stdout)
+class Screen(RichConsole):
+    """Standard output, as wide as the terminal or as plain output is; when it goes away, the run goes on."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else _WIDTH
+        super().__init__(highlight=False, soft_wrap=True, width=width, file=sys.stdout)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: what follows goes nowhere, and not into an error at the end."""
+        self.quiet = True
+        with suppress(OSError, ValueError):  # a test's output has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console:
     """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain."""
 
     def __init__(self) -> None:
-        self.out = rich_console()
+        self.out = Screen()
         self.early: list[str] = []
         self.log: IO[str] | None = None
         self.bar: Progress | None = None
@@ -114,9 +122,10 @@ class Console:
         )
 
     def _print(self, what: str | Table) -> None:
-        """To the screen; one that is gone does not end a run."""
-        with suppress(OSError):
+        try:
             self.out.print(what, markup=False)
+        except OSError:  # a terminal whose connection broke
+            self.out.on_broken_pipe()
 
     def _log(self, text: str) -> None:
         if self.log is None:

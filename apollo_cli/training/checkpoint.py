@@ -194,7 +194,9 @@ def _load(path: Path) -> Checkpoint:
             rng=state["rng"],
             progress=_progress(meta["progress"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:  # its text names the file
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
     except (RuntimeError, UnpicklingError, SafetensorError) as error:  # whole, yet not written by us
         raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error

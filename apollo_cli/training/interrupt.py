@@ -19,6 +19,19 @@ class Interrupted(ApolloError):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
 
 
+class Terminated(SystemExit):
+    """What the command's handler raises for a signal that Python has no exception for."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signal.Signals(signum)
+        super().__init__(128 + signum)
+
+
+def terminate(signum: int, frame: FrameType | None) -> None:
+    """The handler."""
+    raise Terminated(signum)
+
+
 class StopRequest:
     """While entered, remembers the first of these signals in `signum` and lets the next one through."""
 
@@ -52,5 +65,5 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(signal.SIGINT) from error
-    except SystemExit as error:  # of the command's own handler: 128 + the signal
-        raise Interrupted(int(error.code or 0) - 128) from error
+    except Terminated as error:
+        raise Interrupted(error.signum) from error

@@ -28,7 +28,7 @@ from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
 from apollo_cli.training.device import Device, choose
-from apollo_cli.training.interrupt import Interrupted, StopRequest, interruptible
+from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated, interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.optimizer import build_optimizer, restore_state
 from apollo_cli.training.planning import make_plan, make_task
@@ -139,11 +139,12 @@ class _Session:
                 loop.run(stop)
             self._export(loop.model)
             status = "completed"
-        except (Interrupted, KeyboardInterrupt, SystemExit):
+        except (Interrupted, KeyboardInterrupt, Terminated):
             status = "interrupted"
             raise
         finally:
-            self._close(status, progress, tracker)
+            with StopRequest():  # what is done is done; only a second signal cuts the closing short
+                self._close(status, progress, tracker)
         return Result(self.directory.path, self.plan, progress.losses)
 
     def _close(self, status: str, progress: Progress, tracker: Tracker) -> None:

@@ -1,6 +1,6 @@
 """The real command, telling a pipe when it enters and leaves the moments in which it may be killed.
 
-    python -m tests.faults.watched PIPE WORDS...
+python -m tests.faults.watched PIPE WORDS...
 """
 
 import os

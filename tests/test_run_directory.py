@@ -1,0 +1,154 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.run_directory import FORMAT, RunDirectory
+from apollo_cli.train import run
+from tests.conftest import read_rows, without_clocks
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+def test_what_is_claimed_is_read_back(directory: RunDirectory) -> None:
+    config = {"seed": 3, "data": {"kind": "pydocs"}}
+    directory.claim(config, {"steps": 12})
+    assert directory.is_claimed
+    assert directory.config() == config
+    assert directory.planned_steps() == 12
+    assert directory.summary() == {"status": "running"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_directory_with_a_run_is_not_claimed(name: str, directory: RunDirectory) -> None:
+    (directory.path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"has a {name} already.*resume="):
+        directory.claim({}, {})
+    assert [p.name for p in directory.path.iterdir()] == [name]
+
+
+def test_a_claim_that_was_cut_short_is_made_again(directory: RunDirectory) -> None:
+    """Killed between the two files: config.yaml, which comes last, makes it a run directory."""
+    (directory.path / "plan.json").write_text('{"steps": 1}')
+    (directory.path / ".config.yaml.tmp").write_text("see")
+    directory.claim({"seed": 1}, {"steps": 2})
+    assert directory.planned_steps() == 2
+
+
+def test_disowned_nothing_is_left(directory: RunDirectory) -> None:
+    with directory.owned():
+        directory.claim({}, {})
+        directory.disown()
+    assert list(directory.path.iterdir()) == []
+
+
+def _hold(directory: RunDirectory) -> subprocess.Popen[str]:
+    """Another process that owns the directory until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from apollo_cli.run_directory import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).owned():\n print('mine', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(directory.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    return process
+
+
+def test_one_process_at_a_time_and_the_other_learns_whose_it_is(directory: RunDirectory) -> None:
+    process = _hold(directory)
+    try:
+        said = rf"in use by process {process.pid} on \S+; stop that one"
+        with pytest.raises(CheckpointError, match=said), directory.owned():
+            pytest.fail("two owners")
+        assert run([f"resume={directory.path}"]) == 2  # it is not a run directory, either
+    finally:
+        process.kill()
+        process.wait()
+    with directory.owned():  # the dead let go
+        assert str(os.getpid()) in (directory.path / ".lock").read_text()
+    assert not (directory.path / ".lock").exists()
+
+
+def test_two_processes_do_not_resume_one_run(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 0
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("plan: true", "plan: false"))  # as if killed before its first step
+    process = _hold(RunDirectory(tmp_path / "run"))
+    try:
+        assert run([f"resume={tmp_path}/run"]) == 2
+    finally:
+        process.kill()
+        process.wait()
+    assert f"process {process.pid} on " in capsys.readouterr().err
+    assert run([f"resume={tmp_path}/run"]) == 0
+
+
+def test_a_run_of_the_first_format_is_brought_up_to_date(directory: RunDirectory) -> None:
+    """The first format had neither `format` nor these keys; runs stopped at what is not finite or not UTF-8."""
+    directory.config_file.write_text(yaml.safe_dump({"seed": 1, "data": {"kind": "text", "files": ["a.txt"]}}))
+    assert directory.config() == {
+        "seed": 1,
+        "on_nonfinite": "stop",
+        "data": {"kind": "text", "files": ["a.txt"], "errors": "strict"},
+    }
+
+
+def test_a_run_of_the_first_format_is_resumed(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
+    rows = read_rows(tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    assert values.pop("format") == FORMAT
+    del values["on_nonfinite"], values["data"]["errors"]
+    path.write_text(yaml.safe_dump(values))
+    (tmp_path / "run" / "summary.json").unlink()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000012"
+    assert checkpoint.is_dir()
+    (checkpoint / "model.safetensors").unlink()
+    assert run([f"resume={tmp_path}/run"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out  # it says which checkpoint it could not use
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            FORMAT + 1,
+            f"a newer apollo-train wrote this run \\(format {FORMAT + 1}, ",
+        ),
+        (0, "is damaged: format is 0"),
+        ("two", "is damaged: format is 'two'"),
+        (True, "is damaged: format is True"),
+    ],
+)
+def test_other_formats_are_refused_with_one_sentence(written: Any, said: str, directory: RunDirectory) -> None:
+    directory.config_file.write_text(yaml.safe_dump({"format": written, "seed": 1}))
+    with pytest.raises(CheckpointError, match=said):
+        directory.config()
+
+
+@pytest.mark.parametrize("steps", ['"many"', "null", "1.5", "true"])
+def test_a_plan_without_a_number_of_steps_is_damaged(steps: str, directory: RunDirectory) -> None:
+    directory.plan_file.write_text(f'{{"steps": {steps}}}')
+    with pytest.raises(CheckpointError, match=r"plan\.json is damaged"):
+        directory.planned_steps()
+
+
+def test_a_damaged_summary_is_named(directory: RunDirectory) -> None:
+    directory.summary_file.write_text(json.dumps(["completed"]))
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged"):
+        directory.summary()
