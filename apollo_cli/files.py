@@ -52,7 +52,7 @@ def unwritable(path: Path, size: int, error: Exception) -> StorageError:
     if getattr(error, "errno", None) == errno.ENOENT or not path.parent.is_dir():
         return StorageError(f"{shown(path.parent)} is gone, or what was in it: {path.name} cannot be written there")
     free = shutil.disk_usage(path.parent).free
-    if getattr(error, "errno", None) in _FULL or free < size:
+    if getattr(error, "errno", None) in _FULL or "No space left" in str(error) or free < size:
         return StorageError(
             f"{shown(path)}: the disk is full; {in_units(size)} are needed and {in_units(free)} are free"
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -106,20 +107,24 @@ class Checkpoints:
             with files.writing(self.folder, 0):
                 self.folder.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
             with files.writing(final, size):
-                self._write(checkpoint, temporary)
-                for path in self._newest_first():  # damaged ones that a resume passed over come again
-                    if _step(path) >= checkpoint.progress.step:
-                        shutil.rmtree(path)
-                temporary.rename(final)
-                files.write_text(self.folder / "latest", final.name + "\n")
-                files.sync_folder(self.folder.parent)
+                self._replace(final, temporary, checkpoint)
         except (SafetensorError, RuntimeError) as error:  # how the two libraries say that the disk is full
             raise files.unwritable(final, size, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         for old in self._newest_first()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def _replace(self, final: Path, temporary: Path, checkpoint: Checkpoint) -> None:
+        try:
+            self._write(checkpoint, temporary)
+            for path in self._newest_first():  # damaged ones that a resume passed over come again
+                if _step(path) >= checkpoint.progress.step:
+                    shutil.rmtree(path)
+            temporary.rename(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        files.write_text(self.folder / "latest", final.name + "\n")
+        files.sync_folder(self.folder.parent)
 
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,12 +208,18 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _progress(values: dict[str, Any]) -> Progress:
-    """Progress from plain values; a stranger's may be of any type."""
+    """Progress from plain values; a stranger's may be anything."""
     progress, fresh = Progress(**values), Progress()
     for key, value in vars(progress).items():
         expected = type(getattr(fresh, key))
-        if not isinstance(value, (int, float) if expected is float else expected):
+        kinds = (int, float) if expected is float else expected
+        if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0 and key != "loss_sum"):
             raise TypeError(f"progress.{key} is {value!r}")
+    numbers = [*progress.losses.values(), *(number for growth in progress.growths for number in growth.values())]
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        raise TypeError("progress has text where numbers should be")
+    if not re.fullmatch("[0-9a-f]*", progress.run_id):  # W&B names a folder by it
+        raise TypeError(f"progress.run_id is {progress.run_id!r}")
     return progress
 
 

@@ -183,8 +183,10 @@ class _Session:
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages
         layers = checkpoint.layers if checkpoint else stages[0].layers
-        if layers not in (stage.layers for stage in stages):
-            raise CheckpointError(f"{self.directory}: the checkpoint has {layers} layers, as no stage has")
+        if layers not in (stage.layers for stage in stages) or progress.step > self.plan.steps:
+            raise CheckpointError(
+                f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers) is of another plan"
+            )
         model = build(config.shape, layers).to(device.device)
 
         def new_block() -> torch.nn.Module:

@@ -1,10 +1,17 @@
+import errno
+import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from apollo_cli.errors import CheckpointError
+from apollo_cli.errors import CheckpointError, StorageError
+from apollo_cli.training import checkpoint as module
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state
 
 
@@ -20,7 +27,8 @@ def _checkpoint(step: int) -> Checkpoint:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    made = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    made.folder.parent.mkdir()
     for step in (9, 10, 100):
         made.save(_checkpoint(step))
     return made
@@ -90,20 +98,91 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(
     assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000100", "step_00000200", "latest"}
 
 
-def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    import hashlib
+def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes meta.json and mends its checksums, as a stranger would who made the checkpoint."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta.pop("sha256_of_meta")
+    meta["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in meta["sha256"]}
+    change(meta)
+    meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
 
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "7"), ("step", -1), ("step", None), ("flops", 1.5), ("metrics_bytes", -5), ("losses", []),
+        ("losses", {"eval/loss": "low"}), ("growths", [{"step": []}]), ("growths", ["x"]), ("run_id", "../../../x"),
+        ("data", 3), ("surprise", 1),
+    ],
+)  # fmt: skip
+def test_a_forged_progress_is_refused(key: str, value: Any, checkpoints: Checkpoints) -> None:
+    _forge(checkpoints.folder / "step_00000100", lambda meta: meta["progress"].update({key: value}))
+    said: list[str] = []
+    loaded = checkpoints.load_newest(said.append)
+    assert "step_00000100 cannot be read" in said[0]
+    assert loaded is not None
+    assert loaded.progress.step == 10
+
+
+def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints) -> None:
+    """/dev/zero has no end."""
+    _forge(checkpoints.folder / "step_00000100", lambda meta: meta["sha256"].update({"/dev/zero": "0"}))
+    loaded = checkpoints.load_newest(print)
+    assert loaded is not None
+    assert loaded.progress.step == 100
+
+
+def test_one_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
+    _forge(checkpoints.folder / "step_00000100", lambda meta: meta.update({"format": 99}))
+    with pytest.raises(CheckpointError, match=r"a newer apollo-train wrote it \(format 99"):
+        checkpoints.load_newest(print)
+
+
+def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> None:
+    (checkpoints.folder / ".step_00000150.tmp").mkdir()
+    (checkpoints.folder / "step_notes").mkdir()
+    assert checkpoints.load_newest(print).progress.step == 100  # type: ignore[union-attr]
+    assert not (checkpoints.folder / ".step_00000150.tmp").exists()
+
+
+@pytest.mark.parametrize("how", ["safetensors", "torch", "os"])
+def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
+    how: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {
+        "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "torch": RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        "os": OSError(errno.ENOSPC, "No space left on device"),
+    }
+
+    def full(*_: object, **__: object) -> None:
+        raise errors[how]
+
+    usage = shutil.disk_usage(checkpoints.folder)._replace(free=1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(*((module, "save_file", full) if how == "safetensors" else (torch, "save", full)))
+    said = r"checkpoints/step_00000200: the disk is full; \d+\.\d kB are needed and 1\.0 kB are free"
+    with pytest.raises(StorageError, match=said):
+        checkpoints.save(_checkpoint(200))
+    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000010", "step_00000100", "latest"}
+
+
+def test_a_folder_that_is_gone_is_not_made_again(checkpoints: Checkpoints) -> None:
+    shutil.rmtree(checkpoints.folder.parent)
+    with pytest.raises(StorageError, match="is gone"):
+        checkpoints.save(_checkpoint(200))
+    assert not checkpoints.folder.parent.exists()
+
+
+def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "owned",))
 
     folder = checkpoints.folder / "step_00000100"
     torch.save({"optimizer": Hostile(), "rng": {}}, folder / "state.pt")
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["sha256"]["state.pt"] = hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
-    meta.pop("sha256_of_meta")
-    meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    (folder / "meta.json").write_text(json.dumps(meta))
+    _forge(folder, lambda meta: None)
     said: list[str] = []
     loaded = checkpoints.load_newest(said.append)
     assert "holds something that is refused" in said[0]
