@@ -40,6 +40,11 @@ class Device:
         return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def choose(run: Run) -> Device:
     """The device, precision and compilation that `auto` means here, or that were asked for.
 

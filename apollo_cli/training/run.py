@@ -16,7 +16,7 @@ from apollo_cli.data import sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import ApolloError, CheckpointError
+from apollo_cli.errors import ApolloError, CheckpointError, TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
@@ -27,7 +27,7 @@ from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
-from apollo_cli.training.device import Device, choose
+from apollo_cli.training.device import Device, choose, is_out_of_memory
 from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated, interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.optimizer import build_optimizer, restore_state
@@ -141,6 +141,13 @@ class _Session:
             status = "completed"
         except (Interrupted, KeyboardInterrupt, Terminated):
             status = "interrupted"
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise TrainingError(
+                    f"step {progress.step}: the memory of {self.device.name} is used up; a smaller batch.micro "
+                    "needs less, with the same result but for rounding"
+                ) from error
             raise
         finally:
             with StopRequest():  # what is done is done; only a second signal cuts the closing short

@@ -1,11 +1,14 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from apollo_cli.config import Config
-from apollo_cli.errors import ConfigError
-from apollo_cli.training.device import choose
+from apollo_cli.errors import ConfigError, TrainingError
+from apollo_cli.training.device import choose, is_out_of_memory
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.run import train
 
 
 def test_auto_on_a_cpu_is_fp32_and_not_compiled(config: Callable[..., Config]) -> None:
@@ -30,3 +33,25 @@ def test_a_device_that_is_not_here_is_refused(config: Callable[..., Config]) -> 
 def test_auto_on_a_gpu_is_compiled(config: Callable[..., Config]) -> None:
     device = choose(config("device=auto").run)
     assert (device.device.type, device.compile) == ("cuda", True)
+
+
+def test_an_allocation_that_fails_is_known_as_such() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)  # four petabytes
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Loop.backward
+
+    def backward(loop: Loop) -> torch.Tensor:
+        return torch.empty(10**15) if loop.progress.step == 5 else original(loop)
+
+    monkeypatch.setattr(Loop, "backward", backward)
+    with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):
+        train(config(), tmp_path)
