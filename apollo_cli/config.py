@@ -181,6 +181,7 @@ class Text(Data):
     files: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
     document: Literal["blank_line", "line", "file"]
     text_field: str
+    errors: Literal["strict", "replace"]
 
 
 class Hub(Data):
@@ -260,7 +261,7 @@ class Tracking(Section):
 
     wandb: Literal["auto", "online", "offline", "disabled"]
     project: str
-    timeout: Annotated[float, Field(gt=0)]
+    timeout: Annotated[float, Field(gt=0, le=86_400)]
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,20 @@
 """Where documents come from: this machine's documentation, text files, or a dataset of a hub."""
 
 import ast
-import bz2
-import gzip
-import json
-import lzma
+import os
 import sys
 import sysconfig
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
-from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from apollo_cli.data import reading
+from apollo_cli.data.reading import Replaced
 from apollo_cli.errors import DataError
 
 
@@ -36,6 +33,14 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the documents, for the cache: equal identities mean equal documents."""
 
+    def title(self) -> str:
+        """What a message calls it."""
+        return "the corpus"
+
+    def remarks(self) -> list[str]:
+        """What the last reading noticed, as lines of progress."""
+        return []
+
 
 # torch has as much again, but parsing it would take as long as the rest together
 DOCUMENTED_PACKAGES = ("numpy", "matplotlib", "datasets", "wandb", "rich", "omegaconf", "hydra-core")
@@ -50,6 +55,10 @@ class PyDocs(Source):
     The language reference in `pydoc_data`, and the docstrings of the standard library and of our pinned
     dependencies. Each topic and each docstring is a document.
     """
+
+    def title(self) -> str:
+        """Where it is."""
+        return "the documentation on this machine"
 
     def identity(self) -> dict[str, Any]:
         """The versions decide the text."""
@@ -120,132 +129,78 @@ class TextFiles(Source):
         patterns: paths or globs; `**` matches folders.
         document: what a document of a .txt file is: `blank_line`, `line` or `file`.
         text_field: the field (jsonl) or column (parquet) that holds the text.
+        errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
     """
 
     patterns: tuple[str, ...]
     document: str = "blank_line"
     text_field: str = "text"
+    errors: str = "strict"
+    _replaced: dict[Path, Replaced] = field(default_factory=dict, compare=False, repr=False)
 
     def paths(self) -> list[Path]:
         """The files, sorted within each pattern.
 
         Raises:
-            DataError: a pattern matches nothing.
+            DataError: a pattern matches nothing, or something that is no file of text.
         """
         if not self.patterns:
             raise DataError("data.files is empty: name your files, for example 'data.files=[\"corpus/*.txt\"]'")
         found: dict[Path, None] = {}
         for pattern in self.patterns:
-            literal = Path(pattern).expanduser()
-            matches = sorted(glob(str(literal), recursive=True))  # noqa: PTH207 - takes absolute patterns too
-            if literal.is_file():  # its name may hold brackets
-                matches = [str(literal)]
-            files = [Path(match).resolve() for match in matches if Path(match).is_file()]
+            literal = os.path.expanduser(pattern)  # noqa: PTH111 - of an unknown user it stays as it is
+            matches = sorted(glob(literal, recursive=True))  # noqa: PTH207 - takes absolute patterns too
+            if os.path.lexists(literal):  # its name may hold brackets
+                matches = [literal]
+            files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
             if not files:
-                raise DataError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
-            found |= dict.fromkeys(files)
+                raise _nothing_in(pattern, bool(matches))
+            for file in files:
+                reading.refuse_unsuitable(file)
+            found |= dict.fromkeys(file.resolve() for file in files)
         return list(found)
+
+    def title(self) -> str:
+        """The first file, and how many more."""
+        paths = self.paths()
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        return f"{paths[0]}{more}"
 
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and times of change, and how they are read."""
         files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths()]
-        return {"files": files, "document": self.document, "text_field": self.text_field}
+        return {
+            "files": files,
+            "document": self.document,
+            "text_field": self.text_field,
+            "errors": self.errors,
+        }
 
     def documents(self) -> Iterator[str]:
         """File by file."""
         for path in self.paths():
-            yield from self._documents_of(path)
+            self._replaced[path] = replaced = Replaced()
+            yield from reading.documents(path, self.document, self.text_field, self.errors, replaced)
 
-    def _documents_of(self, path: Path) -> Iterator[str]:
-        suffixes = [s for s in path.suffixes if s not in (".gz", ".xz", ".bz2", ".zst")]
-        kind = suffixes[-1] if suffixes else ".txt"
-        if kind == ".parquet":
-            yield from _parquet_column(path, self.text_field)
-        elif kind in (".jsonl", ".json"):
-            yield from _json_lines(path, self.text_field)
-        else:
-            yield from _split(_lines(path), self.document)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file that may be compressed, strictly UTF-8, a byte-order mark dropped."""
-    number = 0
-    try:
-        with _open_binary(path) as stream:
-            for number, line in enumerate(stream, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        bad = error.object[error.start]
-        raise DataError(
-            f"{path}, line {number}, byte {error.start + 1}: 0x{bad:02x} is not UTF-8. Convert the file, for "
-            f"example: iconv -f latin1 -t utf-8 {path.name}"
-        ) from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        unreachable = isinstance(error, OSError) and error.errno is not None
-        what = "cannot be read" if unreachable else f"damaged or cut off after line {number}"
-        raise DataError(f"{path}: {what} ({error})") from error
+    def remarks(self) -> list[str]:
+        """What was replaced, in one line."""
+        replaced = [one for one in self._replaced.values() if one.bytes]
+        if not replaced:
+            return []
+        num_bytes, num_lines = sum(one.bytes for one in replaced), sum(one.lines for one in replaced)
+        return [
+            f"data.errors=replace: {num_bytes:,} bytes in {num_lines:,} lines of {len(replaced):,} files were not "
+            "UTF-8 and became U+FFFD"
+        ]
 
 
-def _open_binary(path: Path) -> IO[bytes]:
-    """Opens a file by its ending; each of these readers notices a stream that is cut off."""
-    if path.suffix == ".zst":
-        import pyarrow
-
-        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rb")
-
-
-def _split(lines: Iterator[str], document: str) -> Iterator[str]:
-    """Lines to documents: `line`, `blank_line`, or the whole `file`."""
-    waiting: list[str] = []
-    for line in lines:
-        blank = not line.strip()
-        if not blank or document == "file":
-            waiting.append(line)
-        if waiting and (document == "line" or (document == "blank_line" and blank)):
-            yield "".join(waiting).strip()
-            waiting = []
-    if text := "".join(waiting).strip():
-        yield text
-
-
-def _json_lines(path: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}); one object a line is read") from error
-        if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-            known = ", ".join(row) if isinstance(row, dict) else "no fields"
-            raise DataError(
-                f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
-            )
-        try:
-            row[text_field].encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{path}, line {number}: half of a surrogate pair is not text ({error})") from error
-        yield row[text_field]
-
-
-def _parquet_column(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.ParquetFile(path)
-        if column not in table.schema_arrow.names:
-            raise DataError(
-                f"{path}: no column {column!r} (it has: {', '.join(table.schema_arrow.names)}); set data.text_field"
-            )
-        if "string" not in str(kind := table.schema_arrow.field(column).type):
-            raise DataError(f"{path}: the column {column!r} holds {kind}, not text; set data.text_field")
-        for batch in table.iter_batches(columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as parquet ({error})") from error
+def _nothing_in(pattern: str, folders: bool) -> DataError:
+    if folders:
+        example = str(Path(pattern) / "*.txt")
+        return DataError(
+            f"data.files: {pattern} is a directory: name its files, for example 'data.files=[\"{example}\"]'"
+        )
+    return DataError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
 
 
 @dataclass(frozen=True)
@@ -267,6 +222,10 @@ class Hub(Source):
     text_field: str = "text"
     _opened: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    def title(self) -> str:
+        """Their names."""
+        return f"dataset {', '.join(self.paths)}"
+
     def identity(self) -> dict[str, Any]:
         """Names, and the version on the hub of what is not streamed."""
         return {
@@ -284,7 +243,7 @@ class Hub(Source):
                 "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
             )
         for i, path in enumerate(self.paths):
-            for row in self._open(i):
+            for row in self._rows(i):
                 if self.text_field not in row:
                     raise DataError(
                         f"{path}: no column {self.text_field!r} (it has: {', '.join(row)}); set data.text_field"
@@ -296,18 +255,81 @@ class Hub(Source):
                         )
                     yield text
 
+    def _rows(self, i: int) -> Iterator[dict[str, Any]]:
+        """The rows of a dataset; every backend has errors of its own."""
+        dataset = self._open(i)
+        try:
+            yield from dataset
+        except Exception as error:
+            raise DataError(f"dataset {self.paths[i]!r} cannot be read: {_reason(error)}") from error
+
     def _open(self, i: int) -> Any:
-        from datasets import disable_progress_bars, load_dataset
+        from datasets import disable_progress_bars, load_dataset_builder
 
         path = self.paths[i]
         if i not in self._opened:
             disable_progress_bars()
             try:
-                self._opened[i] = load_dataset(path, self.names[i], split=self.split, streaming=self.streaming)
-            except Exception as error:  # every backend has errors of its own
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if path in _formats():
+                    raise DataError(
+                        f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
+                    )
+                builder = load_dataset_builder(path, self.names[i])
+                _refuse_doubtful(path, builder)
+                if self.streaming:
+                    self._opened[i] = builder.as_streaming_dataset(split=self.split)
+                else:
+                    builder.download_and_prepare()
+                    self._opened[i] = builder.as_dataset(split=self.split)
+            except DataError:
+                raise
+            except Exception as error:
+                hint = "Put its text" if Path(path).is_dir() else "Without a network, put text"
                 raise DataError(
-                    f"dataset {path!r} cannot be opened: {reason}. Without a network, put text into files and "
-                    "use data=text data.files=..."
+                    f"dataset {path!r} cannot be opened: {_reason(error)}. {hint} into files and use "
+                    "data=text data.files=..."
                 ) from error
         return self._opened[i]
+
+
+_FORMATS = {
+    "arrow",
+    "csv",
+    "json",
+    "parquet",
+    "text",
+    "cache",
+}  # cache: what datasets prepared from one of the others
+
+
+def _formats() -> Iterable[str]:
+    """Names that mean a format and all files of the working directory, not a dataset."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return _PACKAGED_DATASETS_MODULES
+
+
+def _refuse_doubtful(path: str, builder: Any) -> None:
+    """Refuses what may run code, unpack archives, or read files elsewhere, before a row is read."""
+    format_ = type(builder).__module__.rpartition(".")[2]
+    if format_ not in _FORMATS:
+        raise DataError(
+            f"dataset {path!r} holds {format_} files, and parquet, json, csv, arrow and text are read: convert "
+            "them to one of these, or put the text into files and use data=text data.files=..."
+        )
+    folder = Path(path).absolute()
+    for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
+        inside = (
+            Path(os.path.normpath(file)).is_relative_to(folder) if folder.is_dir() else file.startswith("hf://")
+        )
+        if not inside or "::" in file:
+            raise DataError(f"dataset {path!r} names {file}, which is not in it: take that out of its README.md")
+        if Path(file).suffix.lower() in reading.ARCHIVES:
+            raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
+
+
+def _reason(error: Exception) -> str:
+    """The last cause in one line; datasets wraps what its readers say."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return reading.first_line(error)

@@ -2,18 +2,27 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from apollo_cli.data.pieces import is_cut_anywhere, pieces
+from apollo_cli.data.reading import first_line
 from apollo_cli.errors import DataError
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus
 SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for stable merges
+_LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
+_UNBROKEN_COST = 50  # of such a run's characters in the sample: they take time and memory, and teach few words
+_PATIENCE = 120  # seconds for loading a tokenizer
 # the names that transformers' configs use, and the tokens, in the order of their ids when trained here
 SPECIAL_TOKENS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
@@ -21,8 +30,14 @@ SPECIAL_TOKENS = {
 }
 
 
-def train(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
+def train(kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "this corpus") -> Tokenizer:
     """A lower-casing WordPiece (bert) or a byte-level BPE (gpt) with exactly `vocabulary` entries.
+
+    Args:
+        kind: of the model.
+        vocabulary: entries, with the special tokens.
+        documents: to learn from; those at the start are enough.
+        corpus: what messages call them.
 
     Raises:
         DataError: the corpus cannot fill the vocabulary.
@@ -31,7 +46,7 @@ def train(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
     if tokenizer.get_vocab_size() != vocabulary:
         few = tokenizer.get_vocab_size() < vocabulary
         raise DataError(
-            f"data.vocab_size={vocabulary} is {'more than' if few else 'too small for'} this corpus: "
+            f"data.vocab_size={vocabulary} is {'more than' if few else 'too small for'} {corpus}: "
             f"{'it fills' if few else 'its letters alone need'} {tokenizer.get_vocab_size()} entries. "
             f"Type data.vocab_size={tokenizer.get_vocab_size()}{' or less, or give more text' if few else ''}"
         )
@@ -86,35 +101,98 @@ def load(kind: str, name: str) -> Tokenizer:
     Raises:
         DataError: nothing there, unreadable, or without the special tokens of a `kind` model.
     """
+    hint = (
+        "Give a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, a folder with one of these, or a "
+        "name on the hub"
+    )
+    with refusing(f"data.tokenizer={name}: cannot be loaded", hint):
+        path = _file_of(name) or Path(hf_hub_download(name, "tokenizer.json"))
+        _try_out(path, *_digests(path))
+        tokenizer = from_file(path)
+    check(kind, tokenizer, f"data.tokenizer={name}")
+    return tokenizer
+
+
+_TRIAL = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from apollo_cli.data.tokenizer import first_line, from_file
+try:
+    tokenizer = from_file(Path(sys.argv[1]))
+    with suppress(Exception):
+        tokenizer.encode_batch_fast(["A text of 8 words, as they come."], add_special_tokens=False)
+except BaseException as error:
+    print(first_line(error))
+    sys.exit(1)
+"""
+
+
+@cache
+def _try_out(path: Path, *digests: str) -> None:
+    """Loads a stranger's file in another process first: some files abort the process, or never return.
+
+    Raises:
+        ValueError: why it cannot be loaded.
+    """
+    command = [sys.executable, "-P", "-c", _TRIAL, str(path)]  # -P: no module of the working directory
     try:
-        path = _file_of(name)
-        tokenizer = _from_file(path) if path else Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises bare Exception
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"loading it takes more than {_PATIENCE} seconds") from error
+    if done.returncode < 0:
+        raise ValueError("it makes the tokenizers library crash")
+    if done.returncode:
+        raise ValueError(first_line(ValueError(done.stdout or done.stderr)))
+
+
+def check(kind: str, tokenizer: Tokenizer, name: str) -> None:
+    """Makes it take documents whole, and refuses ids that an embedding cannot have.
+
+    Raises:
+        DataError: calls it `name`.
+    """
+    with refusing(f"{name}: cannot be used"):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        ids = sorted(tokenizer.get_vocab().values())
+        entries = tokenizer.get_vocab_size()
+    if ids != list(range(entries)):
         raise DataError(
-            f"data.tokenizer={name}: cannot be loaded ({str(error).strip() or type(error).__name__}). Give a "
-            "tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, a folder with one of these, or a "
-            "name on the hub"
-        ) from error
-    tokenizer.no_truncation()  # a document is packed whole, whatever the file was made for
-    tokenizer.no_padding()
-    if (highest := max(tokenizer.get_vocab().values())) >= tokenizer.get_vocab_size():
-        raise DataError(
-            f"data.tokenizer={name}: its ids have gaps ({tokenizer.get_vocab_size()} entries, the highest id is "
-            f"{highest}), which an embedding cannot have"
+            f"{name}: its ids have gaps or come twice ({entries} entries, the highest id is "
+            f"{ids[-1] if ids else 'none'}), which an embedding cannot have"
         )
     if missing := [token for token in SPECIAL_TOKENS[kind].values() if tokenizer.token_to_id(token) is None]:
-        raise DataError(f"data.tokenizer={name}: model={kind} needs the token {', '.join(missing)}, it has none")
-    return tokenizer
+        raise DataError(f"{name}: model={kind} needs the token {', '.join(missing)}, it has none")
+
+
+@contextmanager
+def refusing(what: str, hint: str = "") -> Iterator[None]:
+    """Turns whatever the library raises into a DataError that begins with `what`.
+
+    It raises bare Exceptions, and its panics are BaseExceptions of a class that cannot be imported.
+    """
+    try:
+        yield
+    except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise DataError(f"{what} ({first_line(error)}){'. ' if hint else ''}{hint}") from error
 
 
 def identity(name: str) -> list[Any]:
     """What decides a loaded tokenizer, for the cache: the name, and the content of the files that it means."""
-    try:
-        path = _file_of(name)
-    except FileNotFoundError:
-        return [name]
-    files = [path, path.with_name("merges.txt")] if path else []
-    return [name, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file())]
+    with refusing(f"data.tokenizer={name}: cannot be read"):
+        try:
+            path = _file_of(name)
+        except FileNotFoundError:
+            return [name]
+        return [name, *(_digests(path) if path else [])]
+
+
+def _digests(path: Path) -> list[str]:
+    files = (path, path.with_name("merges.txt"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
 def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
@@ -151,7 +229,8 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
-def _from_file(path: Path) -> Tokenizer:
+def from_file(path: Path) -> Tokenizer:
+    """A tokenizer by the name of its file; the library raises what it likes."""
     if path.name == "vocab.txt":
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may hold other breaks
         vocabulary = {token: i for i, token in enumerate(lines)}
@@ -195,14 +274,14 @@ def _frame(tokenizer: Tokenizer) -> None:
 
 
 def _sample(documents: Iterable[str]) -> Iterator[str]:
-    """Documents from the start until they hold SAMPLE_CHARACTERS."""
-    iterator = iter(documents)
-    first = next(iterator, None)
-    if first is None:
+    """Documents from the start, the long ones in pieces, until they hold SAMPLE_CHARACTERS."""
+    total, document = 0, None
+    for document in documents:
+        for piece in pieces(document, _LONGEST):
+            yield piece
+            unbroken = len(document) > _LONGEST and is_cut_anywhere(piece, _LONGEST)
+            total += len(piece) * (_UNBROKEN_COST if unbroken else 1)
+            if total > SAMPLE_CHARACTERS:
+                return
+    if document is None:
         raise DataError("the corpus is empty: there is no document to train a tokenizer on")
-    total = 0
-    for document in chain([first], iterator):
-        yield document
-        total += len(document)
-        if total > SAMPLE_CHARACTERS:
-            return

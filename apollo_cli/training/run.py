@@ -281,7 +281,7 @@ def _prepare_corpus(config: Config, console: Console) -> Corpus:
 def _source(config: Config) -> sources.Source:
     data = config.data
     if isinstance(data, Text):
-        return sources.TextFiles(data.files, data.document, data.text_field)
+        return sources.TextFiles(data.files, data.document, data.text_field, data.errors)
     if isinstance(data, Hub):
         return sources.Hub(data.path, data.name, data.split, data.streaming, data.text_field)
     assert isinstance(data, PyDocs)

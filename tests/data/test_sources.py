@@ -145,7 +145,7 @@ def test_a_pattern_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", ["blank_line", "line", "file"])
 def test_bytes_that_are_not_utf8_are_refused_with_file_line_and_byte(tmp_path: Path, document: str) -> None:
     path = write(tmp_path / "a.txt", b"one\n\ncaf\xe9 noir\n")
-    with pytest.raises(DataError, match=r"a\.txt, line 3, byte 4: 0xe9 is not UTF-8.*iconv"):
+    with pytest.raises(DataError, match=r"a\.txt, line 3, byte offset 8 of the file: 0xe9 is not UTF-8.*iconv"):
         read(path, document=document)
 
 
@@ -227,6 +227,7 @@ def test_the_identity_of_files_changes_with_their_content_their_time_and_how_the
     assert json.dumps(source.identity()) == json.dumps(before)
     assert TextFiles((str(path),), document="line").identity() != before
     assert TextFiles((str(path),), text_field="body").identity() != before
+    assert TextFiles((str(path),), errors="replace").identity() != before
     os.utime(path, (2, 2))
     assert source.identity() != before
     write(path, "longer")

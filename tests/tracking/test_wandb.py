@@ -1,35 +1,40 @@
+import io
 import json
-import struct
 import sys
+import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apollo_cli.config import Config, Tracking
+from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
+from apollo_cli.tracking.recorder import Recording
 from apollo_cli.tracking.wandb import Identity, has_key, identify, open_mirror
 from apollo_cli.training.run import train
 from tests.conftest import read_rows
+from tests.faults.stub_wandb import StubServer, unused_port
+from tests.wandb_file import exit_codes, history
 
 IDENTITY = Identity("abc", "name/run", None, ("bert", "lvps"))
+KEY = "k" * 40
 
 
-def _tracking(mode: str) -> Tracking:
-    return Tracking.model_validate({"wandb": mode, "project": "apollo", "timeout": 1.0})
+def _tracking(mode: str, timeout: float = 1.0) -> Tracking:
+    return Tracking.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
 
 
 class FakeRun:
-    """What the mirror uses of a W&B run."""
+    """What the recorder uses of a W&B run."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.exit_code: int | None = None
-        self.settings = types.SimpleNamespace(sync_dir="somewhere/offline-run-1")
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         self.metrics[name] = step_metric
@@ -42,118 +47,216 @@ class FakeRun:
 
 
 class FakeWandb(types.ModuleType):
-    """A wandb whose server may be out of reach."""
+    """A wandb without processes."""
 
-    def __init__(self, reachable: bool) -> None:
+    def __init__(self) -> None:
         super().__init__("wandb")
-        self.reachable, self.calls, self.run = reachable, [], FakeRun()  # type: ignore[var-annotated]
+        self.calls, self.run = [], FakeRun()  # type: ignore[var-annotated]
 
     def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802 - the library's name
         return settings
 
     def init(self, **arguments: Any) -> FakeRun:
         self.calls.append(arguments)
-        if arguments["mode"] == "online" and not self.reachable:
-            raise TimeoutError("no answer")
         return self.run
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], FakeWandb]:
-    def install(reachable: bool) -> FakeWandb:
-        module = FakeWandb(reachable)
-        monkeypatch.setitem(sys.modules, "wandb", module)
-        return module
-
-    return install
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    module = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(recorder.signal, "alarm", lambda seconds: None)
+    return module
 
 
-def _open(mode: str, said: list[str], skip: int = 0) -> mirror.Mirror | None:
-    return open_mirror(_tracking(mode), IDENTITY, {"seed": 0}, Path("run"), skip, said.append)
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    return path
 
 
-def test_auto_without_a_key_is_offline_and_says_how_to_upload(fake: Callable[[bool], FakeWandb]) -> None:
-    wandb, said = fake(True), []
-    assert _open("auto", said) is not None
-    assert [call["mode"] for call in wandb.calls] == ["offline"]
-    assert said == ["W&B offline; to upload later: wandb sync somewhere/offline-run-1"]
+def _order(metrics: Path, skip: int = 0) -> dict[str, Any]:
+    run = {"id": "abc", "project": "apollo"}
+    return {"metrics": str(metrics), "skip": skip, "argv": ["apollo-train", "seed=1"], "pid": 7, "run": run}
 
 
-def test_online_without_a_key_is_offline_and_never_a_prompt(fake: Callable[[bool], FakeWandb]) -> None:
-    wandb, said = fake(True), []
-    assert _open("online", said) is not None
-    assert [call["mode"] for call in wandb.calls] == ["offline"]
-    assert "wandb login" in said[0]
+def _row(step: int) -> dict[str, Any]:
+    return {"step": step, "flops": 10**18 + step, "train/loss": 1.0}
 
 
-def test_auto_with_a_key_is_online(fake: Callable[[bool], FakeWandb], monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb, said = fake(True), []
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert _open("auto", said) is not None
-    (call,) = wandb.calls
-    assert call["mode"] == "online"
-    assert call["id"] == "abc"
-    assert call["resume"] == "allow"
-    assert call["settings"]["init_timeout"] == 1.0
+def _append(metrics: Path, text: str) -> None:
+    with metrics.open("a") as file:
+        file.write(text)
+
+
+def _mode(mode: str, said: list[str]) -> str:
+    return mirror._mode(_tracking(mode), said.append)
+
+
+def test_auto_without_a_key_is_offline() -> None:
+    said: list[str] = []
+    assert _mode("auto", said) == "offline"
     assert said == []
 
 
-@pytest.mark.parametrize("mode", ["auto", "online"])
-def test_a_server_out_of_reach_means_offline_with_one_warning(
-    mode: str, fake: Callable[[bool], FakeWandb], monkeypatch: pytest.MonkeyPatch
+def test_online_without_a_key_is_offline_and_says_why() -> None:
+    said: list[str] = []
+    assert _mode("online", said) == "offline"
+    assert "wandb login" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "mode"),
+    [
+        ("auto", None, "online"),
+        ("auto", "", "online"),
+        ("auto", "online", "online"),
+        ("auto", "run", "online"),
+        ("auto", "offline", "offline"),
+        ("auto", "dryrun", "offline"),
+        ("auto", "disabled", "disabled"),
+        ("online", "offline", "online"),
+        ("offline", "online", "offline"),
+        ("disabled", "online", "disabled"),
+    ],
+)
+def test_with_a_key_auto_leaves_it_to_the_environment(
+    asked: str, variable: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb, said = fake(False), []
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert _open(mode, said) is not None
-    assert [call["mode"] for call in wandb.calls] == ["online", "offline"]
-    assert "no answer" in said[0]
-    assert "wandb sync" in said[1]
-    assert "k" * 40 not in "".join(said)
+    said: list[str] = []
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert _mode(asked, said) == mode
+    assert said == []
 
 
-def test_disabled_does_not_touch_wandb(fake: Callable[[bool], FakeWandb], monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = fake(True)
-    assert _open("disabled", []) is None
+def test_a_mode_and_an_address_that_mean_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "Offline")
+    assert _mode("auto", said) == "offline"
+    assert "WANDB_MODE=Offline" in said[0]
+    assert "dryrun" in said[0]
+    monkeypatch.setenv("WANDB_BASE_URL", "example.org")
+    assert _mode("online", said) == "offline"
+    assert "WANDB_BASE_URL" in said[1]
+
+
+def test_disabled_starts_no_process(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "Mirror", None)  # would be called
+    assert open_mirror(_tracking("disabled"), IDENTITY, {}, metrics.parent, 0, print) is None
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert _open("auto", []) is None
-    assert wandb.calls == []
+    assert open_mirror(_tracking("auto"), IDENTITY, {}, metrics.parent, 0, print) is None
 
 
-def test_flops_are_the_axis_of_every_curve(fake: Callable[[bool], FakeWandb]) -> None:
-    wandb = fake(True)
-    _open("offline", [])
-    assert {name for name, axis in wandb.run.metrics.items() if axis == "flops"} == {
+def test_a_recording_is_offline_and_of_the_run_not_of_the_recorder(fake: FakeWandb, metrics: Path) -> None:
+    Recording(_order(metrics))
+    (call,) = fake.calls
+    assert (call["mode"], call["id"], call["project"]) == ("offline", "abc", "apollo")
+    assert call["resume"] == "allow"  # or the steps of a resumed run would begin at 0 again
+    assert (call["settings"]["program"], call["settings"]["x_stats_pid"]) == ("apollo-train", 7)
+
+
+def test_flops_are_the_axis_of_every_curve(fake: FakeWandb, metrics: Path) -> None:
+    Recording(_order(metrics))
+    assert {name for name, axis in fake.run.metrics.items() if axis == "flops"} == {
         "train/*", "eval/*", "growth/*", "perf/*",
     }  # fmt: skip
 
 
-def test_rows_and_summary_arrive_and_rows_from_before_a_resume_do_not_come_twice(
-    fake: Callable[[bool], FakeWandb],
+def test_rows_are_taken_whole_and_once_and_those_that_wandb_has_are_left_out(
+    fake: FakeWandb, metrics: Path
 ) -> None:
-    wandb = fake(True)
-    opened = _open("offline", [], skip=1)
+    recording = Recording(_order(metrics, skip=2))
+    _append(metrics, json.dumps(_row(1)) + "\n")
+    recording.take_rows()
+    assert fake.run.logged == []
+    _append(metrics, json.dumps(_row(2)) + "\n" + json.dumps(_row(3)) + "\n" + json.dumps(_row(4))[:20])
+    recording.take_rows()
+    assert [row["step"] for row in fake.run.logged] == [3]
+    _append(metrics, json.dumps(_row(4))[20:] + "\n")
+    recording.take_rows()
+    recording.take_rows()
+    assert fake.run.logged == [
+        {"step": 3, "flops": float(10**18 + 3), "train/loss": 1.0},
+        {"step": 4, "flops": float(10**18 + 4), "train/loss": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [("completed", 0), ("interrupted", 1), ("failed", 1)])
+def test_the_end_has_the_final_numbers(status: str, exit_code: int, fake: FakeWandb, metrics: Path) -> None:
+    Recording(_order(metrics)).close(status, {"eval/loss": 2.0})
+    assert fake.run.summary == {"status": status, "eval/loss": 2.0}
+    assert fake.run.exit_code == exit_code
+
+
+@pytest.mark.parametrize(
+    ("log", "marked", "problem"),
+    [
+        ("wandb: Syncing\nwandb: Finished\n", True, ""),
+        ("wandb: Syncing\nwandb: ERROR some data\nwandb: Finished\n", True, "some data"),
+        (f"wandb: Syncing\nwandb: ERROR key {KEY} is unknown\nwandb: bye\n", False, "key *** is unknown"),
+        ("Trace\nan end without the word\n\n", False, "an end without the word"),
+        ("", False, "it said nothing"),
+    ],
+)
+def test_an_upload_is_whole_or_has_a_problem_and_no_mark(
+    log: str, marked: bool, problem: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "offline-run-1"
+    folder.mkdir()
+    upload = recorder.Upload(tmp_path, {"WANDB_API_KEY": f"{KEY}\n"}, 1.0)
+    upload.log = io.BytesIO(log.encode())
+    if marked:
+        (folder / "run-abc.wandb.synced").touch()
+    assert upload._problem() == problem
+    assert any(folder.iterdir()) == (problem == "")
+
+
+def _mirrored(run_dir: Path, timeout: float, rows: int) -> list[str]:
+    """Rows with the real wandb beside them; what was said."""
+    said: list[str] = []
+    opened = open_mirror(_tracking("auto", timeout), IDENTITY, {"seed": 0}, run_dir, 0, said.append)
     assert opened is not None
-    for step in (1, 2):
-        opened.row({"step": step, "flops": 10**18 + step, "train/loss": 1.0})
+    for step in range(rows):
+        _append(run_dir / "metrics.jsonl", json.dumps(_row(step)) + "\n")
+        opened.row(_row(step))
     opened.close("completed", {"eval/loss": 2.0})
-    assert wandb.run.logged == [{"step": 2, "flops": float(10**18 + 2), "train/loss": 1.0}]
-    assert wandb.run.summary == {"status": "completed", "eval/loss": 2.0}
-    assert wandb.run.exit_code == 0
+    return said
 
 
-def test_a_mirror_that_breaks_is_left_out(fake: Callable[[bool], FakeWandb]) -> None:
-    wandb, said = fake(True), []
-    opened = _open("offline", said)
-    assert opened is not None
-    wandb.run.log = _broken  # type: ignore[method-assign]
-    for step in (1, 2):
-        opened.row({"step": step, "flops": 1})
-    opened.close("completed", {})
-    assert len([line for line in said if "pipe burst" in line]) == 1
+def _recorded(run_dir: Path) -> list[int]:
+    (path,) = run_dir.glob("wandb/offline-run-*/run-abc.wandb")
+    assert exit_codes(path) == [0]
+    return [row["step"] for row in history(path)]
 
 
-def _broken(row: dict[str, Any]) -> None:
-    raise OSError("pipe burst")
+def test_the_real_wandb_records_offline(metrics: Path) -> None:
+    said = _mirrored(metrics.parent, 30, 5)
+    assert said == [f"W&B offline; to upload later: wandb sync {metrics.parent}/wandb"]
+    assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
+
+
+def test_the_real_wandb_uploads(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = StubServer()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    assert _mirrored(metrics.parent, 30, 5) == []
+    assert server.steps() == [0, 1, 2, 3, 4]
+    assert server.complete
+    server.die()
+
+
+def test_a_dead_server_costs_the_timeout_and_no_more(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused_port()}")
+    start = time.monotonic()
+    said = _mirrored(metrics.parent, 4, 5)
+    assert time.monotonic() - start < 4.5
+    assert said == [f"W&B does not have all rows yet; to upload later: wandb sync {metrics.parent}/wandb"]
+    assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
 
 
 def test_a_key_is_found_in_the_environment_or_the_netrc_file(
@@ -167,9 +270,28 @@ def test_a_key_is_found_in_the_environment_or_the_netrc_file(
     assert not has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
     assert has_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080")
+    assert not has_key()
     monkeypatch.delenv("WANDB_BASE_URL")
+    monkeypatch.setenv("WANDB_API_KEY", "\n")
+    assert not has_key()
     monkeypatch.setenv("WANDB_API_KEY", "k")
     assert has_key()
+
+
+def test_the_key_is_looked_for_where_wandb_login_stored_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine wandb.example login user password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert not has_key()
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example\n")
+    assert has_key()
+    (tmp_path / "settings").write_text("rubbish")
+    assert not has_key()
 
 
 def test_the_cells_of_a_sweep_share_a_group(tmp_path: Path) -> None:
@@ -186,35 +308,4 @@ def test_the_cells_of_a_sweep_share_a_group(tmp_path: Path) -> None:
 def test_the_offline_file_holds_every_row(config: Callable[..., Config], tmp_path: Path) -> None:
     train(config("tracking=wandb", "tracking.wandb=offline"), tmp_path / "run")
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    rows = read_rows(tmp_path / "run")
-    recorded = list(_history(path))
-    assert len(recorded) == len(rows)
-    for row, theirs in zip(rows, recorded, strict=True):
-        ours = {key: value for key, value in theirs.items() if not key.startswith("_")}
-        assert ours == row | {"flops": float(row["flops"])}
-
-
-def _history(path: Path) -> Iterator[dict[str, Any]]:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    for content in _records(path.read_bytes()):
-        record = Record()
-        record.ParseFromString(content)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            yield {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """LevelDB's log format: 7 bytes of W&B's own, then blocks of 32 KiB; 1 whole, 2 first, 3 middle, 4 last."""
-    block, position, parts = 32768, 7, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:
-            position += block - position % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
+    assert list(history(path)) == [row | {"flops": float(row["flops"])} for row in read_rows(tmp_path / "run")]

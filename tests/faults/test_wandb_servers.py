@@ -1,0 +1,368 @@
+"""The real wandb against servers, keys and settings of every kind; rows alone stand for training."""
+
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.conftest import read_rows
+from tests.faults.stub_wandb import StubServer, unused_port
+from tests.wandb_file import exit_codes, history
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for left processes in /proc"),
+]
+
+KEY = "5e7e" * 10
+TIMEOUT = 4.0
+ROOT = Path(__file__).parents[2]
+OPEN, ROW, EXIT = 0.5, 0.1, 1.0  # seconds at most, on a machine that does other things too
+
+
+class Bench:
+    """Starts runs in an empty folder and looks at what they leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run_dir, self.mark = folder, folder / "run", uuid4().hex
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {
+            "PYTHONPATH": str(ROOT),
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CONFIG_DIR": str(folder.parent / "config"),
+            "NETRC": str(folder.parent / "netrc"),
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # instead of 15 seconds
+            "MARK": self.mark,
+        }
+
+    def start(
+        self, mode: str = "auto", rows: int = 15, gap: float = 0.1, first: int = 0, **more: Any
+    ) -> subprocess.Popen[str]:
+        """A run; `more` is for its environment, or for Popen."""
+        numbers = [str(TIMEOUT), str(rows), str(gap), str(first)]
+        words = [sys.executable, "-m", "tests.faults.mirrored", str(self.run_dir), mode, *numbers]
+        options = {name: more.pop(name) for name in list(more) if name.islower()}
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        streams |= {"stderr": subprocess.STDOUT, "text": True} | options
+        return subprocess.Popen(words, cwd=self.folder, env=self.environment | more, **streams)
+
+    def run(self, *args: Any, **more: Any) -> str:
+        """A run from start to end, none of it too long; what it said."""
+        return self.end(self.start(*args, **more))
+
+    def end(self, process: subprocess.Popen[str]) -> str:
+        """Waits for a run, and holds its clocks against what is promised."""
+        said, _ = process.communicate(timeout=60)
+        now = time.monotonic()
+        assert process.returncode == 0, said
+        assert KEY not in said
+        *lines, clocks = said.splitlines()
+        seconds = json.loads(clocks)
+        assert seconds["open"] < OPEN
+        assert seconds["row"] < ROW
+        assert seconds["close"] < TIMEOUT + 0.3
+        assert now - seconds["ended"] < EXIT
+        return "\n".join(lines)
+
+    def left(self) -> list[str]:
+        """Processes of this bench that are still there, as command lines."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"MARK={self.mark}".encode() in (path / "environ").read_bytes():
+                    found.append(f"{path.name} {(path / 'cmdline').read_bytes().decode()}")
+            except OSError:
+                continue
+        return found
+
+    def recordings(self) -> list[Path]:
+        """The .wandb files."""
+        return sorted(self.run_dir.glob("wandb/offline-run-*/*.wandb"))
+
+    def check(self, rows: int, status: int = 0) -> None:
+        """All rows in both files, the recording closed, no process left, no key and no file where none belongs."""
+        _until(lambda: not self.left(), 10)
+        assert [row["step"] for row in read_rows(self.run_dir)] == list(range(rows))
+        (recording,) = self.recordings()
+        assert list(history(recording)) == read_rows(self.run_dir)
+        assert exit_codes(recording) == [status]
+        self.check_places()
+
+    def check_places(self) -> None:
+        """Nothing but the run directory was written here, and the key is in no file."""
+        assert [path.name for path in self.folder.iterdir()] == ["run"]
+        for path in self.run_dir.rglob("*"):
+            assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+    def sync(self, said: str, server: StubServer) -> None:
+        """Does what the run said is to be done later."""
+        (command,) = re.findall(r"wandb sync (.+)$", said, re.MULTILINE)
+        words = [sys.executable, "-P", "-m", "wandb", "sync", *shlex.split(command)]
+        environment = self.environment | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        subprocess.run(words, cwd=self.folder, env=environment, check=True, capture_output=True, timeout=60)
+
+
+def _until(true: Callable[[], Any], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    bench = Bench(folder)
+    yield bench
+    for line in bench.left():
+        os.kill(int(line.split()[0]), signal.SIGKILL)
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    server = StubServer()
+    yield server
+    server.die()
+
+
+def _hints(said: str) -> int:
+    return said.count("wandb sync run/wandb")
+
+
+def test_a_server_that_works_has_all_rows_and_nothing_is_said(bench: Bench, server: StubServer) -> None:
+    assert bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY) == "closing"
+    assert server.steps() == list(range(15))
+    assert server.complete
+    bench.check(15)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}"])
+def test_white_space_around_the_key_does_no_harm(key: str, bench: Bench, server: StubServer) -> None:
+    assert bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=key) == "closing"
+    assert server.steps() == list(range(15))
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+@pytest.mark.parametrize("key", [None, "", "\n"])
+def test_without_a_key_the_run_is_offline(mode: str, key: str | None, bench: Bench, server: StubServer) -> None:
+    said = bench.run(mode, WANDB_BASE_URL=server.url, **({} if key is None else {"WANDB_API_KEY": key}))
+    assert _hints(said) == 1
+    assert ("wandb login" in said) == (mode == "online")
+    assert server.paths == []
+    bench.check(15)
+    bench.sync(said, server)
+    assert server.steps() == list(range(15))
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+def test_a_wrong_key_is_said_while_the_run_goes_on(status: str, bench: Bench, server: StubServer) -> None:
+    server.manner = status
+    said = bench.run(rows=60, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    first, *_, last = said.splitlines()
+    assert first.startswith("W&B upload ended: ")
+    assert "user is not logged in" in first
+    assert last == "closing"
+    assert _hints(said) == 1
+    bench.check(60)
+    server.manner = "answer"
+    bench.sync(said, server)
+    assert server.steps() == list(range(60))
+
+
+@pytest.mark.parametrize("key", ["short", "two\nlines" * 9])
+def test_a_key_that_cannot_be_one(key: str, bench: Bench, server: StubServer) -> None:
+    said = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=key)
+    assert "W&B upload ended" in said
+    assert key not in said
+    assert _hints(said) == 1
+    bench.check(30)
+
+
+def _address(kind: str, server: StubServer) -> str:
+    if kind == "refused":
+        return f"http://127.0.0.1:{unused_port()}"
+    if kind == "unresolved":
+        return "http://nobody.invalid"
+    server.manner = kind
+    return server.url
+
+
+@pytest.mark.parametrize("kind", ["refused", "unresolved", "hang", "500"])
+def test_no_server(kind: str, bench: Bench, server: StubServer) -> None:
+    said = bench.run(WANDB_BASE_URL=_address(kind, server), WANDB_API_KEY=KEY)
+    assert said.startswith("closing\nW&B does not have all rows yet")
+    assert _hints(said) == 1
+    bench.check(15)
+    server.manner = "answer"
+    bench.sync(said, server)
+    assert server.steps() == list(range(15))
+
+
+def test_a_server_that_is_late_is_named_during_the_run(bench: Bench, server: StubServer) -> None:
+    server.manner = "hang"
+    said = bench.run(rows=100, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    late = "W&B does not answer; it is asked again and again; to upload later: wandb sync run/wandb"
+    assert said.splitlines() == [late, "closing", "W&B does not have all rows yet"]
+    bench.check(100)
+
+
+def test_a_slow_server(bench: Bench, server: StubServer) -> None:
+    server.delay = 0.2
+    said = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert said == "closing"
+    assert server.steps() == list(range(30))
+    bench.check(30)
+
+
+@pytest.mark.parametrize("how", ["die", "hang", "500", "401"])
+def test_a_server_that_fails_in_the_middle(how: str, bench: Bench, server: StubServer) -> None:
+    process = bench.start(rows=60, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    _until(lambda: server.rows, 15)
+    if how == "die":
+        server.die()
+    else:
+        server.manner = how
+    said = bench.end(process)
+    assert 0 < len(server.rows) < 60
+    assert ("W&B upload ended" if how == "401" else "W&B does not have all rows yet") in said
+    assert _hints(said) == 1
+    bench.check(60)
+    later = StubServer()
+    later.rows, later.lines = dict(server.rows), server.lines
+    bench.sync(said, later)
+    assert later.steps() == list(range(60))
+    later.die()
+
+
+def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Bench, server: StubServer) -> None:
+    bench.run(rows=8, WANDB_BASE_URL=_address("refused", server), WANDB_API_KEY=KEY)
+    time.sleep(1.1)  # wandb names recordings by the second
+    assert bench.run(rows=12, first=5, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY) == "closing"
+    assert server.steps() == list(range(12))
+    assert [row["_step"] for _, row in sorted(server.rows.items())] == list(range(12))
+    assert [[row["step"] for row in history(path)] for path in bench.recordings()] == [
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("online", None),
+        ("run", None),
+        ("shared", None),
+        ("offline", "W&B offline"),
+        ("dryrun", "W&B offline"),
+        ("rubbish", "WANDB_MODE=rubbish means nothing to W&B"),
+    ],
+)
+def test_wandb_mode(mode: str, says: str | None, bench: Bench, server: StubServer) -> None:
+    said = bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, WANDB_MODE=mode)
+    assert (said == "closing") if says is None else (says in said and _hints(said) == 1)
+    assert server.steps() == (list(range(15)) if says is None else [])
+    bench.check(15)
+
+
+def test_wandb_mode_disabled_starts_nothing(bench: Bench) -> None:
+    assert bench.run(WANDB_API_KEY=KEY, WANDB_MODE="disabled") == "closing"
+    assert [path.name for path in bench.run_dir.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("url", ["not a url", "http://", "ftp://host", "http://[::1", "localhost:8080"])
+def test_an_address_that_is_none(url: str, bench: Bench) -> None:
+    said = bench.run(WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    assert "WANDB_BASE_URL" in said
+    assert _hints(said) == 1
+    bench.check(15)
+
+
+def test_a_wandb_that_cannot_be_imported(bench: Bench) -> None:
+    broken = bench.folder.parent / "broken" / "wandb"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no such thing')")
+    said = bench.run(WANDB_API_KEY=KEY, PYTHONPATH=f"{broken.parent}:{ROOT}")
+    assert "W&B cannot be used; metrics.jsonl has everything: no such thing" in said
+    assert _hints(said) == 0
+    assert len(read_rows(bench.run_dir)) == 15
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_on_a_terminal_nobody_is_asked_anything(key: str | None, bench: Bench, server: StubServer) -> None:
+    server.manner = "401"
+    ours, theirs = pty.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    more = {"WANDB_API_KEY": key} if key else {}
+    process = bench.start("online", rows=30, WANDB_BASE_URL=server.url, **streams, **more)
+    os.close(theirs)
+    said = b""
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait(5) == 0
+    lines = said.decode().replace("\r", "").splitlines()
+    assert len([line for line in lines if "wandb sync run/wandb" in line]) == 1
+    assert all(line.startswith(("W&B", "closing", "{")) for line in lines), lines
+    bench.check(30)
+
+
+def test_a_second_signal_while_closing_does_not_wait(bench: Bench, server: StubServer) -> None:
+    server.manner = "hang"
+    process = bench.start(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "closing\n"
+    time.sleep(0.5)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(10)
+    assert time.monotonic() - sent < 0.5
+    bench.check(15)
+
+
+def test_a_killed_run_leaves_a_closed_recording_and_no_process(bench: Bench, server: StubServer) -> None:
+    server.manner = "hang"
+    process = bench.start(rows=1000, gap=0.02, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    _until(bench.recordings, 15)
+    process.kill()
+    process.wait()
+    _until(lambda: not bench.left(), TIMEOUT + 5)
+    bench.check(len(read_rows(bench.run_dir)), status=1)
+
+
+@pytest.mark.parametrize("victim", ["recorder.py", "wandb-core"])
+def test_a_killed_recorder_does_not_stop_the_run(victim: str, bench: Bench, server: StubServer) -> None:
+    process = bench.start(rows=60, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    _until(lambda: server.rows, 15)
+    (first, *_) = (line for line in bench.left() if victim in line)
+    os.kill(int(first.split()[0]), signal.SIGKILL)
+    said = bench.end(process)
+    assert "metrics.jsonl goes on" in said
+    assert _hints(said) == 1
+    assert len(read_rows(bench.run_dir)) == 60
+    _until(lambda: not bench.left(), 10)
+
+
+def test_a_recorder_that_stands_still_does_not_hold_the_run_up(bench: Bench, server: StubServer) -> None:
+    process = bench.start(rows=3000, gap=0.001, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    _until(bench.recordings, 15)
+    for line in bench.left():
+        if "mirrored" not in line:
+            os.kill(int(line.split()[0]), signal.SIGSTOP)
+    said = bench.end(process)
+    assert "W&B did not finish within 4 seconds" in said
+    assert _hints(said) == 1
+    assert len(read_rows(bench.run_dir)) == 3000
