@@ -330,19 +330,31 @@ def parse(raw: Mapping[str, Any]) -> Config:
             problems.append(f"{name}: missing, it must be a group of keys")
             sections[name] = None
             continue
-        sections[name] = _validate(_member(family, raw[name]), f"{name}.", raw[name], problems)
+        member = _member(name, family, raw[name], problems)
+        sections[name] = _validate(member, f"{name}.", raw[name], problems) if member else None
     problems += _joint_problems(sections)
     if problems:
         raise ConfigError(problems)
     return Config(**sections, raw=dict(raw))
 
 
-def _member(family: tuple[type[Section], ...], values: Mapping[str, Any]) -> type[Section]:
-    """The class whose `kind` the values name; the first where they name none."""
-    for member in family:
-        if "kind" in member.model_fields and values.get("kind") in get_args(member.model_fields["kind"].annotation):
-            return member
-    return family[0]
+def _member(
+    name: str, family: tuple[type[Section], ...], values: Mapping[str, Any], problems: list[str]
+) -> type[Section] | None:
+    """The class whose `kind` the values name."""
+    by_kind = {
+        kind: member
+        for member in family
+        if "kind" in member.model_fields
+        for kind in get_args(member.model_fields["kind"].annotation)
+    }
+    if not by_kind or (kind := values.get("kind")) is None:
+        return family[0]
+    if isinstance(kind, str) and kind in by_kind:
+        return by_kind[kind]
+    kinds = ", ".join(by_kind)
+    problems.append(f"{name}.kind={kind}: should be one of {kinds}; type {name}=NAME, which sets its keys, too")
+    return None
 
 
 def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
@@ -380,6 +392,12 @@ def closest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:
+    """As many stages as `layers` has, if there is room, in about the same proportions, the last one `target`."""
+    scaled = [max(1, round(n * target / layers[-1])) for n in layers[:-1]]
+    return [*dict.fromkeys(n for n in scaled if n < target), target]
+
+
 def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     """The rules between keys; a rule is skipped where one of its sections is not valid."""
     found: list[str] = []
@@ -396,7 +414,8 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     if schedule and model and not stage_problems and schedule.layers[-1] != model.layers:
         found.append(
             f"schedule.layers={list(schedule.layers)} ends at {schedule.layers[-1]} layers and model.layers is "
-            f"{model.layers}: the last stage must store the whole model"
+            f"{model.layers}: the last stage must store the whole model; for example "
+            f"'schedule.layers={_ending_at(schedule.layers, model.layers)}'"
         )
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")

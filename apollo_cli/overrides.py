@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -12,17 +13,21 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apollo_cli.config import closest, parse
+from apollo_cli import guard
+from apollo_cli.config import Run, closest, parse
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 
 RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
+DECIDABLE = "on_nonfinite"  # the key for a run that cannot go on as it is
 
 
-_FLAGS_WITH_A_VALUE = (
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--info", "-i",
-)  # fmt: skip
+_FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
+_RUN, _MULTIRUN = ("--run", "-r"), ("--multirun", "-m")
+_FLAGS = (
+    *("--help", "-h", "--version", "--hydra-help", "--resolve", "--shell-completion", "-sc"),
+    *(*_RUN, *_MULTIRUN, *_FLAGS_WITH_A_VALUE),
+)
 
 
 @dataclass
@@ -40,31 +45,55 @@ class CommandLine:
     @property
     def multirun(self) -> bool:
         """Whether this is a sweep."""
-        return "-m" in self.flags or "--multirun" in self.flags
+        return not set(_MULTIRUN).isdisjoint(self.flags)
+
+    @property
+    def config_dir(self) -> str | None:
+        """The folder with configs of the user's own, if one is named."""
+        places = [i for i, flag in enumerate(self.flags[:-1]) if flag in ("--config-dir", "-cd")]
+        return self.flags[places[-1] + 1] if places else None
 
     @property
     def brings_configs(self) -> bool:
-        """Whether Hydra is to read configs that are not ours, or to complete a word for a shell."""
-        flags = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--shell-completion", "-sc"}
-        return not flags.isdisjoint(self.flags) or any("hydra.searchpath" in word for word in self.overrides)
+        """Whether Hydra is to read configs that are not ours."""
+        return self.config_dir is not None or any("hydra.searchpath" in word for word in self.overrides)
+
+    @property
+    def completes(self) -> bool:
+        """Whether a shell asks how a word may go on."""
+        return not {"--shell-completion", "-sc"}.isdisjoint(self.flags)
 
     @property
     def runs(self) -> bool:
         """Whether Hydra is asked for a run, not for information."""
-        return all(flag in ("-m", "--multirun", "--run", "-r") for flag in self.flags)
+        return all(flag in (*_RUN, *_MULTIRUN) for flag in self.flags)
 
     @classmethod
     def sort(cls, words: Sequence[str]) -> "CommandLine":
-        """Flags with a value of their own keep it."""
+        """Flags with a value of their own keep it, also when an equals sign joins them.
+
+        Raises:
+            ConfigError: a flag is not known. Hydra would guess from its first letters, and some unpickle files.
+        """
         line, rest = cls(), iter(words)
         for word in rest:
-            if word.startswith("-"):
-                line.flags.append(word)
-                if word in _FLAGS_WITH_A_VALUE:
-                    line.flags += islice(rest, 1)
-            else:
+            flag, equals, value = word.partition("=")
+            if not word.startswith("-"):
                 line.overrides.append(word)
+            elif flag not in _FLAGS:
+                raise ConfigError([_unknown_flag(flag)])
+            else:
+                line.flags.append(flag)
+                if flag in _FLAGS_WITH_A_VALUE:
+                    line.flags += [value] if equals else islice(rest, 1)
         return line
+
+
+def _unknown_flag(flag: str) -> str:
+    key = flag.lstrip("-")
+    if key in Run.model_fields:
+        return f"{flag}: no such flag; keys have no dashes: type {key}=VALUE"
+    return f"{flag}: no such flag{closest(flag, list(_FLAGS))}; apollo-train --help lists what there is"
 
 
 def prepare(line: CommandLine) -> None:
@@ -76,9 +105,12 @@ def prepare(line: CommandLine) -> None:
     Raises:
         ConfigError: with every problem.
     """
-    if line.brings_configs:
-        return  # of its own; Hydra knows them, we do not
     problems: list[str] = []
+    if line.completes:
+        return
+    if line.brings_configs:  # Hydra knows what is in them, we do not
+        _refuse_unsafe(line, list(_parse(line.overrides, problems)), problems)
+        return
     known_groups = groups()
     line.overrides = [_plainly(word, known_groups) for word in line.overrides if word != "experiment=null"]
     parsed = list(_parse(line.overrides, problems))
@@ -98,6 +130,26 @@ def prepare(line: CommandLine) -> None:
     except ConfigError as error:
         typed = tuple(f"{o.key_or_group}=" for o in fixed)
         problems += [p for p in error.problems if not swept or p.startswith(typed)]
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(str(error).strip().splitlines()[0])
+    if problems:
+        raise ConfigError(problems)
+    _refuse_unsafe(line, parsed, problems)
+
+
+def _refuse_unsafe(line: CommandLine, parsed: list[Override], problems: list[str]) -> None:
+    """Asks the guard about every config that this line composes: each swept value beside the fixed ones."""
+    brought = [f"hydra.searchpath=[file://{Path(line.config_dir).absolute()}]"] if line.config_dir else []
+    fixed = [*brought, *(o.input_line or "" for o in parsed if not o.is_sweep_override())]
+    swept = [o for o in parsed if o.is_sweep_override()]
+    listed = [o for o in swept if isinstance(o.value(), ChoiceSweep)]  # a range has numbers, a glob() our options
+    single = [f"{o.key_or_group}={value}" for o in listed for value in o.sweep_string_iterator()]
+    typed = [o.key_or_group for o in parsed]
+    if line.brings_configs and any(isinstance(o.value(), Glob) for o in swept):
+        problems.append("glob() beside configs of your own: name the options instead")
+    try:
+        for more in ([], *([override] for override in single)):
+            problems += [p for p in guard.problems([*fixed, *more], typed) if p not in problems]
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(str(error).strip().splitlines()[0])
     if problems:
@@ -131,10 +183,12 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
         section, _, key = override.key_or_group.partition(".")
         if section in RESUMABLE and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
+        elif override.key_or_group == DECIDABLE and not override.is_sweep_override():
+            sections[DECIDABLE] = override.value()
         else:
             problems.append(
                 f"{override.input_line}: a resumed run keeps its own config; only keys of "
-                f"{' and '.join(RESUMABLE)} may be typed beside resume="
+                f"{' and '.join(RESUMABLE)}, and {DECIDABLE}, may be typed beside resume="
             )
     if line.multirun:
         problems.append("resume= goes on with one run; leave -m out")
@@ -208,7 +262,7 @@ def _key_problems(
         if group != "experiment" and key in _leaves("", compose_values([f"{group}={option}"]))
     ]
     if homes:
-        problems.append(f"{key}: not every {group} that is chosen has this key; it belongs to {', '.join(homes)}")
+        problems.append(f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)}")
     else:
         problems.append(f"{key}: no such key or group{closest(key, [*keys, *known])}")
     return True

@@ -340,3 +340,18 @@ def test_a_config_cannot_be_changed(composed: dict[str, Any]) -> None:
     config: Config = parse(composed)
     with pytest.raises(ValidationError):
         config.run.seed = 1  # type: ignore[misc]
+
+
+def test_a_kind_that_is_none_names_all_there_are() -> None:
+    values = compose_values([]) | {"sampler": {"kind": "foo"}}
+    with pytest.raises(ConfigError, match=r"sampler\.kind=foo: should be one of lvps, edge, uniform, .*sampler=NAME"):
+        parse(values)
+
+
+@pytest.mark.parametrize(
+    ("target", "example"), [(24, r"\[2,6,12,24\]"), (2, r"\[1,2\]"), (1, r"\[1\]"), (13, r"\[1,3,6,13\]")]
+)
+def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(target: int, example: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(compose_values([f"model.layers={target}"]))
+    assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)

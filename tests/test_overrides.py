@@ -95,7 +95,7 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),
         (
             "sampler=uniform sampler.k=2",
-            ["sampler.k", "not every sampler that is chosen has this key", "sampler=lvps"],
+            ["sampler.k", "a chosen sampler has no such key", "sampler=lvps"],
         ),
         ("expander=stack expander.mode=linear", ["expander.mode", "expander=interpolate"]),
         ("foo", ["foo: not understood", "KEY=VALUE"]),
@@ -158,8 +158,8 @@ def test_no_budget_is_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "not every model", "model=bert"]),
-        ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "not every sampler", "sampler=lvps"]),
+        ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "a chosen model", "model=bert"]),
+        ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "a chosen sampler", "sampler=lvps"]),
         ("-m seed=0,1 sampler.k=-1", ["sampler.k=-1"]),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
         (["model.hidden=1e12"], ["model.hidden", "less than or equal to 1000000"]),
         (["budget.steps=1e11"], ["micro-steps are more than a plan counts"]),
         (["seed=${nope}"], ["nope"]),
-        (["-m", "sampler=lvps,uniform", "sampler.k=1"], ["sampler.k", "not every sampler", "sampler=lvps"]),
+        (["-m", "sampler=lvps,uniform", "sampler.k=1"], ["sampler.k", "a chosen sampler", "sampler=lvps"]),
         (["-m", "seed=0,1", "model.heads=3", "optim.lr=-1"], ["optim.lr=-1"]),
         (["hydra.run.dir=/dev/null/x"], ["/dev/null"]),
         (["seed=abc", "smapler=lvps", "model.heads=3"], ["3 problems", "seed=abc", "sampler?", "model.heads=2"]),

@@ -43,7 +43,8 @@ def test_eight_runs_at_once_build_one_cache_and_all_train(
 def test_of_several_that_resume_one_run_one_does(corpus_file: Path, tmp_path: Path) -> None:
     words = [*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={tmp_path}/cache", "budget.steps=400"]
     planned = _start([*words, "plan=true", "hydra.run.dir=run"], tmp_path)
-    assert planned.communicate(timeout=60) and planned.returncode == 0
+    assert planned.communicate(timeout=60)[1] == ""
+    assert planned.returncode == 0
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("plan: true", "plan: false"))  # as if killed before its first step
     started = [_start(["resume=run"], tmp_path) for _ in range(4)]
