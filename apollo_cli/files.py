@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,12 @@ def shown(path: Path) -> str:
     """The path as a person would type it from here."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def command(name: str) -> str:
+    """A command of this installation as a person would type it from here."""
+    beside = Path(sys.executable).with_name(name)
+    return shown(beside) if shutil.which(name) is None and beside.exists() else name
 
 
 def sync_file(path: Path) -> None:

@@ -8,7 +8,6 @@ import traceback
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from apollo_cli import __version__, files
@@ -140,9 +139,7 @@ def _way_on(run_dir: Path) -> str:
     """The command that resumes, as it is to be typed here; nothing where no run is."""
     if not (run_dir / "config.yaml").is_file():
         return ""
-    typed = Path(sys.argv[0])
-    command = "apollo-train" if which("apollo-train") or typed.name != "apollo-train" else files.shown(typed)
-    return f"; go on with: {command} {shlex.quote(f'resume={files.shown(run_dir)}')}"
+    return f"; go on with: {files.command('apollo-train')} {shlex.quote(f'resume={files.shown(run_dir)}')}"
 
 
 def _is_of_the_command_line(error: Exception) -> bool:

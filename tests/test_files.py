@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import pytest
 
+from apollo_cli import files
 from apollo_cli.files import write_json, write_text
 
 
@@ -73,3 +74,24 @@ def test_a_value_that_json_has_not_leaves_the_old_content(tmp_path: Path) -> Non
     with pytest.raises(TypeError):
         write_json(path, {"new": {1, 2}})
     assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}
+
+
+def test_a_command_is_shown_as_it_is_to_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "tool"):
+        (tmp_path / "bin" / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert files.command("tool") == "bin/tool"
+    assert files.command("other") == "other"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert files.command("tool") == "tool"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (12_345_678, "12.3 MB"), (10**13, "10.0 TB")],
+)
+def test_bytes_are_shown_as_people_read_them(size: int, text: str) -> None:
+    assert files.in_units(size) == text

@@ -83,3 +83,12 @@ def test_the_paper_and_the_project_can_be_cited() -> None:
     assert citation["license"] == "Apache-2.0"
     assert "2401.09192" in str(citation["preferred-citation"])
     assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_every_promise_has_a_test_that_is_there() -> None:
+    section = README.partition("### What is promised")[2].partition("### ")[0]
+    promises = [line for line in section.splitlines() if line.startswith("| ") and "`tests/" in line]
+    assert len(promises) >= 14
+    for line in promises:
+        for path in re.findall(r"`(tests/\S+)`", line):
+            assert "def test_" in (REPOSITORY / path).read_text(encoding="utf-8"), path

@@ -99,7 +99,7 @@ class Console:
         if "growth/to" in row:
             after = row["layers"] == row["growth/to"]
             when = f"grown {row['growth/from']} -> {row['growth/to']} layers" if after else "before growth"
-            return f"{head}  {when}: {_evaluation(row)}{self._change(row) if after else ''}"
+            return f"{head}  {when}: {_evaluation(row, self._change(row) if after else '')}"
         if "eval/loss" in row:
             return f"{head}  evaluation: {_evaluation(row)}"
         skipped = f" skipped {row['train/skipped_steps']}" if row["train/skipped_steps"] else ""
@@ -194,10 +194,10 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _evaluation(row: dict[str, Any]) -> str:
+def _evaluation(row: dict[str, Any], change: str = "") -> str:
     stored, full = row["eval/loss"], row["eval/loss_full_depth"]
     at_full = "" if stored == full else f"  at full depth {_value(full)}"
-    return f"validation loss {_value(stored)}{at_full}"
+    return f"validation loss {_value(stored)}{change}{at_full}"
 
 
 def _value(value: float | None, form: str = ".4f") -> str:

@@ -126,7 +126,7 @@ class Mirror:
         """A line for people; the first one has the way to upload later, if there is something to upload."""
         if not self.hinted and any(self.folder.glob("offline-run-*/*.wandb")):
             self.hinted = True
-            line += f"; to upload later: wandb sync {shlex.quote(files.shown(self.folder))}"
+            line += f"; to upload later: {files.command('wandb')} sync {shlex.quote(files.shown(self.folder))}"
         self.say(f"W&B {line}")
 
     def _reap(self) -> int:

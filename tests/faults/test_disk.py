@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_names_the_space(
     assert stopped.code == 2
     assert "run/checkpoints/step_" in stopped.said
     assert "kB are needed and" in stopped.said
-    assert "go on with: apollo-train resume=run" in stopped.said
+    assert "apollo-train resume=run" in stopped.said
     check_and_go_on(stopped, undisturbed)
 
 

@@ -30,14 +30,14 @@ def test_lines_say_stage_layers_depth_loss_flops_and_eta(
     console.row(ROW | {"flops": plan.flops // 4, "eval/loss": 5.0, "eval/loss_full_depth": 5.1})
     growth = {"growth/from": 1, "growth/to": 2, "eval/loss": 5.0, "eval/loss_full_depth": 5.1}
     console.row(ROW | {"flops": 0} | growth)
-    console.row(ROW | {"flops": 0, "layers": 2} | growth)
+    console.row(ROW | {"flops": 0, "layers": 2} | growth | {"eval/loss": 5.03})
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "loss 5.5000" in line)
     for part in ("3/12", "stage 1/3", "layers  1", "depth  2", "ETA 0:00:06", "lr 1.00e-03"):
         assert part in line
     assert "evaluation: validation loss 5.0000  at full depth 5.1000" in out
     assert "before growth" in out
-    assert "grown 1 -> 2 layers" in out
+    assert "grown 1 -> 2 layers: validation loss 5.0300 (+0.0300)  at full depth 5.1000" in out
     assert (tmp_path / "train.log").read_text() == out
 
 
