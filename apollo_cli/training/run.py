@@ -30,6 +30,7 @@ from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, re
 from apollo_cli.training.device import Device, choose, is_out_of_memory
 from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated, interruptible
 from apollo_cli.training.loop import Loop
+from apollo_cli.training.memory import refuse_what_cannot_fit
 from apollo_cli.training.optimizer import build_optimizer, restore_state
 from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.summary import summarize
@@ -55,6 +56,8 @@ def train(config: Config, run_dir: Path) -> Result:
     device = choose(config.run)
     plan = make_plan(config, device)
     _show(plan, config, console)
+    if not config.run.plan:
+        refuse_what_cannot_fit(plan, device)
     with files.writing(run_dir, 0):
         run_dir.mkdir(parents=True, exist_ok=True)
     with directory.owned(), interruptible():
