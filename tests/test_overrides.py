@@ -247,3 +247,31 @@ def test_resume_with_a_sweep_is_refused() -> None:
 @pytest.mark.parametrize("folder", ["outputs/lr=1e-3/2026", "one,two", "a b", "runs/[1]"])
 def test_the_folder_to_resume_is_taken_as_it_is_typed(folder: str) -> None:
     assert resume_overrides(CommandLine.sort([f"resume={folder}"])) == (folder, {})
+
+
+def test_beside_resume_one_may_decide_what_is_done_with_steps_that_are_not_finite() -> None:
+    words = ["resume=runs/x", "on_nonfinite=skip", "tracking.wandb=offline"]
+    expected = {"on_nonfinite": "skip", "tracking": {"wandb": "offline"}}
+    assert resume_overrides(CommandLine.sort(words)) == ("runs/x", expected)
+    with pytest.raises(ConfigError, match="on_nonfinite=stop,skip"):
+        resume_overrides(CommandLine.sort(["resume=runs/x", "on_nonfinite=stop,skip"]))
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--plan", r"--plan: no such flag; keys have no dashes: type plan=VALUE"),
+        ("--multrun", r"--multrun: no such flag; did you mean --multirun\?"),
+        ("--experimental-rerun", r"--experimental-rerun: no such flag"),
+        ("--config-path=.", r"--config-path: no such flag"),
+    ],
+)
+def test_flags_are_not_guessed(flag: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        CommandLine.sort([flag])
+
+
+def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:
+    for words in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
+        assert CommandLine.sort([*words, "seed=1"]).config_dir == "mine"
+        assert CommandLine.sort([*words, "seed=1"]).overrides == ["seed=1"]
