@@ -59,6 +59,7 @@ def test_of_several_that_resume_one_run_one_does(corpus_file: Path, tmp_path: Pa
     assert read_rows(tmp_path / "run")[-1]["step"] == 400
 
 
+@pytest.mark.faults
 def test_two_new_runs_in_one_directory_do_not_mix(corpus_file: Path, tmp_path: Path) -> None:
     words = [*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={tmp_path}/cache", "hydra.run.dir=run"]
     started = [_start([*words, f"seed={seed}"], tmp_path) for seed in (1, 2)]

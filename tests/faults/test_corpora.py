@@ -385,7 +385,7 @@ def packed_line(tmp_path: Path, megabytes: int) -> tuple[str, int]:
 
 
 def test_a_line_of_six_megabytes_takes_less_memory_than_the_library_would(tmp_path: Path) -> None:
-    assert packed_line(tmp_path, 6)[1] < 550  # in one piece: 1,300 MB
+    assert packed_line(tmp_path, 6)[1] < 900  # 400 to 650 MB by the number of cores; in one piece: 1,300 MB
 
 
 @pytest.mark.faults
