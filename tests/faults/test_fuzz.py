@@ -121,7 +121,8 @@ def how_it_ends(tiny: tuple[str, ...], words: list[str]) -> str:
         assert code in (0, 2, 143), (words, code, said)
         if code == 2:
             assert said.strip(), words
-            named = [name for name in typed if name and name in said] or [word for word in words if word in said]
+            known = {*typed, *(KEYS if "experiment" in typed else ())}  # an experiment types keys for its user
+            named = [name for name in known if name and name in said] or [word for word in words if word in said]
             assert named or "=" in typed or "" in typed, (words, said)
             cells = "-m" in words or "--multirun" in words  # a cell that fails stays on record
             assert cells or not run_dir.exists() or not list(run_dir.iterdir()), (words, list(run_dir.iterdir()))
