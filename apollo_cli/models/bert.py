@@ -37,7 +37,6 @@ class Bert(LanguageModel):
         """Every position sees every token that is not padding."""
         return seen[:, None, None, :]
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Dense, GELU, norm, then the token embedding as decoder."""
-        hidden = self.transform_norm(F.gelu(self.transform(hidden)))
-        return F.linear(hidden, self.tokens.weight, self.head_bias)
+    def before_decoder(self, hidden: Tensor) -> Tensor:
+        """Dense, GELU, norm."""
+        return self.transform_norm(F.gelu(self.transform(hidden)))

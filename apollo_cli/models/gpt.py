@@ -41,6 +41,6 @@ class Gpt(LanguageModel):
         causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
         return causal & seen[:, None, None, :]
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The final norm, then the token embedding as decoder."""
-        return F.linear(self.final_norm(hidden), self.tokens.weight)
+    def before_decoder(self, hidden: Tensor) -> Tensor:
+        """The final norm."""
+        return self.final_norm(hidden)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.shape import Shape
 
 INIT_STD = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
@@ -74,7 +75,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module, ABC):
-    """Embeddings, N stored blocks, and a head. Subclasses say what a block, the embeddings, the head are."""
+    """Embeddings, N stored blocks, and a tied decoder. Subclasses say what a block is and what stands around."""
 
     def __init__(self, shape: Shape, layers: int) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.positions = nn.Embedding(shape.positions, shape.hidden)
         self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))
+        self.register_parameter("head_bias", None)  # of the decoder, which is the token embedding
 
     @abstractmethod
     def new_block(self) -> Block:
@@ -96,8 +98,8 @@ class LanguageModel(nn.Module, ABC):
         """From (rows, seq_len) bool, False at padding, to what a block takes."""
 
     @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> (..., vocabulary)."""
+    def before_decoder(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> the same, what the decoder takes."""
 
     def trunk(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
         """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i]."""
@@ -111,10 +113,14 @@ class LanguageModel(nn.Module, ABC):
         """(rows, seq_len) -> (rows, seq_len, vocabulary); `seen` (rows, seq_len) is False at padding."""
         return self.head(self.trunk(tokens, layer_map, seen))
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., vocabulary); the decoder is the token embedding."""
+        return F.linear(self.before_decoder(hidden), self.tokens.weight, self.head_bias)
+
     def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
         """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only."""
-        hidden = self.trunk(batch.tokens, layer_map).flatten(0, 1)[batch.positions]
-        return F.cross_entropy(self.head(hidden).float(), batch.targets)
+        hidden = self.before_decoder(self.trunk(batch.tokens, layer_map).flatten(0, 1)[batch.positions])
+        return decoder_loss(hidden, self.tokens.weight, self.head_bias, batch.targets)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,88 @@
+"""The decoder and its cross-entropy in one, a few rows at a time: the logits are never there as a whole."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BYTES_AT_ONCE = {"cpu": 1 << 23}  # of fp32 logits: 8 MiB stay in a cache
+_BYTES_ELSEWHERE = 1 << 29  # a GPU wants long matrices
+
+
+def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of `hidden @ weight.T + bias` against `targets`.
+
+    The same as `F.cross_entropy(F.linear(hidden, weight, bias), targets)` in a fraction of the memory:
+    the gradient of a row's logits, softmax minus one-hot, needs that row alone, so each chunk of rows goes
+    through forward and backward at once. The matrix products are the same three. Under autocast they run in
+    its precision; softmax and sums have that of the weights, fp32.
+
+    Args:
+        hidden: (predictions, width).
+        weight: (vocabulary, width).
+        bias: (vocabulary,), or None.
+        targets: (predictions,) int64.
+    """
+    return _DecoderLoss.apply(hidden, weight, bias, targets, torch.is_grad_enabled())
+
+
+class _DecoderLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: bool
+    ) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        gradients = _Gradients(hidden, weight, bias) if trains else None
+        at_once = rows_at_once(weight)
+        for first in range(0, len(targets), at_once):
+            chunk = slice(first, first + at_once)
+            right = targets[chunk, None]
+            logits = F.linear(hidden[chunk], weight, bias).to(weight.dtype)
+            chosen = logits.gather(1, right)
+            highest = logits.amax(1, keepdim=True)
+            sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+            total += (sums.log() + highest - chosen).sum()
+            if gradients:
+                logits /= sums
+                logits.scatter_add_(1, right, logits.new_full((1, 1), -1.0).expand_as(right))
+                gradients.add(chunk, logits)
+        ctx.gradients = gradients
+        ctx.predictions = len(targets)
+        return total / len(targets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # a second backward pass would scale them twice
+        scale = upstream / ctx.predictions
+        scaled = (g if g is None else g.mul_(scale) for g in (gradients.hidden, gradients.weight, gradients.bias))
+        return *scaled, None, None
+
+
+class _Gradients:
+    """Of the summed loss, gathered chunk by chunk."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.source, self.decoder = hidden, weight
+        self.hidden = torch.empty_like(hidden)
+        self.weight = torch.zeros_like(weight)
+        self.bias = None if bias is None else torch.zeros_like(bias)
+
+    def add(self, chunk: slice, logits: Tensor) -> None:
+        """Takes the gradient of a chunk's logits."""
+        source = self.source[chunk]
+        if torch.is_autocast_enabled(logits.device.type):
+            self.hidden[chunk] = logits @ self.decoder
+            self.weight += logits.t() @ source
+        else:  # straight into their places
+            torch.mm(logits, self.decoder, out=self.hidden[chunk])
+            torch.addmm(self.weight, logits.t(), source, out=self.weight)
+        if self.bias is not None:
+            self.bias += logits.sum(0)
+
+
+def rows_at_once(weight: Tensor) -> int:
+    """How many rows of logits over this (vocabulary, width) decoder are held together."""
+    return max(1, _BYTES_AT_ONCE.get(weight.device.type, _BYTES_ELSEWHERE) // (4 * len(weight)))
