@@ -23,7 +23,7 @@ class StagePlan:
     Attributes:
         stage: layers and span.
         parameters: trainable parameters of the whole model in this stage.
-        memory_bytes: estimated peak of a training step at the target depth.
+        memory_bytes: estimated peak, of the depth that takes most.
         flops: model FLOPs of the stage, exact.
         depth_probabilities: P(depth | N, L).
         depth_counts: how many micro-steps run each depth, exact for this seed.
@@ -67,7 +67,7 @@ class Work:
         tokens_per_step: tokens that a step reads.
         flops: model FLOPs of a micro-step, forward and backward, by the depth that runs.
         parameters: trainable parameters by stored layers.
-        memory_bytes: estimated peak memory of a training step by stored layers.
+        memory_bytes: estimated peak memory of a micro-step by stored layers and depth.
     """
 
     target: int
@@ -75,7 +75,7 @@ class Work:
     tokens_per_step: int
     flops: Callable[[int], int]
     parameters: Callable[[int], int]
-    memory_bytes: Callable[[int], int]
+    memory_bytes: Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plan:
         return StagePlan(
             stage=stage,
             parameters=work.parameters(stage.layers),
-            memory_bytes=work.memory_bytes(stage.layers),
+            memory_bytes=max(work.memory_bytes(stage.layers, depth) for depth in counts),
             flops=sum(count * work.flops(depth) for depth, count in counts.items()),
             depth_probabilities=self.sampler.probabilities(stage.layers, work.target),
             depth_counts=counts,

@@ -1,8 +1,6 @@
 """Models by kind."""
 
-import torch
-
-from apollo_cli.models.bert import Bert
+from apollo_cli.models.bert import SEGMENTS, Bert
 from apollo_cli.models.gpt import Gpt
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import LanguageModel
@@ -16,6 +14,11 @@ def build(shape: Shape, layers: int) -> LanguageModel:
 
 
 def num_parameters(shape: Shape, layers: int) -> int:
-    """Trainable parameters with `layers` stored blocks; nothing is allocated."""
-    with torch.device("meta"):
-        return build(shape, layers).num_parameters()
+    """Trainable parameters with `layers` stored blocks, in closed form: a plan is made before any model is."""
+    h, f, norm = shape.hidden, shape.ffn, 2 * shape.hidden
+    block = (4 * h * h + 4 * h) + (2 * h * f + f + h) + 2 * norm  # attention, feed-forward, norms
+    embeddings = (shape.vocabulary + shape.positions) * h
+    if shape.kind == "bert":
+        segments, transform, bias = SEGMENTS * h, h * h + h, shape.vocabulary
+        return embeddings + segments + norm + layers * block + transform + norm + bias
+    return embeddings + layers * block + norm

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BYTES_AT_ONCE = {"cpu": 1 << 23}  # of fp32 logits: 8 MiB stay in a cache
-_BYTES_ELSEWHERE = 1 << 29  # a GPU wants long matrices
+_CPU_BYTES, _GPU_BYTES = 1 << 23, 1 << 29  # of fp32 logits: a CPU's cache holds 8 MiB, a GPU wants long matrices
 
 
 def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ class _DecoderLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         gradients = _Gradients(hidden, weight, bias) if trains else None
-        at_once = rows_at_once(weight)
+        at_once = max(1, bytes_at_once(weight.device.type) // (4 * len(weight)))
         for first in range(0, len(targets), at_once):
             chunk = slice(first, first + at_once)
             right = targets[chunk, None]
@@ -83,6 +82,6 @@ class _Gradients:
             self.bias += logits.sum(0)
 
 
-def rows_at_once(weight: Tensor) -> int:
-    """How many rows of logits over this (vocabulary, width) decoder are held together."""
-    return max(1, _BYTES_AT_ONCE.get(weight.device.type, _BYTES_ELSEWHERE) // (4 * len(weight)))
+def bytes_at_once(device: str) -> int:
+    """How much of the fp32 logits is held together on this type of device."""
+    return _CPU_BYTES if device == "cpu" else _GPU_BYTES

@@ -1,4 +1,4 @@
-"""Model FLOPs and memory of a training step, in closed form."""
+"""Model FLOPs, in closed form."""
 
 from apollo_cli.models.shape import Shape
 
@@ -33,16 +33,3 @@ def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions
 def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int) -> int:
     """FLOPs of one micro-step: forward, and a backward pass of twice its cost."""
     return FORWARD_AND_BACKWARD * forward_flops(shape, rows, seq_len, depth, predictions)
-
-
-def training_bytes(shape: Shape, parameters: int, rows: int, seq_len: int, predictions: int, width: int) -> int:
-    """Estimated peak memory of a training step that runs the target depth L; an estimate, not a count.
-
-    fp32 weights, gradients and two AdamW moments (16 bytes a parameter), and the activations kept for the
-    backward pass in `width` bytes each (fp32 4, bf16 2): per token and layer about 11 h + 2 f numbers (block
-    input, q k v, attention output, norms' inputs and outputs, residual sums, GELU's input and output), and
-    logits with their softmax and gradient in fp32.
-    """
-    activations = rows * seq_len * shape.layers * (11 * shape.hidden + 2 * shape.ffn) * width
-    logits = 3 * 4 * predictions * shape.vocabulary
-    return 16 * parameters + activations + logits

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.models.cross_entropy import decoder_loss
+from apollo_cli.models.feed_forward import feed_forward
 from apollo_cli.models.shape import Shape
 
 INIT_STD = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
@@ -31,6 +32,18 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
         return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.positions, self.targets)))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU can fetch from by itself."""
+        return Batch(self.tokens.pin_memory(), self.positions.pin_memory(), self.targets.pin_memory())
+
+    def pieces(self, count: int) -> list["Batch"]:
+        """The batch as `count` batches of as many rows and predictions each; `count` divides its rows."""
+        rows, seq_len = self.tokens.shape
+        firsts = torch.arange(0, rows, rows // count, device=self.positions.device)
+        positions = self.positions.view(count, -1) - seq_len * firsts[:, None]
+        parts = (self.tokens.chunk(count), positions, self.targets.view(count, -1))
+        return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
 class Block(nn.Module):
@@ -57,15 +70,16 @@ class Block(nn.Module):
 
     def _attention(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         rows, length, width = hidden.shape
-        qkv = self.qkv(hidden).view(rows, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
+        # parted first and turned then: so the three gradients are joined by one copy
+        parted = (part.view(rows, length, self.heads, -1) for part in self.qkv(hidden).chunk(3, -1))
+        query, key, value = (part.transpose(1, 2) for part in parted)
         mixed = F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=self._dropout_now(), is_causal=self.causal and mask is None
         )
         return self._drop(self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width)))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self._drop(self.ffn_out(F.gelu(self.ffn_in(hidden), approximate=self.gelu)))
+        return self._drop(feed_forward(hidden, self.ffn_in, self.ffn_out, self.gelu))
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self._dropout_now())

@@ -27,6 +27,11 @@ class Device:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether launching work returns before it is done, so that waiting for its numbers costs time."""
+        return self.device.type == "cuda"
+
     def synchronize(self) -> None:
         """Waits until the device has done what it was given, so that a clock tells the truth."""
         if self.device.type == "cuda":

@@ -13,19 +13,42 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from apollo_cli import files
 from apollo_cli.config import Config
-from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
+from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
 from apollo_cli.growth.expanders import grow
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.plan import Plan
-from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state, restore_random_state
 from apollo_cli.training.device import Device
 from apollo_cli.training.diagnosis import MOST_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.interrupt import Interrupted, StopRequest
-from apollo_cli.training.optimizer import learning_rate, state_by_name
+from apollo_cli.training.memory import forget_peak, num_pieces, peak_bytes
+from apollo_cli.training.optimizer import learning_rate, state_by_name, step_unless
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step that the device was given; its numbers may not be there yet.
+
+    Attributes:
+        step: updates before it.
+        lr: its learning rate.
+        depths: of each micro-step.
+        luck: torch's generators before it, where dropout draws from them.
+        losses: (micro-steps,), on the device.
+        grad_norm: before clipping, on the device.
+    """
+
+    step: int
+    lr: float
+    depths: list[int]
+    luck: dict[str, Tensor] | None
+    losses: Tensor
+    grad_norm: Tensor
 
 
 @dataclass
@@ -38,7 +61,7 @@ class Loop:
     model: LanguageModel
     new_block: Callable[[], nn.Module]
     optimizer: torch.optim.Optimizer
-    training: TrainingBatches
+    training: Prefetch
     validation: EvaluationBatches
     tracker: Tracker
     checkpoints: Checkpoints
@@ -48,6 +71,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.saved_step = self.progress.step
         self.started = perf_counter() - self.progress.total_seconds
+        self.launched: list[Launched] = []
+        self.blocked = torch.zeros((), device=self.device.device)  # 1 from a step that is not finite to `settle`
 
     def run(self, stop: StopRequest) -> None:
         """Trains until the plan, or the budget in seconds, is done.
@@ -58,14 +83,18 @@ class Loop:
             StorageError: a row or a checkpoint cannot be written; the last checkpoint is whole.
         """
         config, progress = self.config, self.progress
+        periods = (config.log.every, config.eval.every, config.checkpoint.every)
+        forget_peak(self.device)
         self.model.train()
         if progress.step == 0:
             self.evaluate()
         while not self.done():
-            if self.plan.schedule.at(progress.step).layers != len(self.model.blocks):
+            if self.grows():
                 self.save()
                 self.grow()
             self.step()
+            if stop.signum or self.done() or self.grows() or any(progress.step % every == 0 for every in periods):
+                self.settle()
             if progress.step % config.log.every == 0 or self.done():
                 self.log()
             if progress.step % config.eval.every == 0 or self.done():
@@ -80,6 +109,10 @@ class Loop:
         seconds = self.config.budget.seconds
         spent = seconds is not None and self.progress.train_seconds >= seconds
         return spent or self.progress.step >= self.plan.steps
+
+    def grows(self) -> bool:
+        """Whether the next step belongs to a stage of more layers."""
+        return self.plan.schedule.at(self.progress.step).layers != len(self.model.blocks)
 
     def grow(self) -> None:
         """Expands the stored layers to those of the stage that begins; evaluates on both sides of it."""
@@ -97,6 +130,7 @@ class Loop:
             self.config.expander.moments,
         )
         after = evaluate(self.model, self.validation, self.device)
+        forget_peak(self.device)  # the peak of a row is that of its stage
         self.row(ends | after)
         self.progress.growths.append(
             {"step": self.progress.step, "from": ends["growth/from"], "to": ends["growth/to"]}
@@ -104,94 +138,142 @@ class Loop:
         )
 
     def step(self) -> None:
-        """One update: accumulated micro-steps, each with a depth of its own, clipped, at its learning rate."""
-        progress, start = self.progress, perf_counter()
-        luck = random_state(self.device.device) if self.model.shape.dropout else None
-        self.lr = learning_rate(self.config.optim, progress.step, self.plan.steps, self.plan.schedule.growth_steps)
-        losses = self.backward()
-        self.grad_norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
-        total = losses.sum().item()
-        if math.isfinite(total) and math.isfinite(self.grad_norm):
-            self.update(total)
-        else:
-            self.refuse(losses, luck)
-        self.optimizer.zero_grad()
-        progress.flops += sum(map(self.plan.work.flops, self.depths))
-        progress.step += 1
-        self.device.synchronize()
-        progress.train_seconds += perf_counter() - start
-        self.tracker.step(self.standing() | {"train/depth": self.depths[-1]})
+        """One update: accumulated micro-steps, each with a depth of its own, clipped, at its learning rate.
 
-    def backward(self) -> Tensor:
-        """Gradients of all micro-steps, summed up; returns the loss of each."""
-        step, accumulation = self.progress.step, self.plan.work.accumulation
-        self.depths = [self.plan.depth(step * accumulation + part) for part in range(accumulation)]
-        losses = []
-        for part, depth in enumerate(self.depths):
-            batch = self.training.micro_batch(step, part).to(self.device.device)
-            with self.device.autocast():
-                loss = self.model.loss(batch, layer_map("nearest", len(self.model.blocks), depth))
-            (loss / accumulation).backward()
-            losses.append(loss.detach())
-        return torch.stack(losses)
-
-    def update(self, total_loss: float) -> None:
-        """Clipped gradients into weights."""
+        Nothing here waits for the device. What the step gave is read by `settle`, on a device that runs ahead
+        when a row, an evaluation or a checkpoint needs it, elsewhere at once.
+        """
         progress = self.progress
+        if not self.launched:
+            self.clock = perf_counter()
+        luck = random_state(self.device.device) if self.model.shape.dropout else None
+        lr = learning_rate(self.config.optim, progress.step, self.plan.steps, self.plan.schedule.growth_steps)
+        depths = self.depths(progress.step)
+        losses = self.backward(progress.step, depths)
+        self.launched.append(Launched(progress.step, lr, depths, luck, losses, self.update(losses, lr)))
+        progress.step += 1
+        progress.flops += self.flops(depths)
+        if not self.device.runs_ahead:
+            self.settle()
+        self.tracker.step(self.standing() | {"train/depth": depths[-1]})
+
+    def depths(self, step: int) -> list[int]:
+        """Of its micro-steps."""
+        first = step * self.plan.work.accumulation
+        return [self.plan.depth(first + part) for part in range(self.plan.work.accumulation)]
+
+    def flops(self, depths: list[int]) -> int:
+        """Of micro-steps of these depths."""
+        return sum(map(self.plan.work.flops, depths))
+
+    def backward(self, step: int, depths: list[int]) -> Tensor:
+        """Gradients of all micro-steps, summed up; returns the loss of each (micro-steps,)."""
+        self.optimizer.zero_grad()
+        losses = []
+        for part, depth in enumerate(depths):
+            batch = self.training.micro_batch(step, part)
+            count = num_pieces(*batch.tokens.shape, depth, len(self.model.blocks))
+            losses.append(
+                torch.stack([self.piece(each, depth, count * len(depths)) for each in batch.pieces(count)])
+            )
+        return torch.stack([each.mean() for each in losses])
+
+    def piece(self, batch: Batch, depth: int, pieces: int) -> Tensor:
+        """Adds a piece's share of the step's gradient; returns its loss."""
+        with self.device.autocast():
+            loss = self.model.loss(batch, layer_map("nearest", len(self.model.blocks), depth))
+        (loss / pieces).backward()
+        return loss.detach()
+
+    def update(self, losses: Tensor, lr: float) -> Tensor:
+        """Clipped gradients into weights, unless something is not finite, now or since `settle`; returns the norm.
+
+        The device itself decides: AdamW's fused kernel leaves everything as it is where `found_inf` is 1.
+        """
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         if limit := self.config.optim.clip:
-            clip_grads_with_norm_(self.model.parameters(), limit, torch.tensor(self.grad_norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.step()
-        progress.loss_sum += total_loss
-        progress.loss_count += len(self.depths)
-        progress.loss_max = max(progress.loss_max, total_loss / len(self.depths))
-        progress.norm_max = max(progress.norm_max, self.grad_norm)
+            clip_grads_with_norm_(self.model.parameters(), limit, norm)
+        self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
+        step_unless(self.blocked, self.optimizer, lr)
+        return norm
+
+    def settle(self) -> None:
+        """Waits for the device and takes in what the launched steps gave.
+
+        Raises:
+            TrainingError: one of them was not finite, and is not to be skipped.
+        """
+        if not self.launched:
+            return None
+        launched, self.launched = self.launched, []
+        values = torch.stack([torch.cat([each.losses, each.grad_norm[None]]) for each in launched]).tolist()
+        self.progress.train_seconds += perf_counter() - self.clock
+        for i, (each, (*losses, norm)) in enumerate(zip(launched, values, strict=True)):
+            self.newest, self.grad_norm = each, norm
+            if not all(map(math.isfinite, (*losses, norm))):
+                return self.refuse(launched[i:], losses)
+            self.take_in(losses, norm)
+
+    def take_in(self, losses: list[float], norm: float) -> None:
+        """An update that was made."""
+        progress, loss = self.progress, math.fsum(losses)
+        progress.loss_sum += loss
+        progress.loss_count += len(losses)
+        progress.loss_max = max(progress.loss_max, loss / len(losses))
+        progress.norm_max = max(progress.norm_max, norm)
         progress.skipped_in_a_row = 0
 
-    def refuse(self, losses: Tensor, luck: dict[str, Tensor] | None) -> None:
-        """Leaves the weights as they are, and a diagnosis; goes on only with `on_nonfinite=skip`.
+    def refuse(self, launched: list[Launched], losses: list[float]) -> None:
+        """Goes back to the first of these steps, keeps that state and a diagnosis; `on_nonfinite=skip` goes on.
+
+        The weights are those before it, for the device let no step through from there on.
 
         Args:
-            losses: of the micro-steps.
-            luck: the random state before the step, where dropout draws from it.
+            launched: the step that is refused, and those after it.
+            losses: its micro-steps'.
 
         Raises:
             TrainingError: after a checkpoint of the state before the step.
         """
-        progress = self.progress
-        diagnosis = self.diagnosis(losses)
+        progress, refused = self.progress, launched[0]
+        progress.step = refused.step
+        progress.flops -= sum(self.flops(each.depths) for each in launched)
+        self.blocked.zero_()
+        if refused.luck is not None:
+            restore_random_state(refused.luck, self.device.device)
+        self.backward(refused.step, refused.depths)  # once more, for its gradients
+        if refused.luck is not None:
+            restore_random_state(refused.luck, self.device.device)
+        diagnosis = self.diagnosis(refused, losses)
         path = diagnosis.write(self.refused_steps)
-        skip = self.config.run.on_nonfinite == "skip"
-        if skip and progress.skipped_in_a_row < MOST_SKIPS_IN_A_ROW:
-            progress.skipped_steps += 1
-            progress.skipped_in_a_row += 1
-            self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
-            return
-        if luck is not None:
-            restore_random_state(luck, self.device.device)
         self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
-        if skip:
+        if self.config.run.on_nonfinite == "stop":
+            raise TrainingError(
+                f"{diagnosis}. The step was not applied; see {files.shown(path)}. In a new run {ways}; this one "
+                "leaves such steps out if on_nonfinite=skip stands beside resume="
+            )
+        if progress.skipped_in_a_row == MOST_SKIPS_IN_A_ROW:
             raise TrainingError(f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; {ways}")
-        raise TrainingError(
-            f"{diagnosis}. The step was not applied; see {files.shown(path)}. In a new run {ways}; this one "
-            "leaves such steps out if on_nonfinite=skip stands beside resume="
-        )
+        progress.step += 1
+        progress.flops += self.flops(refused.depths)  # they were spent
+        progress.skipped_steps += 1
+        progress.skipped_in_a_row += 1
+        self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
 
-    def diagnosis(self, losses: Tensor) -> Diagnosis:
+    def diagnosis(self, refused: Launched, losses: list[float]) -> Diagnosis:
         """Of the step whose gradients are there now."""
-        step, parameters = self.progress.step, self.model.named_parameters()
+        step, parameters = refused.step, self.model.named_parameters()
         return Diagnosis(
             step=step,
             stage=self.plan.schedule.number(len(self.model.blocks)),
             layers=len(self.model.blocks),
-            learning_rate=self.lr,
-            depths=self.depths,
-            losses=losses.tolist(),
+            learning_rate=refused.lr,
+            depths=refused.depths,
+            losses=losses,
             grad_norm=self.grad_norm,
             parameters=[name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()],
-            rows=[self.training.row_numbers(step, part).tolist() for part in range(len(self.depths))],
+            rows=[self.training.batches.row_numbers(step, part).tolist() for part in range(len(losses))],
             data=self.progress.data,
         )
 
@@ -204,13 +286,14 @@ class Loop:
             {
                 "train/loss": progress.loss_sum / progress.loss_count if progress.loss_count else None,
                 "train/loss_max": progress.loss_max if progress.loss_count else None,
-                "train/lr": self.lr,
+                "train/lr": self.newest.lr,
                 "train/grad_norm": self.grad_norm,
                 "train/grad_norm_max": progress.norm_max if progress.loss_count else None,
-                "train/depth": self.depths[-1],
+                "train/depth": self.newest.depths[-1],
                 "train/skipped_steps": progress.skipped_steps,
                 "perf/tokens_per_second": tokens / seconds,
                 "perf/flops_per_second": (progress.flops - progress.logged_flops) / seconds,
+                "perf/peak_memory_bytes": peak_bytes(self.device),
             }
         )
         progress.loss_sum, progress.loss_count, progress.loss_max, progress.norm_max = 0.0, 0, 0.0, 0.0
@@ -225,6 +308,7 @@ class Loop:
         """A checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
+        self.refuse_spoiled_weights()
         self.standing()
         self.progress.metrics_bytes = self.tracker.metrics_bytes()
         weights = {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
@@ -233,6 +317,19 @@ class Loop:
             Checkpoint(len(self.model.blocks), weights, optimizer, random_state(self.device.device), self.progress)
         )
         self.saved_step = self.progress.step
+
+    def refuse_spoiled_weights(self) -> None:
+        """A loss and a gradient may be finite and the update too large all the same.
+
+        Raises:
+            TrainingError: a weight is not finite; the checkpoints that are there are older.
+        """
+        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
+            raise TrainingError(
+                f"step {self.progress.step}: there are weights that are not finite, for an update was too large. "
+                "They are not saved; the newest checkpoint is from before. In a new run a lower optim.lr or a "
+                "longer optim.warmup may help"
+            )
 
     def row(self, values: dict[str, Any]) -> None:
         """Hands a row to everything that records it; a value that is not finite is null there."""

@@ -1,6 +1,10 @@
-"""Whether a run can fit into the memory of this machine at all."""
+"""What a run takes of the memory of its device: in how many pieces it works, how much it had, what cannot fit."""
 
 import os
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -9,7 +13,22 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.training.device import Device
 
+FEWEST_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
+# Measured at nano and mini on Linux: Python, torch and all libraries; and what lies between tensors in the heap.
+_PROCESS, _ALLOCATED = 400_000_000, 1.1
 _DOUBT = 2  # the plan's figure is an estimate: what needs less than twice the memory is tried
+
+
+def num_pieces(rows: int, seq_len: int, depth: int, layers: int) -> int:
+    """In how many equal pieces a micro-batch goes through `depth` layers, of which `layers` are stored.
+
+    Activations are kept for each layer that runs. A piece has so few rows that all of them together are no more
+    than the stored layers keep for the whole batch: then a stage needs memory for its N, not for the target
+    depth L. Gradients add up, so the step is the same one.
+    """
+    most = rows * seq_len // FEWEST_TOKENS
+    allowed = [count for count in range(1, max(1, most) + 1) if rows % count == 0]
+    return next((count for count in allowed if count * layers >= depth), allowed[-1])
 
 
 def refuse_what_cannot_fit(plan: Plan, device: Device) -> None:
@@ -38,3 +57,31 @@ def total_bytes(device: Device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def process_bytes(device: Device, tensors: int) -> int:
+    """What a run takes of the memory whose `peak_bytes` are measured, from what its tensors take."""
+    if device.device.type == "cuda":
+        return tensors
+    return _PROCESS + round(_ALLOCATED * tensors)
+
+
+def peak_bytes(device: Device) -> int:
+    """The most that this process had since `forget_peak`; since its start where a system does not forget."""
+    if device.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device.device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: Device) -> None:
+    """Lets `peak_bytes` begin anew, where the system can."""
+    if device.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device.device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

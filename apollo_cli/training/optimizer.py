@@ -5,7 +5,7 @@ from math import cos, pi
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apollo_cli.config import Optim
 
@@ -41,8 +41,20 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def step_unless(blocked: Tensor, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """An update at this learning rate where `blocked` is 0; where it is 1, all stays as it is.
+
+    The fused kernel reads the number on its device, as it does for torch's gradient scaler; nobody waits for it.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.found_inf = blocked  # type: ignore[attr-defined]
+    if blocked.device.type == "mps" and blocked:  # whether its kernel looks there is not known
+        return
+    optimizer.step()
 
 
 def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

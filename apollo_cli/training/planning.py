@@ -8,9 +8,11 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.schedule import enough_steps
 from apollo_cli.models.build import num_parameters
-from apollo_cli.models.flops import training_bytes, training_flops
+from apollo_cli.models.flops import training_flops
+from apollo_cli.models.memory import Footprint
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
+from apollo_cli.training.memory import num_pieces, process_bytes
 
 
 def make_task(config: Config, special: dict[str, int] | None = None) -> Task:
@@ -24,11 +26,12 @@ def make_work(config: Config, device: Device) -> Work:
     """The figures of one micro-step and one step."""
     shape, seq_len, rows = config.shape, config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
-    width = 2 if device.bf16 else 4
+    footprint = Footprint(shape, device.device.type, device.bf16)
 
-    def memory_bytes(layers: int) -> int:
-        parameters = num_parameters(shape, layers)
-        return training_bytes(shape, parameters, rows, seq_len, predictions, width)
+    def memory_bytes(layers: int, depth: int) -> int:
+        pieces = num_pieces(rows, seq_len, depth, layers)
+        tokens, asked = rows * seq_len // pieces, predictions // pieces
+        return process_bytes(device, footprint.training_bytes(num_parameters(shape, layers), tokens, depth, asked))
 
     return Work(
         target=config.model.layers,

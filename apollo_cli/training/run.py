@@ -15,6 +15,7 @@ from apollo_cli.config import Config, Hub, PyDocs, Text, parse
 from apollo_cli.data import sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.packing import Corpus, Recipe, prepare
+from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, TrainingError
 from apollo_cli.growth.plan import Plan
@@ -220,6 +221,7 @@ class _Session:
                 ) from error
         task = make_task(config, special_ids(config.model.kind, self.corpus.tokenizer))
         batch, rows = config.batch, self.corpus.validation[: config.eval.rows]
+        batches = TrainingBatches(self.corpus.training, task, seed, batch.size, batch.micro_size)
         return Loop(
             config=config,
             plan=self.plan,
@@ -227,7 +229,7 @@ class _Session:
             model=model,
             new_block=new_block,
             optimizer=optimizer,
-            training=TrainingBatches(self.corpus.training, task, seed, batch.size, batch.micro_size),
+            training=Prefetch(batches, device.device),
             validation=EvaluationBatches(rows, task, batch.micro_size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),

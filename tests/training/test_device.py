@@ -49,8 +49,8 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
 ) -> None:
     original = Loop.backward
 
-    def backward(loop: Loop) -> torch.Tensor:
-        return torch.empty(10**15) if loop.progress.step == 5 else original(loop)
+    def backward(loop: Loop, step: int, depths: list[int]) -> torch.Tensor:
+        return torch.empty(10**15) if step == 5 else original(loop, step, depths)
 
     monkeypatch.setattr(Loop, "backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):

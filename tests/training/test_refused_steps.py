@@ -23,9 +23,9 @@ def _poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) 
     """At these steps (as counted before the step), one number of the loss or of a gradient is not finite."""
     original = Loop.backward
 
-    def backward(loop: Loop) -> Tensor:
-        losses = original(loop)
-        if loop.progress.step in steps:
+    def backward(loop: Loop, step: int, depths: list[int]) -> Tensor:
+        losses = original(loop, step, depths)
+        if step in steps:
             if what == "loss":
                 losses[1] = math.nan
             else:
@@ -76,16 +76,15 @@ def test_the_rows_of_a_diagnosis_are_those_of_the_step(
     seen: dict[int, list[Any]] = {}
     original = Loop.backward
 
-    def backward(loop: Loop) -> Tensor:
-        step = loop.progress.step
+    def backward(loop: Loop, step: int, depths: list[int]) -> Tensor:
         seen[step] = [
             (
-                loop.training.rows[loop.training.row_numbers(step, part)],
+                loop.training.batches.rows[loop.training.batches.row_numbers(step, part)],
                 loop.training.micro_batch(step, part).targets,
             )
             for part in (0, 1)
         ]
-        return original(loop)
+        return original(loop, step, depths)
 
     monkeypatch.setattr(Loop, "backward", backward)
     train(config("model=gpt"), tmp_path)

@@ -1,0 +1,46 @@
+"""The memory of a training step, in closed form."""
+
+from dataclasses import dataclass
+
+from apollo_cli.models.cross_entropy import bytes_at_once
+from apollo_cli.models.shape import Shape
+
+_STATE = 16  # bytes a parameter: fp32 weights, gradients and two moments of AdamW
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How a device keeps the activations of a model.
+
+    Attributes:
+        shape: of the model.
+        device: its type, for example `cpu`.
+        bf16: matrix products run under autocast.
+    """
+
+    shape: Shape
+    device: str
+    bf16: bool
+
+    @property
+    def of_layer(self) -> int:
+        """Bytes that a layer keeps for the backward pass, a token.
+
+        In numbers of width h and inner width f: the layer's input, q k v, the attention's output, the sums or norms
+        around (8 h in all), the activations before GELU and, but for the chunked form in fp32 on a CPU, those after
+        it; a number for each head, and four of the norms. Autocast keeps all but two norms in 2 bytes.
+        """
+        h, f, small = self.shape.hidden, self.shape.ffn, 4 * self.shape.heads + 16
+        if self.bf16:
+            return 2 * (6 * h + 2 * f) + 4 * 2 * h + small
+        return 4 * (8 * h + (f if self.device == "cpu" else 2 * f)) + small
+
+    def training_bytes(self, parameters: int, tokens: int, depth: int, predictions: int) -> int:
+        """Peak of a micro-step that takes `tokens` through `depth` layers at once.
+
+        Weights, gradients and moments, what the layers keep, the logits of a chunk and their exponentials, and what
+        is at work around the last layer: some more numbers a token and a prediction.
+        """
+        at_work = 4 * self.shape.hidden * (6 * tokens + 6 * predictions)
+        logits = 2 * min(bytes_at_once(self.device), 4 * predictions * self.shape.vocabulary)
+        return _STATE * parameters + tokens * depth * self.of_layer + logits + at_work

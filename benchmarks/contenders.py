@@ -1,0 +1,157 @@
+"""Three ways to pretrain the same model on the same rows, each behind a gate; and the machine's matrix rate.
+
+python -m benchmarks.contenders NAME KIND HIDDEN PIPE
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from apollo_cli.config import Config, parse
+from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.data.tokenizer import special_ids
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import save_model
+from apollo_cli.overrides import compose_values
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.device import choose
+from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.planning import make_task
+from benchmarks.gate import Gate
+
+ROWS, LONG = 32, 100_000
+
+
+def words(kind: str, hidden: int) -> list[str]:
+    """The overrides of every contender: full depth, nothing but steps."""
+    return [
+        f"model={kind}", "size=nano", f"model.hidden={hidden}", f"model.heads={hidden // 64}",
+        f"model.ffn={4 * hidden}", "data.vocab_size=8192", f"batch.size={ROWS}", "device=cpu", "precision=fp32",
+        f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}", f"checkpoint.every={LONG}",
+        "tracking.wandb=disabled",
+    ]  # fmt: skip
+
+
+def ours(config: Config, gate: Gate) -> None:
+    """The real program."""
+    from apollo_cli.training.loop import Loop
+    from apollo_cli.training.run import train
+
+    original = Loop.step
+
+    def step(loop: Loop) -> None:
+        gate.step()
+        original(loop)
+
+    Loop.step = step  # type: ignore[method-assign]
+    train(config, Path(mkdtemp()))
+
+
+def plain(config: Config, gate: Gate) -> None:
+    """A loop as one writes it by hand: whole logits, no chunks, no rows but the batch's."""
+    model, batches = _model(config), _batches(config)
+    optimizer = build_optimizer(model, config.optim)
+    for step in range(LONG):
+        gate.step()
+        batch = batches.micro_batch(step, 0)
+        logits = model.logits(batch.tokens, range(config.model.layers)).flatten(0, 1)
+        loss = F.cross_entropy(logits[batch.positions], batch.targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+
+def trainer(config: Config, gate: Gate) -> None:
+    """Hugging Face's Trainer with transformers' GPT-2 or BERT, from the same weights."""
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        DataCollatorForLanguageModeling,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        default_data_collator,
+    )
+
+    corpus, folder, optim = _corpus(config), Path(mkdtemp()), config.optim
+    save_model(_model(config), folder, {})
+    marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    if config.model.kind == "bert":
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer, **marks)
+        collate: Callable[[Any], Any] = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+    else:
+        model, collate = AutoModelForCausalLM.from_pretrained(folder), default_data_collator
+
+    class Gates(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            gate.step()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in corpus.training[:8192]:
+            ids = row.tolist()
+            yield {"input_ids": ids} | ({} if config.model.kind == "bert" else {"labels": ids})
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=LONG, per_device_train_batch_size=ROWS, learning_rate=optim.lr,
+        weight_decay=optim.weight_decay, adam_beta1=optim.betas[0], adam_beta2=optim.betas[1],
+        max_grad_norm=optim.clip, lr_scheduler_type="cosine", warmup_steps=2500, logging_steps=10,
+        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    data = Dataset.from_list(list(rows()))
+    Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Gates()]).train()
+
+
+def matrices(config: Config, gate: Gate) -> None:
+    """One product of 2048^3 a step."""
+    _multiply(gate, [(2048, 2048, 2048)])
+
+
+def shapes(config: Config, gate: Gate) -> None:
+    """The products of one layer's forward and backward pass, once a step."""
+    tokens, hidden, ffn = ROWS * config.data.seq_len, config.model.hidden, config.model.ffn
+    forward = [(tokens, hidden, 3 * hidden), (tokens, hidden, hidden), (tokens, hidden, ffn), (tokens, ffn, hidden)]
+    _multiply(gate, [turned for a, b, c in forward for turned in ((a, b, c), (a, c, b), (b, a, c))])
+
+
+def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
+    pairs = [(torch.randn(a, b), torch.randn(b, c), torch.empty(a, c)) for a, b, c in sizes]
+    while True:
+        gate.step()
+        for left, right, product in pairs:
+            torch.mm(left, right, out=product)
+
+
+def _corpus(config: Config) -> Any:
+    from apollo_cli.training.run import _prepare_corpus
+
+    return _prepare_corpus(config, Console())
+
+
+def _model(config: Config) -> Any:
+    torch.manual_seed(config.run.seed)
+    return build(config.shape, config.model.layers)
+
+
+def _batches(config: Config) -> TrainingBatches:
+    corpus = _corpus(config)
+    task = make_task(config, special_ids(config.model.kind, corpus.tokenizer))
+    return TrainingBatches(corpus.training, task, config.run.seed, ROWS, ROWS)
+
+
+CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, matrices, shapes)}
+
+if __name__ == "__main__":
+    name, kind, hidden, pipe = sys.argv[1:]
+    config = parse(compose_values(words(kind, int(hidden))))
+    choose(config.run)
+    CONTENDERS[name](config, Gate(int(pipe)))
