@@ -13,6 +13,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from apollo_cli.config import problems_of_name
@@ -29,18 +31,32 @@ _PLAIN = re.compile(r"\$\{\s*(?:[\w.\[\]-]+\s*|(?:hydra|now)\s*:[^${}]*)\}")
 
 
 def composed(words: Sequence[str]) -> DictConfig:
-    """The config of these overrides, none of them swept, with Hydra's own part; nothing is resolved or run."""
+    """The config of these overrides, none of them swept, with Hydra's own part; nothing is resolved or run.
+
+    Raises:
+        HydraException: they mean nothing together.
+    """
     with initialize_config_module(CONF, version_base="1.3"):
-        config = compose("config", list(words), return_hydra_config=True)
+        try:
+            config = compose("config", list(words), return_hydra_config=True)
+        except (ValueError, TypeError, AttributeError) as error:  # what Hydra does not expect of its users
+            raise HydraException(f"the config cannot be composed: {error}") from error
     with open_dict(config.hydra.job):
         config.hydra.job.num, config.hydra.job.id = 0, "0"  # a sweep numbers its jobs
     return config
 
 
-def problems_of_key(key: str) -> list[str]:
-    """What is wrong with a key that is typed, as far as it is Hydra's."""
-    of_hydra = re.match(r"hydra([./]|$)", key)
-    return [_not_settable(key)] if of_hydra and not _is_of(key, [*_KEYS, "hydra/launcher"]) else []
+def problems_of_typed(override: Override) -> list[str]:
+    """What is wrong with an override as far as it is for Hydra: only few settings of its may be typed."""
+    key = override.key_or_group
+    if not re.match(r"hydra([./]|$)", key) or _is_of(key, _KEYS):
+        return []
+    if key != "hydra/launcher":
+        return [_not_settable(key)]
+    name = override.value()
+    if isinstance(name, str) and re.fullmatch(r"\w+", name):
+        return []
+    return [f"{key}={name}: should be the name of an installed launcher"]
 
 
 def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -> list[str]:

@@ -122,8 +122,8 @@ def prepare(line: CommandLine) -> Path | None:
     problems: list[str] = []
     if line.brings_configs:  # Hydra knows what is in them, we do not
         parsed = list(_parse(line.overrides, problems))
-        problems += [p for o in parsed for p in guard.problems_of_key(o.key_or_group)]
-        known = [o for o in parsed if not guard.problems_of_key(o.key_or_group)]
+        problems += [p for o in parsed for p in guard.problems_of_typed(o)]
+        known = [o for o in parsed if not guard.problems_of_typed(o)]
         fixed = [*_brought(line, parsed, problems), *_words(o for o in known if not o.is_sweep_override())]
     else:
         parsed, fixed = _named(line, problems)
@@ -213,8 +213,9 @@ def _cells(parsed: list[Override], brings_configs: bool, problems: list[str]) ->
     holds may depend on the others.
     """
     swept = [o for o in parsed if o.is_sweep_override()]
-    if brings_configs and any(isinstance(o.value(), Glob) for o in swept):
-        problems.append("glob() beside configs of your own: name the options instead")
+    globs = [o for o in swept if isinstance(o.value(), Glob)]
+    if brings_configs and globs:
+        problems.append(f"{globs[0].input_line}: beside configs of your own, name the options instead")
         return
     listed = [o for o in swept if isinstance(o.value(), ChoiceSweep)]  # a range has numbers, a glob() our options
     values = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in listed]
@@ -331,7 +332,7 @@ def _key_problems(
 ) -> bool:
     """Adds what is wrong with the key of KEY=VALUE; whether anything is."""
     key = override.key_or_group
-    of_hydra = guard.problems_of_key(key)
+    of_hydra = guard.problems_of_typed(override)
     problems += of_hydra
     if key in keys or of_hydra or re.match("hydra[./]", key):
         return bool(of_hydra)
