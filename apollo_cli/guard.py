@@ -7,6 +7,7 @@ are as they are. What configs hold beside it is values.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.resolvers import oc
 
 from apollo_cli.config import problems_of_name
 from apollo_cli.data import cache_folder
@@ -36,7 +38,7 @@ def composed(words: Sequence[str]) -> DictConfig:
     Raises:
         HydraException: they mean nothing together.
     """
-    with initialize_config_module(CONF, version_base="1.3"):
+    with initialize_config_module(CONF, version_base="1.3"), _no_environment():
         try:
             config = compose("config", list(words), return_hydra_config=True)
         except (ValueError, TypeError, AttributeError) as error:  # what Hydra does not expect of its users
@@ -44,6 +46,16 @@ def composed(words: Sequence[str]) -> DictConfig:
     with open_dict(config.hydra.job):
         config.hydra.job.num, config.hydra.job.id = 0, "0"  # a sweep numbers its jobs
     return config
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    """While it composes, Hydra fills in what chooses an option, and says it where there is no such option."""
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env)
 
 
 def problems_of_typed(override: Override) -> list[str]:

@@ -43,6 +43,8 @@ BROUGHT = {
     "key like a path": "tracking.project: x\ntracking:\n project: ${oc.env:SECRET}\n",
     "name like a path": "name: ../mark\n",
     "name in parts": "tracking:\n project: ../mark\nname: ${tracking.project}\n",
+    "secret in a choice": "defaults:\n - _self_\n - override /tracking: ${oc.env:SECRET}\n",
+    "secret in a choice of theirs": "defaults:\n - _self_\n - /more: ${oc.env:SECRET}\n",
     "cache": "data:\n cache_dir: MARK/cache\n",
     "cache in parts": "name: mark\ndata:\n cache_dir: ${name}\n",
 }
@@ -167,6 +169,18 @@ def test_the_folders_that_are_looked_at_are_those_that_are_read(
     assert run(["--config-dir", "${name}", "experiment=theirs", "plan=true"]) == 2
     assert "may not be in its path" in capfd.readouterr().err
     assert {path.name for path in place.iterdir()} == {"fine", "fine,x"}
+
+
+def test_what_is_typed_beside_brought_configs_chooses_no_option_by_the_environment(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _bring(place, "name: fine\n")
+    for word in ("experiment=${oc.env:SECRET}", "experiment=1"):
+        assert run(["--config-dir", "brought", word, "plan=true"]) == 2
+        said = capfd.readouterr()
+        assert SECRET not in said.out + said.err
+        assert said.err.startswith("apollo-train: config: ")
+    assert _made(place) == []
 
 
 def test_an_honest_config_of_ones_own_is_read(place: Path, corpus_file: Path) -> None:
