@@ -85,9 +85,12 @@ def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -
     """
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     hydra = values.pop("hydra")
+    changed = _changed(hydra)
+    noted = [(key, value) for key, value in changed if _is_of(key.removeprefix("hydra."), _NOTED)]
     found = _problems_of_hydra(hydra, words)
-    found += _problems_of_values([*_changed(hydra), *_leaves("", values)])
-    return found or _problems_of_places(config, dict(_changed(hydra)), typed)
+    found += _problems_of_values([*(pair for pair in changed if pair not in noted), *_leaves("", values)])
+    found = found or _problems_of_values(noted)  # a word that is noted is a value, too: it is named once
+    return found or _problems_of_places(config, dict(changed), typed)
 
 
 def run_directory(config: DictConfig, multirun: bool) -> Path:

@@ -106,6 +106,7 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("sampler=lvps,uniform", ["sampler=lvps,uniform", "a sweep", "-m"]),
         ("seed=abc", ["seed=abc", "integer"]),
         ("model=null", ["model=None: no such option", "bert, gpt"]),
+        ("seed=${oc.env:HOME}", ["seed=${oc.env:HOME}: only ${KEY}", "write the value itself"]),
         ("hydra.nothing=1", ["hydra.nothing: it may not be set", "hydra.run.dir"]),
         ("hydra/launcher=1", ["hydra/launcher=1: should be the name"]),
         ("hydra/launcher=none", ["hydra/launcher"]),
