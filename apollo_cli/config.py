@@ -338,6 +338,15 @@ def parse(raw: Mapping[str, Any]) -> Config:
     return Config(**sections, raw=dict(raw))
 
 
+def problems_of_name(name: Any) -> list[str]:
+    """What is wrong with a `name`: it becomes a folder before the whole config can be checked."""
+    try:
+        parse({"name": name})
+    except ConfigError as error:
+        return [problem for problem in error.problems if problem.startswith("name")]
+    return []
+
+
 def _member(
     name: str, family: tuple[type[Section], ...], values: Mapping[str, Any], problems: list[str]
 ) -> type[Section] | None:

@@ -1,77 +1,189 @@
 """What configs may not do: run code, read the environment into a run, or write where nobody asked for it.
 
-Hydra calls whatever `_target_`, a callback or a logging factory names, before a job begins. Our own configs name
-none; a stranger's, brought by --config-dir or hydra.searchpath or pasted into a command, may.
+Hydra acts on its own part of a config before a job begins: it calls what a `_target_`, a callback or a logging
+factory names, and makes folders. Of that part only a few settings may be typed, and a config may make none; ours
+are as they are. What configs hold beside it is values.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.resolvers import oc
 
+from apollo_cli.config import problems_of_name
+from apollo_cli.data import cache_folder
 from apollo_cli.help import CONF
 
-_HYDRAS_OWN = ("hydra._internal.core_plugins.", "hydra_plugins.")  # launchers and sweepers, as installed
-_FIXED = ("callbacks", "job_logging", "hydra_logging", "output_subdir", "env", "job.env_set", "job.env_copy")
-_PLACES = ("run.dir", "sweep.dir", "sweep.subdir")  # may be typed, not brought
-_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
-_HARMLESS = {"hydra", "now"}  # resolvers that know nothing but the command and the time
+_PLACES = ("run.dir", "sweep.dir", "sweep.subdir")
+_TYPABLE = (*_PLACES, "searchpath", "sweeper.max_batch_size", "launcher", "job.name", "job.config")
+_KEYS = [f"hydra.{key}" for key in _TYPABLE]
+_NOTED = ("overrides", "runtime", "job.override_dirname", "searchpath")  # what Hydra writes down, or read already
+_LAUNCHERS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # as installed
+# An interpolation that knows nothing but the config, the command and the time; what is in it is no interpolation.
+_PLAIN = re.compile(r"\$\{\s*(?:[\w.\[\]-]+\s*|(?:hydra|now)\s*:[^${}]*)\}")
 
 
-def problems(overrides: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """What is refused in the config that these overrides compose; nothing of it is resolved or run.
+def composed(words: Sequence[str]) -> DictConfig:
+    """The config of these overrides, none of them swept, with Hydra's own part; nothing is resolved or run.
+
+    Raises:
+        HydraException: they mean nothing together.
+    """
+    with initialize_config_module(CONF, version_base="1.3"), _no_environment():
+        try:
+            config = compose("config", list(words), return_hydra_config=True)
+        except (ValueError, TypeError, AttributeError) as error:  # what Hydra does not expect of its users
+            raise HydraException(f"the config cannot be composed: {error}") from error
+    with open_dict(config.hydra.job):
+        config.hydra.job.num, config.hydra.job.id = 0, "0"  # a sweep numbers its jobs
+    return config
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    """While it composes, Hydra fills in what chooses an option, and says it where there is no such option."""
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env)
+
+
+def problems_of_typed(override: Override) -> list[str]:
+    """What is wrong with an override as far as it is for Hydra: only few settings of its may be typed."""
+    key = override.key_or_group
+    if not re.match(r"hydra([./]|$)", key) or _is_of(key, _KEYS):
+        return []
+    if key != "hydra/launcher":
+        return [_not_settable(key)]
+    name = override.value()
+    if isinstance(name, str) and re.fullmatch(r"\w+", name):
+        return []
+    return [f"{key}={name}: should be the name of an installed launcher"]
+
+
+def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -> list[str]:
+    """What is refused in the config that `words` compose.
 
     Args:
-        overrides: none of them swept.
-        typed: the keys among them, as the user wrote them.
+        config: as `composed` gives it.
+        words: the overrides.
+        typed: the keys among them that the user wrote.
+
+    Raises:
+        HydraException: what is typed of Hydra cannot be composed.
+        OmegaConfBaseException: a value that must be known now cannot be resolved.
     """
-    ours = _ours()
-    values = _composed(overrides)
-    theirs = _flat("", values.pop("hydra"))
-    found = [
-        f"hydra.{key}: it may not be set, for Hydra would act on it before this program checks anything"
-        for key in sorted({*ours, *theirs})
-        if _is_of(key, _FIXED) and ours.get(key) != theirs.get(key)
-    ]
-    found += [
-        f"hydra.{key}: a config may not choose where a run is written; type hydra.{key}=... yourself"
-        for key in _PLACES
-        if ours[key] != theirs[key] and f"hydra.{key}" not in typed
-    ]
-    found += [
-        f"hydra.{key}={value}: only launchers and sweepers of Hydra and its plugins may be named"
-        for key, value in theirs.items()
-        if key.endswith("_target_") and not str(value).startswith(_HYDRAS_OWN)
-    ]
-    for key, value in _flat("", values).items():
-        if "_target_" in key.split("."):
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    hydra = values.pop("hydra")
+    changed = _changed(hydra)
+    noted = [(key, value) for key, value in changed if _is_of(key.removeprefix("hydra."), _NOTED)]
+    found = _problems_of_hydra(hydra, words)
+    found += _problems_of_values([*(pair for pair in changed if pair not in noted), *_leaves("", values)])
+    found = found or _problems_of_values(noted)  # a word that is noted is a value, too: it is named once
+    return found or _problems_of_places(config, dict(changed), typed)
+
+
+def run_directory(config: DictConfig, multirun: bool) -> Path:
+    """The folder that Hydra will make for this config.
+
+    Raises:
+        OmegaConfBaseException: its name cannot be resolved.
+    """
+    return Path(_resolved(config, "hydra.sweep.dir" if multirun else "hydra.run.dir"))
+
+
+def _problems_of_hydra(hydra: dict[str, Any], words: Sequence[str]) -> list[str]:
+    """What is set in Hydra's own part that may not be, or not by a config."""
+    of_hydra = [word for word in words if word.lstrip("+~ ").startswith(("hydra.", "hydra/"))]
+    noted = {"hydra": of_hydra, "task": [word for word in words if word not in of_hydra]}
+    found = [] if hydra["overrides"] == noted else ["hydra.overrides: a config may not add words to the command"]
+    typed = _hydras_part(tuple(word for word in of_hydra if "searchpath" not in word.partition("=")[0]))
+    for key, value in _changed(hydra):
+        key = key.removeprefix("hydra.")
+        if _is_of(key, _NOTED):
+            continue
+        if not _is_of(key, _TYPABLE):
+            found.append(_not_settable(f"hydra.{'.'.join(key.split('.')[:2])}"))
+        elif typed.get(key) != value:
+            found.append(f"hydra.{key}: a config may not choose it; type hydra.{key}=... yourself")
+        elif key.endswith("_target_") and not str(value).startswith(_LAUNCHERS):
+            found.append(f"hydra.{key}={value}: only launchers of Hydra and its plugins may be named")
+        elif key == "sweeper.max_batch_size" and not (type(value) is int and value > 0):
+            found.append(f"hydra.{key}={value}: should be a whole number greater than 0")
+    return list(dict.fromkeys(found))
+
+
+def _not_settable(key: str) -> str:
+    return (
+        f"{key}: it may not be set, for Hydra would act on it before this program checks anything; what may be "
+        f"typed is {', '.join(_KEYS)}"
+    )
+
+
+def _problems_of_values(leaves: Iterable[tuple[str, Any]]) -> list[str]:
+    """What in the values would be more than a value."""
+    found = []
+    for key, value in leaves:
+        if "_target_" in key.split(".") and not key.startswith("hydra."):
             found.append(f"{key}: a config holds values; it may not name code")
-        for resolver in set(_RESOLVER.findall(str(value))) - _HARMLESS:
-            found.append(f"{key}={value}: the resolver {resolver} is not allowed in a run; write the value itself")
+        if "${" in _PLAIN.sub("", str(value)):
+            found.append(
+                f"{key}={value}: only ${{KEY}}, ${{hydra:KEY}} and ${{now:FORMAT}} are filled in; every other "
+                "resolver is not allowed in a run: write the value itself"
+            )
     return found
 
 
+def _problems_of_places(config: DictConfig, changed: Mapping[str, Any], typed: Collection[str]) -> list[str]:
+    """What would be written where nobody asked for it; all values are known to be harmless."""
+    found = problems_of_name(_resolved(config, "name"))
+    for key in (f"hydra.{place}" for place in _PLACES):
+        raw = str(changed.get(key, ""))
+        if "${" in raw and _is_elsewhere(raw, place := str(_resolved(config, key))):
+            found.append(f"{key}={raw}: this is {place}, elsewhere than it looks; write the path itself")
+    cache_dir = _resolved(config, "data.cache_dir")
+    if cache_dir and "data.cache_dir" not in typed:
+        found += cache_folder.problems(str(cache_dir))
+    return found
+
+
+def _is_elsewhere(raw: str, path: str) -> bool:
+    """Whether values that are filled in lead out of the folder that was typed; those of Hydra are the user's."""
+    begins = raw.startswith("${") and not raw.startswith("${hydra")
+    return (begins and Path(path).is_absolute()) or (".." in Path(path).parts and ".." not in Path(raw).parts)
+
+
+def _resolved(config: DictConfig, key: str) -> Any:
+    HydraConfig.instance().set_config(config)  # ${hydra:...} looks there
+    return OmegaConf.select(config, key)
+
+
+def _changed(hydra: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The settings of Hydra that are not as ours; None for one that is gone."""
+    ours, theirs = _hydras_part(()), list(_leaves("", hydra))
+    changed = [(key, value) for key, value in theirs if key not in ours or ours[key] != value]
+    changed += [(key, None) for key in ours.keys() - {key for key, _ in theirs}]
+    return [(f"hydra.{key}", value) for key, value in sorted(changed, key=lambda pair: pair[0])]
+
+
 @cache
-def _ours() -> dict[str, Any]:
-    """What Hydra's own part of the config is with our files alone."""
-    return _flat("", _composed([])["hydra"])
-
-
-def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    with initialize_config_module(CONF, version_base="1.3"):
-        composed = compose("config", list(overrides), return_hydra_config=True)
-    return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+def _hydras_part(words: tuple[str, ...]) -> dict[str, Any]:
+    """What Hydra's own part of the config is with our files and these words alone."""
+    return dict(_leaves("", OmegaConf.to_container(composed(words).hydra, resolve=False)))
 
 
 def _is_of(key: str, parents: Sequence[str]) -> bool:
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    return dict(_leaves(prefix, value))
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

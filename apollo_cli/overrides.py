@@ -1,8 +1,10 @@
 """The command line before Hydra sees it: every wrong name and value in one message, nothing written."""
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,20 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 
 RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
+PLACE = "data.cache_dir"  # where what can be built again is kept
 DECIDABLE = "on_nonfinite"  # the key for a run that cannot go on as it is
-
+_RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
 
 _FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
 _RUN, _MULTIRUN = ("--run", "-r"), ("--multirun", "-m")
+_COMPLETE = ("--shell-completion", "-sc")
+_CFG = ("--cfg", "-c")
+_COMMANDS = (_RUN, _MULTIRUN, _COMPLETE, _CFG, ("--info", "-i"))  # of which there may be one
+_AS_IT_IS = set("'\\$")  # what Hydra would not leave as it is between quotes
+_COMPLETION = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
 _FLAGS = (
-    *("--help", "-h", "--version", "--hydra-help", "--resolve", "--shell-completion", "-sc"),
-    *(*_RUN, *_MULTIRUN, *_FLAGS_WITH_A_VALUE),
+    *("--help", "-h", "--version", "--hydra-help", "--resolve"),
+    *(*_RUN, *_MULTIRUN, *_COMPLETE, *_FLAGS_WITH_A_VALUE),
 )
 
 
@@ -61,7 +69,7 @@ class CommandLine:
     @property
     def completes(self) -> bool:
         """Whether a shell asks how a word may go on."""
-        return not {"--shell-completion", "-sc"}.isdisjoint(self.flags)
+        return not set(_COMPLETE).isdisjoint(self.flags)
 
     @property
     def runs(self) -> bool:
@@ -96,21 +104,68 @@ def _unknown_flag(flag: str) -> str:
     return f"{flag}: no such flag{closest(flag, list(_FLAGS))}; apollo-train --help lists what there is"
 
 
-def prepare(line: CommandLine) -> None:
+def prepare(line: CommandLine) -> Path | None:
     """Refuses overrides that cannot mean anything, and writes into `line` what a user leaves unsaid.
 
     That is: a budget that is typed replaces the default one, and +GROUP=OPTION means GROUP=OPTION. A swept value
-    is not checked here: a cell with a bad one fails alone, the others run.
+    is not checked here but for what is unsafe: a cell with a bad one fails alone, the others run.
+
+    Returns:
+        The folder that Hydra will make; None where it makes none.
 
     Raises:
         ConfigError: with every problem.
     """
-    problems: list[str] = []
+    _refuse_flags(line)
     if line.completes:
-        return
+        return None
+    problems: list[str] = []
     if line.brings_configs:  # Hydra knows what is in them, we do not
-        _refuse_unsafe(line, list(_parse(line.overrides, problems)), problems)
-        return
+        parsed = list(_parse(line.overrides, problems))
+        problems += [p for o in parsed for p in guard.problems_of_typed(o)]
+        known = [o for o in parsed if not guard.problems_of_typed(o)]
+        fixed = [*_brought(line, parsed, problems), *_words(o for o in known if not o.is_sweep_override())]
+    else:
+        parsed, fixed = _named(line, problems)
+    place = None
+    typed = [o.key_or_group for o in parsed]
+    try:
+        config = guard.composed(fixed)
+        unsafe = guard.problems(config, fixed, typed)
+        problems += unsafe
+        if not unsafe:
+            place = guard.run_directory(config, line.multirun)
+            if not line.brings_configs:
+                _check_values(fixed, parsed, problems)
+        if not problems:
+            for cell in _cells(parsed, line.brings_configs, problems):
+                words = [*fixed, *cell]
+                problems += [p for p in guard.problems(guard.composed(words), words, typed) if p not in problems]
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(str(error).strip().splitlines()[0])
+    if problems:
+        raise ConfigError(problems)
+    return place if line.runs else None
+
+
+def _refuse_flags(line: CommandLine) -> None:
+    """Refuses flags that Hydra would answer with a traceback.
+
+    Raises:
+        ConfigError: they contradict each other, or one lacks what it needs.
+    """
+    commands = [names[0] for names in _COMMANDS if not set(names).isdisjoint(line.flags)]
+    if len(commands) > 1:
+        raise ConfigError([f"{' and '.join(commands)}: each asks for something else; type one of them"])
+    if "--resolve" in line.flags and "--cfg" not in commands:
+        raise ConfigError(["--resolve: it is for what --cfg shows; type --cfg job --resolve"])
+    if line.completes and not (len(line.overrides) == 1 and _COMPLETION.fullmatch(line.overrides[0])):
+        words = "install=SHELL, uninstall=SHELL, query=SHELL"
+        raise ConfigError([f"--shell-completion: type one of {words}; SHELL is bash, fish or zsh"])
+
+
+def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list[str]]:
+    """What is typed, and the words of it that are not swept and whose names are known, completed."""
     known_groups = groups()
     line.overrides = [_plainly(word, known_groups) for word in line.overrides if word != "experiment=null"]
     parsed = list(_parse(line.overrides, problems))
@@ -123,37 +178,55 @@ def prepare(line: CommandLine) -> None:
     keys = _known_keys(valid)
     valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
     budget = _budget_overrides(values)
-    line.overrides += [o.input_line for o in budget if o.input_line]
-    fixed = [o for o in [*valid, *budget] if not o.is_sweep_override()]
+    line.overrides += _words(budget)
+    return parsed, _words(o for o in [*valid, *budget] if not o.is_sweep_override())
+
+
+def _check_values(fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
+    """Adds what is wrong with the values; beside a sweep only with those that are typed: a cell may mend others."""
+    swept = any(o.is_sweep_override() for o in parsed)
+    typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in fixed)
     try:
-        parse(compose_values([o.input_line or "" for o in fixed]))
+        parse(compose_values(fixed))
     except ConfigError as error:
-        typed = tuple(f"{o.key_or_group}=" for o in fixed)
         problems += [p for p in error.problems if not swept or p.startswith(typed)]
-    except (HydraException, OmegaConfBaseException) as error:
-        problems.append(str(error).strip().splitlines()[0])
-    if problems:
-        raise ConfigError(problems)
-    _refuse_unsafe(line, parsed, problems)
 
 
-def _refuse_unsafe(line: CommandLine, parsed: list[Override], problems: list[str]) -> None:
-    """Asks the guard about every config that this line composes: each swept value beside the fixed ones."""
-    brought = [f"hydra.searchpath=[file://{Path(line.config_dir).absolute()}]"] if line.config_dir else []
-    fixed = [*brought, *(o.input_line or "" for o in parsed if not o.is_sweep_override())]
+def _brought(line: CommandLine, parsed: list[Override], problems: list[str]) -> list[str]:
+    """The folder of --config-dir as an override, for a composition of our own."""
+    if line.config_dir is None:
+        return []
+    if any(o.key_or_group == "hydra.searchpath" for o in parsed):
+        problems.append("hydra.searchpath beside --config-dir: name all folders in hydra.searchpath=[...]")
+    folder = os.path.abspath(line.config_dir)  # noqa: PTH100 - as Hydra does, which drops `..` by the letters alone
+    if not _AS_IT_IS.isdisjoint(folder):
+        raise ConfigError(
+            [f"--config-dir {folder}: {' '.join(sorted(_AS_IT_IS))} may not be in its path: rename it"]
+        )
+    return [f"hydra.searchpath=['file://{folder}']"]
+
+
+def _cells(parsed: list[Override], brings_configs: bool, problems: list[str]) -> Iterator[tuple[str, ...]]:
+    """The swept words of every config that a sweep composes, as far as they may be unsafe.
+
+    Of our own configs each option is safe beside every other: each value is looked at once. What a brought config
+    holds may depend on the others.
+    """
     swept = [o for o in parsed if o.is_sweep_override()]
+    globs = [o for o in swept if isinstance(o.value(), Glob)]
+    if brings_configs and globs:
+        problems.append(f"{globs[0].input_line}: beside configs of your own, name the options instead")
+        return
     listed = [o for o in swept if isinstance(o.value(), ChoiceSweep)]  # a range has numbers, a glob() our options
-    single = [f"{o.key_or_group}={value}" for o in listed for value in o.sweep_string_iterator()]
-    typed = [o.key_or_group for o in parsed]
-    if line.brings_configs and any(isinstance(o.value(), Glob) for o in swept):
-        problems.append("glob() beside configs of your own: name the options instead")
-    try:
-        for more in ([], *([override] for override in single)):
-            problems += [p for p in guard.problems([*fixed, *more], typed) if p not in problems]
-    except (HydraException, OmegaConfBaseException) as error:
-        problems.append(str(error).strip().splitlines()[0])
-    if problems:
-        raise ConfigError(problems)
+    values = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in listed]
+    if brings_configs:
+        yield from product(*values)
+    else:
+        yield from ((word,) for words in values for word in words)
+
+
+def _words(overrides: Iterable[Override]) -> list[str]:
+    return [o.input_line or "" for o in overrides]
 
 
 def _plainly(word: str, known: dict[str, dict[str, str]]) -> str:
@@ -173,28 +246,34 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     Raises:
         ConfigError: something beside it could change the result.
     """
-    typed = [w for w in line.overrides if w.lstrip("+").startswith("resume=") and not w.endswith("=null")]
+    typed = [word for word in line.overrides if _RESUME.match(word)]
     if not typed:
         return None
-    folder = typed[-1].partition("=")[2].strip("'\"")  # taken as it is: a path may hold what Hydra cannot read
+    folder = _as_typed(typed[-1].partition("=")[2])
     problems: list[str] = []
     sections: dict[str, Any] = {}
     for override in _parse([word for word in line.overrides if word not in typed], problems):
         section, _, key = override.key_or_group.partition(".")
-        if section in RESUMABLE and key and not override.is_sweep_override():
+        if (section in RESUMABLE or override.key_or_group == PLACE) and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
         elif override.key_or_group == DECIDABLE and not override.is_sweep_override():
             sections[DECIDABLE] = override.value()
         else:
             problems.append(
                 f"{override.input_line}: a resumed run keeps its own config; only keys of "
-                f"{' and '.join(RESUMABLE)}, and {DECIDABLE}, may be typed beside resume="
+                f"{' and '.join(RESUMABLE)}, {PLACE} and {DECIDABLE} may be typed beside resume="
             )
     if line.multirun:
         problems.append("resume= goes on with one run; leave -m out")
     if problems:
         raise ConfigError(problems)
     return folder, sections
+
+
+def _as_typed(path: str) -> str:
+    """The path as it is, for it may hold what Hydra cannot read; without quotes that only Hydra would need."""
+    quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if quoted and not Path(path).exists() else path
 
 
 def _parse(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
@@ -253,8 +332,10 @@ def _key_problems(
 ) -> bool:
     """Adds what is wrong with the key of KEY=VALUE; whether anything is."""
     key = override.key_or_group
-    if key in keys or key.startswith("hydra.") or key.startswith("hydra/"):
-        return False
+    of_hydra = guard.problems_of_typed(override)
+    problems += of_hydra
+    if key in keys or of_hydra or re.match("hydra[./]", key):
+        return bool(of_hydra)
     group = key.partition(".")[0]
     homes = [
         f"{group}={option}"

@@ -5,13 +5,14 @@ import shlex
 import signal
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import ApolloError, ConfigError, StorageError, TrainingError
+from apollo_cli.folders import leaving_none_empty
 from apollo_cli.help import page
 from apollo_cli.training.interrupt import Interrupted, Terminated, terminate
 
@@ -39,8 +40,6 @@ def run(words: list[str]) -> int:
         signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
         print(f"apollo-train: stopped by {signum.name}; no run was under way", file=sys.stderr)
         return 128 + signum
-    except SystemExit as stop:  # Hydra's way out, and a job's
-        return int(stop.code or DONE)
     except Exception as error:
         return report(error)
     finally:
@@ -60,18 +59,40 @@ def _run(words: list[str]) -> int:
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError(["several processes (torchrun, srun) are not supported yet: start one"])
+    _refuse_other_encodings(words)
     line = overrides.CommandLine.sort(words)
     if line.runs and (asked := overrides.resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
-    overrides.prepare(line)
+    place = overrides.prepare(line)
     sys.argv[1:] = [*line.flags, *line.overrides]
     cells.clear()
-    _hydra_main()
-    if line.multirun and line.runs:
+    with leaving_none_empty(place) if place else nullcontext():
+        code = _hydra_main()
+    if code == BUG and not line.runs:  # Hydra has said what cannot be shown
+        return MENDABLE
+    if code == DONE and line.multirun and line.runs:
         from apollo_cli.report.sweep import close_sweep
 
         return close_sweep(cells)
-    return DONE
+    return code
+
+
+def _refuse_other_encodings(words: list[str]) -> None:
+    """Refuses names that could not be written into a run's files and messages, which are UTF-8.
+
+    Raises:
+        ConfigError: a word, or the name of the working directory, is not UTF-8.
+    """
+    problems = []
+    for what, text in [("the word", word) for word in words] + [("the working directory", str(Path.cwd()))]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            problems.append(
+                f"{what} {os.fsencode(text)!r} is not UTF-8: rename what it names, or move it elsewhere"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _resume(run_dir: Path, sections: dict[str, Any]) -> int:
@@ -84,10 +105,15 @@ def _resume(run_dir: Path, sections: dict[str, Any]) -> int:
     return DONE
 
 
-def _hydra_main() -> None:
+def _hydra_main() -> int:
+    """Has Hydra do what the command says; its exit code."""
     import hydra
 
-    hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(_job)()
+    try:
+        hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(_job)()
+    except SystemExit as stop:  # Hydra's way out, and a job's
+        return int(stop.code or DONE)
+    return DONE
 
 
 def _job(values: Any) -> None:
@@ -110,16 +136,16 @@ def _job(values: Any) -> None:
     except Exception as error:
         code = report(error, run_dir)
         if alone or isinstance(error, Interrupted):
-            _remove_if_empty(run_dir)
             sys.exit(code)
 
         from apollo_cli.report.sweep import record_failure
 
         record_failure(run_dir, raw, str(error) or repr(error))
         cells.append((run_dir, code))
-    except BaseException:
-        _remove_if_empty(run_dir)
-        raise
+    finally:
+        if not alone:
+            with suppress(OSError):  # not empty: the cell has begun, or has failed and says so
+                run_dir.rmdir()
 
 
 def report(error: Exception, run_dir: Path | None = None) -> int:
@@ -148,13 +174,6 @@ def _is_of_the_command_line(error: Exception) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     return isinstance(error, HydraException | OmegaConfBaseException | OSError)
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Hydra makes the directory before the run may refuse; then nothing is to be left."""
-    inside = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else None
-    with suppress(OSError):  # not empty: somebody's files stay
-        os.removedirs(inside) if inside else run_dir.rmdir()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
 
 from apollo_cli.config import Config, parse
+from apollo_cli.data import cache_folder
 from apollo_cli.overrides import compose_values
 
 STEPS = 12
@@ -66,7 +67,9 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(corpus_file: Path) -> tuple[str, ...]:
     """The overrides of a tiny run."""
-    return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={corpus_file.parent / 'cache'}")
+    cache = corpus_file.parent / "cache"
+    with cache_folder.in_use(cache):
+        return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={cache}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,7 +106,11 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("sampler=lvps,uniform", ["sampler=lvps,uniform", "a sweep", "-m"]),
         ("seed=abc", ["seed=abc", "integer"]),
         ("model=null", ["model=None: no such option", "bert, gpt"]),
-        ("hydra.nothing=1", ["hydra.nothing"]),
+        ("seed=${oc.env:HOME}", ["seed=${oc.env:HOME}: only ${KEY}", "write the value itself"]),
+        ("hydra.nothing=1", ["hydra.nothing: it may not be set", "hydra.run.dir"]),
+        ("hydra/launcher=1", ["hydra/launcher=1: should be the name"]),
+        ("hydra/launcher=none", ["hydra/launcher"]),
+        ("hydra.launcher=null", ["hydra.launcher"]),
         ("sampler=[lvps]", ["sampler", "lvps"]),
         ("budget={tokens:5}", ["budget"]),
     ],
@@ -244,9 +249,25 @@ def test_resume_with_a_sweep_is_refused() -> None:
         resume_overrides(CommandLine.sort(["-m", "resume=run"]))
 
 
-@pytest.mark.parametrize("folder", ["outputs/lr=1e-3/2026", "one,two", "a b", "runs/[1]"])
+@pytest.mark.parametrize(
+    "folder", ["outputs/lr=1e-3/2026", "one,two", "a b", "runs/[1]", "x=null", "q'", '"', "nulls", "null\n"]
+)
 def test_the_folder_to_resume_is_taken_as_it_is_typed(folder: str) -> None:
     assert resume_overrides(CommandLine.sort([f"resume={folder}"])) == (folder, {})
+
+
+def test_quotes_that_belong_to_a_name_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resume_overrides(CommandLine.sort(["resume='q'"])) == ("q", {})
+    (tmp_path / "'q'").mkdir()
+    assert resume_overrides(CommandLine.sort(["resume='q'"])) == ("'q'", {})
+
+
+def test_beside_resume_one_may_say_where_the_cache_is() -> None:
+    words = ["resume=run", "data.cache_dir='/my cache'"]
+    assert resume_overrides(CommandLine.sort(words)) == ("run", {"data": {"cache_dir": "/my cache"}})
+    with pytest.raises(ConfigError, match=r"data\.files=a: .*data\.cache_dir and on_nonfinite may be typed"):
+        resume_overrides(CommandLine.sort(["resume=run", "data.files=a"]))
 
 
 def test_beside_resume_one_may_decide_what_is_done_with_steps_that_are_not_finite() -> None:

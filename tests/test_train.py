@@ -124,6 +124,18 @@ def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
         (["-m", "sampler=lvps,uniform", "sampler.k=1"], ["sampler.k", "a chosen sampler", "sampler=lvps"]),
         (["-m", "seed=0,1", "model.heads=3", "optim.lr=-1"], ["optim.lr=-1"]),
         (["hydra.run.dir=/dev/null/x"], ["/dev/null"]),
+        (["data.cache_dir='~nobody-at-all/q'"], ["data.cache_dir=~nobody-at-all/q", "no such user"]),
+        (
+            ["-m", "seed=1,2", "hydra.sweeper.max_batch_size=0"],
+            ["hydra.sweeper.max_batch_size=0", "greater than 0"],
+        ),
+        (["-m", "seed=1,2", "hydra.sweeper.max_batch_size=-1"], ["hydra.sweeper.max_batch_size=-1"]),
+        (["-m", "+hydra.sweeper.params.seed=1"], ["hydra.sweeper.params.seed: it may not be set"]),
+        (["--resolve"], ["--resolve", "--cfg job"]),
+        (["--cfg", "job", "-m"], ["--multirun and --cfg", "one of them"]),
+        (["--package", "nope", "--cfg", "job"], ["'nope' not found"]),
+        (["--shell-completion", "query=nope"], ["--shell-completion", "SHELL is bash, fish or zsh"]),
+        (["--shell-completion"], ["--shell-completion", "SHELL is bash, fish or zsh"]),
         (["seed=abc", "smapler=lvps", "model.heads=3"], ["3 problems", "seed=abc", "sampler?", "model.heads=2"]),
     ],
 )
@@ -137,7 +149,8 @@ def test_a_mistake_is_explained_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     named = {word.partition("=")[0] for word in words}
-    rest = [] if "resume" in named else [word for word in tiny if word.partition("=")[0] not in named]
+    alone = named & {"resume", "--shell-completion"}
+    rest = [] if alone else [word for word in tiny if word.partition("=")[0] not in named]
     assert run([*rest, *words]) == 2
     message = capsys.readouterr().err
     for word in said:
@@ -197,6 +210,33 @@ def test_somebody_elses_files_stay(
         assert "config.yaml" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_a_refusal_removes_no_folder_but_those_of_this_start(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    rest = [word for word in tiny if not word.startswith("data.files=")]
+    for folder in ("mine/empty/run", "mine/empty", "mine/new/run", f"{tmp_path}/mine/absolute/run"):
+        assert run([*rest, "data.files=[gone.txt]", f"hydra.run.dir={folder}"]) == 2
+        assert list(tmp_path.rglob("*")) == [tmp_path / "mine", tmp_path / "mine" / "empty"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there every name is UTF-8")
+def test_a_name_that_is_not_utf8_is_refused_before_training(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"w\xff")
+    folder.mkdir()
+    for word in (f"hydra.run.dir={folder}/run", f"resume={folder}"):
+        assert run([*tiny, word]) == 2
+        assert r"w\xff" in (said := capfd.readouterr().err)
+        assert "is not UTF-8" in said
+    monkeypatch.chdir(folder)
+    assert run([*tiny]) == 2
+    assert "the working directory" in capfd.readouterr().err
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "summary.json"])

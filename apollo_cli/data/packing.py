@@ -227,9 +227,10 @@ def _full(folder: Path, recipe: Recipe) -> DataError:
     free = shutil.disk_usage(folder).free
     size = recipe.dtype.itemsize
     return DataError(
-        f"{folder}: the disk is full; {files.in_units(written)} were written (and are removed) and "
-        f"{files.in_units(free)} are free. A token takes {size} bytes, so that 1 GB of English text takes about "
-        f"{size / 4:g} GB. Set data.cache_dir to a folder with more space"
+        f"{folder}: the disk is full; {files.in_units(written)} were written (and are removed), "
+        f"{files.in_units(free)} are free, and more than {files.in_units(written + free)} are needed. "
+        f"A token takes {size} bytes, so that 1 GB of English text takes about {size / 4:g} GB. Set data.cache_dir "
+        "to a folder with more space"
     )
 
 

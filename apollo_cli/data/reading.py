@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import shlex
 import stat
 import zlib
 from collections.abc import Iterator
@@ -162,10 +163,17 @@ def _not_utf8(path: Path, number: int, offset: int, bad: int) -> DataError:
 
 def _conversion(path: Path, encoding: str) -> str:
     """A command that writes a file in UTF-8 beside this one."""
-    if unpack := _UNPACK.get(path.suffix.lower()):
-        plain = path.with_suffix("")
-        return f"{unpack} {path.name} | iconv -f {encoding} -t utf-8 > {plain.stem}.utf8{plain.suffix}"
-    return f"iconv -f {encoding} -t utf-8 {path.name} > {path.stem}.utf8{path.suffix}"
+    return _command(path, ["iconv", "-f", encoding, "-t", "utf-8"], "utf8")
+
+
+def _command(path: Path, words: list[str], mark: str) -> str:
+    """A command that has these words read the file and writes what they say beside it, under a name with `mark`."""
+    unpack = _UNPACK.get(path.suffix.lower())
+    plain = path.with_suffix("") if unpack else path
+    new = shlex.quote(f"{plain.stem}.{mark}{plain.suffix}")
+    if unpack:
+        return f"{unpack} {shlex.quote(path.name)} | {shlex.join(words)} > {new}"
+    return f"{shlex.join([*words, path.name])} > {new}"
 
 
 def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
@@ -226,8 +234,8 @@ def _json_lines(path: Path, lines: Iterator[str], text_field: str) -> Iterator[s
 def _not_a_row(path: Path, number: int, line: str, reason: str) -> DataError:
     if number == 1 and line.lstrip().startswith("["):
         return DataError(
-            f"{path} is one JSON array, and one object a line is read. Convert it: jq -c '.[]' {path.name} > "
-            f"{path.stem}.jsonl"
+            f"{path} is one JSON array, and one object a line is read. Convert it: "
+            f"{_command(path, ['jq', '-c', '.[]'], 'lines')}"
         )
     return DataError(f"{path}, line {number}: not JSON ({reason}); one object a line is read: mend that line")
 

@@ -1,7 +1,9 @@
 """Where documents come from: this machine's documentation, text files, or a dataset of a hub."""
 
 import ast
+import errno
 import os
+import shutil
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
@@ -16,6 +18,7 @@ from typing import Any
 from apollo_cli.data import reading
 from apollo_cli.data.reading import Replaced
 from apollo_cli.errors import DataError
+from apollo_cli.files import in_units
 
 
 class Source(ABC):
@@ -200,7 +203,10 @@ def _nothing_in(pattern: str, folders: bool) -> DataError:
         return DataError(
             f"data.files: {pattern} is a directory: name its files, for example 'data.files=[\"{example}\"]'"
         )
-    return DataError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
+    message = f"data.files: no file matches {pattern!r}"
+    if not pattern.startswith(("/", "~")):
+        message += f" (looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
+    return DataError(message)
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,8 @@ class Hub(Source):
             except DataError:
                 raise
             except Exception as error:
+                if _says_full(_cause(error)):
+                    raise _full(path) from error
                 hint = "Put its text" if Path(path).is_dir() else "Without a network, put text"
                 raise DataError(
                     f"dataset {path!r} cannot be opened: {_reason(error)}. {hint} into files and use "
@@ -328,8 +336,38 @@ def _refuse_doubtful(path: str, builder: Any) -> None:
             raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
 
 
-def _reason(error: Exception) -> str:
-    """The last cause in one line; datasets wraps what its readers say."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+def _full(path: str) -> DataError:
+    """The message for a disk that the library has filled, and cleared again, with what it keeps of a dataset."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    free = {folder: _free(Path(folder)) for folder in (str(config.HF_DATASETS_CACHE), HF_HUB_CACHE)}
+    fullest = min(free, key=lambda folder: free[folder])
+    space = in_units(free[fullest])
+    return DataError(
+        f"dataset {path!r}: the disk of {fullest} is full; {space} are free there, and more than {space} are "
+        "needed. Set the environment variable HF_HOME to a folder with more space, or type data.streaming=true, "
+        "which keeps only the packed rows"
+    )
+
+
+def _says_full(error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "Not enough disk space" in str(error)  # what datasets finds before it begins
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk that the folder is on, or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+
+
+def _cause(error: Exception) -> Exception:
+    """The last cause; datasets wraps what its readers say."""
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return reading.first_line(error)
+    return error
+
+
+def _reason(error: Exception) -> str:
+    """The last cause in one line."""
+    return reading.first_line(_cause(error))

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import platformdirs
 import torch
 from safetensors import SafetensorError
 
 from apollo_cli import files
 from apollo_cli.config import Config, Hub, PyDocs, Text, parse
-from apollo_cli.data import sources
+from apollo_cli.data import cache_folder, sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import ApolloError, CheckpointError, TrainingError
+from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
@@ -54,6 +53,7 @@ def train(config: Config, run_dir: Path) -> Result:
         Interrupted: a signal stopped it; `resume` goes on.
     """
     console, directory = Console(), RunDirectory(run_dir)
+    cache = cache_folder.path(config.data.cache_dir)
     device = choose(config.run)
     plan = make_plan(config, device)
     _show(plan, config, console)
@@ -62,15 +62,17 @@ def train(config: Config, run_dir: Path) -> Result:
     with files.writing(run_dir, 0):
         run_dir.mkdir(parents=True, exist_ok=True)
     with directory.owned(), interruptible():
-        directory.claim(config.raw, plan.as_dict())
         if config.run.plan:
+            directory.claim(config.raw, plan.as_dict())
             console.say(f"plan written to {directory}; nothing was trained")
             return Result(run_dir, plan, {})
-        try:
-            corpus = _prepare_corpus(config, console)
-        except ApolloError:
-            directory.disown()
-            raise
+        with cache_folder.in_use(cache):  # before there is anything to resume
+            directory.claim(config.raw, plan.as_dict())
+            try:
+                corpus = _prepare_corpus(config, cache, console)
+            except ApolloError:
+                directory.disown()
+                raise
         return _Session(config, plan, device, corpus, directory, console).run(None)
 
 
@@ -88,6 +90,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     config = load_config(directory, overrides or {})
     if config.run.plan:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
+    cache = _cache_to_resume(config, directory, overrides or {})
     with directory.owned(), interruptible():
         if directory.summary().get("status") == "completed":
             raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")
@@ -96,7 +99,8 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         checkpoint = Checkpoints(directory.checkpoints, config.checkpoint.keep).load_newest(console.say)
         _show(plan, config, console)
         console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
-        corpus = _prepare_corpus(config, console)
+        with cache_folder.in_use(cache):
+            corpus = _prepare_corpus(config, cache, console)
         if checkpoint and checkpoint.progress.data != corpus.fingerprint:
             raise CheckpointError(
                 f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
@@ -270,10 +274,22 @@ def _show(plan: Plan, config: Config, console: Console) -> None:
     console.say(plan_totals(plan))
 
 
-def _prepare_corpus(config: Config, console: Console) -> Corpus:
+def _cache_to_resume(config: Config, directory: RunDirectory, overrides: dict[str, Any]) -> Path:
+    """The cache folder of a run that goes on; its config.yaml may be a stranger's.
+
+    Raises:
+        ConfigError: that alone names a folder which is no cache.
+    """
+    named = config.data.cache_dir
+    typed = "cache_dir" in overrides.get("data", {})
+    if named and not typed and (problems := cache_folder.problems(named)):
+        raise ConfigError([f"{directory.config_file}: {problem}, beside resume=" for problem in problems])
+    return cache_folder.path(named)
+
+
+def _prepare_corpus(config: Config, cache: Path, console: Console) -> Corpus:
     data = config.data
     recipe = Recipe(config.model.kind, data.tokenizer, data.vocab_size, data.seq_len, data.validation)
-    cache = Path(data.cache_dir or platformdirs.user_cache_dir("apollo-train")).expanduser()
     corpus = prepare(_source(config), recipe, cache, console.say)
     if len(corpus.validation) < config.eval.rows:
         console.say(

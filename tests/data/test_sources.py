@@ -1,9 +1,11 @@
 import bz2
+import errno
 import gzip
 import json
 import lzma
 import os
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -375,3 +377,38 @@ def test_a_hub_dataset_out_of_reach_is_refused_quickly_in_one_line(hub: Path, pa
 def test_an_unknown_split_is_refused_with_those_there_are(hub: Path) -> None:
     with pytest.raises(DataError, match="train"):
         list(Hub((str(hub),), (None,), split="tset").documents())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("Not enough disk space. Needed: 1 KiB")]
+)
+def test_a_full_disk_of_the_hub_is_named_with_its_space(
+    hub: Path, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("wrapped") from error
+
+    monkeypatch.setattr("datasets.ArrowBasedBuilder._prepare_split", fail)
+    with pytest.raises(DataError, match=r"the disk of /\S+ is full; \S+ [kMGT]?B are free .* HF_HOME .*streaming"):
+        list(Hub((str(hub),), (None,)).documents())
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "my list.json", "list.jsonl.gz"])
+def test_the_advice_for_a_json_array_works_and_keeps_the_file(name: str, tmp_path: Path) -> None:
+    content = b'[{"text": "one"}]'
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="one JSON array") as error:
+        read(path)
+    command = str(error.value).partition("Convert it: ")[2].replace("jq -c '.[]'", "cat")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert path.read_bytes() == before
+    (new,) = set(tmp_path.iterdir()) - {path}
+    assert new.read_bytes() == content
+
+
+def test_where_a_relative_name_was_looked_for_is_said() -> None:
+    for pattern, said in (("gone/*.txt", True), ("/gone/*.txt", False), ("~/gone.txt", False)):
+        with pytest.raises(DataError, match="no file matches") as error:
+            TextFiles((pattern,)).paths()
+        assert ("from the folder where it began" in str(error.value)) == said

@@ -59,6 +59,12 @@ def _keys() -> list[str]:
 
 
 KEYS = _keys()
+HYDRAS = [
+    *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath", "hydra.mode", "hydra.verbose"),
+    *("hydra.sweeper.max_batch_size", "hydra.sweeper.params", "hydra.sweeper.params.seed", "hydra.launcher"),
+    *("hydra.job.name", "hydra.job.chdir", "hydra.job.config", "hydra.job.env_set.X", "hydra.output_subdir"),
+    *("hydra.overrides.task", "hydra.runtime.output_dir", "hydra/launcher", "hydra/job_logging", "hydra"),
+]
 value = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(RUBBISH), st.text(max_size=8), st.integers().map(str))
 override = st.one_of(
     st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(NUMBERS)),
@@ -66,6 +72,7 @@ override = st.one_of(
     st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options]),
     st.builds("{}={}".format, st.sampled_from(list(GROUPS)), value),
     st.builds("{}{}={}".format, st.sampled_from(["+", "++", "~"]), st.sampled_from(KEYS), value),
+    st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(HYDRAS), value),
     st.sampled_from(WORDS),
 )
 line = st.lists(override, min_size=1, max_size=4).filter(

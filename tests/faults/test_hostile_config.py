@@ -31,6 +31,22 @@ BROUGHT = {
     "run directory": "hydra:\n run:\n  dir: MARK\n",
     "cells": "hydra:\n sweep:\n  subdir: ../../../MARK\n",
     "output": "hydra:\n output_subdir: ../../MARK\n",
+    "sweep that nobody asked for": "hydra:\n mode: MULTIRUN\n",
+    "words of a sweep": "hydra:\n sweeper:\n  params:\n   seed: 0,1\n   hydra.sweep.dir: MARK\n",
+    "logging of a sweep": "hydra:\n mode: MULTIRUN\n sweeper:\n  params:\n   +hydra.job_logging.handlers.x: "
+    "'{class: logging.FileHandler, filename: MARK, mode: w}'\n",
+    "words of the command": "hydra:\n overrides:\n  task: [hydra.sweep.dir=MARK]\n",
+    "words for each cell": "hydra:\n overrides:\n  hydra: [hydra.job.chdir=true]\n",
+    "folder of the jobs": "hydra:\n job:\n  chdir: true\n",
+    "resolver made of values": "name: env\ntracking:\n project: ${oc.${name}:SECRET}\n",
+    "resolver in a resolver": "tracking:\n project: ${hydra:${oc.env:SECRET}}\n",
+    "key like a path": "tracking.project: x\ntracking:\n project: ${oc.env:SECRET}\n",
+    "name like a path": "name: ../mark\n",
+    "name in parts": "tracking:\n project: ../mark\nname: ${tracking.project}\n",
+    "secret in a choice": "defaults:\n - _self_\n - override /tracking: ${oc.env:SECRET}\n",
+    "secret in a choice of theirs": "defaults:\n - _self_\n - /more: ${oc.env:SECRET}\n",
+    "cache": "data:\n cache_dir: MARK/cache\n",
+    "cache in parts": "name: mark\ndata:\n cache_dir: ${name}\n",
 }
 
 
@@ -87,6 +103,20 @@ def test_what_a_brought_config_may_not_do_is_refused_before_anything_happens(
         ["name=${oc.env:SECRET}"],
         ["tracking.project='${oc.env:SECRET}'"],
         ["-m", "tracking.project=a,'${oc.env:SECRET}'"],
+        ["name='${oc.${tracking.project}:SECRET}'", "tracking.project=env"],
+        ["seed=${oc.env:SECRET}"],
+        ["seed=${oc.env:SECRET}", "smapler=lvps"],
+        ["-m", "seed=0,1", "optim.lr=${oc.env:SECRET}"],
+        ["hydra.run.dir=${oc.env:SECRET}"],
+        ["-m", "seed=0,1", "hydra.sweep.dir=${oc.env:SECRET}"],
+        ["hydra.job.name=${oc.env:SECRET}"],
+        ["tracking.project='${hydra:overrides.task}'", "name='${oc.env:SECRET}'"],
+        ["hydra.run.dir=${tracking.project}/x", "tracking.project=../mark"],
+        ["hydra.mode=MULTIRUN"],
+        ["+hydra.sweeper.params.seed=1", "-m"],
+        ["hydra.sweeper.params={seed:1}", "-m"],
+        ["hydra={run:{dir:mark}}"],
+        ["-m", "name=../mark,b"],
         ["+model._target_=os.mkdir"],
         ["--experimental-rerun", "config.pickle"],
         ["--experimental-r=config.pickle"],
@@ -107,6 +137,49 @@ def test_what_is_pasted_may_not_do_it_either(
     said = capfd.readouterr()
     assert SECRET not in said.out + said.err
     assert said.err.startswith("apollo-train: config: ")
+    assert _made(place) == []
+
+
+def test_a_sweep_over_brought_configs_is_looked_at_cell_by_cell(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each value is harmless beside the defaults; two together are not."""
+    _bring(place, "name: ${tracking.project}\n")
+    (place / "brought" / "tracking").mkdir()
+    (place / "brought" / "tracking" / "mine.yaml").write_text("defaults: [local, _self_]\nproject: ../mark\n")
+    words = ["--config-dir", "brought", "-m", "experiment=apollo_gpt,theirs", "plan=true"]
+    assert run([*words, "tracking=local,mine"]) == 2
+    assert capfd.readouterr().err.startswith("apollo-train: config: name=../mark: ")
+    assert _made(place) == []
+
+
+def test_the_folders_that_are_looked_at_are_those_that_are_read(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would read the first folder before the second; a name that it would not take as it is, elsewhere."""
+    _bring(place, BROUGHT["secret"])
+    (place / "fine" / "experiment").mkdir(parents=True)
+    (place / "fine" / "experiment" / "theirs.yaml").write_text("# @package _global_\nname: fine\n")
+    more = f"hydra.searchpath=[file://{place}/fine]"
+    assert run(["--config-dir", "brought", more, "experiment=theirs", "plan=true"]) == 2
+    assert "beside --config-dir" in capfd.readouterr().err
+    (place / "brought").rename(place / "fine,x")
+    assert run(["--config-dir", "fine,x", "experiment=theirs", "plan=true"]) == 2
+    assert "resolver is not allowed" in capfd.readouterr().err
+    assert run(["--config-dir", "${name}", "experiment=theirs", "plan=true"]) == 2
+    assert "may not be in its path" in capfd.readouterr().err
+    assert {path.name for path in place.iterdir()} == {"fine", "fine,x"}
+
+
+def test_what_is_typed_beside_brought_configs_chooses_no_option_by_the_environment(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _bring(place, "name: fine\n")
+    for word in ("experiment=${oc.env:SECRET}", "experiment=1"):
+        assert run(["--config-dir", "brought", word, "plan=true"]) == 2
+        said = capfd.readouterr()
+        assert SECRET not in said.out + said.err
+        assert said.err.startswith("apollo-train: config: ")
     assert _made(place) == []
 
 
@@ -177,3 +250,41 @@ def test_what_looks_like_an_interpolation_in_a_saved_config_stays_text(
     assert run(["resume=theirs"]) == 0
     assert all(SECRET.encode() not in p.read_bytes() for p in place.rglob("*") if p.is_file())
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_cache_that_only_a_config_names_is_used_if_it_is_one_already(
+    corpus_file: Path, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _bring(place, "data:\n cache_dir: cache\n")
+    words = [*TINY, f"data.files=[{corpus_file}]", "--config-dir", "brought", "experiment=theirs"]
+    assert run([*words, "hydra.run.dir=run"]) == 2
+    assert "type 'data.cache_dir=cache' yourself" in capfd.readouterr().err
+    assert _made(place) == []
+    assert run([*words, "data.cache_dir=cache", "hydra.run.dir=run"]) == 0
+    assert (
+        (place / "cache" / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+    )
+    assert run([*words, "plan=true", "hydra.run.dir=again"]) == 0
+
+
+def test_a_strangers_run_does_not_choose_the_cache(
+    tiny: tuple[str, ...], place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*tiny, "plan=true", "hydra.run.dir=theirs"]) == 0
+    path = place / "theirs" / "config.yaml"
+    values = yaml.safe_load(path.read_text()) | {"plan": False}
+    values["data"]["cache_dir"] = str(place / "mine")
+    path.write_text(yaml.safe_dump(values))
+    (place / "mine").mkdir()
+    assert run(["resume=theirs"]) == 2
+    assert f"type 'data.cache_dir={place}/mine' yourself, beside resume=" in capfd.readouterr().err
+    assert list((place / "mine").iterdir()) == []
+    assert run(["resume=theirs", f"data.cache_dir={place}/mine"]) == 0
+
+
+def test_a_refused_corpus_leaves_no_cache(tiny: tuple[str, ...], place: Path) -> None:
+    rest = [word for word in tiny if not word.startswith(("data.files=", "data.cache_dir="))]
+    (place / "mine").mkdir()
+    for folder in ("mine", "new/cache"):
+        assert run([*rest, "data.files=[gone.txt]", f"data.cache_dir={folder}"]) == 2
+    assert list(place.rglob("*")) == [place / "mine"]
