@@ -248,13 +248,13 @@ class _Session:
         size = sum(t.nbytes for t in model.state_dict().values())
         try:
             with files.writing(final, size):
-                shutil.rmtree(temporary, ignore_errors=True)
+                files.remove(temporary)
                 temporary.mkdir()
                 save_model(model, temporary, ids)
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
                 for file in temporary.iterdir():
                     files.sync_file(file)
-                shutil.rmtree(final, ignore_errors=True)
+                files.remove(final)
                 temporary.rename(final)
                 files.sync_folder(self.directory.path)
         except SafetensorError as error:  # how that library says that the disk is full
