@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -120,6 +121,7 @@ class Checkpoints:
             for path in self._newest_first():  # damaged ones that a resume passed over come again
                 if _step(path) >= checkpoint.progress.step:
                     shutil.rmtree(path)
+            files.remove(final)  # no checkpoint, if it is still there: a file of that name
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -127,7 +129,7 @@ class Checkpoints:
         files.sync_folder(self.folder.parent)
 
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
         folder.mkdir()
         save_file(checkpoint.weights, folder / "model.safetensors")
         torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
@@ -152,7 +154,8 @@ class Checkpoints:
             CheckpointError: there are some and all are damaged.
         """
         for unfinished in self.folder.glob(".step_*.tmp"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                files.remove(unfinished)
         problems = []
         for path in self._newest_first():
             try:
@@ -170,7 +173,8 @@ class Checkpoints:
         return None
 
     def _newest_first(self) -> list[Path]:
-        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        named = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        found = [path for path in named if path.is_dir() and not path.is_symlink()]
         return sorted(found, key=_step, reverse=True)
 
 

@@ -146,6 +146,29 @@ def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> N
     assert not (checkpoints.folder / ".step_00000150.tmp").exists()
 
 
+@pytest.mark.parametrize("name", ["step_00000200", "step_00009999", ".step_00000200.tmp"])
+@pytest.mark.parametrize("how", ["file", "dangling link", "link to a folder"])
+def test_what_is_no_checkpoint_stands_in_no_ones_way(
+    name: str, how: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    stray = checkpoints.folder / name
+    if how == "file":
+        stray.touch()
+    else:
+        stray.symlink_to(checkpoints.folder / "step_00000010" if how == "link to a folder" else tmp_path / "gone")
+    said: list[str] = []
+    loaded = checkpoints.load_newest(said.append)
+    assert loaded is not None
+    assert loaded.progress.step == 100
+    assert said == []
+    checkpoints.save(_checkpoint(200))
+    loaded = checkpoints.load_newest(said.append)
+    assert loaded is not None
+    assert loaded.progress.step == 200
+    left = {p.name for p in checkpoints.folder.iterdir()} - {"step_00009999"}
+    assert left == {"step_00000100", "step_00000200", "latest"}
+
+
 @pytest.mark.parametrize("how", ["safetensors", "torch", "os"])
 def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
     how: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
