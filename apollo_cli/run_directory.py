@@ -1,12 +1,13 @@
 """A run directory: the names of its files, the format they are in, and who works in it."""
 
+import fcntl
 import json
 import os
 import platform
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,27 @@ class RunDirectory:
     def owned(self) -> Iterator[None]:
         """Holds the directory's lock; a process that dies lets go of it.
 
+        There are two: of `.lock`, which other machines on a shared disk see too, and of the folder itself, which
+        nobody can delete while the run goes on in it.
+
         Raises:
             CheckpointError: another process has it; the message has its number. Or it holds what leads elsewhere.
             StorageError: the directory cannot be written to.
         """
-        self._refuse_what_leads_elsewhere()
-        lock = FileLock(self._lock_file)
-        with files.writing(self._lock_file, 100):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                owner = self._owner()
-                raise CheckpointError(f"{self} is in use by {owner}; stop that one, or wait for its end") from None
-            self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        try:
+        with ExitStack() as held:
+            with files.writing(self._lock_file, 100):
+                try:
+                    held.enter_context(_locked(self.path))
+                    self._refuse_what_leads_elsewhere()  # before anything is written, and where nobody else writes
+                    held.enter_context(FileLock(self._lock_file, timeout=0))
+                except (BlockingIOError, Timeout):
+                    owner = self._owner()
+                    raise CheckpointError(
+                        f"{self} is in use by {owner}; stop that one, or wait for its end"
+                    ) from None
+                held.callback(self._lock_file.unlink, missing_ok=True)  # while it is held
+                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
-        finally:
-            self._lock_file.unlink(missing_ok=True)  # while it is held; the library notices a name that moved on
-            lock.release()
 
     def _refuse_what_leads_elsewhere(self) -> None:
         """A stranger may have put links to files outside in the place of ours, or a FIFO that nobody writes to.
@@ -157,6 +161,25 @@ class RunDirectory:
             CheckpointError: it is damaged.
         """
         return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock of the folder itself, where the file system has such locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _updated(path: Path, values: dict[str, Any]) -> dict[str, Any]:
