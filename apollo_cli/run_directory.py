@@ -150,9 +150,13 @@ class RunDirectory:
             CheckpointError: plan.json is missing or damaged.
         """
         steps = _read(self.plan_file, json.loads).get("steps")
-        if type(steps) is not int:
+        if type(steps) is not int or steps < 1:
             raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
         return steps
+
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def summary(self) -> dict[str, Any]:
         """summary.json; a run that has none yet has the status `running`.

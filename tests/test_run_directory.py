@@ -171,7 +171,7 @@ def test_other_formats_are_refused_with_one_sentence(written: Any, said: str, di
         directory.config()
 
 
-@pytest.mark.parametrize("steps", ['"many"', "null", "1.5", "true"])
+@pytest.mark.parametrize("steps", ['"many"', "null", "1.5", "true", "0", "-3"])
 def test_a_plan_without_a_number_of_steps_is_damaged(steps: str, directory: RunDirectory) -> None:
     directory.plan_file.write_text(f'{{"steps": {steps}}}')
     with pytest.raises(CheckpointError, match=r"plan\.json is damaged"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Progress:
         metrics_bytes: length of metrics.jsonl.
         data: fingerprint of the corpus.
         run_id: of the run in W&B.
+        planned_steps: length of the run; a budget in seconds does not give the same one twice. 0 if not known.
     """
 
     step: int = 0
@@ -66,6 +68,7 @@ class Progress:
     metrics_bytes: int = 0
     data: str = ""
     run_id: str = ""
+    planned_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,15 @@ class Checkpoints:
             files.sync_file(folder / name)
         files.write_json(folder / "meta.json", meta)
 
-    def load_newest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint; None where none was ever written.
+    def load_newest(self, say: Callable[[str], None], metrics_bytes: float = math.inf) -> Checkpoint | None:
+        """The newest checkpoint that is whole and whose rows are there; None where none was ever written.
 
         Args:
-            say: takes a line about each damaged one that is passed over.
+            say: takes a line about each one that is passed over.
+            metrics_bytes: length of metrics.jsonl now.
 
         Raises:
-            CheckpointError: there are some and all are damaged.
+            CheckpointError: there are some and none can be used.
         """
         for unfinished in self.folder.glob(".step_*.tmp"):  # of a process that was killed
             with suppress(OSError):
@@ -159,7 +163,13 @@ class Checkpoints:
         problems = []
         for path in self._newest_first():
             try:
-                return _load(path)
+                checkpoint = _load(path)
+                if (seen := checkpoint.progress.metrics_bytes) > metrics_bytes:
+                    raise CheckpointError(
+                        f"checkpoint {path}: metrics.jsonl had {seen} bytes then and has {metrics_bytes} now, rows "
+                        "are lost"
+                    )
+                return checkpoint
             except _NewerFormat:  # an older one would be a step back, and saving would delete this one
                 raise
             except CheckpointError as error:
@@ -168,7 +178,7 @@ class Checkpoints:
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise CheckpointError(
-                f"no checkpoint can be read:\n{listed}\nRestore one from a copy, or begin a new run"
+                f"no checkpoint can be used:\n{listed}\nRestore what is lost from a copy, or begin a new run"
             )
         return None
 

@@ -73,7 +73,7 @@ def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoi
 def test_with_none_whole_it_says_so(checkpoints: Checkpoints) -> None:
     for folder in checkpoints.folder.glob("step_*"):
         (folder / "meta.json").unlink()
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*step_00000100.*step_00000010"):
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be used.*step_00000100.*step_00000010"):
         checkpoints.load_newest(print)
 
 

@@ -1,5 +1,6 @@
 """Stopped anywhere and resumed, a run gives the same rows and the same weights, bit for bit."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors.torch import load_file
 
 from apollo_cli.config import Config
 from apollo_cli.errors import CheckpointError
+from apollo_cli.training import planning
+from apollo_cli.training.device import choose
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
@@ -157,6 +160,50 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     resume(tmp_path)
     assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
     _assert_same(tmp_path, straight["bert"])
+
+
+def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_there(
+    straight: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    metrics = tmp_path / "metrics.jsonl"
+    rows = metrics.read_bytes()
+    metrics.write_bytes(rows[:-1])  # that of step 10
+    resume(tmp_path)
+    said = (
+        rf"step_00000010: metrics.jsonl had {len(rows)} bytes then and has {len(rows) - 1} now, .* the one before"
+    )
+    assert re.search(said, capsys.readouterr().out)
+    _assert_same(tmp_path, straight["bert"])
+
+
+def test_without_its_rows_no_checkpoint_is_used(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)has 0 now.*Restore what is lost from a copy"):
+        resume(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_plan_that_is_lost_is_made_again_with_the_length_in_the_checkpoint(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget in seconds gives another length each time."""
+    timed = config("budget.steps=null", "budget.seconds=1000")
+    monkeypatch.setattr(planning, "longest_within", lambda *_: planning.make_plan(config(), choose(timed.run), 700))
+    _interrupt(lambda: train(timed, tmp_path), 4, monkeypatch)
+    plan = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text("")
+    monkeypatch.undo()
+    monkeypatch.setattr(planning, "longest_within", lambda *_: pytest.fail("another length"))
+    _interrupt(lambda: resume(tmp_path), 6, monkeypatch)
+    assert (tmp_path / "plan.json").read_text() == plan
 
 
 def _raise(error: BaseException) -> None:
