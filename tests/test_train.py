@@ -38,7 +38,7 @@ def test_a_run_leaves_every_file_of_the_contract(
     ]  # fmt: skip
     assert (folder / "checkpoints" / "latest").read_text() == "step_00000012\n"
     assert {p.name for p in (folder / "checkpoints" / "step_00000012").iterdir()} == {
-        "model.safetensors", "state.pt", "meta.json",
+        "model.safetensors", "optimizer.safetensors", "state.pt", "meta.json",
     }  # fmt: skip
 
     rows, plan = read_rows(folder), json.loads((folder / "plan.json").read_text())
