@@ -18,8 +18,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
+    remove(temporary)  # and made by this process: nothing is written through a link that stands there
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +34,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def remove(path: Path) -> None:
+    """Deletes whatever is called so, if anything; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """A run directory: the names of its files, the format they are in, and who works in it."""
 
+import fcntl
 import json
 import os
 import platform
+import re
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from apollo_cli.errors import CheckpointError, ConfigError
 
 FORMAT = 2
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
+
+# Links that wandb makes; it replaces them or leaves them alone, and writes through none.
+_WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
 
 # What a format brought to config.yaml, with the value that older runs were made with.
 _SINCE: dict[int, dict[str, Any]] = {2: {"on_nonfinite": "stop"}}
@@ -35,6 +41,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.refused_steps = path / "refused_steps"
         self.model = path / "model"
+        self.wandb = path / "wandb"
         self._lock_file = path / ".lock"
 
     def __str__(self) -> str:
@@ -44,23 +51,54 @@ class RunDirectory:
     def owned(self) -> Iterator[None]:
         """Holds the directory's lock; a process that dies lets go of it.
 
+        There are two: of `.lock`, which other machines on a shared disk see too, and of the folder itself, which
+        nobody can delete while the run goes on in it.
+
         Raises:
-            CheckpointError: another process has it; the message has its number.
+            CheckpointError: another process has it; the message has its number. Or it holds what leads elsewhere.
             StorageError: the directory cannot be written to.
         """
-        lock = FileLock(self._lock_file)
-        with files.writing(self._lock_file, 100):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                owner = self._owner()
-                raise CheckpointError(f"{self} is in use by {owner}; stop that one, or wait for its end") from None
-            self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
-        try:
+        with ExitStack() as held:
+            with files.writing(self._lock_file, 100):
+                try:
+                    held.enter_context(_locked(self.path))
+                    self._refuse_what_leads_elsewhere()  # before anything is written, and where nobody else writes
+                    held.enter_context(FileLock(self._lock_file, timeout=0))
+                except (BlockingIOError, Timeout):
+                    owner = self._owner()
+                    raise CheckpointError(
+                        f"{self} is in use by {owner}; stop that one, or wait for its end"
+                    ) from None
+                held.callback(self._lock_file.unlink, missing_ok=True)  # while it is held
+                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
-        finally:
-            self._lock_file.unlink(missing_ok=True)  # while it is held; the library notices a name that moved on
-            lock.release()
+
+    def _refuse_what_leads_elsewhere(self) -> None:
+        """A stranger may have put links to files outside in the place of ours, or a FIFO that nobody writes to.
+
+        Raises:
+            CheckpointError: something that a run writes or reads is neither a file nor a folder.
+        """
+        for path in self._contents():
+            mode = path.lstat().st_mode
+            of_wandb = self.wandb in path.parents and _WANDB_LINK.fullmatch(path.name)
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and of_wandb):
+                continue
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"
+            raise CheckpointError(
+                f"{files.shown(path)} is {what}; a run keeps to files and folders of its own: put those in its "
+                "place, or delete it"
+            )
+
+    def _contents(self) -> Iterator[Path]:
+        """What has a name of ours, and everything in it; what else may be there is nobody's business."""
+        left = [path for path in vars(self).values() if path != self.path]
+        while left:
+            path = left.pop()
+            if os.path.lexists(path):
+                yield path
+            if path.is_dir() and not path.is_symlink():
+                left.extend(path.iterdir())
 
     def _owner(self) -> str:
         with suppress(OSError):
@@ -112,9 +150,13 @@ class RunDirectory:
             CheckpointError: plan.json is missing or damaged.
         """
         steps = _read(self.plan_file, json.loads).get("steps")
-        if type(steps) is not int:
+        if type(steps) is not int or steps < 1:
             raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
         return steps
+
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def summary(self) -> dict[str, Any]:
         """summary.json; a run that has none yet has the status `running`.
@@ -123,6 +165,25 @@ class RunDirectory:
             CheckpointError: it is damaged.
         """
         return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock of the folder itself, where the file system has such locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _updated(path: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +219,8 @@ def _parse_yaml(text: str) -> Any:
 def _read(path: Path, parse: Any) -> dict[str, Any]:
     """The keys of a JSON or YAML file; whatever is in it, nothing is executed."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is damaged: it is not a file")  # to read a FIFO would take for ever
         if path.stat().st_size > _LARGEST:
             raise CheckpointError(f"{path} is damaged: {files.in_units(path.stat().st_size)} are not one of ours")
         value = parse(path.read_text(encoding="utf-8"))

@@ -1,5 +1,8 @@
+import errno
+import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +81,33 @@ def test_one_process_at_a_time_and_the_other_learns_whose_it_is(directory: RunDi
     assert not (directory.path / ".lock").exists()
 
 
+def test_who_deletes_the_lock_lets_nobody_in(directory: RunDirectory) -> None:
+    process = _hold(directory)
+    try:
+        (directory.path / ".lock").unlink()
+        with pytest.raises(CheckpointError, match="in use by another process"), directory.owned():
+            pytest.fail("two owners")
+        assert list(directory.path.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait()
+    with directory.owned():
+        assert (directory.path / ".lock").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_disk_without_locks_of_folders_is_used(
+    code: int, directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, _: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with directory.owned():
+        assert (directory.path / ".lock").exists()
+
+
 def test_two_processes_do_not_resume_one_run(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +171,7 @@ def test_other_formats_are_refused_with_one_sentence(written: Any, said: str, di
         directory.config()
 
 
-@pytest.mark.parametrize("steps", ['"many"', "null", "1.5", "true"])
+@pytest.mark.parametrize("steps", ['"many"', "null", "1.5", "true", "0", "-3"])
 def test_a_plan_without_a_number_of_steps_is_damaged(steps: str, directory: RunDirectory) -> None:
     directory.plan_file.write_text(f'{{"steps": {steps}}}')
     with pytest.raises(CheckpointError, match=r"plan\.json is damaged"):

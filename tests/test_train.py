@@ -38,7 +38,7 @@ def test_a_run_leaves_every_file_of_the_contract(
     ]  # fmt: skip
     assert (folder / "checkpoints" / "latest").read_text() == "step_00000012\n"
     assert {p.name for p in (folder / "checkpoints" / "step_00000012").iterdir()} == {
-        "model.safetensors", "state.pt", "meta.json",
+        "model.safetensors", "optimizer.safetensors", "state.pt", "meta.json",
     }  # fmt: skip
 
     rows, plan = read_rows(folder), json.loads((folder / "plan.json").read_text())
@@ -240,19 +240,26 @@ def test_a_name_that_is_not_utf8_is_refused_before_training(
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "summary.json"])
-@pytest.mark.parametrize("content", ['{"a": [', "[]", "{}"])
-def test_a_damaged_run_directory_is_refused(
+@pytest.mark.parametrize("content", ['{"a": [', "[]", "{}", ""])
+def test_damage_in_a_run_directory_is_named_and_mended_where_the_file_can_be_written_anew(
     name: str, content: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*tiny, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 0
     config = (tmp_path / "run" / "config.yaml").read_text().replace("plan: true", "plan: false")
     (tmp_path / "run" / "config.yaml").write_text(config)
+    plan = (tmp_path / "run" / "plan.json").read_text()
     (tmp_path / "run" / name).write_text(content)
     code = run([f"resume={tmp_path}/run"])
     captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    harmless = content == "{}" and name == "summary.json"  # it is derived
-    assert code == (0 if harmless else 2)
+    if name == "config.yaml":
+        assert code == 2
+        assert "Traceback" not in captured.err
+        return
+    assert code == 0
+    harmless = content == "{}" and name == "summary.json"  # it only lacks a status
+    assert (f"{name} is damaged" in captured.out) != harmless
+    assert (tmp_path / "run" / "plan.json").read_text() == plan
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
 
 def test_a_plan_alone_is_not_resumed(

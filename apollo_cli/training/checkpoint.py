@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,8 +21,9 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 
-FORMAT = 2
-_CONTENTS = ("model.safetensors", "state.pt")
+FORMAT = 3
+_CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
+_CONTENTS_BEFORE_3 = ("model.safetensors", "state.pt")  # which had AdamW's state, too
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Progress:
         metrics_bytes: length of metrics.jsonl.
         data: fingerprint of the corpus.
         run_id: of the run in W&B.
+        planned_steps: length of the run; a budget in seconds does not give the same one twice. 0 if not known.
     """
 
     step: int = 0
@@ -65,6 +70,7 @@ class Progress:
     metrics_bytes: int = 0
     data: str = ""
     run_id: str = ""
+    planned_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Checkpoints:
             for path in self._newest_first():  # damaged ones that a resume passed over come again
                 if _step(path) >= checkpoint.progress.step:
                     shutil.rmtree(path)
+            files.remove(final)  # no checkpoint, if it is still there: a file of that name
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -127,36 +134,53 @@ class Checkpoints:
         files.sync_folder(self.folder.parent)
 
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
         folder.mkdir()
-        save_file(checkpoint.weights, folder / "model.safetensors")
-        torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
-        meta = {
-            "format": FORMAT,
-            "layers": checkpoint.layers,
-            "progress": asdict(checkpoint.progress),
-            "sha256": {name: _digest(folder / name) for name in _CONTENTS},
+        writers: dict[str, Callable[[Path], None]] = {
+            "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
+            "model.safetensors": lambda path: save_file(checkpoint.weights, path),
+            "state.pt": lambda path: torch.save({"rng": checkpoint.rng}, path),
         }
-        meta["sha256_of_meta"] = _digest_of_meta(meta)
-        for name in _CONTENTS:
-            files.sync_file(folder / name)
-        files.write_json(folder / "meta.json", meta)
+        with ThreadPoolExecutor() as pool:  # while one file is summed up and synced, the next one is written
+            sums, synced = {}, []
+            for name, write in writers.items():
+                write(folder / name)
+                sums[name] = pool.submit(_digest, folder / name)
+                synced.append(pool.submit(files.sync_file, folder / name))
+            meta = {
+                "format": FORMAT,
+                "layers": checkpoint.layers,
+                "progress": asdict(checkpoint.progress),
+                "sha256": {name: digest.result() for name, digest in sums.items()},
+            }
+            meta["sha256_of_meta"] = _digest_of_meta(meta)
+            files.write_json(folder / "meta.json", meta)
+            for done in synced:
+                done.result()
 
-    def load_newest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint; None where none was ever written.
+    def load_newest(self, say: Callable[[str], None], metrics_bytes: float = math.inf) -> Checkpoint | None:
+        """The newest checkpoint that is whole and whose rows are there; None where none was ever written.
 
         Args:
-            say: takes a line about each damaged one that is passed over.
+            say: takes a line about each one that is passed over.
+            metrics_bytes: length of metrics.jsonl now.
 
         Raises:
-            CheckpointError: there are some and all are damaged.
+            CheckpointError: there are some and none can be used.
         """
         for unfinished in self.folder.glob(".step_*.tmp"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                files.remove(unfinished)
         problems = []
         for path in self._newest_first():
             try:
-                return _load(path)
+                checkpoint = _load(path)
+                if (seen := checkpoint.progress.metrics_bytes) > metrics_bytes:
+                    raise CheckpointError(
+                        f"checkpoint {path}: metrics.jsonl had {seen} bytes then and has {metrics_bytes} now, rows "
+                        "are lost"
+                    )
+                return checkpoint
             except _NewerFormat:  # an older one would be a step back, and saving would delete this one
                 raise
             except CheckpointError as error:
@@ -165,12 +189,13 @@ class Checkpoints:
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise CheckpointError(
-                f"no checkpoint can be read:\n{listed}\nRestore one from a copy, or begin a new run"
+                f"no checkpoint can be used:\n{listed}\nRestore what is lost from a copy, or begin a new run"
             )
         return None
 
     def _newest_first(self) -> list[Path]:
-        found = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        named = [path for path in self.folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        found = [path for path in named if path.is_dir() and not path.is_symlink()]
         return sorted(found, key=_step, reverse=True)
 
 
@@ -188,14 +213,15 @@ def _load(path: Path) -> Checkpoint:
             )
         if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
-        for name in _CONTENTS:
+        old = meta["format"] < 3
+        for name in _CONTENTS_BEFORE_3 if old else _CONTENTS:
             if _digest(path / name) != meta["sha256"][name]:
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         return Checkpoint(
             layers=meta["layers"],
             weights=load_file(path / "model.safetensors"),
-            optimizer=state["optimizer"],
+            optimizer=state["optimizer"] if old else _nested(load_file(path / "optimizer.safetensors")),
             rng=state["rng"],
             progress=_progress(meta["progress"]),
         )
@@ -205,6 +231,22 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
     except (RuntimeError, UnpicklingError, SafetensorError) as error:  # whole, yet not written by us
         raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error
+
+
+def _flat(optimizer: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """AdamW's state as `parameter/key`."""
+    return {
+        f"{name}/{key}": value.contiguous() for name, state in optimizer.items() for key, value in state.items()
+    }
+
+
+def _nested(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `_flat`."""
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        optimizer.setdefault(parameter, {})[key] = value.clone()  # AdamW works on it; the file may go meanwhile
+    return optimizer
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -92,11 +92,12 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     cache = _cache_to_resume(config, directory, overrides or {})
     with directory.owned(), interruptible():
-        if directory.summary().get("status") == "completed":
+        if _is_complete(directory, console):
             raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")
         device = choose(config.run)
-        plan = make_plan(config, device, steps=directory.planned_steps())
-        checkpoint = Checkpoints(directory.checkpoints, config.checkpoint.keep).load_newest(console.say)
+        checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
+        checkpoint = checkpoints.load_newest(console.say, directory.metrics_bytes())
+        plan = _plan_again(config, device, directory, checkpoint, console)
         _show(plan, config, console)
         console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
         with cache_folder.in_use(cache):
@@ -123,6 +124,39 @@ def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
     return parse(raw)
 
 
+def _is_complete(directory: RunDirectory, console: Console) -> bool:
+    try:
+        return directory.summary().get("status") == "completed"
+    except CheckpointError as error:  # the end of the run writes it in any case
+        console.say(f"{error}; it will be written anew")
+        return False
+
+
+def _plan_again(
+    config: Config, device: Device, directory: RunDirectory, checkpoint: Checkpoint | None, console: Console
+) -> Plan:
+    """The plan that the run began with; plan.json is written anew if it is lost.
+
+    Raises:
+        CheckpointError: it is lost and nothing else has the length of this run.
+    """
+    known = checkpoint.progress.planned_steps if checkpoint else 0
+    try:
+        planned = directory.planned_steps()
+        return make_plan(config, device, steps=known or planned)
+    except CheckpointError as error:
+        if checkpoint and not known and config.budget.seconds is not None:
+            raise CheckpointError(
+                f"{error}. Nothing else has the length of this run, for its budget is in seconds: restore the file "
+                "from a copy, or begin a new run"
+            ) from error
+        plan = make_plan(config, device, steps=known or None)
+        console.say(f"{error}; it is written anew")
+        with files.writing(directory.plan_file, 100_000):
+            files.write_json(directory.plan_file, plan.as_dict())
+        return plan
+
+
 class _Session:
     """The part of a run that has a run directory and a corpus."""
 
@@ -138,6 +172,7 @@ class _Session:
         progress = (
             checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint, run_id=uuid4().hex[:16])
         )
+        progress.planned_steps = self.plan.steps
         tracker = self._tracker(progress)
         status = "failed"
         try:
@@ -254,13 +289,13 @@ class _Session:
         size = sum(t.nbytes for t in model.state_dict().values())
         try:
             with files.writing(final, size):
-                shutil.rmtree(temporary, ignore_errors=True)
+                files.remove(temporary)
                 temporary.mkdir()
                 save_model(model, temporary, ids)
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
                 for file in temporary.iterdir():
                     files.sync_file(file)
-                shutil.rmtree(final, ignore_errors=True)
+                files.remove(final)
                 temporary.rename(final)
                 files.sync_folder(self.directory.path)
         except SafetensorError as error:  # how that library says that the disk is full

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
 from apollo_cli.training import checkpoint as module
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state
@@ -49,7 +51,7 @@ def test_what_was_saved_comes_back_exactly(checkpoints: Checkpoints) -> None:
     assert torch.equal(loaded.rng["cpu"], saved.rng["cpu"])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.pt", "meta.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
 def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoints: Checkpoints) -> None:
     path = checkpoints.folder / "step_00000100" / name
@@ -73,7 +75,7 @@ def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoi
 def test_with_none_whole_it_says_so(checkpoints: Checkpoints) -> None:
     for folder in checkpoints.folder.glob("step_*"):
         (folder / "meta.json").unlink()
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*step_00000100.*step_00000010"):
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be used.*step_00000100.*step_00000010"):
         checkpoints.load_newest(print)
 
 
@@ -102,10 +104,24 @@ def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Changes meta.json and mends its checksums, as a stranger would who made the checkpoint."""
     meta = json.loads((folder / "meta.json").read_text())
     meta.pop("sha256_of_meta")
-    meta["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in meta["sha256"]}
     change(meta)
+    for name in meta["sha256"]:
+        if (folder / name).parent == folder:
+            meta["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def written_by_format_2(folder: Path, checkpoint: Checkpoint) -> None:
+    """Makes the checkpoint in `folder` one of the format before: AdamW's state in state.pt, no planned steps."""
+    (folder / "optimizer.safetensors").unlink()
+    torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
+
+    def change(meta: dict[str, Any]) -> None:
+        meta["format"] = 2
+        del meta["sha256"]["optimizer.safetensors"], meta["progress"]["planned_steps"]
+
+    _forge(folder, change)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +149,22 @@ def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints)
     assert loaded.progress.step == 100
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_one_of_an_older_format_is_read(version: int, checkpoints: Checkpoints) -> None:
+    saved = _checkpoint(100)
+    written_by_format_2(checkpoints.folder / "step_00000100", saved)
+    _forge(checkpoints.folder / "step_00000100", lambda meta: meta.update({"format": version}))
+    loaded = checkpoints.load_newest(pytest.fail)
+    assert loaded is not None
+    assert loaded.progress == saved.progress
+    assert torch.equal(loaded.weights["w"], saved.weights["w"])
+    assert loaded.optimizer.keys() == saved.optimizer.keys()
+    assert all(torch.equal(loaded.optimizer["w"][key], value) for key, value in saved.optimizer["w"].items())
+    assert torch.equal(loaded.rng["cpu"], saved.rng["cpu"])
+    checkpoints.save(_checkpoint(101))
+    assert (checkpoints.folder / "step_00000101" / "optimizer.safetensors").exists()
+
+
 def test_one_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
     _forge(checkpoints.folder / "step_00000100", lambda meta: meta.update({"format": 99}))
     with pytest.raises(CheckpointError, match=r"a newer apollo-train wrote it \(format 99"):
@@ -146,7 +178,30 @@ def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> N
     assert not (checkpoints.folder / ".step_00000150.tmp").exists()
 
 
-@pytest.mark.parametrize("how", ["safetensors", "torch", "os"])
+@pytest.mark.parametrize("name", ["step_00000200", "step_00009999", ".step_00000200.tmp"])
+@pytest.mark.parametrize("how", ["file", "dangling link", "link to a folder"])
+def test_what_is_no_checkpoint_stands_in_no_ones_way(
+    name: str, how: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    stray = checkpoints.folder / name
+    if how == "file":
+        stray.touch()
+    else:
+        stray.symlink_to(checkpoints.folder / "step_00000010" if how == "link to a folder" else tmp_path / "gone")
+    said: list[str] = []
+    loaded = checkpoints.load_newest(said.append)
+    assert loaded is not None
+    assert loaded.progress.step == 100
+    assert said == []
+    checkpoints.save(_checkpoint(200))
+    loaded = checkpoints.load_newest(said.append)
+    assert loaded is not None
+    assert loaded.progress.step == 200
+    left = {p.name for p in checkpoints.folder.iterdir()} - {"step_00009999"}
+    assert left == {"step_00000100", "step_00000200", "latest"}
+
+
+@pytest.mark.parametrize("how", ["safetensors", "torch", "os", "sync"])
 def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
     how: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,18 +209,41 @@ def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
         "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         "torch": RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
         "os": OSError(errno.ENOSPC, "No space left on device"),
+        "sync": OSError(errno.EDQUOT, "Disk quota exceeded"),
     }
+    places = {"safetensors": (module, "save_file"), "sync": (files, "sync_file")}
 
     def full(*_: object, **__: object) -> None:
         raise errors[how]
 
     usage = shutil.disk_usage(checkpoints.folder)._replace(free=1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(*((module, "save_file", full) if how == "safetensors" else (torch, "save", full)))
+    monkeypatch.setattr(*places.get(how, (torch, "save")), full)
     said = r"checkpoints/step_00000200: the disk is full; \d+\.\d kB are needed and 1\.0 kB are free"
     with pytest.raises(StorageError, match=said):
         checkpoints.save(_checkpoint(200))
     assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000010", "step_00000100", "latest"}
+
+
+def test_everything_is_on_disk_before_it_has_its_name(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, synced = checkpoints.folder / ".step_00000200.tmp", set()
+    sync, rename = os.fsync, Path.rename
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def check(path: Path, target: Path) -> None:
+        if path == temporary:
+            assert {p.name for p in path.iterdir()} == {*module._CONTENTS, "meta.json"}
+            assert {p.stat().st_ino for p in (path, *path.iterdir())} <= synced
+        rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", check)
+    assert checkpoints.save(_checkpoint(200)).is_dir()
 
 
 def test_a_folder_that_is_gone_is_not_made_again(checkpoints: Checkpoints) -> None:
@@ -181,7 +259,7 @@ def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -
             return (Path.touch, (tmp_path / "owned",))
 
     folder = checkpoints.folder / "step_00000100"
-    torch.save({"optimizer": Hostile(), "rng": {}}, folder / "state.pt")
+    torch.save({"rng": Hostile()}, folder / "state.pt")
     _forge(folder, lambda meta: None)
     said: list[str] = []
     loaded = checkpoints.load_newest(said.append)

@@ -1,5 +1,6 @@
 """Stopped anywhere and resumed, a run gives the same rows and the same weights, bit for bit."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,14 @@ from safetensors.torch import load_file
 
 from apollo_cli.config import Config
 from apollo_cli.errors import CheckpointError
+from apollo_cli.training import planning
+from apollo_cli.training.checkpoint import Checkpoints
+from apollo_cli.training.device import choose
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
 from tests.conftest import STEPS, read_rows, without_clocks
+from tests.training.test_checkpoint import written_by_format_2
 
 KINDS = ("bert", "gpt")
 
@@ -156,6 +161,88 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     (tmp_path / "checkpoints" / "step_00000010" / "state.pt").write_bytes(b"damaged")
     resume(tmp_path)
     assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
+    _assert_same(tmp_path, straight["bert"])
+
+
+def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_there(
+    straight: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    metrics = tmp_path / "metrics.jsonl"
+    rows = metrics.read_bytes()
+    metrics.write_bytes(rows[:-1])  # that of step 10
+    resume(tmp_path)
+    said = (
+        rf"step_00000010: metrics.jsonl had {len(rows)} bytes then and has {len(rows) - 1} now, .* the one before"
+    )
+    assert re.search(said, capsys.readouterr().out)
+    _assert_same(tmp_path, straight["bert"])
+
+
+def test_without_its_rows_no_checkpoint_is_used(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)has 0 now.*Restore what is lost from a copy"):
+        resume(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.fixture
+def timed(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Config]:
+    """Makes a config whose budget in seconds pays for so many steps this time."""
+
+    def make(steps: int) -> Config:
+        plan = planning.make_plan(config(), choose(config().run), steps)
+        monkeypatch.setattr(planning, "longest_within", lambda *_: plan)
+        return config("budget.steps=null", "budget.seconds=1000")
+
+    return make
+
+
+def test_a_plan_that_is_lost_is_made_again_with_the_length_in_the_checkpoint(
+    timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
+    plan = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text("")
+    timed(900)
+    _interrupt(lambda: resume(tmp_path), 6, monkeypatch)
+    assert (tmp_path / "plan.json").read_text() == plan
+
+
+def test_a_plan_that_nothing_else_knows_the_length_of_is_asked_for(
+    timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older format had no length in the checkpoint."""
+    _interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
+    plan = (tmp_path / "plan.json").read_text()
+    newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
+    assert newest is not None
+    written_by_format_2(tmp_path / "checkpoints" / "step_00000004", newest)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(CheckpointError, match=r"plan\.json.*restore the file from a copy"):
+        resume(tmp_path)
+    (tmp_path / "plan.json").write_text(plan)
+    _interrupt(lambda: resume(tmp_path), 6, monkeypatch)
+    (tmp_path / "plan.json").unlink()
+    _interrupt(lambda: resume(tmp_path), 8, monkeypatch)  # by now the length is in the checkpoint
+    assert (tmp_path / "plan.json").read_text() == plan
+
+
+def test_a_checkpoint_of_an_older_format_is_gone_on_with(
+    straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
+    assert newest is not None
+    written_by_format_2(tmp_path / "checkpoints" / "step_00000010", newest)
+    resume(tmp_path)
     _assert_same(tmp_path, straight["bert"])
 
 
