@@ -32,8 +32,8 @@ def words(kind: str, hidden: int) -> list[str]:
     return [
         f"model={kind}", "size=nano", f"model.hidden={hidden}", f"model.heads={hidden // 64}",
         f"model.ffn={4 * hidden}", "data.vocab_size=8192", f"batch.size={ROWS}", "device=cpu", "precision=fp32",
-        f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}", f"checkpoint.every={LONG}",
-        "tracking.wandb=disabled",
+        f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}",
+        f"checkpoint.every={LONG}", "tracking.wandb=disabled",
     ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def ours(config: Config, gate: Gate) -> None:
         gate.step()
         original(loop)
 
-    Loop.step = step  # type: ignore[method-assign]
+    Loop.step = step  # type: ignore[method-assign, assignment]
     train(config, Path(mkdtemp()))
 
 
@@ -132,9 +132,10 @@ def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
 
 
 def _corpus(config: Config) -> Any:
-    from apollo_cli.training.run import _prepare_corpus
+    from apollo_cli.data import cache_folder
+    from apollo_cli.training.run import prepare_corpus
 
-    return _prepare_corpus(config, Console())
+    return prepare_corpus(config, cache_folder.path(None), Console())
 
 
 def _model(config: Config) -> Any:

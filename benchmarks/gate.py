@@ -26,7 +26,7 @@ class Gate:
             self.left, self.began = int(order), perf_counter()
         self.left -= 1
 
-    def _report(self, seconds: float, **more: Any) -> None:
+    def _report(self, seconds: float) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         os.write(self.pipe, json.dumps({"seconds": seconds, "peak_bytes": peak}).encode() + b"\n")
 
@@ -39,6 +39,7 @@ class Gated:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        self.words = " ".join(words)
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, *words, str(writing)],
@@ -58,7 +59,7 @@ class Gated:
     def _report(self) -> dict[str, Any]:
         line = self.reports.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args}: {self.process.communicate()[1]}")
+            raise RuntimeError(f"{self.words}: {self.process.communicate()[1]}")
         self.last = json.loads(line)
         return self.last
 

@@ -18,7 +18,7 @@ from tests.conftest import STEPS, read_rows
 EVERY_ROW = {"step", "micro_step", "tokens", "flops", "train_seconds", "total_seconds", "stage", "layers"}
 TRAINING = {
     "train/loss", "train/loss_max", "train/lr", "train/grad_norm", "train/grad_norm_max", "train/depth",
-    "train/skipped_steps", "perf/tokens_per_second", "perf/flops_per_second",
+    "train/skipped_steps", "perf/tokens_per_second", "perf/flops_per_second", "perf/peak_memory_bytes",
 }  # fmt: skip
 EVALUATION = {"eval/loss", "eval/loss_full_depth", "eval/perplexity"}
 GROWTH = EVALUATION | {"growth/from", "growth/to"}

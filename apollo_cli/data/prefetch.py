@@ -36,9 +36,7 @@ class Prefetch:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
         for tensor in (batch.tokens, batch.positions, batch.targets):
-            tensor.record_stream(
-                current
-            )  # made on the other stream: its memory is not free before this one is done
+            tensor.record_stream(current)  # its memory is not free before this stream is done
         return batch
 
     def _begin(self, key: Key) -> tuple[Key, Future[Copied]]:

@@ -32,7 +32,7 @@ class _DecoderLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: bool
     ) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
+        total = weight.new_zeros(())
         gradients = _Gradients(hidden, weight, bias) if trains else None
         at_once = max(1, bytes_at_once(weight.device.type) // (4 * len(weight)))
         for first in range(0, len(targets), at_once):

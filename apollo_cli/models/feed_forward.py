@@ -1,4 +1,4 @@
-"""A Transformer's feed-forward part on a CPU: a few tokens at a time, so that the wide activations stay in a cache."""
+"""The feed-forward part of a layer; on a CPU a few tokens at a time, so that its wide numbers stay in a cache."""
 
 from math import pi
 from typing import Any

@@ -91,13 +91,15 @@ class Block(nn.Module):
 class LanguageModel(nn.Module, ABC):
     """Embeddings, N stored blocks, and a tied decoder. Subclasses say what a block is and what stands around."""
 
+    head_bias: nn.Parameter | None  # of the decoder, which is the token embedding
+
     def __init__(self, shape: Shape, layers: int) -> None:
         super().__init__()
         self.shape = shape
         self.tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.positions = nn.Embedding(shape.positions, shape.hidden)
         self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))
-        self.register_parameter("head_bias", None)  # of the decoder, which is the token embedding
+        self.register_parameter("head_bias", None)
 
     @abstractmethod
     def new_block(self) -> Block:

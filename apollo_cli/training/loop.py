@@ -172,11 +172,11 @@ class Loop:
         losses = []
         for part, depth in enumerate(depths):
             batch = self.training.micro_batch(step, part)
-            count = num_pieces(*batch.tokens.shape, depth, len(self.model.blocks))
-            losses.append(
-                torch.stack([self.piece(each, depth, count * len(depths)) for each in batch.pieces(count)])
-            )
-        return torch.stack([each.mean() for each in losses])
+            rows, seq_len = batch.tokens.shape
+            count = num_pieces(rows, seq_len, depth, len(self.model.blocks))
+            pieces = [self.piece(piece, depth, count * len(depths)) for piece in batch.pieces(count)]
+            losses.append(torch.stack(pieces).mean())
+        return torch.stack(losses)
 
     def piece(self, batch: Batch, depth: int, pieces: int) -> Tensor:
         """Adds a piece's share of the step's gradient; returns its loss."""
@@ -204,14 +204,15 @@ class Loop:
             TrainingError: one of them was not finite, and is not to be skipped.
         """
         if not self.launched:
-            return None
+            return
         launched, self.launched = self.launched, []
         values = torch.stack([torch.cat([each.losses, each.grad_norm[None]]) for each in launched]).tolist()
         self.progress.train_seconds += perf_counter() - self.clock
         for i, (each, (*losses, norm)) in enumerate(zip(launched, values, strict=True)):
             self.newest, self.grad_norm = each, norm
             if not all(map(math.isfinite, (*losses, norm))):
-                return self.refuse(launched[i:], losses)
+                self.refuse(launched[i:], losses)
+                break
             self.take_in(losses, norm)
 
     def take_in(self, losses: list[float], norm: float) -> None:

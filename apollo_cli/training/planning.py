@@ -9,7 +9,7 @@ from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.schedule import enough_steps
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.flops import training_flops
-from apollo_cli.models.memory import Footprint
+from apollo_cli.models.footprint import Footprint
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
 from apollo_cli.training.memory import num_pieces, process_bytes

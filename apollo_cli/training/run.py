@@ -69,7 +69,7 @@ def train(config: Config, run_dir: Path) -> Result:
         with cache_folder.in_use(cache):  # before there is anything to resume
             directory.claim(config.raw, plan.as_dict())
             try:
-                corpus = _prepare_corpus(config, cache, console)
+                corpus = prepare_corpus(config, cache, console)
             except ApolloError:
                 directory.disown()
                 raise
@@ -101,7 +101,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         _show(plan, config, console)
         console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
         with cache_folder.in_use(cache):
-            corpus = _prepare_corpus(config, cache, console)
+            corpus = prepare_corpus(config, cache, console)
         if checkpoint and checkpoint.progress.data != corpus.fingerprint:
             raise CheckpointError(
                 f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
@@ -322,7 +322,8 @@ def _cache_to_resume(config: Config, directory: RunDirectory, overrides: dict[st
     return cache_folder.path(named)
 
 
-def _prepare_corpus(config: Config, cache: Path, console: Console) -> Corpus:
+def prepare_corpus(config: Config, cache: Path, console: Console) -> Corpus:
+    """The packed corpus of a config, from the folder of all packed corpora or built there now."""
     data = config.data
     recipe = Recipe(config.model.kind, data.tokenizer, data.vocab_size, data.seq_len, data.validation)
     corpus = prepare(_source(config), recipe, cache, console.say)

@@ -118,7 +118,7 @@ def how_it_ends(tiny: tuple[str, ...], words: list[str]) -> str:
         os.chdir(folder)
         run_dir = Path(folder) / "run"
         try:
-            small = patch.object(memory, "total_bytes", lambda device: 200_000_000)  # what fits may be slow to fill
+            small = patch.object(memory, "total_bytes", lambda device: 380_000_000)  # what fits may be slow to fill
             with small, redirect_stdout(out), redirect_stderr(err), _watched(8):
                 code = run([*rest, *words, f"hydra.run.dir={run_dir}", f"hydra.sweep.dir={run_dir}"])
         finally:

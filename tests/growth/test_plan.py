@@ -28,7 +28,7 @@ def make_plan(
         tokens_per_step=640,
         flops=lambda depth: 100 * depth + 7,
         parameters=lambda stored: 1000 + 50 * stored,
-        memory_bytes=lambda stored: 9 * stored,
+        memory_bytes=lambda stored, depth: 9 * stored + depth,
     )
     return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), kind, work, seed)
 
@@ -80,7 +80,7 @@ def test_flops_are_the_sum_over_micro_steps(sampler: DepthSampler) -> None:
 
 
 def test_flops_beyond_64_bits_stay_exact() -> None:
-    work = Work(2, 1, 1, lambda depth: 10**20 * depth + 1, lambda stored: stored, lambda stored: stored)
+    work = Work(2, 1, 1, lambda depth: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored)
     plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), "nearest", work, 0)
     assert plan.flops == 15 * 10**20 + 10
     assert plan.scratch_flops == 20 * 10**20 + 10
@@ -117,7 +117,10 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     assert [stage["layers"] for stage in stages] == [1, 3, 6, 12]
     assert [(stage["first_step"], stage["end_step"]) for stage in stages] == [(0, 4), (4, 8), (8, 20), (20, 40)]
     assert [stage["parameters"] for stage in stages] == [1050, 1150, 1300, 1600]
-    assert [stage["memory_bytes"] for stage in stages] == [9, 27, 54, 108]
+    deepest = [max(stage["depth_counts"]) for stage in stages]
+    assert [stage["memory_bytes"] for stage in stages] == [
+        9 * n + d for n, d in zip((1, 3, 6, 12), deepest, strict=True)
+    ]
     assert stages[1]["depth_probabilities"] == LVPS().probabilities(3, 12)
     assert stages[3]["depth_counts"] == {12: 60}
 

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
-from apollo_cli.models.flops import forward_flops, training_bytes, training_flops
+from apollo_cli.models.flops import forward_flops, training_flops
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch
 
@@ -87,10 +87,3 @@ def test_counts_beyond_64_bits_stay_exact(kind: Kind) -> None:
     shape = Shape(kind, 100, 10**6, 10**6, 1, 4 * 10**6, 1)
     per_token = 8 * 10**12 + 16 * 10**12 + 4 * 10**12
     assert forward_flops(shape, 10**3, 10**6, 10**3, 0) == per_token * 10**12
-
-
-def test_estimated_memory_by_hand() -> None:
-    shape = Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
-    # 16 bytes a parameter; 2 x 8 tokens, 6 layers, 11 x 16 + 2 x 64 numbers of 4 bytes; 3 x 4 x 14 x 100
-    assert training_bytes(shape, 1000, 2, 8, 14, 4) == 16_000 + 16 * 6 * 304 * 4 + 16_800 == 149_536
-    assert training_bytes(shape, 1000, 2, 8, 14, 2) == 149_536 - 16 * 6 * 304 * 2

@@ -18,7 +18,7 @@ def test_what_surely_does_not_fit_is_refused_with_need_and_memory(
     plan = make_plan(config(), device)
     needed = max(stage.memory_bytes for stage in plan.stages)
     monkeypatch.setattr(memory, "total_bytes", lambda device: needed // 2 - 1)
-    with pytest.raises(ConfigError, match=r"needs about \d+\.\d kB of memory and cpu .* has .*batch\.micro"):
+    with pytest.raises(ConfigError, match=r"needs about \d+\.\d MB of memory and cpu .* has .*batch\.micro"):
         refuse_what_cannot_fit(plan, device)
     monkeypatch.setattr(memory, "total_bytes", lambda device: needed // 2 + 1)  # an estimate may be wrong by two
     refuse_what_cannot_fit(plan, device)

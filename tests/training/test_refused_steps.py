@@ -19,7 +19,7 @@ from apollo_cli.training.run import resume, train
 from tests.conftest import STEPS, read_rows, without_clocks
 
 
-def _poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -> None:
     """At these steps (as counted before the step), one number of the loss or of a gradient is not finite."""
     original = Loop.backward
 
@@ -50,7 +50,7 @@ def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
 ) -> None:
     words = ("model.dropout=0.1", f"checkpoint.every={step or 99}")
     with monkeypatch.context() as patch:
-        _poison(patch, [step], what)
+        poison(patch, [step], what)
         with pytest.raises(TrainingError, match=rf"step {step}: .*(nan|inf).*on_nonfinite=skip"):
             train(config(*words), tmp_path / "run")
     if step:
@@ -99,7 +99,7 @@ def test_skip_goes_on_without_the_step_and_counts_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _poison(monkeypatch, [4, 6], "gradient")
+    poison(monkeypatch, [4, 6], "gradient")
     weights: dict[int, list[Tensor]] = {}
     original = Loop.step
 
@@ -129,7 +129,7 @@ def test_skip_goes_on_without_the_step_and_counts_it(
 def test_skip_does_not_skip_for_ever(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _poison(monkeypatch, range(1, 99), "loss")
+    poison(monkeypatch, range(1, 99), "loss")
     with pytest.raises(TrainingError, match=f"as in the {MOST_SKIPS_IN_A_ROW} steps before it"):
         train(config("on_nonfinite=skip"), tmp_path)
     assert len(list((tmp_path / "refused_steps").iterdir())) == MOST_SKIPS_IN_A_ROW + 1
@@ -138,7 +138,7 @@ def test_skip_does_not_skip_for_ever(
 def test_a_stopped_run_goes_on_with_skip(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _poison(monkeypatch, [5], "loss")
+    poison(monkeypatch, [5], "loss")
     with pytest.raises(TrainingError):
         train(config(), tmp_path)
     resume(tmp_path, {"on_nonfinite": "skip"})
@@ -174,3 +174,25 @@ def test_the_summary_says_what_each_growth_did_to_the_loss(config: Callable[...,
     ]  # fmt: skip
     assert len(expected) == 2
     assert json.loads((tmp_path / "summary.json").read_text())["growths"] == expected
+
+
+def test_skip_keeps_the_state_before_the_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [5], "loss")
+    train(config("on_nonfinite=skip", "checkpoint.every=99", "checkpoint.keep=9"), tmp_path)
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert saved == ["step_00000003", "step_00000005", "step_00000006", "step_00000012"]  # growths, and the end
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_weights_that_an_update_spoiled_are_neither_saved_nor_exported(
+    steps: int, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """The loss and the gradient of the last step were finite, its update was not."""
+    words = ("optim.lr=1e38", "optim.warmup=0", f"budget.steps={steps}", "schedule.layers=[4]", "schedule.ends=[1]")
+    with pytest.raises(TrainingError, match=r"weights that are not finite.*a lower optim\.lr"):
+        train(config(*words), tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+    assert not (tmp_path / "model").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"

@@ -1,0 +1,207 @@
+"""What makes steps fast or small changes no number: not chunks, not pieces, not running ahead of the device."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from apollo_cli.config import Config
+from apollo_cli.errors import TrainingError
+from apollo_cli.models import cross_entropy, feed_forward, transformer
+from apollo_cli.training import loop as loops
+from apollo_cli.training import memory
+from apollo_cli.training.device import Device
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.run import train
+from tests.conftest import read_rows, without_clocks
+from tests.training.test_refused_steps import poison
+
+LONG = (
+    "budget.steps=100",
+    "log.every=1",
+    "batch.micro=4",
+    "optim.lr=1e-3",
+    "eval.every=100",
+    "checkpoint.every=100",
+)
+
+
+def _plainly(patch: pytest.MonkeyPatch) -> None:
+    """Whole logits, whole feed-forward parts, whole batches: as one writes it by hand."""
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)
+
+    def feed(hidden: Tensor, inner: nn.Linear, outer: nn.Linear, gelu: str) -> Tensor:
+        return outer(F.gelu(inner(hidden), approximate=gelu))
+
+    patch.setattr(transformer, "decoder_loss", loss)
+    patch.setattr(transformer, "feed_forward", feed)
+    patch.setattr(loops, "num_pieces", lambda *_: 1)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that split even a tiny batch."""
+    monkeypatch.setattr(cross_entropy, "bytes_at_once", lambda device: 4 * 300 * 7)
+    monkeypatch.setattr(feed_forward, "_TOKENS_AT_ONCE", 24)
+    monkeypatch.setattr(memory, "FEWEST_TOKENS", 16)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_hundred_losses_are_those_of_the_plain_way(
+    kind: str,
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_chunks: None,
+) -> None:
+    train(config(f"model={kind}", *LONG), tmp_path / "fast")
+    with monkeypatch.context() as patch:
+        _plainly(patch)
+        train(config(f"model={kind}", *LONG), tmp_path / "plain")
+    fast, plain = ([r for r in read_rows(tmp_path / name) if "train/loss" in r] for name in ("fast", "plain"))
+    assert len(fast) == 100
+    assert fast[-1]["train/loss"] < fast[0]["train/loss"] - 0.5  # something was learnt
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-5)
+        assert ours["flops"] == theirs["flops"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_in_bf16_the_losses_are_those_of_fp32_within_its_noise(
+    kind: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    for precision in ("fp32", "bf16"):
+        train(config(f"model={kind}", *LONG, f"precision={precision}"), tmp_path / precision)
+    exact, short = ([r for r in read_rows(tmp_path / p) if "train/loss" in r] for p in ("fp32", "bf16"))
+    for ours, theirs in zip(short, exact, strict=True):
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=0.01)
+    assert [r["train/loss"] for r in short] != [r["train/loss"] for r in exact]
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU, treated as a device that runs ahead."""
+    monkeypatch.setattr(Device, "runs_ahead", True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, other)]
+    return without_clocks(read_rows(one)) == without_clocks(read_rows(other)) and all(
+        torch.equal(t, weights[1][name]) for name, t in weights[0].items()
+    )
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.1"])
+def test_running_ahead_changes_nothing(
+    dropout: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"model.dropout={dropout}",)
+    train(config(*words), tmp_path / "waiting")
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    train(config(*words), tmp_path / "ahead")
+    assert _same(tmp_path / "waiting", tmp_path / "ahead")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("steps", [[1], [7], [2, 4, 5, 10]])
+def test_a_refused_step_is_noticed_later_and_to_the_same_end(
+    what: str, steps: list[int], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that were launched behind it leave no trace: they are made again."""
+    poison(monkeypatch, steps, what)
+    words = ("on_nonfinite=skip", "model.dropout=0.1", "log.every=6", "eval.every=12", "checkpoint.every=12")
+    train(config(*words), tmp_path / "waiting")
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    train(config(*words), tmp_path / "ahead")
+    assert _same(tmp_path / "waiting", tmp_path / "ahead")
+    names = [f"step_{step:08d}.json" for step in steps]
+    assert sorted(p.name for p in (tmp_path / "ahead" / "refused_steps").iterdir()) == names
+    for name in names:
+        one, other = ((tmp_path / run / "refused_steps" / name).read_text() for run in ("waiting", "ahead"))
+        assert one == other
+
+
+def test_a_run_ahead_stops_at_the_state_before(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: None
+) -> None:
+    poison(monkeypatch, [7], "gradient")
+    with pytest.raises(TrainingError, match="step 7: the gradient's norm is nan"):
+        train(config("log.every=12", "eval.every=12", "checkpoint.every=12"), tmp_path)
+    weights = load_file(tmp_path / "checkpoints" / "step_00000007" / "model.safetensors")
+    assert all(t.isfinite().all() for t in weights.values())
+
+
+def test_between_rows_nothing_waits_for_the_device(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: None
+) -> None:
+    class Watch(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):  # type: ignore[no-untyped-def]
+            Watch.waits += function.overloadpacket is torch.ops.aten._local_scalar_dense
+            return function(*arguments, **(named or {}))
+
+    original, settled = Loop.step, []
+
+    def step(loop: Loop) -> None:
+        with Watch():
+            original(loop)
+
+    take_in = Loop.settle
+    monkeypatch.setattr(Loop, "settle", lambda loop: settled.append(loop.progress.step) or take_in(loop))
+    monkeypatch.setattr(Loop, "step", step)
+    train(config("eval.every=5", "log.every=4", "checkpoint.every=8"), tmp_path)
+    assert Watch.waits == 0
+    assert settled == [3, 4, 5, 6, 8, 10, 12]  # growths at 3 and 6, evaluations, rows
+
+
+def test_pieces_hold_no_more_layers_than_are_stored() -> None:
+    assert memory.num_pieces(32, 128, depth=12, layers=12) == 1
+    assert memory.num_pieces(32, 128, depth=12, layers=6) == 2
+    assert memory.num_pieces(32, 128, depth=7, layers=6) == 2
+    assert memory.num_pieces(32, 128, depth=12, layers=3) == 4
+    assert memory.num_pieces(32, 128, depth=12, layers=1) == 4  # of 1,024 tokens; smaller ones are slow
+    assert memory.num_pieces(32, 512, depth=12, layers=1) == 16
+    assert memory.num_pieces(30, 128, depth=12, layers=6) == 2
+    assert memory.num_pieces(31, 128, depth=12, layers=3) == 1  # a prime number of rows
+    assert memory.num_pieces(1, 16, depth=12, layers=1) == 1
+    for rows in (8, 24, 32, 48):
+        for layers in (1, 3, 6, 12):
+            for depth in range(layers, 13):
+                assert rows % memory.num_pieces(rows, 4096, depth, layers) == 0
+                assert depth / memory.num_pieces(rows, 4096, depth, layers) <= layers or rows < 12
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_blocks_are_compiled_once_for_all_depths_uses_and_growths(
+    kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+) -> None:
+    """Over a whole 1-3-6-12 run there are no more graphs than shapes: never one for a depth."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    compiled, in_full = nn.Module.compile, transformer.LanguageModel.loss
+    shapes, depths = set(), set()
+
+    def loss(model: transformer.LanguageModel, batch: transformer.Batch, layer_map: tuple[int, ...]) -> Tensor:
+        shapes.add((batch.tokens.shape, torch.is_grad_enabled()))
+        depths.add((len(model.blocks), len(layer_map)))
+        return in_full(model, batch, layer_map)
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
+    monkeypatch.setattr(transformer.LanguageModel, "loss", loss)
+    torch._dynamo.reset()
+    counters.clear()
+    words = ("model.layers=12", "schedule.layers=[1,3,6,12]", "schedule.ends=[0.25,0.5,0.75,1]", "sampler.k=1")
+    train(config(f"model={kind}", *words, "compile=true", "budget.steps=40", "batch.size=8"), tmp_path)
+    assert len(depths) > 12
+    assert 2 <= len(shapes) < 6
+    assert 1 <= counters["stats"]["unique_graphs"] <= len(shapes)
+    assert counters["stats"]["unique_graphs"] == sum(counters["frames"].values()) / 2  # total and ok: none failed
