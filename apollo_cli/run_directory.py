@@ -111,7 +111,9 @@ class RunDirectory:
         Raises:
             ConfigError: a run is in it already.
         """
-        if taken := [file for file in (self.config_file, self.metrics_file) if file.exists()]:
+        if taken := [
+            path for path in (self.config_file, self.metrics_file, self.checkpoints, self.model) if path.exists()
+        ]:
             problem = f"{self} has a {taken[0].name} already: choose another directory"
             raise ConfigError([f"{problem}, or type resume={self} if it was interrupted"])
         with files.writing(self.config_file, 100_000):

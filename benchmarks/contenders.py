@@ -1,6 +1,6 @@
-"""Three ways to pretrain the same model on the same rows, each behind a gate; and the machine's matrix rate.
+"""Ways to pretrain the same model on the same rows, each behind a gate; and the machine's rate of matrix products.
 
-python -m benchmarks.contenders NAME KIND HIDDEN PIPE
+python -m benchmarks.contenders NAME KIND HIDDEN [OVERRIDE...] PIPE
 """
 
 import sys
@@ -13,26 +13,28 @@ import torch
 import torch.nn.functional as F
 
 from apollo_cli.config import Config, parse
+from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
+from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.overrides import compose_values
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
+from apollo_cli.training.run import prepare_corpus, train
 from benchmarks.gate import Gate
 
-ROWS, LONG = 32, 100_000
+ROWS, VOCABULARY, LONG = 32, 8192, 100_000
 
 
 def words(kind: str, hidden: int) -> list[str]:
-    """The overrides of every contender: full depth, nothing but steps."""
+    """The overrides of every contender: 12 layers at full depth, nothing but steps."""
     return [
         f"model={kind}", "size=nano", f"model.hidden={hidden}", f"model.heads={hidden // 64}",
-        f"model.ffn={4 * hidden}", "data.vocab_size=8192", f"batch.size={ROWS}", "device=cpu", "precision=fp32",
-        f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}",
+        f"model.ffn={4 * hidden}", f"data.vocab_size={VOCABULARY}", f"batch.size={ROWS}", "device=cpu",
+        "precision=fp32", f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}",
         f"checkpoint.every={LONG}", "tracking.wandb=disabled",
     ]  # fmt: skip
 
@@ -40,7 +42,6 @@ def words(kind: str, hidden: int) -> list[str]:
 def ours(config: Config, gate: Gate) -> None:
     """The real program."""
     from apollo_cli.training.loop import Loop
-    from apollo_cli.training.run import train
 
     original = Loop.step
 
@@ -53,14 +54,17 @@ def ours(config: Config, gate: Gate) -> None:
 
 
 def plain(config: Config, gate: Gate) -> None:
-    """A loop as one writes it by hand: whole logits, no chunks, no rows but the batch's."""
+    """A loop as one writes it by hand: whole logits, whole feed-forward parts."""
+    from apollo_cli.models import transformer
+
+    transformer.feed_forward = lambda x, inner, outer, gelu: outer(F.gelu(inner(x), approximate=gelu))  # type: ignore[assignment]
     model, batches = _model(config), _batches(config)
     optimizer = build_optimizer(model, config.optim)
     for step in range(LONG):
         gate.step()
         batch = batches.micro_batch(step, 0)
-        logits = model.logits(batch.tokens, range(config.model.layers)).flatten(0, 1)
-        loss = F.cross_entropy(logits[batch.positions], batch.targets)
+        hidden = model.trunk(batch.tokens, range(config.model.layers)).flatten(0, 1)[batch.positions]
+        loss = F.cross_entropy(model.head(hidden), batch.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
         optimizer.step()
@@ -69,7 +73,7 @@ def plain(config: Config, gate: Gate) -> None:
 
 
 def trainer(config: Config, gate: Gate) -> None:
-    """Hugging Face's Trainer with transformers' GPT-2 or BERT, from the same weights."""
+    """Hugging Face's Trainer with transformers' GPT-2 or BERT, from the same weights on the same rows."""
     from datasets import Dataset
     from transformers import (
         AutoModelForCausalLM,
@@ -82,15 +86,15 @@ def trainer(config: Config, gate: Gate) -> None:
         default_data_collator,
     )
 
+    is_bert = config.model.kind == "bert"
     corpus, folder, optim = _corpus(config), Path(mkdtemp()), config.optim
     save_model(_model(config), folder, {})
-    marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    if config.model.kind == "bert":
-        model = AutoModelForMaskedLM.from_pretrained(folder)
+    collate: Callable[[Any], Any] = default_data_collator
+    if is_bert:
+        marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer, **marks)
-        collate: Callable[[Any], Any] = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    else:
-        model, collate = AutoModelForCausalLM.from_pretrained(folder), default_data_collator
+        collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
+    model = (AutoModelForMaskedLM if is_bert else AutoModelForCausalLM).from_pretrained(folder)
 
     class Gates(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -99,7 +103,7 @@ def trainer(config: Config, gate: Gate) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         for row in corpus.training[:8192]:
             ids = row.tolist()
-            yield {"input_ids": ids} | ({} if config.model.kind == "bert" else {"labels": ids})
+            yield {"input_ids": ids} | ({} if is_bert else {"labels": ids})
 
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=LONG, per_device_train_batch_size=ROWS, learning_rate=optim.lr,
@@ -111,16 +115,20 @@ def trainer(config: Config, gate: Gate) -> None:
     Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Gates()]).train()
 
 
-def matrices(config: Config, gate: Gate) -> None:
+def square(config: Config, gate: Gate) -> None:
     """One product of 2048^3 a step."""
     _multiply(gate, [(2048, 2048, 2048)])
 
 
-def shapes(config: Config, gate: Gate) -> None:
+def layer(config: Config, gate: Gate) -> None:
     """The products of one layer's forward and backward pass, once a step."""
-    tokens, hidden, ffn = ROWS * config.data.seq_len, config.model.hidden, config.model.ffn
+    _multiply(gate, products_of_layer(config.model.hidden, config.model.ffn, ROWS * config.data.seq_len))
+
+
+def products_of_layer(hidden: int, ffn: int, tokens: int) -> list[tuple[int, int, int]]:
+    """(a, b, c) for each (a, b) by (b, c): those forward, and the two of each one's backward pass."""
     forward = [(tokens, hidden, 3 * hidden), (tokens, hidden, hidden), (tokens, hidden, ffn), (tokens, ffn, hidden)]
-    _multiply(gate, [turned for a, b, c in forward for turned in ((a, b, c), (a, c, b), (b, a, c))])
+    return [turned for a, b, c in forward for turned in ((a, b, c), (a, c, b), (b, a, c))]
 
 
 def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
@@ -132,13 +140,10 @@ def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
 
 
 def _corpus(config: Config) -> Any:
-    from apollo_cli.data import cache_folder
-    from apollo_cli.training.run import prepare_corpus
-
-    return prepare_corpus(config, cache_folder.path(None), Console())
+    return prepare_corpus(config, cache_folder.path(config.data.cache_dir), Console())
 
 
-def _model(config: Config) -> Any:
+def _model(config: Config) -> LanguageModel:
     torch.manual_seed(config.run.seed)
     return build(config.shape, config.model.layers)
 
@@ -149,10 +154,10 @@ def _batches(config: Config) -> TrainingBatches:
     return TrainingBatches(corpus.training, task, config.run.seed, ROWS, ROWS)
 
 
-CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, matrices, shapes)}
+CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, square, layer)}
 
 if __name__ == "__main__":
-    name, kind, hidden, pipe = sys.argv[1:]
-    config = parse(compose_values(words(kind, int(hidden))))
-    choose(config.run)
-    CONTENDERS[name](config, Gate(int(pipe)))
+    name, kind, hidden, *more, pipe = sys.argv[1:]
+    typed = {word.partition("=")[0] for word in more}
+    kept = [word for word in words(kind, int(hidden)) if word.partition("=")[0] not in typed]
+    CONTENDERS[name](parse(compose_values([*kept, *more])), Gate(int(pipe)))

@@ -31,7 +31,7 @@ def test_what_is_claimed_is_read_back(directory: RunDirectory) -> None:
     assert directory.summary() == {"status": "running"}
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints", "model"])
 def test_a_directory_with_a_run_is_not_claimed(name: str, directory: RunDirectory) -> None:
     (directory.path / name).write_text("mine")
     with pytest.raises(ConfigError, match=f"has a {name} already.*resume="):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_TOKENS_AT_ONCE = 512
+_TOKENS_AT_ONCE = 1024
 _SLOPE = 2 * (2 / pi) ** 0.5
 _CUBIC = 0.044715 * _SLOPE  # the tanh form of GELU (Hendrycks & Gimpel 2016) has these two
 
@@ -50,8 +50,8 @@ class _FeedForward(torch.autograd.Function):
         result = torch.empty_like(tokens)
         after = _workspace(before)
         for source, a, target in zip(*map(_parts, (tokens, before, result)), strict=True):
-            torch.addmm(in_bias, source, in_weight.t(), out=a)
-            torch.addmm(out_bias, activate(a, gelu, after[: len(a)]), out_weight.t(), out=target)
+            torch.mm(source, in_weight.t(), out=a).add_(in_bias)  # faster than addmm, which begins with a copy
+            torch.mm(activate(a, gelu, after[: len(a)]), out_weight.t(), out=target).add_(out_bias)
         ctx.save_for_backward(tokens, before, in_weight, out_weight)
         ctx.gelu = gelu
         return result.view(hidden.shape)

@@ -44,6 +44,13 @@ class Device:
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
 
+    def sentence(self, run: Run) -> str:
+        """What was decided, and by whom."""
+        precision = "bf16 products" if self.bf16 else "fp32"
+        compiled = "blocks are compiled" if self.compile else "nothing is compiled"
+        why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
+        return f"device: {self.name}, {precision}, {compiled}{why}"
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""

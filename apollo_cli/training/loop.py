@@ -19,6 +19,7 @@ from apollo_cli.errors import TrainingError
 from apollo_cli.growth.expanders import grow
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.plan import Plan
+from apollo_cli.models.footprint import Footprint
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state, restore_random_state
@@ -71,6 +72,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.saved_step = self.progress.step
         self.started = perf_counter() - self.progress.total_seconds
+        self.footprint = Footprint(self.model.shape, self.device.device.type, self.device.bf16)
         self.launched: list[Launched] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 from a step that is not finite to `settle`
 
@@ -173,7 +175,7 @@ class Loop:
         for part, depth in enumerate(depths):
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
-            count = num_pieces(rows, seq_len, depth, len(self.model.blocks))
+            count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
             pieces = [self.piece(piece, depth, count * len(depths)) for piece in batch.pieces(count)]
             losses.append(torch.stack(pieces).mean())
         return torch.stack(losses)

@@ -11,24 +11,31 @@ import torch
 from apollo_cli import files
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
+from apollo_cli.models.footprint import Footprint
 from apollo_cli.training.device import Device
 
 FEWEST_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
-# Measured at nano and mini on Linux: Python, torch and all libraries; and what lies between tensors in the heap.
-_PROCESS, _ALLOCATED = 400_000_000, 1.1
+CPU_ACTIVATIONS = 500_000_000  # bytes
+# Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and by how much the heap
+# is larger than the tensors in it, which gradients that stay from piece to piece break up.
+_PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
 _DOUBT = 2  # the plan's figure is an estimate: what needs less than twice the memory is tried
 
 
-def num_pieces(rows: int, seq_len: int, depth: int, layers: int) -> int:
+def num_pieces(footprint: Footprint, rows: int, seq_len: int, depth: int, layers: int) -> int:
     """In how many equal pieces a micro-batch goes through `depth` layers, of which `layers` are stored.
 
     Activations are kept for each layer that runs. A piece has so few rows that all of them together are no more
     than the stored layers keep for the whole batch: then a stage needs memory for its N, not for the target
-    depth L. Gradients add up, so the step is the same one.
+    depth L. On a CPU they also stay below a limit, for large batches are not faster there. Gradients add up, so
+    the step is the same one.
     """
+    kept = rows * seq_len * layers  # tokens times layers
+    if footprint.device == "cpu":
+        kept = min(kept, CPU_ACTIVATIONS // footprint.of_layer)
     most = rows * seq_len // FEWEST_TOKENS
     allowed = [count for count in range(1, max(1, most) + 1) if rows % count == 0]
-    return next((count for count in allowed if count * layers >= depth), allowed[-1])
+    return next((count for count in allowed if rows * seq_len * depth <= count * kept), allowed[-1])
 
 
 def refuse_what_cannot_fit(plan: Plan, device: Device) -> None:
@@ -59,11 +66,11 @@ def total_bytes(device: Device) -> int | None:
         return None
 
 
-def process_bytes(device: Device, tensors: int) -> int:
+def process_bytes(device: Device, tensors: int, pieces: int) -> int:
     """What a run takes of the memory whose `peak_bytes` are measured, from what its tensors take."""
     if device.device.type == "cuda":
         return tensors
-    return _PROCESS + round(_ALLOCATED * tensors)
+    return _PROCESS + round((_HEAP if pieces == 1 else _HEAP_IN_PIECES) * tensors)
 
 
 def peak_bytes(device: Device) -> int:

@@ -29,9 +29,10 @@ def make_work(config: Config, device: Device) -> Work:
     footprint = Footprint(shape, device.device.type, device.bf16)
 
     def memory_bytes(layers: int, depth: int) -> int:
-        pieces = num_pieces(rows, seq_len, depth, layers)
+        pieces = num_pieces(footprint, rows, seq_len, depth, layers)
         tokens, asked = rows * seq_len // pieces, predictions // pieces
-        return process_bytes(device, footprint.training_bytes(num_parameters(shape, layers), tokens, depth, asked))
+        tensors = footprint.training_bytes(num_parameters(shape, layers), tokens, depth, asked)
+        return process_bytes(device, tensors, pieces)
 
     return Work(
         target=config.model.layers,

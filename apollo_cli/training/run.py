@@ -56,7 +56,7 @@ def train(config: Config, run_dir: Path) -> Result:
     cache = cache_folder.path(config.data.cache_dir)
     device = choose(config.run)
     plan = make_plan(config, device)
-    _show(plan, config, console)
+    _show(plan, config, device, console)
     if not config.run.plan:
         refuse_what_cannot_fit(plan, device)
     with files.writing(run_dir, 0):
@@ -98,7 +98,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
         checkpoint = checkpoints.load_newest(console.say, directory.metrics_bytes())
         plan = _plan_again(config, device, directory, checkpoint, console)
-        _show(plan, config, console)
+        _show(plan, config, device, console)
         console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
         with cache_folder.in_use(cache):
             corpus = prepare_corpus(config, cache, console)
@@ -304,9 +304,10 @@ class _Session:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _show(plan: Plan, config: Config, console: Console) -> None:
+def _show(plan: Plan, config: Config, device: Device, console: Console) -> None:
     console.show(plan_table(plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(plan))
+    console.say(device.sentence(config.run))
 
 
 def _cache_to_resume(config: Config, directory: RunDirectory, overrides: dict[str, Any]) -> Path:

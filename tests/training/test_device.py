@@ -55,3 +55,14 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
     monkeypatch.setattr(Loop, "backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):
         train(config(), tmp_path)
+
+
+def test_a_run_says_what_was_decided_and_by_whom(config: Callable[..., Config]) -> None:
+    run = config("compile=auto").run
+    assert (
+        choose(run)
+        .sentence(run)
+        .endswith("nothing is compiled (compile=auto: on CUDA alone, a CPU gains nothing from it)")
+    )
+    run = config("compile=true", "precision=bf16").run
+    assert choose(run).sentence(run).endswith("bf16 products, blocks are compiled")

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from apollo_cli.config import Config
 from apollo_cli.errors import TrainingError
 from apollo_cli.models import cross_entropy, feed_forward, transformer
+from apollo_cli.models.footprint import Footprint
+from apollo_cli.models.shape import Shape
 from apollo_cli.training import loop as loops
 from apollo_cli.training import memory
 from apollo_cli.training.device import Device
@@ -163,20 +165,35 @@ def test_between_rows_nothing_waits_for_the_device(
 
 
 def test_pieces_hold_no_more_layers_than_are_stored() -> None:
-    assert memory.num_pieces(32, 128, depth=12, layers=12) == 1
-    assert memory.num_pieces(32, 128, depth=12, layers=6) == 2
-    assert memory.num_pieces(32, 128, depth=7, layers=6) == 2
-    assert memory.num_pieces(32, 128, depth=12, layers=3) == 4
-    assert memory.num_pieces(32, 128, depth=12, layers=1) == 4  # of 1,024 tokens; smaller ones are slow
-    assert memory.num_pieces(32, 512, depth=12, layers=1) == 16
-    assert memory.num_pieces(30, 128, depth=12, layers=6) == 2
-    assert memory.num_pieces(31, 128, depth=12, layers=3) == 1  # a prime number of rows
-    assert memory.num_pieces(1, 16, depth=12, layers=1) == 1
-    for rows in (8, 24, 32, 48):
+    nano = Footprint(Shape("bert", 4096, 128, 128, 2, 512, 12), "cpu", bf16=False)
+
+    def pieces(rows: int, seq_len: int, depth: int, layers: int) -> int:
+        return memory.num_pieces(nano, rows, seq_len, depth, layers)
+
+    assert pieces(32, 128, 12, 12) == 1
+    assert pieces(32, 128, 12, 6) == 2
+    assert pieces(32, 128, 7, 6) == 2
+    assert pieces(32, 128, 12, 3) == 4
+    assert pieces(32, 128, 12, 1) == 4  # of 1,024 tokens; smaller ones are slow
+    assert pieces(32, 512, 12, 1) == 16
+    assert pieces(30, 128, 12, 6) == 2
+    assert pieces(31, 128, 12, 3) == 1  # a prime number of rows
+    assert pieces(1, 16, 12, 1) == 1
+    for rows in (12, 24, 32, 48):
         for layers in (1, 3, 6, 12):
             for depth in range(layers, 13):
-                assert rows % memory.num_pieces(rows, 4096, depth, layers) == 0
-                assert depth / memory.num_pieces(rows, 4096, depth, layers) <= layers or rows < 12
+                count = pieces(rows, 1024, depth, layers)
+                assert rows % count == 0
+                assert depth <= count * layers
+
+
+def test_on_a_cpu_activations_stay_below_a_limit() -> None:
+    base = Shape("bert", 32768, 512, 768, 12, 3072, 12)
+    cpu, gpu = (Footprint(base, device, bf16=False) for device in ("cpu", "cuda"))
+    count = memory.num_pieces(cpu, 48, 512, 12, 12)
+    assert 48 * 512 * 12 * cpu.of_layer / count <= memory.CPU_ACTIVATIONS
+    assert 48 * 512 * 12 * cpu.of_layer / (count / 2) > memory.CPU_ACTIVATIONS  # and are not far below it
+    assert memory.num_pieces(gpu, 48, 512, 12, 12) == 1
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
