@@ -26,6 +26,10 @@ class Gate:
             self.left, self.began = int(order), perf_counter()
         self.left -= 1
 
+    def end(self) -> None:
+        """Stands behind the last step."""
+        self._report(perf_counter() - self.began)
+
     def _report(self, seconds: float) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         os.write(self.pipe, json.dumps({"seconds": seconds, "peak_bytes": peak}).encode() + b"\n")
@@ -49,11 +53,14 @@ class Gated:
         self.reports = os.fdopen(reading)
         self._report()  # ready for its first step
 
-    def run(self, steps: int) -> float:
-        """Seconds that this many steps took."""
+    def run(self, steps: int, ends: bool = False) -> float:
+        """Seconds that this many steps took; if the program ends with them, its end included."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
+        if ends:
+            self.process.stdin.close()
+            self.process.stdin = None
         return self._report()["seconds"]
 
     def _report(self) -> dict[str, Any]:
@@ -65,5 +72,5 @@ class Gated:
 
     def close(self) -> int:
         """Ends the program; its peak memory in bytes."""
-        self.process.communicate("\n")
+        self.process.communicate("\n" if self.process.stdin else None)
         return self.last["peak_bytes"]

@@ -73,7 +73,7 @@ def train(config: Config, run_dir: Path) -> Result:
             except ApolloError:
                 directory.disown()
                 raise
-        return _Session(config, plan, device, corpus, directory, console).run(None)
+        return Session(config, plan, device, corpus, directory, console).run(None)
 
 
 def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
@@ -107,7 +107,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
                 f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
                 "Restore the files, or begin a new run"
             )
-        return _Session(config, plan, device, corpus, directory, console).run(checkpoint)
+        return Session(config, plan, device, corpus, directory, console).run(checkpoint)
 
 
 def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
@@ -157,7 +157,7 @@ def _plan_again(
         return plan
 
 
-class _Session:
+class Session:
     """The part of a run that has a run directory and a corpus."""
 
     def __init__(
@@ -173,10 +173,10 @@ class _Session:
             checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint, run_id=uuid4().hex[:16])
         )
         progress.planned_steps = self.plan.steps
-        tracker = self._tracker(progress)
+        tracker = self.tracker(progress)
         status = "failed"
         try:
-            loop = self._loop(checkpoint, progress, tracker)
+            loop = self.loop(checkpoint, progress, tracker)
             self.console.start(self.plan)
             with StopRequest() as stop:
                 loop.run(stop)
@@ -218,7 +218,8 @@ class _Session:
             tracker.close(status, summary["totals"] | summary["losses"])
             self.console.show(summary_table(summary))
 
-    def _tracker(self, progress: Progress) -> Tracker:
+    def tracker(self, progress: Progress) -> Tracker:
+        """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
         config = self.config
         metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
@@ -228,7 +229,12 @@ class _Session:
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
 
-    def _loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+        """The moving parts, new or as the checkpoint has them.
+
+        Raises:
+            CheckpointError: it is of another plan or another model.
+        """
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages

@@ -47,7 +47,8 @@ def test_of_several_that_resume_one_run_one_does(corpus_file: Path, tmp_path: Pa
     assert planned.returncode == 0
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("plan: true", "plan: false"))  # as if killed before its first step
-    started = [_start(["resume=run"], tmp_path) for _ in range(4)]
+    again = ["resume=run", f"data.cache_dir={tmp_path}/cache"]  # a plan makes no cache, so it is typed
+    started = [_start(again, tmp_path) for _ in range(4)]
     ended = [(process.communicate(timeout=300)[1], process.returncode) for process in started]
     winners = [process.pid for process in started if process.returncode == 0]
     assert len(winners) == 1

@@ -1,0 +1,176 @@
+"""The figures of `make bench` as benchmarks/RESULTS.md."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+TITLES = {
+    "peers": "Against peers",
+    "depth": "Depth is free",
+    "whole_run": "Seconds saved and FLOPs saved",
+    "around": "Around a step",
+    "checkpoint": "A checkpoint",
+    "start": "The start",
+    "memory": "Memory of a stage",
+}
+BARS = {"gpt": 1.35, "bert": 1.6}  # times the tokens per second of HF's Trainer
+LESS_MEMORY = 0.6
+
+
+def write(figures: dict[str, Any]) -> None:
+    """The report on the parts that are there."""
+    lines = [
+        "# How fast",
+        "",
+        "Made by `make bench`; a part of it by `python -m benchmarks.speed PART`. Medians [fastest - slowest].",
+        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32.",
+    ]
+    for name, title in TITLES.items():
+        if name in figures:
+            lines += ["", f"## {title}", "", *globals()[f"_{name}"](figures[name])]
+    lines += ["", "## On a GPU", "", *_NO_GPU]
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"written: {RESULTS}")
+
+
+def _peers(figures: dict[str, Any]) -> Iterable[str]:
+    yield "12 layers, sequence 128, batch 32, vocabulary 8192, the same weights and rows, AdamW, each in turn."
+    yield "`rate` is model FLOPs a second beside 2048^3 products and one layer's own products in the same turns."
+    yield ""
+    head = ("", "tokens/s", "times HF", "rate", "of 2048^3", "of its shapes", "peak memory", "of HF's", "bars")
+    yield from _table_head(head)
+    for model, found in figures.items():
+        bar, seconds, peaks = BARS[model.split()[0]], found["seconds"], found["peak_bytes"]
+        speed = {name: found["flops_of"][name] / median(seconds[name]) for name in ("square", "layer")}
+        for name, title in (("ours", "ours"), ("plain", "plain loop"), ("trainer", "HF Trainer")):
+            times = seconds[name]
+            rate = found["flops"] / median(times)
+            faster = median(theirs / mine for theirs, mine in zip(seconds["trainer"], times, strict=True))
+            smaller = peaks[name] / peaks["trainer"]
+            kept = f"{_met(faster >= bar)} {bar}, {_met(smaller <= LESS_MEMORY)} {LESS_MEMORY}"
+            yield _row(
+                f"{model}: {title}",
+                _spread([found["tokens"] / t for t in times], ".0f"),
+                f"{faster:.2f}",
+                f"{rate / 1e9:.0f} GFLOP/s",
+                f"{rate / speed['square']:.0%}",
+                f"{rate / speed['layer']:.0%}",
+                f"{peaks[name] / 1e9:.2f} GB",
+                f"{smaller:.2f}",
+                kept if name == "ours" else "",
+            )
+
+
+def _depth(figures: dict[str, Any]) -> Iterable[str]:
+    yield "Seconds of a step at nano, batch 16: as many layers stored as run, and one stored layer shared by all."
+    for kind, cells in figures.items():
+        times = {(cell["stored"], cell["depth"]): median(cell["seconds"]) for cell in cells}
+        depths = sorted({depth for _, depth in times})
+        stored, shared = ([times[(n or d, d)] for d in depths] for n in (0, 1))
+        slope, base = np.polyfit(depths, stored, 1)
+        rest = max(abs(t - base - slope * d) / t for d, t in zip(depths, stored, strict=True))
+        yield ""
+        yield (
+            f"{kind}: t = {base * 1e3:.1f} ms + {slope * 1e3:.1f} ms x depth, largest residual {rest:.1%}; "
+            f"sharing one layer takes {median(b / a for a, b in zip(stored, shared, strict=True)):.2f} of that."
+        )
+        yield ""
+        yield from _table_head(("depth", *map(str, depths)))
+        yield _row("stored, ms", *(f"{1e3 * t:.0f}" for t in stored))
+        yield _row("shared, ms", *(f"{1e3 * t:.0f}" for t in shared))
+
+
+def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
+    yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, ten of each in turn; training seconds."
+    yield ""
+    yield from _table_head(("", "FLOPs saved", "seconds saved", "seconds / FLOPs", "bar"))
+    for kind, found in figures.items():
+        flops, seconds = (1 - found["apollo"][what] / found["scratch"][what] for what in ("flops", "train_seconds"))
+        ratio = seconds / flops
+        yield _row(kind, f"{flops:.1%}", f"{seconds:.1%}", f"{ratio:.2f}", f"{_met(ratio >= 0.97)} 0.97")
+
+
+def _around(figures: dict[str, Any]) -> Iterable[str]:
+    yield "Of a step at nano, batch 32, on a terminal with W&B offline; its recorder is a process of its own."
+    yield ""
+    names = list(next(iter(figures.values()))["parts"])
+    yield from _table_head(("", "step", *names, "in all", "bar", "recorder, CPU"))
+    for kind, found in figures.items():
+        step, parts = found["step_seconds"], found["parts"]
+        total = sum(parts.values()) / step
+        yield _row(
+            kind,
+            f"{step * 1e3:.0f} ms",
+            *(f"{parts[name] * 1e3:.2f} ms" for name in names),
+            f"{total:.2%}",
+            f"{_met(total < 0.01)} 1%",
+            f"{found['recorder_cpu_seconds'] / step:.2%}",
+        )
+
+
+def _checkpoint(figures: dict[str, Any]) -> Iterable[str]:
+    yield "At nano: weights, AdamW's moments, checksums, all synced to the disk and renamed."
+    yield ""
+    yield from _table_head(("", "parameters", "ms", "bar"))
+    for kind, found in figures.items():
+        times = [1e3 * t for t in found["seconds"]]
+        yield _row(kind, f"{found['parameters']:,}", _spread(times, ".0f"), f"{_met(median(times) < 50)} 50")
+
+
+def _start(figures: dict[str, Any]) -> Iterable[str]:
+    yield "Seconds from the command on, with a warm cache; `import torch` alone for comparison."
+    yield ""
+    yield from _table_head(("", "seconds", "bar"))
+    bars = {"help": 1.0, "first update": 6.0}
+    for name, times in figures.items():
+        bar = f"{_met(median(times) < bars[name])} {bars[name]:g}" if name in bars else ""
+        yield _row(name, _spread(times, ".2f"), bar)
+
+
+def _memory(figures: dict[str, Any]) -> Iterable[str]:
+    yield "Peak resident memory of a stage at batch 32, every micro-step at the full depth of 12."
+    yield ""
+    yield from _table_head(("", "layers", "plan says", "measured", "ratio", "bar"))
+    for model, stages in figures.items():
+        for stage in stages:
+            ratio = stage["plan"] / stage["measured"]
+            sizes = (f"{stage[name] / 1e9:.2f} GB" for name in ("plan", "measured"))
+            yield _row(model, str(stage["layers"]), *sizes, f"{ratio:.2f}", f"{_met(abs(ratio - 1) <= 0.1)} 10%")
+
+
+_NO_GPU = [
+    "Unmeasured: no GPU was at hand. What is there for one: bf16 autocast, attention through SDPA, blocks compiled",
+    "once for all depths (a test counts the graphs), fused AdamW, pinned batches copied ahead on a stream of their",
+    "own, and no wait for the device between two rows of the log (a test counts the waits).",
+]
+
+
+def _met(holds: bool) -> str:
+    return "met:" if holds else "**not met:**"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{median(values):{form}} [{min(values):{form}} - {max(values):{form}}]"
+
+
+def _table_head(names: Sequence[str]) -> Iterable[str]:
+    yield _row(*names)
+    yield _row(*("---" for _ in names))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,245 @@
+"""How fast we are, against peers and against ourselves: `make bench`, about half an hour on two quiet cores.
+
+Each part leaves its figures in outputs/bench/PART.json and is not measured again while that file is there.
+`python -m benchmarks.speed PART...` measures some; the report is benchmarks/RESULTS.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from time import perf_counter, sleep
+from typing import Any
+
+from apollo_cli import files
+
+FOLDER = Path("outputs/bench")
+KINDS, WIDTHS = ("gpt", "bert"), {"nano": 128, "mini": 256}
+APOLLO_STEPS = 200
+
+
+def peers() -> dict[str, Any]:
+    """Tokens per second at full depth and peak memory, in turns, of us, a plain loop and HF's Trainer."""
+    from benchmarks.contenders import ROWS, VOCABULARY, products_of_layer, words
+    from benchmarks.gate import Gated
+
+    rounds, found = {"nano": (9, 3), "mini": (7, 2)}, {}
+    for size, hidden in WIDTHS.items():
+        for kind in KINDS:
+            names = ("ours", "plain", "trainer", "square", "layer")
+            running = {name: Gated(["-m", "benchmarks.contenders", name, kind, str(hidden)]) for name in names}
+            many, steps = rounds[size]
+            seconds: dict[str, list[float]] = {name: [] for name in names}
+            for program in running.values():
+                program.run(2)
+            for _ in range(many):
+                for name, program in running.items():
+                    seconds[name].append(program.run(steps) / steps)
+            products = products_of_layer(hidden, 4 * hidden, ROWS * 128)
+            found[f"{kind} {size}"] = {
+                "tokens": ROWS * 128,
+                "flops": _flops_of(words(kind, hidden)),
+                "flops_of": {"square": 2 * 2048**3, "layer": sum(2 * a * b * c for a, b, c in products)},
+                "seconds": seconds,
+                "peak_bytes": {name: program.close() for name, program in running.items()},
+                "vocabulary": VOCABULARY,
+            }
+    return found
+
+
+def _flops_of(words: list[str]) -> int:
+    """Model FLOPs of a step at full depth."""
+    from apollo_cli.config import parse
+    from apollo_cli.overrides import compose_values
+    from apollo_cli.training.device import choose
+    from apollo_cli.training.planning import make_work
+
+    config = parse(compose_values(words))
+    return make_work(config, choose(config.run)).flops(config.model.layers)
+
+
+def depth() -> dict[str, Any]:
+    """Seconds of a step at every depth, with as many layers stored and with one layer shared, in turns."""
+    from benchmarks.loops import FixedDepth, make_loop
+
+    found = {}
+    for kind in KINDS:
+        loops = {
+            (stored, depth): make_loop([f"model={kind}", "model.layers=12"], stored, FixedDepth(depth))
+            for depth in range(1, 13)
+            for stored in {1, depth}
+        }
+        seconds: dict[tuple[int, int], list[float]] = {key: [] for key in loops}
+        for turn in range(8):
+            for key, loop in loops.items():
+                start = perf_counter()
+                loop.step()
+                if turn:
+                    seconds[key].append(perf_counter() - start)
+        found[kind] = [
+            {"stored": stored, "depth": depth, "seconds": times} for (stored, depth), times in seconds.items()
+        ]
+    return found
+
+
+def whole_run() -> dict[str, Any]:
+    """A whole Apollo run and a whole scratch run of the same model, ten steps of each in turn."""
+    from benchmarks.gate import Gated
+
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        folders, running = {}, {}
+        for name in ("apollo", "scratch"):
+            folders[name] = Path(mkdtemp()) / "run"
+            words = [f"experiment={name}_{kind}", f"budget.steps={APOLLO_STEPS}", f"hydra.run.dir={folders[name]}"]
+            running[name] = Gated(["-m", "benchmarks.gated", *words])
+        for first in range(0, APOLLO_STEPS, 10):
+            for program in running.values():
+                program.run(10, ends=first + 10 == APOLLO_STEPS)
+        found[kind] = {}
+        for name, folder in folders.items():
+            running[name].close()
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            found[kind][name] = {"flops": rows[-1]["flops"], "train_seconds": rows[-1]["train_seconds"]}
+    return found
+
+
+def around() -> dict[str, Any]:
+    """What a step costs beside forward, backward and update: batch, depth, rows, progress; and W&B's recorder."""
+    from benchmarks.loops import Stopwatch, make_loop
+
+    found = {}
+    for kind in KINDS:
+        loop = make_loop([f"model={kind}", "batch.size=32", "tracking.wandb=offline"], 12, None, real_tracker=True)
+        recorder = loop.tracker.listeners[0].process.pid  # type: ignore[attr-defined]
+        watch = Stopwatch()
+        watch.around(loop.training, "micro_batch")
+        watch.around(loop, "depths")
+        watch.around(loop, "standing")
+        watch.around(loop.tracker, "step")
+        watch.around(loop, "log")
+        for _ in range(3):
+            loop.step()
+        sleep(5)  # the recorder starts
+        watch.seconds, cpu_before, start, steps = {}, _cpu_seconds(recorder), perf_counter(), 40
+        for _ in range(steps):
+            loop.step()
+            if loop.progress.step % loop.config.log.every == 0:
+                loop.log()
+        whole = perf_counter() - start
+        bar = loop.tracker.console.bar
+        assert bar is not None
+        began = perf_counter()
+        for _ in range(100):
+            bar.refresh()
+        refreshed = (perf_counter() - began) / 100 * 4 * whole / steps  # four times a second
+        sleep(2)
+        found[kind] = {
+            "step_seconds": whole / steps,
+            "parts": {name: seconds / steps for name, seconds in watch.seconds.items()} | {"bar": refreshed},
+            "recorder_cpu_seconds": (_cpu_seconds(recorder) - cpu_before) / steps,
+        }
+        loop.tracker.close("completed", {})
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def checkpoint() -> dict[str, Any]:
+    """Seconds that a checkpoint takes, the state of AdamW included."""
+    from benchmarks.loops import make_loop
+
+    found = {}
+    for kind in KINDS:
+        loop = make_loop([f"model={kind}"], 12, None)
+        times = []
+        for _ in range(13):
+            loop.step()
+            start = perf_counter()
+            loop.save()
+            times.append(perf_counter() - start)
+        found[kind] = {"seconds": times[3:], "parameters": loop.model.num_parameters()}
+    return found
+
+
+def start() -> dict[str, Any]:
+    """Seconds from the command to its help, its plan and its first update, with a warm cache."""
+    command = [sys.executable, "-m", "apollo_cli.train"]
+    found: dict[str, list[float]] = {"help": [], "plan": [], "first update": [], "import torch": []}
+    for _ in range(6):
+        began = perf_counter()
+        subprocess.run([*command, "--help"], check=True, capture_output=True)
+        found["help"].append(perf_counter() - began)
+        began = perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        found["import torch"].append(perf_counter() - began)
+        began = perf_counter()
+        words = [*command, "log.every=1", f"hydra.run.dir={mkdtemp()}/run"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("Plan:"):
+                    found["plan"].append(perf_counter() - began)
+                if line.startswith("step     1/"):
+                    found["first update"].append(perf_counter() - began)
+                    break
+            process.kill()
+    return {name: times[1:] for name, times in found.items()}
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of each stage: what the plan says, and what was measured."""
+    from benchmarks.contenders import words
+
+    found = {}
+    for size, hidden in WIDTHS.items():
+        for kind in KINDS:
+            folder = Path(mkdtemp()) / "run"
+            more = {
+                "sampler": "full", "schedule": "apollo", "budget.steps": "24",
+                "schedule.ends": "[0.25,0.5,0.75,1]", "log.every": "6",
+            }  # fmt: skip
+            kept = [word for word in words(kind, hidden) if word.partition("=")[0] not in more]
+            typed = [*kept, *(f"{key}={value}" for key, value in more.items()), f"hydra.run.dir={folder}"]
+            subprocess.run([sys.executable, "-m", "apollo_cli.train", *typed], check=True, capture_output=True)
+            stages = json.loads((folder / "plan.json").read_text())["stages"]
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            peaks = [row["perf/peak_memory_bytes"] for row in rows if "train/loss" in row]
+            found[f"{kind} {size}"] = [
+                {"layers": stage["layers"], "plan": stage["memory_bytes"], "measured": peak}
+                for stage, peak in zip(stages, peaks, strict=True)
+            ]
+    return found
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    part.__name__: part for part in (peers, depth, whole_run, around, checkpoint, start, memory)
+}
+
+
+def main(asked: list[str]) -> None:
+    from benchmarks import report
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in asked or PARTS:
+        path = FOLDER / f"{name}.json"
+        if not path.exists():
+            print(f"measuring {name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
+            files.write_json(path, PARTS[name]())
+    figures = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in PARTS if _is_there(name)}
+    report.write(figures)
+
+
+def _is_there(name: str) -> bool:
+    return (FOLDER / f"{name}.json").exists()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
