@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-faults check format wheel picture clean
+.PHONY: help install train test test-slow test-faults check format wheel picture bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +44,13 @@ wheel: $(STAMP)  ## build dist/*.whl
 
 picture: $(STAMP)  ## train the README's runs and draw its picture
 	$(BIN)/python -m benchmarks.picture
+
+bench: $(BENCH)  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.speed
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
 
 clean:  ## remove .venv and build output; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
+from uuid import uuid4
 
 from apollo_cli.config import parse
 from apollo_cli.data import cache_folder
@@ -54,7 +55,7 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     directory = RunDirectory(Path(mkdtemp()))
     corpus = prepare_corpus(config, cache_folder.path(None), console)
     session = Session(config, plan, device, corpus, directory, console)
-    progress = Progress(data=corpus.fingerprint)
+    progress = Progress(data=corpus.fingerprint, run_id=uuid4().hex[:16])
     tracker: Any = session.tracker(progress) if real_tracker else _Silent()
     loop = session.loop(None, progress, tracker)
     loop.model.blocks = loop.model.blocks[:stored]

@@ -109,41 +109,49 @@ def whole_run() -> dict[str, Any]:
 
 def around() -> dict[str, Any]:
     """What a step costs beside forward, backward and update: batch, depth, rows, progress; and W&B's recorder."""
-    from benchmarks.loops import Stopwatch, make_loop
+    from benchmarks.loops import make_loop
 
     found = {}
     for kind in KINDS:
-        loop = make_loop([f"model={kind}", "batch.size=32", "tracking.wandb=offline"], 12, None, real_tracker=True)
-        recorder = loop.tracker.listeners[0].process.pid  # type: ignore[attr-defined]
-        watch = Stopwatch()
-        watch.around(loop.training, "micro_batch")
-        watch.around(loop, "depths")
-        watch.around(loop, "standing")
-        watch.around(loop.tracker, "step")
-        watch.around(loop, "log")
-        for _ in range(3):
-            loop.step()
-        sleep(5)  # the recorder starts
-        watch.seconds, cpu_before, start, steps = {}, _cpu_seconds(recorder), perf_counter(), 40
-        for _ in range(steps):
-            loop.step()
-            if loop.progress.step % loop.config.log.every == 0:
-                loop.log()
-        whole = perf_counter() - start
-        bar = loop.tracker.console.bar
-        assert bar is not None
-        began = perf_counter()
-        for _ in range(100):
-            bar.refresh()
-        refreshed = (perf_counter() - began) / 100 * 4 * whole / steps  # four times a second
-        sleep(2)
-        found[kind] = {
-            "step_seconds": whole / steps,
-            "parts": {name: seconds / steps for name, seconds in watch.seconds.items()} | {"bar": refreshed},
-            "recorder_cpu_seconds": (_cpu_seconds(recorder) - cpu_before) / steps,
-        }
-        loop.tracker.close("completed", {})
+        words = [f"model={kind}", "batch.size=32", "tracking.wandb=offline"]
+        loop = make_loop(words, 12, None, real_tracker=True)
+        try:
+            found[kind] = _around(loop)
+        finally:
+            loop.tracker.console.stop()  # it has standard output meanwhile
+            loop.tracker.close("completed", {})
     return found
+
+
+def _around(loop: Any) -> dict[str, Any]:
+    from benchmarks.loops import Stopwatch
+
+    watch, recorder, bar, steps = Stopwatch(), loop.tracker.listeners[0].process.pid, loop.tracker.console.bar, 40
+    watch.around(loop.training, "micro_batch")
+    watch.around(loop, "depths")
+    watch.around(loop, "standing")
+    watch.around(loop.tracker, "step")
+    watch.around(loop, "log")
+    for _ in range(3):
+        loop.step()
+    sleep(5)  # the recorder starts
+    watch.seconds, cpu_before, began = {}, _cpu_seconds(recorder), perf_counter()
+    for _ in range(steps):
+        loop.step()
+        if loop.progress.step % loop.config.log.every == 0:
+            loop.log()
+    step_seconds = (perf_counter() - began) / steps
+    began = perf_counter()
+    for _ in range(100):
+        bar.refresh()
+    refresh_seconds = (perf_counter() - began) / 100
+    sleep(2)
+    return {
+        "step_seconds": step_seconds,
+        "parts": {name: seconds / steps for name, seconds in watch.seconds.items()}
+        | {"bar": refresh_seconds * 4 * step_seconds},  # four times a second
+        "recorder_cpu_seconds": (_cpu_seconds(recorder) - cpu_before) / steps,
+    }
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -28,14 +28,16 @@ def num_pieces(footprint: Footprint, rows: int, seq_len: int, depth: int, layers
     Activations are kept for each layer that runs. A piece has so few rows that all of them together are no more
     than the stored layers keep for the whole batch: then a stage needs memory for its N, not for the target
     depth L. On a CPU they also stay below a limit, for large batches are not faster there. Gradients add up, so
-    the step is the same one.
+    the step is the same one. A power of two: few sizes occur, and pieces too small to be fast do not.
     """
-    kept = rows * seq_len * layers  # tokens times layers
+    tokens = rows * seq_len
+    kept = tokens * layers
     if footprint.device == "cpu":
         kept = min(kept, CPU_ACTIVATIONS // footprint.of_layer)
-    most = rows * seq_len // FEWEST_TOKENS
-    allowed = [count for count in range(1, max(1, most) + 1) if rows % count == 0]
-    return next((count for count in allowed if rows * seq_len * depth <= count * kept), allowed[-1])
+    count = 1
+    while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * FEWEST_TOKENS:
+        count *= 2
+    return count
 
 
 def refuse_what_cannot_fit(plan: Plan, device: Device) -> None:

@@ -30,8 +30,8 @@ def make_work(config: Config, device: Device) -> Work:
 
     def memory_bytes(layers: int, depth: int) -> int:
         pieces = num_pieces(footprint, rows, seq_len, depth, layers)
-        tokens, asked = rows * seq_len // pieces, predictions // pieces
-        tensors = footprint.training_bytes(num_parameters(shape, layers), tokens, depth, asked)
+        parameters = num_parameters(shape, layers)
+        tensors = footprint.training_bytes(parameters, rows * seq_len, depth, predictions, pieces)
         return process_bytes(device, tensors, pieces)
 
     return Work(

@@ -48,11 +48,13 @@ def test_a_step_by_hand() -> None:
     cpu, gpu = Footprint(shape, "cpu", False), Footprint(shape, "cuda", True)
     assert cpu.of_layer == 4 * (8 * 16 + 64) + 4 * 2 + 16 == 792
     assert gpu.of_layer == 2 * (6 * 16 + 2 * 64) + 8 * 16 + 24 == 600
-    # 16 bytes a parameter; 16 tokens through 3 layers; 14 rows of logits twice; 6 numbers a token and a prediction
-    assert cpu.training_bytes(1000, 16, 3, 14) == 16_000 + 16 * 3 * 792 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
+    # 16 bytes a parameter, 48 a token; 16 tokens, 3 layers; 14 rows of logits twice; 6 numbers for each of 30
+    piece = 16 * 3 * 792 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
+    assert cpu.training_bytes(1000, 16, 3, 14, 1) == 16_000 + 48 * 16 + piece
+    assert cpu.training_bytes(1000, 32, 3, 28, 2) == 16_000 + 48 * 32 + piece
 
 
 def test_of_large_logits_only_a_chunk_counts() -> None:
     shape = Shape("gpt", vocabulary=50_000, positions=8, hidden=16, heads=2, ffn=64, layers=6)
-    few, many = (Footprint(shape, "cpu", False).training_bytes(0, 0, 1, n) for n in (1000, 2000))
+    few, many = (Footprint(shape, "cpu", False).training_bytes(0, 0, 1, n, 1) for n in (1000, 2000))
     assert many - few == 4 * 16 * 6 * 1000

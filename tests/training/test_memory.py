@@ -5,9 +5,11 @@ import torch
 
 from apollo_cli.config import Config
 from apollo_cli.errors import ConfigError
+from apollo_cli.models.footprint import Footprint
+from apollo_cli.models.shape import Shape
 from apollo_cli.training import memory
 from apollo_cli.training.device import choose
-from apollo_cli.training.memory import refuse_what_cannot_fit, total_bytes
+from apollo_cli.training.memory import num_pieces, refuse_what_cannot_fit, total_bytes
 from apollo_cli.training.planning import make_plan
 
 
@@ -30,3 +32,17 @@ def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> N
     total = total_bytes(choose(config("device=cpu").run))
     assert total is not None
     assert total > torch.ones(1000).nbytes
+
+
+@pytest.mark.parametrize("rows", [1, 2, 97, 360, 10**9, 2**31 - 1, 10**15, 10**400])
+def test_pieces_of_any_batch_are_found_at_once(rows: int) -> None:
+    footprint = Footprint(Shape("gpt", 300, 16, 16, 2, 32, 4), "cpu", bf16=False)
+    count = num_pieces(footprint, rows, 16, depth=4, layers=1)
+    assert rows % count == 0
+
+
+@pytest.mark.parametrize("word", ["batch.size=1e8", "batch.size=1e7"])
+def test_a_batch_takes_memory_however_small_its_pieces_are(word: str, config: Callable[..., Config]) -> None:
+    huge = config(word, "batch.micro=null")
+    plan = make_plan(huge, choose(huge.run))
+    assert min(stage.memory_bytes for stage in plan.stages) > 24 * huge.batch.size * 16
