@@ -27,14 +27,14 @@ class Footprint:
     def of_layer(self) -> int:
         """Bytes that a layer keeps for the backward pass, a token.
 
-        In numbers of width h and inner width f: the layer's input, q k v, the attention's output, the sums or norms
-        around (8 h in all), the activations before GELU and, but for the chunked form in fp32 on a CPU, those after
-        it; a number for each head, and four of the norms. Autocast keeps all but two norms in 2 bytes.
+        In numbers of width h and inner width f: the layer's input, q k v, the attention's output, the sums and
+        norms around (8 h in all), what goes into GELU and comes out of it (2 f); one for each head, and four of the
+        norms. Autocast keeps all but two norms in 2 bytes.
         """
         h, f, small = self.shape.hidden, self.shape.ffn, 4 * self.shape.heads + 16
         if self.bf16:
             return 2 * (6 * h + 2 * f) + 4 * 2 * h + small
-        return 4 * (8 * h + (f if self.device == "cpu" else 2 * f)) + small
+        return 4 * (8 * h + 2 * f) + small
 
     def training_bytes(self, parameters: int, tokens: int, depth: int, predictions: int, pieces: int) -> int:
         """Peak of a micro-step that takes `tokens` and `predictions` through `depth` layers in so many `pieces`.

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.models.cross_entropy import decoder_loss
-from apollo_cli.models.feed_forward import feed_forward
 from apollo_cli.models.shape import Shape
 
 INIT_STD = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
@@ -46,6 +45,13 @@ class Batch:
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
+def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """`layer(hidden)`; on a CPU the bias is added in place, for torch begins by copying it to every row."""
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return layer(hidden)
+    return F.linear(hidden, layer.weight).add_(layer.bias)
+
+
 class Block(nn.Module):
     """One layer: self-attention and a feed-forward part, each with a residual connection and a norm."""
 
@@ -71,15 +77,15 @@ class Block(nn.Module):
     def _attention(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         rows, length, width = hidden.shape
         # parted first and turned then: so the three gradients are joined by one copy
-        parted = (part.view(rows, length, self.heads, -1) for part in self.qkv(hidden).chunk(3, -1))
+        parted = (part.view(rows, length, self.heads, -1) for part in linear(self.qkv, hidden).chunk(3, -1))
         query, key, value = (part.transpose(1, 2) for part in parted)
         mixed = F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=self._dropout_now(), is_causal=self.causal and mask is None
         )
-        return self._drop(self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width)))
+        return self._drop(linear(self.attention_out, mixed.transpose(1, 2).reshape(rows, length, width)))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self._drop(feed_forward(hidden, self.ffn_in, self.ffn_out, self.gelu))
+        return self._drop(linear(self.ffn_out, F.gelu(linear(self.ffn_in, hidden), approximate=self.gelu)))
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self._dropout_now())
