@@ -15,7 +15,7 @@ from apollo_cli.models.footprint import Footprint
 from apollo_cli.training.device import Device
 
 FEWEST_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
-CPU_ACTIVATIONS = 500_000_000  # bytes
+CPU_ACTIVATIONS = 420_000_000  # bytes; more at once is no faster
 # Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and by how much the
 # heap is larger than the tensors in it, which gradients that stay from piece to piece break up.
 _PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
