@@ -12,6 +12,7 @@ import torch
 RESULTS = Path(__file__).with_name("RESULTS.md")
 TITLES = {
     "peers": "Against peers",
+    "profile": "Where the time goes",
     "depth": "Depth is free",
     "whole_run": "Seconds saved and FLOPs saved",
     "around": "Around a step",
@@ -21,6 +22,15 @@ TITLES = {
 }
 BARS = {"gpt": 1.35, "bert": 1.6}  # times the tokens per second of HF's Trainer
 LESS_MEMORY = 0.6
+KINDS_OF_WORK = {  # parts of the names that torch gives to its operations
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention": ("attention",),
+    "GELU": ("gelu",),
+    "norms": ("layer_norm",),
+    "copies and sums": ("copy_", "cat", "aten::add", "aten::sum", "fill_", "index"),
+    "cross-entropy": ("exp_", "amax", "aten::sub_", "aten::div_", "_DecoderLoss", "scatter", "gather", "aten::log"),
+    "AdamW and clipping": ("adamw", "AdamW", "norm", "aten::mul_"),
+}
 
 
 def write(figures: dict[str, Any]) -> None:
@@ -65,6 +75,18 @@ def _peers(figures: dict[str, Any]) -> Iterable[str]:
                 f"{smaller:.2f}",
                 kept if name == "ours" else "",
             )
+
+
+def _profile(figures: dict[str, Any]) -> Iterable[str]:
+    yield "Share of a step at full depth, batch 32, vocabulary 8192. What is left are hundreds of small calls."
+    yield ""
+    yield from _table_head(("", *KINDS_OF_WORK, "the rest"))
+    for model, times in figures.items():
+        shares = dict.fromkeys((*KINDS_OF_WORK, "the rest"), 0.0)
+        for name, time in times.items():
+            work = (work for work, parts in KINDS_OF_WORK.items() if any(part in name for part in parts))
+            shares[next(work, "the rest")] += time / sum(times.values())
+        yield _row(model, *(f"{share:.1%}" for share in shares.values()))
 
 
 def _depth(figures: dict[str, Any]) -> Iterable[str]:

@@ -61,6 +61,28 @@ def _flops_of(words: list[str]) -> int:
     return make_work(config, choose(config.run)).flops(config.model.layers)
 
 
+def profile() -> dict[str, Any]:
+    """Where the time of a step goes, by torch's own profiler; the peers' sizes."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from benchmarks.loops import make_loop
+
+    found = {}
+    for size, hidden in WIDTHS.items():
+        for kind in KINDS:
+            words = [f"model={kind}", f"model.hidden={hidden}", f"model.heads={hidden // 64}", "batch.size=32"]
+            loop = make_loop([*words, f"model.ffn={4 * hidden}", "data.vocab_size=8192"], 12, None)
+            for _ in range(3):
+                loop.step()
+            with profiler(activities=[ProfilerActivity.CPU]) as seen:
+                for _ in range(3):
+                    loop.step()
+            times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+            found[f"{kind} {size}"] = dict(sorted(times.items(), key=lambda item: -item[1]))
+    return found
+
+
 def depth() -> dict[str, Any]:
     """Seconds of a step at every depth, with as many layers stored and with one layer shared, in turns."""
     from benchmarks.loops import FixedDepth, make_loop
@@ -228,7 +250,7 @@ def memory() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    part.__name__: part for part in (peers, depth, whole_run, around, checkpoint, start, memory)
+    part.__name__: part for part in (peers, profile, depth, whole_run, around, checkpoint, start, memory)
 }
 
 
