@@ -21,6 +21,7 @@ from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.overrides import compose_values
 from apollo_cli.tracking.console import Console
+from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.run import prepare_corpus, train
@@ -86,7 +87,7 @@ def trainer(config: Config, gate: Gate) -> None:
         default_data_collator,
     )
 
-    is_bert = config.model.kind == "bert"
+    is_bert, device = config.model.kind == "bert", choose(config.run)
     corpus, folder, optim = _corpus(config), Path(mkdtemp()), config.optim
     save_model(_model(config), folder, {})
     collate: Callable[[Any], Any] = default_data_collator
@@ -106,10 +107,12 @@ def trainer(config: Config, gate: Gate) -> None:
             yield {"input_ids": ids} | ({} if is_bert else {"labels": ids})
 
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=LONG, per_device_train_batch_size=ROWS, learning_rate=optim.lr,
+        output_dir=str(folder), max_steps=LONG, per_device_train_batch_size=config.batch.size,
+        learning_rate=optim.lr,
         weight_decay=optim.weight_decay, adam_beta1=optim.betas[0], adam_beta2=optim.betas[1],
         max_grad_norm=optim.clip, lr_scheduler_type="cosine", warmup_steps=2500, logging_steps=10,
-        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+        save_strategy="no", report_to="none", use_cpu=device.device.type == "cpu", bf16=device.bf16,
+        disable_tqdm=True,
     )  # fmt: skip
     data = Dataset.from_list(list(rows()))
     Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Gates()]).train()
@@ -129,6 +132,19 @@ def products_of_layer(hidden: int, ffn: int, tokens: int) -> list[tuple[int, int
     """(a, b, c) for each (a, b) by (b, c): those forward, and the two of each one's backward pass."""
     forward = [(tokens, hidden, 3 * hidden), (tokens, hidden, hidden), (tokens, hidden, ffn), (tokens, ffn, hidden)]
     return [turned for a, b, c in forward for turned in ((a, b, c), (a, c, b), (b, a, c))]
+
+
+def dense(config: Config, gate: Gate) -> None:
+    """One product of 8192^3 a step in the precision of the run, on its device; waits for it every ten."""
+    device = choose(config.run)
+    left, right = (torch.randn(8192, 8192, device=device.device) for _ in range(2))
+    if device.bf16:
+        left, right = left.bfloat16(), right.bfloat16()
+    for step in range(LONG):
+        if step % 10 == 0:
+            device.synchronize()
+        gate.step()
+        torch.mm(left, right)
 
 
 def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
@@ -154,7 +170,7 @@ def _batches(config: Config) -> TrainingBatches:
     return TrainingBatches(corpus.training, task, config.run.seed, ROWS, ROWS)
 
 
-CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, square, layer)}
+CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, square, layer, dense)}
 
 if __name__ == "__main__":
     name, kind, hidden, *more, pipe = sys.argv[1:]

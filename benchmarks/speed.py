@@ -61,6 +61,47 @@ def _flops_of(words: list[str]) -> int:
     return make_work(config, choose(config.run)).flops(config.model.layers)
 
 
+def gpu() -> dict[str, Any]:
+    """On a CUDA device: bf16, nano to base, BERT-Base at 512 and GPT-2 at 1024 tokens, beside HF's Trainer.
+
+    Ten steps at a time: then both have waited for the device, for a row of their logs.
+    """
+    from benchmarks.contenders import words
+    from benchmarks.gate import Gated
+
+    cells = [(kind, size, 512) for kind in KINDS for size in ("nano", "mini", "small")]
+    cells += [("bert", "base", 512), ("gpt", "base", 1024)]
+    hidden = {"nano": 128, "mini": 256, "small": 512, "base": 768}
+    found = {}
+    for kind, size, seq_len in cells:
+        rows = 32 * 1024 // seq_len
+        more = [
+            "device=cuda", "precision=bf16", "data.vocab_size=32768", f"data.seq_len={seq_len}",
+            f"batch.size={rows}",
+        ]  # fmt: skip
+        running = {
+            name: Gated(["-m", "benchmarks.contenders", name, kind, str(hidden[size]), *more])
+            for name in ("ours", "trainer", "dense")
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in running}
+        for program in running.values():
+            program.run(20)
+        for _ in range(5):
+            for name, program in running.items():
+                seconds[name].append(program.run(10) / 10)
+        typed = {word.partition("=")[0] for word in more}
+        kept = [word for word in words(kind, hidden[size]) if word.partition("=")[0] not in typed]
+        found[f"{kind} {size}"] = {
+            "tokens": rows * seq_len,
+            "flops": _flops_of([*kept, *more]),
+            "dense_flops": 2 * 8192**3,
+            "seconds": seconds,
+        }
+        for program in running.values():
+            program.close()
+    return found
+
+
 def profile() -> dict[str, Any]:
     """Where the time of a step goes, by torch's own profiler; the peers' sizes."""
     from torch.profiler import ProfilerActivity
@@ -255,9 +296,13 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def main(asked: list[str]) -> None:
+    import torch
+
     from benchmarks import report
 
     FOLDER.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        PARTS["gpu"] = gpu
     for name in asked or PARTS:
         path = FOLDER / f"{name}.json"
         if not path.exists():
