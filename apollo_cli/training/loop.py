@@ -95,16 +95,17 @@ class Loop:
                 self.save()
                 self.grow()
             self.step()
-            if stop.signum or self.done() or self.grows() or any(progress.step % every == 0 for every in periods):
+            signum = stop.signum  # looked at once: whatever follows from it is settled before
+            if signum or self.done() or self.grows() or any(progress.step % every == 0 for every in periods):
                 self.settle()
             if progress.step % config.log.every == 0 or self.done():
                 self.log()
             if progress.step % config.eval.every == 0 or self.done():
                 self.evaluate()
-            if progress.step % config.checkpoint.every == 0 or self.done() or stop.signum:
+            if progress.step % config.checkpoint.every == 0 or self.done() or signum:
                 self.save()
-            if stop.signum and not self.done():
-                raise Interrupted(stop.signum)
+            if signum and not self.done():
+                raise Interrupted(signum)
 
     def done(self) -> bool:
         """Whether the plan is fulfilled or the budget in seconds spent."""
