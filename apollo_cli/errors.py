@@ -27,7 +27,16 @@ class CheckpointError(ApolloError):
 
 
 class TrainingError(ApolloError):
-    """Training cannot go on, for example because the loss is no longer finite."""
+    """Training cannot go on, for example because the loss is no longer finite.
+
+    Args:
+        message: what a person can do.
+        goes_on: whether resuming may end differently.
+    """
+
+    def __init__(self, message: str, *, goes_on: bool = True) -> None:
+        self.goes_on = goes_on
+        super().__init__(message)
 
 
 class StorageError(ApolloError):

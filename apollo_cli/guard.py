@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.resolvers import oc
+from omegaconf.basecontainer import BaseContainer
 
 from apollo_cli.config import problems_of_name
 from apollo_cli.data import cache_folder
@@ -38,7 +38,7 @@ def composed(words: Sequence[str]) -> DictConfig:
     Raises:
         HydraException: they mean nothing together.
     """
-    with initialize_config_module(CONF, version_base="1.3"), _no_environment():
+    with initialize_config_module(CONF, version_base="1.3"), _no_resolvers():
         try:
             config = compose("config", list(words), return_hydra_config=True)
         except (ValueError, TypeError, AttributeError) as error:  # what Hydra does not expect of its users
@@ -49,13 +49,18 @@ def composed(words: Sequence[str]) -> DictConfig:
 
 
 @contextmanager
-def _no_environment() -> Iterator[None]:
-    """While it composes, Hydra fills in what chooses an option, and says it where there is no such option."""
-    OmegaConf.clear_resolver("oc.env")
+def _no_resolvers() -> Iterator[None]:
+    """While it composes, Hydra fills in what chooses an option: the clock may choose another one a moment later.
+
+    So there no resolver is known, and a list of defaults with one is refused.
+    """
+    resolvers = BaseContainer._resolvers
+    kept = dict(resolvers)
+    resolvers.clear()
     try:
         yield
     finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env)
+        resolvers.update(kept)
 
 
 def problems_of_typed(override: Override) -> list[str]:

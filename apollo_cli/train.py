@@ -151,7 +151,9 @@ def _job(values: Any) -> None:
 def report(error: Exception, run_dir: Path | None = None) -> int:
     """Says what went wrong, on standard error, and returns the exit code for it."""
     if isinstance(error, ApolloError):
-        goes_on = isinstance(error, Interrupted | TrainingError | StorageError) and run_dir is not None
+        goes_on = isinstance(error, Interrupted | StorageError) or (
+            isinstance(error, TrainingError) and error.goes_on
+        )
         print(f"apollo-train: {error}{_way_on(run_dir) if run_dir and goes_on else ''}", file=sys.stderr)
         return 128 + error.signum if isinstance(error, Interrupted) else MENDABLE
     if _is_of_the_command_line(error):

@@ -102,7 +102,8 @@ class Loop:
                 self.log()
             if progress.step % config.eval.every == 0 or self.done():
                 self.evaluate()
-            if progress.step % config.checkpoint.every == 0 or self.done() or signum:
+            is_due = progress.step % config.checkpoint.every == 0
+            if (is_due and not progress.skipped_in_a_row) or self.done() or signum:
                 self.save()
             if signum and not self.done():
                 raise Interrupted(signum)
@@ -156,7 +157,7 @@ class Loop:
         self.launched.append(Launched(progress.step, lr, depths, luck, losses, self.update(losses, lr)))
         progress.step += 1
         progress.flops += self.flops(depths)
-        if not self.device.runs_ahead:
+        if not self.device.runs_ahead or self.config.budget.seconds is not None:  # the clock is looked at each time
             self.settle()
         self.tracker.step(self.standing() | {"train/depth": depths[-1]})
 
@@ -250,7 +251,10 @@ class Loop:
             restore_random_state(refused.luck, self.device.device)
         diagnosis = self.diagnosis(refused, losses)
         path = diagnosis.write(self.refused_steps)
-        self.save()
+        if (
+            not progress.skipped_in_a_row
+        ):  # else the weights are those of the save before, and older ones are better
+            self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
         if self.config.run.on_nonfinite == "stop":
             raise TrainingError(
@@ -258,7 +262,9 @@ class Loop:
                 "leaves such steps out if on_nonfinite=skip stands beside resume="
             )
         if progress.skipped_in_a_row == MOST_SKIPS_IN_A_ROW:
-            raise TrainingError(f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; {ways}")
+            raise TrainingError(
+                f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; in a new run {ways}", goes_on=False
+            )
         progress.step += 1
         progress.flops += self.flops(refused.depths)  # they were spent
         progress.skipped_steps += 1
@@ -331,8 +337,9 @@ class Loop:
         if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
             raise TrainingError(
                 f"step {self.progress.step}: there are weights that are not finite, for an update was too large. "
-                "They are not saved; the newest checkpoint is from before. In a new run a lower optim.lr or a "
-                "longer optim.warmup may help"
+                "They are not saved; checkpoints that are there are from before, but the same would come again. In "
+                "a new run a lower optim.lr or a longer optim.warmup may help",
+                goes_on=False,
             )
 
     def row(self, values: dict[str, Any]) -> None:

@@ -70,6 +70,9 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dic
     """
     for name, parameter in model.named_parameters():
         if name in state:
-            if any(value.shape not in ((), parameter.shape) for value in state[name].values()):
-                raise ValueError(f"the state of {name} has another shape")
+            expected = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {key: value.shape for key, value in state[name].items()} != expected:
+                raise ValueError(f"the state of {name} has other parts or shapes")
+            if any(value.dtype != torch.float32 for value in state[name].values()):
+                raise ValueError(f"the state of {name} is not in fp32")
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state[name].items()}

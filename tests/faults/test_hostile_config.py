@@ -183,6 +183,23 @@ def test_what_is_typed_beside_brought_configs_chooses_no_option_by_the_environme
     assert _made(place) == []
 
 
+@pytest.mark.parametrize(
+    "option", ["o${now:%f}", "o${hydra:job.name}", "o${oc.decode:1}", "o${oc.env:SECRET,1}", "o${oc.select:seed}"]
+)
+def test_no_list_of_defaults_chooses_by_more_than_other_choices(
+    option: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The clock would choose another option when Hydra composes than when the guard did."""
+    (place / "brought" / "mine").mkdir(parents=True)
+    (place / "brought" / "mine" / "o1.yaml").write_text("seed: 1\n")
+    _bring(place, f'defaults:\n - "/mine@_global_: {option}"\nname: theirs\n')
+    assert run([*TINY, "--config-dir", "brought", "experiment=theirs", "plan=true"]) == 2
+    said = capfd.readouterr()
+    assert said.err.startswith("apollo-train: config: ")
+    assert SECRET not in said.out + said.err
+    assert _made(place) == []
+
+
 def test_an_honest_config_of_ones_own_is_read(place: Path, corpus_file: Path) -> None:
     (place / "brought" / "sampler").mkdir(parents=True)
     (place / "brought" / "sampler" / "mine.yaml").write_text("kind: lvps\nk: 3.5\nlower: 0.2\novershoot: 1.0\n")

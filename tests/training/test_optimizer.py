@@ -102,3 +102,28 @@ def test_state_travels_by_name(config: Callable[..., Config]) -> None:
     update(1)
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"exp_avg_sq": None},
+        {"exp_avg": torch.zeros(())},
+        {"step": torch.zeros(3)},
+        {"exp_avg": torch.zeros(16, dtype=torch.float64)},
+        {"more": torch.zeros(())},
+    ],
+    ids=["missing", "scalar", "many steps", "fp64", "more"],
+)
+def test_the_state_of_another_optimizer_is_refused(
+    part: dict[str, torch.Tensor | None], config: Callable[..., Config]
+) -> None:
+    model = build(config().shape, 1)
+    optimizer = build_optimizer(model, config().optim)
+    parameter = model.get_parameter("embedding_norm.weight")
+    assert parameter.shape == (16,)
+    whole = {"step": torch.zeros(()), "exp_avg": torch.zeros(16), "exp_avg_sq": torch.zeros(16)}
+    restore_state(model, optimizer, {"embedding_norm.weight": dict(whole)})
+    changed = {key: value for key, value in (whole | part).items() if value is not None}
+    with pytest.raises(ValueError, match=r"state of embedding_norm\.weight"):
+        restore_state(model, optimizer, {"embedding_norm.weight": changed})

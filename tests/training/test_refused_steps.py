@@ -12,7 +12,9 @@ from torch import Tensor
 
 from apollo_cli.config import Config
 from apollo_cli.errors import TrainingError
+from apollo_cli.training import planning
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints
+from apollo_cli.training.device import Device
 from apollo_cli.training.diagnosis import MOST_SKIPS_IN_A_ROW
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
@@ -195,4 +197,31 @@ def test_weights_that_an_update_spoiled_are_neither_saved_nor_exported(
         train(config(*words), tmp_path)
     assert not list(tmp_path.glob("checkpoints/step_*"))
     assert not (tmp_path / "model").exists()
+    assert not list((tmp_path).glob("*.tmp"))
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_refusals_in_a_row_do_not_push_good_checkpoints_out(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them would hold the same weights."""
+    poison(monkeypatch, range(7, 99), "loss")
+    words = ("on_nonfinite=skip", "budget.steps=40", "checkpoint.every=3", "checkpoint.keep=3")
+    with pytest.raises(TrainingError, match="in the 10 steps before it") as caught:
+        train(config(*words, "schedule.layers=[4]", "schedule.ends=[1]"), tmp_path)
+    assert not caught.value.goes_on
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert "step_00000007" in saved  # the state before the first of them
+
+
+def test_a_budget_in_seconds_looks_at_the_clock_after_each_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that runs ahead, too."""
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    settled: list[int] = []
+    original = Loop.settle
+    monkeypatch.setattr(Loop, "settle", lambda loop: settled.append(loop.progress.step) or original(loop))
+    monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.01)
+    train(config("budget.steps=null", "budget.seconds=0.3", "log.every=1000"), tmp_path)
+    assert {*range(1, 6)} <= {*settled}
