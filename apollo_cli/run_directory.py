@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import yaml
@@ -101,8 +102,12 @@ class RunDirectory:
                 left.extend(path.iterdir())
 
     def _owner(self) -> str:
-        with suppress(OSError):
-            return self._lock_file.read_text(encoding="utf-8").strip() or "another process"
+        """Whoever has the lock says so a moment later; nobody can if somebody deleted the file."""
+        for _ in range(20):
+            with suppress(OSError):
+                if owner := self._lock_file.read_text(encoding="utf-8").strip():
+                    return owner
+            sleep(0.05)
         return "another process"
 
     def claim(self, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

@@ -68,7 +68,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         if steps is None and budget.tokens is not None:
             steps = budget.tokens // work.tokens_per_step
             if not steps:
-                raise ValueError(f"budget.tokens={budget.tokens} is less than a step of {work.tokens_per_step}")
+                raise ValueError(f"this is less than a step of {work.tokens_per_step}")
         if steps is not None:
             return plan_for(steps)
         cost: Callable[[Plan], float]
@@ -78,7 +78,8 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
         return longest_within(limit, cost, plan_for, enough_steps(config.schedule.ends))
     except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        key, value = next((key, value) for key, value in budget if value is not None)
+        raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
