@@ -12,6 +12,7 @@ from uuid import uuid4
 from apollo_cli.config import parse
 from apollo_cli.data import cache_folder
 from apollo_cli.growth.samplers import DepthSampler
+from apollo_cli.growth.schedule import Schedule, Stage
 from apollo_cli.overrides import compose_values
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
@@ -61,7 +62,7 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     loop.model.blocks = loop.model.blocks[:stored]
     loop.optimizer.param_groups[:] = _of_model(loop)
     if sampler:
-        loop.plan = replace(plan, sampler=sampler)
+        loop.plan = replace(plan, sampler=sampler, schedule=Schedule((Stage(stored, 0, plan.steps),)))
     if real_tracker:  # on a terminal that nobody sees
         console.out.file, console.out._force_terminal = open(os.devnull, "w"), True  # noqa: SIM115, PTH123
         console.start(plan)
