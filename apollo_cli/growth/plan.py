@@ -92,7 +92,7 @@ class Plan:
         if self.micro_steps > MOST_MICRO_STEPS:
             raise ValueError(
                 f"{self.micro_steps:,} micro-steps are more than a plan counts exactly ({MOST_MICRO_STEPS:,}): "
-                f"give a smaller budget, or a batch.size nearer to batch.micro ({self.work.accumulation:,} in a step)"
+                "give a smaller budget, or a batch.size nearer to batch.micro"
             )
 
     def depth(self, micro_step: int) -> int:
