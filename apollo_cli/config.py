@@ -206,7 +206,7 @@ class Optim(Section):
     at_growth: Literal["continue", "rewarm"]
     betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1000)]
     clip: Annotated[float, Field(ge=0)]
 
 
