@@ -33,7 +33,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as indented JSON in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Indented, for people to read."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def remove(path: Path) -> None:

@@ -111,7 +111,7 @@ class Checkpoints:
         size = checkpoint.num_bytes
         try:
             with files.writing(self.folder, 0):
-                self.folder.mkdir(exist_ok=True)  # not its parents: a run directory that is gone stays gone
+                self._make_folder()
             with files.writing(final, size):
                 self._replace(final, temporary, checkpoint)
         except (SafetensorError, RuntimeError) as error:  # how the two libraries say that the disk is full
@@ -119,6 +119,11 @@ class Checkpoints:
         for old in self._newest_first()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir()  # not its parents: a run directory that is gone stays gone
+            files.sync_folder(self.folder.parent)
 
     def _replace(self, final: Path, temporary: Path, checkpoint: Checkpoint) -> None:
         try:
@@ -130,8 +135,7 @@ class Checkpoints:
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        files.write_text(self.folder / "latest", final.name + "\n")
-        files.sync_folder(self.folder.parent)
+        files.write_text(self.folder / "latest", final.name + "\n")  # syncs the folder, too
 
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
         files.remove(folder)
@@ -154,9 +158,11 @@ class Checkpoints:
                 "sha256": {name: digest.result() for name, digest in sums.items()},
             }
             meta["sha256_of_meta"] = _digest_of_meta(meta)
-            files.write_json(folder / "meta.json", meta)
+            (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
+            synced.append(pool.submit(files.sync_file, folder / "meta.json"))
             for done in synced:
                 done.result()
+        files.sync_folder(folder)
 
     def load_newest(self, say: Callable[[str], None], metrics_bytes: float = math.inf) -> Checkpoint | None:
         """The newest checkpoint that is whole and whose rows are there; None where none was ever written.
