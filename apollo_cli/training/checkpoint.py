@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Thread
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 
-FORMAT = 3
+FORMAT = 4
 _CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
 _CONTENTS_BEFORE_3 = ("model.safetensors", "state.pt")  # which had AdamW's state, too
+_PIECE = 1 << 22  # bytes that have a checksum of their own, so that all cores can sum up one file
+_BLOCK = 1 << 18  # bytes read at once
 
 
 @dataclass
@@ -99,6 +102,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self.removal = Thread()  # of what is not kept, beside the steps that follow: that takes as long as a write
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint under a temporary name, syncs it, renames it, drops the oldest.
@@ -109,6 +113,8 @@ class Checkpoints:
         final = self.folder / f"step_{checkpoint.progress.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         size = checkpoint.num_bytes
+        if self.removal.is_alive():
+            self.removal.join()  # it may be its space that is needed
         try:
             with files.writing(self.folder, 0):
                 self._make_folder()
@@ -116,9 +122,17 @@ class Checkpoints:
                 self._replace(final, temporary, checkpoint)
         except (SafetensorError, RuntimeError) as error:  # how the two libraries say that the disk is full
             raise files.unwritable(final, size, error) from error
-        for old in self._newest_first()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._drop(self._newest_first()[self.keep :])
         return final
+
+    def _drop(self, old: list[Path]) -> None:
+        """Takes these away at once, and from the disk while training goes on."""
+        unfinished = [path.with_name(f".{path.name}.tmp") for path in old]
+        with suppress(OSError):
+            for path, name in zip(old, unfinished, strict=True):
+                path.rename(name)
+        self.removal = Thread(target=_remove, args=unfinished)
+        self.removal.start()
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
@@ -141,21 +155,22 @@ class Checkpoints:
         files.remove(folder)
         folder.mkdir()
         writers: dict[str, Callable[[Path], None]] = {
-            "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
-            "model.safetensors": lambda path: save_file(checkpoint.weights, path),
             "state.pt": lambda path: torch.save({"rng": checkpoint.rng}, path),
+            "model.safetensors": lambda path: save_file(checkpoint.weights, path),
+            "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
         }
-        with ThreadPoolExecutor() as pool:  # while one file is summed up and synced, the next one is written
+        with ThreadPoolExecutor() as pool:
+            written = {name: pool.submit(write, folder / name) for name, write in writers.items()}
             sums, synced = {}, []
-            for name, write in writers.items():
-                write(folder / name)
-                sums[name] = pool.submit(_digest, folder / name)
+            for name, done in written.items():  # while one is summed up and synced, the next one is written
+                done.result()
                 synced.append(pool.submit(files.sync_file, folder / name))
+                sums[name] = [pool.submit(_digest, folder / name, first) for first in _pieces(folder / name)]
             meta = {
                 "format": FORMAT,
                 "layers": checkpoint.layers,
                 "progress": asdict(checkpoint.progress),
-                "sha256": {name: digest.result() for name, digest in sums.items()},
+                "sha256": {name: [each.result() for each in digests] for name, digests in sums.items()},
             }
             meta["sha256_of_meta"] = _digest_of_meta(meta)
             (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
@@ -205,6 +220,11 @@ class Checkpoints:
         return sorted(found, key=_step, reverse=True)
 
 
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
@@ -221,7 +241,7 @@ def _load(path: Path) -> Checkpoint:
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
         old = meta["format"] < 3
         for name in _CONTENTS_BEFORE_3 if old else _CONTENTS:
-            if _digest(path / name) != meta["sha256"][name]:
+            if not _is_whole(path / name, meta["sha256"][name]):
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         return Checkpoint(
@@ -279,9 +299,27 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _digest(path: Path) -> str:
+def _is_whole(path: Path, sha256: list[str] | str) -> bool:
+    """Whether a file is what its checksums say; before format 4 it had one."""
+    if isinstance(sha256, str):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return [_digest(path, first) for first in _pieces(path)] == sha256
+
+
+def _pieces(path: Path) -> range:
+    """Where the pieces of a file begin."""
+    return range(0, path.stat().st_size, _PIECE)
+
+
+def _digest(path: Path, first: int) -> str:
+    """The checksum of the piece that begins there."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(first)
+        for _ in range(_PIECE // _BLOCK):
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

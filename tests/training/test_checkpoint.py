@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def _checkpoint(step: int) -> Checkpoint:
     )
 
 
+def _names(checkpoints: Checkpoints) -> set[str]:
+    """What is in the folder when what is not kept has gone."""
+    checkpoints.removal.join()
+    return {path.name for path in checkpoints.folder.iterdir()}
+
+
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
     made = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
@@ -37,7 +44,7 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
 
 
 def test_the_newest_few_stay_and_latest_names_the_newest(checkpoints: Checkpoints) -> None:
-    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000010", "step_00000100", "latest"}
+    assert _names(checkpoints) == {"step_00000010", "step_00000100", "latest"}
     assert (checkpoints.folder / "latest").read_text() == "step_00000100\n"
 
 
@@ -97,7 +104,7 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(
     assert loaded is not None
     assert loaded.progress.step == 100
     checkpoints.save(_checkpoint(200))
-    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000100", "step_00000200", "latest"}
+    assert _names(checkpoints) == {"step_00000100", "step_00000200", "latest"}
 
 
 def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -107,19 +114,21 @@ def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change(meta)
     for name in meta["sha256"]:
         if (folder / name).parent == folder:
-            meta["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            meta["sha256"][name] = [digest] if meta["format"] >= 4 else digest
     meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def written_by_format_2(folder: Path, checkpoint: Checkpoint) -> None:
-    """Makes the checkpoint in `folder` one of the format before: AdamW's state in state.pt, no planned steps."""
-    (folder / "optimizer.safetensors").unlink()
-    torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
+def written_by_format(version: int, folder: Path, checkpoint: Checkpoint) -> None:
+    """Makes the checkpoint in `folder` an older one: a checksum a file, before 3 AdamW's state in state.pt."""
 
     def change(meta: dict[str, Any]) -> None:
-        meta["format"] = 2
-        del meta["sha256"]["optimizer.safetensors"], meta["progress"]["planned_steps"]
+        meta["format"] = version
+        if version < 3:
+            (folder / "optimizer.safetensors").unlink()
+            torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
+            del meta["sha256"]["optimizer.safetensors"], meta["progress"]["planned_steps"]
 
     _forge(folder, change)
 
@@ -149,11 +158,10 @@ def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints)
     assert loaded.progress.step == 100
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_one_of_an_older_format_is_read(version: int, checkpoints: Checkpoints) -> None:
     saved = _checkpoint(100)
-    written_by_format_2(checkpoints.folder / "step_00000100", saved)
-    _forge(checkpoints.folder / "step_00000100", lambda meta: meta.update({"format": version}))
+    written_by_format(version, checkpoints.folder / "step_00000100", saved)
     loaded = checkpoints.load_newest(pytest.fail)
     assert loaded is not None
     assert loaded.progress == saved.progress
@@ -163,6 +171,31 @@ def test_one_of_an_older_format_is_read(version: int, checkpoints: Checkpoints) 
     assert torch.equal(loaded.rng["cpu"], saved.rng["cpu"])
     checkpoints.save(_checkpoint(101))
     assert (checkpoints.folder / "step_00000101" / "optimizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["swap", "cut", "flip"])
+def test_a_large_file_is_checked_in_pieces(
+    damage: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is moved or lost in whole pieces is seen, too."""
+    size = 4096
+    monkeypatch.setattr(module, "_PIECE", size)
+    monkeypatch.setattr(module, "_BLOCK", size // 2)
+    for step in (199, 200):
+        path = checkpoints.save(replace(_checkpoint(step), weights={"w": torch.arange(4.0 * size)}))
+    path /= "model.safetensors"
+    content = path.read_bytes()
+    assert len(json.loads((path.parent / "meta.json").read_text())["sha256"][path.name]) == 17
+    assert checkpoints.load_newest(pytest.fail).progress.step == 200  # type: ignore[union-attr]
+    changed = {
+        "swap": content[:size] + content[2 * size : 3 * size] + content[size : 2 * size] + content[3 * size :],
+        "cut": content[: 16 * size],
+        "flip": content[:-1] + bytes([content[-1] ^ 1]),
+    }
+    path.write_bytes(changed[damage])
+    said: list[str] = []
+    assert checkpoints.load_newest(said.append).progress.step == 199  # type: ignore[union-attr]
+    assert "model.safetensors is damaged" in said[0]
 
 
 def test_one_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
@@ -197,7 +230,7 @@ def test_what_is_no_checkpoint_stands_in_no_ones_way(
     loaded = checkpoints.load_newest(said.append)
     assert loaded is not None
     assert loaded.progress.step == 200
-    left = {p.name for p in checkpoints.folder.iterdir()} - {"step_00009999"}
+    left = _names(checkpoints) - {"step_00009999"}
     assert left == {"step_00000100", "step_00000200", "latest"}
 
 
@@ -222,7 +255,7 @@ def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
     said = r"checkpoints/step_00000200: the disk is full; \d+\.\d kB are needed and 1\.0 kB are free"
     with pytest.raises(StorageError, match=said):
         checkpoints.save(_checkpoint(200))
-    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000010", "step_00000100", "latest"}
+    assert _names(checkpoints) == {"step_00000010", "step_00000100", "latest"}
 
 
 def test_everything_is_on_disk_before_it_has_its_name(
@@ -247,6 +280,7 @@ def test_everything_is_on_disk_before_it_has_its_name(
 
 
 def test_a_folder_that_is_gone_is_not_made_again(checkpoints: Checkpoints) -> None:
+    checkpoints.removal.join()
     shutil.rmtree(checkpoints.folder.parent)
     with pytest.raises(StorageError, match="is gone"):
         checkpoints.save(_checkpoint(200))
@@ -276,4 +310,4 @@ def test_damaged_newer_ones_do_not_push_out_good_ones(tmp_path: Path) -> None:
     (checkpoints.folder / "step_00000100" / "state.pt").write_bytes(b"")
     assert checkpoints.load_newest(print).progress.step == 50  # type: ignore[union-attr]
     checkpoints.save(_checkpoint(75))
-    assert {p.name for p in checkpoints.folder.iterdir()} == {"step_00000075", "latest"}
+    assert _names(checkpoints) == {"step_00000075", "latest"}

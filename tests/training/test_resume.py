@@ -19,7 +19,7 @@ from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
 from tests.conftest import STEPS, read_rows, without_clocks
-from tests.training.test_checkpoint import written_by_format_2
+from tests.training.test_checkpoint import written_by_format
 
 KINDS = ("bert", "gpt")
 
@@ -224,7 +224,7 @@ def test_a_plan_that_nothing_else_knows_the_length_of_is_asked_for(
     plan = (tmp_path / "plan.json").read_text()
     newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
     assert newest is not None
-    written_by_format_2(tmp_path / "checkpoints" / "step_00000004", newest)
+    written_by_format(2, tmp_path / "checkpoints" / "step_00000004", newest)
     (tmp_path / "plan.json").unlink()
     with pytest.raises(CheckpointError, match=r"plan\.json.*restore the file from a copy"):
         resume(tmp_path)
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_an_older_format_is_gone_on_with(
     _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
     assert newest is not None
-    written_by_format_2(tmp_path / "checkpoints" / "step_00000010", newest)
+    written_by_format(2, tmp_path / "checkpoints" / "step_00000010", newest)
     resume(tmp_path)
     _assert_same(tmp_path, straight["bert"])
 
