@@ -99,7 +99,9 @@ class Method:
         return _interval([outcome.at_flops for outcome in self.outcomes])
 
     def cost(self, axis: str) -> Interval | None:
-        """FLOPs or seconds to the target; None unless all runs reach it."""
+        """FLOPs or seconds to the target; None unless all runs reach it. The baseline's is its mean curve's."""
+        if self.is_baseline and self.baseline_cost:
+            return Interval(self.baseline_cost.of(axis), None, len(self.outcomes))
         return _interval([outcome.cost.of(axis) if outcome.cost else None for outcome in self.outcomes])
 
     def saving(self, axis: str) -> Interval | None:

@@ -240,7 +240,7 @@ def _cut(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def _natural(text: str) -> tuple[list[tuple[float, str]], str]:
     """So that k=10 comes after k=2."""
-    parts = re.split(r"(\d+)", text)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], text

@@ -45,19 +45,23 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         len(growths),
         figsize=(max(8.0, 3.2 * len(growths) + 1), 8),
         squeeze=False,
-        sharex="row",
         layout="constrained",
     )
     for column, growth in enumerate(growths):
         jump, loss, norm = grid[:, column]
         jump.set_title(f"{growth[0]} to {growth[1]} layers")
-        for method in methods:
+        growing = [method for method in methods if growth in _growths(method)]
+        for place, method in enumerate(growing):
             look = by_label[method.label]
-            _jump(jump, method, growth, look, list(by_label).index(method.label))
+            _jump(jump, method, growth, look, place)
             _window(loss, method, growth, look, "train/loss")
             _window(norm, method, growth, look, "train/grad_norm")
         jump.set_xticks([])
+        jump.set_xlim(-0.6, len(growing) - 0.4)
+        jump.margins(y=0.25)
         norm.set_yscale("log")
+        for ticks in (norm.yaxis.set_major_formatter, norm.yaxis.set_minor_formatter):
+            ticks("{x:g}")
         for axes in (loss, norm):
             axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
         norm.set_xlabel("steps since the growth")
@@ -74,7 +78,8 @@ def _common_legend(figure: Any, entries: Sequence[Look]) -> None:
         plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
         for look in entries
     ]
-    figure.legend(handles=lines, loc="outside upper center", ncols=min(3, len(lines)), fontsize=10)
+    columns = 3 if any(len(look.label) > 12 for look in entries) else 6
+    figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
 
 def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int) -> None:
@@ -87,14 +92,13 @@ def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int) ->
     axes.plot([place, place], [before, after], color=look.colour, linewidth=1.5)
     axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
     axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
-    axes.margins(x=0.3, y=0.25)
     axes.annotate(
         f"{after - before:+.3f}",
         (place, max(before, after)),
         textcoords="offset points",
         xytext=(0, 8),
         ha="center",
-        fontsize=9,
+        fontsize=8,
         color=look.colour,
     )
 

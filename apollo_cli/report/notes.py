@@ -15,7 +15,8 @@ def notes(comparison: Comparison) -> list[str]:
         *_on_baseline(comparison),
         *_on_reference(comparison),
         *_on_depth(comparison),
-        *(note for method in comparison.methods for note in _on_method(method)),
+        *(note for method in comparison.methods for note in _on_noise(method)),
+        *_on_target(comparison),
         *comparison.family.notes,
     ]
     return list(dict.fromkeys(found))
@@ -37,8 +38,8 @@ def _on_baseline(comparison: Comparison) -> Iterator[str]:
         yield f"No savings: the loss of {labels} is not finite at the end. Type --target-loss."
     elif comparison.baseline_cost is None:
         losses = [point.loss for point in savings.mean_curve(comparison.reference)]
-        least = f" It goes from {losses[0]:.4f} down to {min(losses):.4f}." if losses else ""
-        yield f"No savings: {labels} does not come to {target.loss:.4f} on the way.{least}"
+        how = f"goes from {losses[0]:.4f} down to {min(losses):.4f}" if losses else "has no shared evaluation"
+        yield f"No savings: {labels} {how} and does not come to {target.loss:.4f} at a cost that can be compared."
 
 
 def _on_reference(comparison: Comparison) -> Iterator[str]:
@@ -72,8 +73,8 @@ def _on_depth(comparison: Comparison) -> Iterator[str]:
         yield f"The models are not equally deep; layers: {found}."
 
 
-def _on_method(method: Method) -> Iterator[str]:
-    """Noise that moves its crossing, and a target that moves with the baseline's seeds."""
+def _on_noise(method: Method) -> Iterator[str]:
+    """A loss that comes to the target more than once."""
     if method.is_baseline or method.baseline_cost is None:
         return
     later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
@@ -86,11 +87,16 @@ def _on_method(method: Method) -> Iterator[str]:
             end = "and it is above it again at the end"
         runs = f"{len(later)} of {len(method.outcomes)} runs"
         yield f"'{method.label}' rises above the target again in {runs}; {end}."
-    if method.moved:
-        low, high = sorted(method.moved)
+
+
+def _on_target(comparison: Comparison) -> Iterator[str]:
+    """A target that moves with the baseline's seeds."""
+    moved = [(m.label, sorted(m.moved)) for m in comparison.methods if m.moved]
+    if moved:
+        found = ", ".join(f"'{label}' {low:.1%} to {high:.1%}" for label, (low, high) in moved)
         yield (
-            f"'{method.label}': with the target at the ends of its own interval over the baseline's seeds, the "
-            f"saving in FLOPs moves from {low:.1%} to {high:.1%}."
+            "The intervals hold the target fixed. With it at the ends of its own interval over the baseline's "
+            f"seeds, and the baseline's cost as it is, the saving in FLOPs moves: {found}."
         )
 
 

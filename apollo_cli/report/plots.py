@@ -13,7 +13,7 @@ from apollo_cli.report.runs import RunFiles
 from apollo_cli.report.savings import Curve
 from apollo_cli.report.style import COLOURS, SETTINGS, Look, legend, looks, png, unit
 
-_TRIVIAL = 0.1  # the share of all that is spent in which losses are too high to be shown
+_TRIVIAL = 0.15  # the share of the baseline's cost in which losses are too high to be shown
 _NAMES = {"flops": "FLOPs", "seconds": "time"}
 
 
@@ -36,11 +36,11 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
     """Curves above, below them one lane a method with what it saves."""
     by_label, methods = looks(comparison.methods), comparison.methods
     lanes = [m for m in methods if not m.is_baseline] if comparison.baseline_cost else []
-    strip = 0.2 + 0.3 * len(lanes)
+    strip = 0.2 + 0.34 * len(lanes)
     figure = plt.figure(figsize=(8, 4.6 + (strip if lanes else 0)), layout="constrained")
     grid = figure.add_gridspec(2 if lanes else 1, 1, height_ratios=(4.6, strip) if lanes else None, hspace=0.02)
     axes = figure.add_subplot(grid[0])
-    most = max(p.cost.of(axis) for m in methods for o in m.outcomes for p in o.curve)
+    most = max(p.cost.of(axis) for m in methods for o in m.outcomes for p in o.curve) or 1.0
     scale, name = unit(axis, most)
     for method in methods:
         _draw(axes, method, by_label[method.label], axis, scale)
@@ -96,19 +96,19 @@ def _shallow(method: Method) -> Iterator[Curve]:
 
 
 def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, float]:
-    """From below the lowest loss to the highest after the first tenth: the fall from ln V would squash the rest."""
+    """From below the lowest loss to the baseline's after its first part: the fall from ln V would squash the rest.
+
+    All ends are within; without a baseline every method counts.
+    """
     reference = comparison.baseline_cost.of(axis) if comparison.baseline_cost else most
-    losses = [
-        p.loss
-        for method in comparison.methods
-        for p in method.curve
-        if math.isfinite(p.loss) and p.cost.of(axis) >= _TRIVIAL * reference
-    ]
+    telling = [comparison.baseline] if comparison.baseline else comparison.methods
+    points = [p for method in telling for p in method.curve if p.cost.of(axis) >= _TRIVIAL * reference]
+    lowest = [min(method.curve, key=lambda p: p.loss) for method in comparison.methods if method.curve]
+    ends = [method.curve[-1] for method in comparison.methods if method.curve]
+    losses = [p.loss for p in (*points, *lowest, *ends) if math.isfinite(p.loss)]
     losses += [comparison.target.loss] if comparison.target else []
-    if not losses:
-        losses = [p.loss for method in comparison.methods for p in method.curve if math.isfinite(p.loss)] or [0.0]
-    margin = 0.06 * (max(losses) - min(losses)) or 0.1
-    return min(losses) - margin, max(losses) + margin
+    margin = 0.06 * (max(losses, default=0) - min(losses, default=0)) or 0.1
+    return min(losses, default=0) - margin, max(losses, default=0) + margin
 
 
 def _lanes(
@@ -124,7 +124,7 @@ def _lanes(
     assert comparison.baseline_cost
     assert comparison.target
     start = comparison.baseline_cost.of(axis) / scale
-    bottom, widest = axes.get_ylim()[0], axes.get_xlim()[1]
+    bottom = axes.get_ylim()[0]
     axes.plot([start, start], [bottom, comparison.target.loss], color="black", linestyle=":", linewidth=1)
     below.axvline(start, color="black", linestyle=":", linewidth=1)
     below.set_ylim(len(lanes) - 0.4, -0.75)
@@ -132,23 +132,40 @@ def _lanes(
     below.grid(visible=False)
     below.spines["left"].set_visible(False)
     for lane, method in enumerate(lanes):
-        colour = by_label[method.label].colour
+        look = by_label[method.label]
         cost, saved = method.cost(axis), method.saving(axis)
         if cost is None or saved is None:
             text = (
                 f"not reached ({method.reached} of {len(method.outcomes)} do)" if method.reached else "not reached"
             )
-            below.text(start / 2, lane, text, color=colour, ha="center", va="center", fontsize=9)
+            _beside(below, start, lane, f"{look.label}: {text}", look.colour)
             continue
         end = cost.mean / scale
-        axes.plot([end], [comparison.target.loss], "o", color=colour, markersize=5, zorder=5)
-        axes.plot([end, end], [bottom, comparison.target.loss], color=colour, linestyle=":", linewidth=1)
-        below.plot([end, end], [-0.75, lane], color=colour, linestyle=":", linewidth=1)
-        below.annotate("", (end, lane), (start, lane), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.8})
+        axes.plot([end], [comparison.target.loss], "o", color=look.colour, markersize=5, zorder=5)
+        axes.plot([end, end], [bottom, comparison.target.loss], color=look.colour, linestyle=":", linewidth=1)
+        below.plot([end, end], [-0.75, lane], color=look.colour, linestyle=":", linewidth=1)
+        below.annotate(
+            "", (end, lane), (start, lane), arrowprops={"arrowstyle": "-|>", "color": look.colour, "lw": 1.8}
+        )
         if cost.half is not None:
-            below.errorbar(end, lane, xerr=cost.half / scale, color=colour, capsize=3, linewidth=1)
-        middle = min(max((start + end) / 2, 0.12 * widest), 0.88 * widest)
-        below.text(middle, lane - 0.12, _saved(saved, axis), color=colour, ha="center", va="bottom", fontsize=10)
+            below.errorbar(end, lane, xerr=cost.half / scale, color=look.colour, capsize=3, linewidth=1)
+        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}", look.colour)
+
+
+def _beside(below: Axes, start: float, lane: int, text: str, colour: str) -> None:
+    """Text above a lane that ends, or where there is more room begins, at the baseline's cost."""
+    to_the_left = start > below.get_xlim()[1] / 2
+    below.annotate(
+        text,
+        (start, lane),
+        textcoords="offset points",
+        xytext=(-6 if to_the_left else 6, 3),
+        ha="right" if to_the_left else "left",
+        va="bottom",
+        color=colour,
+        fontsize=10,
+        bbox={"boxstyle": "square,pad=0.1", "color": "white"},
+    )
 
 
 def _saved(saved: savings.Interval, axis: str) -> str:

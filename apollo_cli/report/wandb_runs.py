@@ -1,4 +1,4 @@
-"""Runs, read back from Weights & Biases. It may hang or fail: nobody waits for it for ever, and it never prompts."""
+"""Runs, read back from Weights & Biases: it may hang or fail, is not waited for for ever, and never prompts."""
 
 import queue
 import threading

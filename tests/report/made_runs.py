@@ -62,11 +62,10 @@ def write_run(
         for row in rows[len(shallow) - 1 : len(shallow) + 1]:
             row |= {"growth/from": 2, "growth/to": layers}
     training = [
-        {**_row(*e, None), "train/loss": 1.5 * (e[3] or 0), "train/grad_norm": 1.0} for e in (*shallow, *whole)
+        {key: value for key, value in row.items() if "/" not in key}
+        | {"train/loss": row["eval/loss"], "train/grad_norm": 1.0}
+        for row in rows
     ]
-    for row, evaluation in zip(training, rows, strict=True):
-        row["layers"] = evaluation["layers"]
-        del row["eval/loss"], row["eval/loss_full_depth"]
     folder.mkdir(parents=True)
     lines = "".join(json.dumps(row) + "\n" for pair in zip(rows, training, strict=True) for row in pair).encode()
     if compact:
@@ -87,6 +86,6 @@ def scratch(folder: Path, whole: Sequence[Evaluation], **more: Any) -> Path:
     return write_run(folder, whole, **{key.replace(".", "__"): value for key, value in SCRATCH.items()}, **more)
 
 
-def _row(step: int, flops: float, seconds: float, loss: float | None, layers: int | None) -> dict[str, Any]:
+def _row(step: int, flops: float, seconds: float, loss: float | None, layers: int) -> dict[str, Any]:
     standing = {"step": step, "flops": flops, "train_seconds": seconds, "layers": layers}
     return {**standing, "eval/loss": loss, "eval/loss_full_depth": loss}
