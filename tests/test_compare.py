@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+import yaml
 
 from apollo_cli.compare import run
 from apollo_cli.config import Config
@@ -175,49 +176,82 @@ def test_real_runs(config: Callable[..., Config], tmp_path: Path, capsys: pytest
     assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
 
 
-class FakeRun:
-    """As wandb.Api() gives a run that `recorder.py` recorded from `folder`."""
+class RunsServer(StubServer):
+    """A server that has the runs of these folders, as `recorder.py` records them, and a stranger's."""
 
-    def __init__(self, folder: Path, state: str = "finished") -> None:
-        self.id, self.state, self.summary = f"id{folder.name}", state, {"status": "completed"}
-        (run,) = read([str(folder)])[0]
-        self.rows = run.rows
-        config: dict[str, Any] = {}
-        for key, value in run.config.items():
-            section, _, name = key.rpartition(".")
-            (config.setdefault(section, {}) if section else config)[name] = value
-        plan = json.loads((folder / "plan.json").read_text())
-        data = {"fingerprint": run.data, "evaluation_rows": run.evaluation_rows}
-        self.config = config | {FACTS: {"data": data, "plan": plan}}
+    def __init__(self, folders: list[Path]) -> None:
+        super().__init__()
+        self.found = {folder.name: read([str(folder)])[0][0] for folder in folders}
+        self.configs = {folder.name: _recorded_config(folder) for folder in folders} | {"stranger": {"lr": 1}}
 
-    def scan_history(self) -> list[dict[str, Any]]:
-        return [
-            row | {"flops": float(row["flops"]), "_step": i, "_runtime": 1.5} for i, row in enumerate(self.rows)
-        ]
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        query, asked = body.get("query", ""), body.get("variables", {})
+        run = self.found.get(asked.get("runName") or asked.get("run") or asked.get("name"))
+        if "viewer" in query:
+            return {"data": {"viewer": {"id": "1", "username": "me", "entity": "me", "teams": {"edges": []}}}}
+        if asked.get("project") != "apollo":
+            return {"data": {"project": None}}
+        if "query Runs(" in query:
+            edges = [{"node": self._node(name, config), "cursor": name} for name, config in self.configs.items()]
+            page = {"edges": edges, "pageInfo": {"endCursor": "", "hasNextPage": False}}
+            return {
+                "data": {"project": {"internalId": "1", "runCount": len(edges), "readOnly": True, "runs": page}}
+            }
+        assert run, body
+        rows = [row | {"flops": float(row["flops"]), "_step": i, "_runtime": 1.5} for i, row in enumerate(run.rows)]
+        found = {
+            "historyKeys": {"lastStep": len(rows) - 1, "keys": {}},
+            "parquetHistory": {"parquetUrls": [], "liveData": [{"_step": row["_step"]} for row in rows]},
+            "history": [json.dumps(row) for row in rows[asked.get("minStep", 0) : asked.get("maxStep")]],
+        }
+        return {"data": {"project": {"run": found}}}
+
+    def _node(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        texts = {
+            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+            "summaryMetrics": json.dumps({"status": "completed"}),
+            "systemMetrics": "{}",
+        }
+        return {"id": name, "name": name, "displayName": name, "projectId": "1", "state": "finished"} | texts
 
 
-class FakeApi:
-    """As wandb.Api, as far as it is used."""
-
-    def __init__(self, runs: list[Any]) -> None:
-        self.found = runs
-
-    def runs(self, path: str, lazy: bool = True) -> list[Any]:
-        assert (path, lazy) == ("me/apollo", False)
-        return self.found
+def _recorded_config(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    summary, plan = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "plan"))
+    return config | {FACTS: {"data": summary["data"], "plan": plan}}
 
 
-def test_runs_of_wandb_are_those_of_the_directories(runs: Path) -> None:
-    folders = [runs / name for name in ("0", "2")]
-    stranger = FakeRun(folders[0])
-    stranger.config = {"lr": 1}
-    found = list(wandb_runs.runs_of(FakeApi([*map(FakeRun, folders), stranger]), "me/apollo"))
-    local, _ = read([str(folder) for folder in folders])
-    assert [run.place for run in found] == ["me/apollo/id0", "me/apollo/id2"]
+@pytest.fixture
+def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
+    server = RunsServer([runs / name for name in "0123"])
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    return server
+
+
+def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
+    found, (local, _) = wandb_runs.fetch("me/apollo"), read([str(runs)])
+    assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
-        assert (one.rows, one.config, one.data, one.depth_counts, one.status, one.evaluation_rows) == (
-            (other.rows, other.config, other.data, other.depth_counts, other.status, other.evaluation_rows)
-        )
+        assert one.rows == other.rows
+        assert {**one.config, "format": 2} == {**other.config, "format": 2}
+        assert (one.data, one.evaluation_rows, one.status) == (other.data, other.evaluation_rows, other.status)
+        assert one.depth_counts == other.depth_counts
+
+
+def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--wandb", "me/apollo", "--json"]) == 0
+    (family,) = json.loads(capsys.readouterr().out)["families"]
+    assert [method["n"] for method in family["methods"]] == [2, 2]
+    assert family["methods"][1]["saving_flops"]["mean"] == 0.5
+
+
+def test_a_project_that_is_not_there(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--wandb", "me/other"]) == 2
+    assert "--wandb me/other: Could not find project other" in capsys.readouterr().err
+    wandb_server.configs = {"stranger": {"lr": 1}}
+    assert run(["--wandb", "me/apollo"]) == 2
+    assert "no run of apollo-train with rows is in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("manner", ["hang", "404", "401", "dead"])

@@ -1,5 +1,6 @@
 """Runs, read back from Weights & Biases: it may hang or fail, is not waited for for ever, and never prompts."""
 
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
 
 
 def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 
