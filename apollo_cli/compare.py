@@ -35,7 +35,7 @@ def main() -> None:
 def run(words: list[str]) -> int:
     """Runs `apollo-compare` with these words and returns its exit code."""
     try:
-        _compare(_parser().parse_args(words))
+        _compare(parser().parse_args(words))
     except ApolloError as error:
         print(f"apollo-compare: {error}", file=sys.stderr)
         return MENDABLE
@@ -52,20 +52,21 @@ def run(words: list[str]) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What may be typed."""
+    line = argparse.ArgumentParser(
         "apollo-compare", description=_ABOUT, epilog=_MORE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, folders of them, or globs")
-    parser.add_argument("--baseline", metavar="LABEL", help="the method to measure by: its label, or its folder")
-    parser.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
-    parser.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="take the runs of a project of Weights & Biases")
-    form = parser.add_mutually_exclusive_group()
+    line.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, folders of them, or globs")
+    line.add_argument("--baseline", metavar="LABEL", help="the method to measure by: its label, or its folder")
+    line.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
+    line.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
+    line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
+    line.add_argument("--wandb", metavar="ENTITY/PROJECT", help="take the runs of a project of Weights & Biases")
+    form = line.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead; a report only with --out")
     form.add_argument("--csv", action="store_true", help="print CSV instead; a report only with --out")
-    return parser
+    return line
 
 
 def _compare(asked: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from apollo_cli.config import Config
 from apollo_cli.report import wandb_runs
 from apollo_cli.report.runs import read
 from apollo_cli.tracking.wandb import FACTS
+from apollo_cli.training import run as training_run
 from apollo_cli.training.run import train
 from tests.faults.stub_wandb import StubServer, unused_port
 from tests.report.made_runs import Evaluation, scratch, write_run
@@ -56,7 +57,7 @@ def test_the_table_has_every_method_and_fits(runs: Path, capsys: pytest.CaptureF
         *["50.0", "±", "0.0%"],
         *["100.0", "±", "0.0%"],
     ]
-    assert "GPT: grown takes 50.0 ± 0.0% fewer FLOPs and 34.0 ± 0.0% fewer seconds than base" in out
+    assert "GPT: grown saves 50.0 ± 0.0% of the FLOPs and 34.0 ± 0.0% of the seconds of base at" in out
     assert "report: outputs/compare/" in out
 
 
@@ -86,6 +87,7 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     (family,) = json.loads(capsys.readouterr().out)["families"]
     assert family["baseline"] == "base"
     assert family["methods"][1]["saving_flops"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+    assert family["methods"][1]["runs"][0]["saving_flops"] == 0.5
     assert family["methods"][1]["runs"][0]["to_target"] == {"flops": 500.0, "seconds": pytest.approx(66)}
     assert run([str(runs), "--csv", "--out", "report"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -166,7 +168,14 @@ def test_runs_on_other_data_are_loudly_marked(runs: Path, capsys: pytest.Capture
     assert 'class="warning"' in Path("report/report.html").read_text()
 
 
-def test_real_runs(config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_runs(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(training_run, "open_mirror", lambda tracking, identity, config, *_: told.append(config))
     train(config("name=grown"), tmp_path / "0")
     train(config("schedule.layers=[4]", "schedule.ends=[1]", "name=base"), tmp_path / "1")
     capsys.readouterr()
@@ -174,6 +183,9 @@ def test_real_runs(config: Callable[..., Config], tmp_path: Path, capsys: pytest
     (family,) = json.loads(capsys.readouterr().out)["families"]
     assert [method["method"] for method in family["methods"]] == ["base", "grown"]
     assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
+    for folder, config_of_wandb in zip(("0", "1"), told, strict=True):
+        expected = _recorded_config(tmp_path / folder)
+        assert json.loads(json.dumps(config_of_wandb)) | {"format": 2} == expected
 
 
 class RunsServer(StubServer):

@@ -60,9 +60,9 @@ def headline(comparison: Comparison) -> str:
     _, best = max(known, key=lambda pair: pair[0])
     of = cells(comparison, best)
     return (
-        f"{comparison.family.title}: {best.label} takes {of.savings['flops']} fewer FLOPs and "
-        f"{of.savings['seconds']} fewer seconds than {comparison.baseline.label if comparison.baseline else ''} "
-        f"to validation loss {comparison.target.loss:.4f} ({of.runs})"
+        f"{comparison.family.title}: {best.label} saves {of.savings['flops']} of the FLOPs and "
+        f"{of.savings['seconds']} of the seconds of {comparison.baseline.label if comparison.baseline else ''} "
+        f"at validation loss {comparison.target.loss:.4f} ({of.runs})"
     )
 
 

@@ -14,8 +14,8 @@ from apollo_cli.errors import DataError, StorageError
 from apollo_cli.report import machine, plots
 from apollo_cli.report.cells import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, target
 from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.groups import plain
 from apollo_cli.report.notes import notes
+from apollo_cli.report.runs import plain
 from apollo_cli.run_directory import RunDirectory
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from apollo_cli.help import conf_folder
-from apollo_cli.report.runs import Run
+from apollo_cli.report.runs import Run, plain
 
 # Cannot change the result; of the data the fingerprint counts.
 _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
 _GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
-_LONGEST_LABEL = 60
+_LONGEST_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
         description = _description(measure, members[measure][0])
         found.append(Family(title, description, groups, (*notes[measure], *of_groups)))
     return found, _warnings(found, kinds)
-
-
-def plain(text: Any) -> str:
-    """Text of a stranger in one printable line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def _measure(run: Run, runs: Iterable[Run]) -> tuple[Measure, str]:

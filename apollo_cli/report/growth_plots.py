@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
@@ -16,6 +17,7 @@ from apollo_cli.report.style import COLOURS, Look, looks, png
 Growth = tuple[int, int]  # stored layers before and after
 
 _MOST_PANELS = 4  # beside each other
+_MOST_NUMBERS = 6  # of jumps beside each other
 _ROWS_AROUND = 12  # training rows on either side of a growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
 
@@ -53,15 +55,17 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         growing = [method for method in methods if growth in _growths(method)]
         for place, method in enumerate(growing):
             look = by_label[method.label]
-            _jump(jump, method, growth, look, place)
+            _jump(jump, method, growth, look, place, with_number=len(growing) <= _MOST_NUMBERS)
             _window(loss, method, growth, look, "train/loss")
             _window(norm, method, growth, look, "train/grad_norm")
         jump.set_xticks([])
         jump.set_xlim(-0.6, len(growing) - 0.4)
         jump.margins(y=0.25)
         norm.set_yscale("log")
-        for ticks in (norm.yaxis.set_major_formatter, norm.yaxis.set_minor_formatter):
-            ticks("{x:g}")
+        low, high = norm.get_ylim()
+        norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
+        norm.yaxis.set_major_formatter("{x:g}")
+        norm.yaxis.set_minor_locator(NullLocator())
         for axes in (loss, norm):
             axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
         norm.set_xlabel("steps since the growth")
@@ -82,8 +86,8 @@ def _common_legend(figure: Any, entries: Sequence[Look]) -> None:
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
 
-def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int) -> None:
-    """The validation loss on both sides, an arrow between."""
+def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *, with_number: bool) -> None:
+    """The validation loss on both sides, and how much it changed."""
     found = [_sides(outcome.run, growth) for outcome in method.outcomes]
     sides = [pair for pair in found if pair]
     if not sides:
@@ -93,7 +97,7 @@ def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int) ->
     axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
     axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
     axes.annotate(
-        f"{after - before:+.3f}",
+        f"{after - before:+.3f}" if with_number else "",
         (place, max(before, after)),
         textcoords="offset points",
         xytext=(0, 8),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
 from apollo_cli.report.notes import notes
 from apollo_cli.report.savings import LEVEL, Cost, Interval
@@ -65,7 +66,7 @@ def _method(method: Method) -> dict[str, Any]:
         "reached": method.reached,
         **{name: _interval(value) for name, value in _intervals(method).items()},
         "saving_flops_at_ends_of_target_interval": method.moved,
-        "runs": [_run(outcome) for outcome in method.outcomes],
+        "runs": [_run(outcome, method) for outcome in method.outcomes],
     }
 
 
@@ -88,7 +89,9 @@ def _intervals(method: Method) -> dict[str, Interval | None]:
     }
 
 
-def _run(outcome: Outcome) -> dict[str, Any]:
+def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
+    cost, baseline = outcome.cost, None if method.is_baseline else method.baseline_cost
+    saved = {axis: savings.saving(cost.of(axis), baseline.of(axis)) for axis in AXES} if cost and baseline else {}
     return {
         "place": outcome.run.place,
         "seed": outcome.run.seed,
@@ -97,6 +100,7 @@ def _run(outcome: Outcome) -> dict[str, Any]:
         "loss_at_flops": _finite(outcome.at_flops),
         "to_target": _cost(outcome.cost),
         "to_target_for_good": _cost(outcome.cost_for_good),
+        **{f"saving_{axis}": saved.get(axis) for axis in AXES},
     }
 
 

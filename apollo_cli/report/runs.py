@@ -17,6 +17,7 @@ from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
 
+_FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # a run has one, beside config.yaml
 _COLUMNS = ("step", "flops", "train_seconds", "layers")  # of every row, and needed here
 
 
@@ -120,13 +121,13 @@ def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
         found = _run_directories(word)
         folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
         if not found:
-            problems.append(f"{word!r}: no run directory there (one has a config.yaml)")
+            problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
     runs, notes = [], []
     for folder in folders.values():
         run_files = RunFiles(folder)
         try:
             if run_files.metrics_file is None or not run_files.rows:
-                notes.append(f"left out, for it has no rows: {files.shown(folder)}")
+                notes.append(f"left out, for it has no rows: {plain(files.shown(folder))}")
                 continue
             runs.append(_run(run_files))
         except ApolloError as error:
@@ -134,6 +135,11 @@ def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
     if problems:
         raise DataError("\n".join(problems))
     return runs, notes
+
+
+def plain(text: Any) -> str:
+    """Text of a stranger in one printable line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def problems_of_config(place: str, config: dict[str, Any]) -> list[str]:
@@ -192,7 +198,7 @@ def _run(source: RunFiles) -> Run:
     return Run(
         place=files.shown(source.folder),
         config=source.config,
-        status=str(source.summary.get("status")),
+        status=plain(source.summary.get("status")),
         data=data.get("fingerprint"),
         evaluation_rows=data.get("evaluation_rows"),
         depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
@@ -213,7 +219,7 @@ def _matches(pattern: str) -> list[Path]:
 def _below(place: Path) -> Iterator[Path]:
     """`place` if it is a run directory, else those below it; nothing inside a run is looked at."""
     for folder, names, inside in os.walk(place):
-        if "config.yaml" in inside:
+        if "config.yaml" in inside and not set(_FILES).isdisjoint(inside):
             names.clear()
             yield Path(folder)
         names[:] = sorted(name for name in names if not name.startswith("."))

@@ -34,9 +34,10 @@ def show(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
 def _table(comparison: Comparison) -> Table:
     budget = comparison.question.at_flops
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    loss = "validation loss" if budget is None else f"final, and\nat {budget:.3g} FLOPs"
-    for name in ("method\n", f"{loss}\n" if budget is None else loss, "to the\ntarget", "", "saved\n", "speedup\n"):
-        table.add_column(name, justify="left" if name in ("method\n", "") else "right", overflow="fold")
+    loss = "final loss\n(nats)" if budget is None else f"loss (nats), final\nand at {budget:.3g} FLOPs"
+    table.add_column("method\n", overflow="fold")
+    for name in (loss, "to the\ntarget", "\nof", "saved\n", "speedup\n"):
+        table.add_column(name, justify="left" if name == "\nof" else "right", no_wrap=True)
     for method in comparison.methods:
         of = cells(comparison, method)
         table.add_row(

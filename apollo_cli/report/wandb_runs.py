@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import DataError
-from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, problems_of_config
+from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, plain, problems_of_config
 from apollo_cli.tracking.wandb import FACTS, has_key
 
 PATIENCE = 60  # seconds without anything new from the server
@@ -62,7 +62,7 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
         yield Run(
             place=place,
             config=config,
-            status=str(found.summary.get("status") or _STATES.get(found.state, "failed")),
+            status=plain(found.summary.get("status") or _STATES.get(found.state, "failed")),
             data=facts["data"]["fingerprint"],
             evaluation_rows=facts["data"]["evaluation_rows"],
             depth_counts=depth_counts(place, facts["plan"]),

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.report.groups import Family, families, plain
-from apollo_cli.report.runs import Run, flat
+from apollo_cli.report.groups import Family, families
+from apollo_cli.report.runs import Run, flat, plain
 from tests.report.made_runs import CONFIG
 
 SCRATCH = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -104,5 +104,5 @@ def test_the_order_of_the_runs_is_of_no_account() -> None:
 def test_a_strangers_text_becomes_one_printable_line(tmp_path: Path) -> None:
     assert plain("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
     (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
-    assert len(label) == 60
+    assert len(label) == 80
     assert label.isprintable()
