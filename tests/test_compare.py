@@ -14,7 +14,7 @@ import yaml
 
 from apollo_cli.compare import run
 from apollo_cli.config import Config
-from apollo_cli.report import wandb_runs
+from apollo_cli.report import plots, wandb_runs
 from apollo_cli.report.runs import read
 from apollo_cli.tracking.wandb import FACTS
 from apollo_cli.training import run as training_run
@@ -39,6 +39,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "sweep"
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_the_table_has_every_method_and_fits(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([str(runs), "--at-flops", "400"]) == 0
     out = capsys.readouterr().out
@@ -82,6 +89,7 @@ def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run(["sweep", "--out", "report"]) == 0  # again, over itself
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([str(runs), "--json"]) == 0
     (family,) = json.loads(capsys.readouterr().out)["families"]
@@ -161,6 +169,7 @@ def test_runs_without_rows_are_nothing_to_compare(tmp_path: Path, capsys: pytest
     assert "no run is left to compare" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_on_other_data_are_loudly_marked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
     assert run([str(runs), "--out", "report"]) == 0
@@ -273,7 +282,7 @@ def test_a_wandb_server_that_does_not_give_runs(
     server = StubServer(manner) if manner != "dead" else None
     monkeypatch.setenv("WANDB_BASE_URL", server.url if server else f"http://127.0.0.1:{unused_port()}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_runs, "PATIENCE", 2)
+    monkeypatch.setattr(wandb_runs, "PATIENCE", 20 if manner.isdecimal() else 0.5)
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     assert run(["--wandb", "me/apollo"]) == 2

@@ -17,6 +17,7 @@ _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
 _GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
+_UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80
 
 
@@ -26,15 +27,15 @@ class Measure:
 
     Attributes:
         kind: bert or gpt.
-        mask_fraction: of BERT's masked tokens.
+        mask_fraction: of BERT's tokens; empty for GPT.
         data: fingerprint of corpus and tokenizer, its rows and their length in it.
-        evaluation_rows: held-out rows that are measured.
+        evaluation_rows: held-out rows that are measured; None as long as no run has said it.
     """
 
     kind: str
-    mask_fraction: Any
+    mask_fraction: str
     data: str
-    evaluation_rows: int
+    evaluation_rows: int | None
 
 
 @dataclass(frozen=True)
@@ -89,38 +90,32 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
 
 def _measure(run: Run, runs: Iterable[Run]) -> tuple[Measure, str]:
     """What a run is measured by; one that has not said it yet is taken for those of the same data config."""
-    kind, note = plain(run.config.get("model.kind")), ""
-    data, rows = run.data, run.evaluation_rows
-    if data is None or rows is None:
-        config = _data_config(run)
-        alike = {
-            (other.data, other.evaluation_rows)
-            for other in runs
-            if other.data is not None and other.evaluation_rows is not None and _data_config(other) == config
-        }
-        data, rows = (
-            alike.pop() if len(alike) == 1 else (f"not known yet: {config}", run.config.get("eval.rows", 0))
-        )
-        note = f"{plain(run.place)} has no summary yet; its data is taken from its config"
-    assert rows is not None
-    return Measure(kind, run.config.get("model.mask_fraction"), str(data), rows), note
+    kind, mask = run.config["model.kind"], plain(run.config.get("model.mask_fraction", ""))
+    if run.data is not None and run.evaluation_rows is not None:
+        return Measure(kind, mask, run.data, run.evaluation_rows), ""
+    config = _data_config(run)
+    known = [other for other in runs if other.data is not None and other.evaluation_rows is not None]
+    alike = {(other.data, other.evaluation_rows) for other in known if _data_config(other) == config}
+    data, rows = next(iter(alike)) if len(alike) == 1 else (f"{_UNKNOWN}: {config}", None)
+    note = f"{plain(run.place)} has no summary yet; its data is taken from its config"
+    return Measure(kind, mask, str(data), rows), note
 
 
 def _data_config(run: Run) -> str:
     keys = [key for key in run.config if key.startswith("data.") and key != "data.cache_dir"]
-    return json.dumps({key: run.config[key] for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
+    return json.dumps({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
 
 
 def _description(measure: Measure, run: Run) -> str:
     config = run.config
     corpus = config.get("data.path") or config.get("data.files") or config.get("data.kind")
     corpus = " ".join(map(str, corpus)) if isinstance(corpus, list) else str(corpus)
-    known = not measure.data.startswith("not known")
-    mask = f"{measure.mask_fraction:.0%} masked, " if isinstance(measure.mask_fraction, float) else ""
+    fingerprint = _UNKNOWN if measure.data.startswith(_UNKNOWN) else measure.data[:12]
+    rows = config.get("eval.rows") if measure.evaluation_rows is None else measure.evaluation_rows
     return plain(
-        f"{mask}data {_cut(corpus)} (fingerprint {measure.data[:12] if known else 'not known yet'}), "
-        f"tokenizer {config.get('data.tokenizer')}, vocabulary {config.get('data.vocab_size')}, rows of "
-        f"{config.get('data.seq_len')} tokens, {measure.evaluation_rows} evaluation rows"
+        f"data {_cut(corpus)} (fingerprint {fingerprint}), tokenizer {config.get('data.tokenizer')}, "
+        f"vocabulary {config.get('data.vocab_size')}, rows of {config.get('data.seq_len')} tokens"
+        f"{', masked fraction ' * bool(measure.mask_fraction)}{measure.mask_fraction}, {rows} evaluation rows"
     )
 
 

@@ -17,6 +17,7 @@ from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
 
+_NUMBERS = ("eval/loss", "train/loss", "train/grad_norm", "growth/from", "growth/to")  # where a row has them
 _FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # a run has one, beside config.yaml
 _COLUMNS = ("step", "flops", "train_seconds", "layers")  # of every row, and needed here
 
@@ -150,9 +151,16 @@ def problems_of_config(place: str, config: dict[str, Any]) -> list[str]:
     if type(config.get("model.layers")) is not int:
         found.append(f"{place}: model.layers is {config.get('model.layers')!r}, it should be a whole number")
     layers = config.get("schedule.layers")
-    if not isinstance(layers, list) or not all(type(n) is int for n in layers):
+    if not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
         found.append(f"{place}: schedule.layers is {layers!r}, it should be a list of whole numbers")
     return found
+
+
+def measured_on(facts: Any) -> tuple[str | None, int | None]:
+    """Fingerprint and evaluation rows as summary.json has them under `data`; None for what is not there."""
+    facts = facts if isinstance(facts, dict) else {}
+    data, rows = facts.get("fingerprint"), facts.get("evaluation_rows")
+    return data if isinstance(data, str) else None, rows if type(rows) is int else None
 
 
 def depth_counts(place: str, plan: dict[str, Any]) -> dict[int, dict[int, int]]:
@@ -183,14 +191,14 @@ def checked(place: str, rows: Sequence[Row]) -> Sequence[Row]:
         for column in _COLUMNS:
             if type(row.get(column)) not in (int, float):
                 raise DataError(f"{place}, line {number} is damaged: {column} is {row.get(column)!r}")
-        if not isinstance(row.get("eval/loss", 0.0), int | float | None):
-            raise DataError(f"{place}, line {number} is damaged: eval/loss is {row['eval/loss']!r}")
+        for column in _NUMBERS:
+            if not isinstance(row.get(column), int | float | None):
+                raise DataError(f"{place}, line {number} is damaged: {column} is {row[column]!r}")
     return rows
 
 
 def _run(source: RunFiles) -> Run:
-    data = source.summary.get("data")
-    data = data if isinstance(data, dict) else {}
+    data, evaluation_rows = measured_on(source.summary.get("data"))
     assert source.metrics_file
     config_file = RunDirectory(source.folder).config_file
     if problems := problems_of_config(files.shown(config_file), source.config):
@@ -199,8 +207,8 @@ def _run(source: RunFiles) -> Run:
         place=files.shown(source.folder),
         config=source.config,
         status=plain(source.summary.get("status")),
-        data=data.get("fingerprint"),
-        evaluation_rows=data.get("evaluation_rows"),
+        data=data,
+        evaluation_rows=evaluation_rows,
         depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
         rows=checked(files.shown(source.metrics_file), source.rows),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import DataError
-from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, plain, problems_of_config
+from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, measured_on, plain, problems_of_config
 from apollo_cli.tracking.wandb import FACTS, has_key
 
 PATIENCE = 60  # seconds without anything new from the server
@@ -59,13 +59,14 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
         config = flat({key: value for key, value in found.config.items() if key != FACTS})
         if problems := problems_of_config(place, config):
             raise DataError("\n".join(problems))
+        data, evaluation_rows = measured_on(facts.get("data"))
         yield Run(
             place=place,
             config=config,
             status=plain(found.summary.get("status") or _STATES.get(found.state, "failed")),
-            data=facts["data"]["fingerprint"],
-            evaluation_rows=facts["data"]["evaluation_rows"],
-            depth_counts=depth_counts(place, facts["plan"]),
+            data=data,
+            evaluation_rows=evaluation_rows,
+            depth_counts=depth_counts(place, facts.get("plan") or {}),
             rows=checked(place, rows),
         )
 
