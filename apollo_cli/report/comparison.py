@@ -79,9 +79,14 @@ class Method:
     moved: tuple[float, float] | None
 
     @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """Those that have an end: of completed runs, or of all where none is."""
+        return _ended([outcome.run for outcome in self.outcomes])
+
+    @cached_property
     def curve(self) -> Curve:
-        """The mean over seeds."""
-        return savings.mean_curve([outcome.curve for outcome in self.outcomes])
+        """The mean over the seeds whose curves have an end."""
+        return savings.mean_curve(self.curves)
 
     @property
     def reached(self) -> int:
@@ -196,20 +201,17 @@ def _baselines(family: Family, asked: str | None) -> list[Group]:
 
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
-    curves = {group.label: [whole_model(run) for run in group.runs] for group in family.groups}
-    reference = _finished(baseline, curves[baseline.label]) if baseline else ()
+    reference = _ended(baseline.runs) if baseline else ()
     target = _target(question, reference)
     cost = _baseline_cost(reference, target)
     groups = sorted(family.groups, key=lambda group: group is not baseline)
-    methods = tuple(
-        _method(group, curves[group.label], baseline, target=target, cost=cost, question=question)
-        for group in groups
-    )
+    methods = tuple(_method(group, target, cost, question, is_baseline=group is baseline) for group in groups)
     return Comparison(family, question, tuple(candidates), reference, target, cost, methods)
 
 
-def _finished(group: Group, curves: Sequence[Curve]) -> tuple[Curve, ...]:
-    measured = [(run, line) for run, line in zip(group.runs, curves, strict=True) if line]
+def _ended(runs: Sequence[Run]) -> tuple[Curve, ...]:
+    """The curves that have an end: of completed runs, or of all where none is."""
+    measured = [(run, line) for run in runs if (line := whole_model(run))]
     completed = [line for run, line in measured if run.status == "completed"]
     return tuple(completed or [line for _, line in measured])
 
@@ -244,16 +246,11 @@ def _baseline_cost(reference: Sequence[Curve], target: Target | None) -> Cost | 
 
 
 def _method(
-    group: Group,
-    curves: Sequence[Curve],
-    baseline: Group | None,
-    *,
-    target: Target | None,
-    cost: Cost | None,
-    question: Question,
+    group: Group, target: Target | None, cost: Cost | None, question: Question, *, is_baseline: bool
 ) -> Method:
     outcomes = []
-    for run, line in zip(group.runs, curves, strict=True):
+    for run in group.runs:
+        line = whole_model(run)
         outcomes.append(
             Outcome(
                 run=run,
@@ -264,8 +261,8 @@ def _method(
                 at_flops=None if question.at_flops is None else savings.loss_at(line, question.at_flops),
             )
         )
-    moved = None if group is baseline else _moved(curves, target, cost)
-    return Method(group.label, tuple(outcomes), group is baseline, cost, moved)
+    moved = None if is_baseline else _moved([outcome.curve for outcome in outcomes], target, cost)
+    return Method(group.label, tuple(outcomes), is_baseline, cost, moved)
 
 
 def _moved(curves: Sequence[Curve], target: Target | None, cost: Cost | None) -> tuple[float, float] | None:

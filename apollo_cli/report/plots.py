@@ -73,7 +73,7 @@ def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> No
     """The mean curve with a band, a marker at its end; thin and dotted where fewer layers are stored."""
     line = method.curve
     if line:
-        by_seed = [{p.step: p.loss for p in outcome.curve} for outcome in method.outcomes]
+        by_seed = [{p.step: p.loss for p in each} for each in method.curves]
         spent = [p.cost.of(axis) / scale for p in line]
         if len(by_seed) > 1:
             low, high = ([f(losses[p.step] for losses in by_seed) for p in line] for f in (min, max))
@@ -92,7 +92,7 @@ def _shallow(method: Method) -> Iterator[Curve]:
     layers = {row["layers"] for run in runs for row in run.evaluations if row["layers"] != run.target_layers}
     for stored in sorted(layers):
         parts = [savings.curve(point(row) for row in run.evaluations if row["layers"] == stored) for run in runs]
-        yield savings.mean_curve(parts)
+        yield savings.mean_curve([part for part in parts if part])
 
 
 def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, float]:

@@ -136,6 +136,7 @@ def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
     assert comparison.target
     assert comparison.target.loss == 3.0  # an interrupted run has no final loss
     assert mean(method(comparison, "fast").saving("flops")) == pytest.approx(0.8)
+    assert [p.loss for p in method(comparison, "base").curve] == [9.0, 4.0, 3.0]  # the mean of those with an end
     assert "the 1 completed runs of 'base', of 2" in " ".join(notes(comparison))
 
 
