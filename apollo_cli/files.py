@@ -15,13 +15,13 @@ from apollo_cli.errors import StorageError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one step."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
     remove(temporary)  # and made by this process: nothing is written through a link that stands there
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -29,6 +29,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text` in one step."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

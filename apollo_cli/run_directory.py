@@ -161,6 +161,14 @@ class RunDirectory:
             raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
         return steps
 
+    def plan(self) -> dict[str, Any]:
+        """plan.json; empty where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return _read(self.plan_file, json.loads) if self.plan_file.exists() else {}
+
     def metrics_bytes(self) -> int:
         """Length of metrics.jsonl."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0

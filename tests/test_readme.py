@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from apollo_cli.compare import parser
 from apollo_cli.config import Config
 from apollo_cli.help import groups
 from apollo_cli.train import run
@@ -43,6 +44,14 @@ def test_every_command_runs(
         own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))
         words = words + [word for word in tiny if not word.startswith(own)] + ["budget.steps=16"]
     assert run(words) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [words[1:] for words in COMMANDS if words[0] == "apollo-compare"], ids=lambda words: " ".join(words)
+)
+def test_every_comparison_can_be_typed(words: list[str]) -> None:
+    asked = parser().parse_args(words)
+    assert asked.runs or asked.wandb
 
 
 def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

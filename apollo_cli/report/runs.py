@@ -1,14 +1,25 @@
-"""Run directories, read back."""
+"""Runs, read back from run directories: whole ones, and compact ones without weights."""
 
+import gzip
 import json
-from collections.abc import Iterator
+import os
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.errors import DataError
+from apollo_cli import files
+from apollo_cli.errors import ApolloError, DataError
 from apollo_cli.run_directory import RunDirectory
+
+Row = dict[str, Any]
+
+_NUMBERS = ("eval/loss", "train/loss", "train/grad_norm", "growth/from", "growth/to")  # where a row has them
+_FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # a run has one, beside config.yaml
+_COLUMNS = ("step", "flops", "train_seconds", "layers")  # of every row, and needed here
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class RunFiles:
     def config(self) -> dict[str, Any]:
         """config.yaml, flat: {"sampler.k": 2, ...}."""
         directory = RunDirectory(self.folder)
-        return dict(_flat("", directory.config())) if directory.is_claimed else {}
+        return flat(directory.config()) if directory.is_claimed else {}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -29,17 +40,207 @@ class RunFiles:
         return RunDirectory(self.folder).summary()
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, without a last line that is still being written.
+    def plan(self) -> dict[str, Any]:
+        """plan.json; empty where there is none."""
+        return RunDirectory(self.folder).plan()
+
+    @property
+    def metrics_file(self) -> Path | None:
+        """metrics.jsonl, or metrics.jsonl.gz of a compact run; None while there are no rows."""
+        plain = RunDirectory(self.folder).metrics_file
+        return next((path for path in (plain, plain.with_name(f"{plain.name}.gz")) if path.is_file()), None)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the metrics file, without a last line that is still being written.
 
         Raises:
-            DataError: there is no such file.
+            DataError: there is no such file, or a line of it is damaged.
         """
-        path = RunDirectory(self.folder).metrics_file
-        if not path.exists():
+        path = self.metrics_file
+        if path is None:
             raise DataError(f"{self.folder}: not a run directory (no metrics.jsonl in it)")
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        try:
+            data = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{files.shown(path)} is damaged: {error}") from error
+        return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as a comparison needs it.
+
+    Attributes:
+        place: its folder, or ENTITY/PROJECT/ID in W&B.
+        config: flat: {"sampler.k": 2, ...}.
+        status: completed, interrupted, failed or running.
+        data: fingerprint of corpus and tokenizer; None while the run has not said it.
+        evaluation_rows: how many held-out rows are measured; None as above.
+        depth_counts: micro-steps at each depth, by stored layers, as planned; may be empty.
+        rows: as in metrics.jsonl, every one with step, flops, train_seconds and layers.
+    """
+
+    place: str
+    config: dict[str, Any]
+    status: str
+    data: str | None
+    evaluation_rows: int | None
+    depth_counts: dict[int, dict[int, int]]
+    rows: Sequence[Row]
+
+    @property
+    def seed(self) -> Any:
+        """Of weights, depths, row order and masks."""
+        return self.config.get("seed")
+
+    @property
+    def target_layers(self) -> Any:
+        """The target depth L."""
+        return self.config.get("model.layers")
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether all layers are stored from the first step."""
+        return self.config.get("schedule.layers") == [self.target_layers]
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """The rows with a validation loss, those of growth too."""
+        return [row for row in self.rows if "eval/loss" in row]
+
+
+def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs that are meant by run directories, folders of them, and globs: each once; and what was left out.
+
+    Raises:
+        DataError: with all problems: a word means nothing, or a file is damaged.
+    """
+    problems: list[str] = []
+    folders: dict[Path, Path] = {}
+    for word in words:
+        found = _run_directories(word)
+        folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
+        if not found:
+            problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
+    runs, notes = [], []
+    for folder in folders.values():
+        run_files = RunFiles(folder)
+        try:
+            if run_files.metrics_file is None or not run_files.rows:
+                notes.append(f"left out, for it has no rows: {plain(files.shown(folder))}")
+                continue
+            runs.append(_run(run_files))
+        except ApolloError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return runs, notes
+
+
+def plain(text: Any) -> str:
+    """Text of a stranger in one printable line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def problems_of_config(place: str, config: dict[str, Any]) -> list[str]:
+    """What a comparison needs of a config and does not find in this one; it may be a stranger's."""
+    found = []
+    if config.get("model.kind") not in ("bert", "gpt"):
+        found.append(f"{place}: model.kind is {config.get('model.kind')!r}, it should be bert or gpt")
+    if type(config.get("model.layers")) is not int:
+        found.append(f"{place}: model.layers is {config.get('model.layers')!r}, it should be a whole number")
+    layers = config.get("schedule.layers")
+    if not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
+        found.append(f"{place}: schedule.layers is {layers!r}, it should be a list of whole numbers")
+    return found
+
+
+def measured_on(facts: Any) -> tuple[str | None, int | None]:
+    """Fingerprint and evaluation rows as summary.json has them under `data`; None for what is not there."""
+    facts = facts if isinstance(facts, dict) else {}
+    data, rows = facts.get("fingerprint"), facts.get("evaluation_rows")
+    return data if isinstance(data, str) else None, rows if type(rows) is int else None
+
+
+def depth_counts(place: str, plan: dict[str, Any]) -> dict[int, dict[int, int]]:
+    """{stored layers: {depth: micro-steps}} of a plan.json; empty where there is none.
+
+    Raises:
+        DataError: it is not a plan.
+    """
+    try:
+        stages = plan.get("stages", [])
+        return {int(s["layers"]): {int(d): int(n) for d, n in s["depth_counts"].items()} for s in stages}
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise DataError(f"{place} is damaged: its stages are not those of a plan") from error
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys joined by dots: {"sampler.k": 2, ...}."""
+    return dict(_flat("", values))
+
+
+def checked(place: str, rows: Sequence[Row]) -> Sequence[Row]:
+    """The same rows, each with the columns that every row has.
+
+    Raises:
+        DataError: names the first row that lacks one.
+    """
+    for number, row in enumerate(rows, 1):
+        for column in _COLUMNS:
+            if type(row.get(column)) not in (int, float):
+                raise DataError(f"{place}, line {number} is damaged: {column} is {row.get(column)!r}")
+        for column in _NUMBERS:
+            if not isinstance(row.get(column), int | float | None):
+                raise DataError(f"{place}, line {number} is damaged: {column} is {row[column]!r}")
+    return rows
+
+
+def _run(source: RunFiles) -> Run:
+    data, evaluation_rows = measured_on(source.summary.get("data"))
+    assert source.metrics_file
+    config_file = RunDirectory(source.folder).config_file
+    if problems := problems_of_config(files.shown(config_file), source.config):
+        raise DataError("\n".join(problems))
+    return Run(
+        place=files.shown(source.folder),
+        config=source.config,
+        status=plain(source.summary.get("status")),
+        data=data,
+        evaluation_rows=evaluation_rows,
+        depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
+        rows=checked(files.shown(source.metrics_file), source.rows),
+    )
+
+
+def _run_directories(word: str) -> list[Path]:
+    """The run directories that a word means, in the order of their names."""
+    places = [Path(word)] if Path(word).is_dir() else _matches(word)
+    return [folder for place in places for folder in _below(place)]
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(path) for path in sorted(glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """`place` if it is a run directory, else those below it; nothing inside a run is looked at."""
+    for folder, names, inside in os.walk(place):
+        if "config.yaml" in inside and not set(_FILES).isdisjoint(inside):
+            names.clear()
+            yield Path(folder)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{files.shown(path)}, line {number} is damaged: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{files.shown(path)}, line {number} is damaged: it is no row")
+    return row
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ from apollo_cli import files
 from apollo_cli.config import Tracking
 from apollo_cli.tracking import recorder
 
+FACTS = "apollo"  # beside the config: what a comparison needs to know of a run
 _MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 
 

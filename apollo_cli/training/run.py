@@ -25,7 +25,7 @@ from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
-from apollo_cli.tracking.wandb import identify, open_mirror
+from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
 from apollo_cli.training.device import Device, choose, is_out_of_memory
 from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated, interruptible
@@ -33,7 +33,7 @@ from apollo_cli.training.loop import Loop
 from apollo_cli.training.memory import refuse_what_cannot_fit
 from apollo_cli.training.optimizer import build_optimizer, restore_state
 from apollo_cli.training.planning import make_plan, make_task
-from apollo_cli.training.summary import summarize
+from apollo_cli.training.summary import data_facts, summarize
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,9 @@ class Session:
         metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
         identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
+        shown = config.raw | {FACTS: {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}}
         mirror = open_mirror(
-            config.tracking, identity, config.raw, self.directory.path, metrics.dropped_rows, self.console.say
+            config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
 

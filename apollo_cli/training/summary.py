@@ -40,16 +40,21 @@ def summarize(
             "train_seconds": progress.train_seconds,
             "total_seconds": progress.total_seconds,
         },
-        "data": {
-            "fingerprint": corpus.fingerprint,
-            "training_rows": len(corpus.training),
-            "validation_rows": len(corpus.validation),
-            "evaluation_rows": min(config.eval.rows, len(corpus.validation)),
-        },
+        "data": data_facts(config, corpus),
         "device": device.name,
         "precision": "bf16" if device.bf16 else "fp32",
         "versions": _versions(),
         "git_commit": _git_commit(),
+    }
+
+
+def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """What the losses are measured on."""
+    return {
+        "fingerprint": corpus.fingerprint,
+        "training_rows": len(corpus.training),
+        "validation_rows": len(corpus.validation),
+        "evaluation_rows": min(config.eval.rows, len(corpus.validation)),
     }
 
 

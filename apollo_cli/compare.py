@@ -1,0 +1,118 @@
+"""`apollo-compare`: parse, call, exit code. Heavy imports wait until they are needed."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from apollo_cli.errors import ApolloError, DataError
+
+DONE, BUG, MENDABLE = 0, 1, 2
+
+_ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
+_MORE = """\
+Runs that differ in their seed alone are one method. Runs on other data, tokenizers or evaluation rows are never
+compared. The target is the baseline's final validation loss; the baseline is the method that trains all layers
+from the first step. The report has the table, the pictures, and everything as JSON and CSV.
+
+examples
+  apollo-compare outputs/apollo outputs/scratch
+  apollo-compare 'outputs/sweep/*' --baseline scratch --out report
+  apollo-compare --wandb me/apollo --target-loss 3.2 --json
+
+Exit codes: 0 done; 2 something to mend, said in one message; 1 a bug.
+"""
+
+
+def main() -> None:
+    """The console command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Runs `apollo-compare` with these words and returns its exit code."""
+    try:
+        _compare(parser().parse_args(words))
+    except ApolloError as error:
+        print(f"apollo-compare: {error}", file=sys.stderr)
+        return MENDABLE
+    except SystemExit as stop:  # argparse has said why
+        return int(stop.code or DONE)
+    except BrokenPipeError:  # nobody reads any more
+        sys.stdout = None
+        return DONE
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exception(error)
+        return BUG
+    return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may be typed."""
+    line = argparse.ArgumentParser(
+        "apollo-compare", description=_ABOUT, epilog=_MORE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    line.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, folders of them, or globs")
+    line.add_argument("--baseline", metavar="LABEL", help="the method to measure by: its label, or its folder")
+    line.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
+    line.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
+    line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
+    line.add_argument("--wandb", metavar="ENTITY/PROJECT", help="take the runs of a project of Weights & Biases")
+    form = line.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead; a report only with --out")
+    form.add_argument("--csv", action="store_true", help="print CSV instead; a report only with --out")
+    return line
+
+
+def _compare(asked: argparse.Namespace) -> None:
+    problems = _problems(asked)
+    if problems:
+        raise DataError("\n".join(problems))
+
+    from apollo_cli.report import machine, wandb_runs
+    from apollo_cli.report.comparison import Question, compare
+    from apollo_cli.report.groups import families
+    from apollo_cli.report.runs import read
+    from apollo_cli.report.table import show
+
+    runs, left_out = read(asked.runs)
+    if asked.wandb:
+        runs += wandb_runs.fetch(asked.wandb)
+    if not runs:
+        raise DataError("\n".join([*left_out, "no run is left to compare"]))
+    found, warnings = families(runs)
+    warnings += left_out
+    comparisons = compare(found, Question(asked.baseline, asked.target_loss, asked.at_flops))
+    if asked.json:
+        print(json.dumps(machine.as_json(comparisons, warnings), indent=2, allow_nan=False))
+    elif asked.csv:
+        print(machine.as_csv(comparisons), end="")
+    else:
+        show(comparisons, warnings)
+    if asked.out or not (asked.json or asked.csv):
+        from apollo_cli.report.document import write
+
+        folder = asked.out or Path("outputs/compare") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        path = write(folder, comparisons, warnings, sys.argv)
+        print(f"report: {path}", file=sys.stderr if asked.json or asked.csv else sys.stdout)
+
+
+def _problems(asked: argparse.Namespace) -> Sequence[str]:
+    """What is wrong with the words beside the runs."""
+    found = []
+    if not asked.runs and not asked.wandb:
+        found.append("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
+    if asked.target_loss is not None and not 0 < asked.target_loss < float("inf"):
+        found.append(f"--target-loss {asked.target_loss}: should be a loss in nats, more than 0")
+    if asked.at_flops is not None and not 0 < asked.at_flops < float("inf"):
+        found.append(f"--at-flops {asked.at_flops}: should be a number of FLOPs, more than 0")
+    return found
+
+
+if __name__ == "__main__":
+    main()

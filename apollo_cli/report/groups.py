@@ -1,0 +1,236 @@
+"""Which runs belong together: a group is a method over its seeds, a family is what may be compared."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from apollo_cli.help import conf_folder
+from apollo_cli.report.runs import Run, plain
+
+# Cannot change the result; of the data the fingerprint counts.
+_IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
+_IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
+# Of no effect where the whole model is stored from the first step.
+_GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
+_UNKNOWN = "not known yet"
+_LONGEST_LABEL = 80
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What makes losses comparable: the objective, the corpus with its tokenizer, the rows that are measured.
+
+    Attributes:
+        kind: bert or gpt.
+        mask_fraction: of BERT's tokens; empty for GPT.
+        data: fingerprint of corpus and tokenizer, its rows and their length in it.
+        evaluation_rows: held-out rows that are measured; None as long as no run has said it.
+    """
+
+    kind: str
+    mask_fraction: str
+    data: str
+    evaluation_rows: int | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, one a seed, under the name of their method."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether all layers are stored from the first step."""
+        return self.runs[0].is_scratch
+
+
+@dataclass(frozen=True)
+class Family:
+    """Groups whose losses may be compared.
+
+    Attributes:
+        title: unique, for people.
+        description: objective, data, tokenizer and evaluation rows.
+        groups: in the order of their labels.
+        notes: what a reader should know about the choice of the runs.
+    """
+
+    title: str
+    description: str
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+
+
+def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
+    """The families of these runs, whatever their order, and warnings where one objective has several."""
+    runs = sorted(runs, key=lambda run: _natural(run.place))
+    members: dict[Measure, list[Run]] = {}
+    notes: dict[Measure, list[str]] = {}
+    for run in runs:
+        measure, note = _measure(run, runs)
+        members.setdefault(measure, []).append(run)
+        notes.setdefault(measure, []).extend([note] if note else [])
+    kinds = Counter(measure.kind for measure in members)
+    found: list[Family] = []
+    for measure in sorted(members, key=lambda m: (m.kind, _natural(members[m][0].place))):
+        number = sum(family.title.startswith(f"{measure.kind.upper()} ") for family in found)
+        title = measure.kind.upper() if kinds[measure.kind] == 1 else f"{measure.kind.upper()} {number + 1}"
+        groups, of_groups = _groups(members[measure])
+        description = _description(measure, members[measure][0])
+        found.append(Family(title, description, groups, (*notes[measure], *of_groups)))
+    return found, _warnings(found, kinds)
+
+
+def _measure(run: Run, runs: Iterable[Run]) -> tuple[Measure, str]:
+    """What a run is measured by; one that has not said it yet is taken for those of the same data config."""
+    kind, mask = run.config["model.kind"], plain(run.config.get("model.mask_fraction", ""))
+    if run.data is not None and run.evaluation_rows is not None:
+        return Measure(kind, mask, run.data, run.evaluation_rows), ""
+    config = _data_config(run)
+    known = [other for other in runs if other.data is not None and other.evaluation_rows is not None]
+    alike = {(other.data, other.evaluation_rows) for other in known if _data_config(other) == config}
+    data, rows = next(iter(alike)) if len(alike) == 1 else (f"{_UNKNOWN}: {config}", None)
+    note = f"{plain(run.place)} has no summary yet; its data is taken from its config"
+    return Measure(kind, mask, str(data), rows), note
+
+
+def _data_config(run: Run) -> str:
+    keys = [key for key in run.config if key.startswith("data.") and key != "data.cache_dir"]
+    return json.dumps({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
+
+
+def _description(measure: Measure, run: Run) -> str:
+    config = run.config
+    corpus = config.get("data.path") or config.get("data.files") or config.get("data.kind")
+    corpus = " ".join(map(str, corpus)) if isinstance(corpus, list) else str(corpus)
+    fingerprint = _UNKNOWN if measure.data.startswith(_UNKNOWN) else measure.data[:12]
+    rows = config.get("eval.rows") if measure.evaluation_rows is None else measure.evaluation_rows
+    return plain(
+        f"data {_cut(corpus)} (fingerprint {fingerprint}), tokenizer {config.get('data.tokenizer')}, "
+        f"vocabulary {config.get('data.vocab_size')}, rows of {config.get('data.seq_len')} tokens"
+        f"{', masked fraction ' * bool(measure.mask_fraction)}{measure.mask_fraction}, {rows} evaluation rows"
+    )
+
+
+def _warnings(found: Sequence[Family], kinds: Counter[str]) -> list[str]:
+    """One for each objective whose runs cannot all be compared, with who has what."""
+    warnings = []
+    for kind in sorted(kind for kind, count in kinds.items() if count > 1):
+        parts = []
+        for family in (family for family in found if family.title.startswith(f"{kind.upper()} ")):
+            places = [plain(run.place) for group in family.groups for run in group.runs]
+            shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+            parts.append(f"{family.title} ({shown}): {family.description}")
+        warnings.append(
+            f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are NOT "
+            f"compared with each other: {'; '.join(parts)}"
+        )
+    return warnings
+
+
+def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
+    """The groups in the order of their labels, and a note for each run that is there twice."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps(_method(run), default=str), []).append(run)
+    notes, groups = [], []
+    for label, same in zip(_labels(list(members.values())), members.values(), strict=True):
+        by_seed: dict[str, list[Run]] = {}
+        for run in sorted(same, key=lambda run: _natural(str(run.seed))):
+            by_seed.setdefault(str(run.seed), []).append(run)
+        kept = []
+        for seed, twins in by_seed.items():
+            best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.rows[-1]["flops"]))
+            kept.append(best)
+            if others:
+                left = ", ".join(plain(run.place) for run in others)
+                notes.append(f"{label}: seed {plain(seed)} is there {len(twins)} times; left out: {left}")
+        groups.append(Group(label, tuple(kept)))
+    return tuple(sorted(groups, key=lambda group: _natural(group.label))), notes
+
+
+def _method(run: Run) -> dict[str, Any]:
+    """The keys that may change the result, but for the seed."""
+
+    def counts(key: str) -> bool:
+        section = key.partition(".")[0]
+        idle = key in _IDLE or section in _IDLE_SECTIONS
+        return not idle and not (run.is_scratch and (section in _GROWTH_SECTIONS or key in _GROWTH_KEYS))
+
+    return {key: run.config[key] for key in sorted(run.config) if counts(key)}
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A label for each group: the `name` that is its own, else the values of what differs."""
+    names = [{str(run.config.get("name")) for run in group} for group in groups]
+    owners = Counter(name for found in names for name in found)
+    named = [len(found) == 1 and all(owners[n] == 1 and n != _default_name() for n in found) for found in names]
+    unnamed = [_method(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
+    labels: list[str] = []
+    for group, found, has_name in zip(groups, names, named, strict=True):
+        label = next(iter(found)) if has_name else _by_values(group[0], unnamed)
+        label = _cut(plain(label), _LONGEST_LABEL)
+        twins = sum(other == label or other.startswith(f"{label} (") for other in labels)
+        labels.append(f"{label} ({twins + 1})" if twins else label)
+    return labels
+
+
+def _by_values(run: Run, methods: Sequence[dict[str, Any]]) -> str:
+    """`scratch`, or the sampler; and each key in which runs of this sort differ."""
+    own = _method(run)
+    peers = [other for other in methods if _is_scratch(other) == run.is_scratch]
+    differing = [key for key in own if len({json.dumps(o[key], default=str) for o in peers if key in o}) > 1]
+    first = ["scratch"] if run.is_scratch else list(_sampler(own)) if _names_sampler(differing) else []
+    covered = ("schedule.layers",) if run.is_scratch else ("sampler.kind", "sampler.k") if first else ()
+    return " ".join([*first, *(_token(key, own[key]) for key in differing if key not in covered)])
+
+
+def _names_sampler(differing: Sequence[str]) -> bool:
+    """Whether a growing method is told by its sampler: it differs, or nothing else does."""
+    return not differing or any(key.startswith("sampler.") for key in differing)
+
+
+def _is_scratch(method: dict[str, Any]) -> bool:
+    return bool(method.get("schedule.layers") == [method.get("model.layers")])
+
+
+def _sampler(method: dict[str, Any]) -> Iterator[str]:
+    yield f"sampler={method.get('sampler.kind')}"
+    if "sampler.k" in method:
+        yield _token("sampler.k", method["sampler.k"])
+
+
+def _token(key: str, value: Any) -> str:
+    """`lr=0.001`, `expander=stack`, `layers=1-3-6-12`."""
+    section, _, name = key.rpartition(".")
+    short = {"kind": section, "every": key, "rows": key, "size": key, "micro": key}.get(name, name)
+    short = key if key == "model.layers" else short
+    text = (
+        "-".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if _is_number(value) else str(value)
+    )
+    return f"{short}={text}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _default_name() -> str:
+    return str(yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["name"])
+
+
+def _cut(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _natural(text: str) -> tuple[list[tuple[float, str]], str]:
+    """So that k=10 comes after k=2."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], text

@@ -1,0 +1,240 @@
+"""Pictures of growth: what it does to the loss, which depths are drawn, and how likely they are."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
+
+from apollo_cli.growth.samplers import LVPS
+from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.runs import Row, Run
+from apollo_cli.report.style import COLOURS, Look, looks, png
+
+Growth = tuple[int, int]  # stored layers before and after
+
+_MOST_PANELS = 4  # beside each other
+_MOST_NUMBERS = 6  # of jumps beside each other
+_ROWS_AROUND = 12  # training rows on either side of a growth
+_STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
+
+
+def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
+    """A name, a caption and a PNG of each picture that the runs have something for."""
+    by_label = looks(comparison.methods)
+    growths = sorted({growth for method in comparison.methods for growth in _growths(method)})[-_MOST_PANELS:]
+    if growths:
+        caption = (
+            "what each growth does: validation loss just before (hollow) and after (filled), training loss and "
+            "gradient norm around it; means over seeds."
+        )
+        yield "growth", caption, _around_growths(comparison.methods, growths, by_label)
+    stages = _sampled_stages(comparison.methods)
+    if stages:
+        caption = "the sampled depths: share of the micro-steps of a stage that run each depth; means over seeds."
+        yield "depths", caption, _depths(comparison.methods, stages, by_label)
+    if found := _lvps(comparison.methods):
+        caption = "low-value-prioritised sampling: the probability of each depth, for several strengths k."
+        yield "lvps", caption, _probabilities(*found)
+
+
+def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> bytes:
+    figure, grid = plt.subplots(
+        3,
+        len(growths),
+        figsize=(max(8.0, 3.2 * len(growths) + 1), 8),
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, growth in enumerate(growths):
+        jump, loss, norm = grid[:, column]
+        jump.set_title(f"{growth[0]} to {growth[1]} layers")
+        growing = [method for method in methods if growth in _growths(method)]
+        for place, method in enumerate(growing):
+            look = by_label[method.label]
+            _jump(jump, method, growth, look, place, with_number=len(growing) <= _MOST_NUMBERS)
+            _window(loss, method, growth, look, "train/loss")
+            _window(norm, method, growth, look, "train/grad_norm")
+        jump.set_xticks([])
+        jump.set_xlim(-0.6, len(growing) - 0.4)
+        jump.margins(y=0.25)
+        norm.set_yscale("log")
+        low, high = norm.get_ylim()
+        norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
+        norm.yaxis.set_major_formatter("{x:g}")
+        norm.yaxis.set_minor_locator(NullLocator())
+        for axes in (loss, norm):
+            axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
+        norm.set_xlabel("steps since the growth")
+    names = ("validation loss (nats)\nbefore ○, after ●", "training loss (nats)", "gradient norm")
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(name)
+    _common_legend(figure, [by_label[method.label] for method in methods if _growths(method)])
+    return png(figure)
+
+
+def _common_legend(figure: Any, entries: Sequence[Look]) -> None:
+    """Above all panels."""
+    lines = [
+        plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
+        for look in entries
+    ]
+    columns = 3 if any(len(look.label) > 12 for look in entries) else 6
+    figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
+
+
+def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *, with_number: bool) -> None:
+    """The validation loss on both sides, and how much it changed."""
+    found = [_sides(outcome.run, growth) for outcome in method.outcomes]
+    sides = [pair for pair in found if pair]
+    if not sides:
+        return
+    before, after = (fmean(pair[i] for pair in sides) for i in (0, 1))
+    axes.plot([place, place], [before, after], color=look.colour, linewidth=1.5)
+    axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
+    axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
+    axes.annotate(
+        f"{after - before:+.3f}" if with_number else "",
+        (place, max(before, after)),
+        textcoords="offset points",
+        xytext=(0, 8),
+        ha="center",
+        fontsize=8,
+        color=look.colour,
+    )
+
+
+def _window(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
+    """The mean over seeds of a training column around a growth, within the stages on both sides."""
+    series = [_around(outcome.run, growth, column) for outcome in method.outcomes]
+    shared = sorted(set.intersection(*map(set, series)))
+    for side in ([s for s in shared if s <= 0], [s for s in shared if s > 0]):
+        means = [fmean(values[step] for values in series) for step in side]
+        axes.plot(
+            side, means, color=look.colour, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=3
+        )
+
+
+def _around(run: Run, growth: Growth, column: str) -> dict[int, float]:
+    """Values by steps since the growth; a row at the growth's own step is of before."""
+    step = next((row["step"] for row in run.rows if _is(row, growth)), None)
+    if step is None:
+        return {}
+    rows = [row for row in run.rows if row.get(column) is not None and row["layers"] in growth]
+    before = [row for row in rows if row["layers"] == growth[0]][-_ROWS_AROUND:]
+    after = [row for row in rows if row["layers"] == growth[1]][:_ROWS_AROUND]
+    return {row["step"] - step: row[column] for row in (*before, *after)}
+
+
+def _sides(run: Run, growth: Growth) -> tuple[float, float] | None:
+    """The validation loss just before and after; None where the run does not grow so."""
+    rows = {row["layers"]: row["eval/loss"] for row in run.evaluations if _is(row, growth)}
+    values = [rows.get(layers) for layers in growth]
+    before, after = (value if value is not None and math.isfinite(value) else None for value in values)
+    return None if before is None or after is None else (before, after)
+
+
+def _is(row: Row, growth: Growth) -> bool:
+    return (row.get("growth/from"), row.get("growth/to")) == growth
+
+
+def _growths(method: Method) -> set[Growth]:
+    rows = (row for outcome in method.outcomes for row in outcome.run.evaluations)
+    return {(row["growth/from"], row["growth/to"]) for row in rows if "growth/from" in row and "growth/to" in row}
+
+
+def _sampled_stages(methods: Sequence[Method]) -> list[int]:
+    """Stored layers of the stages in which some method draws the depth, or could."""
+    runs = [outcome.run for method in methods for outcome in method.outcomes]
+    stages = {layers for run in runs for layers in run.depth_counts if layers != run.target_layers}
+    return sorted(stages)[:_MOST_PANELS]
+
+
+def _depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> bytes:
+    figure, grid = plt.subplots(
+        1,
+        len(stages),
+        figsize=(max(8.0, 3.2 * len(stages) + 1), 4.2),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    shown = []
+    for axes, layers in zip(grid[0], stages, strict=True):
+        for method in methods:
+            shares = _shares(method, layers)
+            if not shares:
+                continue
+            shown.append(by_label[method.label])
+            look, depths = shown[-1], sorted(shares)
+            axes.plot(
+                depths,
+                [100 * shares[depth] for depth in depths],
+                color=look.colour,
+                linestyle=look.line,
+                marker=look.marker,
+                markersize=6,
+                alpha=0.85,
+            )
+        axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}")
+        axes.set_xlabel("depth (layers run)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    grid[0, 0].set_ylabel("micro-steps of the stage (%)")
+    grid[0, 0].set_ylim(bottom=0)
+    _common_legend(figure, list(dict.fromkeys(shown)))
+    return png(figure)
+
+
+def _shares(method: Method, layers: int) -> dict[int, float]:
+    """Share of the micro-steps at each depth in the stage of so many stored layers."""
+    runs = [outcome.run for outcome in method.outcomes if outcome.run.target_layers != layers]
+    counted = [run.depth_counts[layers] for run in runs if run.depth_counts.get(layers)]
+    found = [{depth: n / sum(counts.values()) for depth, n in counts.items()} for counts in counted]
+    depths = {depth for shares in found for depth in shares}
+    return {depth: fmean(shares.get(depth, 0.0) for shares in found) for depth in depths}
+
+
+def _lvps(methods: Sequence[Method]) -> tuple[Run, list[int]] | None:
+    """A run that draws so, and the stored layers of all such runs that leave a choice of depth."""
+    runs = [o.run for m in methods for o in m.outcomes if o.run.config.get("sampler.kind") == "lvps"]
+    runs = [run for run in runs if not run.is_scratch]
+    stages = {n for run in runs for n in run.config["schedule.layers"] if n < run.target_layers}
+    return (runs[0], sorted(stages)[:_MOST_PANELS]) if stages else None
+
+
+def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
+    figure, grid = plt.subplots(
+        1,
+        len(stages),
+        figsize=(max(8.0, 3.2 * len(stages) + 1), 4.2),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    constants = {
+        key: run.config[f"sampler.{key}"] for key in ("lower", "overshoot") if f"sampler.{key}" in run.config
+    }
+    entries = [
+        Look(f"k = {k}", colour, "-", marker)
+        for k, colour, marker in zip(_STRENGTHS, COLOURS, "osD^v", strict=False)
+    ]
+    for axes, layers in zip(grid[0], stages, strict=True):
+        for k, look in zip(_STRENGTHS, entries, strict=True):
+            likely = LVPS(k=k, **constants).probabilities(layers, run.target_layers)
+            axes.plot(
+                list(likely),
+                [100 * p for p in likely.values()],
+                color=look.colour,
+                marker=look.marker,
+                markersize=5,
+            )
+        axes.set_title(f"N = {layers} of L = {run.target_layers}")
+        axes.set_xlabel("depth (layers run)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    grid[0, 0].set_ylabel("probability (%)")
+    grid[0, 0].set_ylim(bottom=0)
+    _common_legend(figure, entries)
+    return png(figure)

@@ -1,0 +1,119 @@
+"""A comparison for machines: JSON with everything, CSV with one line a method."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from apollo_cli.report import savings
+from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
+from apollo_cli.report.notes import notes
+from apollo_cli.report.savings import LEVEL, Cost, Interval
+
+UNITS = {
+    "loss": "nats per prediction",
+    "flops": "model FLOPs",
+    "seconds": "training seconds",
+    "saving": "share of the baseline's cost: 1 - cost / baseline's cost",
+    "speedup": "baseline's cost / cost - 1",
+    "interval": f"Student-t over seeds, level {LEVEL}; null for n = 1",
+}
+
+
+def as_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[str, Any]:
+    """Everything, run by run; what is not there or not finite is null."""
+    return {
+        "units": UNITS,
+        "warnings": list(warnings),
+        "families": [
+            {
+                "family": comparison.family.title,
+                "description": comparison.family.description,
+                "baseline": comparison.baseline.label if comparison.baseline else None,
+                "baseline_cost": _cost(comparison.baseline_cost),
+                "target_loss": comparison.target and comparison.target.loss,
+                "target_interval": _interval(comparison.target.interval if comparison.target else None),
+                "at_flops": comparison.question.at_flops,
+                "methods": [_method(method) for method in comparison.methods],
+                "notes": notes(comparison),
+            }
+            for comparison in comparisons
+        ],
+    }
+
+
+def as_csv(comparisons: Sequence[Comparison]) -> str:
+    """One line a method; columns named as in the JSON, with _mean, _low, _high."""
+    lines = [
+        {"family": comparison.family.title, "target_loss": comparison.target.loss if comparison.target else None}
+        | _columns(method)
+        for comparison in comparisons
+        for method in comparison.methods
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _method(method: Method) -> dict[str, Any]:
+    return {
+        "method": method.label,
+        "is_baseline": method.is_baseline,
+        "n": len(method.outcomes),
+        "reached": method.reached,
+        **{name: _interval(value) for name, value in _intervals(method).items()},
+        "saving_flops_at_ends_of_target_interval": method.moved,
+        "runs": [_run(outcome, method) for outcome in method.outcomes],
+    }
+
+
+def _columns(method: Method) -> dict[str, Any]:
+    values: dict[str, Any] = {"method": method.label, "is_baseline": method.is_baseline}
+    values |= {"n": len(method.outcomes), "reached": method.reached}
+    for name, interval in _intervals(method).items():
+        found = _interval(interval) or {}
+        values |= {f"{name}_{part}": found.get(part) for part in ("mean", "low", "high")}
+    return values
+
+
+def _intervals(method: Method) -> dict[str, Interval | None]:
+    return {
+        "final_loss": method.final,
+        "loss_at_flops": method.at_flops,
+        **{f"{axis}_to_target": method.cost(axis) for axis in AXES},
+        **{f"saving_{axis}": method.saving(axis) for axis in AXES},
+        **{f"speedup_{axis}": method.speedup(axis) for axis in AXES},
+    }
+
+
+def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
+    cost, baseline = outcome.cost, None if method.is_baseline else method.baseline_cost
+    saved = {axis: savings.saving(cost.of(axis), baseline.of(axis)) for axis in AXES} if cost and baseline else {}
+    return {
+        "place": outcome.run.place,
+        "seed": outcome.run.seed,
+        "status": outcome.run.status,
+        "final_loss": _finite(outcome.final),
+        "loss_at_flops": _finite(outcome.at_flops),
+        "to_target": _cost(outcome.cost),
+        "to_target_for_good": _cost(outcome.cost_for_good),
+        **{f"saving_{axis}": saved.get(axis) for axis in AXES},
+    }
+
+
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    low, high = interval.ends or (None, None)
+    return {"mean": _finite(interval.mean), "low": low, "high": high, "n": interval.n}
+
+
+def _cost(cost: Cost | None) -> dict[str, float] | None:
+    return None if cost is None else {"flops": cost.flops, "seconds": cost.seconds}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,91 @@
+"""Run directories with known curves, as apollo-train would leave them."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Evaluation = tuple[int, float, float, float | None]  # step, FLOPs, seconds, loss
+
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "name": "apollo",
+    "device": "auto",
+    "precision": "auto",
+    "model": {"kind": "gpt", "layers": 4},
+    "sampler": {"kind": "lvps", "k": 2, "lower": 0.6, "overshoot": 0.4},
+    "expander": {"kind": "interpolate", "mode": "nearest", "moments": "keep"},
+    "schedule": {"layers": [2, 4], "ends": [0.5, 1]},
+    "data": {"kind": "pydocs", "seq_len": 16, "vocab_size": 300, "tokenizer": "auto", "cache_dir": None},
+    "optim": {"lr": 0.001, "at_growth": "continue"},
+    "budget": {"steps": 100, "tokens": None},
+    "eval": {"every": 10, "rows": 4},
+    "log": {"every": 10},
+    "tracking": {"wandb": "disabled"},
+}
+SCRATCH = {"schedule.layers": [4], "schedule.ends": [1], "sampler.kind": "full"}
+
+
+def write_run(
+    folder: Path,
+    whole: Sequence[Evaluation],
+    shallow: Sequence[Evaluation] = (),
+    *,
+    status: str | None = "completed",
+    data: str = "f" * 64,
+    evaluation_rows: int = 4,
+    compact: bool = False,
+    **overrides: Any,
+) -> Path:
+    """Writes a run whose evaluations are `shallow` ones at 2 layers, then `whole` ones at all layers.
+
+    Args:
+        folder: made.
+        whole: of the whole model; after shallow ones the first of them is the row after growth.
+        shallow: the last of them is the row before growth.
+        status: None for a run without a summary.
+        data: its fingerprint.
+        evaluation_rows: of its summary.
+        compact: metrics.jsonl.gz instead of metrics.jsonl.
+        overrides: of CONFIG, with __ for the dot.
+    """
+    config = json.loads(json.dumps(CONFIG))
+    for key, value in overrides.items():
+        section, _, name = key.replace("__", ".").rpartition(".")
+        (config[section] if section else config)[name] = value
+    layers = config["model"]["layers"]
+    rows = [_row(*evaluation, 2) for evaluation in shallow] + [_row(*evaluation, layers) for evaluation in whole]
+    if shallow:
+        for row in rows[len(shallow) - 1 : len(shallow) + 1]:
+            row |= {"growth/from": 2, "growth/to": layers}
+    training = [
+        {key: value for key, value in row.items() if "/" not in key}
+        | {"train/loss": row["eval/loss"], "train/grad_norm": 1.0}
+        for row in rows
+    ]
+    folder.mkdir(parents=True)
+    lines = "".join(json.dumps(row) + "\n" for pair in zip(rows, training, strict=True) for row in pair).encode()
+    if compact:
+        (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(lines))
+    else:
+        (folder / "metrics.jsonl").write_bytes(lines)
+    stages = [{"layers": n, "depth_counts": {str(n): 10, str(layers): 30}} for n in config["schedule"]["layers"]]
+    (folder / "plan.json").write_text(json.dumps({"steps": 100, "stages": stages}))
+    if status:
+        facts = {"fingerprint": data, "evaluation_rows": evaluation_rows}
+        (folder / "summary.json").write_text(json.dumps({"status": status, "data": facts}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"format": 2, **config}))
+    return folder
+
+
+def scratch(folder: Path, whole: Sequence[Evaluation], **more: Any) -> Path:
+    """A run of which all layers train from the first step."""
+    return write_run(folder, whole, **{key.replace(".", "__"): value for key, value in SCRATCH.items()}, **more)
+
+
+def _row(step: int, flops: float, seconds: float, loss: float | None, layers: int) -> dict[str, Any]:
+    standing = {"step": step, "flops": flops, "train_seconds": seconds, "layers": layers}
+    return {**standing, "eval/loss": loss, "eval/loss_full_depth": loss}

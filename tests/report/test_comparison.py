@@ -1,0 +1,230 @@
+"""Known curves give known savings."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from apollo_cli.errors import DataError
+from apollo_cli.report import machine
+from apollo_cli.report.comparison import Comparison, Method, Question, compare
+from apollo_cli.report.groups import families
+from apollo_cli.report.notes import notes
+from apollo_cli.report.runs import read
+from tests.report.made_runs import Evaluation, scratch, write_run
+
+FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
+
+
+def compared(*places: Path, **question: Any) -> Comparison:
+    runs, _ = read([str(place) for place in places])
+    (comparison,) = compare(families(runs)[0], Question(**question))
+    return comparison
+
+
+def method(comparison: Comparison, label: str) -> Method:
+    return next(m for m in comparison.methods if m.label == label)
+
+
+def mean(value: Any) -> Any:
+    return value and value.mean
+
+
+def test_a_straight_line_saves_exactly_what_it_saves(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    write_run(
+        tmp_path / "grown", [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)], [(50, 100, 10.0, 6.0)], name="grown"
+    )
+    grown = method(compared(tmp_path), "grown")
+    assert mean(grown.cost("flops")) == 500.0
+    assert mean(grown.saving("flops")) == 0.5
+    assert mean(grown.speedup("flops")) == 1.0
+    assert mean(grown.cost("seconds")) == pytest.approx(66.0)
+    assert mean(grown.saving("seconds")) == pytest.approx(0.34)
+    assert mean(grown.speedup("seconds")) == pytest.approx(100 / 66 - 1)
+
+
+def test_a_power_law_saves_what_its_inverse_says(tmp_path: Path) -> None:
+    def curve(b: float) -> list[Evaluation]:  # loss = 2 + b / flops
+        return [(i, 10.0 * i, float(i), 2 + b / (10.0 * i)) for i in range(1, 1001)]
+
+    scratch(tmp_path / "base", curve(1000), name="base")
+    write_run(tmp_path / "fast", curve(550), name="fast")
+    assert mean(method(compared(tmp_path), "fast").saving("flops")) == pytest.approx(0.45, abs=1e-4)
+    assert mean(method(compared(tmp_path, target_loss=2.5), "fast").saving("flops")) == pytest.approx(
+        0.45, abs=1e-3
+    )
+
+
+def test_fewer_layers_are_another_model_and_the_row_after_growth_counts(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    shallow = [(0, 0, 0.0, 9.0), (50, 100, 10.0, 2.0)]  # below the target, but not the whole model
+    write_run(tmp_path / "grown", [(50, 100, 10.0, 2.9), (100, 900, 90.0, 2.5)], shallow, name="grown")
+    grown = method(compared(tmp_path), "grown")
+    assert mean(grown.cost("flops")) == 100
+    assert mean(grown.final) == 2.5
+
+
+def test_a_run_that_never_gets_there_says_so_and_has_no_mean(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    for seed, end in enumerate((2.0, 2.0, 3.5)):
+        write_run(tmp_path / str(seed), [(0, 1, 1.0, 9.0), (100, 500, 50.0, end)], name="grown", seed=seed)
+    grown = method(compared(tmp_path), "grown")
+    assert (grown.reached, len(grown.outcomes)) == (2, 3)
+    assert grown.cost("flops") is None
+    assert grown.saving("flops") is None
+
+
+def test_the_target_is_the_mean_over_the_baselines_seeds_and_its_cost_that_of_the_mean_curve(
+    tmp_path: Path,
+) -> None:
+    for seed, end in enumerate((3.0, 3.2)):
+        scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 90.0 + 20 * seed, end)], name="base", seed=seed)
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), [(0, 0, 1.0, 4.1), (9, 500 + 100 * seed, 9.0, 3.1)], name="fast", seed=seed)
+    comparison = compared(tmp_path)
+    assert comparison.target
+    assert comparison.target.loss == pytest.approx(3.1)
+    assert comparison.baseline_cost
+    assert (comparison.baseline_cost.flops, comparison.baseline_cost.seconds) == (1000, 100)
+    fast = method(comparison, "fast")
+    saved = fast.saving("flops")
+    assert saved
+    assert saved.mean == pytest.approx(0.45)
+    assert saved.half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t(0.975, 1) x s / sqrt(2), s = 0.1 / sqrt(2)
+    assert fast.moved is None  # the lower end of the target's interval is never reached
+
+
+def test_a_baseline_that_was_there_before_is_charged_no_more(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", [(0, 0, 0.0, 5.0), (50, 500, 50.0, 3.0), (100, 1000, 100.0, 3.0)], name="base")
+    comparison = compared(tmp_path)
+    assert comparison.baseline_cost
+    assert comparison.baseline_cost.flops == 500
+    assert "at its final loss after 5.000e+02" in " ".join(notes(comparison))
+
+
+def test_the_saving_at_both_ends_of_the_targets_interval(tmp_path: Path) -> None:
+    for seed, end in enumerate((3.0, 3.0, 3.03)):
+        scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 100.0, end)], name="base", seed=seed)
+    write_run(tmp_path / "fast", [(0, 0, 0.0, 4.0), (100, 1000, 90.0, 2.0)], name="fast")  # loss = 4 - flops / 500
+    comparison = compared(tmp_path)
+    assert comparison.target
+    assert comparison.target.interval
+    low, high = comparison.target.interval.ends or (0, 0)
+    assert method(comparison, "fast").moved == pytest.approx((1 - (4 - low) / 2, 1 - (4 - high) / 2))
+    assert "moves: 'fast'" in " ".join(notes(comparison))
+
+
+def test_noise_is_told(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    noisy = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (3, 300, 30.0, 2.5)]
+    write_run(tmp_path / "noisy", noisy, name="noisy")
+    write_run(tmp_path / "worse", noisy[:3], name="worse", optim__lr=1)
+    said = " ".join(notes(compared(tmp_path)))
+    assert "'noisy' rises above the target again in 1 of 1 runs; counted from where it stays there, 75.0%" in said
+    assert "'worse' rises above the target again in 1 of 1 runs; and it is above it again at the end" in said
+
+
+def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
+    scratch(tmp_path / "base0", FLAT, name="base")
+    scratch(tmp_path / "base1", FLAT[:2], name="base", seed=1, status="interrupted")
+    write_run(tmp_path / "fast", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", status=None)
+    comparison = compared(tmp_path)
+    assert comparison.target
+    assert comparison.target.loss == 3.0  # an interrupted run has no final loss
+    assert mean(method(comparison, "fast").saving("flops")) == pytest.approx(0.8)
+    assert [p.loss for p in method(comparison, "base").curve] == [9.0, 4.0, 3.0]  # the mean of those with an end
+    assert "the 1 completed runs of 'base', of 2" in " ".join(notes(comparison))
+
+
+def test_a_baseline_without_an_end_says_so(tmp_path: Path) -> None:
+    scratch(tmp_path / "base0", FLAT, name="base", status="running")
+    scratch(tmp_path / "base1", FLAT[:2], name="base", seed=1, status="failed")
+    comparison = compared(tmp_path)
+    said = " ".join(notes(comparison))
+    assert "No run of 'base' is completed" in said
+    assert "end at different budgets, 5.000e+02 to 1.000e+03" in said
+    assert comparison.baseline_cost
+    assert comparison.baseline_cost.flops == 750
+
+
+@pytest.mark.parametrize(
+    ("bases", "question", "words"),
+    [
+        (0, {}, "none trains all layers from the first step. Type --baseline with one of 'grown'"),
+        (2, {}, "several train from scratch. Type --baseline with one of 'base0', 'base1'"),
+        (1, {"target_loss": 0.5}, "'base0' goes from 9.0000 down to 3.0000 and does not come to 0.5000"),
+        (1, {"target_loss": 9.5}, "does not come to 9.5000 at a cost that can be compared"),
+    ],
+)
+def test_without_a_baseline_there_is_a_table_and_a_sentence(
+    bases: int, question: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    for i in range(bases):
+        scratch(tmp_path / str(i), FLAT, name=f"base{i}", optim__lr=0.1 * (i + 1))
+    write_run(tmp_path / "grown", FLAT, name="grown")
+    comparison = compared(tmp_path, **question)
+    assert words in " ".join(notes(comparison))
+    assert mean(method(comparison, "grown").final) == 3.0
+    assert method(comparison, "grown").saving("flops") is None
+
+
+def test_a_baseline_without_the_whole_model_or_a_finite_loss_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "shallow", [], [(0, 0, 0.0, 9.0)], name="shallow")
+    scratch(tmp_path / "base", [*FLAT, (110, 1100, 110.0, None)], name="base")
+    assert "is not finite at the end" in " ".join(notes(compared(tmp_path)))
+    said = notes(compared(tmp_path, baseline="shallow"))
+    assert "'shallow' has no evaluation of the whole model yet" in said[0]
+
+
+def test_the_baseline_is_a_label_or_a_folder(tmp_path: Path) -> None:
+    scratch(tmp_path / "a" / "0", FLAT, name="base")
+    write_run(tmp_path / "b" / "0", FLAT, name="grown")
+    for asked in ("grown", str(tmp_path / "b"), str(tmp_path / "b" / "0")):
+        comparison = compared(tmp_path, baseline=asked)
+        assert [m.label for m in comparison.methods] == ["grown", "base"]
+    with pytest.raises(DataError, match="is none of the methods, and no folder of runs: base, grown"):
+        compared(tmp_path, baseline="nothing")
+    with pytest.raises(DataError, match="means several methods: base, grown"):
+        compared(tmp_path, baseline=str(tmp_path))
+
+
+def test_a_baseline_of_one_family_is_none_of_another(tmp_path: Path) -> None:
+    scratch(tmp_path / "a", FLAT, name="base")
+    scratch(tmp_path / "b", FLAT, name="other", data="another")
+    runs, _ = read([str(tmp_path)])
+    one, other = compare(families(runs)[0], Question(baseline="base"))
+    assert (one.baseline is None, other.baseline is None) == (False, True)
+    assert "--baseline base is not among these runs" in notes(other)[0]
+
+
+def test_models_of_other_depths_are_told(tmp_path: Path) -> None:
+    scratch(tmp_path / "deep", FLAT, name="deep")
+    write_run(tmp_path / "flat", FLAT, name="flat", model__layers=2, schedule__layers=[2])
+    assert "not equally deep; layers: 'deep' 4, 'flat' 2" in " ".join(notes(compared(tmp_path, baseline="deep")))
+
+
+def test_the_loss_at_an_equal_budget(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    write_run(
+        tmp_path / "late", [(50, 800, 10.0, 5.0), (100, 1000, 80.0, 2.5)], [(50, 800, 10.0, 6.0)], name="late"
+    )
+    comparison = compared(tmp_path, at_flops=750)
+    assert mean(method(comparison, "base").at_flops) == 3.5
+    assert method(comparison, "late").at_flops is None
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, luck: random.Random) -> None:
+    if not any(tmp_path.iterdir()):
+        for seed in (0, 1, 2):
+            scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
+            write_run(tmp_path / f"fast{seed}", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", seed=seed)
+    places = sorted(tmp_path.iterdir())
+    expected = machine.as_json([compared(*places)], [])
+    luck.shuffle(places)
+    assert machine.as_json([compared(*places)], []) == expected

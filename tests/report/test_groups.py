@@ -1,0 +1,108 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apollo_cli.report.groups import Family, families
+from apollo_cli.report.runs import Run, flat, plain
+from tests.report.made_runs import CONFIG
+
+SCRATCH = {"schedule.layers": [4], "schedule.ends": [1]}
+
+
+def run(
+    place: str = "run", *, data: str | None = "d1", rows: int = 4, status: str = "completed", **more: Any
+) -> Run:
+    """A run without a directory; __ stands for the dot of a key."""
+    config = flat(CONFIG) | {key.replace("__", "."): value for key, value in more.items()}
+    row = {"step": 1, "flops": 10, "train_seconds": 1.0, "layers": 4, "eval/loss": 3.0}
+    return Run(place, config, status, data, rows if data else None, {}, [row])
+
+
+def scratch(place: str = "scratch", **more: Any) -> Run:
+    return run(place, **{key.replace(".", "__"): value for key, value in SCRATCH.items()}, **more)
+
+
+def labels(*runs: Run) -> list[str]:
+    (family,) = families(runs)[0]
+    return [group.label for group in family.groups]
+
+
+def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
+    idle = {"device": "cuda:1", "on_nonfinite": "skip", "tracking__wandb": "online", "log__every": 3}
+    alike = [run("a", seed=0), run("b", seed=1, name="other", data__cache_dir="/x", **idle)]
+    (family,) = families(alike)[0]
+    assert [[r.seed for r in group.runs] for group in family.groups] == [[0, 1]]
+    for key in ("precision", "optim__lr", "eval__every", "budget__steps", "expander__moments", "sampler__k"):
+        (family,) = families([run("a"), run("b", **{key: 77})])[0]
+        assert len(family.groups) == 2, key
+
+
+def test_what_a_growing_method_needs_is_idle_from_scratch() -> None:
+    (family,) = families([scratch("a", sampler__kind="full"), scratch("b", seed=1, expander__kind="stack")])[0]
+    assert [group.label for group in family.groups] == ["scratch"]
+
+
+def test_a_name_of_its_own_is_the_label() -> None:
+    assert labels(run("a", name="mine"), scratch("b", name="base")) == ["base", "mine"]
+
+
+def test_without_names_what_differs_is_the_label() -> None:
+    assert labels(run("a"), scratch("b")) == ["sampler=lvps k=2", "scratch"]
+    ks = [run(str(k), sampler__k=k, name="same") for k in (10, 2, 0.5)]
+    assert labels(*ks) == ["sampler=lvps k=0.5", "sampler=lvps k=2", "sampler=lvps k=10"]
+    assert labels(run("a"), run("b", expander__kind="stack")) == ["expander=interpolate", "expander=stack"]
+    assert labels(run("a"), run("b", schedule__layers=[1, 4])) == ["layers=1-4", "layers=2-4"]
+    assert labels(scratch("a", optim__lr=0.01), scratch("b")) == ["scratch lr=0.001", "scratch lr=0.01"]
+    kinds = [run("a", name="x"), run("b", name="x", sampler__kind="uniform"), scratch("c", name="base")]
+    assert labels(*kinds) == ["base", "sampler=lvps k=2", "sampler=uniform k=2"]
+
+
+def test_labels_are_never_the_same() -> None:
+    one, other = run("a"), run("b")
+    del other.config["precision"]  # as in a config of another version
+    assert len(set(labels(one, other))) == 2
+
+
+def test_of_one_seed_twice_the_completed_run_counts_else_the_longer_one() -> None:
+    (family,) = families([run("a", status="failed"), run("b"), run("c", status="interrupted")])[0]
+    assert [r.place for r in family.groups[0].runs] == ["b"]
+    assert "seed 0 is there 3 times" in family.notes[0]
+    assert "a, c" in family.notes[0]
+
+
+@pytest.mark.parametrize("other", [{"data": "d2"}, {"rows": 8}])
+def test_other_data_and_evaluation_rows_are_another_family_and_a_loud_warning(other: dict[str, Any]) -> None:
+    found, warnings = families([run("a"), run("b", **other)])
+    assert [family.title for family in found] == ["GPT 1", "GPT 2"]
+    assert "NOT compared" in warnings[0]
+    assert "GPT 1 (a)" in warnings[0]
+    assert "GPT 2 (b)" in warnings[0]
+
+
+def test_bert_beside_gpt_is_no_reason_for_a_warning() -> None:
+    found, warnings = families([run("a"), run("b", model__kind="bert", model__mask_fraction=0.15)])
+    assert [family.title for family in found] == ["BERT", "GPT"]
+    assert warnings == []
+    masks = [run(str(m), model__kind="bert", model__mask_fraction=m) for m in (0.15, 0.3)]
+    assert len(families(masks)[0]) == 2
+
+
+def test_a_run_that_has_not_said_its_data_is_taken_by_its_config() -> None:
+    (family,) = families([run("a"), run("b", data=None, seed=1)])[0]
+    assert "b has no summary yet" in family.notes[0]
+    assert len(families([run("a"), run("b", data=None, data__vocab_size=4)])[0]) == 2
+    assert len(families([run("a", data=None), run("b", data=None, seed=1)])[0]) == 1
+
+
+def test_the_order_of_the_runs_is_of_no_account() -> None:
+    runs = [run("a", sampler__k=1), run("b"), scratch("c"), run("d", seed=1), run("e", data="d2"), run("f")]
+    one: tuple[list[Family], list[str]] = families(runs)
+    assert one == families(runs[::-1]) == families(runs[3:] + runs[:3])
+
+
+def test_a_strangers_text_becomes_one_printable_line(tmp_path: Path) -> None:
+    assert plain("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
+    (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
+    assert len(label) == 80
+    assert label.isprintable()

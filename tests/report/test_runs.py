@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.errors import DataError
+from apollo_cli.report.runs import RunFiles, read
+from tests.report.made_runs import write_run
+
+CURVE = [(0, 0, 0.0, 5.0), (10, 100, 1.0, 4.0)]
+
+
+def test_directories_sweeps_and_globs_give_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for job in ("0", "1", "10"):
+        write_run(tmp_path / "sweep" / job, CURVE)
+    (tmp_path / "link").symlink_to(tmp_path / "sweep" / "1")
+    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*"])
+    assert [run.place for run in runs] == ["sweep/0", "sweep/1", "sweep/10"]
+    assert notes == []
+
+
+def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", CURVE)
+    write_run(tmp_path / "run" / "wandb" / "files", CURVE)
+    assert len(read([str(tmp_path)])[0]) == 1
+
+
+def test_a_compact_run_is_a_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "plain", CURVE)
+    write_run(tmp_path / "compact", CURVE, compact=True)
+    one, other = read([str(tmp_path / "plain"), str(tmp_path / "compact")])[0]
+    assert one.rows == other.rows
+
+
+def test_a_torn_last_line_is_not_there_yet(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", CURVE, status=None)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "fl')
+    (run,) = read([str(folder)])[0]
+    assert (len(run.rows), run.status, run.data) == (4, "running", None)
+
+
+def test_runs_without_rows_are_left_out_and_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "planned", CURVE)
+    (tmp_path / "planned" / "metrics.jsonl").unlink()
+    write_run(tmp_path / "begun", [])
+    runs, notes = read([str(tmp_path)])
+    assert runs == []
+    assert "begun" in notes[0]
+    assert "planned" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("{broken}", "line 2 is damaged"),
+        ("[1]", "line 2 is damaged: it is no row"),
+        ('{"step": 1, "flops": 1, "layers": 4}', "line 2 is damaged: train_seconds is None"),
+        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": "x"}', "eval/loss is 'x'"),
+        ("[" * 100_000, "line 2 is damaged"),
+    ],
+)
+def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", CURVE)
+    path = folder / "metrics.jsonl"
+    first, _, rest = path.read_text().partition("\n")
+    path.write_text(f"{first}\n{line}\n{rest}")
+    with pytest.raises(DataError, match=r"metrics\.jsonl, ") as caught:
+        read([str(folder)])
+    assert what in str(caught.value)
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    compact = write_run(tmp_path / "compact", CURVE, compact=True)
+    (compact / "metrics.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
+    write_run(tmp_path / "config", CURVE, model__kind="t5", model__layers="x", schedule__layers=["x"])
+    plan = write_run(tmp_path / "plan", CURVE)
+    (plan / "plan.json").write_text(json.dumps({"stages": [{"layers": "x"}]}))
+    summary = write_run(tmp_path / "summary", CURVE)
+    (summary / "summary.json").write_text("{")
+    with pytest.raises(DataError) as caught:
+        read([str(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "no*")])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 8
+    for name in ("nowhere", "no*", "metrics.jsonl.gz", "plan.json", "summary.json", "bert or gpt", "whole number"):
+        assert any(name in line for line in lines), name
+
+
+def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no metrics\.jsonl"):
+        _ = RunFiles(tmp_path).rows

@@ -1,0 +1,306 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import yaml
+
+from apollo_cli.compare import run
+from apollo_cli.config import Config
+from apollo_cli.report import plots, wandb_runs
+from apollo_cli.report.runs import read
+from apollo_cli.tracking.wandb import FACTS
+from apollo_cli.training import run as training_run
+from apollo_cli.training.run import train
+from tests.faults.stub_wandb import StubServer, unused_port
+from tests.report.made_runs import Evaluation, scratch, write_run
+
+FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
+GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]
+KEY = "0123456789" * 4
+HOSTILE = "<script>alert(1)</script>|`x`\n# $\\frac$ [a](javascript:b) [red]"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of a baseline with two seeds and a method with two."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    for seed in (0, 1):
+        scratch(tmp_path / "sweep" / f"{seed}", FLAT, name="base", seed=seed)
+        write_run(tmp_path / "sweep" / f"{seed + 2}", GROWN, [(50, 100, 10.0, 6.0)], name="grown", seed=seed)
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_table_has_every_method_and_fits(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(runs), "--at-flops", "400"]) == 0
+    out = capsys.readouterr().out
+    table = [line for line in out.splitlines() if "FLOPs  " in line or line.startswith((" base", " grown", " n ="))]
+    assert max(map(len, table)) <= 100
+    (line,) = [line for line in table if line.startswith(" grown")]
+    assert line.split() == [
+        "grown",
+        "2.5000",
+        "±",
+        "0.0000",
+        "500.0",
+        "±",
+        "0.0",
+        "FLOPs",
+        *["50.0", "±", "0.0%"],
+        *["100.0", "±", "0.0%"],
+    ]
+    assert "GPT: grown saves 50.0 ± 0.0% of the FLOPs and 34.0 ± 0.0% of the seconds of base at" in out
+    assert "report: outputs/compare/" in out
+
+
+def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sweep/*", "--out", "report"]) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    pictures = {
+        f"gpt_{name}.png" for name in ("loss_against_flops", "loss_against_seconds", "growth", "depths", "lvps")
+    }
+    assert names == {"report.md", "report.html", "comparison.json", "comparison.csv"} | pictures
+    for name in pictures:
+        picture = matplotlib.image.imread(tmp_path / "report" / name)
+        assert picture.shape[1] >= 1200
+        assert len({tuple(pixel) for row in picture[::7] for pixel in row[::7].round(2).tolist()}) > 5
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| grown | n = 2 | 2.5000 ± 0.0000 | 500.0 ± 0.0 | 50.0 ± 0.0% |" in text
+    for name in pictures:
+        assert f"]({name})" in text
+    assert run(["sweep", "--out", "report"]) == 0  # again, over itself
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(runs), "--json"]) == 0
+    (family,) = json.loads(capsys.readouterr().out)["families"]
+    assert family["baseline"] == "base"
+    assert family["methods"][1]["saving_flops"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+    assert family["methods"][1]["runs"][0]["saving_flops"] == 0.5
+    assert family["methods"][1]["runs"][0]["to_target"] == {"flops": 500.0, "seconds": pytest.approx(66)}
+    assert run([str(runs), "--csv", "--out", "report"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["method"] for line in lines] == ["base", "grown"]
+    assert lines[1]["saving_flops_mean"] == "0.5"
+    assert not Path("outputs").exists()
+
+
+def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scratch(tmp_path / "0", FLAT, name="base")
+    write_run(tmp_path / "<img src=x>", GROWN, [(50, 100, 10.0, 6.0)], name=HOSTILE[:50])
+    write_run(tmp_path / "2", GROWN, name=HOSTILE[30:], optim__lr=1, status="</p><script>")
+    assert run([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert "<script>alert(1)</script>|" in capsys.readouterr().out
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "<" not in text
+    for line in text.splitlines():
+        if line.startswith("| "):
+            assert line.replace("\\|", "").count("|") == 10
+
+
+@pytest.mark.parametrize("count", [1, 14])
+def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(count):
+        write_run(tmp_path / "runs" / f"{i}", GROWN, [(50, 100, 10.0, 6.0)], sampler__k=i)
+    assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert "n = 1" in out
+    assert "none trains all layers" in out
+
+
+def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", [], [(0, 0, 0.0, 9.0)], status=None)
+    scratch(tmp_path / "runs" / "1", [(0, 0, 0.0, 9.0)], status=None)
+    assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no runs are given"),
+        (["nowhere"], "'nowhere': no run directory there"),
+        (["sweep", "--baseline", "x"], "--baseline x is none of the methods"),
+        (["sweep", "--target-loss", "-1"], "--target-loss -1.0: should be a loss"),
+        (["sweep", "--target-loss", "nan"], "--target-loss nan: should be a loss"),
+        (["sweep", "--at-flops", "0"], "--at-flops 0.0: should be a number"),
+        (["sweep", "--out", "sweep/0"], "--out sweep/0 is in the run directory"),
+        (["sweep", "--out", "sweep/0/report"], "is in the run directory"),
+        (["sweep", "--out", "file/report"], "--out file/report cannot be made"),
+        (["sweep", "--json", "--csv"], "not allowed with"),
+        (["sweep", "--target-loss", "x"], "invalid float value"),
+        (["--wandb", "project"], "should be ENTITY/PROJECT"),
+        (["--wandb", "me/project"], "there is no W&B key here"),
+    ],
+)
+def test_what_can_be_mended_is_one_message(
+    words: list[str], said: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    assert run(words) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("report").exists()
+
+
+def test_runs_without_rows_are_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "begun", [])
+    assert run([str(tmp_path)]) == 2
+    assert "no run is left to compare" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_runs_on_other_data_are_loudly_marked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
+    assert run([str(runs), "--out", "report"]) == 0
+    assert "WARNING: these GPT runs are measured on different data" in capsys.readouterr().out
+    assert 'class="warning"' in Path("report/report.html").read_text()
+
+
+def test_real_runs(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(training_run, "open_mirror", lambda tracking, identity, config, *_: told.append(config))
+    train(config("name=grown"), tmp_path / "0")
+    train(config("schedule.layers=[4]", "schedule.ends=[1]", "name=base"), tmp_path / "1")
+    capsys.readouterr()
+    assert run([str(tmp_path), "--json"]) == 0
+    (family,) = json.loads(capsys.readouterr().out)["families"]
+    assert [method["method"] for method in family["methods"]] == ["base", "grown"]
+    assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
+    for folder, config_of_wandb in zip(("0", "1"), told, strict=True):
+        expected = _recorded_config(tmp_path / folder)
+        assert json.loads(json.dumps(config_of_wandb)) | {"format": 2} == expected
+
+
+class RunsServer(StubServer):
+    """A server that has the runs of these folders, as `recorder.py` records them, and a stranger's."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        super().__init__()
+        self.found = {folder.name: read([str(folder)])[0][0] for folder in folders}
+        self.configs = {folder.name: _recorded_config(folder) for folder in folders} | {"stranger": {"lr": 1}}
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        query, asked = body.get("query", ""), body.get("variables", {})
+        run = self.found.get(asked.get("runName") or asked.get("run") or asked.get("name"))
+        if "viewer" in query:
+            return {"data": {"viewer": {"id": "1", "username": "me", "entity": "me", "teams": {"edges": []}}}}
+        if asked.get("project") != "apollo":
+            return {"data": {"project": None}}
+        if "query Runs(" in query:
+            edges = [{"node": self._node(name, config), "cursor": name} for name, config in self.configs.items()]
+            page = {"edges": edges, "pageInfo": {"endCursor": "", "hasNextPage": False}}
+            return {
+                "data": {"project": {"internalId": "1", "runCount": len(edges), "readOnly": True, "runs": page}}
+            }
+        assert run, body
+        rows = [row | {"flops": float(row["flops"]), "_step": i, "_runtime": 1.5} for i, row in enumerate(run.rows)]
+        found = {
+            "historyKeys": {"lastStep": len(rows) - 1, "keys": {}},
+            "parquetHistory": {"parquetUrls": [], "liveData": [{"_step": row["_step"]} for row in rows]},
+            "history": [json.dumps(row) for row in rows[asked.get("minStep", 0) : asked.get("maxStep")]],
+        }
+        return {"data": {"project": {"run": found}}}
+
+    def _node(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        texts = {
+            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+            "summaryMetrics": json.dumps({"status": "completed"}),
+            "systemMetrics": "{}",
+        }
+        return {"id": name, "name": name, "displayName": name, "projectId": "1", "state": "finished"} | texts
+
+
+def _recorded_config(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    summary, plan = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "plan"))
+    return config | {FACTS: {"data": summary["data"], "plan": plan}}
+
+
+@pytest.fixture
+def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
+    server = RunsServer([runs / name for name in "0123"])
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    return server
+
+
+def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
+    found, (local, _) = wandb_runs.fetch("me/apollo"), read([str(runs)])
+    assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
+    for one, other in zip(found, local, strict=True):
+        assert one.rows == other.rows
+        assert {**one.config, "format": 2} == {**other.config, "format": 2}
+        assert (one.data, one.evaluation_rows, one.status) == (other.data, other.evaluation_rows, other.status)
+        assert one.depth_counts == other.depth_counts
+
+
+def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--wandb", "me/apollo", "--json"]) == 0
+    (family,) = json.loads(capsys.readouterr().out)["families"]
+    assert [method["n"] for method in family["methods"]] == [2, 2]
+    assert family["methods"][1]["saving_flops"]["mean"] == 0.5
+
+
+def test_a_project_that_is_not_there(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--wandb", "me/other"]) == 2
+    assert "--wandb me/other: Could not find project other" in capsys.readouterr().err
+    wandb_server.configs = {"stranger": {"lr": 1}}
+    assert run(["--wandb", "me/apollo"]) == 2
+    assert "no run of apollo-train with rows is in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("manner", ["hang", "404", "401", "dead"])
+def test_a_wandb_server_that_does_not_give_runs(
+    manner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    server = StubServer(manner) if manner != "dead" else None
+    monkeypatch.setenv("WANDB_BASE_URL", server.url if server else f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_runs, "PATIENCE", 20 if manner.isdecimal() else 0.5)
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    assert run(["--wandb", "me/apollo"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("apollo-compare: --wandb me/apollo: ")
+    assert KEY not in said
+    assert time.monotonic() - started < 10
+
+
+def test_help_comes_within_a_second_and_needs_none_of_the_heavy_packages() -> None:
+    code = (
+        "import sys, apollo_cli.compare\n"
+        "assert apollo_cli.compare.run(['--help']) == 0\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'wandb', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--target-loss" in done.stdout
+    assert time.perf_counter() - started < 2  # the machine may be busy; alone it takes a tenth of that
