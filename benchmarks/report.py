@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+from benchmarks import results
+
 TITLES = {
     "peers": "Against peers",
     "profile": "Where the time goes",
@@ -36,8 +37,6 @@ KINDS_OF_WORK = {  # parts of the names that torch gives to its operations
 def write(figures: dict[str, Any]) -> None:
     """The report on the parts that are there."""
     lines = [
-        "# How fast",
-        "",
         "Made by `make bench`; a part of it by `python -m benchmarks.speed PART`. Medians [fastest - slowest].",
         f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32.",
     ]
@@ -45,8 +44,7 @@ def write(figures: dict[str, Any]) -> None:
         if name in figures:
             lines += ["", f"## {title}", "", *globals()[f"_{name}"](figures[name])]
     lines += ["", "## On a GPU", "", *(_gpu(figures["gpu"]) if "gpu" in figures else _NO_GPU)]
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"written: {RESULTS}")
+    results.put("How fast", lines)
 
 
 def _peers(figures: dict[str, Any]) -> Iterable[str]:
@@ -54,7 +52,7 @@ def _peers(figures: dict[str, Any]) -> Iterable[str]:
     yield "`rate` is model FLOPs a second beside 2048^3 products and one layer's own products in the same turns."
     yield ""
     head = ("", "tokens/s", "times HF", "rate", "of 2048^3", "of its shapes", "peak memory", "of HF's", "bars")
-    yield from _table_head(head)
+    yield from results.table(head)
     for model, found in figures.items():
         bar, seconds, peaks = BARS[model.split()[0]], found["seconds"], found["peak_bytes"]
         speed = {name: found["flops_of"][name] / median(seconds[name]) for name in ("square", "layer")}
@@ -64,7 +62,7 @@ def _peers(figures: dict[str, Any]) -> Iterable[str]:
             faster = median(theirs / mine for theirs, mine in zip(seconds["trainer"], times, strict=True))
             smaller = peaks[name] / peaks["trainer"]
             kept = f"{_met(faster >= bar)} {bar}, {_met(smaller <= LESS_MEMORY)} {LESS_MEMORY}"
-            yield _row(
+            yield results.row(
                 f"{model}: {title}",
                 _spread([found["tokens"] / t for t in times], ".0f"),
                 f"{faster:.2f}",
@@ -80,13 +78,13 @@ def _peers(figures: dict[str, Any]) -> Iterable[str]:
 def _profile(figures: dict[str, Any]) -> Iterable[str]:
     yield "Share of a step at full depth, batch 32, vocabulary 8192. What is left are hundreds of small calls."
     yield ""
-    yield from _table_head(("", *KINDS_OF_WORK, "the rest"))
+    yield from results.table(("", *KINDS_OF_WORK, "the rest"))
     for model, times in figures.items():
         shares = dict.fromkeys((*KINDS_OF_WORK, "the rest"), 0.0)
         for name, time in times.items():
             work = (work for work, parts in KINDS_OF_WORK.items() if any(part in name for part in parts))
             shares[next(work, "the rest")] += time / sum(times.values())
-        yield _row(model, *(f"{share:.1%}" for share in shares.values()))
+        yield results.row(model, *(f"{share:.1%}" for share in shares.values()))
 
 
 def _depth(figures: dict[str, Any]) -> Iterable[str]:
@@ -103,22 +101,24 @@ def _depth(figures: dict[str, Any]) -> Iterable[str]:
             f"sharing one layer takes {median(b / a for a, b in zip(stored, shared, strict=True)):.2f} of that."
         )
         yield ""
-        yield from _table_head(("depth", *map(str, depths)))
-        yield _row("stored, ms", *(f"{1e3 * t:.0f}" for t in stored))
-        yield _row("shared, ms", *(f"{1e3 * t:.0f}" for t in shared))
+        yield from results.table(("depth", *map(str, depths)))
+        yield results.row("stored, ms", *(f"{1e3 * t:.0f}" for t in stored))
+        yield results.row("shared, ms", *(f"{1e3 * t:.0f}" for t in shared))
 
 
 def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
     yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, two of each in turn; training seconds,"
     yield "summed up over all pairs of runs [of each pair]."
     yield ""
-    yield from _table_head(("", "pairs", "FLOPs saved", "seconds saved", "seconds / FLOPs", "bar"))
+    yield from results.table(("", "pairs", "FLOPs saved", "seconds saved", "seconds / FLOPs", "bar"))
     for kind, pairs in figures.items():
         flops, seconds = _saved(pairs, "flops"), _saved(pairs, "train_seconds")
         ratio = seconds / flops
         each = [_saved([pair], "train_seconds") / _saved([pair], "flops") for pair in pairs]
         spread = f"{ratio:.2f} [{min(each):.2f} - {max(each):.2f}]"
-        yield _row(kind, str(len(pairs)), f"{flops:.1%}", f"{seconds:.1%}", spread, f"{_met(ratio >= 0.97)} 0.97")
+        yield results.row(
+            kind, str(len(pairs)), f"{flops:.1%}", f"{seconds:.1%}", spread, f"{_met(ratio >= 0.97)} 0.97"
+        )
 
 
 def _saved(pairs: Sequence[dict[str, Any]], what: str) -> float:
@@ -129,11 +129,11 @@ def _around(figures: dict[str, Any]) -> Iterable[str]:
     yield "Of a step at nano, batch 32, on a terminal with W&B offline; its recorder is a process of its own."
     yield ""
     names = list(next(iter(figures.values()))["parts"])
-    yield from _table_head(("", "step", *names, "in all", "bar", "recorder, CPU"))
+    yield from results.table(("", "step", *names, "in all", "bar", "recorder, CPU"))
     for kind, found in figures.items():
         step, parts = found["step_seconds"], found["parts"]
         total = sum(parts.values()) / step
-        yield _row(
+        yield results.row(
             kind,
             f"{step * 1e3:.0f} ms",
             *(f"{parts[name] * 1e3:.2f} ms" for name in names),
@@ -146,43 +146,45 @@ def _around(figures: dict[str, Any]) -> Iterable[str]:
 def _checkpoint(figures: dict[str, Any]) -> Iterable[str]:
     yield "At nano: weights, AdamW's moments, checksums, all synced to the disk and renamed."
     yield ""
-    yield from _table_head(("", "parameters", "ms", "bar"))
+    yield from results.table(("", "parameters", "ms", "bar"))
     for kind, found in figures.items():
         times = [1e3 * t for t in found["seconds"]]
-        yield _row(kind, f"{found['parameters']:,}", _spread(times, ".0f"), f"{_met(median(times) < 50)} 50")
+        yield results.row(kind, f"{found['parameters']:,}", _spread(times, ".0f"), f"{_met(median(times) < 50)} 50")
 
 
 def _start(figures: dict[str, Any]) -> Iterable[str]:
     yield "Seconds from the command on, with a warm cache; `import torch` alone for comparison."
     yield ""
-    yield from _table_head(("", "seconds", "bar"))
+    yield from results.table(("", "seconds", "bar"))
     bars = {"help": 1.0, "first update": 6.0}
     for name, times in figures.items():
         bar = f"{_met(median(times) < bars[name])} {bars[name]:g}" if name in bars else ""
-        yield _row(name, _spread(times, ".2f"), bar)
+        yield results.row(name, _spread(times, ".2f"), bar)
 
 
 def _memory(figures: dict[str, Any]) -> Iterable[str]:
     yield "Peak resident memory of a stage at batch 32, every micro-step at the full depth of 12."
     yield ""
-    yield from _table_head(("", "layers", "plan says", "measured", "ratio", "bar"))
+    yield from results.table(("", "layers", "plan says", "measured", "ratio", "bar"))
     for model, stages in figures.items():
         for stage in stages:
             ratio = stage["plan"] / stage["measured"]
             sizes = (f"{stage[name] / 1e9:.2f} GB" for name in ("plan", "measured"))
-            yield _row(model, str(stage["layers"]), *sizes, f"{ratio:.2f}", f"{_met(abs(ratio - 1) <= 0.1)} 10%")
+            yield results.row(
+                model, str(stage["layers"]), *sizes, f"{ratio:.2f}", f"{_met(abs(ratio - 1) <= 0.1)} 10%"
+            )
 
 
 def _gpu(figures: dict[str, Any]) -> Iterable[str]:
     yield f"{torch.cuda.get_device_name()}: bf16, vocabulary 32768; MFU of the rate at 8192^3 in the same turns."
     yield ""
-    yield from _table_head(("", "tokens/s", "times HF", "MFU", "HF's MFU", "bar at base"))
+    yield from results.table(("", "tokens/s", "times HF", "MFU", "HF's MFU", "bar at base"))
     for model, found in figures.items():
         dense = found["dense_flops"] / median(found["seconds"]["dense"])
         ours, theirs = (found["flops"] / median(found["seconds"][name]) / dense for name in ("ours", "trainer"))
         bar = f"{_met(ours >= 0.45)} 45%" if model.endswith("base") else ""
         rates = [found["tokens"] / t for t in found["seconds"]["ours"]]
-        yield _row(model, _spread(rates, ".0f"), f"{ours / theirs:.2f}", f"{ours:.0%}", f"{theirs:.0%}", bar)
+        yield results.row(model, _spread(rates, ".0f"), f"{ours / theirs:.2f}", f"{ours:.0%}", f"{theirs:.0%}", bar)
 
 
 _NO_GPU = [
@@ -199,15 +201,6 @@ def _met(holds: bool) -> str:
 
 def _spread(values: Sequence[float], form: str) -> str:
     return f"{median(values):{form}} [{min(values):{form}} - {max(values):{form}}]"
-
-
-def _table_head(names: Sequence[str]) -> Iterable[str]:
-    yield _row(*names)
-    yield _row(*("---" for _ in names))
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _processor() -> str:

@@ -1,0 +1,185 @@
+"""The headline, from nothing: `make reproduce`, which says how long it will take before it starts.
+
+Every cell is a run of `apollo-train` by a shipped experiment. A complete one is kept without its weights in
+benchmarks/reproduction/CORPUS/CELL and not trained again, here or elsewhere; an interrupted one is resumed.
+`python -m benchmarks.reproduce CORPUS FILE...` does the same on text of your own.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+
+from apollo_cli import files
+from apollo_cli.run_directory import RunDirectory
+
+KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
+KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
+METHODS = ("scratch", "stackbert", "apollo", "late", "late_lvps")
+RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
+TUNED = {  # the best of RATES for each, as benchmarks/RESULTS.md shows
+    ("gpt", "scratch"): "3e-3", ("gpt", "stackbert"): "3e-3", ("gpt", "apollo"): "3e-3",
+    ("gpt", "late"): "3e-3", ("gpt", "late_lvps"): "3e-3",
+    ("bert", "scratch"): "3e-3", ("bert", "stackbert"): "3e-3", ("bert", "apollo"): "3e-3",
+    ("bert", "late"): "3e-3", ("bert", "late_lvps"): "3e-3",
+}  # fmt: skip
+SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a method; `layers` where it is a scratch run of a shallower model."""
+
+    kind: str
+    method: str
+    rate: str
+    seed: int
+    layers: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        method = f"{self.method}{self.layers or ''}"
+        return f"{self.kind}_{method}_lr{self.rate}_seed{self.seed}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is typed for it, but for the corpus."""
+        whole = (f"model.layers={self.layers}", f"schedule.layers=[{self.layers}]", "schedule.ends=[1]")
+        return (
+            f"experiment=repro_{self.method}",
+            f"model={self.kind}",
+            f"optim.lr={self.rate}",
+            f"seed={self.seed}",
+            *(whole if self.layers else ()),
+        )
+
+
+def depth_cells(kind: str) -> list[Cell]:
+    """Whether depth pays: scratch runs of equal steps."""
+    tuned = TUNED[kind, "scratch"]
+    return [*(Cell(kind, "scratch", tuned, 0, layers) for layers in SHALLOW), Cell(kind, "scratch", tuned, 0)]
+
+
+def rate_cells(kind: str) -> list[Cell]:
+    """The learning rates of every method."""
+    return [Cell(kind, method, rate, 0) for method in METHODS for rate in RATES]
+
+
+def headline_cells(kind: str) -> list[Cell]:
+    """Every method at its rate, for all seeds."""
+    return [Cell(kind, method, TUNED[kind, method], seed) for seed in SEEDS for method in METHODS]
+
+
+def cells() -> list[Cell]:
+    """All, each once, in the order in which they are wanted."""
+    wanted = (of(kind) for kind in KINDS for of in (depth_cells, headline_cells, rate_cells))
+    return list(dict.fromkeys(cell for some in wanted for cell in some))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the cells of a corpus are, and what is typed for it."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def kept(self, cell: Cell) -> Path:
+        """The folder of a complete cell."""
+        return KEPT / self.name / cell.name
+
+    def missing(self) -> list[Cell]:
+        """Those that are not complete."""
+        return [cell for cell in cells() if not self.kept(cell).exists()]
+
+    def train(self, cell: Cell, threads: int) -> None:
+        """Trains a cell, or goes on with it, and keeps what is not its weights."""
+        folder = RUNNING / self.name / cell.name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = (*cell.words, *self.words, f"name=repro_{cell.method}", "tracking=local", f"hydra.run.dir={folder}")
+        words = (f"resume={folder}",) if RunDirectory(folder).is_claimed else new
+        began = perf_counter()
+        with folder.with_name(f"{cell.name}.log").open("a") as log:
+            command = [sys.executable, "-m", "apollo_cli.train", *words]
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
+        self.keep(cell, folder)
+        loss = json.loads((self.kept(cell) / "summary.json").read_text())["losses"]["eval/loss"]
+        print(f"{cell.name}: validation loss {loss:.4f}, {_clock(perf_counter() - began)}", flush=True)
+
+    def keep(self, cell: Cell, folder: Path) -> None:
+        """Copies a run to where it is kept: whole or not at all."""
+        unfinished = self.kept(cell).with_name(f".{cell.name}.tmp")
+        files.remove(unfinished)
+        unfinished.mkdir(parents=True)
+        for name in ("config.yaml", "plan.json"):
+            shutil.copyfile(folder / name, unfinished / name)
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary["run_dir"]  # where it was on this machine
+        files.write_json(unfinished / "summary.json", summary)
+        rows = gzip.compress((folder / "metrics.jsonl").read_bytes(), mtime=0)
+        files.write_bytes(unfinished / "metrics.jsonl.gz", rows)
+        unfinished.rename(self.kept(cell))
+
+
+def main(words: Sequence[str]) -> None:
+    """Trains what is missing, several cells at once, and writes the report on what is there."""
+    from benchmarks import saved
+
+    name, *text = words or ["pydocs"]
+    quoted = ",".join(f'"{path}"' for path in text)
+    corpus = Corpus(name, ("data=text", f"data.files=[{quoted}]") if text else ())
+    missing, cores = corpus.missing(), os.cpu_count() or 1
+    at_once = max(1, min(cores, len(missing)))
+    print(f"{len(cells())} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
+    if missing:
+        _announce(corpus, missing, at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(corpus.train, cell, max(1, cores // at_once)) for cell in missing]
+        try:
+            for cell in running:
+                cell.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            print("stopped; `make reproduce` goes on", flush=True)
+            raise
+    saved.write(corpus)
+
+
+def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
+    """How long it will take, from micro-steps timed here and now; cells beside each other slow each other."""
+    import torch
+
+    from apollo_cli.config import parse
+    from apollo_cli.overrides import compose_values
+    from apollo_cli.training.calibration import seconds_by_depth
+    from apollo_cli.training.device import choose
+    from apollo_cli.training.planning import make_plan, make_task
+
+    torch.set_num_threads(1)
+    seconds = 0.0
+    for kind in KINDS:
+        speed = None
+        for cell in (cell for cell in missing if cell.kind == kind):
+            config = parse(compose_values([*cell.words, *corpus.words]))
+            device = choose(config.run)
+            speed = speed or seconds_by_depth(config, device, make_task(config))
+            for stage in make_plan(config, device).stages:
+                seconds += sum(count * speed(depth) for depth, count in stage.depth_counts.items())
+    print(f"about {_clock(1.25 * seconds / at_once)}; every cell that is done is kept", flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,32 @@
+"""benchmarks/RESULTS.md, whose parts are made by different programs."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def put(title: str, lines: Iterable[str]) -> None:
+    """Replaces the part `# title`, or adds it at the end."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    parts = {
+        part.partition("\n")[0]: part.strip() for part in re.split(r"^(?=# )", text, flags=re.M) if part.strip()
+    }
+    parts[f"# {title}"] = "\n".join([f"# {title}", "", *lines]).strip()
+    RESULTS.write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    print(f"written: {RESULTS}, {title}")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]] = ()) -> Iterable[str]:
+    """A table of Markdown."""
+    head = list(head)
+    yield row(*head)
+    yield row(*("---" for _ in head))
+    for cells in rows:
+        yield row(*cells)
+
+
+def row(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"

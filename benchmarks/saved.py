@@ -1,0 +1,107 @@
+"""What the kept runs of the reproduction say, as a part of benchmarks/RESULTS.md; nothing is trained."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from apollo_cli.report import cells as words
+from apollo_cli.report.comparison import AXES, Comparison, Question, compare
+from apollo_cli.report.document import write as write_report
+from apollo_cli.report.groups import families
+from apollo_cli.report.notes import notes
+from apollo_cli.report.runs import read
+from benchmarks import results
+from benchmarks.reproduce import (
+    KINDS,
+    METHODS,
+    RATES,
+    RUNNING,
+    TUNED,
+    Cell,
+    Corpus,
+    depth_cells,
+    headline_cells,
+    rate_cells,
+)  # fmt: skip
+
+PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
+
+
+def write(corpus: Corpus) -> None:
+    """The part on a corpus, with what is there of it."""
+    lines = [
+        "Made by `make reproduce` from the rows in `benchmarks/reproduction/`, which `apollo-compare` reads, too.",
+        "A cell is `apollo-train experiment=repro_METHOD model=KIND optim.lr=RATE seed=SEED`.",
+    ]
+    for kind in KINDS:
+        if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
+            lines += ["", f"## {kind.upper()}", *_on_depth(corpus, kind), *_on_rates(corpus, kind)]
+            lines += _headline(corpus, kind)
+    results.put(f"What is saved: {corpus.name}", lines)
+
+
+def _on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
+    found = [(cell, _summary(corpus, cell)) for cell in depth_cells(kind)]
+    rows = [
+        [str(cell.layers or 12), _loss(summary), f"{summary['totals']['flops']:.3e}"]
+        for cell, summary in found
+        if summary
+    ]
+    yield from ["", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", ""]
+    yield from results.table(("layers", "validation loss (nats)", "FLOPs"), rows)
+
+
+def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
+    losses = {cell: _loss(_summary(corpus, cell)) for cell in rate_cells(kind)}
+    yield from ["", "### Learning rates", "", "Validation loss of seed 0 at the end; **bold**: chosen.", ""]
+    rows = []
+    for method in METHODS:
+        of_rates = [losses[Cell(kind, method, rate, 0)] for rate in RATES]
+        chosen = RATES.index(TUNED[kind, method])
+        rows.append([method, *(f"**{loss}**" if i == chosen else loss for i, loss in enumerate(of_rates))])
+    yield from results.table(("method", *RATES), rows)
+
+
+def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
+    there = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
+    runs, _ = read(there)
+    found, _ = families(runs)
+    (comparison,) = compare(found, Question())
+    yield from ["", "### What is saved", "", *_table(comparison)]
+    yield from ["", *(f"- {note}" for note in notes(comparison)), *_machines(there)]
+    folder = RUNNING / corpus.name / f"report_{kind}"
+    write_report(folder, [comparison], [], ["apollo-compare", *there])
+    for name in PICTURES:
+        drawn = folder / f"{kind}_{name}.png"
+        if drawn.exists():
+            kept = corpus.kept(Cell(kind, "scratch", "", 0)).with_name(drawn.name)
+            shutil.copyfile(drawn, kept)
+            yield from ["", f"![{kind}: {name.replace('_', ' ')}](reproduction/{corpus.name}/{drawn.name})"]
+
+
+def _table(comparison: Comparison) -> Iterator[str]:
+    yield from [f"{words.target(comparison)}; {comparison.family.description}.", ""]
+    head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved", "seconds", "seconds saved")
+    rows = []
+    for method in comparison.methods:
+        of = words.cells(comparison, method)
+        rows.append([of.method, of.runs, of.final, *(p[axis] for axis in AXES for p in (of.costs, of.savings))])
+    yield from results.table(head, rows)
+
+
+def _machines(folders: Sequence[str]) -> Iterator[str]:
+    """On what the seconds were measured."""
+    found = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders]
+    devices = sorted({f"{each['device']}, torch {each['versions']['torch']}" for each in found})
+    yield f"- Seconds are training seconds on {'; '.join(devices)}, two cells beside each other."
+
+
+def _summary(corpus: Corpus, cell: Cell) -> dict[str, Any] | None:
+    path = corpus.kept(cell) / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _loss(summary: dict[str, Any] | None) -> str:
+    return f"{summary['losses']['eval/loss']:.4f}" if summary else "-"
