@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli import guard
-from apollo_cli.config import Run, closest, parse
+from apollo_cli.config import Config, Run, closest, parse
+from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 
@@ -187,9 +188,23 @@ def _check_values(fixed: list[str], parsed: list[Override], problems: list[str])
     swept = any(o.is_sweep_override() for o in parsed)
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in fixed)
     try:
-        parse(compose_values(fixed))
+        problems += _vocabulary_problems(parse(compose_values(fixed)), parsed)
     except ConfigError as error:
         problems += [p for p in error.problems if not swept or p.startswith(typed)]
+
+
+def _vocabulary_problems(config: Config, parsed: list[Override]) -> list[str]:
+    """What is wrong with a size that is typed beside data.tokenizer=bytes, which has its own."""
+    if config.data.tokenizer != BYTES or any(
+        o.key_or_group == "data.tokenizer" for o in parsed if o.is_sweep_override()
+    ):
+        return []
+    return [
+        f"{o.input_line}: data.tokenizer=bytes has {config.data.vocab_size} entries for model={config.model.kind}; "
+        "leave data.vocab_size out"
+        for o in parsed
+        if o.key_or_group == "data.vocab_size" and o.value() != config.data.vocab_size
+    ]
 
 
 def _brought(line: CommandLine, parsed: list[Override], problems: list[str]) -> list[str]:

@@ -114,6 +114,13 @@ def test_one_file_needs_no_list() -> None:
     assert parse(compose_values(["data=text", "data.files=a.txt"])).data.files == ("a.txt",)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("model", "entries"), [("bert", 261), ("gpt", 257)])
+def test_the_tokenizer_of_bytes_decides_the_vocabulary(model: str, entries: int) -> None:
+    config = parse(compose_values(["data.tokenizer=bytes", f"model={model}", "size=base"]))
+    assert config.data.vocab_size == config.shape.vocabulary == config.raw["data"]["vocab_size"] == entries
+    assert parse(config.raw) == config
+
+
 @pytest.mark.parametrize("key", CONTRACT)
 def test_keys_that_users_count_on_are_there(composed: dict[str, Any], key: str) -> None:
     assert key in set(keys(composed))

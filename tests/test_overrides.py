@@ -76,6 +76,7 @@ def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
         "data=text data.files=[a.txt,b.txt]",
         "resume=null",
         "hydra.run.dir=elsewhere",
+        "data.tokenizer=bytes model=gpt data.vocab_size=257",
         "seed=1 seed=2",
     ],
 )
@@ -111,6 +112,10 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("hydra/launcher=1", ["hydra/launcher=1: should be the name"]),
         ("hydra/launcher=none", ["hydra/launcher"]),
         ("hydra.launcher=null", ["hydra.launcher"]),
+        (
+            "data.tokenizer=bytes data.vocab_size=300",
+            ["data.vocab_size=300", "bytes has 261 entries for model=bert", "leave data.vocab_size out"],
+        ),
         ("sampler=[lvps]", ["sampler", "lvps"]),
         ("budget={tokens:5}", ["budget"]),
     ],
@@ -166,6 +171,7 @@ def test_no_budget_is_refused() -> None:
         ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "a chosen model", "model=bert"]),
         ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "a chosen sampler", "sampler=lvps"]),
         ("-m seed=0,1 sampler.k=-1", ["sampler.k=-1"]),
+        ("-m data.vocab_size=300,400 data.tokenizer=bytes", ["data.vocab_size=300,400", "bytes has 261"]),
     ],
 )
 def test_a_sweep_in_which_every_cell_would_fail_is_refused(words: str, says: list[str]) -> None:
@@ -182,6 +188,7 @@ def test_a_sweep_in_which_every_cell_would_fail_is_refused(words: str, says: lis
         "-m experiment=apollo_bert,scratch_bert seed=range(3)",
         "-m sampler=glob(*)",
         "-m sampler.k=1,-1",
+        "-m data.tokenizer=auto,bytes data.vocab_size=500",
     ],
 )
 def test_a_sweep_is_checked_by_name_only(words: str) -> None:
