@@ -215,13 +215,6 @@ def test_a_run_directory_is_not_used_twice(tiny: tuple[str, ...], tmp_path: Path
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_sweep_run_twice_leaves_the_first_as_it_was(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    sweep = ["-m", *tiny, "budget.steps=4", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    assert run(sweep) == 0
-    assert run(sweep) == 2
-    assert json.loads((tmp_path / "sweep" / "0" / "summary.json").read_text())["status"] == "completed"
-
-
 def test_somebody_elses_files_stay(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

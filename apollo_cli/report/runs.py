@@ -21,12 +21,17 @@ class RunFiles:
     def config(self) -> dict[str, Any]:
         """config.yaml, flat: {"sampler.k": 2, ...}."""
         directory = RunDirectory(self.folder)
-        return dict(_flat("", directory.config())) if directory.is_claimed else {}
+        return dict(flat("", directory.config())) if directory.is_claimed else {}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; a run that is not done has the status `running`."""
         return RunDirectory(self.folder).summary()
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """plan.json."""
+        return RunDirectory(self.folder).plan()
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -42,9 +47,10 @@ class RunFiles:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested keys, by their dotted names below `prefix`."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+            yield from flat(f"{prefix}.{key}" if prefix else key, inner)
     else:
         yield prefix, value
