@@ -13,9 +13,14 @@ _OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # all the s
 _SUBDIR = "hydra.sweep.subdir"
 
 
-def grid(experiment: str, typed: Sequence[Override]) -> list[Override]:
-    """The values that the shipped experiment of this name is swept over, but for keys that are typed."""
-    params = guard.composed([f"experiment={experiment}"]).hydra.sweeper.params or {}
+def grid(experiment: str, typed: Sequence[Override]) -> list[Override] | None:
+    """The values that the shipped experiment of this name is swept over, but for keys that are typed.
+
+    None if it is no sweep.
+    """
+    params = guard.composed([f"experiment={experiment}"]).hydra.sweeper.params
+    if params is None:
+        return None
     keys = {o.key_or_group for o in typed}
     parser = OverridesParser.create()
     return [parser.parse_override(f"{key}={values}") for key, values in params.items() if key not in keys]

@@ -28,7 +28,10 @@ _TYPABLE = (*_PLACES, "searchpath", "sweeper.max_batch_size", "launcher", "job.n
 _KEYS = [f"hydra.{key}" for key in _TYPABLE]
 _NOTED = ("overrides", "runtime", "job.override_dirname", "searchpath")  # what Hydra writes down, or read already
 _GRID = "sweeper.params"  # of our ablations; nobody else's
-_LAUNCHERS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # as installed
+_LAUNCHERS = {
+    "basic": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",  # one cell after the other
+    "joblib": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",  # several at once
+}
 # An interpolation that knows nothing but the config, the command and the time; what is in it is no interpolation.
 _PLAIN = re.compile(r"\$\{\s*(?:[\w.\[\]-]+\s*|(?:hydra|now)\s*:[^${}]*)\}")
 
@@ -72,9 +75,9 @@ def problems_of_typed(override: Override) -> list[str]:
     if key != "hydra/launcher":
         return [_not_settable(key)]
     name = override.value()
-    if isinstance(name, str) and re.fullmatch(r"\w+", name):
+    if name in list(_LAUNCHERS):  # it may be a list
         return []
-    return [f"{key}={name}: should be the name of an installed launcher"]
+    return [f"{key}={name}: should be the name of a launcher, {' or '.join(_LAUNCHERS)}"]
 
 
 def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -> list[str]:
@@ -123,8 +126,8 @@ def _problems_of_hydra(hydra: dict[str, Any], words: Sequence[str]) -> list[str]
             found.append(_not_settable(f"hydra.{'.'.join(key.split('.')[:2])}"))
         elif typed.get(key) != value:
             found.append(f"hydra.{key}: a config may not choose it; type hydra.{key}=... yourself")
-        elif key.endswith("_target_") and not str(value).startswith(_LAUNCHERS):
-            found.append(f"hydra.{key}={value}: only launchers of Hydra and its plugins may be named")
+        elif key.endswith("_target_") and value not in _LAUNCHERS.values():
+            found.append(f"hydra.{key}={value}: only those launchers may be named: {', '.join(_LAUNCHERS)}")
         elif key == "launcher.n_jobs" and not (type(value) is int and value):
             found.append(f"hydra.{key}={value}: should be a whole number, how many cells run at once; -1 = as CPUs")
         elif key == "sweeper.max_batch_size" and not (type(value) is int and value > 0):

@@ -17,7 +17,6 @@ from apollo_cli.config import parse
 from apollo_cli.errors import OccupiedError
 from apollo_cli.journal import Ended, Journal
 from apollo_cli.outcome import DONE, report
-from apollo_cli.report.runs import flat
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
@@ -66,13 +65,11 @@ def _run(values: Any, run_dir: Path) -> None:
 def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
     """Runs a cell and notes how it ended; the code of the signal that stopped it, or 0."""
     words = journal.words_of(HydraConfig.get().overrides.task)
-    label = f"cell {run_dir.name}{f' ({words})' if words else ''}"
-    raw: dict[str, Any] = {}
+    label = " ".join(["cell", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
     config, code, reason = None, DONE, ""
     try:
         with interruptible():
-            raw = _plain(values)
-            config = parse(raw)
+            config = parse(_plain(values))
             run_cell(config, run_dir, label)
         status = "planned" if config.run.plan else "completed"
     except Interrupted as stop:
@@ -85,7 +82,7 @@ def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
         status, code, reason = "failed", report(error, run_dir), str(error) or repr(error)
         if config or not RunDirectory(run_dir).is_claimed:  # else what is there is another run
             record_failure(run_dir, reason)
-    journal.add(Ended(str(run_dir), code, status, reason, dict(flat("", raw))))
+    journal.add(Ended(str(run_dir), code, status, reason, words))
     return code if code >= 128 else DONE
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -25,14 +25,14 @@ class Ended:
         code: exit code, as of a run on its own.
         status: completed, planned, interrupted, failed, or refused: what is in the directory is another run.
         reason: the message of a code that is not 0.
-        config: flat, as far as it could be composed.
+        words: the overrides that tell it from the others.
     """
 
     run_dir: str
     code: int
     status: str
     reason: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
 
 class Journal:
@@ -72,10 +72,10 @@ class Journal:
         """Whether cells run beside each other, of which this process has one."""
         return self.owner != os.getpid()
 
-    def words_of(self, overrides: Sequence[str]) -> str:
+    def words_of(self, overrides: Sequence[str]) -> list[str]:
         """Those of a cell's overrides that tell it from the others."""
         swept = json.loads(self._swept.read_text(encoding="utf-8"))
-        return " ".join(word for word in overrides if word.partition("=")[0].lstrip("+") in swept)
+        return [word for word in overrides if word.partition("=")[0].lstrip("+") in swept]
 
     def add(self, ended: Ended) -> None:
         """Notes the end of a cell; one write, so that lines of several processes do not mix."""

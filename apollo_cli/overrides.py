@@ -30,6 +30,7 @@ _FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", 
 _RUN, _MULTIRUN = ("--run", "-r"), ("--multirun", "-m")
 _COMPLETE = ("--shell-completion", "-sc")
 _CFG = ("--cfg", "-c")
+_ASKING = (*_CFG, *_COMPLETE, "--info", "-i", "--package", "-p", "--resolve", "--hydra-help")
 _COMMANDS = (_RUN, _MULTIRUN, _COMPLETE, _CFG, ("--info", "-i"))  # of which there may be one
 _AS_IT_IS = set("'\\$")  # what Hydra would not leave as it is between quotes
 _COMPLETION = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
@@ -94,7 +95,7 @@ class CommandLine:
     @property
     def runs(self) -> bool:
         """Whether Hydra is asked for a run, not for information."""
-        return all(flag in (*_RUN, *_MULTIRUN) for flag in self.flags)
+        return set(_ASKING).isdisjoint(self.flags)
 
     @classmethod
     def sort(cls, words: Sequence[str]) -> "CommandLine":
@@ -186,7 +187,7 @@ def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list
     if swept and not line.multirun:
         problems.append(f"{swept[0].input_line}: several values are a sweep; add -m, or quote a value with a comma")
     shipped = _shipped_grid(line, typed, problems)
-    parsed = [*typed, *shipped]
+    parsed = [*typed, *(shipped or [])]
     chosen = [o for o in parsed if _is_group(o, known_groups)]
     valid = [o for o in chosen if not _group_problems(o, known_groups, problems)]
     values = [o for o in parsed if o not in chosen]
@@ -194,27 +195,32 @@ def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list
     valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
     budget = _budget_overrides(values)
     line.overrides += _words(budget)
-    if shipped:
-        line.baseline = grid.baseline([*parsed, *budget])
-        line.overrides += [*_words(shipped), grid.NO_OTHER]
+    if shipped is not None:
+        _take_along(line, [*parsed, *budget])
     return parsed, _words(o for o in [*valid, *budget] if not o.is_sweep_override())
 
 
-def _shipped_grid(line: CommandLine, typed: list[Override], problems: list[str]) -> list[Override]:
-    """What a shipped experiment is swept over beside what is typed; nothing where Hydra is not asked for a run."""
+def _shipped_grid(line: CommandLine, typed: list[Override], problems: list[str]) -> list[Override] | None:
+    """What a shipped experiment is swept over beside what is typed; None if it is no sweep, or not to be run."""
     chosen = [o for o in typed if o.key_or_group == "experiment"]
     if not chosen or not line.runs:
-        return []
+        return None
     shipped = list(groups()["experiment"])
     grids = {name: grid.grid(name, typed) for name in _picked(chosen[-1], shipped) if name in shipped}
-    sweeps = [name for name, values in grids.items() if values]
-    if not sweeps:
-        return []
-    if chosen[-1].is_sweep_override():
-        problems.append(f"experiment={sweeps[0]}: it is a sweep itself; type no other experiment beside it")
-    elif not line.multirun:
-        problems.append(f"experiment={sweeps[0]}: it is a sweep; add -m")
-    return grids[sweeps[0]]
+    name, values = next(((name, values) for name, values in grids.items() if values is not None), ("", None))
+    if values is not None and chosen[-1].is_sweep_override():
+        problems.append(f"experiment={name}: it is a sweep itself; type no other experiment beside it")
+        return None
+    if values is not None and not line.multirun:
+        problems.append(f"experiment={name}: it is a sweep; add -m")
+    return values
+
+
+def _take_along(line: CommandLine, parsed: list[Override]) -> None:
+    """Writes a shipped sweep into the line, with its baseline."""
+    line.baseline = grid.baseline(parsed)
+    known = set(line.overrides)
+    line.overrides += [word for word in _words(parsed) if word not in known] + [grid.NO_OTHER]
 
 
 def _check_values(fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
@@ -246,12 +252,12 @@ def _brought(line: CommandLine, problems: list[str]) -> tuple[list[Override], li
     typed = list(_parse(line.overrides, problems))
     problems += [p for o in typed for p in guard.problems_of_typed(o)]
     shipped = _shipped_grid(line, typed, problems)
-    if shipped:
-        line.baseline = grid.baseline([*typed, *shipped])
-        line.overrides += [*_words(shipped), grid.NO_OTHER]
+    parsed = [*typed, *(shipped or [])]
+    if shipped is not None:
+        _take_along(line, parsed)
     known = [o for o in typed if not guard.problems_of_typed(o)]
     fixed = [*_searchpath(line, typed, problems), *_words(o for o in known if not o.is_sweep_override())]
-    return [*typed, *shipped], fixed
+    return parsed, fixed
 
 
 def _searchpath(line: CommandLine, parsed: list[Override], problems: list[str]) -> list[str]:

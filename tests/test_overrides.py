@@ -53,6 +53,9 @@ def test_words_are_sorted_into_flags_and_overrides(words: str, flags: list[str],
         ("-m --cfg job", True, False),
         ("--info", False, False),
         ("--hydra-help", False, False),
+        ("--config-dir mine seed=1", False, True),
+        ("--config-dir mine -m seed=0,1", True, True),
+        ("--config-dir mine --cfg job", False, False),
     ],
 )
 def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multirun: bool, runs: bool) -> None:
@@ -63,7 +66,8 @@ def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multiru
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
     words = shlex.split(example)
-    assert checked(*words).overrides[: len(words)] == [word for word in words if word != "-m"]
+    typed = [word for word in words if word != "-m"]
+    assert checked(*words).overrides[: len(typed)] == typed
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,7 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
             ["data.vocab_size=300", "bytes has 261 entries for model=bert", "leave data.vocab_size out"],
         ),
         ("sampler=[lvps]", ["sampler", "lvps"]),
+        ("experiment=ablation_k", ["experiment=ablation_k: it is a sweep; add -m"]),
         ("budget={tokens:5}", ["budget"]),
     ],
 )
@@ -201,6 +206,10 @@ def test_a_sweep_is_checked_by_name_only(words: str) -> None:
         ("-m sampler=lvps,uniform sampler.kk=2", "sampler.kk"),
         ("-m sampler=lvps,unifrm", "sampler=unifrm: no such option; did you mean uniform?"),
         ("-m sede=0,1", "sede: no such key or group; did you mean seed?"),
+        ("-m experiment=ablation_k,stackbert", "experiment=ablation_k: it is a sweep itself"),
+        ("-m experiment=glob(a*)", "experiment=ablation_expander: it is a sweep itself"),
+        ("-m experiment=ablation_k sampler=uniform", "sampler.k: a chosen sampler has no such key"),
+        ("-m experiment=ablation_k data.vocab_size=300", "data.vocab_size=300: data.tokenizer=bytes has 261"),
     ],
 )
 def test_a_sweep_with_a_wrong_name_is_refused(words: str, says: str) -> None:

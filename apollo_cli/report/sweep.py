@@ -14,13 +14,17 @@ from apollo_cli.tracking.console import Screen
 
 def close_sweep(cells: Sequence[Ended]) -> int:
     """Prints the cells of a sweep and returns the gravest of their codes."""
-    differing = _differing_keys(cells)
+    values = [dict(word.lstrip("+").split("=", 1) for word in cell.words) for cell in cells]
+    swept = list(dict.fromkeys(key for words in values for key in words))
     table = Table(title=f"Sweep of {len(cells)}", title_justify="left")
-    for name in ("cell", *differing, "status", "validation loss", "FLOPs", "training seconds"):
+    for name in ("cell", *(key.replace(".", ".\n") for key in swept)):
         table.add_column(name)
-    for cell in cells:
-        values = (str(cell.config.get(key, "-")) for key in differing)
-        table.add_row(Path(cell.run_dir).name, *values, cell.status, *_results(cell))
+    for name in ("status", "validation\nloss", "FLOPs", "training\nseconds"):
+        table.add_column(name, no_wrap=True)
+    for cell, words in zip(cells, values, strict=True):
+        table.add_row(
+            Path(cell.run_dir).name, *(words.get(key, "-") for key in swept), cell.status, *_results(cell)
+        )
     Screen().print(table)
     for cell in cells:
         if cell.code:
@@ -38,10 +42,3 @@ def _results(cell: Ended) -> Iterator[str]:
     yield f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-"
     yield f"{totals.get('flops', planned):.3e}" if totals or planned else "-"
     yield f"{totals['train_seconds']:.0f}" if totals else "-"
-
-
-def _differing_keys(cells: Sequence[Ended]) -> list[str]:
-    """Keys that every cell has, with different values; the kind of a group stands for its own keys."""
-    configs = [cell.config for cell in cells if cell.config]
-    shared = [key for key in configs[0] if all(key in config for config in configs)] if configs else []
-    return [key for key in shared if len({str(config[key]) for config in configs}) > 1]

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,15 @@ def _cell(folder: Path, seed: int, status: str = "completed", code: int = 0, rea
     totals = {"flops": 10**12 * (seed + 1), "train_seconds": 5.0}
     summary = {"status": status, "losses": {"eval/loss": 3.25 + seed}, "totals": totals}
     (folder / "summary.json").write_text(json.dumps(summary))
-    return Ended(str(folder), code, status, reason, {"seed": seed, "name": "apollo", "sampler.kind": "lvps"})
+    return Ended(str(folder), code, status, reason, [f"seed={seed}"])
 
 
-def test_the_table_names_what_differs_and_each_cells_end(
+def test_the_table_names_what_is_swept_and_each_cells_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert close_sweep([_cell(tmp_path / str(job), job) for job in range(11)]) == 0
     out = capsys.readouterr().out
     assert "seed" in out
-    assert "sampler" not in out
     assert "3.2500" in out
     assert "1.000e+12" in out
     rows = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
@@ -45,8 +45,10 @@ def test_of_a_refused_cell_nothing_is_shown_that_is_of_another_run(
     cells = [_cell(tmp_path / "0", 0), _cell(tmp_path / "1", 7, "refused", 2, "holds another run")]
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "plan.json").write_text('{"flops": 5000}')
-    assert close_sweep([*cells, Ended(str(tmp_path / "2"), 0, "planned", "", {"seed": 2})]) == 2
+    assert close_sweep([*cells, Ended(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])]) == 2
     out = capsys.readouterr().out
     assert "refused" in out
     assert "10.25" not in out
+    assert re.search(r"sampler\. +┃", out)
+    assert re.search(r"│ 0 +│ 0 +│ - +│ completed", out)
     assert "5.000e+03" in out
