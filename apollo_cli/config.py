@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from apollo_cli.data.special_tokens import BYTES, SPECIAL_TOKENS, entries_of_bytes
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
@@ -323,6 +324,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         ConfigError: with every problem that was found.
     """
     problems: list[str] = []
+    raw = _with_vocabulary(raw)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": _validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -336,6 +338,16 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     return Config(**sections, raw=dict(raw))
+
+
+def _with_vocabulary(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same; with data.tokenizer=bytes `data.vocab_size` is what that tokenizer has."""
+    model, data = raw.get("model"), raw.get("data")
+    if not isinstance(model, Mapping) or not isinstance(data, Mapping) or data.get("tokenizer") != BYTES:
+        return raw
+    if (kind := model.get("kind")) not in list(SPECIAL_TOKENS):
+        return raw
+    return {**raw, "data": {**data, "vocab_size": entries_of_bytes(kind)}}
 
 
 def problems_of_name(name: Any) -> list[str]:

@@ -26,6 +26,10 @@ class CheckpointError(ApolloError):
     """A run directory or checkpoint is missing, damaged, in use, or not of this run."""
 
 
+class OccupiedError(CheckpointError):
+    """A run directory belongs to another run, or another process works in it; nothing there was touched."""
+
+
 class TrainingError(ApolloError):
     """Training cannot go on, for example because the loss is no longer finite.
 

@@ -21,13 +21,17 @@ from omegaconf.basecontainer import BaseContainer
 
 from apollo_cli.config import problems_of_name
 from apollo_cli.data import cache_folder
-from apollo_cli.help import CONF
+from apollo_cli.help import CONF, groups
 
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir")
 _TYPABLE = (*_PLACES, "searchpath", "sweeper.max_batch_size", "launcher", "job.name", "job.config")
 _KEYS = [f"hydra.{key}" for key in _TYPABLE]
 _NOTED = ("overrides", "runtime", "job.override_dirname", "searchpath")  # what Hydra writes down, or read already
-_LAUNCHERS = ("hydra._internal.core_plugins.", "hydra_plugins.")  # as installed
+_GRID = "sweeper.params"  # of our ablations; nobody else's
+_LAUNCHERS = {
+    "basic": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",  # one cell after the other
+    "joblib": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",  # several at once
+}
 # An interpolation that knows nothing but the config, the command and the time; what is in it is no interpolation.
 _PLAIN = re.compile(r"\$\{\s*(?:[\w.\[\]-]+\s*|(?:hydra|now)\s*:[^${}]*)\}")
 
@@ -71,9 +75,9 @@ def problems_of_typed(override: Override) -> list[str]:
     if key != "hydra/launcher":
         return [_not_settable(key)]
     name = override.value()
-    if isinstance(name, str) and re.fullmatch(r"\w+", name):
+    if name in list(_LAUNCHERS):  # it may be a list
         return []
-    return [f"{key}={name}: should be the name of an installed launcher"]
+    return [f"{key}={name}: should be the name of a launcher, {' or '.join(_LAUNCHERS)}"]
 
 
 def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -> list[str]:
@@ -113,16 +117,19 @@ def _problems_of_hydra(hydra: dict[str, Any], words: Sequence[str]) -> list[str]
     noted = {"hydra": of_hydra, "task": [word for word in words if word not in of_hydra]}
     found = [] if hydra["overrides"] == noted else ["hydra.overrides: a config may not add words to the command"]
     typed = _hydras_part(tuple(word for word in of_hydra if "searchpath" not in word.partition("=")[0]))
+    shipped = _hydras_part(tuple(word for word in words if _is_shipped_experiment(word)))
     for key, value in _changed(hydra):
         key = key.removeprefix("hydra.")
-        if _is_of(key, _NOTED):
+        if _is_of(key, _NOTED) or (_is_of(key, [_GRID]) and shipped.get(key) == value):
             continue
         if not _is_of(key, _TYPABLE):
             found.append(_not_settable(f"hydra.{'.'.join(key.split('.')[:2])}"))
         elif typed.get(key) != value:
             found.append(f"hydra.{key}: a config may not choose it; type hydra.{key}=... yourself")
-        elif key.endswith("_target_") and not str(value).startswith(_LAUNCHERS):
-            found.append(f"hydra.{key}={value}: only launchers of Hydra and its plugins may be named")
+        elif key.endswith("_target_") and value not in _LAUNCHERS.values():
+            found.append(f"hydra.{key}={value}: only those launchers may be named: {', '.join(_LAUNCHERS)}")
+        elif key == "launcher.n_jobs" and not (type(value) is int and value):
+            found.append(f"hydra.{key}={value}: should be a whole number, how many cells run at once; -1 = as CPUs")
         elif key == "sweeper.max_batch_size" and not (type(value) is int and value > 0):
             found.append(f"hydra.{key}={value}: should be a whole number greater than 0")
     return list(dict.fromkeys(found))
@@ -185,6 +192,11 @@ def _changed(hydra: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _hydras_part(words: tuple[str, ...]) -> dict[str, Any]:
     """What Hydra's own part of the config is with our files and these words alone."""
     return dict(_leaves("", OmegaConf.to_container(composed(words).hydra, resolve=False)))
+
+
+def _is_shipped_experiment(word: str) -> bool:
+    group, _, option = word.partition("=")
+    return group == "experiment" and option in groups()["experiment"]
 
 
 def _is_of(key: str, parents: Sequence[str]) -> bool:

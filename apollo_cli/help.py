@@ -1,5 +1,6 @@
 """The help page: groups with their options, read from `conf/` itself, and examples."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -28,9 +29,11 @@ examples
   apollo-train experiment=scratch_bert
   apollo-train data=text 'data.files=["corpus/*.txt"]' size=mini budget.tokens=1e8
   apollo-train -m seed=0,1 sampler=lvps,uniform,edge,full
+  apollo-train -m experiment=ablation_k model=gpt
 
 flags
-  -m, --multirun               sweep over comma-separated values, one run each
+  -m, --multirun               sweep over comma-separated values, one run each; typed again with the
+                               hydra.sweep.dir that it prints, it goes on; hydra/launcher=joblib: in parallel
   --cfg job                    print the config and exit
   --version                    print the version and exit
   --hydra-help                 Hydra's own flags
@@ -69,6 +72,6 @@ def page() -> str:
     for group in (*order, *(g for g in known if g not in order)):
         lines.append(group)
         for option, sentence in known[group].items():
-            sentence = sentence.removeprefix(f"apollo-train experiment={option}: ")
-            lines.append(f"  {option:<16} {sentence}")
+            sentence = re.sub(rf"^apollo-train (-m )?experiment={option}: ", "", sentence)
+            lines.append(f"  {option:<17} {sentence}")
     return "\n".join([_HEAD, *lines, "", _TAIL])

@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apollo_cli import guard
-from apollo_cli.config import Run, closest, parse
+from apollo_cli import grid, guard
+from apollo_cli.config import Config, Run, closest, parse
+from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 
@@ -29,6 +30,7 @@ _FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", 
 _RUN, _MULTIRUN = ("--run", "-r"), ("--multirun", "-m")
 _COMPLETE = ("--shell-completion", "-sc")
 _CFG = ("--cfg", "-c")
+_ASKING = (*_CFG, *_COMPLETE, "--info", "-i", "--package", "-p", "--resolve", "--hydra-help")
 _COMMANDS = (_RUN, _MULTIRUN, _COMPLETE, _CFG, ("--info", "-i"))  # of which there may be one
 _AS_IT_IS = set("'\\$")  # what Hydra would not leave as it is between quotes
 _COMPLETION = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
@@ -45,10 +47,12 @@ class CommandLine:
     Attributes:
         flags: Hydra's, such as --cfg job.
         overrides: all others.
+        baseline: those of a sweep that runs before, if there is one.
     """
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    baseline: list[str] = field(default_factory=list)
 
     @property
     def multirun(self) -> bool:
@@ -67,6 +71,23 @@ class CommandLine:
         return self.config_dir is not None or any("hydra.searchpath" in word for word in self.overrides)
 
     @property
+    def launcher(self) -> str | None:
+        """What runs the cells of a sweep beside each other; None where one comes after the other."""
+        typed = [word.partition("=")[2] for word in self.overrides if word.startswith("hydra/launcher=")]
+        return typed[-1] if typed and typed[-1] != "basic" else None
+
+    @property
+    def swept(self) -> list[str]:
+        """The keys that have several values."""
+        parsed = OverridesParser.create().parse_overrides(self.overrides)
+        return [o.key_or_group for o in parsed if o.is_sweep_override()]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The overrides that Hydra is to be told, one list after the other."""
+        return [self.baseline, self.overrides] if self.baseline else [self.overrides]
+
+    @property
     def completes(self) -> bool:
         """Whether a shell asks how a word may go on."""
         return not set(_COMPLETE).isdisjoint(self.flags)
@@ -74,7 +95,7 @@ class CommandLine:
     @property
     def runs(self) -> bool:
         """Whether Hydra is asked for a run, not for information."""
-        return all(flag in (*_RUN, *_MULTIRUN) for flag in self.flags)
+        return set(_ASKING).isdisjoint(self.flags)
 
     @classmethod
     def sort(cls, words: Sequence[str]) -> "CommandLine":
@@ -120,13 +141,7 @@ def prepare(line: CommandLine) -> Path | None:
     if line.completes:
         return None
     problems: list[str] = []
-    if line.brings_configs:  # Hydra knows what is in them, we do not
-        parsed = list(_parse(line.overrides, problems))
-        problems += [p for o in parsed for p in guard.problems_of_typed(o)]
-        known = [o for o in parsed if not guard.problems_of_typed(o)]
-        fixed = [*_brought(line, parsed, problems), *_words(o for o in known if not o.is_sweep_override())]
-    else:
-        parsed, fixed = _named(line, problems)
+    parsed, fixed = (_brought if line.brings_configs else _named)(line, problems)
     place = None
     typed = [o.key_or_group for o in parsed]
     try:
@@ -138,8 +153,7 @@ def prepare(line: CommandLine) -> Path | None:
             if not line.brings_configs:
                 _check_values(fixed, parsed, problems)
         if not problems:
-            for cell in _cells(parsed, line.brings_configs, problems):
-                words = [*fixed, *cell]
+            for words in _cells(line, parsed, fixed, problems):
                 problems += [p for p in guard.problems(guard.composed(words), words, typed) if p not in problems]
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(str(error).strip().splitlines()[0])
@@ -168,10 +182,12 @@ def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list
     """What is typed, and the words of it that are not swept and whose names are known, completed."""
     known_groups = groups()
     line.overrides = [_plainly(word, known_groups) for word in line.overrides if word != "experiment=null"]
-    parsed = list(_parse(line.overrides, problems))
-    swept = [o for o in parsed if o.is_sweep_override()]
+    typed = list(_parse(line.overrides, problems))
+    swept = [o for o in typed if o.is_sweep_override()]
     if swept and not line.multirun:
         problems.append(f"{swept[0].input_line}: several values are a sweep; add -m, or quote a value with a comma")
+    shipped = _shipped_grid(line, typed, problems)
+    parsed = [*typed, *(shipped or [])]
     chosen = [o for o in parsed if _is_group(o, known_groups)]
     valid = [o for o in chosen if not _group_problems(o, known_groups, problems)]
     values = [o for o in parsed if o not in chosen]
@@ -179,7 +195,32 @@ def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list
     valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
     budget = _budget_overrides(values)
     line.overrides += _words(budget)
+    if shipped is not None:
+        _take_along(line, [*parsed, *budget])
     return parsed, _words(o for o in [*valid, *budget] if not o.is_sweep_override())
+
+
+def _shipped_grid(line: CommandLine, typed: list[Override], problems: list[str]) -> list[Override] | None:
+    """What a shipped experiment is swept over beside what is typed; None if it is no sweep, or not to be run."""
+    chosen = [o for o in typed if o.key_or_group == "experiment"]
+    if not chosen or not line.runs:
+        return None
+    shipped = list(groups()["experiment"])
+    grids = {name: grid.grid(name, typed) for name in _picked(chosen[-1], shipped) if name in shipped}
+    name, values = next(((name, values) for name, values in grids.items() if values is not None), ("", None))
+    if values is not None and chosen[-1].is_sweep_override():
+        problems.append(f"experiment={name}: it is a sweep itself; type no other experiment beside it")
+        return None
+    if values is not None and not line.multirun:
+        problems.append(f"experiment={name}: it is a sweep; add -m")
+    return values
+
+
+def _take_along(line: CommandLine, parsed: list[Override]) -> None:
+    """Writes a shipped sweep into the line, with its baseline."""
+    line.baseline = grid.baseline(parsed)
+    known = set(line.overrides)
+    line.overrides += [word for word in _words(parsed) if word not in known] + [grid.NO_OTHER]
 
 
 def _check_values(fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
@@ -187,12 +228,39 @@ def _check_values(fixed: list[str], parsed: list[Override], problems: list[str])
     swept = any(o.is_sweep_override() for o in parsed)
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in fixed)
     try:
-        parse(compose_values(fixed))
+        problems += _vocabulary_problems(parse(compose_values(fixed)), parsed)
     except ConfigError as error:
         problems += [p for p in error.problems if not swept or p.startswith(typed)]
 
 
-def _brought(line: CommandLine, parsed: list[Override], problems: list[str]) -> list[str]:
+def _vocabulary_problems(config: Config, parsed: list[Override]) -> list[str]:
+    """What is wrong with a size that is typed beside data.tokenizer=bytes, which has its own."""
+    if config.data.tokenizer != BYTES or any(
+        o.key_or_group == "data.tokenizer" for o in parsed if o.is_sweep_override()
+    ):
+        return []
+    return [
+        f"{o.input_line}: data.tokenizer=bytes has {config.data.vocab_size} entries for model={config.model.kind}; "
+        "leave data.vocab_size out"
+        for o in parsed
+        if o.key_or_group == "data.vocab_size" and o.value() != config.data.vocab_size
+    ]
+
+
+def _brought(line: CommandLine, problems: list[str]) -> tuple[list[Override], list[str]]:
+    """As `_named` where Hydra reads configs that are not ours: it knows what is in them, we do not."""
+    typed = list(_parse(line.overrides, problems))
+    problems += [p for o in typed for p in guard.problems_of_typed(o)]
+    shipped = _shipped_grid(line, typed, problems)
+    parsed = [*typed, *(shipped or [])]
+    if shipped is not None:
+        _take_along(line, parsed)
+    known = [o for o in typed if not guard.problems_of_typed(o)]
+    fixed = [*_searchpath(line, typed, problems), *_words(o for o in known if not o.is_sweep_override())]
+    return parsed, fixed
+
+
+def _searchpath(line: CommandLine, parsed: list[Override], problems: list[str]) -> list[str]:
     """The folder of --config-dir as an override, for a composition of our own."""
     if line.config_dir is None:
         return []
@@ -206,23 +274,31 @@ def _brought(line: CommandLine, parsed: list[Override], problems: list[str]) -> 
     return [f"hydra.searchpath=['file://{folder}']"]
 
 
-def _cells(parsed: list[Override], brings_configs: bool, problems: list[str]) -> Iterator[tuple[str, ...]]:
-    """The swept words of every config that a sweep composes, as far as they may be unsafe.
+def _cells(line: CommandLine, parsed: list[Override], fixed: list[str], problems: list[str]) -> Iterator[list[str]]:
+    """The words of every config that a sweep composes, as far as it may be unsafe.
 
     Of our own configs each option is safe beside every other: each value is looked at once. What a brought config
     holds may depend on the others.
     """
-    swept = [o for o in parsed if o.is_sweep_override()]
-    globs = [o for o in swept if isinstance(o.value(), Glob)]
-    if brings_configs and globs:
+    if not line.brings_configs:
+        yield from ([*fixed, word] for words in _values(parsed) for word in words)
+        return
+    globs = [o for o in parsed if isinstance(o.value(), Glob)]
+    if globs:
         problems.append(f"{globs[0].input_line}: beside configs of your own, name the options instead")
         return
-    listed = [o for o in swept if isinstance(o.value(), ChoiceSweep)]  # a range has numbers, a glob() our options
-    values = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in listed]
-    if brings_configs:
-        yield from product(*values)
-    else:
-        yield from ((word,) for words in values for word in words)
+    yield from ([*fixed, *cell] for cell in product(*_values(parsed)))
+    if line.baseline:
+        others = list(_parse(line.baseline, problems))
+        folder = [word for word in fixed if "hydra.searchpath" in word]
+        common = [*folder, *_words(o for o in others if not o.is_sweep_override() and o.input_line not in folder)]
+        yield from ([*common, *cell] for cell in product(*_values(others)))
+
+
+def _values(parsed: list[Override]) -> list[list[str]]:
+    """The words that each swept one stands for; a range has numbers, a glob() our options: those are safe."""
+    listed = [o for o in parsed if isinstance(o.value(), ChoiceSweep)]
+    return [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in listed]
 
 
 def _words(overrides: Iterable[Override]) -> list[str]:
@@ -232,6 +308,11 @@ def _words(overrides: Iterable[Override]) -> list[str]:
 def _plainly(word: str, known: dict[str, dict[str, str]]) -> str:
     """Without the plus of +experiment=NAME: the groups are all in the defaults."""
     return word.lstrip("+") if word.lstrip("+").partition("=")[0] in known else word
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra takes it for what it is."""
+    return value if re.fullmatch(r"[\w./+-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -295,14 +376,21 @@ def _group_problems(override: Override, known: dict[str, dict[str, str]], proble
     options = list(known[group])
     if isinstance(value, Glob):
         return False
-    picked = value.list if isinstance(value, ChoiceSweep) else [value]
     found = [
         f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {', '.join(options)}"
-        for option in map(_plain, picked)
+        for option in _picked(override, options)
         if option not in options
     ]
     problems += found
     return bool(found)
+
+
+def _picked(override: Override, options: list[str]) -> list[Any]:
+    """The options that GROUP=... chooses, one or several."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return value.filter(options)
+    return [_plain(option) for option in (value.list if isinstance(value, ChoiceSweep) else [value])]
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
 FORMAT = 2
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
@@ -56,7 +56,8 @@ class RunDirectory:
         nobody can delete while the run goes on in it.
 
         Raises:
-            CheckpointError: another process has it; the message has its number. Or it holds what leads elsewhere.
+            OccupiedError: another process has it; the message has its number.
+            CheckpointError: it holds what leads elsewhere.
             StorageError: the directory cannot be written to.
         """
         with ExitStack() as held:
@@ -67,7 +68,7 @@ class RunDirectory:
                     held.enter_context(FileLock(self._lock_file, timeout=0))
                 except (BlockingIOError, Timeout):
                     owner = self._owner()
-                    raise CheckpointError(
+                    raise OccupiedError(
                         f"{self} is in use by {owner}; stop that one, or wait for its end"
                     ) from None
                 held.callback(self._lock_file.unlink, missing_ok=True)  # while it is held

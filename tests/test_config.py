@@ -81,6 +81,7 @@ def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: 
 def test_every_shipped_option_is_valid(option: str) -> None:
     composed = compose_values([option, *NEEDS.get(option, [])])
     config = parse(composed)
+    composed["data"]["vocab_size"] = config.data.vocab_size  # which a tokenizer may decide
     assert config.raw == composed
     assert config.schedule.layers[-1] == config.model.layers
     if option.startswith("experiment="):
@@ -112,6 +113,13 @@ def test_two_datasets_need_as_many_configurations() -> None:
 
 def test_one_file_needs_no_list() -> None:
     assert parse(compose_values(["data=text", "data.files=a.txt"])).data.files == ("a.txt",)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("model", "entries"), [("bert", 261), ("gpt", 257)])
+def test_the_tokenizer_of_bytes_decides_the_vocabulary(model: str, entries: int) -> None:
+    config = parse(compose_values(["data.tokenizer=bytes", f"model={model}", "size=base"]))
+    assert config.data.vocab_size == config.shape.vocabulary == config.raw["data"]["vocab_size"] == entries
+    assert parse(config.raw) == config
 
 
 @pytest.mark.parametrize("key", CONTRACT)

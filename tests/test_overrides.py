@@ -53,6 +53,9 @@ def test_words_are_sorted_into_flags_and_overrides(words: str, flags: list[str],
         ("-m --cfg job", True, False),
         ("--info", False, False),
         ("--hydra-help", False, False),
+        ("--config-dir mine seed=1", False, True),
+        ("--config-dir mine -m seed=0,1", True, True),
+        ("--config-dir mine --cfg job", False, False),
     ],
 )
 def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multirun: bool, runs: bool) -> None:
@@ -63,7 +66,8 @@ def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multiru
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
     words = shlex.split(example)
-    assert checked(*words).overrides[: len(words)] == [word for word in words if word != "-m"]
+    typed = [word for word in words if word != "-m"]
+    assert checked(*words).overrides[: len(typed)] == typed
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,7 @@ def test_the_examples_of_the_help_page_are_valid(example: str) -> None:
         "data=text data.files=[a.txt,b.txt]",
         "resume=null",
         "hydra.run.dir=elsewhere",
+        "data.tokenizer=bytes model=gpt data.vocab_size=257",
         "seed=1 seed=2",
     ],
 )
@@ -111,7 +116,12 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("hydra/launcher=1", ["hydra/launcher=1: should be the name"]),
         ("hydra/launcher=none", ["hydra/launcher"]),
         ("hydra.launcher=null", ["hydra.launcher"]),
+        (
+            "data.tokenizer=bytes data.vocab_size=300",
+            ["data.vocab_size=300", "bytes has 261 entries for model=bert", "leave data.vocab_size out"],
+        ),
         ("sampler=[lvps]", ["sampler", "lvps"]),
+        ("experiment=ablation_k", ["experiment=ablation_k: it is a sweep; add -m"]),
         ("budget={tokens:5}", ["budget"]),
     ],
 )
@@ -166,6 +176,7 @@ def test_no_budget_is_refused() -> None:
         ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "a chosen model", "model=bert"]),
         ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "a chosen sampler", "sampler=lvps"]),
         ("-m seed=0,1 sampler.k=-1", ["sampler.k=-1"]),
+        ("-m data.vocab_size=300,400 data.tokenizer=bytes", ["data.vocab_size=300,400", "bytes has 261"]),
     ],
 )
 def test_a_sweep_in_which_every_cell_would_fail_is_refused(words: str, says: list[str]) -> None:
@@ -182,6 +193,7 @@ def test_a_sweep_in_which_every_cell_would_fail_is_refused(words: str, says: lis
         "-m experiment=apollo_bert,scratch_bert seed=range(3)",
         "-m sampler=glob(*)",
         "-m sampler.k=1,-1",
+        "-m data.tokenizer=auto,bytes data.vocab_size=500",
     ],
 )
 def test_a_sweep_is_checked_by_name_only(words: str) -> None:
@@ -194,6 +206,10 @@ def test_a_sweep_is_checked_by_name_only(words: str) -> None:
         ("-m sampler=lvps,uniform sampler.kk=2", "sampler.kk"),
         ("-m sampler=lvps,unifrm", "sampler=unifrm: no such option; did you mean uniform?"),
         ("-m sede=0,1", "sede: no such key or group; did you mean seed?"),
+        ("-m experiment=ablation_k,stackbert", "experiment=ablation_k: it is a sweep itself"),
+        ("-m experiment=glob(a*)", "experiment=ablation_expander: it is a sweep itself"),
+        ("-m experiment=ablation_k sampler=uniform", "sampler.k: a chosen sampler has no such key"),
+        ("-m experiment=ablation_k data.vocab_size=300", "data.vocab_size=300: data.tokenizer=bytes has 261"),
     ],
 )
 def test_a_sweep_with_a_wrong_name_is_refused(words: str, says: str) -> None:

@@ -83,6 +83,29 @@ def test_transformers_loads_what_a_run_exports(kind: str, tiny: tuple[str, ...],
     assert tokenizer("some words")["input_ids"]
 
 
+@pytest.mark.parametrize(("kind", "entries"), [("bert", 261), ("gpt", 257)])
+def test_a_run_on_bytes_needs_no_size_and_exports_their_tokenizer(
+    kind: str, entries: int, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    rest = [word for word in tiny if not word.startswith("data.vocab_size=")]
+    assert run([*rest, f"model={kind}", "data.tokenizer=bytes", f"hydra.run.dir={tmp_path}/run"]) == 0
+    assert f"vocab_size: {entries}\n" in (tmp_path / "run" / "config.yaml").read_text()
+    exported = tmp_path / "run" / "model"
+    assert json.loads((exported / "config.json").read_text())["vocab_size"] == entries
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    text = "Grüße, 世界 \x00\n  😀"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(tokenizer) == entries
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert (
+        read_rows(tmp_path / "run")[-1]["flops"]
+        == json.loads((tmp_path / "run" / "plan.json").read_text())["flops"]
+    )
+
+
 def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,13 +213,6 @@ def test_a_run_directory_is_not_used_twice(tiny: tuple[str, ...], tmp_path: Path
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert run(command) == 2
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_sweep_run_twice_leaves_the_first_as_it_was(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    sweep = ["-m", *tiny, "budget.steps=4", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    assert run(sweep) == 0
-    assert run(sweep) == 2
-    assert json.loads((tmp_path / "sweep" / "0" / "summary.json").read_text())["status"] == "completed"
 
 
 def test_somebody_elses_files_stay(

@@ -20,6 +20,7 @@ from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.pieces import pieces
 from apollo_cli.data.sources import Source
+from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import DataError
 
 FORMAT = 2  # of the cache; a change of the packing raises it
@@ -39,7 +40,7 @@ class Recipe:
 
     Attributes:
         kind: bert ([CLS] text [SEP] in each row) or gpt (documents separated by the end-of-text token).
-        tokenizer: `auto` to train one, or what `tokenizer.load` takes.
+        tokenizer: `auto` to train one, `bytes`, or what `tokenizer.load` takes.
         vocabulary: entries of the tokenizer.
         seq_len: tokens in a row.
         validation: share of the documents held out.
@@ -111,7 +112,8 @@ def prepare(source: Source, recipe: Recipe, cache: Path, say: Say) -> Corpus:
 
 def _key(source: Source, recipe: Recipe) -> str:
     """The name of the cached corpus: equal for equal text, tokenizer and options."""
-    made_by = recipe.tokenizer if recipe.tokenizer == tokenizers.AUTO else tokenizers.identity(recipe.tokenizer)
+    made_here = recipe.tokenizer in (tokenizers.AUTO, BYTES)
+    made_by = recipe.tokenizer if made_here else tokenizers.identity(recipe.tokenizer)
     try:
         parts = [FORMAT, type(source).__name__, source.identity(), vars(recipe), made_by]
     except OSError as error:  # a file that went away meanwhile
@@ -256,10 +258,12 @@ def _build(source: Source, recipe: Recipe, folder: Path, say: Say) -> None:
 
 
 def _tokenizer(source: Source, recipe: Recipe, say: Say) -> Tokenizer:
-    """The tokenizer of the recipe, trained or loaded."""
+    """The tokenizer of the recipe, trained, made or loaded."""
     if recipe.tokenizer == tokenizers.AUTO:
         say(f"training a tokenizer of {recipe.vocabulary} entries")
         return tokenizers.train(recipe.kind, recipe.vocabulary, _not_empty(source), source.title())
+    if recipe.tokenizer == BYTES:
+        return tokenizers.of_bytes(recipe.kind)
     tokenizer = tokenizers.load(recipe.kind, recipe.tokenizer)
     if tokenizer.get_vocab_size() != recipe.vocabulary:
         raise DataError(

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from apollo_cli.data.pieces import is_cut_anywhere, pieces
 from apollo_cli.data.reading import first_line
+from apollo_cli.data.special_tokens import SPECIAL_TOKENS
 from apollo_cli.errors import DataError
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus
@@ -23,11 +24,6 @@ SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for sta
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
 _UNBROKEN_COST = 50  # of such a run's characters in the sample: they take time and memory, and teach few words
 _PATIENCE = 120  # seconds for loading a tokenizer
-# the names that transformers' configs use, and the tokens, in the order of their ids when trained here
-SPECIAL_TOKENS = {
-    "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
-    "gpt": {"eos": "<|endoftext|>"},
-}
 
 
 def train(kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "this corpus") -> Tokenizer:
@@ -89,6 +85,17 @@ def _train_wordpiece(vocabulary: int, documents: Iterable[str]) -> Tokenizer:
     tokenizer = _word_level(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.add_special_tokens(special)
     _frame(tokenizer)
+    return tokenizer
+
+
+def of_bytes(kind: str) -> Tokenizer:
+    """The special tokens of a `kind` model, then the 256 byte values; any text comes back as it was."""
+    special = list(SPECIAL_TOKENS[kind].values())
+    entries = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = _byte_level(models.BPE({token: i for i, token in enumerate(entries)}, []))
+    tokenizer.add_special_tokens(special)
+    if kind == "bert":
+        _frame(tokenizer)
     return tokenizer
 
 

@@ -32,6 +32,18 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM and SIGHUP raise `Terminated`, unless they are ignored, which is nohup's way."""
+    asked = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, terminate) for s in asked}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 class StopRequest:
     """While entered, remembers the first of these signals in `signum` and lets the next one through."""
 

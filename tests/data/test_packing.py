@@ -300,6 +300,18 @@ def test_rows_come_from_the_disk_and_cannot_be_changed(
         assert not rows.flags.writeable
 
 
+def test_a_folder_called_bytes_changes_nothing(
+    documents: list[str], recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(recipes["gpt"], tokenizer="bytes", vocabulary=257)
+    first = pack(documents, recipe, tmp_path / "cache")
+    (tmp_path / "bytes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pack(documents, recipe, tmp_path / "cache").fingerprint == first.fingerprint
+    text = first.tokenizer.decode(stream("gpt", first.training), skip_special_tokens=False)
+    assert text.startswith(documents[0] + "<|endoftext|>")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -307,6 +319,7 @@ def test_rows_come_from_the_disk_and_cannot_be_changed(
         {"validation": 0.3},
         {"kind": "gpt", "tokenizer": "auto", "vocabulary": 300},
         {"tokenizer": "auto", "vocabulary": 201},
+        {"tokenizer": "bytes", "vocabulary": 261},
     ],
 )
 def test_another_recipe_is_another_cached_corpus(

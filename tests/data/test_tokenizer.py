@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast
 
 from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.special_tokens import SPECIAL_TOKENS, entries_of_bytes
 from apollo_cli.errors import DataError
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -140,6 +143,37 @@ def test_gpt_gives_every_byte_back(trained: dict[str, Tokenizer], line: str) -> 
     assert trained["gpt"].decode(trained["gpt"].encode(line).ids, skip_special_tokens=False) == line
 
 
+BYTES = {kind: tokenizers.of_bytes(kind) for kind in SPECIAL_TOKENS}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # a lone surrogate is in no UTF-8 text
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_bytes_are_the_special_tokens_and_256_values(kind: str) -> None:
+    vocabulary = BYTES[kind].get_vocab(with_added_tokens=True)
+    special = SPECIAL_TOKENS[kind]
+    assert len(vocabulary) == entries_of_bytes(kind) == {"bert": 261, "gpt": 257}[kind]
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    assert list(tokenizers.special_ids(kind, BYTES[kind]).values()) == list(range(len(special)))
+    tokenizers.check(kind, BYTES[kind], "bytes")
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@given(text=TEXTS)
+def test_every_text_is_its_bytes_and_comes_back_from_them(kind: str, text: str) -> None:
+    tokenizer = Tokenizer.from_str(BYTES[kind].to_str())
+    tokenizer.encode_special_tokens = True  # as when a corpus is packed
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert len(ids) == len(text.encode())
+    assert min(ids, default=256) >= len(SPECIAL_TOKENS[kind])
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_bytes_are_framed_for_bert_alone() -> None:
+    ids = BYTES["bert"].encode("é").ids
+    assert (len(ids), ids[0], ids[-1]) == (4, 2, 3)
+    assert len(BYTES["gpt"].encode("é").ids) == 2
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 @pytest.mark.parametrize("inside", ["tokenizer.json", ""])
 def test_a_saved_tokenizer_loads_from_its_file_and_its_folder(
@@ -213,7 +247,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_what_can(tmp_path: Pa
 
 
 @pytest.mark.parametrize("beside_a_model", [False, True])
-@pytest.mark.parametrize("origin", ["trained", "loaded"])
+@pytest.mark.parametrize("origin", ["trained", "loaded", "bytes"])
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_auto_tokenizer_reads_what_is_exported(
     trained: dict[str, Tokenizer],
@@ -225,7 +259,8 @@ def test_auto_tokenizer_reads_what_is_exported(
     beside_a_model: bool,
 ) -> None:
     own = {"bert": vocab_txt, "gpt": vocab_json}
-    original = trained[kind] if origin == "trained" else tokenizers.load(kind, str(own[kind]))
+    made = {"trained": trained, "bytes": BYTES}
+    original = made[origin][kind] if origin in made else tokenizers.load(kind, str(own[kind]))
     tokenizers.save_companions(kind, original, 64, tmp_path)
     if beside_a_model:
         config = BertConfig if kind == "bert" else GPT2Config

@@ -1,28 +1,27 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from apollo_cli.report.sweep import close_sweep, record_failure
+from apollo_cli.journal import Ended
+from apollo_cli.report.sweep import close_sweep
 
 
-def _cell(folder: Path, seed: int, status: str) -> None:
+def _cell(folder: Path, seed: int, status: str = "completed", code: int = 0, reason: str = "") -> Ended:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"seed: {seed}\nname: apollo\nsampler:\n  kind: lvps\n  k: 2\n")
     totals = {"flops": 10**12 * (seed + 1), "train_seconds": 5.0}
     summary = {"status": status, "losses": {"eval/loss": 3.25 + seed}, "totals": totals}
     (folder / "summary.json").write_text(json.dumps(summary))
+    return Ended(str(folder), code, status, reason, [f"seed={seed}"])
 
 
-def test_the_table_names_what_differs_and_each_cells_end(
+def test_the_table_names_what_is_swept_and_each_cells_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for job in range(11):
-        _cell(tmp_path / str(job), job, "completed")
-    assert close_sweep([(tmp_path / str(job), 0) for job in range(11)]) == 0
+    assert close_sweep([_cell(tmp_path / str(job), job) for job in range(11)]) == 0
     out = capsys.readouterr().out
     assert "seed" in out
-    assert "sampler" not in out
     assert "3.2500" in out
     assert "1.000e+12" in out
     rows = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
@@ -33,26 +32,23 @@ def test_the_table_names_what_differs_and_each_cells_end(
 def test_the_exit_code_is_that_of_the_gravest_cell(
     codes: list[int], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _cell(tmp_path / "0", 0, "completed")
-    jobs = [(tmp_path / "0", 0)]
+    cells = [_cell(tmp_path / "0", 0)]
     for job, cell_code in enumerate(codes, 1):
-        (tmp_path / str(job)).mkdir()
-        record_failure(tmp_path / str(job), {"seed": job, "name": "apollo"}, f"broke {job}")
-        jobs.append((tmp_path / str(job), cell_code))
-    assert close_sweep(jobs) == code
+        cells.append(_cell(tmp_path / str(job), job, "failed", cell_code, f"broke {job}"))
+    assert close_sweep(cells) == code
     assert f"{tmp_path / '1'} failed: broke 1" in capsys.readouterr().out
 
 
-def test_a_failure_keeps_what_the_run_had_written(tmp_path: Path) -> None:
-    _cell(tmp_path / "0", 3, "interrupted")
-    record_failure(tmp_path / "0", {"seed": 4}, "broke")
-    summary = json.loads((tmp_path / "0" / "summary.json").read_text())
-    assert summary["losses"] == {"eval/loss": 6.25}
-    assert summary["error"] == "broke"
-    assert "seed: 3" in (tmp_path / "0" / "config.yaml").read_text()
-
-
-def test_a_complete_run_in_the_way_stays_complete(tmp_path: Path) -> None:
-    _cell(tmp_path / "0", 3, "completed")
-    record_failure(tmp_path / "0", {"seed": 4}, "has a config.yaml already")
-    assert json.loads((tmp_path / "0" / "summary.json").read_text())["status"] == "completed"
+def test_of_a_refused_cell_nothing_is_shown_that_is_of_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [_cell(tmp_path / "0", 0), _cell(tmp_path / "1", 7, "refused", 2, "holds another run")]
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "plan.json").write_text('{"flops": 5000}')
+    assert close_sweep([*cells, Ended(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])]) == 2
+    out = capsys.readouterr().out
+    assert "refused" in out
+    assert "10.25" not in out
+    assert re.search(r"sampler\. +┃", out)
+    assert re.search(r"│ 0 +│ 0 +│ - +│ completed", out)
+    assert "5.000e+03" in out

@@ -1,0 +1,90 @@
+"""A cell of a sweep: it is new, goes on, or was completed before."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apollo_cli import files
+from apollo_cli.config import Config
+from apollo_cli.errors import ApolloError, CheckpointError, OccupiedError
+from apollo_cli.overrides import DECIDABLE, PLACE, RESUMABLE
+from apollo_cli.report.runs import flat
+from apollo_cli.run_directory import RunDirectory
+
+
+def run_cell(config: Config, run_dir: Path, label: str) -> None:
+    """Trains a cell, goes on with it, or passes over it.
+
+    Args:
+        config: of the cell.
+        run_dir: its directory; an earlier start of the sweep may have left a run there.
+        label: the line that announces it.
+
+    Raises:
+        OccupiedError: another run is in its directory, or another process works there.
+        ApolloError: as `train` and `resume` raise.
+    """
+    from apollo_cli.training.run import resume, train
+
+    directory = RunDirectory(run_dir)
+    if directory.is_claimed:
+        _refuse_another_run(directory, config)
+        if config.run.plan or _is_complete(directory):
+            print(f"{label}: {'planned' if config.run.plan else 'completed'} before")
+            return
+    print(label)
+    if directory.is_claimed:
+        resume(run_dir, _resumable(config.raw))
+    else:
+        train(config, run_dir)
+
+
+def record_failure(run_dir: Path, error: str) -> None:
+    """Leaves in the cell's directory why it failed; a run that is complete there stays as it is."""
+    directory = RunDirectory(run_dir)
+    with suppress(OSError, ApolloError), directory.owned():  # else the screen has the error
+        before = directory.summary()
+        if before["status"] != "completed":
+            files.write_json(directory.summary_file, before | {"status": "failed", "error": error})
+
+
+def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
+    """Refuses a directory in which something else began.
+
+    Raises:
+        OccupiedError: names the keys that differ.
+    """
+    try:
+        there = flat(directory.config())
+    except CheckpointError as error:
+        raise OccupiedError(str(error)) from error
+    here = flat(yaml.safe_load(yaml.safe_dump(config.raw)))  # as it would be saved
+    differing = [
+        f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
+        for key in dict.fromkeys((*here, *there))
+        if not _is_resumable(key) and there.get(key) != here.get(key)
+    ]
+    if differing:
+        shown = [*differing[:3], *(["..."] if len(differing) > 3 else [])]
+        raise OccupiedError(
+            f"{directory} holds another run: {', '.join(shown)}; type what began there, or another hydra.sweep.dir"
+        )
+
+
+def _is_resumable(key: str) -> bool:
+    """Whether `resume` takes another value of it."""
+    return key in (PLACE, DECIDABLE) or key.partition(".")[0] in RESUMABLE
+
+
+def _resumable(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is typed now of that."""
+    section, _, key = PLACE.partition(".")
+    return {name: raw[name] for name in (*RESUMABLE, DECIDABLE)} | {section: {key: raw[section][key]}}
+
+
+def _is_complete(directory: RunDirectory) -> bool:
+    with suppress(CheckpointError):  # a damaged summary is written anew
+        return directory.summary().get("status") == "completed"
+    return False

@@ -1,0 +1,100 @@
+"""What Hydra runs: a run on its own, or a cell of a sweep, which must not take the others along."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from apollo_cli.cells import record_failure, run_cell
+from apollo_cli.config import parse
+from apollo_cli.errors import OccupiedError
+from apollo_cli.journal import Ended, Journal
+from apollo_cli.outcome import DONE, report
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.tracking.numbered import NumberedLines
+from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
+
+
+def hydra_main(words: list[str]) -> int:
+    """Has Hydra do what these words say; its exit code, or that of a job."""
+    sys.argv[1:] = words
+    try:
+        hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(job)()
+    except SystemExit as stop:
+        return int(stop.code or DONE)
+    return DONE
+
+
+def job(values: Any) -> None:
+    """One job of Hydra's; exits with a code where it is not done, but for a cell that failed."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.RUN:
+        _run(values, run_dir)
+        return
+    journal, code = Journal.of_command(), DONE
+    try:
+        with (
+            journal.at_work() as may_begin,
+            _aside(run_dir.name) if journal.is_of_another_process else nullcontext(),
+        ):
+            if may_begin:
+                code = _cell(values, run_dir, journal)
+    finally:
+        with suppress(OSError):  # not empty: the cell has begun, or has failed and says so
+            run_dir.rmdir()
+    if code and not journal.is_of_another_process:
+        sys.exit(code)
+
+
+def _run(values: Any, run_dir: Path) -> None:
+    from apollo_cli.training.run import train
+
+    try:
+        train(parse(_plain(values)), run_dir)
+    except Exception as error:
+        sys.exit(report(error, run_dir))
+
+
+def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
+    """Runs a cell and notes how it ended; the code of the signal that stopped it, or 0."""
+    words = journal.words_of(HydraConfig.get().overrides.task)
+    label = " ".join(["cell", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
+    config, code, reason = None, DONE, ""
+    try:
+        with interruptible():
+            config = parse(_plain(values))
+            run_cell(config, run_dir, label)
+        status = "planned" if config.run.plan else "completed"
+    except Interrupted as stop:
+        status, code = "interrupted", 128 + stop.signum
+    except OccupiedError as error:
+        status, code, reason = "refused", report(error), str(error)
+    except Exception as error:
+        if not config:
+            print(label)
+        status, code, reason = "failed", report(error, run_dir), str(error) or repr(error)
+        if config or not RunDirectory(run_dir).is_claimed:  # else what is there is another run
+            record_failure(run_dir, reason)
+    journal.add(Ended(str(run_dir), code, status, reason, words))
+    return code if code >= 128 else DONE
+
+
+@contextmanager
+def _aside(name: str) -> Iterator[None]:
+    """A cell among others: its lines are numbered, and Ctrl-C is for the command, which passes it on."""
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
+    with closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+        yield
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(values, resolve=True)  # type: ignore[return-value]

@@ -1,0 +1,76 @@
+"""A sweep from its first cell to its last, or to the command that goes on with it."""
+
+import shlex
+import signal
+import sys
+from concurrent.futures import BrokenExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+from apollo_cli import files
+from apollo_cli.grid import num_cells
+from apollo_cli.job import hydra_main
+from apollo_cli.journal import Journal, Relay
+from apollo_cli.outcome import MENDABLE
+from apollo_cli.overrides import CommandLine, quoted
+from apollo_cli.report.sweep import close_sweep
+from apollo_cli.training.interrupt import Terminated
+
+
+def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
+    """Runs the cells of a sweep, and closes with a table, or with the command that goes on."""
+    again = _again(words, sweep_dir)
+    print(f"sweep in {files.shown(sweep_dir)}; whenever it ends early, it goes on with: {again}")
+    with Journal.kept(line.swept) as journal:
+        try:
+            signum = _run_cells(line, journal)
+        except BrokenExecutor:
+            print(
+                "apollo-train: a process that ran a cell was killed, perhaps because memory was used up (a smaller "
+                f"hydra.launcher.n_jobs runs fewer cells at once); the sweep goes on with: {again}",
+                file=sys.stderr,
+            )
+            return MENDABLE
+        if signum:
+            name = signal.Signals(signum).name
+            print(f"apollo-train: stopped by {name}; the sweep goes on with: {again}", file=sys.stderr)
+            return 128 + signum
+        return close_sweep(journal.ended())
+
+
+def _run_cells(line: CommandLine, journal: Journal) -> int:
+    """Has Hydra run them; the signal that stopped them, or 0."""
+    relay = Relay(journal)
+    with relay if line.launcher else nullcontext():
+        try:
+            for words in line.commands:
+                if (
+                    code := hydra_main([*line.flags, *words, *_at_once(line, words)])
+                ) >= 128:  # of a cell in this process
+                    return code - 128
+        except (KeyboardInterrupt, Terminated) as stop:
+            return stop.signum if isinstance(stop, Terminated) else signal.SIGINT
+        except Exception:
+            if not relay.signum:
+                raise
+        finally:
+            if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
+                sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown()
+    return relay.signum or 0
+
+
+def _at_once(line: CommandLine, words: list[str]) -> list[str]:
+    """No more processes than cells: each has its share of the CPUs, and none waits for nothing."""
+    if line.launcher != "joblib" or not (cells := num_cells(words)):
+        return []
+
+    from joblib import effective_n_jobs
+
+    typed = [int(word.partition("=")[2]) for word in words if word.startswith("hydra.launcher.n_jobs=")]
+    return [f"hydra.launcher.n_jobs={min(cells, effective_n_jobs(typed[-1] if typed else -1))}"]
+
+
+def _again(words: list[str], sweep_dir: Path) -> str:
+    """The command that goes on with a sweep, as it is to be typed here."""
+    kept = [word for word in words if not word.lstrip("+").startswith("hydra.sweep.dir=")]
+    return shlex.join([files.command("apollo-train"), *kept, f"hydra.sweep.dir={quoted(files.shown(sweep_dir))}"])

@@ -1,0 +1,133 @@
+"""The shipped sweeps: each cell is a config that trains, and something to compare it with is among them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from apollo_cli.config import Config, parse
+from apollo_cli.help import groups
+from apollo_cli.overrides import CommandLine, compose_values, prepare
+from apollo_cli.report.runs import flat
+from apollo_cli.train import run
+
+ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation_"))
+SEEDS = 3
+OWN = {
+    "ablation_samplers": {("sampler.kind",): {("lvps",), ("uniform",), ("edge",), ("full",), ("shallow",)}},
+    "ablation_k": {("sampler.k",): {(0,), (1,), (2,), (3,), (4,)}},
+    "ablation_expander": {
+        ("expander.kind", "expander.mode"): {
+            ("stack", None),
+            ("interpolate", "nearest"),
+            ("interpolate", "linear"),
+        },
+        ("expander.moments", "optim.at_growth"): {
+            (moments, rate) for moments in ("keep", "map", "reset") for rate in ("continue", "rewarm")
+        },
+    },
+}
+
+
+def cells(words: Sequence[str]) -> tuple[list[Config], list[Config]]:
+    """The baseline and the grid of a command, as Hydra composes them."""
+    line = CommandLine.sort(["-m", *words])
+    prepare(line)
+    sweeps = []
+    for overrides in line.commands:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        (batch,) = BasicSweeper.split_arguments(parsed, None)
+        sweeps.append([parse(compose_values(cell)) for cell in batch])
+    baseline, grid = sweeps
+    return baseline, grid
+
+
+def test_the_ablations_of_the_paper_are_shipped() -> None:
+    assert ABLATIONS == ["ablation_expander", "ablation_k", "ablation_samplers", "ablation_schedule"]
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_cell_is_valid_and_differs_in_what_is_swept_alone(name: str, model: str) -> None:
+    baseline, grid = cells([f"experiment={name}", f"model={model}"])
+    assert {config.model.kind for config in [*baseline, *grid]} == {model}
+    assert sorted(config.run.seed for config in baseline) == list(range(SEEDS))
+    assert all(config.schedule.layers == (config.model.layers,) for config in baseline)
+    values: list[dict[str, Any]] = [dict(flat("", config.raw)) for config in grid]
+    assert len({json.dumps(value, sort_keys=True) for value in values}) == len(grid)
+    for keys, expected in OWN.get(name, {}).items():
+        assert {tuple(value.get(key) for key in keys) for value in values} == expected
+    assert len(grid) % SEEDS == 0
+    growth = ("sampler.", "expander.", "schedule.", "optim.at_growth", "seed")
+    common = [{k: str(v) for k, v in value.items() if not k.startswith(growth)} for value in values]
+    common += [{k: str(v) for k, v in flat("", c.raw) if not k.startswith(growth)} for c in baseline]
+    assert all(value == common[0] for value in common)
+    sentence = groups()["experiment"][name]
+    assert sentence.endswith(f"; {len(grid) + len(baseline)} runs")
+
+
+def test_stages_and_ends_are_both_ablated() -> None:
+    _, grid = cells(["experiment=ablation_schedule", "seed=0"])
+    layers, ends = {config.schedule.layers for config in grid}, {config.schedule.ends for config in grid}
+    assert len(layers) >= 3
+    assert len(ends) >= 3
+    assert len(grid) == len(layers) * len(ends)
+
+
+def test_what_is_typed_replaces_what_is_swept() -> None:
+    words = ["experiment=ablation_k", "model=bert,gpt", "seed=7", "sampler.k=1,5", "budget.tokens=1e6"]
+    baseline, grid = cells(words)
+    assert [(c.model.kind, c.run.seed) for c in baseline] == [("bert", 7), ("gpt", 7)]
+    assert [(c.model.kind, c.sampler.k) for c in grid] == [  # type: ignore[attr-defined]
+        ("bert", 1), ("bert", 5), ("gpt", 1), ("gpt", 5)
+    ]  # fmt: skip
+    assert {config.budget.tokens for config in [*baseline, *grid]} == {10**6}
+
+
+def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> None:
+    words = [
+        "experiment=ablation_expander",
+        "seed=0,1",
+        "optim.lr=1e-3,2e-3",
+        "sampler.k=1,2",
+        "schedule=stackbert",
+    ]
+    baseline, grid = cells(words)
+    assert [(c.run.seed, c.optim.lr) for c in baseline] == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
+    assert len(grid) == 4 * 2 * 18
+
+
+TWO_CELLS = {
+    "ablation_samplers": ["sampler=edge,shallow"],
+    "ablation_k": ["sampler.k=0,4"],
+    "ablation_expander": ["expander=stack,linear", "expander.moments=map", "optim.at_growth=rewarm"],
+    "ablation_schedule": ["schedule.layers=[1,2,3,4]", "schedule.ends=[0.25,0.5,0.75,1],[0.3,0.5,0.8,1]"],
+}
+
+
+@pytest.mark.parametrize(("name", "model"), zip(ABLATIONS, ["bert", "gpt"] * 2, strict=True))
+def test_an_ablation_trains_its_baseline_and_its_cells_and_goes_on_when_it_is_typed_again(
+    name: str, model: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = {word.partition("=")[0] for word in TWO_CELLS[name]} | {"data.vocab_size"}
+    rest = [word for word in tiny if word.partition("=")[0] not in typed]
+    words = ["-m", f"experiment={name}", f"model={model}", "seed=0", *rest, *TWO_CELLS[name]]
+    words.append(f"hydra.sweep.dir={tmp_path}/sweep")
+    assert run(words) == 0
+    assert {path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json")} == {"0", "1", "scratch-0"}
+    table = capsys.readouterr().out.rpartition("Sweep of 3")[2]
+    assert table.count("completed") == 3
+    assert run(words) == 0
+    assert capsys.readouterr().out.count(": completed before\n") == 3
+
+
+def test_an_ablation_is_planned_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "experiment=ablation_k", "seed=0", "plan=true", "hydra.sweep.subdir=k-${sampler.k}"]
+    assert run([*words, f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
+    folders = {path.parent.name for path in (tmp_path / "sweep").glob("*/plan.json")}
+    assert folders == {"scratch-k-2", *(f"k-{k}" for k in range(5))}
+    assert capsys.readouterr().out.rpartition("Sweep of 6")[2].count("planned") == 6
