@@ -20,17 +20,14 @@ from time import perf_counter
 
 from apollo_cli import files
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.training.interrupt import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "stackbert", "apollo", "late", "late_lvps")
+METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
 RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
-TUNED = {  # the best of RATES for each, as benchmarks/RESULTS.md shows
-    ("gpt", "scratch"): "3e-3", ("gpt", "stackbert"): "3e-3", ("gpt", "apollo"): "3e-3",
-    ("gpt", "late"): "3e-3", ("gpt", "late_lvps"): "3e-3",
-    ("bert", "scratch"): "3e-3", ("bert", "stackbert"): "3e-3", ("bert", "apollo"): "3e-3",
-    ("bert", "late"): "3e-3", ("bert", "late_lvps"): "3e-3",
-}  # fmt: skip
+TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # the best of RATES, see RESULTS.md
+RUNNING_NOW: set["subprocess.Popen[bytes]"] = set()
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -107,10 +104,14 @@ class Corpus:
         new = (*cell.words, *self.words, f"name=repro_{cell.method}", "tracking=local", f"hydra.run.dir={folder}")
         words = (f"resume={folder}",) if RunDirectory(folder).is_claimed else new
         began = perf_counter()
-        with folder.with_name(f"{cell.name}.log").open("a") as log:
-            command = [sys.executable, "-m", "apollo_cli.train", *words]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
+        log = folder.with_name(f"{cell.name}.log")
+        command = [sys.executable, "-m", "apollo_cli.train", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        with log.open("a") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
+            RUNNING_NOW.add(process)
+        RUNNING_NOW.remove(process)
+        if process.returncode:
+            raise RuntimeError(f"{cell.name} ended with exit code {process.returncode}: see {log}")
         self.keep(cell, folder)
         loss = json.loads((self.kept(cell) / "summary.json").read_text())["losses"]["eval/loss"]
         print(f"{cell.name}: validation loss {loss:.4f}, {_clock(perf_counter() - began)}", flush=True)
@@ -142,15 +143,16 @@ def main(words: Sequence[str]) -> None:
     print(f"{len(cells())} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
     if missing:
         _announce(corpus, missing, at_once)
-    with ThreadPoolExecutor(at_once) as pool:
+    with terminable(), ThreadPoolExecutor(at_once) as pool:
         running = [pool.submit(corpus.train, cell, max(1, cores // at_once)) for cell in missing]
         try:
             for cell in running:
                 cell.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            print("stopped; `make reproduce` goes on", flush=True)
-            raise
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in RUNNING_NOW:
+                process.terminate()  # it saves
+            sys.exit(f"stopped ({error or type(error).__name__}); `make reproduce` goes on")
     saved.write(corpus)
 
 
@@ -166,12 +168,12 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
 
     torch.set_num_threads(1)
     seconds = 0.0
-    for kind in KINDS:
-        speed = None
+    for kind in {cell.kind for cell in missing}:
+        config = parse(compose_values([*Cell(kind, "scratch", RATES[0], 0).words, *corpus.words]))
+        device = choose(config.run)
+        speed = seconds_by_depth(config, device, make_task(config))
         for cell in (cell for cell in missing if cell.kind == kind):
             config = parse(compose_values([*cell.words, *corpus.words]))
-            device = choose(config.run)
-            speed = speed or seconds_by_depth(config, device, make_task(config))
             for stage in make_plan(config, device).stages:
                 seconds += sum(count * speed(depth) for depth, count in stage.depth_counts.items())
     print(f"about {_clock(1.25 * seconds / at_once)}; every cell that is done is kept", flush=True)
