@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,6 @@ KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
 METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
 RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
 TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # the best of RATES, see RESULTS.md
-RUNNING_NOW: set["subprocess.Popen[bytes]"] = set()
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -84,10 +83,11 @@ def cells() -> list[Cell]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the cells of a corpus are, and what is typed for it."""
+    """Where the cells of a corpus are, what is typed for it, and the processes that train some now."""
 
     name: str
     words: tuple[str, ...]
+    running: set["subprocess.Popen[bytes]"] = field(default_factory=set)
 
     def kept(self, cell: Cell) -> Path:
         """The folder of a complete cell."""
@@ -101,15 +101,15 @@ class Corpus:
         """Trains a cell, or goes on with it, and keeps what is not its weights."""
         folder = RUNNING / self.name / cell.name
         folder.parent.mkdir(parents=True, exist_ok=True)
-        new = (*cell.words, *self.words, f"name=repro_{cell.method}", "tracking=local", f"hydra.run.dir={folder}")
+        new = (*cell.words, *self.words, "tracking=local", f"hydra.run.dir={folder}")
         words = (f"resume={folder}",) if RunDirectory(folder).is_claimed else new
         began = perf_counter()
         log = folder.with_name(f"{cell.name}.log")
         command = [sys.executable, "-m", "apollo_cli.train", *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with log.open("a") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
-            RUNNING_NOW.add(process)
-        RUNNING_NOW.remove(process)
+            self.running.add(process)
+        self.running.remove(process)
         if process.returncode:
             raise RuntimeError(f"{cell.name} ended with exit code {process.returncode}: see {log}")
         self.keep(cell, folder)
@@ -150,10 +150,10 @@ def main(words: Sequence[str]) -> None:
                 cell.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in RUNNING_NOW:
+            for process in corpus.running:
                 process.terminate()  # it saves
             sys.exit(f"stopped ({error or type(error).__name__}); `make reproduce` goes on")
-    saved.write(corpus)
+    saved.write(corpus.name)
 
 
 def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:

@@ -1,7 +1,11 @@
-"""What the kept runs of the reproduction say, as a part of benchmarks/RESULTS.md; nothing is trained."""
+"""What the kept runs of the reproduction say, as a part of benchmarks/RESULTS.md; nothing is trained.
+
+`python -m benchmarks.saved CORPUS` makes every table and picture anew, `make reproduce` does so at its end.
+"""
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +33,9 @@ from benchmarks.reproduce import (
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
 
 
-def write(corpus: Corpus) -> None:
+def write(name: str) -> None:
     """The part on a corpus, with what is there of it."""
+    corpus = Corpus(name, ())
     lines = [
         "Made by `make reproduce` from the rows in `benchmarks/reproduction/`, which `apollo-compare` reads, too.",
         "A cell is `apollo-train experiment=repro_METHOD model=KIND optim.lr=RATE seed=SEED`.",
@@ -105,3 +110,7 @@ def _summary(corpus: Corpus, cell: Cell) -> dict[str, Any] | None:
 
 def _loss(summary: dict[str, Any] | None) -> str:
     return f"{summary['losses']['eval/loss']:.4f}" if summary else "-"
+
+
+if __name__ == "__main__":
+    write(*sys.argv[1:])
