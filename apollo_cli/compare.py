@@ -74,11 +74,10 @@ def _compare(asked: argparse.Namespace) -> None:
     if problems:
         raise DataError("\n".join(problems))
 
-    from apollo_cli.report import machine, wandb_runs
+    from apollo_cli.report import printed, wandb_runs
     from apollo_cli.report.comparison import Question, compare
     from apollo_cli.report.groups import families
     from apollo_cli.report.runs import read
-    from apollo_cli.report.table import show
 
     runs, left_out = read(asked.runs)
     if asked.wandb:
@@ -89,11 +88,11 @@ def _compare(asked: argparse.Namespace) -> None:
     warnings += left_out
     comparisons = compare(found, Question(asked.baseline, asked.target_loss, asked.at_flops))
     if asked.json:
-        print(json.dumps(machine.as_json(comparisons, warnings), indent=2, allow_nan=False))
+        print(json.dumps(printed.as_json(comparisons, warnings), indent=2, allow_nan=False))
     elif asked.csv:
-        print(machine.as_csv(comparisons), end="")
+        print(printed.as_csv(comparisons), end="")
     else:
-        show(comparisons, warnings)
+        printed.show(comparisons, warnings)
     if asked.out or not (asked.json or asked.csv):
         from apollo_cli.report.document import write
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import DataError, StorageError
-from apollo_cli.report import machine, plots
-from apollo_cli.report.cells import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, target
+from apollo_cli.report import plots, printed
 from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.notes import notes
 from apollo_cli.report.runs import plain
+from apollo_cli.report.words import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, notes, target
 from apollo_cli.run_directory import RunDirectory
 
 
@@ -97,9 +96,9 @@ def write(folder: Path, comparisons: Sequence[Comparison], warnings: Sequence[st
     contents["report.md"] = "\n".join(map(_markdown, blocks)).encode()
     contents["report.html"] = _page(blocks).encode()
     contents["comparison.json"] = json.dumps(
-        machine.as_json(comparisons, warnings), indent=2, allow_nan=False
+        printed.as_json(comparisons, warnings), indent=2, allow_nan=False
     ).encode()
-    contents["comparison.csv"] = machine.as_csv(comparisons).encode()
+    contents["comparison.csv"] = printed.as_csv(comparisons).encode()
     for name, data in contents.items():
         with files.writing(folder / name, len(data)):
             files.write_bytes(folder / name, data)

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apollo_cli.errors import DataError
-from apollo_cli.report import machine
+from apollo_cli.report import printed
 from apollo_cli.report.comparison import Comparison, Method, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.notes import notes
 from apollo_cli.report.runs import read
+from apollo_cli.report.words import notes
 from tests.report.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
@@ -225,6 +225,6 @@ def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, luck: rando
             scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
             write_run(tmp_path / f"fast{seed}", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", seed=seed)
     places = sorted(tmp_path.iterdir())
-    expected = machine.as_json([compared(*places)], [])
+    expected = printed.as_json([compared(*places)], [])
     luck.shuffle(places)
-    assert machine.as_json([compared(*places)], []) == expected
+    assert printed.as_json([compared(*places)], []) == expected
