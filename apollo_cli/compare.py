@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "apollo-compare", description=_ABOUT, epilog=_MORE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     line.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, folders of them, or globs")
-    line.add_argument("--baseline", metavar="LABEL", help="the method to measure by: its label, or its folder")
+    line.add_argument(
+        "--baseline", metavar="LABEL", help="the method to measure by: its label, words of it, or its folder"
+    )
     line.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
     line.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
     line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")

@@ -2,11 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
+from apollo_cli.report.groups import settings, token
+from apollo_cli.report.runs import plain
 from apollo_cli.report.savings import Interval
 
 UNITS = {"flops": "FLOPs", "seconds": "s"}
@@ -18,6 +22,9 @@ WAY_OF_CROSSING = (
 
 
 _LATER = 0.01  # a share of the cost that is worth saying
+_GROWTH = ("sampler.", "expander.", "schedule.", "optim.at_growth")  # what a method is
+_MOST_LABELS = 3  # beside one value
+_SLOW, _MUCH, _FEWEST_SPANS = 3, 0.05, 4  # times the usual pace; a share of all seconds; between evaluations
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def cells(comparison: Comparison, method: Method) -> Cells:
     return Cells(
         method=method.label,
         runs=_runs(method),
-        final=_loss(method.final, "not whole yet"),
+        final=_loss(method.final, "not whole yet") + ("" if method.has_ended or not method.final else " so far"),
         at_flops=_loss(method.at_flops, "not there"),
         costs={axis: _cost(method, axis) if comparison.target else "-" for axis in AXES},
         savings={axis: _ratio(method, method.saving(axis)) for axis in AXES},
@@ -62,10 +69,11 @@ def headline(comparison: Comparison) -> str:
     known = [(saving.mean, method) for method in comparison.methods if (saving := method.saving("flops"))]
     if not known or comparison.target is None:
         return ""
-    _, best = max(known, key=lambda pair: pair[0])
+    most, best = max(known, key=lambda pair: pair[0])
     of = cells(comparison, best)
+    none = "no method saves FLOPs; the nearest is " if most <= 0 else ""
     return (
-        f"{comparison.family.title}: {best.label} saves {of.savings['flops']} of the FLOPs and "
+        f"{comparison.family.title}: {none}{best.label} saves {of.savings['flops']} of the FLOPs and "
         f"{of.savings['seconds']} of the seconds of {comparison.baseline.label if comparison.baseline else ''} "
         f"at validation loss {comparison.target.loss:.4f} ({of.runs})"
     )
@@ -102,9 +110,9 @@ def _cost(method: Method, axis: str) -> str:
     cost, total = method.cost(axis), len(method.outcomes)
     if cost is not None:
         return number(cost.mean, cost.half)
-    if all(outcome.cost is None for outcome in method.outcomes):
-        return "not reached"
-    return f"not reached ({method.reached} of {total} do)"
+    if method.reached:
+        return f"{method.reached} of {total} reach it"
+    return "not yet" if any(outcome.run.status == "running" for outcome in method.outcomes) else "not reached"
 
 
 def _ratio(method: Method, ratio: Interval | None) -> str:
@@ -120,7 +128,9 @@ def notes(comparison: Comparison) -> list[str]:
     found = [
         *_on_baseline(comparison),
         *_on_reference(comparison),
-        *_on_depth(comparison),
+        *_on_settings(comparison),
+        *_on_machines(comparison),
+        *(note for method in comparison.methods for note in _on_pace(method)),
         *(note for method in comparison.methods for note in _on_noise(method)),
         *_on_target(comparison),
         *comparison.family.notes,
@@ -172,11 +182,61 @@ def _on_reference(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _on_depth(comparison: Comparison) -> Iterator[str]:
-    depths = {method.label: method.outcomes[0].run.target_layers for method in comparison.methods}
-    if len(set(depths.values())) > 1:
-        found = ", ".join(f"'{label}' {layers}" for label, layers in depths.items())
-        yield f"The models are not equally deep; layers: {found}."
+def _on_settings(comparison: Comparison) -> Iterator[str]:
+    """What the methods differ in beside how they grow; a label may not say it."""
+    of = {method.label: settings(method.outcomes[0].run) for method in comparison.methods}
+    keys = sorted({key for found in of.values() for key in found if not key.startswith(_GROWTH)})
+    unlike = [key for key in keys if len({str(found.get(key)) for found in of.values()}) > 1]
+    if unlike:
+        parts = [_sorted_out((token(key, found.get(key)), label) for label, found in of.items()) for key in unlike]
+        yield f"Beside how they grow the methods are not alike: {'; '.join(parts)}."
+
+
+def _on_machines(comparison: Comparison) -> Iterator[str]:
+    """Runs of other devices, precisions or commits, between methods or within one."""
+    consequences = {
+        "device": "their seconds compare the machines, too",
+        "precision": "their losses and seconds compare that, too",
+        "git_commit": "the code may have changed between them",
+    }
+    for key, consequence in consequences.items():
+        runs = [(o.run.made_with.get(key), method.label) for method in comparison.methods for o in method.outcomes]
+        said = [(value[:12] if key == "git_commit" else value, label) for value, label in runs if value]
+        if len({value for value, _ in said}) > 1:
+            yield f"Not all runs have the same {key.replace('_', ' ')}, {consequence}: {_sorted_out(said)}."
+
+
+def _sorted_out(pairs: Iterable[tuple[str, str]]) -> str:
+    """Values, each with the labels that have it: `lr 0.1 ('a', 'b'), lr 0.2 ('c' and 7 more)`."""
+    labels: dict[str, list[str]] = {}
+    for value, label in dict.fromkeys(pairs):
+        labels.setdefault(value, []).append(f"'{label}'")
+    some = {
+        value: ", ".join(each) if len(each) <= _MOST_LABELS else f"{each[0]} and {len(each) - 1} more"
+        for value, each in labels.items()
+    }
+    return ", ".join(f"{value} ({who})" for value, who in some.items())
+
+
+def _on_pace(method: Method) -> Iterator[str]:
+    """Runs that stood still, or shared their machine, for a while: their seconds are no measure."""
+    for outcome in method.outcomes:
+        rows = outcome.run.evaluations
+        spans = [
+            (later["train_seconds"] - row["train_seconds"], later["flops"] - row["flops"])
+            for row, later in pairwise(rows)
+            if later["flops"] > row["flops"]
+        ]
+        if len(spans) < _FEWEST_SPANS:
+            continue
+        usual = median(seconds / flops for seconds, flops in spans)
+        lost = sum(max(0.0, seconds - usual * flops) for seconds, flops in spans if seconds > _SLOW * usual * flops)
+        total = sum(seconds for seconds, _ in spans)
+        if lost > _MUCH * total:
+            yield (
+                f"{plain(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it went "
+                f"{_SLOW} times slower than usual: stopped, or the machine was busy. Its seconds are no measure."
+            )
 
 
 def _on_noise(method: Method) -> Iterator[str]:
@@ -197,13 +257,23 @@ def _on_noise(method: Method) -> Iterator[str]:
 
 def _on_target(comparison: Comparison) -> Iterator[str]:
     """A target that moves with the baseline's seeds."""
-    moved = [(m.label, sorted(m.moved)) for m in comparison.methods if m.moved]
+    target, cost = comparison.target, comparison.baseline_cost
+    if target and target.interval and cost and target.interval.n == 1 and comparison.baseline:
+        yield (
+            f"The target is that of one run of '{comparison.baseline.label}': how far it moves with the seed is "
+            "not known, and no interval has it in."
+        )
+    moved = [(m.label, m.moved) for m in comparison.methods if m.moved and any(end is not None for end in m.moved)]
     if moved:
-        found = ", ".join(f"'{label}' {low:.1%} to {high:.1%}" for label, (low, high) in moved)
+        found = ", ".join(f"'{label}' {_share(low)} to {_share(high)}" for label, (low, high) in moved)
         yield (
             "The intervals hold the target fixed. With it at the ends of its own interval over the baseline's "
             f"seeds, and the baseline's cost as it is, the saving in FLOPs moves: {found}."
         )
+
+
+def _share(saved: float | None) -> str:
+    return "not reached" if saved is None else f"{saved:.1%}"
 
 
 def _is_near(cost: savings.Cost, later: savings.Cost | None) -> bool:
