@@ -85,6 +85,8 @@ def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "http" not in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| grown | n = 2 | 2.5000 ± 0.0000 | 500.0 ± 0.0 | 50.0 ± 0.0% |" in text
+    assert "Settings that differ" in text
+    assert "| grown | lvps | 2 | interpolate | 2-4 |" in text
     for name in pictures:
         assert f"]({name})" in text
     assert run(["sweep", "--out", "report"]) == 0  # again, over itself

@@ -10,16 +10,25 @@ from typing import Any
 import yaml
 
 from apollo_cli.help import conf_folder
-from apollo_cli.report.runs import Run, plain
+from apollo_cli.report.runs import Run, few, plain
 
 # Cannot change the result; of the data the fingerprint counts.
 _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
 _GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
-# First in a label, and left out of it where the rest of the label says which they are.
-_FIRST = ("sampler.kind", "sampler.k", "schedule.layers", "model.layers", "optim.lr", "budget.")
-_LAST = ("model.heads", "model.ffn", "eval.", "schedule.ends")
+# In a label wherever they differ, in this order; other keys where nothing before says which runs they are.
+_FIRST = (
+    "sampler.kind",
+    "sampler.k",
+    "expander.kind",
+    "schedule.layers",
+    "model.layers",
+    "model.hidden",
+    "optim.lr",
+)
+_FIRST += ("optim.schedule", "budget.")
+_LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
 _UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80
 
@@ -93,7 +102,7 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
         groups, of_groups = _groups(members[measure])
         description = _description(measure, members[measure][0])
         if places := unsaid.get(measure):
-            of_groups.append(f"no summary yet, so the data is taken from the config: {_few(places)}")
+            of_groups.append(f"no summary yet, so the data is taken from the config: {few(places)}")
         found.append(Family(title, description, groups, tuple(of_groups)))
     return found, _warnings(found, kinds)
 
@@ -133,18 +142,13 @@ def _warnings(found: Sequence[Family], kinds: Counter[str]) -> list[str]:
     for kind in sorted(kind for kind, count in kinds.items() if count > 1):
         parts = []
         for family in (family for family in found if family.title.startswith(f"{kind.upper()} ")):
-            shown = _few([run.place for group in family.groups for run in group.runs])
+            shown = few([run.place for group in family.groups for run in group.runs])
             parts.append(f"{family.title} ({shown}): {family.description}")
         warnings.append(
             f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are NOT "
             f"compared with each other: {'; '.join(parts)}"
         )
     return warnings
-
-
-def _few(places: Sequence[str]) -> str:
-    """The first of these places, and how many more there are."""
-    return ", ".join(map(plain, places[:3])) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
 def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
@@ -162,7 +166,7 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
             best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.rows[-1]["flops"]))
             kept.append(best)
             if others:
-                left = _few([run.place for run in others])
+                left = few([run.place for run in others])
                 notes.append(f"'{label}': seed {plain(seed)} is there {len(twins)} times; left out: {left}")
         groups.append(Group(label, tuple(kept)))
     return tuple(sorted(groups, key=lambda group: _natural(group.label))), notes
@@ -179,9 +183,15 @@ def settings(run: Run) -> dict[str, Any]:
     return {key: run.config[key] for key in sorted(run.config) if counts(key)}
 
 
-def token(key: str, value: Any) -> str:
-    """A setting in words, its key in full: `optim.lr 0.001`."""
-    return _cut(plain(f"{key} {_value(value)}"))
+def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which these runs differ, each with its value in every run; empty for none."""
+    found = [settings(run) for run in runs]
+    keys = sorted({key for each in found for key in each}, key=_rank)
+    return [
+        (key, ["" if each.get(key) is None else _cut(plain(_value(each[key]))) for each in found])
+        for key in keys
+        if _count(found, [key]) > 1
+    ]
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -204,31 +214,31 @@ def _by_values(run: Run, methods: Sequence[dict[str, Any]]) -> str:
     own = settings(run)
     peers = [other for other in methods if _is_scratch(other) == run.is_scratch]
     keys = sorted({key for other in peers for key in other}, key=_rank)
-    differing = [key for key in keys if len({_text(other, [key]) for other in peers}) > 1]
-    first = ["scratch"] if run.is_scratch else list(_sampler(own)) if _names_sampler(differing) else []
-    covered = ("schedule.layers",) if run.is_scratch else ("sampler.kind", "sampler.k") if first else ()
+    differing = [key for key in keys if _count(peers, [key]) > 1]
     told: list[str] = []
     for key in differing:
-        if not key.startswith(_LAST) or len({_text(o, [*told, key]) for o in peers}) > len(
-            {_text(o, told) for o in peers}
-        ):
+        if key.startswith(_FIRST) or _count(peers, [*told, key]) > _count(peers, told):
             told.append(key)
-    return " ".join([*first, *(_token(key, own.get(key)) for key in told if key not in covered)])
+    named = not differing or any(key.startswith("sampler.") for key in told)
+    covered = ("schedule.layers",) if run.is_scratch else ("sampler.kind", "sampler.k") if named else ()
+    tokens = [_token(key, own[key]) for key in told if key not in covered and own.get(key) is not None]
+    first = ["scratch"] if run.is_scratch else list(_sampler(own)) if named or not tokens else []
+    return " ".join([*first, *tokens])
 
 
 def _rank(key: str) -> tuple[int, str]:
     """The place of a key in a label."""
     first = next((i for i, start in enumerate(_FIRST) if key.startswith(start)), len(_FIRST))
-    return (first + key.startswith(_LAST), key)
+    return first + (first == len(_FIRST) and key.startswith(_LAST)), key
+
+
+def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    """How many of these methods are told apart by the keys."""
+    return len({_text(method, keys) for method in methods})
 
 
 def _text(method: dict[str, Any], keys: Sequence[str]) -> str:
     return json.dumps([method.get(key) for key in keys], default=str)
-
-
-def _names_sampler(differing: Sequence[str]) -> bool:
-    """Whether a growing method is told by its sampler: it differs, or nothing else does."""
-    return not differing or any(key.startswith("sampler.") for key in differing)
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:

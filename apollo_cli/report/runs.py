@@ -133,24 +133,29 @@ def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
         folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
         if not found and len(problems) == before:
             problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
-    runs, notes = [], []
+    runs, empty = [], []
     for folder in folders.values():
         run_files = RunFiles(folder)
         try:
             if run_files.metrics_file is None or not run_files.rows:
-                notes.append(f"left out, for it has no rows: {plain(files.shown(folder))}")
+                empty.append(files.shown(folder))
                 continue
             runs.append(_run(run_files))
         except ApolloError as error:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return runs, notes
+    return runs, [f"left out, without a row: {few(empty)}"] if empty else []
 
 
 def plain(text: Any) -> str:
     """Text of a stranger in one printable line."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def few(places: Sequence[str]) -> str:
+    """The first of these places, and how many more there are."""
+    return ", ".join(map(plain, places[:3])) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
 def problems_of_config(place: str, config: dict[str, Any]) -> list[str]:

@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
-from apollo_cli.report.groups import settings, token
+from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import plain
 from apollo_cli.report.savings import Interval
 
@@ -23,7 +23,7 @@ WAY_OF_CROSSING = (
 
 _LATER = 0.01  # a share of the cost that is worth saying
 _GROWTH = ("sampler.", "expander.", "schedule.", "optim.at_growth")  # what a method is
-_MOST_LABELS = 3  # beside one value
+_SHORT, _MOST = 40, 8  # letters of labels beside one value; methods in one sentence
 _SLOW, _MUCH, _FEWEST_SPANS = 3, 0.05, 4  # times the usual pace; a share of all seconds; between evaluations
 
 
@@ -131,7 +131,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_on_settings(comparison),
         *_on_machines(comparison),
         *(note for method in comparison.methods for note in _on_pace(method)),
-        *(note for method in comparison.methods for note in _on_noise(method)),
+        *_on_noise(comparison),
         *_on_target(comparison),
         *comparison.family.notes,
     ]
@@ -184,11 +184,14 @@ def _on_reference(comparison: Comparison) -> Iterator[str]:
 
 def _on_settings(comparison: Comparison) -> Iterator[str]:
     """What the methods differ in beside how they grow; a label may not say it."""
-    of = {method.label: settings(method.outcomes[0].run) for method in comparison.methods}
-    keys = sorted({key for found in of.values() for key in found if not key.startswith(_GROWTH)})
-    unlike = [key for key in keys if len({str(found.get(key)) for found in of.values()}) > 1]
-    if unlike:
-        parts = [_sorted_out((token(key, found.get(key)), label) for label, found in of.items()) for key in unlike]
+    labels = [method.label for method in comparison.methods]
+    unlike = differing([method.outcomes[0].run for method in comparison.methods])
+    parts = [
+        f"{key} {_sorted_out((value, label) for value, label in zip(values, labels, strict=True) if value)}"
+        for key, values in unlike
+        if not key.startswith(_GROWTH)
+    ]
+    if parts:
         yield f"Beside how they grow the methods are not alike: {'; '.join(parts)}."
 
 
@@ -207,15 +210,18 @@ def _on_machines(comparison: Comparison) -> Iterator[str]:
 
 
 def _sorted_out(pairs: Iterable[tuple[str, str]]) -> str:
-    """Values, each with the labels that have it: `lr 0.1 ('a', 'b'), lr 0.2 ('c' and 7 more)`."""
+    """Values, each with the labels that have it: `0.1 ('a', 'b'), 0.2 (7 methods)`."""
     labels: dict[str, list[str]] = {}
     for value, label in dict.fromkeys(pairs):
         labels.setdefault(value, []).append(f"'{label}'")
-    some = {
-        value: ", ".join(each) if len(each) <= _MOST_LABELS else f"{each[0]} and {len(each) - 1} more"
-        for value, each in labels.items()
-    }
-    return ", ".join(f"{value} ({who})" for value, who in some.items())
+    who = {value: ", ".join(each) for value, each in labels.items()}
+    many = {value: f"{len(each)} method{'s' * (len(each) > 1)}" for value, each in labels.items()}
+    return ", ".join(f"{value} ({who[value] if len(who[value]) <= _SHORT else many[value]})" for value in labels)
+
+
+def _some(parts: Sequence[str]) -> str:
+    """The first of these, and how many more there are."""
+    return ", ".join(parts[:_MOST]) + (f" and {len(parts) - _MOST} more" if len(parts) > _MOST else "")
 
 
 def _on_pace(method: Method) -> Iterator[str]:
@@ -239,20 +245,27 @@ def _on_pace(method: Method) -> Iterator[str]:
             )
 
 
-def _on_noise(method: Method) -> Iterator[str]:
-    """A loss that comes to the target more than once."""
-    if method.is_baseline or method.baseline_cost is None:
+def _on_noise(comparison: Comparison) -> Iterator[str]:
+    """Losses that come to the target more than once; the baseline is counted in the same way."""
+    target = comparison.target
+    if target is None or comparison.baseline_cost is None:
         return
-    later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
-    if later:
-        costs = [o.cost_for_good.flops if o.cost_for_good else math.inf for o in method.outcomes]
-        if math.isfinite(max(costs)):
-            worst = savings.saving(sum(costs) / len(costs), method.baseline_cost.flops)
-            end = f"counted from where it stays there, {worst:.1%} of the FLOPs are saved"
-        else:
-            end = "and it is above it again at the end"
-        runs = f"{len(later)} of {len(method.outcomes)} runs"
-        yield f"'{method.label}' rises above the target again in {runs}; {end}."
+    base = (
+        savings.crossing_for_good(savings.mean_curve(comparison.reference), target.loss) or comparison.baseline_cost
+    )
+    parts = []
+    for method in comparison.methods:
+        later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
+        if later and not method.is_baseline:
+            costs = [o.cost_for_good.flops for o in method.outcomes if o.cost_for_good]
+            stay = len(costs) == len(method.outcomes)
+            saved = f"{savings.saving(fmean(costs), base.flops):.1%}" if stay else "above it at the end"
+            parts.append(f"'{method.label}' {saved} ({len(later)} of {len(method.outcomes)} runs)")
+    if parts:
+        yield (
+            "Losses rise above the target again after they reach it. Saving in FLOPs, method and baseline counted "
+            f"from where they stay there: {_some(parts)}."
+        )
 
 
 def _on_target(comparison: Comparison) -> Iterator[str]:
@@ -265,7 +278,7 @@ def _on_target(comparison: Comparison) -> Iterator[str]:
         )
     moved = [(m.label, m.moved) for m in comparison.methods if m.moved and any(end is not None for end in m.moved)]
     if moved:
-        found = ", ".join(f"'{label}' {_share(low)} to {_share(high)}" for label, (low, high) in moved)
+        found = _some([f"'{label}' {_share(low)} to {_share(high)}" for label, (low, high) in moved])
         yield (
             "The intervals hold the target fixed. With it at the ends of its own interval over the baseline's "
             f"seeds, and the baseline's cost as it is, the saving in FLOPs moves: {found}."

@@ -126,8 +126,14 @@ def test_noise_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "noisy", noisy, name="noisy")
     write_run(tmp_path / "worse", noisy[:3], name="worse", optim__lr=1)
     said = " ".join(notes(compared(tmp_path)))
-    assert "'noisy' rises above the target again in 1 of 1 runs; counted from where it stays there, 75.0%" in said
-    assert "'worse' rises above the target again in 1 of 1 runs; and it is above it again at the end" in said
+    assert "'noisy' 75.0% (1 of 1 runs), 'worse' above it at the end (1 of 1 runs)" in said
+
+
+def test_noise_counts_for_the_baseline_too(tmp_path: Path) -> None:
+    dips: list[Evaluation] = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (4, 400, 40.0, 3.0)]
+    scratch(tmp_path / "base", dips, name="base")
+    write_run(tmp_path / "same", dips, name="same")
+    assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(notes(compared(tmp_path)))
 
 
 def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
@@ -210,7 +216,7 @@ def test_models_of_other_depths_are_told(tmp_path: Path) -> None:
     scratch(tmp_path / "deep", FLAT, name="deep")
     write_run(tmp_path / "flat", FLAT, name="flat", model__layers=2, schedule__layers=[2])
     said = " ".join(notes(compared(tmp_path, baseline="deep")))
-    assert "not alike: model.layers 4 ('deep'), model.layers 2 ('flat')." in said
+    assert "not alike: model.layers 4 ('deep'), 2 ('flat')." in said
 
 
 def test_names_do_not_hide_what_else_differs(tmp_path: Path) -> None:
@@ -218,8 +224,8 @@ def test_names_do_not_hide_what_else_differs(tmp_path: Path) -> None:
     for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):
         write_run(tmp_path / f"{i}", FLAT, name=f"m{i}", optim__lr=rate, budget__steps=50, sampler__k=i)
     said = " ".join(notes(compared(tmp_path)))
-    assert "budget.steps 100 ('base'), budget.steps 50 ('m0' and 4 more)" in said
-    assert "optim.lr 0.001 ('base', 'm0'), optim.lr 0.003 ('m1' and 3 more)" in said
+    assert "budget.steps 100 ('base'), 50 ('m0', 'm1', 'm2', 'm3', 'm4')" in said
+    assert "optim.lr 0.001 ('base', 'm0'), 0.003 ('m1', 'm2', 'm3', 'm4')" in said
     assert "sampler" not in said
 
 

@@ -63,19 +63,19 @@ def test_a_label_says_what_tells_most_first_and_leaves_out_what_follows_from_it(
     narrow = {"model__hidden": 64, "model__ffn": 256, "model__heads": 2}
     runs = [scratch("a", **wide), scratch("b", **narrow, optim__lr=0.01), scratch("c", **narrow, eval__every=5)]
     expected = [
-        "scratch lr=0.001 hidden=64",
-        "scratch lr=0.001 hidden=128",
-        "scratch lr=0.01 hidden=64",
+        "scratch hidden=64 lr=0.001",
+        "scratch hidden=64 lr=0.01",
+        "scratch hidden=128 lr=0.001",
     ]
     assert labels(*runs) == expected
     runs.append(scratch("d", **{**wide, "model__ffn": 77}))
-    assert "scratch lr=0.001 hidden=128 ffn=77" in labels(*runs)
+    assert "scratch hidden=128 lr=0.001 ffn=77" in labels(*runs)
 
 
 def test_a_key_that_one_config_does_not_have_tells_them_apart() -> None:
     one, other = run("a"), run("b")
     del other.config["precision"]  # as in a config of another version
-    assert labels(one, other) == ["precision=None", "precision=auto"]
+    assert labels(one, other) == ["precision=auto", "sampler=lvps k=2"]
 
 
 def test_many_runs_without_a_summary_are_one_note() -> None:
