@@ -19,15 +19,9 @@ _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 _GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
 # In a label wherever they differ, in this order; other keys where nothing before says which runs they are.
 _FIRST = (
-    "sampler.kind",
-    "sampler.k",
-    "expander.kind",
-    "schedule.layers",
-    "model.layers",
-    "model.hidden",
-    "optim.lr",
+    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),
+    *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
 )
-_FIRST += ("optim.schedule", "budget.")
 _LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
 _UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80

@@ -152,7 +152,7 @@ def _lanes(
         cost, saved = method.cost(axis), method.saving(axis)
         if cost is None or saved is None:
             text = cells(comparison, method).costs[axis]
-            _beside(below, start, lane, f"{look.label}: {text}", look.colour)
+            _beside(below, start, lane, f"{look.label}: {text}")
             continue
         end = cost.mean / scale
         axes.plot([end], [comparison.target.loss], "o", color=look.colour, markersize=5, zorder=5)
@@ -163,10 +163,10 @@ def _lanes(
         )
         if cost.half is not None:
             below.errorbar(end, lane, xerr=cost.half / scale, color=look.colour, capsize=3, linewidth=1)
-        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}", look.colour)
+        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}")
 
 
-def _beside(below: Axes, start: float, lane: int, text: str, colour: str) -> None:
+def _beside(below: Axes, start: float, lane: int, text: str) -> None:
     """Text above a lane that ends, or where there is more room begins, at the baseline's cost."""
     to_the_left = start > below.get_xlim()[1] / 2
     below.annotate(
@@ -176,7 +176,7 @@ def _beside(below: Axes, start: float, lane: int, text: str, colour: str) -> Non
         xytext=(-6 if to_the_left else 6, 3),
         ha="right" if to_the_left else "left",
         va="bottom",
-        color=colour,
+        color="0.1",
         fontsize=10,
         bbox={"boxstyle": "square,pad=0.1", "color": "white"},
     )

@@ -237,7 +237,8 @@ def _run_directories(word: str, problems: list[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    return [Path(path) for path in sorted(glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
+    return [Path(path) for path in found if Path(path).is_dir()]
 
 
 def _below(place: Path, problems: list[str]) -> Iterator[Path]:

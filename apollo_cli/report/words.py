@@ -250,9 +250,8 @@ def _on_noise(comparison: Comparison) -> Iterator[str]:
     target = comparison.target
     if target is None or comparison.baseline_cost is None:
         return
-    base = (
-        savings.crossing_for_good(savings.mean_curve(comparison.reference), target.loss) or comparison.baseline_cost
-    )
+    mean = savings.mean_curve(comparison.reference)
+    base = savings.crossing_for_good(mean, target.loss) or comparison.baseline_cost
     parts = []
     for method in comparison.methods:
         later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]

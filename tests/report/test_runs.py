@@ -18,8 +18,9 @@ def test_directories_sweeps_and_globs_give_each_run_once(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for job in ("0", "1", "10"):
         write_run(tmp_path / "sweep" / job, CURVE)
+    (tmp_path / "sweep" / "1.log").touch()
     (tmp_path / "link").symlink_to(tmp_path / "sweep" / "1")
-    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*"])
+    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*", "sw*/**"])
     assert [run.place for run in runs] == ["sweep/0", "sweep/1", "sweep/10"]
     assert notes == []
 
