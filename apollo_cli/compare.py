@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "apollo-compare", description=_ABOUT, epilog=_MORE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     line.add_argument("runs", nargs="*", metavar="RUNS", help="run directories, folders of them, or globs")
-    line.add_argument("--baseline", metavar="LABEL", help="the method to measure by: its label, or its folder")
+    line.add_argument(
+        "--baseline", metavar="LABEL", help="the method to measure by: its label, words of it, or its folder"
+    )
     line.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
     line.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
     line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
@@ -74,11 +76,10 @@ def _compare(asked: argparse.Namespace) -> None:
     if problems:
         raise DataError("\n".join(problems))
 
-    from apollo_cli.report import machine, wandb_runs
+    from apollo_cli.report import printed, wandb_runs
     from apollo_cli.report.comparison import Question, compare
     from apollo_cli.report.groups import families
     from apollo_cli.report.runs import read
-    from apollo_cli.report.table import show
 
     runs, left_out = read(asked.runs)
     if asked.wandb:
@@ -89,11 +90,11 @@ def _compare(asked: argparse.Namespace) -> None:
     warnings += left_out
     comparisons = compare(found, Question(asked.baseline, asked.target_loss, asked.at_flops))
     if asked.json:
-        print(json.dumps(machine.as_json(comparisons, warnings), indent=2, allow_nan=False))
+        print(json.dumps(printed.as_json(comparisons, warnings), indent=2, allow_nan=False))
     elif asked.csv:
-        print(machine.as_csv(comparisons), end="")
+        print(printed.as_csv(comparisons), end="")
     else:
-        show(comparisons, warnings)
+        printed.show(comparisons, warnings)
     if asked.out or not (asked.json or asked.csv):
         from apollo_cli.report.document import write
 

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -84,9 +85,30 @@ def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "http" not in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| grown | n = 2 | 2.5000 ± 0.0000 | 500.0 ± 0.0 | 50.0 ± 0.0% |" in text
+    assert "Settings that differ" in text
+    assert "| grown | lvps | 2 | interpolate | 2-4 |" in text
     for name in pictures:
         assert f"]({name})" in text
     assert run(["sweep", "--out", "report"]) == 0  # again, over itself
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_table_fits_a_terminal(
+    columns: int, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, end in enumerate((2.5, 2.7, 3.5)):
+        write_run(runs / f"k{seed}", [(0, 0, 0.0, 5.0), (9, 4e14, 5e4, end)], seed=seed, optim__lr=0.00123)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run([str(runs)]) == 0
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    (head,) = [i for i, line in enumerate(lines) if line.startswith(" method")]
+    table = lines[head : next(i for i in range(head, len(lines)) if not lines[i].strip())]
+    assert max(map(len, table)) <= columns
+    assert ("speedup" in table[0]) == (columns == 100)
+    assert any(line.startswith(" grown  ") for line in table)
+    assert any("2 of 3 reach it" in line for line in table)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -95,6 +117,7 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     (family,) = json.loads(capsys.readouterr().out)["families"]
     assert family["baseline"] == "base"
     assert family["methods"][1]["saving_flops"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+    assert family["methods"][1]["settings"]["sampler.k"] == 2
     assert family["methods"][1]["runs"][0]["saving_flops"] == 0.5
     assert family["methods"][1]["runs"][0]["to_target"] == {"flops": 500.0, "seconds": pytest.approx(66)}
     assert run([str(runs), "--csv", "--out", "report"]) == 0
@@ -117,7 +140,7 @@ def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.Captur
     assert "<" not in text
     for line in text.splitlines():
         if line.startswith("| "):
-            assert line.replace("\\|", "").count("|") == 10
+            assert line.replace("\\|", "").count("|") in (10, 13)  # results; settings
 
 
 @pytest.mark.parametrize("count", [1, 14])
@@ -128,6 +151,17 @@ def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: 
     out = capsys.readouterr().out
     assert "n = 1" in out
     assert "none trains all layers" in out
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert ("Shown are 12 of 14 methods" in text) == (count == 14)
+
+
+def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
+    bad = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
+    folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
+    stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": -1, "3": 1}}]
+    (folder / "plan.json").write_text(json.dumps({"stages": stages}))
+    assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    assert not (tmp_path / "report" / "gpt_lvps.png").exists()
 
 
 def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:

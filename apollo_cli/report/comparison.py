@@ -69,14 +69,15 @@ class Method:
         outcomes: of its runs, one a seed.
         is_baseline: whether it is what the others are measured by.
         baseline_cost: of the target; None where there is none to measure by.
-        moved: mean saving in FLOPs with the target at the lower and the upper end of its interval.
+        moved: mean saving in FLOPs with the target at the lower and the upper end of its interval; None for an end
+            that is not reached by all.
     """
 
     label: str
     outcomes: tuple[Outcome, ...]
     is_baseline: bool
     baseline_cost: Cost | None
-    moved: tuple[float, float] | None
+    moved: tuple[float | None, float | None] | None
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
@@ -89,14 +90,19 @@ class Method:
         return savings.mean_curve(self.curves)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether a run of it is completed."""
+        return any(outcome.run.status == "completed" for outcome in self.outcomes)
+
+    @property
     def reached(self) -> int:
         """How many runs reach the target."""
         return sum(outcome.cost is not None for outcome in self.outcomes)
 
     @property
     def final(self) -> Interval | None:
-        """The final loss; None where a run has none."""
-        return _interval([outcome.final for outcome in self.outcomes])
+        """The final loss of completed runs; the last one of all where none is completed."""
+        return _interval([line[-1].loss for line in self.curves])
 
     @property
     def at_flops(self) -> Interval | None:
@@ -132,7 +138,6 @@ class Comparison:
         family: it.
         question: what was asked.
         candidates: the groups that may be the baseline; exactly one is.
-        reference: the baseline's curves that have an end: of its completed runs, or of all where none is.
         target: None where there is no baseline and none was typed.
         baseline_cost: of the target; None where there is nothing to measure by.
         methods: the baseline first.
@@ -141,7 +146,6 @@ class Comparison:
     family: Family
     question: Question
     candidates: tuple[Group, ...]
-    reference: tuple[Curve, ...]
     target: Target | None
     baseline_cost: Cost | None
     methods: tuple[Method, ...]
@@ -150,6 +154,11 @@ class Comparison:
     def baseline(self) -> Method | None:
         """What the others are measured by."""
         return next((method for method in self.methods if method.is_baseline), None)
+
+    @property
+    def reference(self) -> tuple[Curve, ...]:
+        """The baseline's curves that have an end."""
+        return self.baseline.curves if self.baseline else ()
 
 
 def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
@@ -167,7 +176,8 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
             problems.append(f"--baseline {question.baseline} means several methods: {labels}; type one of them")
     if question.baseline and not any(chosen):
         labels = ", ".join(group.label for family in families for group in family.groups)
-        problems.append(f"--baseline {question.baseline} is none of the methods, and no folder of runs: {labels}")
+        asked = f"--baseline {question.baseline}"
+        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
     if problems:
         raise DataError("\n".join(problems))
     return [_compare(family, groups, question) for family, groups in zip(families, chosen, strict=True)]
@@ -190,13 +200,20 @@ def point(row: dict[str, float]) -> Point:
 
 
 def _baselines(family: Family, asked: str | None) -> list[Group]:
-    """The groups that are asked for as the baseline, or all that train from scratch."""
+    """The groups that are asked for as the baseline, or all that train from scratch.
+
+    Of several from scratch those count that are as deep as what grows.
+    """
+    groups = family.groups
     if asked is None:
-        return [group for group in family.groups if group.is_scratch]
-    if named := [group for group in family.groups if group.label == asked]:
+        grown = {group.runs[0].target_layers for group in groups if not group.is_scratch}
+        bases = [group for group in groups if group.is_scratch]
+        return [group for group in bases if group.runs[0].target_layers in grown] or bases
+    if named := [group for group in groups if group.label == asked]:
         return named
     folder = Path(asked).resolve()
-    return [g for g in family.groups if any(Path(run.place).resolve().is_relative_to(folder) for run in g.runs)]
+    inside = [g for g in groups if any(Path(run.place).resolve().is_relative_to(folder) for run in g.runs)]
+    return inside or [group for group in groups if set(asked.split()) <= set(group.label.split())]
 
 
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
@@ -206,7 +223,7 @@ def _compare(family: Family, candidates: Sequence[Group], question: Question) ->
     cost = _baseline_cost(reference, target)
     groups = sorted(family.groups, key=lambda group: group is not baseline)
     methods = tuple(_method(group, target, cost, question, is_baseline=group is baseline) for group in groups)
-    return Comparison(family, question, tuple(candidates), reference, target, cost, methods)
+    return Comparison(family, question, tuple(candidates), target, cost, methods)
 
 
 def _ended(runs: Sequence[Run]) -> tuple[Curve, ...]:
@@ -219,7 +236,7 @@ def _ended(runs: Sequence[Run]) -> tuple[Curve, ...]:
 def _interval(values: Sequence[float | None]) -> Interval | None:
     """None unless every run has a value."""
     known = [value for value in values if value is not None]
-    return savings.interval(known) if len(known) == len(values) else None
+    return savings.interval(known) if known and len(known) == len(values) else None
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
@@ -265,14 +282,17 @@ def _method(
     return Method(group.label, tuple(outcomes), is_baseline, cost, moved)
 
 
-def _moved(curves: Sequence[Curve], target: Target | None, cost: Cost | None) -> tuple[float, float] | None:
-    """The mean saving at both ends of the target's interval, at the baseline's cost; None where one has none."""
+def _moved(
+    curves: Sequence[Curve], target: Target | None, cost: Cost | None
+) -> tuple[float | None, float | None] | None:
+    """The mean saving at both ends of the target's interval, at the baseline's cost; None where there is none."""
     if cost is None or target is None or target.interval is None or target.interval.ends is None:
         return None
-    found = []
-    for loss in target.interval.ends:
+
+    def saved(loss: float) -> float | None:
         costs = [savings.crossing(line, loss) for line in curves]
-        if not all(costs):
-            return None
-        found.append(fmean(savings.saving(each.flops, cost.flops) for each in costs if each))
-    return found[0], found[1]
+        found = [savings.saving(each.flops, cost.flops) for each in costs if each]
+        return fmean(found) if found and len(found) == len(costs) else None
+
+    low, high = map(saved, target.interval.ends)
+    return low, high

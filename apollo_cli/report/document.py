@@ -11,11 +11,11 @@ from pathlib import Path
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import DataError, StorageError
-from apollo_cli.report import machine, plots
-from apollo_cli.report.cells import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, target
+from apollo_cli.report import plots, printed
 from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.notes import notes
+from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import plain
+from apollo_cli.report.words import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, notes, target
 from apollo_cli.run_directory import RunDirectory
 
 
@@ -97,9 +97,9 @@ def write(folder: Path, comparisons: Sequence[Comparison], warnings: Sequence[st
     contents["report.md"] = "\n".join(map(_markdown, blocks)).encode()
     contents["report.html"] = _page(blocks).encode()
     contents["comparison.json"] = json.dumps(
-        machine.as_json(comparisons, warnings), indent=2, allow_nan=False
+        printed.as_json(comparisons, warnings), indent=2, allow_nan=False
     ).encode()
-    contents["comparison.csv"] = machine.as_csv(comparisons).encode()
+    contents["comparison.csv"] = printed.as_csv(comparisons).encode()
     for name, data in contents.items():
         with files.writing(folder / name, len(data)):
             files.write_bytes(folder / name, data)
@@ -142,6 +142,11 @@ def _family(comparison: Comparison) -> Iterator[Block]:
         rows.append([of.method, of.runs, of.final, *([of.at_flops] if at_budget else []), *numbers])
     yield Grid(["method", "runs", "final validation loss (nats)", *at_budget, *costs], rows)
     yield Sentences(notes(comparison), is_list=True)
+    if unlike := differing([method.outcomes[0].run for method in comparison.methods]):
+        yield Heading(3, "Settings that differ")
+        values = zip(*(each for _, each in unlike), strict=True)
+        lines = [[method.label, *own] for method, own in zip(comparison.methods, values, strict=True)]
+        yield Grid(["method", *(key for key, _ in unlike)], lines)
     slug = re.sub(r"[^a-z0-9]+", "_", comparison.family.title.lower())
     for name, caption, data in plots.pictures(comparison):
         yield Picture(f"{slug}_{name}.png", caption, data)

@@ -3,20 +3,26 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from apollo_cli.help import conf_folder
-from apollo_cli.report.runs import Run, plain
+from apollo_cli.report.runs import Run, few, plain
 
 # Cannot change the result; of the data the fingerprint counts.
 _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
 _GROWTH_SECTIONS, _GROWTH_KEYS = ("sampler", "expander"), ("schedule.ends", "optim.at_growth")
+# In a label wherever they differ, in this order; other keys where nothing before says which runs they are.
+_FIRST = (
+    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),
+    *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
+)
+_LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
 _UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80
 
@@ -72,11 +78,16 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
     """The families of these runs, whatever their order, and warnings where one objective has several."""
     runs = sorted(runs, key=lambda run: _natural(run.place))
     members: dict[Measure, list[Run]] = {}
-    notes: dict[Measure, list[str]] = {}
+    unsaid: dict[Measure, list[str]] = {}
+    known: dict[str, set[tuple[str, int]]] = {}
     for run in runs:
-        measure, note = _measure(run, runs)
+        if run.data is not None and run.evaluation_rows is not None:
+            known.setdefault(_data_config(run), set()).add((run.data, run.evaluation_rows))
+    for run in runs:
+        measure = _measure(run, known)
         members.setdefault(measure, []).append(run)
-        notes.setdefault(measure, []).extend([note] if note else [])
+        if run.data is None or run.evaluation_rows is None:
+            unsaid.setdefault(measure, []).append(run.place)
     kinds = Counter(measure.kind for measure in members)
     found: list[Family] = []
     for measure in sorted(members, key=lambda m: (m.kind, _natural(members[m][0].place))):
@@ -84,21 +95,21 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
         title = measure.kind.upper() if kinds[measure.kind] == 1 else f"{measure.kind.upper()} {number + 1}"
         groups, of_groups = _groups(members[measure])
         description = _description(measure, members[measure][0])
-        found.append(Family(title, description, groups, (*notes[measure], *of_groups)))
+        if places := unsaid.get(measure):
+            of_groups.append(f"no summary yet, so the data is taken from the config: {few(places)}")
+        found.append(Family(title, description, groups, tuple(of_groups)))
     return found, _warnings(found, kinds)
 
 
-def _measure(run: Run, runs: Iterable[Run]) -> tuple[Measure, str]:
+def _measure(run: Run, known: dict[str, set[tuple[str, int]]]) -> Measure:
     """What a run is measured by; one that has not said it yet is taken for those of the same data config."""
     kind, mask = run.config["model.kind"], plain(run.config.get("model.mask_fraction", ""))
     if run.data is not None and run.evaluation_rows is not None:
-        return Measure(kind, mask, run.data, run.evaluation_rows), ""
+        return Measure(kind, mask, run.data, run.evaluation_rows)
     config = _data_config(run)
-    known = [other for other in runs if other.data is not None and other.evaluation_rows is not None]
-    alike = {(other.data, other.evaluation_rows) for other in known if _data_config(other) == config}
+    alike = known.get(config, set())
     data, rows = next(iter(alike)) if len(alike) == 1 else (f"{_UNKNOWN}: {config}", None)
-    note = f"{plain(run.place)} has no summary yet; its data is taken from its config"
-    return Measure(kind, mask, str(data), rows), note
+    return Measure(kind, mask, data, rows)
 
 
 def _data_config(run: Run) -> str:
@@ -125,8 +136,7 @@ def _warnings(found: Sequence[Family], kinds: Counter[str]) -> list[str]:
     for kind in sorted(kind for kind, count in kinds.items() if count > 1):
         parts = []
         for family in (family for family in found if family.title.startswith(f"{kind.upper()} ")):
-            places = [plain(run.place) for group in family.groups for run in group.runs]
-            shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+            shown = few([run.place for group in family.groups for run in group.runs])
             parts.append(f"{family.title} ({shown}): {family.description}")
         warnings.append(
             f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are NOT "
@@ -139,7 +149,7 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
     """The groups in the order of their labels, and a note for each run that is there twice."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        members.setdefault(json.dumps(_method(run), default=str), []).append(run)
+        members.setdefault(json.dumps(settings(run), default=str), []).append(run)
     notes, groups = [], []
     for label, same in zip(_labels(list(members.values())), members.values(), strict=True):
         by_seed: dict[str, list[Run]] = {}
@@ -150,13 +160,13 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
             best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.rows[-1]["flops"]))
             kept.append(best)
             if others:
-                left = ", ".join(plain(run.place) for run in others)
-                notes.append(f"{label}: seed {plain(seed)} is there {len(twins)} times; left out: {left}")
+                left = few([run.place for run in others])
+                notes.append(f"'{label}': seed {plain(seed)} is there {len(twins)} times; left out: {left}")
         groups.append(Group(label, tuple(kept)))
     return tuple(sorted(groups, key=lambda group: _natural(group.label))), notes
 
 
-def _method(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, Any]:
     """The keys that may change the result, but for the seed."""
 
     def counts(key: str) -> bool:
@@ -167,12 +177,23 @@ def _method(run: Run) -> dict[str, Any]:
     return {key: run.config[key] for key in sorted(run.config) if counts(key)}
 
 
+def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which these runs differ, each with its value in every run; empty for none."""
+    found = [settings(run) for run in runs]
+    keys = sorted({key for each in found for key in each}, key=_rank)
+    return [
+        (key, ["" if each.get(key) is None else _cut(plain(_value(each[key]))) for each in found])
+        for key in keys
+        if _count(found, [key]) > 1
+    ]
+
+
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """A label for each group: the `name` that is its own, else the values of what differs."""
     names = [{str(run.config.get("name")) for run in group} for group in groups]
     owners = Counter(name for found in names for name in found)
     named = [len(found) == 1 and all(owners[n] == 1 and n != _default_name() for n in found) for found in names]
-    unnamed = [_method(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
+    unnamed = [settings(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
     labels: list[str] = []
     for group, found, has_name in zip(groups, names, named, strict=True):
         label = next(iter(found)) if has_name else _by_values(group[0], unnamed)
@@ -183,18 +204,35 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _by_values(run: Run, methods: Sequence[dict[str, Any]]) -> str:
-    """`scratch`, or the sampler; and each key in which runs of this sort differ."""
-    own = _method(run)
+    """`scratch`, or the sampler; and each key in which runs of this sort differ, what tells most first."""
+    own = settings(run)
     peers = [other for other in methods if _is_scratch(other) == run.is_scratch]
-    differing = [key for key in own if len({json.dumps(o[key], default=str) for o in peers if key in o}) > 1]
-    first = ["scratch"] if run.is_scratch else list(_sampler(own)) if _names_sampler(differing) else []
-    covered = ("schedule.layers",) if run.is_scratch else ("sampler.kind", "sampler.k") if first else ()
-    return " ".join([*first, *(_token(key, own[key]) for key in differing if key not in covered)])
+    keys = sorted({key for other in peers for key in other}, key=_rank)
+    differing = [key for key in keys if _count(peers, [key]) > 1]
+    told: list[str] = []
+    for key in differing:
+        if key.startswith(_FIRST) or _count(peers, [*told, key]) > _count(peers, told):
+            told.append(key)
+    named = not differing or any(key.startswith("sampler.") for key in told)
+    covered = ("schedule.layers",) if run.is_scratch else ("sampler.kind", "sampler.k") if named else ()
+    tokens = [_token(key, own[key]) for key in told if key not in covered and own.get(key) is not None]
+    first = ["scratch"] if run.is_scratch else list(_sampler(own)) if named or not tokens else []
+    return " ".join([*first, *tokens])
 
 
-def _names_sampler(differing: Sequence[str]) -> bool:
-    """Whether a growing method is told by its sampler: it differs, or nothing else does."""
-    return not differing or any(key.startswith("sampler.") for key in differing)
+def _rank(key: str) -> tuple[int, str]:
+    """The place of a key in a label."""
+    first = next((i for i, start in enumerate(_FIRST) if key.startswith(start)), len(_FIRST))
+    return first + (first == len(_FIRST) and key.startswith(_LAST)), key
+
+
+def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    """How many of these methods are told apart by the keys."""
+    return len({_text(method, keys) for method in methods})
+
+
+def _text(method: dict[str, Any], keys: Sequence[str]) -> str:
+    return json.dumps([method.get(key) for key in keys], default=str)
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:
@@ -212,10 +250,13 @@ def _token(key: str, value: Any) -> str:
     section, _, name = key.rpartition(".")
     short = {"kind": section, "every": key, "rows": key, "size": key, "micro": key}.get(name, name)
     short = key if key == "model.layers" else short
-    text = (
+    return f"{short}={_value(value)}"
+
+
+def _value(value: Any) -> str:
+    return (
         "-".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if _is_number(value) else str(value)
     )
-    return f"{short}={text}"
 
 
 def _is_number(value: Any) -> bool:

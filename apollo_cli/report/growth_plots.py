@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
@@ -20,6 +21,7 @@ _MOST_PANELS = 4  # beside each other
 _MOST_NUMBERS = 6  # of jumps beside each other
 _ROWS_AROUND = 12  # training rows on either side of a growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
+_CONSTANTS = {"lower": LVPS.lower, "overshoot": LVPS.overshoot}
 
 
 def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
@@ -42,13 +44,7 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> bytes:
-    figure, grid = plt.subplots(
-        3,
-        len(growths),
-        figsize=(max(8.0, 3.2 * len(growths) + 1), 8),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = _panels(3, len(growths), 8)
     for column, growth in enumerate(growths):
         jump, loss, norm = grid[:, column]
         jump.set_title(f"{growth[0]} to {growth[1]} layers")
@@ -69,6 +65,7 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         for axes in (loss, norm):
             axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
         norm.set_xlabel("steps since the growth")
+    _same_span(grid[0])
     names = ("validation loss (nats)\nbefore ○, after ●", "training loss (nats)", "gradient norm")
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name)
@@ -76,13 +73,27 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
     return png(figure)
 
 
-def _common_legend(figure: Any, entries: Sequence[Look]) -> None:
+def _panels(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure, Any]:
+    """A figure and its panels, [row, column]."""
+    size = (max(8.0, 3.2 * columns + 1), height)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **more)
+
+
+def _same_span(panels: Sequence[Axes]) -> None:
+    """So that a jump twice as high looks so, wherever the loss is."""
+    limits = [axes.get_ylim() for axes in panels]
+    half = max(high - low for low, high in limits) / 2
+    for axes, (low, high) in zip(panels, limits, strict=True):
+        axes.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
+
+
+def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
     """Above all panels."""
     lines = [
         plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
         for look in entries
     ]
-    columns = 3 if any(len(look.label) > 12 for look in entries) else 6
+    columns = max(1, min(6, 80 // (6 + max((len(look.label) for look in entries), default=1))))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
 
@@ -154,14 +165,7 @@ def _sampled_stages(methods: Sequence[Method]) -> list[int]:
 
 
 def _depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> bytes:
-    figure, grid = plt.subplots(
-        1,
-        len(stages),
-        figsize=(max(8.0, 3.2 * len(stages) + 1), 4.2),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, grid = _panels(1, len(stages), 4.2, sharey=True)
     shown = []
     for axes, layers in zip(grid[0], stages, strict=True):
         for method in methods:
@@ -200,30 +204,27 @@ def _shares(method: Method, layers: int) -> dict[int, float]:
 def _lvps(methods: Sequence[Method]) -> tuple[Run, list[int]] | None:
     """A run that draws so, and the stored layers of all such runs that leave a choice of depth."""
     runs = [o.run for m in methods for o in m.outcomes if o.run.config.get("sampler.kind") == "lvps"]
-    runs = [run for run in runs if not run.is_scratch]
+    runs = [run for run in runs if not run.is_scratch and _constants(run)]
     stages = {n for run in runs for n in run.config["schedule.layers"] if n < run.target_layers}
     return (runs[0], sorted(stages)[:_MOST_PANELS]) if stages else None
 
 
+def _constants(run: Run) -> dict[str, float] | None:
+    """Those of its sampler; None if they, a stranger's, are none."""
+    found = {key: run.config.get(f"sampler.{key}", default) for key, default in _CONSTANTS.items()}
+    is_sound = all(type(value) in (int, float) and 0 < value <= 100 for value in found.values())
+    return found if is_sound and found["lower"] <= 1 else None
+
+
 def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
-    figure, grid = plt.subplots(
-        1,
-        len(stages),
-        figsize=(max(8.0, 3.2 * len(stages) + 1), 4.2),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
-    constants = {
-        key: run.config[f"sampler.{key}"] for key in ("lower", "overshoot") if f"sampler.{key}" in run.config
-    }
+    figure, grid = _panels(1, len(stages), 4.2, sharey=True)
     entries = [
         Look(f"k = {k}", colour, "-", marker)
         for k, colour, marker in zip(_STRENGTHS, COLOURS, "osD^v", strict=False)
     ]
     for axes, layers in zip(grid[0], stages, strict=True):
         for k, look in zip(_STRENGTHS, entries, strict=True):
-            likely = LVPS(k=k, **constants).probabilities(layers, run.target_layers)
+            likely = LVPS(k=k, **(_constants(run) or {})).probabilities(layers, run.target_layers)
             axes.plot(
                 list(likely),
                 [100 * p for p in likely.values()],

@@ -2,34 +2,50 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from apollo_cli.report import growth_plots, savings
 from apollo_cli.report.comparison import Comparison, Method, point
-from apollo_cli.report.runs import RunFiles
 from apollo_cli.report.savings import Curve
-from apollo_cli.report.style import COLOURS, SETTINGS, Look, legend, looks, png, unit
+from apollo_cli.report.style import SETTINGS, Look, legend, looks, png, unit
+from apollo_cli.report.words import cells
 
+_MOST_METHODS = 12  # in one picture; more nobody tells apart
 _TRIVIAL = 0.15  # the share of the baseline's cost in which losses are too high to be shown
 _NAMES = {"flops": "FLOPs", "seconds": "time"}
 
 
 def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
     """A name, a caption and a PNG of each picture that the runs have something for."""
-    title = comparison.family.title
+    title, some = comparison.family.title, ""
+    if len(comparison.methods) > _MOST_METHODS:
+        some = f" Shown are {_MOST_METHODS} of {len(comparison.methods)} methods, those with the best results."
+        comparison = replace(comparison, methods=_best(comparison))
     with plt.rc_context(SETTINGS):
         if any(method.curve for method in comparison.methods):
             for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):
                 caption = (
                     f"{title}: validation loss against {what}. Lines are means over seeds, bands reach from the "
                     "lowest to the highest seed, dotted lines are the loss of fewer layers, another model's."
+                    f"{some}"
                 )
                 yield f"loss_against_{axis}", caption, _loss(comparison, axis)
         for name, caption, data in growth_plots.pictures(comparison):
-            yield name, f"{title}: {caption}", data
+            yield name, f"{title}: {caption}{some}", data
+
+
+def _best(comparison: Comparison) -> tuple[Method, ...]:
+    """The baseline and those that save most, then those of the lowest loss, in their own order."""
+
+    def merit(method: Method) -> tuple[bool, float, float]:
+        saved, final = method.saving("flops"), method.final
+        return (not method.is_baseline, -saved.mean if saved else math.inf, final.mean if final else math.inf)
+
+    best = sorted(comparison.methods, key=merit)[:_MOST_METHODS]
+    return tuple(method for method in comparison.methods if method in best)
 
 
 def _loss(comparison: Comparison, axis: str) -> bytes:
@@ -135,10 +151,8 @@ def _lanes(
         look = by_label[method.label]
         cost, saved = method.cost(axis), method.saving(axis)
         if cost is None or saved is None:
-            text = (
-                f"not reached ({method.reached} of {len(method.outcomes)} do)" if method.reached else "not reached"
-            )
-            _beside(below, start, lane, f"{look.label}: {text}", look.colour)
+            text = cells(comparison, method).costs[axis]
+            _beside(below, start, lane, f"{look.label}: {text}")
             continue
         end = cost.mean / scale
         axes.plot([end], [comparison.target.loss], "o", color=look.colour, markersize=5, zorder=5)
@@ -149,10 +163,10 @@ def _lanes(
         )
         if cost.half is not None:
             below.errorbar(end, lane, xerr=cost.half / scale, color=look.colour, capsize=3, linewidth=1)
-        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}", look.colour)
+        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}")
 
 
-def _beside(below: Axes, start: float, lane: int, text: str, colour: str) -> None:
+def _beside(below: Axes, start: float, lane: int, text: str) -> None:
     """Text above a lane that ends, or where there is more room begins, at the baseline's cost."""
     to_the_left = start > below.get_xlim()[1] / 2
     below.annotate(
@@ -162,7 +176,7 @@ def _beside(below: Axes, start: float, lane: int, text: str, colour: str) -> Non
         xytext=(-6 if to_the_left else 6, 3),
         ha="right" if to_the_left else "left",
         va="bottom",
-        color=colour,
+        color="0.1",
         fontsize=10,
         bbox={"boxstyle": "square,pad=0.1", "color": "white"},
     )
@@ -172,36 +186,3 @@ def _saved(saved: savings.Interval, axis: str) -> str:
     """`-45.2 ± 3.1% FLOPs`."""
     half = "" if saved.half is None else f" ± {100 * saved.half:.1f}"
     return f"{-100 * saved.mean:+.1f}{half}% {_NAMES[axis]}".replace("-", "\N{MINUS SIGN}")
-
-
-def loss_against_flops(runs: Sequence[RunFiles], labels: Sequence[str], path: Path) -> None:
-    """Draws validation loss against model FLOPs, one line a run, a dot at each growth, into `path` (PNG)."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
-    for run, label, colour in zip(runs, labels, COLOURS, strict=False):
-        rows = [row for row in run.rows if "eval/loss_full_depth" in row]
-        axes.plot(
-            [row["flops"] for row in rows],
-            [row["eval/loss_full_depth"] for row in rows],
-            color=colour,
-            label=label,
-            linewidth=2,
-        )
-        grown = [row for row in rows if row.get("growth/to") == row["layers"]]
-        axes.plot(
-            [row["flops"] for row in grown], [row["eval/loss_full_depth"] for row in grown], "o", color=colour
-        )
-        for row in grown:
-            axes.annotate(
-                f"{row['growth/from']}→{row['growth/to']}",
-                (row["flops"], row["eval/loss_full_depth"]),
-                textcoords="offset points",
-                xytext=(4, 6),
-                color=colour,
-                fontsize=8,
-            )
-    axes.set_xlabel("model FLOPs")
-    axes.set_ylabel("validation loss at full depth (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    plt.close(figure)

@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from pathlib import Path
@@ -18,8 +19,11 @@ from apollo_cli.run_directory import RunDirectory
 Row = dict[str, Any]
 
 _NUMBERS = ("eval/loss", "train/loss", "train/grad_norm", "growth/from", "growth/to")  # where a row has them
+MADE_WITH = ("device", "precision", "git_commit")  # in summary.json
 _FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # a run has one, beside config.yaml
 _COLUMNS = ("step", "flops", "train_seconds", "layers")  # of every row, and needed here
+_LARGEST = 500_000_000  # bytes of a metrics file; ours have some thousand a minute
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,12 @@ class RunFiles:
         if path is None:
             raise DataError(f"{self.folder}: not a run directory (no metrics.jsonl in it)")
         try:
-            data = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                data = file.read(_LARGEST + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{files.shown(path)} is damaged: {error}") from error
+        if len(data) > _LARGEST:
+            raise DataError(f"{files.shown(path)} is damaged: more than {_LARGEST} bytes are not one of ours")
         return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
 
 
@@ -79,6 +86,7 @@ class Run:
         evaluation_rows: how many held-out rows are measured; None as above.
         depth_counts: micro-steps at each depth, by stored layers, as planned; may be empty.
         rows: as in metrics.jsonl, every one with step, flops, train_seconds and layers.
+        made_with: device, precision and git_commit, as far as the run has said them.
     """
 
     place: str
@@ -88,6 +96,7 @@ class Run:
     evaluation_rows: int | None
     depth_counts: dict[int, dict[int, int]]
     rows: Sequence[Row]
+    made_with: dict[str, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> Any:
@@ -119,23 +128,24 @@ def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
     problems: list[str] = []
     folders: dict[Path, Path] = {}
     for word in words:
-        found = _run_directories(word)
+        before = len(problems)
+        found = _run_directories(word, problems)
         folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
-        if not found:
+        if not found and len(problems) == before:
             problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
-    runs, notes = [], []
+    runs, empty = [], []
     for folder in folders.values():
         run_files = RunFiles(folder)
         try:
             if run_files.metrics_file is None or not run_files.rows:
-                notes.append(f"left out, for it has no rows: {plain(files.shown(folder))}")
+                empty.append(files.shown(folder))
                 continue
             runs.append(_run(run_files))
         except ApolloError as error:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return runs, notes
+    return runs, [f"left out, without a row: {few(empty)}"] if empty else []
 
 
 def plain(text: Any) -> str:
@@ -143,12 +153,17 @@ def plain(text: Any) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
+def few(places: Sequence[str]) -> str:
+    """The first of these places, and how many more there are."""
+    return ", ".join(map(plain, places[:3])) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
 def problems_of_config(place: str, config: dict[str, Any]) -> list[str]:
     """What a comparison needs of a config and does not find in this one; it may be a stranger's."""
     found = []
     if config.get("model.kind") not in ("bert", "gpt"):
         found.append(f"{place}: model.kind is {config.get('model.kind')!r}, it should be bert or gpt")
-    if type(config.get("model.layers")) is not int:
+    if type(config.get("model.layers")) is not int or not 0 < config["model.layers"] <= _MOST_LAYERS:
         found.append(f"{place}: model.layers is {config.get('model.layers')!r}, it should be a whole number")
     layers = config.get("schedule.layers")
     if not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
@@ -171,7 +186,7 @@ def depth_counts(place: str, plan: dict[str, Any]) -> dict[int, dict[int, int]]:
     """
     try:
         stages = plan.get("stages", [])
-        return {int(s["layers"]): {int(d): int(n) for d, n in s["depth_counts"].items()} for s in stages}
+        return {int(s["layers"]): {int(d): int(n) for d, n in s["depth_counts"].items() if n} for s in stages}
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(f"{place} is damaged: its stages are not those of a plan") from error
 
@@ -189,7 +204,7 @@ def checked(place: str, rows: Sequence[Row]) -> Sequence[Row]:
     """
     for number, row in enumerate(rows, 1):
         for column in _COLUMNS:
-            if type(row.get(column)) not in (int, float):
+            if type(row.get(column)) not in (int, float) or not 0 <= row[column] < math.inf:
                 raise DataError(f"{place}, line {number} is damaged: {column} is {row.get(column)!r}")
         for column in _NUMBERS:
             if not isinstance(row.get(column), int | float | None):
@@ -211,36 +226,52 @@ def _run(source: RunFiles) -> Run:
         evaluation_rows=evaluation_rows,
         depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
         rows=checked(files.shown(source.metrics_file), source.rows),
+        made_with={key: plain(source.summary[key]) for key in MADE_WITH if source.summary.get(key)},
     )
 
 
-def _run_directories(word: str) -> list[Path]:
-    """The run directories that a word means, in the order of their names."""
+def _run_directories(word: str, problems: list[str]) -> list[Path]:
+    """The run directories that a word means, in the order of their names; unreadable folders are problems."""
     places = [Path(word)] if Path(word).is_dir() else _matches(word)
-    return [folder for place in places for folder in _below(place)]
+    return [folder for place in places for folder in _below(place, problems)]
 
 
 def _matches(pattern: str) -> list[Path]:
-    return [Path(path) for path in sorted(glob(pattern, recursive=True))]  # noqa: PTH207 - it may be absolute
+    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
+    return [Path(path) for path in found if Path(path).is_dir()]
 
 
-def _below(place: Path) -> Iterator[Path]:
-    """`place` if it is a run directory, else those below it; nothing inside a run is looked at."""
-    for folder, names, inside in os.walk(place):
-        if "config.yaml" in inside and not set(_FILES).isdisjoint(inside):
-            names.clear()
+def _below(place: Path, problems: list[str]) -> Iterator[Path]:
+    """`place` if it is a run directory, else those below it, through links too; not those inside a run."""
+
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{files.shown(Path(error.filename))} cannot be read: {error.strerror}")
+
+    seen = set()
+    for folder, names, inside in os.walk(place, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        is_run = "config.yaml" in inside and not set(_FILES).isdisjoint(inside)
+        if is_run and real not in seen:
             yield Path(folder)
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = [] if is_run or real in seen else sorted(name for name in names if not name.startswith("."))
+        seen.add(real)
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.shown(path)}, line {number} is damaged: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{files.shown(path)}, line {number} is damaged: it is no row")
     return row
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold, too."""
+    if len(digits) > 300:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from apollo_cli.report.comparison import Method
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, colour-blind safe
 _LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vP"
-_LONGEST = 32  # characters of a label in a legend
+_LONGEST = 60  # characters of a label in a legend
 
 SETTINGS: Any = {
     "figure.dpi": 150,
@@ -71,8 +71,8 @@ def unit(axis: str, largest: float) -> tuple[float, str]:
 
 
 def legend(axes: Axes, count: int, **place: Any) -> None:
-    """A legend of so many labels, in as many columns as keep it low."""
-    axes.legend(ncols=1 if count <= 8 else 2, fontsize=10 if count <= 8 else 8, **place)
+    """A legend of so many labels, in letters that leave room."""
+    axes.legend(fontsize=10 if count <= 8 else 8, **place)
 
 
 def png(figure: Figure) -> bytes:

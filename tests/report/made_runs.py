@@ -38,6 +38,7 @@ def write_run(
     data: str = "f" * 64,
     evaluation_rows: int = 4,
     compact: bool = False,
+    made_with: dict[str, str] | None = None,
     **overrides: Any,
 ) -> Path:
     """Writes a run whose evaluations are `shallow` ones at 2 layers, then `whole` ones at all layers.
@@ -50,6 +51,7 @@ def write_run(
         data: its fingerprint.
         evaluation_rows: of its summary.
         compact: metrics.jsonl.gz instead of metrics.jsonl.
+        made_with: device, precision and git_commit of its summary.
         overrides: of CONFIG, with __ for the dot.
     """
     config = json.loads(json.dumps(CONFIG))
@@ -76,7 +78,7 @@ def write_run(
     (folder / "plan.json").write_text(json.dumps({"steps": 100, "stages": stages}))
     if status:
         facts = {"fingerprint": data, "evaluation_rows": evaluation_rows}
-        (folder / "summary.json").write_text(json.dumps({"status": status, "data": facts}))
+        (folder / "summary.json").write_text(json.dumps({"status": status, "data": facts} | (made_with or {})))
     (folder / "config.yaml").write_text(yaml.safe_dump({"format": 2, **config}))
     return folder
 

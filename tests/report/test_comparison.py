@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apollo_cli.errors import DataError
-from apollo_cli.report import machine
+from apollo_cli.report import printed
 from apollo_cli.report.comparison import Comparison, Method, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.notes import notes
 from apollo_cli.report.runs import read
+from apollo_cli.report.words import cells, headline, notes
 from tests.report.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
@@ -95,7 +95,9 @@ def test_the_target_is_the_mean_over_the_baselines_seeds_and_its_cost_that_of_th
     assert saved
     assert saved.mean == pytest.approx(0.45)
     assert saved.half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t(0.975, 1) x s / sqrt(2), s = 0.1 / sqrt(2)
-    assert fast.moved is None  # the lower end of the target's interval is never reached
+    assert fast.moved
+    assert fast.moved[0] is None
+    assert "'fast' not reached to " in " ".join(notes(comparison))
 
 
 def test_a_baseline_that_was_there_before_is_charged_no_more(tmp_path: Path) -> None:
@@ -124,8 +126,14 @@ def test_noise_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "noisy", noisy, name="noisy")
     write_run(tmp_path / "worse", noisy[:3], name="worse", optim__lr=1)
     said = " ".join(notes(compared(tmp_path)))
-    assert "'noisy' rises above the target again in 1 of 1 runs; counted from where it stays there, 75.0%" in said
-    assert "'worse' rises above the target again in 1 of 1 runs; and it is above it again at the end" in said
+    assert "'noisy' 75.0% (1 of 1 runs), 'worse' above it at the end (1 of 1 runs)" in said
+
+
+def test_noise_counts_for_the_baseline_too(tmp_path: Path) -> None:
+    dips: list[Evaluation] = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (4, 400, 40.0, 3.0)]
+    scratch(tmp_path / "base", dips, name="base")
+    write_run(tmp_path / "same", dips, name="same")
+    assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(notes(compared(tmp_path)))
 
 
 def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
@@ -137,6 +145,9 @@ def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
     assert comparison.target.loss == 3.0  # an interrupted run has no final loss
     assert mean(method(comparison, "fast").saving("flops")) == pytest.approx(0.8)
     assert [p.loss for p in method(comparison, "base").curve] == [9.0, 4.0, 3.0]  # the mean of those with an end
+    assert mean(method(comparison, "base").final) == 3.0  # and not its mean with where the interrupted one stands
+    assert cells(comparison, method(comparison, "base")).final == "3.0000"
+    assert cells(comparison, method(comparison, "fast")).final == "1.0000 so far"
     assert "the 1 completed runs of 'base', of 2" in " ".join(notes(comparison))
 
 
@@ -186,7 +197,7 @@ def test_the_baseline_is_a_label_or_a_folder(tmp_path: Path) -> None:
     for asked in ("grown", str(tmp_path / "b"), str(tmp_path / "b" / "0")):
         comparison = compared(tmp_path, baseline=asked)
         assert [m.label for m in comparison.methods] == ["grown", "base"]
-    with pytest.raises(DataError, match="is none of the methods, and no folder of runs: base, grown"):
+    with pytest.raises(DataError, match="none of the methods, no words of one, and no folder of runs: base, grown"):
         compared(tmp_path, baseline="nothing")
     with pytest.raises(DataError, match="means several methods: base, grown"):
         compared(tmp_path, baseline=str(tmp_path))
@@ -204,7 +215,70 @@ def test_a_baseline_of_one_family_is_none_of_another(tmp_path: Path) -> None:
 def test_models_of_other_depths_are_told(tmp_path: Path) -> None:
     scratch(tmp_path / "deep", FLAT, name="deep")
     write_run(tmp_path / "flat", FLAT, name="flat", model__layers=2, schedule__layers=[2])
-    assert "not equally deep; layers: 'deep' 4, 'flat' 2" in " ".join(notes(compared(tmp_path, baseline="deep")))
+    said = " ".join(notes(compared(tmp_path, baseline="deep")))
+    assert "not alike: model.layers 4 ('deep'), 2 ('flat')." in said
+
+
+def test_names_do_not_hide_what_else_differs(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):
+        write_run(tmp_path / f"{i}", FLAT, name=f"m{i}", optim__lr=rate, budget__steps=50, sampler__k=i)
+    said = " ".join(notes(compared(tmp_path)))
+    assert "budget.steps 100 ('base'), 50 ('m0', 'm1', 'm2', 'm3', 'm4')" in said
+    assert "optim.lr 0.001 ('base', 'm0'), 0.003 ('m1', 'm2', 'm3', 'm4')" in said
+    assert "sampler" not in said
+
+
+def test_runs_of_other_machines_and_code_are_told(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base", made_with={"device": "cpu", "git_commit": "a" * 40})
+    for seed, device in enumerate(("cpu", "H100")):
+        made = {"device": device, "precision": "bf16", "git_commit": "a" * 40}
+        write_run(tmp_path / f"{seed}", FLAT, name="fast", seed=seed, made_with=made)
+    said = " ".join(notes(compared(tmp_path)))
+    assert "the same device, their seconds compare the machines, too: cpu ('base', 'fast'), H100 ('fast')." in said
+    assert "precision" not in said
+    assert "commit" not in said
+
+
+def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
+    steady: list[Evaluation] = [(i, 100.0 * i, 10.0 * i, 9 - i / 10) for i in range(9)]
+    scratch(tmp_path / "base", steady, name="base")
+    write_run(tmp_path / "slow", [(i, f, s + 500 * (i > 4), x) for i, f, s, x in steady], name="slow")
+    found = [note for note in notes(compared(tmp_path)) if "lost" in note]
+    assert len(found) == 1
+    assert "slow ('slow') lost 500 of 580 s where it went 3 times slower" in found[0]
+
+
+def test_of_several_scratch_depths_the_baseline_is_as_deep_as_what_grows(tmp_path: Path) -> None:
+    for layers in (1, 2, 4):
+        whole = {"model__layers": layers, "schedule__layers": [layers], "schedule__ends": [1]}
+        write_run(tmp_path / f"s{layers}", FLAT, name="same", **whole)
+    write_run(tmp_path / "grown", FLAT, name="grown")
+    comparison = compared(tmp_path)
+    assert comparison.baseline
+    assert comparison.baseline.label == "scratch model.layers=4"
+    asked = compared(tmp_path, baseline="model.layers=2")
+    assert asked.baseline
+    assert asked.baseline.label == "scratch model.layers=2"
+    with pytest.raises(DataError, match="means several methods"):
+        compared(tmp_path, baseline="scratch")
+
+
+def test_what_may_still_come_is_not_called_missed(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    write_run(tmp_path / "a", FLAT[:2], name="missed", sampler__k=1)
+    write_run(tmp_path / "b", FLAT[:2], name="under_way", status=None)
+    comparison = compared(tmp_path)
+    found = {m.label: cells(comparison, m).costs["flops"] for m in comparison.methods}
+    assert (found["missed"], found["under_way"]) == ("not reached", "not yet")
+
+
+def test_one_run_as_the_baseline_is_told_and_no_saving_is_not_praised(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    write_run(tmp_path / "slow", [(0, 0, 0.0, 9.0), (9, 2000, 200.0, 3.0)], name="slow")
+    comparison = compared(tmp_path)
+    assert "The target is that of one run of 'base'" in " ".join(notes(comparison))
+    assert headline(comparison).startswith("GPT: no method saves FLOPs; the nearest is slow saves -100.0%")
 
 
 def test_the_loss_at_an_equal_budget(tmp_path: Path) -> None:
@@ -225,6 +299,6 @@ def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, luck: rando
             scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
             write_run(tmp_path / f"fast{seed}", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", seed=seed)
     places = sorted(tmp_path.iterdir())
-    expected = machine.as_json([compared(*places)], [])
+    expected = printed.as_json([compared(*places)], [])
     luck.shuffle(places)
-    assert machine.as_json([compared(*places)], []) == expected
+    assert printed.as_json([compared(*places)], []) == expected

@@ -58,10 +58,36 @@ def test_without_names_what_differs_is_the_label() -> None:
     assert labels(*kinds) == ["base", "sampler=lvps k=2", "sampler=uniform k=2"]
 
 
-def test_labels_are_never_the_same() -> None:
+def test_a_label_says_what_tells_most_first_and_leaves_out_what_follows_from_it() -> None:
+    wide = {"model__hidden": 128, "model__ffn": 512, "model__heads": 4}
+    narrow = {"model__hidden": 64, "model__ffn": 256, "model__heads": 2}
+    runs = [scratch("a", **wide), scratch("b", **narrow, optim__lr=0.01), scratch("c", **narrow, eval__every=5)]
+    expected = [
+        "scratch hidden=64 lr=0.001",
+        "scratch hidden=64 lr=0.01",
+        "scratch hidden=128 lr=0.001",
+    ]
+    assert labels(*runs) == expected
+    runs.append(scratch("d", **{**wide, "model__ffn": 77}))
+    assert "scratch hidden=128 lr=0.001 ffn=77" in labels(*runs)
+
+
+def test_a_key_that_one_config_does_not_have_tells_them_apart() -> None:
     one, other = run("a"), run("b")
     del other.config["precision"]  # as in a config of another version
-    assert len(set(labels(one, other))) == 2
+    assert labels(one, other) == ["precision=auto", "sampler=lvps k=2"]
+
+
+def test_many_runs_without_a_summary_are_one_note() -> None:
+    (family,) = families([run("x"), *(run(f"{i}", data=None, seed=i + 1) for i in range(9))])[0]
+    assert [note for note in family.notes if "summary" in note] == [
+        "no summary yet, so the data is taken from the config: 0, 1, 2 and 6 more"
+    ]
+
+
+def test_labels_are_never_the_same() -> None:
+    long = [run("a", name="x" * 90), run("b", name="x" * 91, sampler__k=1)]
+    assert len(set(labels(*long))) == 2
 
 
 def test_of_one_seed_twice_the_completed_run_counts_else_the_longer_one() -> None:
@@ -90,7 +116,7 @@ def test_bert_beside_gpt_is_no_reason_for_a_warning() -> None:
 
 def test_a_run_that_has_not_said_its_data_is_taken_by_its_config() -> None:
     (family,) = families([run("a"), run("b", data=None, seed=1)])[0]
-    assert "b has no summary yet" in family.notes[0]
+    assert "no summary yet, so the data is taken from the config: b" in family.notes[0]
     assert len(families([run("a"), run("b", data=None, data__vocab_size=4)])[0]) == 2
     assert len(families([run("a", data=None), run("b", data=None, seed=1)])[0]) == 1
 

@@ -1,9 +1,13 @@
+import gzip
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apollo_cli.errors import DataError
+from apollo_cli.report import runs as runs_module
 from apollo_cli.report.runs import RunFiles, read
 from tests.report.made_runs import write_run
 
@@ -14,10 +18,38 @@ def test_directories_sweeps_and_globs_give_each_run_once(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for job in ("0", "1", "10"):
         write_run(tmp_path / "sweep" / job, CURVE)
+    (tmp_path / "sweep" / "1.log").touch()
     (tmp_path / "link").symlink_to(tmp_path / "sweep" / "1")
-    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*"])
+    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*", "sw*/**"])
     assert [run.place for run in runs] == ["sweep/0", "sweep/1", "sweep/10"]
     assert notes == []
+
+
+def test_links_are_followed_once_and_in_no_circle(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "0", CURVE)
+    (tmp_path / "picked").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "picked" / name).symlink_to(tmp_path / "runs" / "0")
+    (tmp_path / "picked" / "round").symlink_to(tmp_path / "picked")
+    (tmp_path / "runs" / "up").symlink_to(tmp_path)
+    assert [Path(run.place).name for run in read([str(tmp_path / "picked")])[0]] == ["a"]
+    assert len(read([str(tmp_path)])[0]) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "runs" / "0", CURVE)
+    locked = tmp_path / "runs" / "locked"
+    locked.mkdir()
+
+    def scan(path: str) -> Any:
+        if str(path) == str(locked):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        read([str(tmp_path)])
 
 
 def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
@@ -47,8 +79,9 @@ def test_runs_without_rows_are_left_out_and_named(tmp_path: Path) -> None:
     write_run(tmp_path / "begun", [])
     runs, notes = read([str(tmp_path)])
     assert runs == []
+    assert len(notes) == 1
     assert "begun" in notes[0]
-    assert "planned" in notes[1]
+    assert "planned" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +92,9 @@ def test_runs_without_rows_are_left_out_and_named(tmp_path: Path) -> None:
         ('{"step": 1, "flops": 1, "layers": 4}', "line 2 is damaged: train_seconds is None"),
         ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": "x"}', "eval/loss is 'x'"),
         ("[" * 100_000, "line 2 is damaged"),
+        ('{"step": 1, "flops": NaN, "layers": 4, "train_seconds": 0}', "flops is nan"),
+        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": -1}', "train_seconds is -1"),
+        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": 1' + "0" * 400 + "}", "401 digits"),
     ],
 )
 def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
@@ -69,6 +105,14 @@ def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"metrics\.jsonl, ") as caught:
         read([str(folder)])
     assert what in str(caught.value)
+
+
+def test_a_compact_run_that_unpacks_to_no_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", CURVE, compact=True)
+    (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(bytes(100_000)))
+    monkeypatch.setattr(runs_module, "_LARGEST", 50_000)
+    with pytest.raises(DataError, match="more than 50000 bytes are not one of ours"):
+        read([str(folder)])
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:

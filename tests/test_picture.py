@@ -2,11 +2,9 @@ import json
 from pathlib import Path
 
 import matplotlib.image
-import pytest
 
-from apollo_cli.errors import DataError
-from apollo_cli.report.plots import loss_against_flops
 from apollo_cli.report.runs import RunFiles
+from benchmarks.picture import loss_against_flops
 
 
 def test_a_picture_of_two_runs(tmp_path: Path) -> None:
@@ -23,8 +21,3 @@ def test_a_picture_of_two_runs(tmp_path: Path) -> None:
     picture = matplotlib.image.imread(tmp_path / "loss.png")
     assert picture.shape[:2] == (540, 960)
     assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2]).round(2).tolist()}) > 10
-
-
-def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no metrics\.jsonl"):
-        _ = RunFiles(tmp_path).rows

@@ -1,4 +1,4 @@
-"""A comparison for machines: JSON with everything, CSV with one line a method."""
+"""A comparison, printed: a table for people; for machines JSON with everything, and CSV with one line a method."""
 
 import csv
 import io
@@ -6,12 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
-from apollo_cli.report.notes import notes
+from apollo_cli.report.groups import settings
 from apollo_cli.report.savings import LEVEL, Cost, Interval
+from apollo_cli.report.words import METHOD_OF_INTERVALS, UNITS, WAY_OF_CROSSING, cells, headline, notes, target
+from apollo_cli.tracking.console import Screen
 
-UNITS = {
+_WIDE = 92  # columns, in which the speedup has room; it says what the saving says
+_MEANING = {
     "loss": "nats per prediction",
     "flops": "model FLOPs",
     "seconds": "training seconds",
@@ -21,10 +28,47 @@ UNITS = {
 }
 
 
+def show(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
+    """Prints all families, each with its notes."""
+    screen = Screen()
+    for warning in warnings:
+        screen.print(Text(f"WARNING: {warning}", style="bold red"))
+    for comparison in comparisons:
+        screen.print(
+            Text(f"\n{comparison.family.title}: ", style="bold"), Text(comparison.family.description), sep=""
+        )
+        if words := target(comparison):
+            screen.print(Text(words))
+        screen.print(_table(comparison, with_speedup=screen.width >= _WIDE))
+        for note in notes(comparison):
+            screen.print(Text(f"note: {note}"))
+    for sentence in filter(None, map(headline, comparisons)):
+        screen.print(Text(sentence, style="bold"))
+    screen.print(Text(f"{METHOD_OF_INTERVALS} {WAY_OF_CROSSING}", style="dim"))
+
+
+def _table(comparison: Comparison, *, with_speedup: bool) -> Table:
+    budget = comparison.question.at_flops
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    loss = "final loss\n(nats)" if budget is None else f"loss (nats), final\nand at {budget:.3g} FLOPs"
+    table.add_column("method\n", overflow="fold")
+    for name in (loss, "to the\ntarget", "\nof", "saved\n", *(["speedup\n"] if with_speedup else [])):
+        table.add_column(name, justify="left" if name == "\nof" else "right", no_wrap=True)
+    for method in comparison.methods:
+        of = cells(comparison, method)
+        table.add_row(
+            Text(f"{of.method}\n{of.runs}"),
+            of.final if budget is None else f"{of.final}\n{of.at_flops}",
+            *("\n".join(part) for part in ([of.costs[axis] for axis in AXES], [UNITS[axis] for axis in AXES])),
+            *("\n".join(part[axis] for axis in AXES) for part in (of.savings, of.speedups)[: 1 + with_speedup]),
+        )
+    return table
+
+
 def as_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[str, Any]:
     """Everything, run by run; what is not there or not finite is null."""
     return {
-        "units": UNITS,
+        "units": _MEANING,
         "warnings": list(warnings),
         "families": [
             {
@@ -66,6 +110,7 @@ def _method(method: Method) -> dict[str, Any]:
         "reached": method.reached,
         **{name: _interval(value) for name, value in _intervals(method).items()},
         "saving_flops_at_ends_of_target_interval": method.moved,
+        "settings": {key: _plain(value) for key, value in settings(method.outcomes[0].run).items()},
         "runs": [_run(outcome, method) for outcome in method.outcomes],
     }
 
@@ -96,6 +141,7 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
         "place": outcome.run.place,
         "seed": outcome.run.seed,
         "status": outcome.run.status,
+        **outcome.run.made_with,
         "final_loss": _finite(outcome.final),
         "loss_at_flops": _finite(outcome.at_flops),
         "to_target": _cost(outcome.cost),
@@ -113,6 +159,17 @@ def _interval(interval: Interval | None) -> dict[str, Any] | None:
 
 def _cost(cost: Cost | None) -> dict[str, float] | None:
     return None if cost is None else {"flops": cost.flops, "seconds": cost.seconds}
+
+
+def _plain(value: Any) -> Any:
+    """A config's value as JSON has it; YAML has dates and numbers that are not finite, too."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | str) or _is_finite(value) else str(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _finite(value: float | None) -> float | None:
