@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.report import cells as words
+from apollo_cli.report import words
 from apollo_cli.report.comparison import AXES, Comparison, Question, compare
 from apollo_cli.report.document import write as write_report
 from apollo_cli.report.groups import families
-from apollo_cli.report.notes import notes
 from apollo_cli.report.runs import read
 from benchmarks import results
 from benchmarks.reproduce import (
@@ -75,7 +74,7 @@ def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     found, _ = families(runs)
     (comparison,) = compare(found, Question())
     yield from ["", "### What is saved", "", *_table(comparison)]
-    yield from ["", *(f"- {note}" for note in notes(comparison)), *_machines(there)]
+    yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
     folder = RUNNING / corpus.name / f"report_{kind}"
     write_report(folder, [comparison], [], ["apollo-compare", *there])
     for name in PICTURES:
