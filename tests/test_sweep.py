@@ -231,8 +231,21 @@ def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[s
     assert [status(tmp_path / "sweep" / cell) for cell in "0123"] == ["failed", "failed", "completed", "completed"]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code", "at_once"),
+    [
+        (signal.SIGINT, 130, 2),
+        *(
+            pytest.param(signum, 128 + signum, at_once, marks=pytest.mark.faults)
+            for signum, at_once in [
+                (signal.SIGTERM, 2),
+                (signal.SIGHUP, 2),
+                (signal.SIGINT, 1),
+                (signal.SIGTERM, 1),
+            ]
+        ),
+    ],
+)
 def test_a_signal_stops_all_cells_in_good_order(
     signum: int, code: int, at_once: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
