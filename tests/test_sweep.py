@@ -239,7 +239,6 @@ def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[s
             pytest.param(signum, 128 + signum, at_once, marks=pytest.mark.faults)
             for signum, at_once in [
                 (signal.SIGTERM, 2),
-                (signal.SIGHUP, 2),
                 (signal.SIGINT, 1),
                 (signal.SIGTERM, 1),
             ]
@@ -287,6 +286,17 @@ def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Pat
         process.communicate()
     assert run([*words[:-1], f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
     assert rows(tmp_path / "sweep") == rows(undisturbed)
+
+
+def test_cells_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = ["-m", *tiny, *LONG, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:
+        wait_for_rows(tmp_path / "sweep", "01")
+        process.kill()
+        process.communicate(timeout=120)  # which ends when nobody can write any more
+    assert [status(tmp_path / "sweep" / cell) for cell in "01"] == ["interrupted", "interrupted"]
+    assert not list(tmp_path.glob("sweep/*/.lock"))
+    assert not (tmp_path / "sweep" / "2").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "many"])
