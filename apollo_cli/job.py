@@ -1,7 +1,9 @@
 """What Hydra runs: a run on its own, or a cell of a sweep, which must not take the others along."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -42,7 +44,7 @@ def job(values: Any) -> None:
     try:
         with (
             journal.at_work() as may_begin,
-            _aside(run_dir.name) if journal.is_of_another_process else nullcontext(),
+            _aside(run_dir.name, journal.owner) if journal.is_of_another_process else nullcontext(),
         ):
             if may_begin:
                 code = _cell(values, run_dir, journal)
@@ -87,13 +89,33 @@ def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
 
 
 @contextmanager
-def _aside(name: str) -> Iterator[None]:
+def _aside(name: str, owner: int) -> Iterator[None]:
     """A cell among others: its lines are numbered, and Ctrl-C is for the command, which passes it on."""
     with suppress(OSError):
         os.setpgid(0, 0)
     out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
-    with closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+    with _following(owner), closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
         yield
+
+
+@contextmanager
+def _following(owner: int) -> Iterator[None]:
+    """Stops the cell, and then this process, when the command was killed: its pool would wait for ever."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(1):
+            if os.getppid() != owner:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if os.getppid() != owner:
+            os._exit(128 + signal.SIGTERM)
 
 
 def _plain(values: Any) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
     with Journal.kept(line.swept) as journal:
         try:
             signum = _run_cells(line, journal)
+        except (KeyboardInterrupt, Terminated) as stop:  # between two cells, or the second signal
+            signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
         except BrokenExecutor:
             print(
                 "apollo-train: a process that ran a cell was killed, perhaps because memory was used up (a smaller "
@@ -44,18 +46,15 @@ def _run_cells(line: CommandLine, journal: Journal) -> int:
     with relay if line.launcher else nullcontext():
         try:
             for words in line.commands:
-                if (
-                    code := hydra_main([*line.flags, *words, *_at_once(line, words)])
-                ) >= 128:  # of a cell in this process
+                code = hydra_main([*line.flags, *words, *_at_once(line, words)])
+                if code > 128:  # a signal stopped a cell in this process
                     return code - 128
-        except (KeyboardInterrupt, Terminated) as stop:
-            return stop.signum if isinstance(stop, Terminated) else signal.SIGINT
         except Exception:
             if not relay.signum:
                 raise
         finally:
             if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
-                sys.modules["joblib.externals.loky"].get_reusable_executor().shutdown()
+                sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
     return relay.signum or 0
 
 

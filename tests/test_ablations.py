@@ -96,9 +96,10 @@ def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> Non
         "sampler.k=1,2",
         "schedule=stackbert",
     ]
-    baseline, grid = cells(words)
+    baseline, grid = cells([*words, "expander=stack", "expander.moments=keep"])
     assert [(c.run.seed, c.optim.lr) for c in baseline] == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
-    assert len(grid) == 4 * 2 * 18
+    assert {config.schedule.layers for config in baseline} == {(12,)}
+    assert len(grid) == 4 * 2 * 2
 
 
 TWO_CELLS = {

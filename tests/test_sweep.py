@@ -231,8 +231,20 @@ def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[s
     assert [status(tmp_path / "sweep" / cell) for cell in "0123"] == ["failed", "failed", "completed", "completed"]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code", "at_once"),
+    [
+        (signal.SIGINT, 130, 2),
+        *(
+            pytest.param(signum, 128 + signum, at_once, marks=pytest.mark.faults)
+            for signum, at_once in [
+                (signal.SIGTERM, 2),
+                (signal.SIGINT, 1),
+                (signal.SIGTERM, 1),
+            ]
+        ),
+    ],
+)
 def test_a_signal_stops_all_cells_in_good_order(
     signum: int, code: int, at_once: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -274,6 +286,17 @@ def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Pat
         process.communicate()
     assert run([*words[:-1], f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
     assert rows(tmp_path / "sweep") == rows(undisturbed)
+
+
+def test_cells_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = ["-m", *tiny, *LONG, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:
+        wait_for_rows(tmp_path / "sweep", "01")
+        process.kill()
+        process.communicate(timeout=120)  # which ends when nobody can write any more
+    assert [status(tmp_path / "sweep" / cell) for cell in "01"] == ["interrupted", "interrupted"]
+    assert not list(tmp_path.glob("sweep/*/.lock"))
+    assert not (tmp_path / "sweep" / "2").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "many"])
