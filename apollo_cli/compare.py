@@ -9,8 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli.errors import ApolloError, DataError
-
-DONE, BUG, MENDABLE = 0, 1, 2
+from apollo_cli.outcome import BUG, DONE, MENDABLE
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
 _MORE = """\

@@ -56,8 +56,8 @@ def _run(words: list[str]) -> int:
         return _resume(Path(asked[0]), asked[1])
     place = overrides.prepare(line)
 
-    from apollo_cli.job import hydra_main
-    from apollo_cli.sweep import run_sweep
+    from apollo_cli.sweeps.job import hydra_main
+    from apollo_cli.sweeps.sweep import run_sweep
 
     with leaving_none_empty(place) if place else nullcontext():
         if place and line.multirun:

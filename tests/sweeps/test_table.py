@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.journal import Ended
-from apollo_cli.report.sweep import close_sweep
+from apollo_cli.sweeps.journal import Ended
+from apollo_cli.sweeps.table import close_sweep
 
 
 def _cell(folder: Path, seed: int, status: str = "completed", code: int = 0, reason: str = "") -> Ended:

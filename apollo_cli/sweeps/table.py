@@ -7,8 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from apollo_cli import files
-from apollo_cli.journal import Ended
 from apollo_cli.report.runs import RunFiles
+from apollo_cli.sweeps.journal import Ended
 from apollo_cli.tracking.console import Screen
 
 

@@ -57,14 +57,14 @@ def test_every_cell_is_valid_and_differs_in_what_is_swept_alone(name: str, model
     assert {config.model.kind for config in [*baseline, *grid]} == {model}
     assert sorted(config.run.seed for config in baseline) == list(range(SEEDS))
     assert all(config.schedule.layers == (config.model.layers,) for config in baseline)
-    values: list[dict[str, Any]] = [dict(flat("", config.raw)) for config in grid]
+    values: list[dict[str, Any]] = [flat(config.raw) for config in grid]
     assert len({json.dumps(value, sort_keys=True) for value in values}) == len(grid)
     for keys, expected in OWN.get(name, {}).items():
         assert {tuple(value.get(key) for key in keys) for value in values} == expected
     assert len(grid) % SEEDS == 0
     growth = ("sampler.", "expander.", "schedule.", "optim.at_growth", "seed")
     common = [{k: str(v) for k, v in value.items() if not k.startswith(growth)} for value in values]
-    common += [{k: str(v) for k, v in flat("", c.raw) if not k.startswith(growth)} for c in baseline]
+    common += [{k: str(v) for k, v in flat(c.raw).items() if not k.startswith(growth)} for c in baseline]
     assert all(value == common[0] for value in common)
     sentence = groups()["experiment"][name]
     assert sentence.endswith(f"; {len(grid) + len(baseline)} runs")
@@ -110,7 +110,7 @@ TWO_CELLS = {
 }
 
 
-@pytest.mark.parametrize(("name", "model"), zip(ABLATIONS, ["bert", "gpt"] * 2, strict=True))
+@pytest.mark.parametrize(("name", "model"), list(zip(ABLATIONS, ["bert", "gpt"] * 2, strict=True)))
 def test_an_ablation_trains_its_baseline_and_its_cells_and_goes_on_when_it_is_typed_again(
     name: str, model: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,12 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from apollo_cli.cells import record_failure, run_cell
 from apollo_cli.config import parse
 from apollo_cli.errors import OccupiedError
-from apollo_cli.journal import Ended, Journal
 from apollo_cli.outcome import DONE, report
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.sweeps.cells import record_failure, run_cell
+from apollo_cli.sweeps.journal import Ended, Journal
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
 

@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from apollo_cli import files
-from apollo_cli.grid import num_cells
-from apollo_cli.job import hydra_main
-from apollo_cli.journal import Journal, Relay
 from apollo_cli.outcome import MENDABLE
 from apollo_cli.overrides import CommandLine, quoted
-from apollo_cli.report.sweep import close_sweep
+from apollo_cli.sweeps.grid import num_cells
+from apollo_cli.sweeps.job import hydra_main
+from apollo_cli.sweeps.journal import Journal, Relay
+from apollo_cli.sweeps.table import close_sweep
 from apollo_cli.training.interrupt import Terminated
 
 
