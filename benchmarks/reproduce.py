@@ -24,7 +24,7 @@ from apollo_cli.training.interrupt import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
+METHODS = ("scratch", "scratch_wsd", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
 RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
 TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # the best of RATES, see RESULTS.md
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays

@@ -72,7 +72,7 @@ def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     there = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
     runs, _ = read(there)
     found, _ = families(runs)
-    (comparison,) = compare(found, Question())
+    (comparison,) = compare(found, Question("repro_scratch"))
     yield from ["", "### What is saved", "", *_table(comparison)]
     yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
     folder = RUNNING / corpus.name / f"report_{kind}"
