@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-faults check format wheel picture bench reproduce clean
+.PHONY: help install train test test-slow test-faults check format wheel bench reproduce clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,9 +41,6 @@ format: $(STAMP)  ## mend lint and format
 
 wheel: $(STAMP)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
-
-picture: $(STAMP)  ## train the README's runs and draw its picture
-	$(BIN)/python -m benchmarks.picture
 
 reproduce: $(STAMP)  ## what each method saves, from nothing: hours; goes on where it was stopped; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.reproduce

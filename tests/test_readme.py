@@ -73,7 +73,7 @@ def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: p
 def test_every_make_target_is_there() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = {words[1] for words in COMMANDS if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", README))
-    assert {"train", "test", "picture", "help"} <= targets
+    assert {"train", "test", "reproduce", "help"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE), target
 
