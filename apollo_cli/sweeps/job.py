@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
+from threading import Lock, Thread
+from time import sleep
 from typing import Any
 
 import hydra
@@ -22,6 +24,8 @@ from apollo_cli.sweeps.cells import record_failure, run_cell
 from apollo_cli.sweeps.journal import Ended, Journal
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
+
+_AT_WORK = Lock()  # held while this process, one of several, has a cell
 
 
 def hydra_main(words: list[str]) -> int:
@@ -93,29 +97,25 @@ def _aside(name: str, owner: int) -> Iterator[None]:
     """A cell among others: its lines are numbered, and Ctrl-C is for the command, which passes it on."""
     with suppress(OSError):
         os.setpgid(0, 0)
+    _have_it_followed(owner)
     out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
-    with _following(owner), closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+    with _AT_WORK, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
         yield
 
 
-@contextmanager
-def _following(owner: int) -> Iterator[None]:
-    """Stops the cell, and then this process, when the command was killed: its pool would wait for ever."""
-    ended = threading.Event()
+@cache
+def _have_it_followed(owner: int) -> None:
+    """Stops the cell, and then this process, if the command is killed: its pool would wait for ever."""
 
     def follow() -> None:
-        while not ended.wait(1):
-            if os.getppid() != owner:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    threading.Thread(target=follow, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        if os.getppid() != owner:
+        while os.getppid() == owner:
+            sleep(1)
+        if _AT_WORK.locked():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with _AT_WORK:
             os._exit(128 + signal.SIGTERM)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _plain(values: Any) -> dict[str, Any]:
