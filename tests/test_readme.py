@@ -22,8 +22,19 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
+def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
+    """The largest sweeps are slow however small their cells are."""
+    large = {"experiment=ablation_expander", "experiment=ablation_schedule"}
+    return [] if large.isdisjoint(words) else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
-    "words", [words[1:] for words in COMMANDS if words[0] == "apollo-train"], ids=lambda words: " ".join(words)
+    "words",
+    [
+        pytest.param(words[1:], id=" ".join(words[1:]), marks=_speed(words))
+        for words in COMMANDS
+        if words[0] == "apollo-train"
+    ],
 )
 def test_every_command_runs(
     words: list[str],

@@ -10,6 +10,7 @@ import pytest
 
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
+from apollo_cli.report import plots
 from apollo_cli.report.runs import RunFiles
 from benchmarks import reproduce, results, saved
 from benchmarks.reproduce import KINDS, METHODS, TUNED, Cell, Corpus, cells, headline_cells, main
@@ -47,6 +48,7 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     monkeypatch.setattr(reproduce, "RUNNING", tmp_path / "running")
     monkeypatch.setattr(saved, "RUNNING", tmp_path / "running")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
     pair = [Cell("gpt", "scratch", "3e-3", 0), Cell("gpt", "apollo", "3e-3", 0)]
     monkeypatch.setattr(reproduce, "cells", lambda: pair)
     own = ("model.layers", "schedule.", "optim.lr", "size=", "data.vocab_size")

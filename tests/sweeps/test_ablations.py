@@ -50,7 +50,7 @@ def test_the_ablations_of_the_paper_are_shipped() -> None:
     assert ABLATIONS == ["ablation_expander", "ablation_k", "ablation_samplers", "ablation_schedule"]
 
 
-@pytest.mark.parametrize("model", ["bert", "gpt"])
+@pytest.mark.parametrize("model", [pytest.param("bert", marks=pytest.mark.slow), "gpt"])
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_cell_is_valid_and_differs_in_what_is_swept_alone(name: str, model: str) -> None:
     baseline, grid = cells([f"experiment={name}", f"model={model}"])
@@ -70,6 +70,7 @@ def test_every_cell_is_valid_and_differs_in_what_is_swept_alone(name: str, model
     assert sentence.endswith(f"; {len(grid) + len(baseline)} runs")
 
 
+@pytest.mark.slow
 def test_stages_and_ends_are_both_ablated() -> None:
     _, grid = cells(["experiment=ablation_schedule", "seed=0"])
     layers, ends = {config.schedule.layers for config in grid}, {config.schedule.ends for config in grid}
@@ -110,6 +111,7 @@ TWO_CELLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model"), list(zip(ABLATIONS, ["bert", "gpt"] * 2, strict=True)))
 def test_an_ablation_trains_its_baseline_and_its_cells_and_goes_on_when_it_is_typed_again(
     name: str, model: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -88,6 +88,7 @@ def _saved(cell: Path) -> dict[str, Any]:
     return RunDirectory(cell).config()
 
 
+@pytest.mark.slow
 def test_the_command_that_is_printed_goes_on_wherever_the_sweep_is(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_what_another_grid_left_in_a_cell_is_refused_by_the_keys_that_differ_and
     assert [status(tmp_path / "sweep" / cell) for cell in "012"] == ["completed", "interrupted", "completed"]
 
 
+@pytest.mark.slow
 def test_what_cannot_change_a_result_may_be_typed_differently(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"]
     with stopped_at(saves=7):
@@ -158,6 +160,7 @@ def test_a_cell_in_which_another_process_works_is_refused_and_the_others_run(
     assert status(tmp_path / "sweep" / "1") == "completed"
 
 
+@pytest.mark.slow
 def test_plans_of_a_sweep_end_with_their_flops_and_are_not_trained_over(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +223,7 @@ def test_cells_beside_each_other_end_as_those_one_after_the_other(
     assert out.count("completed before") == 4
 
 
+@pytest.mark.slow
 def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, "sampler.k=-1,2", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
     with started([*words, "hydra.launcher.n_jobs=2"], tmp_path) as process:
@@ -264,6 +268,7 @@ def test_a_signal_stops_all_cells_in_good_order(
     assert not (tmp_path / "sweep" / str(at_once)).exists()
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_killed_is_named_as_such(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, *LONG, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:
