@@ -28,7 +28,7 @@ test-slow: $(STAMP)  ## run the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu and not faults'
 
 test-faults: $(STAMP)  ## the long proof that no run is lost: kills, full disks, dead servers, bad input
-	$(BIN)/python -m pytest tests/faults -m 'faults or not faults'
+	$(BIN)/python -m pytest tests/faults tests/sweeps/test_sweep.py -m 'faults or not faults'
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
