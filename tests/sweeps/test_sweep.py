@@ -293,6 +293,7 @@ def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Pat
     assert rows(tmp_path / "sweep") == rows(undisturbed)
 
 
+@pytest.mark.faults
 def test_cells_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, *LONG, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:

@@ -49,8 +49,8 @@ def test_constant(optim: Callable[..., Optim]) -> None:
 def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
     schedule: str, optim: Callable[..., Optim]
 ) -> None:
-    plain = [learning_rate(optim(f"optim.schedule={schedule}"), step, 100) for step in range(100)]
     going_on = optim(f"optim.schedule={schedule}")
+    plain = [learning_rate(going_on, step, 100) for step in range(100)]
     assert [learning_rate(going_on, step, 100, (30, 60)) for step in range(100)] == plain
     again = optim(f"optim.schedule={schedule}", "optim.at_growth=rewarm")
     rates = [learning_rate(again, step, 100, (30, 60)) for step in range(100)]
