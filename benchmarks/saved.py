@@ -17,6 +17,7 @@ from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read
 from benchmarks import results
 from benchmarks.reproduce import (
+    KEPT,
     KINDS,
     METHODS,
     RATES,
@@ -29,6 +30,7 @@ from benchmarks.reproduce import (
     rate_cells,
 )  # fmt: skip
 
+BASELINES = ("repro_scratch", "repro_scratch_wsd")  # under one cosine, as published; under the better rate
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
 
 
@@ -72,16 +74,23 @@ def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     there = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
     runs, _ = read(there)
     found, _ = families(runs)
-    (comparison,) = compare(found, Question("repro_scratch"))
-    yield from ["", "### What is saved", "", *_table(comparison)]
-    yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
-    folder = RUNNING / corpus.name / f"report_{kind}"
-    write_report(folder, [comparison], [], ["apollo-compare", *there])
+    for baseline in BASELINES:
+        if not any(run.config["name"] == baseline for run in runs):
+            continue
+        (comparison,) = compare(found, Question(baseline))
+        yield from ["", f"### What is saved against {baseline}", "", *_table(comparison)]
+        yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
+        folder = RUNNING / corpus.name / f"report_{kind}_{baseline}"
+        write_report(folder, [comparison], [], ["apollo-compare", *there, "--baseline", baseline])
+        yield from _pictures(corpus, folder, kind) if baseline == BASELINES[0] else ()
+
+
+def _pictures(corpus: Corpus, folder: Path, kind: str) -> Iterator[str]:
+    """Copies those of a report to the kept runs."""
     for name in PICTURES:
         drawn = folder / f"{kind}_{name}.png"
         if drawn.exists():
-            kept = corpus.kept(Cell(kind, "scratch", "", 0)).with_name(drawn.name)
-            shutil.copyfile(drawn, kept)
+            shutil.copyfile(drawn, KEPT / corpus.name / drawn.name)
             yield from ["", f"![{kind}: {name.replace('_', ' ')}](reproduction/{corpus.name}/{drawn.name})"]
 
 

@@ -47,6 +47,7 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     monkeypatch.setattr(reproduce, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(reproduce, "RUNNING", tmp_path / "running")
     monkeypatch.setattr(saved, "RUNNING", tmp_path / "running")
+    monkeypatch.setattr(saved, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
     pair = [Cell("gpt", "scratch", "3e-3", 0), Cell("gpt", "apollo", "3e-3", 0)]
