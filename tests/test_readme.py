@@ -24,7 +24,7 @@ COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in blo
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """The largest sweeps are slow however small their cells are."""
-    large = {"experiment=ablation_expander", "experiment=ablation_schedule"}
+    large = {"experiment=ablation_expander", "experiment=ablation_schedule", "sampler=lvps,uniform,edge,full"}
     return [] if large.isdisjoint(words) else [pytest.mark.slow]
 
 

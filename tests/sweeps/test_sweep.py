@@ -283,6 +283,7 @@ def test_a_cell_that_is_killed_is_named_as_such(tiny: tuple[str, ...], tmp_path:
     assert "hydra.sweep.dir=sweep\n" in err
 
 
+@pytest.mark.faults
 def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path) -> None:
     words = ["-m", *tiny, *CELLS, "hydra.sweep.dir=sweep"]
     with started(words, tmp_path, OMP_NUM_THREADS="1") as process:
