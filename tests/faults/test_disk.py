@@ -122,7 +122,7 @@ def test_disks_of_every_size(
 @needs_mount
 @pytest.mark.parametrize("begun", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_a_read_only_directory_is_refused_before_training(
-    begun: bool, words: tuple[str, ...], tmp_path: Path
+    begun: bool, words: tuple[str, ...], undisturbed: Ending, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
