@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,12 @@ def command(name: str) -> str:
     """A command of this installation as a person would type it from here."""
     beside = Path(sys.executable).with_name(name)
     return shown(beside) if shutil.which(name) is None and beside.exists() else name
+
+
+def in_order(name: str) -> tuple[list[tuple[float, str]], str]:
+    """A key to sort names by, so that cell 10 comes after cell 2 and k=1.5 after k=1."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name
 
 
 def sync_file(path: Path) -> None:

@@ -71,7 +71,8 @@ def page() -> str:
     lines = []
     for group in (*order, *(g for g in known if g not in order)):
         lines.append(group)
+        width = max(map(len, known[group]))
         for option, sentence in known[group].items():
             sentence = re.sub(rf"^apollo-train (-m )?experiment={option}: ", "", sentence)
-            lines.append(f"  {option:<17} {sentence}")
+            lines.append(f"  {option:<{max(width, 14)}}  {sentence}")
     return "\n".join([_HEAD, *lines, "", _TAIL])

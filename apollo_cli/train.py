@@ -34,16 +34,21 @@ def run(words: list[str]) -> int:
         signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
         print(f"apollo-train: stopped by {signum.name}; no run was under way", file=sys.stderr)
         return 128 + signum
+    except BrokenPipeError as error:
+        if {"--help", "-h", "--version"}.isdisjoint(words):
+            return report(error)
+        sys.stdout = None  # nobody reads any more
+        return DONE
     except Exception as error:
         return report(error)
 
 
 def _run(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
-        print(page())
+        print(page(), flush=True)
         return DONE
     if "--version" in words:
-        print(f"apollo-train {__version__}")
+        print(f"apollo-train {__version__}", flush=True)
         return DONE
 
     from apollo_cli import overrides

@@ -6,19 +6,20 @@ benchmarks/reproduction/CORPUS/CELL and not trained again, here or elsewhere; an
 """
 
 import gzip
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
 from apollo_cli import files
+from apollo_cli.report.runs import RunFiles
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.interrupt import terminable
 
@@ -26,7 +27,7 @@ KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduc
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
 METHODS = ("scratch", "scratch_wsd", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
 RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
-TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # the best of RATES, see RESULTS.md
+TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # until all RATES are done
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -113,7 +114,7 @@ class Corpus:
         if process.returncode:
             raise RuntimeError(f"{cell.name} ended with exit code {process.returncode}: see {log}")
         self.keep(cell, folder)
-        loss = json.loads((self.kept(cell) / "summary.json").read_text())["losses"]["eval/loss"]
+        loss = RunFiles(self.kept(cell)).summary["losses"]["eval/loss"]
         print(f"{cell.name}: validation loss {loss:.4f}, {_clock(perf_counter() - began)}", flush=True)
 
     def keep(self, cell: Cell, folder: Path) -> None:
@@ -123,7 +124,7 @@ class Corpus:
         unfinished.mkdir(parents=True)
         for name in ("config.yaml", "plan.json"):
             shutil.copyfile(folder / name, unfinished / name)
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = RunFiles(folder).summary
         del summary["run_dir"]  # where it was on this machine
         files.write_json(unfinished / "summary.json", summary)
         rows = gzip.compress((folder / "metrics.jsonl").read_bytes(), mtime=0)
@@ -160,23 +161,30 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
     """How long it will take, from micro-steps timed here and now; cells beside each other slow each other."""
     import torch
 
-    from apollo_cli.config import parse
+    from apollo_cli.config import Config, parse
     from apollo_cli.overrides import compose_values
     from apollo_cli.training.calibration import seconds_by_depth
     from apollo_cli.training.device import choose
     from apollo_cli.training.planning import make_plan, make_task
 
     torch.set_num_threads(1)
-    seconds = 0.0
-    for kind in {cell.kind for cell in missing}:
-        config = parse(compose_values([*Cell(kind, "scratch", RATES[0], 0).words, *corpus.words]))
-        device = choose(config.run)
-        speed = seconds_by_depth(config, device, make_task(config))
-        for cell in (cell for cell in missing if cell.kind == kind):
-            config = parse(compose_values([*cell.words, *corpus.words]))
-            for stage in make_plan(config, device).stages:
-                seconds += sum(count * speed(depth) for depth, count in stage.depth_counts.items())
-    print(f"about {_clock(1.25 * seconds / at_once)}; every cell that is done is kept", flush=True)
+
+    def config_of(cell: Cell) -> Config:
+        return parse(compose_values([*cell.words, *corpus.words]))
+
+    @cache
+    def speed(kind: str) -> Callable[[int], float]:
+        config = config_of(Cell(kind, "scratch", RATES[0], 0))
+        return seconds_by_depth(config, choose(config.run), make_task(config))
+
+    @cache  # rate and seed change next to nothing
+    def seconds(kind: str, method: str, layers: int | None) -> float:
+        config = config_of(Cell(kind, method, RATES[0], 0, layers))
+        stages = make_plan(config, choose(config.run)).stages
+        return sum(n * speed(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
+
+    total = sum(seconds(cell.kind, cell.method, cell.layers) for cell in missing)
+    print(f"about {_clock(1.25 * total / at_once)}; every cell that is done is kept", flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -3,32 +3,29 @@
 `python -m benchmarks.saved CORPUS` makes every table and picture anew, `make reproduce` does so at its end.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.report import words
+from apollo_cli import files
+from apollo_cli.report import plots, words
 from apollo_cli.report.comparison import AXES, Comparison, Question, compare
-from apollo_cli.report.document import write as write_report
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import read
+from apollo_cli.report.runs import RunFiles, read
 from benchmarks import results
 from benchmarks.reproduce import (
     KEPT,
     KINDS,
     METHODS,
     RATES,
-    RUNNING,
     TUNED,
     Cell,
     Corpus,
     depth_cells,
     headline_cells,
     rate_cells,
-)  # fmt: skip
+)
 
 BASELINES = ("repro_scratch", "repro_scratch_wsd")  # under one cosine, as published; under the better rate
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
@@ -49,18 +46,17 @@ def write(name: str) -> None:
 
 
 def _on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
-    found = [(cell, _summary(corpus, cell)) for cell in depth_cells(kind)]
+    there = [cell for cell in depth_cells(kind) if corpus.kept(cell).exists()]
     rows = [
-        [str(cell.layers or 12), _loss(summary), f"{summary['totals']['flops']:.3e}"]
-        for cell, summary in found
-        if summary
+        [str(cell.layers or 12), _loss(corpus, cell), f"{_summary(corpus, cell)['totals']['flops']:.3e}"]
+        for cell in there
     ]
     yield from ["", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", ""]
     yield from results.table(("layers", "validation loss (nats)", "FLOPs"), rows)
 
 
 def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
-    losses = {cell: _loss(_summary(corpus, cell)) for cell in rate_cells(kind)}
+    losses = {cell: _loss(corpus, cell) for cell in rate_cells(kind)}
     yield from ["", "### Learning rates", "", "Validation loss of seed 0 at the end; **bold**: chosen.", ""]
     rows = []
     for method in METHODS:
@@ -80,18 +76,32 @@ def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
         (comparison,) = compare(found, Question(baseline))
         yield from ["", f"### What is saved against {baseline}", "", *_table(comparison)]
         yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
-        folder = RUNNING / corpus.name / f"report_{kind}_{baseline}"
-        write_report(folder, [comparison], [], ["apollo-compare", *there, "--baseline", baseline])
-        yield from _pictures(corpus, folder, kind) if baseline == BASELINES[0] else ()
+        if baseline == BASELINES[0]:
+            yield from _pictures(corpus, comparison)
+    yield from _growths(corpus, kind)
 
 
-def _pictures(corpus: Corpus, folder: Path, kind: str) -> Iterator[str]:
-    """Copies those of a report to the kept runs."""
-    for name in PICTURES:
-        drawn = folder / f"{kind}_{name}.png"
-        if drawn.exists():
-            shutil.copyfile(drawn, KEPT / corpus.name / drawn.name)
-            yield from ["", f"![{kind}: {name.replace('_', ' ')}](reproduction/{corpus.name}/{drawn.name})"]
+def _pictures(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
+    """Draws those that are shown, beside the kept runs."""
+    kind = comparison.family.title.lower()
+    for name, caption, data in plots.pictures(comparison):
+        if name in PICTURES:
+            path = KEPT / corpus.name / f"{kind}_{name}.png"
+            files.write_bytes(path, data)
+            yield from ["", f"![{caption}](reproduction/{corpus.name}/{path.name})"]
+
+
+def _growths(corpus: Corpus, kind: str) -> Iterator[str]:
+    yield from ["", "### What growth costs", "", "Validation loss just before and after, seed by seed.", ""]
+    rows = []
+    for cell in headline_cells(kind):
+        for growth in _summary(corpus, cell).get("growths", []):
+            before, after = growth["eval/loss_before"], growth["eval/loss_after"]
+            layers = f"{growth['from']} to {growth['to']}"
+            rows.append(
+                [cell.method, str(cell.seed), layers, *(f"{x:.3f}" for x in (before, after, after - before))]
+            )
+    yield from results.table(("method", "seed", "layers", "before", "after", "cost"), rows)
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -106,18 +116,18 @@ def _table(comparison: Comparison) -> Iterator[str]:
 
 def _machines(folders: Sequence[str]) -> Iterator[str]:
     """On what the seconds were measured."""
-    found = [json.loads((Path(folder) / "summary.json").read_text()) for folder in folders]
+    found = [RunFiles(Path(folder)).summary for folder in folders]
     devices = sorted({f"{each['device']}, torch {each['versions']['torch']}" for each in found})
-    yield f"- Seconds are training seconds on {'; '.join(devices)}, two cells beside each other."
+    yield f"- Seconds are training seconds on {'; '.join(devices)}, a cell a core beside each other."
 
 
-def _summary(corpus: Corpus, cell: Cell) -> dict[str, Any] | None:
-    path = corpus.kept(cell) / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def _summary(corpus: Corpus, cell: Cell) -> dict[str, Any]:
+    return RunFiles(corpus.kept(cell)).summary
 
 
-def _loss(summary: dict[str, Any] | None) -> str:
-    return f"{summary['losses']['eval/loss']:.4f}" if summary else "-"
+def _loss(corpus: Corpus, cell: Cell) -> str:
+    losses = _summary(corpus, cell).get("losses", {})
+    return f"{losses['eval/loss']:.4f}" if losses else "-"
 
 
 if __name__ == "__main__":

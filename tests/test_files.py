@@ -95,3 +95,8 @@ def test_a_command_is_shown_as_it_is_to_be_typed(tmp_path: Path, monkeypatch: py
 )
 def test_bytes_are_shown_as_people_read_them(size: int, text: str) -> None:
     assert files.in_units(size) == text
+
+
+def test_names_are_in_the_order_of_their_numbers() -> None:
+    names = ["k=10", "k=2", "k=1.5", "k=1", "scratch-10", "scratch-9", "b", "a"]
+    assert sorted(names, key=files.in_order) == ["a", "b", "k=1", "k=1.5", "k=2", "k=10", "scratch-9", "scratch-10"]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -58,3 +59,20 @@ def test_help_comes_within_a_second(flag: str) -> None:
         seconds.append(time.perf_counter() - started)
         assert done.stdout.decode().strip() == page().strip()
     assert min(seconds) < 1
+
+
+def test_the_sentences_of_a_group_begin_below_each_other() -> None:
+    for group, options in groups().items():
+        block = page().partition(f"\n{group}\n")[2].splitlines()[: len(options)]
+        ends = {len(line) - len(line[2:].partition(" ")[2].lstrip()) for line in block if line.strip()}
+        assert len(ends) == 1, group
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_nobody_has_to_read_to_the_end(word: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as out:
+        done = subprocess.run([sys.executable, "-m", "apollo_cli.train", word], stdout=out, stderr=subprocess.PIPE)
+    assert done.returncode == 0
+    assert done.stderr == b""

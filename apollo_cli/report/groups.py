@@ -1,7 +1,6 @@
 """Which runs belong together: a group is a method over its seeds, a family is what may be compared."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from apollo_cli.files import in_order
 from apollo_cli.help import conf_folder
 from apollo_cli.report.runs import Run, few, plain
 
@@ -76,7 +76,7 @@ class Family:
 
 def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
     """The families of these runs, whatever their order, and warnings where one objective has several."""
-    runs = sorted(runs, key=lambda run: _natural(run.place))
+    runs = sorted(runs, key=lambda run: in_order(run.place))
     members: dict[Measure, list[Run]] = {}
     unsaid: dict[Measure, list[str]] = {}
     known: dict[str, set[tuple[str, int]]] = {}
@@ -90,7 +90,7 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
             unsaid.setdefault(measure, []).append(run.place)
     kinds = Counter(measure.kind for measure in members)
     found: list[Family] = []
-    for measure in sorted(members, key=lambda m: (m.kind, _natural(members[m][0].place))):
+    for measure in sorted(members, key=lambda m: (m.kind, in_order(members[m][0].place))):
         number = sum(family.title.startswith(f"{measure.kind.upper()} ") for family in found)
         title = measure.kind.upper() if kinds[measure.kind] == 1 else f"{measure.kind.upper()} {number + 1}"
         groups, of_groups = _groups(members[measure])
@@ -153,7 +153,7 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
     notes, groups = [], []
     for label, same in zip(_labels(list(members.values())), members.values(), strict=True):
         by_seed: dict[str, list[Run]] = {}
-        for run in sorted(same, key=lambda run: _natural(str(run.seed))):
+        for run in sorted(same, key=lambda run: in_order(str(run.seed))):
             by_seed.setdefault(str(run.seed), []).append(run)
         kept = []
         for seed, twins in by_seed.items():
@@ -163,7 +163,7 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
                 left = few([run.place for run in others])
                 notes.append(f"'{label}': seed {plain(seed)} is there {len(twins)} times; left out: {left}")
         groups.append(Group(label, tuple(kept)))
-    return tuple(sorted(groups, key=lambda group: _natural(group.label))), notes
+    return tuple(sorted(groups, key=lambda group: in_order(group.label))), notes
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -269,9 +269,3 @@ def _default_name() -> str:
 
 def _cut(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _natural(text: str) -> tuple[list[tuple[float, str]], str]:
-    """So that k=10 comes after k=2."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", text)
-    return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], text

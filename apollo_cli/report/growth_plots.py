@@ -184,12 +184,7 @@ def _depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str
                 alpha=0.85,
             )
         axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}")
-        axes.set_xlabel("depth (layers run)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    grid[0, 0].set_ylabel("micro-steps of the stage (%)")
-    grid[0, 0].set_ylim(bottom=0)
-    _common_legend(figure, list(dict.fromkeys(shown)))
-    return png(figure)
+    return _over_depths(figure, grid, "micro-steps of the stage (%)", list(dict.fromkeys(shown)))
 
 
 def _shares(method: Method, layers: int) -> dict[int, float]:
@@ -233,9 +228,15 @@ def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
                 markersize=5,
             )
         axes.set_title(f"N = {layers} of L = {run.target_layers}")
+    return _over_depths(figure, grid, "probability (%)", entries)
+
+
+def _over_depths(figure: Figure, grid: Any, name: str, entries: Sequence[Look]) -> bytes:
+    """The file of panels that have the depth below and shares of `name` beside."""
+    for axes in grid[0]:
         axes.set_xlabel("depth (layers run)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    grid[0, 0].set_ylabel("probability (%)")
+    grid[0, 0].set_ylabel(name)
     grid[0, 0].set_ylim(bottom=0)
     _common_legend(figure, entries)
     return png(figure)

@@ -2,15 +2,14 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
 
+from apollo_cli.files import in_order
 from apollo_cli.training.interrupt import StopRequest
 
 _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the folder
@@ -87,7 +86,7 @@ class Journal:
         if not self._lines.exists():
             return []
         cells = [Ended(**json.loads(line)) for line in self._lines.read_text(encoding="utf-8").splitlines()]
-        return sorted(cells, key=lambda cell: _natural(cell.run_dir))
+        return sorted(cells, key=lambda cell: in_order(cell.run_dir))
 
     @contextmanager
     def at_work(self) -> Iterator[bool]:
@@ -117,7 +116,3 @@ class Relay(StopRequest):
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         super()._remember(signum, frame)
         self.journal.stop(signum)
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

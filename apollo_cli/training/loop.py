@@ -251,9 +251,7 @@ class Loop:
             restore_random_state(refused.luck, self.device.device)
         diagnosis = self.diagnosis(refused, losses)
         path = diagnosis.write(self.refused_steps)
-        if (
-            not progress.skipped_in_a_row
-        ):  # else the weights are those of the save before, and older ones are better
+        if not progress.skipped_in_a_row:  # else the last save has these weights, and older ones are better
             self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
         if self.config.run.on_nonfinite == "stop":
@@ -334,7 +332,8 @@ class Loop:
         Raises:
             TrainingError: a weight is not finite; the checkpoints that are there are older.
         """
-        if not torch.stack([p.sum() for p in self.model.parameters()]).isfinite().all():
+        sums = torch.stack([p.sum() for p in self.model.parameters()])  # not finite as soon as one weight is not
+        if not sums.isfinite().all():
             raise TrainingError(
                 f"step {self.progress.step}: there are weights that are not finite, for an update was too large. "
                 "They are not saved; checkpoints that are there are from before, but the same would come again. In "

@@ -11,7 +11,9 @@ import pytest
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
 from apollo_cli.report import plots
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.report.comparison import Question, compare
+from apollo_cli.report.groups import families
+from apollo_cli.report.runs import RunFiles, read
 from benchmarks import reproduce, results, saved
 from benchmarks.reproduce import KINDS, METHODS, TUNED, Cell, Corpus, cells, headline_cells, main
 
@@ -46,7 +48,6 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     """Two cells of a few steps."""
     monkeypatch.setattr(reproduce, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(reproduce, "RUNNING", tmp_path / "running")
-    monkeypatch.setattr(saved, "RUNNING", tmp_path / "running")
     monkeypatch.setattr(saved, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
@@ -118,3 +119,40 @@ def test_what_is_kept_in_the_repository_is_whole_and_small() -> None:
         assert not re.search(r'": "[/~]', json.dumps(run.summary) + json.dumps(run.config))  # no path of a machine
     files = [path for path in reproduce.KEPT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5e6
+
+
+def test_the_readme_says_what_the_kept_rows_say() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    corpus = Corpus("pydocs", ())
+    labels = {
+        "scratch, one cosine": "scratch", "scratch, `wsd`": "scratch_wsd", "StackBERT, 3-6-12": "stackbert",
+        "Apollo as released, 1-3-6-12, k = 2": "apollo", "one late growth, 3-12, `wsd`": "late",
+        "the same growth after LVPS, k = 3": "late_lvps",
+        "Apollo, later stages 3-6-12, k = 4, `wsd`": "apollo_late",
+    }  # fmt: skip
+    cell_of = {method: Cell("gpt", method, "3e-3", 0) for method in labels.values()}
+    runs, _ = read([str(corpus.kept(cell)) for cell in cell_of.values()])
+    (comparison,) = compare(families(runs)[0], Question("repro_scratch"))
+    methods = {method.label.removeprefix("repro_"): method for method in comparison.methods}
+    for label, name in labels.items():
+        saving, final = methods[name].saving("flops"), methods[name].final
+        said = "the baseline" if name == "scratch" else "not reached" if saving is None else f"{saving.mean:.0%}"
+        flops = RunFiles(corpus.kept(cell_of[name])).summary["totals"]["flops"]
+        assert final
+        row = f"| {label} | {final.mean:.3f} | {flops / 1e13:.2f}e13 | {said.replace('%', ' %')} |"
+        assert row in readme.replace("**", "")
+    shallow = [corpus.kept(cell) for cell in reproduce.depth_cells("gpt")]
+    losses = [f"{RunFiles(folder).summary['losses']['eval/loss']:.3f}" for folder in shallow]
+    assert f"{', '.join(losses[:3])} and {losses[3]} nats" in readme
+    costs = {
+        name: [
+            f"{g['eval/loss_after'] - g['eval/loss_before']:.2f}"
+            for g in RunFiles(corpus.kept(cell)).summary["growths"]
+        ]
+        for name, cell in cell_of.items()
+    }
+    assert f"{costs['late'][0]} nats without sampling and {costs['late_lvps'][0]} after LVPS" in readme
+    assert f"(k = 4) {costs['apollo_late'][0]} each" in readme
+    assert costs["apollo_late"][0] == costs["apollo_late"][1]
+    assert f"{min(costs['apollo'])} to {max(costs['apollo'])}" in readme
+    assert f"{' and '.join(costs['stackbert'])} in StackBERT" in readme
