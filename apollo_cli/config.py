@@ -1,6 +1,7 @@
 """The typed schema of every config group, and the rules that join them.
 
-The values stand in `conf/`, none here. `parse` finds every problem before it complains.
+The values stand in `conf/`, none here but those of keys that older runs lack.
+`parse` finds every problem before it complains.
 """
 
 import re
@@ -15,7 +16,7 @@ from apollo_cli.data.special_tokens import BYTES, SPECIAL_TOKENS, entries_of_byt
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
-from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.shape import Initialization, Kind, PositionInit, ResidualInit, Shape
 
 
 def _whole(value: Any) -> Any:
@@ -68,12 +69,17 @@ class Model(Section):
     heads: Size
     ffn: Size
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    init_std: Annotated[float, Field(gt=0, le=10)] = 0.02  # here: what a run that lacks the key was trained with
+    init_positions: PositionInit = "random"
+    init_positions_std: Annotated[float, Field(gt=0, le=10)] = 0.02
+    init_residual: ResidualInit
 
 
 class Bert(Model):
     """model=bert."""
 
     kind: Literal["bert"]
+    init_residual: ResidualInit = "plain"
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -81,6 +87,7 @@ class Gpt(Model):
     """model=gpt."""
 
     kind: Literal["gpt"]
+    init_residual: ResidualInit = "by_depth"
 
 
 class Sampler(Section):
@@ -296,6 +303,12 @@ class Config:
             ffn=self.model.ffn,
             layers=self.model.layers,
             dropout=self.model.dropout,
+            init=Initialization(
+                std=self.model.init_std,
+                positions=self.model.init_positions,
+                positions_std=self.model.init_positions_std,
+                residual=self.model.init_residual,
+            ),
         )
 
 

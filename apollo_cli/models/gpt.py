@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.models.shape import Shape
-from apollo_cli.models.transformer import INIT_STD, Block, LanguageModel
+from apollo_cli.models.transformer import Block, LanguageModel
 
 EPS = 1e-5
 
@@ -17,13 +17,6 @@ class Gpt(LanguageModel):
         super().__init__(shape, layers)
         self.final_norm = nn.LayerNorm(shape.hidden, eps=EPS)
         self.initialize()
-
-    def initialize(self) -> None:
-        """Projections into the residual stream are scaled by 1 / sqrt(2 L), L the target depth (GPT-2)."""
-        super().initialize()
-        for name, projection in self.blocks.named_modules():
-            if name.endswith(("attention_out", "ffn_out")) and isinstance(projection, nn.Linear):
-                nn.init.normal_(projection.weight, std=INIT_STD / (2 * self.shape.layers) ** 0.5)
 
     def new_block(self) -> Block:
         """A pre-norm, causal block with the tanh form of GELU."""

@@ -145,7 +145,7 @@ def _bert_config(shape: Shape, layers: int) -> dict[str, Any]:
         "max_position_embeddings": shape.positions,
         "type_vocab_size": SEGMENTS,
         "layer_norm_eps": BERT_EPS,
-        "initializer_range": 0.02,
+        "initializer_range": shape.init.std,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
@@ -166,7 +166,7 @@ def _gpt_config(shape: Shape, layers: int) -> dict[str, Any]:
         "attn_pdrop": shape.dropout,
         "resid_pdrop": shape.dropout,
         "layer_norm_epsilon": GPT_EPS,
-        "initializer_range": 0.02,
+        "initializer_range": shape.init.std,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }

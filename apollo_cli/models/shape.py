@@ -4,6 +4,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["bert", "gpt"]
+PositionInit = Literal["random", "sinusoidal"]
+ResidualInit = Literal["plain", "by_depth"]
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """How the weights begin; biases are 0 and norms 1 in any case.
+
+    Attributes:
+        std: standard deviation of the normal distribution that weights are drawn from.
+        positions: what the position embeddings, which are trained, begin as: random, or sinusoidal
+            (Vaswani 2017, section 3.5), where a step along the row is one rotation everywhere.
+        positions_std: their standard deviation, or the root mean square of the sinusoids.
+        residual: projections into the residual stream begin like all else, or smaller by 1 / sqrt(2 L), L the
+            target depth (GPT-2, Radford 2019, section 2.3).
+    """
+
+    std: float = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
+    positions: PositionInit = "random"
+    positions_std: float = 0.02
+    residual: ResidualInit = "plain"
 
 
 @dataclass(frozen=True)
@@ -19,6 +40,7 @@ class Shape:
         ffn: inner width of the feed-forward part.
         layers: the target depth L.
         dropout: probability, everywhere where BERT and GPT-2 have it.
+        init: how the weights begin.
     """
 
     kind: Kind
@@ -29,3 +51,4 @@ class Shape:
     ffn: int
     layers: int
     dropout: float = 0.0
+    init: Initialization = Initialization()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.shape import Shape
 
-INIT_STD = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
+LONGEST_WAVE = 10_000  # of the sinusoids, in positions over 2 pi (Vaswani 2017)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,27 @@ class LanguageModel(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def initialize(self) -> None:
-        """Draws all weights from torch's global generator: N(0, 0.02), biases 0, norms 1."""
-        for module in self.modules():
+        """Draws all weights from torch's global generator, as `shape.init` says."""
+        init = self.shape.init
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                into_residual = name.endswith(("attention_out", "ffn_out")) and init.residual == "by_depth"
+                shrink = (2 * self.shape.layers) ** -0.5 if into_residual else 1.0
+                nn.init.normal_(module.weight, std=shrink * init.std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+        positions = self.positions.weight
+        nn.init.normal_(positions, std=init.positions_std)
+        if init.positions == "sinusoidal":
+            with torch.no_grad():
+                positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """(length, width): sine and cosine side by side, from one wave to the next slower by a constant factor.
+
+    Vaswani 2017, section 3.5. A root mean square of 1 / sqrt(2).
+    """
+    frequencies = LONGEST_WAVE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]

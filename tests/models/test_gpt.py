@@ -40,19 +40,6 @@ def test_loss_at_a_position_has_no_gradient_for_later_tokens(model: Gpt) -> None
     assert (embedded.grad[0, 5:] == 0).all()
 
 
-@pytest.mark.parametrize("target", [2, 12, 48])
-@pytest.mark.parametrize("stored", [1, 3])
-def test_projections_into_the_residual_stream_begin_smaller_by_the_target_depth(target: int, stored: int) -> None:
-    torch.manual_seed(0)
-    model = Gpt(Shape("gpt", vocabulary=50, positions=8, hidden=64, heads=4, ffn=256, layers=target), stored)
-    for block in model.blocks:
-        for scaled in (block.attention_out.weight, block.ffn_out.weight):
-            expected = 0.02 / (2 * target) ** 0.5
-            assert scaled.std().item() == pytest.approx(expected, rel=4 / (2 * scaled.numel()) ** 0.5)
-        for plain in (block.qkv.weight, block.ffn_in.weight):
-            assert plain.std().item() == pytest.approx(0.02, rel=4 / (2 * plain.numel()) ** 0.5)
-
-
 def test_residual_stream_is_normed_only_on_its_way_into_a_part(model: Gpt) -> None:
     with torch.no_grad():
         for block in model.blocks:
