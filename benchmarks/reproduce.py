@@ -25,9 +25,11 @@ from apollo_cli.training.interrupt import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "scratch_wsd", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
-RATES = ("1.5e-3", "3e-3", "6e-3")  # of seed 0, the same for all methods
-TUNED = {(kind, method): "3e-3" for kind in KINDS for method in METHODS}  # until all RATES are done
+METHODS = ("scratch", "scratch_cosine", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
+VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
+RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
+TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
+FLOPS = {("gpt", method): "20.3e12" for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}  # 78 %
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -56,6 +58,7 @@ class Cell:
             f"model={self.kind}",
             f"optim.lr={self.rate}",
             f"seed={self.seed}",
+            *(f"budget.flops={flops}" for flops in [FLOPS.get((self.kind, self.method))] if flops),
             *(whole if self.layers else ()),
         )
 
@@ -68,7 +71,13 @@ def depth_cells(kind: str) -> list[Cell]:
 
 def rate_cells(kind: str) -> list[Cell]:
     """The learning rates of every method."""
-    return [Cell(kind, method, rate, 0) for method in METHODS for rate in RATES]
+    return [Cell(kind, method, rate, 0) for method in METHODS for rate in RATES[kind]]
+
+
+def variant_cells(kind: str) -> list[Cell]:
+    """What the sampler and the expander have to do with it."""
+    tuned = TUNED[kind, "apollo_late"]
+    return [Cell(kind, method, tuned, 0) for method in ("apollo_late", *VARIANTS)]
 
 
 def headline_cells(kind: str) -> list[Cell]:
@@ -78,7 +87,7 @@ def headline_cells(kind: str) -> list[Cell]:
 
 def cells() -> list[Cell]:
     """All, each once, in the order in which they are wanted."""
-    wanted = (of(kind) for kind in KINDS for of in (depth_cells, headline_cells, rate_cells))
+    wanted = (of(kind) for kind in KINDS for of in (depth_cells, headline_cells, variant_cells, rate_cells))
     return list(dict.fromkeys(cell for some in wanted for cell in some))
 
 
@@ -174,12 +183,12 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
 
     @cache
     def speed(kind: str) -> Callable[[int], float]:
-        config = config_of(Cell(kind, "scratch", RATES[0], 0))
+        config = config_of(Cell(kind, "scratch", RATES[kind][0], 0))
         return seconds_by_depth(config, choose(config.run), make_task(config))
 
     @cache  # rate and seed change next to nothing
     def seconds(kind: str, method: str, layers: int | None) -> float:
-        config = config_of(Cell(kind, method, RATES[0], 0, layers))
+        config = config_of(Cell(kind, method, RATES[kind][0], 0, layers))
         stages = make_plan(config, choose(config.run)).stages
         return sum(n * speed(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
 

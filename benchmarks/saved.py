@@ -25,24 +25,30 @@ from benchmarks.reproduce import (
     depth_cells,
     headline_cells,
     rate_cells,
+    variant_cells,
 )
 
-BASELINES = ("repro_scratch", "repro_scratch_wsd")  # under one cosine, as published; under the better rate
+BASELINES = ("scratch", "scratch_cosine")  # under the better rate; under one cosine, as published
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
 
 
 def write(name: str) -> None:
     """The part on a corpus, with what is there of it."""
+    results.put(f"What is saved: {name}", lines(name))
+
+
+def lines(name: str) -> list[str]:
+    """The lines of the part on a corpus; draws its pictures."""
     corpus = Corpus(name, ())
-    lines = [
+    said = [
         "Made by `make reproduce` from the rows in `benchmarks/reproduction/`, which `apollo-compare` reads, too.",
         "A cell is `apollo-train experiment=repro_METHOD model=KIND optim.lr=RATE seed=SEED`.",
     ]
     for kind in KINDS:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
-            lines += ["", f"## {kind.upper()}", *_on_depth(corpus, kind), *_on_rates(corpus, kind)]
-            lines += _headline(corpus, kind)
-    results.put(f"What is saved: {corpus.name}", lines)
+            said += ["", f"## {kind.upper()}", *_on_depth(corpus, kind), *_on_rates(corpus, kind)]
+            said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
+    return said
 
 
 def _on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
@@ -60,25 +66,32 @@ def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
     yield from ["", "### Learning rates", "", "Validation loss of seed 0 at the end; **bold**: chosen.", ""]
     rows = []
     for method in METHODS:
-        of_rates = [losses[Cell(kind, method, rate, 0)] for rate in RATES]
-        chosen = RATES.index(TUNED[kind, method])
+        of_rates = [losses[Cell(kind, method, rate, 0)] for rate in RATES[kind]]
+        chosen = RATES[kind].index(TUNED[kind, method])
         rows.append([method, *(f"**{loss}**" if i == chosen else loss for i, loss in enumerate(of_rates))])
-    yield from results.table(("method", *RATES), rows)
+    yield from results.table(("method", *RATES[kind]), rows)
 
 
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
-    there = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
-    runs, _ = read(there)
-    found, _ = families(runs)
     for baseline in BASELINES:
-        if not any(run.config["name"] == baseline for run in runs):
+        if not (there := compared(corpus, kind, baseline)):
             continue
-        (comparison,) = compare(found, Question(baseline))
-        yield from ["", f"### What is saved against {baseline}", "", *_table(comparison)]
-        yield from ["", *(f"- {note}" for note in words.notes(comparison)), *_machines(there)]
+        yield from ["", f"### What is saved against {baseline}", "", *table(there)]
+        folders = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
+        yield from ["", *(f"- {note}" for note in words.notes(there)), *_machines(folders)]
         if baseline == BASELINES[0]:
-            yield from _pictures(corpus, comparison)
+            yield from _pictures(corpus, there)
     yield from _growths(corpus, kind)
+
+
+def compared(corpus: Corpus, kind: str, baseline: str) -> Comparison | None:
+    """All methods beside a baseline, with the cells that are there; None without one of the baseline."""
+    there = [cell for cell in headline_cells(kind) if corpus.kept(cell).exists()]
+    if baseline not in {cell.method for cell in there}:
+        return None
+    runs, _ = read([str(corpus.kept(cell)) for cell in there])
+    (comparison,) = compare(families(runs)[0], Question(f"repro_{baseline}"))
+    return comparison
 
 
 def _pictures(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
@@ -104,7 +117,26 @@ def _growths(corpus: Corpus, kind: str) -> Iterator[str]:
     yield from results.table(("method", "seed", "layers", "before", "after", "cost"), rows)
 
 
-def _table(comparison: Comparison) -> Iterator[str]:
+def _on_variants(corpus: Corpus, kind: str) -> Iterator[str]:
+    """Another sampler or another expander, all else equal."""
+    rows = []
+    for cell in variant_cells(kind):
+        if corpus.kept(cell).exists():
+            summary = _summary(corpus, cell)
+            costs = [growth["eval/loss_after"] - growth["eval/loss_before"] for growth in summary["growths"]]
+            steps, flops = summary["totals"]["steps"], f"{summary['totals']['flops']:.3e}"
+            rows.append([cell.method, str(steps), flops, _loss(corpus, cell), *(f"{cost:.3f}" for cost in costs)])
+    if len(rows) > 1:
+        yield from ["", "### Samplers and expanders", ""]
+        yield "The stages of apollo_late and as many FLOPs, seed 0. `apollo_late` is LVPS with k = 4 and interpolation,"
+        yield "`stack` the same but for its expander; the last columns say what the two growths cost (nats)."
+        yield ""
+        head = ("variant", "steps", "FLOPs", "validation loss (nats)", "3 to 6", "6 to 12")
+        yield from results.table(head, rows)
+
+
+def table(comparison: Comparison) -> Iterator[str]:
+    """The headline of a comparison."""
     yield from [f"{words.target(comparison)}; {comparison.family.description}.", ""]
     head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved", "seconds", "seconds saved")
     rows = []

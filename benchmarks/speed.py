@@ -19,6 +19,7 @@ from apollo_cli import files
 FOLDER = Path("outputs/bench")
 KINDS, WIDTHS = ("gpt", "bert"), {"nano": 128, "mini": 256}
 APOLLO_STEPS, WHOLE_RUNS = 200, 4
+THINNED = 20  # the runs of the reproduction are timed in a twentieth of their steps
 
 
 def peers() -> dict[str, Any]:
@@ -153,21 +154,46 @@ def whole_run() -> dict[str, Any]:
 
     A saving of an eighth drowns in a machine's moods otherwise.
     """
-    return {kind: [_pair_of_runs(kind) for _ in range(WHOLE_RUNS)] for kind in KINDS}
+    pairs = {kind: {name: [f"experiment={name}_{kind}"] for name in ("apollo", "scratch")} for kind in KINDS}
+    steps = dict.fromkeys(("apollo", "scratch"), APOLLO_STEPS)
+    return {kind: [_in_turns(pair, steps) for _ in range(WHOLE_RUNS)] for kind, pair in pairs.items()}
 
 
-def _pair_of_runs(kind: str) -> dict[str, dict[str, float]]:
+def reproduction() -> dict[str, Any]:
+    """The headline's runs, Apollo and scratch, in a twentieth of their steps and in turns."""
+    names = {"apollo": "repro_apollo_late", "scratch": "repro_scratch"}
+    found = {}
+    for kind in KINDS:
+        words = {name: [f"experiment={experiment}", f"model={kind}"] for name, experiment in names.items()}
+        steps = {name: _steps_of(words[name]) // THINNED for name in names}
+        found[kind] = [_in_turns(words, steps) for _ in range(WHOLE_RUNS)]
+    return found
+
+
+def _steps_of(words: list[str]) -> int:
+    from apollo_cli.config import parse
+    from apollo_cli.overrides import compose_values
+    from apollo_cli.training.device import choose
+    from apollo_cli.training.planning import make_plan
+
+    config = parse(compose_values(words))
+    return make_plan(config, choose(config.run)).steps
+
+
+def _in_turns(words: dict[str, list[str]], steps: dict[str, int]) -> dict[str, dict[str, float]]:
+    """FLOPs and training seconds of whole runs, a piece of each after a piece of the other."""
     from benchmarks.gate import Gated
 
     folders, running = {}, {}
-    for name in ("apollo", "scratch"):
+    for name in words:
         folders[name] = Path(mkdtemp()) / "run"
-        words = [f"experiment={name}_{kind}", f"budget.steps={APOLLO_STEPS}", f"hydra.run.dir={folders[name]}"]
-        running[name] = Gated(["-m", "benchmarks.gated", *words])
-    for turn, first in enumerate(range(0, APOLLO_STEPS, 2)):
-        names = list(running)[:: 1 if turn % 2 else -1]
-        for name in names:
-            running[name].run(2, ends=first + 2 == APOLLO_STEPS)
+        length = ["budget.flops=null", f"budget.steps={steps[name]}", f"hydra.run.dir={folders[name]}"]
+        running[name] = Gated(["-m", "benchmarks.gated", *words[name], *length])
+    turns = min(steps.values()) // 2
+    for turn in range(turns):
+        for name in list(running)[:: 1 if turn % 2 else -1]:
+            first, end = (steps[name] * t // turns for t in (turn, turn + 1))
+            running[name].run(end - first, ends=end == steps[name])
     found = {}
     for name, folder in folders.items():
         running[name].close()
@@ -297,7 +323,8 @@ def memory() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    part.__name__: part for part in (peers, profile, depth, whole_run, around, checkpoint, start, memory)
+    part.__name__: part
+    for part in (peers, profile, depth, whole_run, reproduction, around, checkpoint, start, memory)
 }
 
 
