@@ -30,23 +30,25 @@ VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
 FLOPS = {("gpt", method): "20.3e12" for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}  # 78 %
+LADDER = (1500, 2000, 2500, None)  # steps of scratch runs with smaller budgets, and with the whole one
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a method; `layers` where it is a scratch run of a shallower model."""
+    """A run of a method; `layers` or `steps` where it is a scratch run of a shallower model or a shorter one."""
 
     kind: str
     method: str
     rate: str
     seed: int
     layers: int | None = None
+    steps: int | None = None
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        method = f"{self.method}{self.layers or ''}"
+        method = f"{self.method}{self.layers or ''}" + (f"_{self.steps}steps" if self.steps else "")
         return f"{self.kind}_{method}_lr{self.rate}_seed{self.seed}"
 
     @property
@@ -60,6 +62,7 @@ class Cell:
             f"seed={self.seed}",
             *(f"budget.flops={flops}" for flops in [FLOPS.get((self.kind, self.method))] if flops),
             *(whole if self.layers else ()),
+            *([f"budget.steps={self.steps}"] if self.steps else ()),
         )
 
 
@@ -67,6 +70,11 @@ def depth_cells(kind: str) -> list[Cell]:
     """Whether depth pays: scratch runs of equal steps."""
     tuned = TUNED[kind, "scratch"]
     return [*(Cell(kind, "scratch", tuned, 0, layers) for layers in SHALLOW), Cell(kind, "scratch", tuned, 0)]
+
+
+def ladder_cells(kind: str, seed: int) -> list[Cell]:
+    """Scratch runs of several budgets, each with a schedule of its own: what a loss costs without growth."""
+    return [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=steps) for steps in LADDER]
 
 
 def rate_cells(kind: str) -> list[Cell]:
@@ -87,7 +95,11 @@ def headline_cells(kind: str) -> list[Cell]:
 
 def cells() -> list[Cell]:
     """All, each once, in the order in which they are wanted."""
-    wanted = (of(kind) for kind in KINDS for of in (depth_cells, headline_cells, variant_cells, rate_cells))
+    ladders = (ladder_cells(kind, seed) for seed in SEEDS for kind in KINDS)
+    wanted = (
+        *ladders,
+        *(of(kind) for of in (depth_cells, headline_cells, variant_cells, rate_cells) for kind in KINDS),
+    )
     return list(dict.fromkeys(cell for some in wanted for cell in some))
 
 

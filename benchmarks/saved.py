@@ -13,7 +13,7 @@ from apollo_cli.report import plots, words
 from apollo_cli.report.comparison import AXES, Comparison, Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, read
-from benchmarks import results
+from benchmarks import ladder, results
 from benchmarks.reproduce import (
     KEPT,
     KINDS,
@@ -29,6 +29,7 @@ from benchmarks.reproduce import (
 )
 
 BASELINES = ("scratch", "scratch_cosine")  # under the better rate; under one cosine, as published
+_DEPTH = ("", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", "")
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
 
 
@@ -46,18 +47,19 @@ def lines(name: str) -> list[str]:
     ]
     for kind in KINDS:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
-            said += ["", f"## {kind.upper()}", *_on_depth(corpus, kind), *_on_rates(corpus, kind)]
-            said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
+            said += ["", f"## {kind.upper()}", *_DEPTH, *on_depth(corpus, kind)]
+            said += _on_rates(corpus, kind)
+            said += [*_at_equal_loss(corpus, kind), *_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
 
 
-def _on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
+def on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
+    """The table of scratch runs of other depths."""
     there = [cell for cell in depth_cells(kind) if corpus.kept(cell).exists()]
     rows = [
         [str(cell.layers or 12), _loss(corpus, cell), f"{_summary(corpus, cell)['totals']['flops']:.3e}"]
         for cell in there
     ]
-    yield from ["", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", ""]
     yield from results.table(("layers", "validation loss (nats)", "FLOPs"), rows)
 
 
@@ -70,6 +72,13 @@ def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
         chosen = RATES[kind].index(TUNED[kind, method])
         rows.append([method, *(f"**{loss}**" if i == chosen else loss for i, loss in enumerate(of_rates))])
     yield from results.table(("method", *RATES[kind]), rows)
+
+
+def _at_equal_loss(corpus: Corpus, kind: str) -> Iterator[str]:
+    yield from ["", "### What the same loss costs from scratch", ""]
+    yield from ["Scratch runs, each laid out for its own budget.", "", *ladder.rungs(corpus, kind), ""]
+    yield "What the final loss of each run costs from scratch with the same seed (linear between two of these"
+    yield from ["budgets, never beyond them), and so what the run saved.", "", *ladder.beside(corpus, kind)]
 
 
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
@@ -128,8 +137,8 @@ def _on_variants(corpus: Corpus, kind: str) -> Iterator[str]:
             rows.append([cell.method, str(steps), flops, _loss(corpus, cell), *(f"{cost:.3f}" for cost in costs)])
     if len(rows) > 1:
         yield from ["", "### Samplers and expanders", ""]
-        yield "The stages of apollo_late and as many FLOPs, seed 0. `apollo_late` is LVPS with k = 4 and interpolation,"
-        yield "`stack` the same but for its expander; the last columns say what the two growths cost (nats)."
+        yield "The stages of apollo_late and as many FLOPs, seed 0. `apollo_late` is LVPS with k = 4 and"
+        yield "interpolation, `stack` the same but for its expander; the last columns: what a growth costs (nats)."
         yield ""
         head = ("variant", "steps", "FLOPs", "validation loss (nats)", "3 to 6", "6 to 12")
         yield from results.table(head, rows)

@@ -10,12 +10,10 @@ import pytest
 
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
-from apollo_cli.report import plots
-from apollo_cli.report.comparison import Question, compare
-from apollo_cli.report.groups import families
-from apollo_cli.report.runs import RunFiles, read
-from benchmarks import reproduce, results, saved
-from benchmarks.reproduce import KINDS, METHODS, TUNED, Cell, Corpus, cells, headline_cells, main
+from apollo_cli.report import plots, savings
+from apollo_cli.report.runs import RunFiles
+from benchmarks import ladder, reproduce, results, saved
+from benchmarks.reproduce import KINDS, METHODS, TUNED, VARIANTS, Cell, Corpus, cells, headline_cells, main
 
 FREE = {"name", "optim", "schedule", "sampler", "expander", "budget", "seed"}  # in which methods may differ
 
@@ -28,7 +26,7 @@ def composed(cell: Cell) -> dict[str, Any]:
 def test_methods_share_model_data_batch_and_evaluation(kind: str) -> None:
     scratch = composed(Cell(kind, "scratch", "3e-3", 0))
     assert scratch["schedule"]["layers"] == [scratch["model"]["layers"]]
-    for method in METHODS:
+    for method in (*METHODS, *VARIANTS):
         raw = composed(Cell(kind, method, "3e-3", 0))
         assert raw["name"] == f"repro_{method}"
         assert {key: raw[key] for key in raw if key not in FREE} == {
@@ -121,38 +119,32 @@ def test_what_is_kept_in_the_repository_is_whole_and_small() -> None:
     assert sum(path.stat().st_size for path in files) < 5e6
 
 
-def test_the_readme_says_what_the_kept_rows_say() -> None:
+def test_the_report_says_what_the_kept_rows_say_and_the_readme_has_its_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    text = Path(results.RESULTS).read_text(encoding="utf-8")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    corpus = Corpus("pydocs", ())
-    labels = {
-        "scratch, one cosine": "scratch", "scratch, `wsd`": "scratch_wsd", "StackBERT, 3-6-12": "stackbert",
-        "Apollo as released, 1-3-6-12, k = 2": "apollo", "one late growth, 3-12, `wsd`": "late",
-        "the same growth after LVPS, k = 3": "late_lvps",
-        "Apollo, later stages 3-6-12, k = 4, `wsd`": "apollo_late",
-    }  # fmt: skip
-    cell_of = {method: Cell("gpt", method, "3e-3", 0) for method in labels.values()}
-    runs, _ = read([str(corpus.kept(cell)) for cell in cell_of.values()])
-    (comparison,) = compare(families(runs)[0], Question("repro_scratch"))
-    methods = {method.label.removeprefix("repro_"): method for method in comparison.methods}
-    for label, name in labels.items():
-        saving, final = methods[name].saving("flops"), methods[name].final
-        said = "the baseline" if name == "scratch" else "not reached" if saving is None else f"{saving.mean:.0%}"
-        flops = RunFiles(corpus.kept(cell_of[name])).summary["totals"]["flops"]
-        assert final
-        row = f"| {label} | {final.mean:.3f} | {flops / 1e13:.2f}e13 | {said.replace('%', ' %')} |"
-        assert row in readme.replace("**", "")
-    shallow = [corpus.kept(cell) for cell in reproduce.depth_cells("gpt")]
-    losses = [f"{RunFiles(folder).summary['losses']['eval/loss']:.3f}" for folder in shallow]
-    assert f"{', '.join(losses[:3])} and {losses[3]} nats" in readme
-    costs = {
-        name: [
-            f"{g['eval/loss_after'] - g['eval/loss_before']:.2f}"
-            for g in RunFiles(corpus.kept(cell)).summary["growths"]
-        ]
-        for name, cell in cell_of.items()
-    }
-    assert f"{costs['late'][0]} nats without sampling and {costs['late_lvps'][0]} after LVPS" in readme
-    assert f"(k = 4) {costs['apollo_late'][0]} each" in readme
-    assert costs["apollo_late"][0] == costs["apollo_late"][1]
-    assert f"{min(costs['apollo'])} to {max(costs['apollo'])}" in readme
-    assert f"{' and '.join(costs['stackbert'])} in StackBERT" in readme
+    for folder in reproduce.KEPT.iterdir():
+        part = text.partition(f"# What is saved: {folder.name}\n")[2].partition("\n# ")[0]
+        without_pictures = [line for line in part.splitlines() if line and not line.startswith("![")]
+        said = [line for line in saved.lines(folder.name) if line]
+        assert without_pictures == said
+    for kind in KINDS:
+        for rows in (saved.on_depth(Corpus("pydocs", ()), kind), ladder.beside(Corpus("pydocs", ()), kind)):
+            assert "\n".join(rows) in readme
+
+
+def line(*losses: float) -> savings.Curve:
+    """Scratch runs of 1, 2, 3, ... FLOPs."""
+    points = enumerate(losses, 1)
+    return savings.curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
+
+
+@pytest.mark.parametrize(
+    ("loss", "flops"),
+    [(3.0, 1.0), (2.5, 1.5), (2.0, 2.0), (1.25, 2.75), (1.0, 3.0), (3.1, None), (0.9, None)],
+)
+def test_what_a_loss_costs_from_scratch_is_never_extrapolated(loss: float, flops: float | None) -> None:
+    assert ladder.from_scratch(line(3.0, 2.0, 1.0), loss) == flops
+    assert ladder.from_scratch(line(), loss) is None
