@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,10 @@ class PyDocs(Source):
 def _documentation() -> list[str]:
     from pydoc_data.topics import topics
 
-    paths = sysconfig.get_paths()
-    roots = [Path(paths["stdlib"])]
+    roots = [Path(sysconfig.get_paths()["stdlib"])]
     for name in DOCUMENTED_PACKAGES:
-        roots += [
-            folder
-            for site in dict.fromkeys((paths["purelib"], paths["platlib"]))
-            if (folder := Path(site) / _FOLDERS.get(name, name)).is_dir()
-        ]
+        spec = find_spec(_FOLDERS.get(name, name))  # wherever it is imported from: some environments see others
+        roots += map(Path, (spec and spec.submodule_search_locations) or ())
     documents = [topics[topic] for topic in sorted(topics)]
     for root in roots:
         for path in sorted(root.rglob("*.py")):
