@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, spearmanr
 
-from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches, shuffled
+from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches
+from apollo_cli.data.row_order import shuffled
 from apollo_cli.growth.randomness import Purpose
 from apollo_cli.models.transformer import Batch
 

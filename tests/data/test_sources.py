@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from apollo_cli.data.sources import Hub, PyDocs, TextFiles, _docstrings, _documentation
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.sources import PyDocs, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -393,14 +394,14 @@ def test_a_full_disk_of_the_hub_is_named_with_its_space(
         list(Hub((str(hub),), (None,)).documents())
 
 
-@pytest.mark.parametrize("name", ["list.jsonl", "my list.json", "list.jsonl.gz"])
+@pytest.mark.parametrize("name", ["list.jsonl", "my list.jsonl", "list.jsonl.gz"])
 def test_the_advice_for_a_json_array_works_and_keeps_the_file(name: str, tmp_path: Path) -> None:
     content = b'[{"text": "one"}]'
     path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
     before = path.read_bytes()
     with pytest.raises(DataError, match="one JSON array") as error:
         read(path)
-    command = str(error.value).partition("Convert it: ")[2].replace("jq -c '.[]'", "cat")
+    command = str(error.value).partition("convert it: ")[2].replace("jq -c '.[]'", "cat")
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert path.read_bytes() == before
     (new,) = set(tmp_path.iterdir()) - {path}

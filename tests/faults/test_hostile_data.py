@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from apollo_cli.data import packing
 from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.hub import Hub
 from apollo_cli.data.packing import Corpus, Recipe, prepare
-from apollo_cli.data.sources import Hub, TextFiles
+from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 
 ROW = b'{"text": "own"}\n'
