@@ -473,17 +473,31 @@ def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: li
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
-            key = prefix + str(detail["loc"][0])
-            known = [prefix + name for name in cls.model_fields]
-            if key == "data.sources" and len(detail["loc"]) > 2:
-                number, kind, *rest = detail["loc"][1:]
-                key = ".".join([f"{key}[{number}]", *map(str, rest[:1])])
-                known = [f"data.sources[{number}].{name}" for name in _SOURCES[str(kind)].model_fields]
-                detail["loc"] = (key,)
+            key, known = prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
+            if key == "data.sources" and len(detail["loc"]) > 1:
+                key, known = _within_sources(detail)
             if key not in seen:  # a union reports each of its members
                 seen.add(key)
                 problems.append(_sentence(key, detail, known))
         return None
+
+
+def _within_sources(detail: Any) -> tuple[str, list[str]]:
+    """The key of a problem with a source of a mixture, and those that this source may have."""
+    number, *rest = detail["loc"][1:]
+    detail["loc"] = detail["loc"][:1]
+    source = f"data.sources[{number}]"
+    if not rest:
+        if detail["type"] == "union_tag_invalid":
+            detail["input"] = detail["input"]["kind"]
+            detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
+            return f"{source}.kind", []
+        if detail["type"] == "union_tag_not_found":
+            detail["type"] = "missing"
+            return f"{source}.kind", []
+        return source, []
+    kind, *key = rest
+    return ".".join([source, *map(str, key[:1])]), [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]
 
 
 def _sentence(key: str, detail: Any, known: list[str]) -> str:

@@ -296,8 +296,54 @@ def memory() -> dict[str, Any]:
     return found
 
 
+def data() -> dict[str, Any]:
+    """Text to rows: against the tokenizers library alone, and a gigabyte from the file to training steps."""
+    from apollo_cli.data.sources import PyDocs
+    from benchmarks.corpus import LARGE, SMALL, VOCABULARY, text
+
+    found: dict[str, Any] = {"pydocs": _size_of(list(PyDocs().documents()))}
+    for kind in KINDS:
+        found[kind] = {"speed": _watched_corpus("speed", kind, text(SMALL), Path(mkdtemp()))}
+    cache = Path(mkdtemp()) / "cache"
+    found["scale"] = _watched_corpus("scale", "bert", text(LARGE), cache)
+    words = [
+        "model=bert", "data=text", f"data.files=[{text(LARGE)}]", f"data.vocab_size={VOCABULARY}", "batch.size=32",
+        f"data.cache_dir={cache}", "budget.steps=40", "tracking=local", f"hydra.run.dir={mkdtemp()}/run",
+    ]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-m", "apollo_cli.train", *words], stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    found["scale"]["training_peak_bytes"] = usage.ru_maxrss * 1024
+    found["reading"] = _reading(words)
+    return found
+
+
+def _size_of(documents: list[str]) -> dict[str, int]:
+    return {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
+
+
+def _watched_corpus(part: str, kind: str, path: Path, cache: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.corpus", part, kind, str(path), str(cache)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _reading(words: list[str]) -> dict[str, float]:
+    """Seconds of a step at nano with rows from all over a large file, and of making its batch."""
+    from benchmarks.loops import Stopwatch, make_loop
+
+    loop, watch = make_loop([word for word in words if "budget" not in word], 12, None), Stopwatch()
+    watch.around(loop.training, "micro_batch")
+    for _ in range(3):
+        loop.step()
+    watch.seconds, began, steps = {}, perf_counter(), 30
+    for _ in range(steps):
+        loop.step()
+    return {"step_seconds": (perf_counter() - began) / steps, "batch_seconds": watch.seconds["micro_batch"] / steps}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    part.__name__: part for part in (peers, profile, depth, whole_run, around, checkpoint, start, memory)
+    part.__name__: part for part in (peers, profile, depth, whole_run, around, checkpoint, start, memory, data)
 }
 
 
