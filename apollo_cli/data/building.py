@@ -123,16 +123,15 @@ def _watched(source: Source, at: At, say: Say) -> Iterator[str]:
     """The documents that a tokenizer is to learn from."""
     characters, limit, number = 0, tokenizers.SAMPLE_CHARACTERS, -1
     for number, document in enumerate(source.sample()):
-        if characters > limit:
-            break
-        if number % 1000 == 0:
-            at(max(characters / limit, source.share_read() or 0))
         characters += len(document)
+        if number % 1000 == 0:
+            at(min(1.0, max(characters / limit, source.share_read() or 0)))
+        if characters > limit:  # where the trainer stops
+            say(f"it learns from the first {limit:,} characters")
+            at(None)
         yield document
     if number < 0:
         raise DataError(f"the corpus is empty: there is no text in {source.title()}. Give more text")
-    if characters > limit:
-        say(f"it learns from the first {limit:,} characters")
     at(None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from apollo_cli.data.pieces import is_cut_anywhere, pieces
 from apollo_cli.data.reading import first_line
@@ -97,7 +97,7 @@ def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Toke
     found = [
         (entry, score) for entry, score in json.loads(learner.to_str())["model"]["vocab"] if entry not in special
     ]
-    ordered = sorted(((entry, round(score, 6)) for entry, score in found), key=lambda pair: (-pair[1], pair[0]))
+    ordered = _in_order([(entry, round(score, 6)) for entry, score in found])
     unknown = special.index("[UNK]") if kind == "bert" else None
     tokenizer = surround(models.Unigram([*((token, 0.0) for token in special), *ordered], unk_id=unknown))
     tokenizer.add_special_tokens(special)
@@ -130,6 +130,18 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
     tokenizer.add_special_tokens(special)
     _frame(tokenizer)
     return tokenizer
+
+
+def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """By score; letters that the text has not have the lowest, 0.0001 apart, in an order that is random: sorted."""
+    ordered = sorted(entries, key=lambda pair: (-pair[1], pair[0]))
+    first = len(ordered) - 1
+    while (
+        first and len(ordered[first - 1][0]) == 1 and abs(ordered[first - 1][1] - ordered[first][1] - 1e-4) < 2e-6
+    ):
+        first -= 1
+    letters = sorted(entry for entry, _ in ordered[first:])
+    return [*ordered[:first], *zip(letters, (score for _, score in ordered[first:]), strict=True)]
 
 
 _LEARNERS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
@@ -343,7 +355,8 @@ def _word_level(model: Any) -> Tokenizer:
 def _lower_cased_pieces(model: Any) -> Tokenizer:
     """Surroundings of a Unigram model for BERT: lower case, no accents, a space is part of the word behind it."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    one_space = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.BertNormalizer(lowercase=True), *one_space])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer
