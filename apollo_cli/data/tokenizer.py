@@ -133,13 +133,10 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
 
 
 def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """By score; letters that the text has not have the lowest, 0.0001 apart, in an order that is random: sorted."""
+    """By score; letters that are not in the text come last, not in the random order of their scores."""
     ordered = sorted(entries, key=lambda pair: (-pair[1], pair[0]))
-    first = len(ordered) - 1
-    while (
-        first and len(ordered[first - 1][0]) == 1 and abs(ordered[first - 1][1] - ordered[first][1] - 1e-4) < 2e-6
-    ):
-        first -= 1
+    lowest = min((score for entry, score in entries if len(entry) > 1), default=0.0)
+    first = next((i for i, (_, score) in enumerate(ordered) if score < lowest), len(ordered))
     letters = sorted(entry for entry, _ in ordered[first:])
     return [*ordered[:first], *zip(letters, (score for _, score in ordered[first:]), strict=True)]
 
