@@ -5,6 +5,7 @@ The values stand in `conf/`, none here. `parse` finds every problem before it co
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -432,9 +433,8 @@ def _with_whole_sources(raw: Mapping[str, Any]) -> Mapping[str, Any]:
         kind = source.get("kind") if isinstance(source, Mapping) else None
         if kind not in list(_SOURCES):
             return source
-        return {key: data[key] for key in _SOURCES[kind].model_fields if key in data and key != "kind"} | dict(
-            source
-        )
+        shared = [key for key in _SOURCES[kind].model_fields if key in data and key != "kind"]
+        return deepcopy({key: data[key] for key in shared} | dict(source))  # YAML would alias what is the same
 
     return {**raw, "data": {**data, "sources": [whole(source) for source in data["sources"]]}}
 

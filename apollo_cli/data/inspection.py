@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from tokenizers import Tokenizer
 
 from apollo_cli.data.batches import MaskedTokens, TrainingBatches
@@ -48,7 +49,7 @@ def _parts(corpus: Corpus) -> Table:
         table.add_column(name)
     for part in corpus.packed.parts:
         weight = "by its rows" if part["weight"] is None else f"{part['weight']:g}"
-        table.add_row(part["title"], weight, f"{part['training']:,}", f"{part['validation']:,}")
+        table.add_row(Text(part["title"]), weight, f"{part['training']:,}", f"{part['validation']:,}")
     return table
 
 
@@ -77,7 +78,7 @@ def _first_rows(tokenizer: Tokenizer, batches: TrainingBatches) -> Table:
     if masked:
         asked.reshape(-1)[batch.positions.numpy()] = True
     for row, seen, marks in list(zip(rows, batch.tokens.numpy(), asked, strict=True))[:_ROWS_SHOWN]:
-        table.add_row(_marked(tokenizer, row, seen, marks))
+        table.add_row(Text(_marked(tokenizer, row, seen, marks)))  # no markup of rich's
     return table
 
 
