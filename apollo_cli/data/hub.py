@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.data import reading
+from apollo_cli.data import network, reading
 from apollo_cli.data.sources import Part, Source
 from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
@@ -120,6 +120,8 @@ class Hub(Source):
                     raise DataError(
                         f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
                     )
+                if not Path(path).is_dir():
+                    network.look_into_the_cache_alone()
                 builder = load_dataset_builder(path, name)
                 _refuse_doubtful(path, builder)
                 if self.streaming:
@@ -138,16 +140,9 @@ class Hub(Source):
 
 def _hint(path: str) -> str:
     """What to do about a dataset that cannot be opened."""
-    from datasets import config
-
-    instead = "put text into files and use data=text data.files=..."
     if Path(path).is_dir():
-        return f"Put its text into files and use {instead.partition(' and use ')[2]}"
-    if config.HF_HUB_OFFLINE:
-        return (
-            f"HF_HUB_OFFLINE allows what is in the cache alone: unset it, or name a cache in HF_HOME, or {instead}"
-        )
-    return f"Without a network, name a cache that has it in HF_HOME, or {instead}"
+        return "Put its text into files and use data=text data.files=..."
+    return f"{network.what_to_do()}, or put text into files and use data=text data.files=..."
 
 
 _FORMATS = {

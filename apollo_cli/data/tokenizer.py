@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from apollo_cli.data import network
 from apollo_cli.data.pieces import is_cut_anywhere, pieces
 from apollo_cli.data.reading import first_line
 from apollo_cli.data.special_tokens import SPECIAL_TOKENS
@@ -178,6 +179,7 @@ def load(kind: str, name: str) -> Tokenizer:
 
 def _download(name: str) -> Path:
     """The file of a tokenizer on the hub, or in its cache; older ones have no tokenizer.json."""
+    network.look_into_the_cache_alone()
     for file in _FILES:
         with suppress(EntryNotFoundError):
             path = Path(hf_hub_download(name, file))

@@ -570,7 +570,8 @@ def test_without_a_network_what_to_do_is_said_in_one_sentence(hub: Path, monkeyp
     def no_network(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_DATASETS_OFFLINE")
     monkeypatch.setattr("datasets.load_dataset_builder", no_network)
     with pytest.raises(
         DataError, match=r"^dataset 'a/b' cannot be opened: .*Without a network, name a cache .*HF_HOME"
