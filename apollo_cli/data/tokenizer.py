@@ -6,14 +6,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from apollo_cli.data import network
@@ -180,13 +180,18 @@ def load(kind: str, name: str) -> Tokenizer:
 def _download(name: str) -> Path:
     """The file of a tokenizer on the hub, or in its cache; older ones have no tokenizer.json."""
     network.look_into_the_cache_alone()
+    reached = True
     for file in _FILES:
-        with suppress(EntryNotFoundError):
+        try:
             path = Path(hf_hub_download(name, file))
             if file == "vocab.json":
                 hf_hub_download(name, "merges.txt")
             return path
-    raise ValueError(f"it has no {', '.join(_FILES)}")
+        except LocalEntryNotFoundError:
+            reached = False
+        except EntryNotFoundError:
+            continue
+    raise ValueError(f"it has no {', '.join(_FILES)}" if reached else f"not in the cache. {network.what_to_do()}")
 
 
 _TRIAL = """
