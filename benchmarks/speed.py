@@ -303,12 +303,12 @@ def data() -> dict[str, Any]:
 
     found: dict[str, Any] = {"pydocs": _size_of(list(PyDocs().documents()))}
     for kind in KINDS:
-        found[kind] = {"speed": _watched_corpus("speed", kind, text(SMALL), Path(mkdtemp()))}
-    cache = Path(mkdtemp()) / "cache"
-    found["scale"] = _watched_corpus("scale", "bert", text(LARGE), cache)
+        found[kind] = {"speed": _of_corpus("speed", kind, text(SMALL))}
+    found["scale"] = _of_corpus("scale", "bert", text(LARGE))
     words = [
         "model=bert", "data=text", f"data.files=[{text(LARGE)}]", f"data.vocab_size={VOCABULARY}", "batch.size=32",
-        f"data.cache_dir={cache}", "budget.steps=40", "tracking=local", f"hydra.run.dir={mkdtemp()}/run",
+        f"data.cache_dir={FOLDER / 'data_scale_bert'}", "budget.steps=40", "tracking=local",
+        f"hydra.run.dir={mkdtemp()}/run",
     ]  # fmt: skip
     with subprocess.Popen([sys.executable, "-m", "apollo_cli.train", *words], stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -323,9 +323,15 @@ def _size_of(documents: list[str]) -> dict[str, int]:
     return {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
 
 
-def _watched_corpus(part: str, kind: str, path: Path, cache: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.corpus", part, kind, str(path), str(cache)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def _of_corpus(part: str, kind: str, path: Path) -> dict[str, Any]:
+    """A part of `benchmarks.corpus`, in a process of its own, and not again while its figures are there."""
+    cache = FOLDER / f"data_{part}_{kind}"
+    figures = cache.with_suffix(".json")
+    if not figures.exists():
+        command = [sys.executable, "-m", "benchmarks.corpus", part, kind, str(path), str(cache)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        files.write_json(figures, json.loads(printed))
+    return json.loads(figures.read_text())
 
 
 def _reading(words: list[str]) -> dict[str, float]:

@@ -29,7 +29,11 @@ SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for sta
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
 _UNBROKEN_COST = 50  # of such a run's characters in the sample: they take time and memory, and teach few words
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the best first
-_SPACES = {"ByteLevel": ("Ġ", "Ċ", "ĉ", "č"), "Metaspace": ("▁",)}  # with which a word begins, by the decoder
+_SPACES = {
+    "ByteLevel": ("Ġ", "Ċ", "ĉ", "č"),
+    "Metaspace": ("▁",),
+    "▁": ("▁",),
+}  # with which a word begins, by the decoder
 _PATIENCE = 120  # seconds for loading a tokenizer
 
 
@@ -287,18 +291,19 @@ def inside_words(tokenizer: Tokenizer) -> np.ndarray:
 
     A word is what whitespace ends; in WordPiece, whose tokens do not know of it, also what BERT's rules end.
     """
-    kind = json.loads(tokenizer.to_str())
-    decoder = str((kind.get("decoder") or {}).get("type"))
-    prefix = str(kind["model"].get("continuing_subword_prefix") or "##")
-    added = {token["id"] for token in kind["added_tokens"]}
+    parts = json.loads(tokenizer.to_str())
+    decoder = json.dumps(parts.get("decoder"), ensure_ascii=False)
+    begins = next((marks for name, marks in _SPACES.items() if name in decoder), None)
+    prefix = str(parts["model"].get("continuing_subword_prefix") or "##")
+    added = {token["id"] for token in parts["added_tokens"]}
     inside = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
     for token, i in tokenizer.get_vocab().items():
         if i in added:
             continue
-        if kind["model"]["type"] == "WordPiece":
+        if parts["model"]["type"] == "WordPiece":
             inside[i] = token.startswith(prefix)
-        elif decoder in _SPACES:
-            inside[i] = not token.startswith(_SPACES[decoder])
+        elif begins:
+            inside[i] = not token.startswith(begins)
     return inside
 
 

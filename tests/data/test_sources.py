@@ -12,6 +12,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import zstandard
 
 from apollo_cli.config import Hub as HubConfig
 from apollo_cli.config import parse
+from apollo_cli.data import sources
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.sources import PyDocs, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
@@ -301,6 +304,25 @@ def test_the_identity_of_the_documentation_names_the_python_version() -> None:
     assert sys.version.split()[0] in identity.values()
     assert identity == PyDocs().identity()
     json.dumps(identity)
+
+
+def test_a_package_is_documented_wherever_it_is_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some environments take their packages from others: the same installation, so the same text."""
+    (tmp_path / "numpy").mkdir()
+    write(tmp_path / "numpy/__init__.py", "")
+    write(tmp_path / "numpy/a.py", '"""Found."""')
+    monkeypatch.setattr(sources, "find_spec", lambda name: find_spec(name) if name != "numpy" else here)
+    here = ModuleSpec("numpy", None, is_package=True)
+    assert here.submodule_search_locations is not None
+    here.submodule_search_locations.append(str(tmp_path / "numpy"))
+    monkeypatch.setattr(sources, "_docstrings", lambda path: [str(path)])
+    _documentation.cache_clear()
+    found = list(PyDocs().documents())
+    _documentation.cache_clear()
+    assert str(tmp_path / "numpy/a.py") in found
+    assert any("/rich/" in path for path in found)
 
 
 @pytest.mark.slow
