@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,9 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
         with tokenizers.refusing("tokenizer.json: cannot be loaded"):
             tokenizer = Tokenizer.from_buffer(content)
         tokenizers.check(recipe.kind, tokenizer, "tokenizer.json")
-        if tokenizer.get_vocab_size() != recipe.vocabulary or not isinstance(facts["content"], str):
+        if tokenizer.get_vocab_size() != recipe.vocabulary or not isinstance(
+            facts["content"] + facts["fingerprint"], str
+        ):
             raise ValueError("corpus.json is of another corpus")
         packed = _packed(facts["packed"], [facts[part]["rows"] for part in PARTS])
         training, validation = (_rows(folder / f"{part}.bin", facts[part], recipe) for part in PARTS)
@@ -191,6 +194,16 @@ def _packed(facts: dict[str, Any], rows: list[int]) -> Packed:
     """
     lengths = {int(digits): count for digits, count in facts["lengths"].items()}
     packed = Packed(**{**facts, "lengths": lengths})
+    numbers = [packed.num_bytes, packed.tokens, packed.left_over, packed.copies, packed.left_out, packed.longest]
+    counts = [*numbers, *lengths.values(), *(packed.documents[part] for part in PARTS)]
+    counts += [part[name] for part in packed.parts for name in PARTS]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("the counts of corpus.json are none")
+    weights = [part["weight"] for part in packed.parts]
+    if not (all(w is None for w in weights) or all(type(w) is float and 0 < w < inf for w in weights)):
+        raise ValueError("the weights of corpus.json are none")
+    if not all(isinstance(part["title"], str) for part in packed.parts):
+        raise ValueError("the parts of corpus.json have no title")
     if [packed.rows(part) for part in PARTS] != rows:
         raise ValueError("the parts of corpus.json have other rows")
     return packed
