@@ -1,11 +1,11 @@
 """The typed schema of every config group, and the rules that join them.
 
-The values stand in `conf/`, none here but those of keys that older runs lack.
-`parse` finds every problem before it complains.
+The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -69,9 +69,9 @@ class Model(Section):
     heads: Size
     ffn: Size
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    init_std: Annotated[float, Field(gt=0, le=10)] = 0.02  # here: what a run that lacks the key was trained with
-    init_positions: PositionInit = "random"
-    init_positions_std: Annotated[float, Field(gt=0, le=10)] = 0.02
+    init_std: Annotated[float, Field(gt=0, le=10)]
+    init_positions: PositionInit
+    init_positions_std: Annotated[float, Field(gt=0, le=10)]
     init_residual: ResidualInit
 
 
@@ -79,15 +79,14 @@ class Bert(Model):
     """model=bert."""
 
     kind: Literal["bert"]
-    init_residual: ResidualInit = "plain"
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
+    mask_words: bool
 
 
 class Gpt(Model):
     """model=gpt."""
 
     kind: Literal["gpt"]
-    init_residual: ResidualInit = "by_depth"
 
 
 class Sampler(Section):
@@ -165,6 +164,68 @@ class Schedule(Section):
         return stages.Schedule.over(steps, self.layers, self.ends)
 
 
+def _listed(value: Any) -> Any:
+    """One name needs no list."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
+
+
+class OfPyDocs(Section):
+    """What is said of this machine's documentation."""
+
+    kind: Literal["pydocs"]
+
+
+class OfText(Section):
+    """What is said of text files."""
+
+    kind: Literal["text"]
+    files: Names
+    validation_files: Names
+    document: Literal["blank_line", "line", "file", "row"]
+    text_field: str
+    errors: Literal["strict", "replace"]
+
+
+class OfHub(Section):
+    """What is said of datasets of the hub."""
+
+    kind: Literal["hub"]
+    path: Names
+    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+    split: str
+    validation_split: str | None
+    streaming: bool
+    text_field: str
+
+
+Weight = Annotated[float, Field(gt=0)] | None
+
+
+class PyDocsSource(OfPyDocs):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+class TextSource(OfText):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+class HubSource(OfHub):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
+MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
+
+
 class Data(Section):
     """`data`: the corpus, its tokenizer, its rows."""
 
@@ -173,34 +234,43 @@ class Data(Section):
     vocab_size: Size
     tokenizer: str
     validation: Annotated[float, Field(gt=0, lt=1)]
+    validation_seed: Annotated[int, Field(ge=0, lt=2**63)]
     cache_dir: str | None
+    inspect: bool
 
 
-class PyDocs(Data):
+class PyDocs(Data, OfPyDocs):
     """data=pydocs."""
 
     kind: Literal["pydocs"]
 
 
-class Text(Data):
+class Text(Data, OfText):
     """data=text."""
 
     kind: Literal["text"]
-    files: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-    document: Literal["blank_line", "line", "file"]
-    text_field: str
-    errors: Literal["strict", "replace"]
 
 
-class Hub(Data):
+class Hub(Data, OfHub):
     """data=hub and its presets."""
 
     kind: Literal["hub"]
-    path: Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
-    split: str
-    streaming: bool
+
+
+class Mixture(Data):
+    """data=mixture: what a source leaves out is taken from the keys that stand beside `sources`."""
+
+    kind: Literal["mixture"]
+    sources: Annotated[tuple[MixedSource, ...], List]
+    validation_files: Names
+    document: str
     text_field: str
+    errors: str
+    name: str | None
+    split: str
+    validation_split: str | None
+    streaming: bool
+    weight: Weight
 
 
 class Optim(Section):
@@ -317,7 +387,7 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "sampler": (Lvps, Edge, PlainSampler),
     "expander": (Interpolate, Stack),
     "schedule": (Schedule,),
-    "data": (PyDocs, Text, Hub),
+    "data": (PyDocs, Text, Hub, Mixture),
     "optim": (Optim,),
     "budget": (Budget,),
     "batch": (Batch,),
@@ -337,7 +407,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         ConfigError: with every problem that was found.
     """
     problems: list[str] = []
-    raw = _with_vocabulary(raw)
+    raw = _with_whole_sources(_with_vocabulary(raw))
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": _validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -361,6 +431,22 @@ def _with_vocabulary(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if (kind := model.get("kind")) not in list(SPECIAL_TOKENS):
         return raw
     return {**raw, "data": {**data, "vocab_size": entries_of_bytes(kind)}}
+
+
+def _with_whole_sources(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same; in a mixture each source has what it left out from the keys beside `sources`."""
+    data = raw.get("data")
+    if not isinstance(data, Mapping) or data.get("kind") != "mixture" or not isinstance(data.get("sources"), list):
+        return raw
+
+    def whole(source: Any) -> Any:
+        kind = source.get("kind") if isinstance(source, Mapping) else None
+        if kind not in list(_SOURCES):
+            return source
+        shared = [key for key in _SOURCES[kind].model_fields if key in data and key != "kind"]
+        return deepcopy({key: data[key] for key in shared} | dict(source))  # YAML would alias what is the same
+
+    return {**raw, "data": {**data, "sources": [whole(source) for source in data["sources"]]}}
 
 
 def problems_of_name(name: Any) -> list[str]:
@@ -397,11 +483,31 @@ def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: li
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
-            key = prefix + str(detail["loc"][0])
+            key, known = prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
+            if key == "data.sources" and len(detail["loc"]) > 1:
+                key, known = _within_sources(detail)
             if key not in seen:  # a union reports each of its members
                 seen.add(key)
-                problems.append(_sentence(key, detail, [prefix + name for name in cls.model_fields]))
+                problems.append(_sentence(key, detail, known))
         return None
+
+
+def _within_sources(detail: Any) -> tuple[str, list[str]]:
+    """The key of a problem with a source of a mixture, and those that this source may have."""
+    number, *rest = detail["loc"][1:]
+    detail["loc"] = detail["loc"][:1]
+    source = f"data.sources[{number}]"
+    if not rest:
+        if detail["type"] == "union_tag_invalid":
+            detail["input"] = detail["input"]["kind"]
+            detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
+            return f"{source}.kind", []
+        if detail["type"] == "union_tag_not_found":
+            detail["type"] = "missing"
+            return f"{source}.kind", []
+        return source, []
+    kind, *key = rest
+    return ".".join([source, *map(str, key[:1])]), [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]
 
 
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
@@ -465,11 +571,40 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found.append(
             f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"
         )
-    if isinstance(data, Hub) and data.path and len(data.path) != len(data.name):
-        found.append(f"data.path has {len(data.path)} entries and data.name {len(data.name)}: give one for each")
+    found += _data_problems(data) if data else []
     if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         found.append(
             f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
             "make one of them smaller"
+        )
+    return found
+
+
+def _data_problems(data: Data) -> list[str]:
+    """The rules between the keys of the sources."""
+    found = []
+    mixed = data.sources if isinstance(data, Mixture) else ()
+    for where, of in [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]:
+        if not isinstance(of, OfHub):
+            continue
+        if of.path and len(of.path) != len(of.name):
+            found.append(
+                f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"
+            )
+        elif of.streaming and len(of.path) > 1:
+            found.append(
+                f"{where}.streaming=true reads no dataset to its end, so several need weights: type data=mixture "
+                "with each of them in data.sources"
+            )
+    weights = [source.weight for source in mixed]
+    if None in weights and any(weight is not None for weight in weights):
+        found.append("data.sources: some have a weight and some have none; give it to all or to none")
+    elif None in weights and len(weights) > 1 and any(isinstance(s, OfHub) and s.streaming for s in mixed):
+        found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
+    given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
+    if any(given) and not all(given):
+        found.append(
+            "data.sources: validation_files or validation_split are given for some sources and not for others; "
+            "give them for all, or for none, and data.validation of each is held out"
         )
     return found

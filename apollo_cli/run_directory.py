@@ -18,15 +18,26 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 2
+FORMAT = 3
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
 
 # Links that wandb makes; it replaces them or leaves them alone, and writes through none.
 _WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
 
-# What a format brought to config.yaml, with the value that older runs were made with.
+# What a format brought to config.yaml, with the value that older runs were made with; in a section by its kind.
 _SINCE: dict[int, dict[str, Any]] = {2: {"on_nonfinite": "stop"}}
-_TEXT_SINCE: dict[int, dict[str, Any]] = {2: {"errors": "strict"}}
+_INIT = {"init_std": 0.02, "init_positions": "random", "init_positions_std": 0.02}
+_OF_DATA = {"validation_seed": 0, "inspect": False}
+_SECTION_SINCE: dict[int, dict[tuple[str, str], dict[str, Any]]] = {
+    2: {("data", "text"): {"errors": "strict"}},
+    3: {
+        ("model", "bert"): _INIT | {"init_residual": "plain", "mask_words": False},
+        ("model", "gpt"): _INIT | {"init_residual": "by_depth"},
+        ("data", "pydocs"): _OF_DATA,
+        ("data", "text"): _OF_DATA | {"validation_files": []},
+        ("data", "hub"): _OF_DATA | {"validation_split": None},
+    },
+}
 
 
 class RunDirectory:
@@ -213,9 +224,10 @@ def _updated(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         )
     for number in range(written + 1, FORMAT + 1):
         values = _SINCE.get(number, {}) | values
-        data = values.get("data")
-        if isinstance(data, dict) and data.get("kind") == "text":
-            values["data"] = _TEXT_SINCE.get(number, {}) | data
+        for (name, kind), keys in _SECTION_SINCE.get(number, {}).items():
+            section = values.get(name)
+            if isinstance(section, dict) and section.get("kind") == kind:
+                values[name] = keys | section
     return values
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from apollo_cli.config import Config, parse
 from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import TrainingBatches
-from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
@@ -156,7 +155,7 @@ def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
 
 
 def _corpus(config: Config) -> Any:
-    return prepare_corpus(config, cache_folder.path(config.data.cache_dir), Console())
+    return prepare_corpus(config, cache_folder.path(config.data.cache_dir), Console(), 1)
 
 
 def _model(config: Config) -> LanguageModel:
@@ -166,7 +165,7 @@ def _model(config: Config) -> LanguageModel:
 
 def _batches(config: Config) -> TrainingBatches:
     corpus = _corpus(config)
-    task = make_task(config, special_ids(config.model.kind, corpus.tokenizer))
+    task = make_task(config, corpus.tokenizer)
     return TrainingBatches(corpus.training, task, config.run.seed, ROWS, ROWS)
 
 

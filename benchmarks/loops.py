@@ -54,9 +54,9 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     device, console = choose(config.run), Console()
     plan = make_plan(config, device)
     directory = RunDirectory(Path(mkdtemp()))
-    corpus = prepare_corpus(config, cache_folder.path(None), console)
+    corpus = prepare_corpus(config, cache_folder.path(config.data.cache_dir), console, plan.steps)
     session = Session(config, plan, device, corpus, directory, console)
-    progress = Progress(data=corpus.fingerprint, run_id=uuid4().hex[:16])
+    progress = Progress(data=corpus.content, run_id=uuid4().hex[:16])
     tracker: Any = session.tracker(progress) if real_tracker else _Silent()
     loop = session.loop(None, progress, tracker)
     loop.model.blocks = loop.model.blocks[:stored]

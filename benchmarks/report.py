@@ -21,6 +21,7 @@ TITLES = {
     "checkpoint": "A checkpoint",
     "start": "The start",
     "memory": "Memory of a stage",
+    "data": "Text to rows",
 }
 BARS = {"gpt": 1.35, "bert": 1.6}  # times the tokens per second of HF's Trainer
 LESS_MEMORY = 0.6
@@ -184,6 +185,42 @@ def _memory(figures: dict[str, Any]) -> Iterable[str]:
             yield results.row(
                 model, str(stage["layers"]), *sizes, f"{ratio:.2f}", f"{_met(abs(ratio - 1) <= 0.1)} 10%"
             )
+
+
+def _data(figures: dict[str, Any]) -> Iterable[str]:
+    pydocs, scale, reading = figures["pydocs"], figures["scale"], figures["reading"]
+    yield "Reading, splitting, hashing, tokenizing and packing beside `encode_batch` alone, in turns, on all cores."
+    yield ""
+    yield from results.table(("", "MB/s", "encode_batch alone", "ratio", "bar"))
+    for kind in ("gpt", "bert"):
+        found = figures[kind]["speed"]
+        rates = {
+            name: [found["bytes"] / 1e6 / turn["seconds"] for turn in found[name]] for name in ("ours", "library")
+        }
+        ratio = median(ours / theirs for ours, theirs in zip(rates["ours"], rates["library"], strict=True))
+        spread = [_spread(rates[name], ".2f") for name in ("ours", "library")]
+        yield results.row(kind, *spread, f"{ratio:.2f}", f"{_met(ratio >= 0.8)} 0.8")
+    yield ""
+    yield (
+        f"{scale['bytes'] / 1e9:.2f} GB in one file ({scale['distinct_bytes'] / 1e6:.0f} MB of text, repeated): "
+        f"{scale['documents']:,} documents, {scale['copies']:,} exact copies, {scale['tokens']:,} tokens, BERT."
+    )
+    yield ""
+    yield from results.table(("", "figure", "bar"))
+    peak = max(scale["peak_bytes"], scale["training_peak_bytes"]) / 1e9
+    for name, title in (("training", "learning the tokenizer"), ("packing", "tokenizing and packing")):
+        span = scale[name]
+        busy = span["cpu_seconds"] / span["seconds"]
+        yield results.row(title, f"{span['seconds']:.0f} s, {busy:.2f} of {scale['cores']} cores", "")
+    yield results.row("peak memory, packing", f"{scale['peak_bytes'] / 1e9:.2f} GB", f"{_met(peak < 1.5)} 1.5 GB")
+    yield results.row("peak memory, training at nano", f"{scale['training_peak_bytes'] / 1e9:.2f} GB", "")
+    opening = scale["opening"]["seconds"]
+    yield results.row("opening the cache", f"{opening:.2f} s", f"{_met(opening < 1)} 1 s")
+    share = reading["batch_seconds"] / reading["step_seconds"]
+    step = f"{reading['batch_seconds'] * 1e3:.2f} of {reading['step_seconds'] * 1e3:.0f} ms, {share:.2%}"
+    yield results.row("making a batch, of a step at nano", step, f"{_met(share < 0.01)} 1%")
+    yield ""
+    yield f"`pydocs` on this installation: {pydocs['documents']:,} documents, {pydocs['bytes']:,} bytes."
 
 
 def _gpu(figures: dict[str, Any]) -> Iterable[str]:

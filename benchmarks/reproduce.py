@@ -30,7 +30,7 @@ VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
 FLOPS = {("gpt", method): "20.3e12" for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}  # 78 %
-LADDER = (1500, 2000, 2500, None)  # steps of scratch runs with smaller budgets, and with the whole one
+LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (2000, 2500, None, 3500)}  # steps from scratch
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -74,7 +74,7 @@ def depth_cells(kind: str) -> list[Cell]:
 
 def ladder_cells(kind: str, seed: int) -> list[Cell]:
     """Scratch runs of several budgets, each with a schedule of its own: what a loss costs without growth."""
-    return [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=steps) for steps in LADDER]
+    return [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=steps) for steps in LADDER[kind]]
 
 
 def rate_cells(kind: str) -> list[Cell]:

@@ -322,9 +322,61 @@ def memory() -> dict[str, Any]:
     return found
 
 
+def data() -> dict[str, Any]:
+    """Text to rows: against the tokenizers library alone, and a gigabyte from the file to training steps."""
+    from apollo_cli.data.sources import PyDocs
+    from benchmarks.corpus import LARGE, SMALL, VOCABULARY, text
+
+    found: dict[str, Any] = {"pydocs": _size_of(list(PyDocs().documents()))}
+    for kind in KINDS:
+        found[kind] = {"speed": _of_corpus("speed", kind, text(SMALL))}
+    found["scale"] = _of_corpus("scale", "bert", text(LARGE))
+    words = [
+        "model=bert", "data=text", f"data.files=[{text(LARGE)}]", f"data.vocab_size={VOCABULARY}", "batch.size=32",
+        f"data.cache_dir={FOLDER / 'data_scale_bert'}", "budget.steps=40", "tracking=local",
+        f"hydra.run.dir={mkdtemp()}/run",
+    ]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-m", "apollo_cli.train", *words], stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    found["scale"]["training_peak_bytes"] = usage.ru_maxrss * 1024
+    found["reading"] = _reading(words)
+    return found
+
+
+def _size_of(documents: list[str]) -> dict[str, int]:
+    return {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents)}
+
+
+def _of_corpus(part: str, kind: str, path: Path) -> dict[str, Any]:
+    """A part of `benchmarks.corpus`, in a process of its own, and not again while its figures are there."""
+    cache = FOLDER / f"data_{part}_{kind}"
+    figures = cache.with_suffix(".json")
+    if not figures.exists():
+        command = [sys.executable, "-m", "benchmarks.corpus", part, kind, str(path), str(cache)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        files.write_json(figures, json.loads(printed))
+    return json.loads(figures.read_text())
+
+
+def _reading(words: list[str]) -> dict[str, float]:
+    """Seconds of a step at nano with rows from all over a large file, and of making its batch."""
+    from benchmarks.loops import Stopwatch, make_loop
+
+    loop, watch = make_loop([word for word in words if "budget" not in word], 12, None), Stopwatch()
+    watch.around(loop.training, "micro_batch")
+    for _ in range(3):
+        loop.step()
+    watch.seconds, began, steps = {}, perf_counter(), 30
+    for _ in range(steps):
+        loop.step()
+    return {"step_seconds": (perf_counter() - began) / steps, "batch_seconds": watch.seconds["micro_batch"] / steps}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     part.__name__: part
-    for part in (peers, profile, depth, whole_run, reproduction, around, checkpoint, start, memory)
+    for part in (peers, profile, depth, whole_run, reproduction, around, checkpoint, start, memory, data)
 }
 
 

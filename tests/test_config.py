@@ -25,7 +25,8 @@ CONTRACT = [
     "sampler.k",
     *("expander.mode", "expander.moments"),
     *("schedule.layers", "schedule.ends"),
-    *("data.seq_len", "data.vocab_size", "data.tokenizer", "data.cache_dir"),
+    *("data.seq_len", "data.vocab_size", "data.tokenizer", "data.cache_dir", "data.inspect"),
+    *("data.validation", "data.validation_seed"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.clip", "optim.at_growth"),
     *("eval.every", "eval.rows"),
     *("checkpoint.every", "checkpoint.keep"),
@@ -363,3 +364,48 @@ def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(targ
     with pytest.raises(ConfigError) as caught:
         parse(compose_values([f"model.layers={target}"]))
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
+
+
+A, B = {"kind": "text", "files": "a.txt"}, {"kind": "hub", "path": "x/y"}
+
+
+def test_a_source_of_a_mixture_takes_what_it_leaves_out_from_beside_it() -> None:
+    values = compose_values(["data=mixture", "data.document=line", "data.split=test"])
+    config = parse(
+        changed(values, {"data.sources": [A | {"weight": 2}, A | {"weight": 1}, B | {"weight": 1, "split": "own"}]})
+    )
+    first, _, second = config.data.sources  # type: ignore[attr-defined]
+    assert (first.files, first.document, first.weight) == (("a.txt",), "line", 2)
+    assert (second.path, second.name, second.split, second.streaming) == (("x/y",), (None,), "own", False)
+    written = yaml.safe_dump(config.raw)
+    assert "&id" not in written
+    assert parse(yaml.safe_load(written)) == config
+
+
+@pytest.mark.parametrize(
+    ("sources", "says"),
+    [
+        ([5], ["data.sources[0]=5", "dictionary"]),
+        ([{"files": "a"}], ["data.sources[0].kind: missing"]),
+        ([{"kind": "txt"}], ["data.sources[0].kind=txt", "pydocs, text, hub"]),
+        (
+            [{"kind": "text", "file": "a"}],
+            ["data.sources[0].file: no such key; did you mean data.sources[0].files?"],
+        ),
+        ([{"kind": "text"}], ["data.sources[0].files: missing"]),
+        ([A | {"document": "lines"}], ["data.sources[0].document=lines", "did you mean line?"]),
+        ([A | {"weight": 0}], ["data.sources[0].weight=0", "greater than 0"]),
+        ([A | {"weight": 1}, B], ["some have a weight and some have none"]),
+        ([A, B | {"streaming": True}], ["what is streamed has no size"]),
+        ([A | {"validation_files": ["v"]}, B], ["validation_files or validation_split", "for all, or for none"]),
+        ([B | {"path": ["a", "b"]}], ["data.sources[0].path has 2 entries and data.sources[0].name 1"]),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_said_with_its_place(sources: list[Any], says: list[str]) -> None:
+    found = problems_of(changed(compose_values(["data=mixture"]), {"data.sources": sources}))
+    assert any(all(text in problem for text in says) for problem in found), found
+
+
+def test_several_datasets_are_not_streamed_one_after_another() -> None:
+    values = compose_values(["data=hub", "data.path=[a,b]", "data.name=[null,null]", "data.streaming=true"])
+    assert "type data=mixture" in problems_of(values)[0]

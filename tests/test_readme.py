@@ -1,5 +1,6 @@
 """What the README shows can be typed."""
 
+import gzip
 import re
 import shlex
 from collections.abc import Callable
@@ -47,15 +48,21 @@ def test_every_command_runs(
     """As it stands, but for a smaller model, corpus and budget where it trains."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "one.txt").write_bytes(corpus_file.read_bytes())
+    for name, step in {"corpus/one.txt": 1, "a.txt": 1, "c.txt": -1}.items():
+        (tmp_path / name).write_bytes(corpus_file.read_bytes()[::step])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a few words"}\n'))
     typed = {word.partition("=")[0] for word in words}
     if "resume" in typed:
         _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
     elif any(word.startswith("experiment=ablation_") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]
+    elif any(word.startswith("data=") and word not in ("data=text", "data=mixture") for word in words):
+        words = [*words, "plan=true"]  # no test has a network
     elif "plan" not in typed:
         own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))
         own += ("data.vocab_size=",) if "data.tokenizer" in typed else ()
+        own += ("data.files=",) if "data=mixture" in words else ()
         words = words + [word for word in tiny if not word.startswith(own)] + ["budget.steps=16"]
     assert run(words) == 0
 

@@ -130,7 +130,14 @@ def test_a_run_of_the_first_format_is_brought_up_to_date(directory: RunDirectory
     assert directory.config() == {
         "seed": 1,
         "on_nonfinite": "stop",
-        "data": {"kind": "text", "files": ["a.txt"], "errors": "strict"},
+        "data": {
+            "kind": "text",
+            "files": ["a.txt"],
+            "errors": "strict",
+            "validation_files": [],
+            "validation_seed": 0,
+            "inspect": False,
+        },
     }
 
 

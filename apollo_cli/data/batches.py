@@ -7,34 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from apollo_cli.data.row_order import RowOrder
 from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.transformer import Batch
-
-_ROUNDS = 8  # of the Feistel network; 4 make it pseudorandom (Luby & Rackoff 1988), small corpora like more
-_FEWEST_BITS = 4  # of each half: fewer leave too few permutations to choose from
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
-
-
-def shuffled(rows: int, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
-    """The row at each of `positions` of a permutation of range(rows) that belongs to (seed, epoch).
-
-    A Feistel network on the bits of the position, walked until it lands inside the range: a bijection that
-    needs no memory, whatever the number of rows.
-    """
-    half = max(_FEWEST_BITS, (max(rows - 1, 1).bit_length() + 1) // 2)
-    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    keys = generator(seed, Purpose.ROW_ORDER, epoch).integers(0, 2**64, size=_ROUNDS, dtype=np.uint64)
-    result = positions.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
-    while outside.any():
-        left, right = result[outside] >> shift, result[outside] & mask
-        for key in keys:
-            mixed = (right ^ key) * _MULTIPLIER
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * _MULTIPLIER
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        result[outside] = (left << shift) | right
-        outside = result >= rows
-    return result.astype(np.int64)
 
 
 class Task(ABC):
@@ -64,16 +39,25 @@ class NextToken(Task):
         return Batch(tokens, positions.flatten(), tokens[:, 1:].flatten())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskedTokens(Task):
     """BERT (Devlin 2019): of round(fraction x maskable) positions a row, 80 % become [MASK], 10 % random.
 
     Maskable is all but [CLS] at the start and [SEP] at the end. The last 10 % keep their token.
+
+    Attributes:
+        fraction: of the maskable positions.
+        mask_id: of [MASK].
+        vocabulary: entries, from which the random ones are drawn.
+        inside: which entries go on with the word of the token before them; None masks tokens one by one. Else
+            whole words are chosen at random; one that is too long is passed over, and only what no word fits
+            takes the first tokens of one, so that every row has the same number.
     """
 
     fraction: float
     mask_id: int
     vocabulary: int
+    inside: np.ndarray | None = None
 
     def predictions(self, seq_len: int) -> int:
         """round(fraction x (seq_len - 2)), at least one."""
@@ -86,12 +70,34 @@ class MaskedTokens(Task):
         chosen = np.empty((len(tokens), count), dtype=np.int64)
         for row, index, places in zip(tokens, indices, chosen, strict=True):
             luck = generator(seed, purpose, int(index))
-            places[:] = np.sort(luck.permutation(seq_len - 2)[:count]) + 1
+            if self.inside is None:
+                places[:] = np.sort(luck.permutation(seq_len - 2)[:count]) + 1
+            else:
+                places[:] = np.sort(_of_words(self.inside[row[1:-1]], count, luck)) + 1
             choice, other = luck.random(count), luck.integers(self.vocabulary, size=count)
             row[places] = np.where(choice < 0.8, self.mask_id, np.where(choice < 0.9, other, row[places]))
         flat = (chosen + np.arange(len(tokens))[:, None] * seq_len).ravel()
         targets = rows.reshape(-1)[flat].astype(np.int64)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(flat), torch.from_numpy(targets))
+
+
+def _of_words(inside: np.ndarray, count: int, luck: np.random.Generator) -> np.ndarray:
+    """`count` positions that are whole words, as far as words fit; `inside` is of the tokens of one row."""
+    starts = np.flatnonzero(~inside)
+    starts = starts if len(starts) and starts[0] == 0 else np.r_[0, starts]
+    ends = np.r_[starts[1:], len(inside)]
+    order = luck.permutation(len(starts))
+    chosen: list[int] = []
+    left_out = []
+    for word in order:
+        if ends[word] - starts[word] <= count - len(chosen):
+            chosen.extend(range(starts[word], ends[word]))
+        else:
+            left_out.append(word)
+        if len(chosen) == count:
+            return np.array(chosen)
+    first = int(starts[left_out[0]])  # no word is short enough for the rest
+    return np.array([*chosen, *range(first, first + count - len(chosen))])
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class TrainingBatches:
         seed: of the run.
         batch_size: sequences a step.
         micro_size: sequences a micro-step.
+        order: of the rows; None for a corpus of one part.
     """
 
     rows: np.ndarray
@@ -111,6 +118,7 @@ class TrainingBatches:
     seed: int
     batch_size: int
     micro_size: int
+    order: RowOrder | None = None
 
     def micro_batch(self, step: int, part: int) -> Batch:
         """Micro-batch `part` of a step."""
@@ -119,14 +127,9 @@ class TrainingBatches:
         )
 
     def row_numbers(self, step: int, part: int) -> np.ndarray:
-        """Which rows these are: samples are numbered through the run, epoch after epoch."""
-        samples = self._samples(step, part)
-        epochs, positions = np.divmod(samples, len(self.rows))
-        picked = np.empty(len(samples), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            picked[here] = shuffled(len(self.rows), self.seed, int(epoch), positions[here])
-        return picked
+        """Which rows these are."""
+        order = self.order or RowOrder((len(self.rows),))
+        return order.row_numbers(self.seed, self._samples(step, part))
 
     def _samples(self, step: int, part: int) -> np.ndarray:
         first = step * self.batch_size + part * self.micro_size

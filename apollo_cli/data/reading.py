@@ -1,13 +1,18 @@
 """Files of a corpus to documents. What is no text is refused in one sentence, and memory is bounded."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
+import re
 import shlex
+import shutil
 import stat
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -21,7 +26,7 @@ _UNPACK = {".gz": "gzip -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc", ".zst": "zst
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar", ".jar", ".whl"}
 _OTHER_COMPRESSION = {".z", ".lz", ".lz4", ".lzma", ".lzo", ".br"}
 _NOT_TEXT = {".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg", ".jpeg", ".gif", ".mp3", ".mp4", ".exe"} | {
-    *(".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".arrow", ".h5", ".sqlite", ".db")
+    *(".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".h5", ".sqlite", ".db")
 }
 _MARKS = {  # at the start of a file; the longer ones first
     b"\xff\xfe\x00\x00": "utf-32",
@@ -32,12 +37,31 @@ _MARKS = {  # at the start of a file; the longer ones first
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass
-class Replaced:
-    """What `data.errors=replace` replaced in a file."""
+_ARROW = (".arrow", ".feather", ".ipc")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
-    bytes: int = 0
-    lines: int = 0
+
+@dataclass
+class Reading:
+    """How far a file was read, and what `data.errors=replace` replaced in it.
+
+    Attributes:
+        size: bytes of the file.
+        tell: its position, while it is open, in bytes before they are decompressed.
+    """
+
+    size: int
+    replaced_bytes: int = 0
+    replaced_lines: int = 0
+    tell: Callable[[], int] | None = None
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file that were read."""
+        try:
+            return self.tell() if self.tell else 0
+        except ValueError:  # it was closed at its end
+            return self.size
 
 
 def refuse_unsuitable(path: Path) -> None:
@@ -72,15 +96,16 @@ def refuse_unsuitable(path: Path) -> None:
         )
 
 
-def documents(path: Path, document: str, text_field: str, errors: str, replaced: Replaced) -> Iterator[str]:
+def documents(path: Path, document: str, text_field: str, errors: str, reading: Reading) -> Iterator[str]:
     """The documents of a file, by the ending of its name.
 
     Args:
-        path: txt or jsonl, each also compressed as .gz, .xz, .bz2 or .zst, or parquet.
-        document: what a document of a .txt file is: `blank_line`, `line` or `file`.
-        text_field: the field (jsonl) or column (parquet) that holds the text.
+        path: txt, jsonl, json, csv, tsv, parquet or arrow, each also compressed as .gz, .xz, .bz2 or .zst.
+        document: where a document of a .txt file ends: at a `blank_line`, a `line` (or `row`), or the end of the
+            `file`. In other files every row is a document, but with `file` they are one together.
+        text_field: the field (json) or column (csv, parquet, arrow) that holds the text.
         errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
-        replaced: counts the latter.
+        reading: counts the latter.
 
     Raises:
         DataError: names the file, and the line where there are lines.
@@ -89,19 +114,26 @@ def documents(path: Path, document: str, text_field: str, errors: str, replaced:
     if suffixes and suffixes[-1] in _UNPACK:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ".txt"
-    if kind == ".parquet":
-        yield from _parquet_column(path, text_field)
-    elif kind in (".jsonl", ".json", ".ndjson"):
-        yield from _json_lines(path, _lines(path, errors, replaced), text_field)
+    if kind in (".parquet", *_ARROW):
+        rows = _columnar(path, kind, text_field, reading)
+    elif kind in (".jsonl", ".ndjson"):
+        rows = _json_lines(path, _lines(path, errors, reading), text_field)
+    elif kind == ".json":
+        rows = _json_values(path, _lines(path, errors, reading), text_field)
+    elif kind in (".csv", ".tsv"):
+        rows = _csv_column(path, _lines(path, errors, reading), text_field, "," if kind == ".csv" else "\t")
     else:
-        yield from _split(path, _lines(path, errors, replaced), document)
+        yield from _split(path, _lines(path, errors, reading), document)
+        return
+    yield from _split(path, (f"{row}\n" for row in rows), document) if document == "file" else rows
 
 
-def _lines(path: Path, errors: str, replaced: Replaced) -> Iterator[str]:
+def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
     """The lines of a file that may be compressed; a byte-order mark of UTF-8 is dropped."""
     number = offset = 0
     try:
-        with _open_binary(path) as stream:
+        with ExitStack() as opened:
+            stream = _open_binary(path, opened, reading)
             while line := stream.readline(LONGEST + 1):
                 number += 1
                 if len(line) > LONGEST:
@@ -120,8 +152,8 @@ def _lines(path: Path, errors: str, replaced: Replaced) -> Iterator[str]:
                     if errors == "strict":
                         raise _not_utf8(path, number, start + error.start, line[error.start]) from error
                     text = line.decode(errors="replace")
-                    replaced.bytes += len(line) - len(line.decode(errors="ignore").encode())
-                    replaced.lines += 1
+                    reading.replaced_bytes += len(line) - len(line.decode(errors="ignore").encode())
+                    reading.replaced_lines += 1
                 del line  # a long one is not held twice while it is used
                 yield text
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -133,15 +165,17 @@ def _lines(path: Path, errors: str, replaced: Replaced) -> Iterator[str]:
         ) from error
 
 
-def _open_binary(path: Path) -> IO[bytes]:
+def _open_binary(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
     """Opens a file by its ending; each of these readers notices a stream that is cut off."""
+    file = opened.enter_context(path.open("rb"))
+    reading.tell = file.tell
     suffix = path.suffix.lower()
     if suffix == ".zst":
         import pyarrow
 
-        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
-    return opener(path, "rb")
+        return opened.enter_context(BufferedReader(pyarrow.input_stream(file, compression="zstd")))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix)
+    return opened.enter_context(opener(file, "rb")) if opener else file
 
 
 def _refuse_other_encodings(path: Path, line: bytes) -> None:
@@ -177,7 +211,7 @@ def _command(path: Path, words: list[str], mark: str) -> str:
 
 
 def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
-    """Lines to documents: `line`, `blank_line`, or the whole `file`."""
+    """Lines to documents: `line` (or `row`), `blank_line`, or the whole `file`."""
     waiting: list[str] = []
     length = 0
     for line in lines:
@@ -191,7 +225,7 @@ def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
                     "data.document=line, or put blank lines between documents"
                 )
         del line
-        if waiting and (document == "line" or (document == "blank_line" and blank)):
+        if waiting and (document in ("line", "row") or (document == "blank_line" and blank)):
             yield _joined(waiting)
             length = 0
     if text := _joined(waiting):
@@ -215,49 +249,170 @@ def _json_lines(path: Path, lines: Iterator[str], text_field: str) -> Iterator[s
             raise _not_a_row(path, number, line, str(error)) from error
         if isinstance(row, list) and number == 1:
             raise _not_a_row(path, number, line, "a list")
-        if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-            known = ", ".join(row) if isinstance(row, dict) else "no fields"
-            raise DataError(
-                f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
-            )
-        text = row[text_field]
+        yield _text_of(path, number, row, text_field)
         del row
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}, line {number}: half of a surrogate pair is not text ({error}); mend that row"
-            ) from error
-        yield text
 
 
 def _not_a_row(path: Path, number: int, line: str, reason: str) -> DataError:
     if number == 1 and line.lstrip().startswith("["):
         return DataError(
-            f"{path} is one JSON array, and one object a line is read. Convert it: "
-            f"{_command(path, ['jq', '-c', '.[]'], 'lines')}"
+            f"{path} is one JSON array, and one object a line is read in such a file. Name it .json, or convert "
+            f"it: {_command(path, ['jq', '-c', '.[]'], 'lines')}"
         )
     return DataError(f"{path}, line {number}: not JSON ({reason}); one object a line is read: mend that line")
 
 
-def _parquet_column(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet as parquet
+def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
+    """The text of a row of JSON.
 
+    Raises:
+        DataError: it has none, or none that can be written as UTF-8.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
+        known = ", ".join(row) if isinstance(row, dict) else "no fields"
+        raise DataError(
+            f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
+        )
+    text: str = row[text_field]
     try:
-        table = parquet.ParquetFile(path)
-        if column not in table.schema_arrow.names:
-            raise DataError(
-                f"{path}: no column {column!r} (it has: {', '.join(table.schema_arrow.names)}); set data.text_field"
-            )
-        if "string" not in str(kind := table.schema_arrow.field(column).type):
-            raise DataError(f"{path}: the column {column!r} holds {kind}, not text; set data.text_field")
-        for batch in table.iter_batches(columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{path}, line {number}: half of a surrogate pair is not text ({error}); mend that row"
+        ) from error
+    return text
+
+
+def _json_values(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
+    """The objects of one JSON array, or of a sequence of objects, however they are broken into lines.
+
+    Lines wait until all brackets in them are closed again, so that each is parsed once.
+    """
+    waiting: list[str] = []
+    depth, outer, first, number = 0, 0, 1, 0
+    for number, line in enumerate(lines, 1):
+        if not waiting:
+            if not line.strip():
+                continue
+            if not outer and first == 1 and line.lstrip().startswith("["):
+                outer, depth, line = 1, 1, line.lstrip()[1:]
+            first = number
+        waiting.append(line)
+        bare = _JSON_STRING.sub("", line)
+        depth += bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
+        if depth <= outer:
+            yield from _values_in(path, "".join(waiting), first, text_field, in_array=bool(outer))
+            waiting.clear()
+            first = number + 1
+    if waiting or (outer and depth > 0):
+        raise DataError(f"{path}, line {number}: the JSON ends in the middle; fetch or make it again")
+
+
+def _values_in(path: Path, text: str, first: int, text_field: str, *, in_array: bool) -> Iterator[str]:
+    """The texts of whole objects, between which there are commas in an array; `first` is the text's line."""
+    decoder, place, ends = json.JSONDecoder(), 0, False
+    while place < len(text):
+        mark = text[place]
+        if mark.isspace() or (in_array and mark == "," and not ends):
+            place += 1
+        elif in_array and mark == "]" and not ends:
+            place, ends = place + 1, True
+        else:
+            number = first + text.count("\n", 0, place)
+            try:
+                if ends:
+                    raise ValueError("something follows the array")
+                row, place = decoder.raw_decode(text, place)
+            except (ValueError, RecursionError) as error:
+                reason = str(error).replace(f": line {getattr(error, 'lineno', 0)} column", ": column")
+                raise DataError(f"{path}, line {number}: not JSON ({reason}); mend it there") from error
+            yield _text_of(path, number, row, text_field)
+
+
+def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Iterator[str]:
+    """A column of a table whose first row has the names; rows without text in it are passed over."""
+    csv.field_size_limit(LONGEST)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = next(rows, [])
+        if names and column not in names:
+            raise _no_column(path, column, names)
+        place = names.index(column) if names else 0
+        for row in rows:
+            if row and len(row) != len(names):
+                raise DataError(
+                    f"{path}, line {rows.line_num}: {len(row)} columns, and the first row names {len(names)}; mend "
+                    "that row (a text with commas or quotes is written in quotes)"
+                )
+            if row and row[place]:
+                yield row[place]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); mend that row") from error
+
+
+def _no_column(path: Path, column: str, names: Iterable[str]) -> DataError:
+    return DataError(f"{path}: no column {column!r} (it has: {', '.join(names)}); set data.text_field")
+
+
+def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:
+    """A column of a parquet or arrow file, batch by batch; rows without text in it are passed over."""
+    import pyarrow
+
+    what = "parquet" if kind == ".parquet" else "arrow"
+    try:
+        with ExitStack() as opened:
+            file = _seekable(path, opened, reading)
+            schema, batches = _parquet(file, column) if what == "parquet" else _arrow(file)
+            if column not in schema.names:
+                raise _no_column(path, column, schema.names)
+            if not _holds_text(kind_of_column := schema.field(column).type):
+                raise DataError(
+                    f"{path}: the column {column!r} holds {kind_of_column}, not text; set data.text_field"
+                )
+            for batch in batches:
+                yield from (text for text in batch.column(column).to_pylist() if text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the column {column!r} is not UTF-8 ({error}); write it again as text") from error
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
+
+
+def _seekable(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
+    """The file, decompressed where it is compressed: these formats are not read from front to back."""
+    stream = _open_binary(path, opened, reading)
+    if path.suffix.lower() not in _UNPACK:
+        return stream
+    whole = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    shutil.copyfileobj(stream, whole)
+    whole.seek(0)
+    return whole
+
+
+def _parquet(file: IO[bytes], column: str) -> tuple[Any, Iterator[Any]]:
+    import pyarrow.parquet as parquet
+
+    table = parquet.ParquetFile(file)
+    return table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
+
+
+def _arrow(file: IO[bytes]) -> tuple[Any, Iterator[Any]]:
+    """Both of its formats: the file, and the stream, which `datasets` writes."""
+    import pyarrow
+
+    if file.read(6) == b"ARROW1":
+        table = pyarrow.ipc.open_file(file)
+        return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
+    file.seek(0)
+    stream = pyarrow.ipc.open_stream(file)
+    return stream.schema, iter(stream)
+
+
+def _holds_text(kind: Any) -> bool:
+    return str(getattr(kind, "value_type", kind)) in (
+        "string",
+        "large_string",
+        "string_view",
+    ) and "list" not in str(kind)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,24 +1,22 @@
-"""Where documents come from: this machine's documentation, text files, or a dataset of a hub."""
+"""Where documents come from: this machine's documentation, or text files; others have a module of their own."""
 
 import ast
-import errno
 import os
-import shutil
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apollo_cli.data import reading
-from apollo_cli.data.reading import Replaced
+from apollo_cli.data.reading import Reading
 from apollo_cli.errors import DataError
-from apollo_cli.files import in_units
 
 
 class Source(ABC):
@@ -36,6 +34,24 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the documents, for the cache: equal identities mean equal documents."""
 
+    def validation(self) -> Iterator[str] | None:
+        """The documents that are given for validation; None where some of the others are to be held out."""
+        return None
+
+    def sample(self) -> Iterator[str]:
+        """The documents in an order whose beginning has something of every part."""
+        parts = self.parts()
+        return self.documents() if len(parts) == 1 else _interleaved(parts)
+
+    def parts(self) -> "list[Part]":
+        """What is packed apart; most sources are one part."""
+        return [Part(self, None)]
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it is too large to be read whole: then as much is packed as a run needs."""
+        return False
+
     def title(self) -> str:
         """What a message calls it."""
         return "the corpus"
@@ -43,6 +59,36 @@ class Source(ABC):
     def remarks(self) -> list[str]:
         """What the last reading noticed, as lines of progress."""
         return []
+
+    def share_read(self) -> float | None:
+        """How much of it the reading that is under way has passed, from 0 to 1; None where nobody knows."""
+        return None
+
+
+class Part(NamedTuple):
+    """A source within a mixture.
+
+    Attributes:
+        source: where its documents come from.
+        weight: its share of the training rows; None, for all parts alike, means every row once an epoch.
+    """
+
+    source: Source
+    weight: float | None
+
+
+def _interleaved(parts: list[Part]) -> Iterator[str]:
+    """The documents of all parts, by their weights in characters, until each has come to its end."""
+    waiting = {i: part.source.documents() for i, part in enumerate(parts)}
+    given = [0.0] * len(parts)  # characters, divided by the weight
+    while waiting:
+        i = min(waiting, key=lambda i: given[i])
+        document = next(waiting[i], None)
+        if document is None:
+            del waiting[i]
+        else:
+            given[i] += len(document) / (parts[i].weight or 1)
+            yield document
 
 
 # torch has as much again, but parsing it would take as long as the rest together
@@ -76,14 +122,10 @@ class PyDocs(Source):
 def _documentation() -> list[str]:
     from pydoc_data.topics import topics
 
-    paths = sysconfig.get_paths()
-    roots = [Path(paths["stdlib"])]
+    roots = [Path(sysconfig.get_paths()["stdlib"])]
     for name in DOCUMENTED_PACKAGES:
-        roots += [
-            folder
-            for site in dict.fromkeys((paths["purelib"], paths["platlib"]))
-            if (folder := Path(site) / _FOLDERS.get(name, name)).is_dir()
-        ]
+        spec = find_spec(_FOLDERS.get(name, name))  # wherever it is imported from: some environments see others
+        roots += map(Path, (spec and spec.submodule_search_locations) or ())
     documents = [topics[topic] for topic in sorted(topics)]
     for root in roots:
         for path in sorted(root.rglob("*.py")):
@@ -126,42 +168,41 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class TextFiles(Source):
-    """Files: txt and jsonl, each also compressed as .gz, .xz, .bz2 or .zst, and parquet.
+    """Files: txt, jsonl, json, csv, tsv, parquet and arrow, each also compressed as .gz, .xz, .bz2 or .zst.
 
     Attributes:
         patterns: paths or globs; `**` matches folders.
-        document: what a document of a .txt file is: `blank_line`, `line` or `file`.
-        text_field: the field (jsonl) or column (parquet) that holds the text.
+        document: where a document of a .txt file ends: `blank_line`, `line` (or `row`) or `file`; in other files
+            every row is one, but with `file` they are one together.
+        text_field: the field or column that holds the text, where there are such.
         errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
+        validation_patterns: the files for validation; those that `patterns` match, too, are for validation alone.
     """
 
     patterns: tuple[str, ...]
     document: str = "blank_line"
     text_field: str = "text"
     errors: str = "strict"
-    _replaced: dict[Path, Replaced] = field(default_factory=dict, compare=False, repr=False)
+    validation_patterns: tuple[str, ...] = ()
+    _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)
+    _under_way: list[Path] = field(default_factory=list, compare=False, repr=False)
 
     def paths(self) -> list[Path]:
-        """The files, sorted within each pattern.
+        """The files for training, sorted within each pattern.
 
         Raises:
             DataError: a pattern matches nothing, or something that is no file of text.
         """
         if not self.patterns:
             raise DataError("data.files is empty: name your files, for example 'data.files=[\"corpus/*.txt\"]'")
-        found: dict[Path, None] = {}
-        for pattern in self.patterns:
-            literal = os.path.expanduser(pattern)  # noqa: PTH111 - of an unknown user it stays as it is
-            matches = sorted(glob(literal, recursive=True))  # noqa: PTH207 - takes absolute patterns too
-            if os.path.lexists(literal):  # its name may hold brackets
-                matches = [literal]
-            files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
-            if not files:
-                raise _nothing_in(pattern, bool(matches))
-            for file in files:
-                reading.refuse_unsuitable(file)
-            found |= dict.fromkeys(file.resolve() for file in files)
-        return list(found)
+        found = _matches("data.files", self.patterns)
+        given = set(self._validation_paths())
+        if left := [path for path in found if path not in given]:
+            return left
+        raise DataError("data.validation_files has all files that data.files names: none is left for training")
+
+    def _validation_paths(self) -> list[Path]:
+        return _matches("data.validation_files", self.validation_patterns)
 
     def title(self) -> str:
         """The first file, and how many more."""
@@ -171,9 +212,9 @@ class TextFiles(Source):
 
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and times of change, and how they are read."""
-        files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths()]
         return {
-            "files": files,
+            "files": _states(self.paths()),
+            "validation_files": _states(self._validation_paths()),
             "document": self.document,
             "text_field": self.text_field,
             "errors": self.errors,
@@ -181,193 +222,61 @@ class TextFiles(Source):
 
     def documents(self) -> Iterator[str]:
         """File by file."""
-        for path in self.paths():
-            self._replaced[path] = replaced = Replaced()
-            yield from reading.documents(path, self.document, self.text_field, self.errors, replaced)
+        return self._read(self.paths())
+
+    def validation(self) -> Iterator[str] | None:
+        """Those of the files that are given for it."""
+        return self._read(self._validation_paths()) if self.validation_patterns else None
+
+    def _read(self, paths: list[Path]) -> Iterator[str]:
+        self._under_way[:] = paths
+        self._readings.update((path, Reading(path.stat().st_size)) for path in paths)
+        for path in paths:
+            yield from reading.documents(path, self.document, self.text_field, self.errors, self._readings[path])
+
+    def share_read(self) -> float | None:
+        """By the sizes of the files as they lie on the disk."""
+        readings = [self._readings[path] for path in self._under_way]
+        return sum(one.position for one in readings) / max(1, sum(one.size for one in readings))
 
     def remarks(self) -> list[str]:
         """What was replaced, in one line."""
-        replaced = [one for one in self._replaced.values() if one.bytes]
+        replaced = [one for one in self._readings.values() if one.replaced_bytes]
         if not replaced:
             return []
-        num_bytes, num_lines = sum(one.bytes for one in replaced), sum(one.lines for one in replaced)
+        num_bytes, num_lines = sum(r.replaced_bytes for r in replaced), sum(r.replaced_lines for r in replaced)
         return [
             f"data.errors=replace: {num_bytes:,} bytes in {num_lines:,} lines of {len(replaced):,} files were not "
             "UTF-8 and became U+FFFD"
         ]
 
 
-def _nothing_in(pattern: str, folders: bool) -> DataError:
+def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
+    """The files of globs, each once."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        literal = os.path.expanduser(pattern)  # noqa: PTH111 - of an unknown user it stays as it is
+        matches = sorted(glob(literal, recursive=True))  # noqa: PTH207 - takes absolute patterns too
+        if os.path.lexists(literal):  # its name may hold brackets
+            matches = [literal]
+        files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
+        if not files:
+            raise _nothing_in(key, pattern, bool(matches))
+        for file in files:
+            reading.refuse_unsuitable(file)
+        found |= dict.fromkeys(file.resolve() for file in files)
+    return list(found)
+
+
+def _states(paths: list[Path]) -> list[list[Any]]:
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def _nothing_in(key: str, pattern: str, folders: bool) -> DataError:
     if folders:
         example = str(Path(pattern) / "*.txt")
-        return DataError(
-            f"data.files: {pattern} is a directory: name its files, for example 'data.files=[\"{example}\"]'"
-        )
-    message = f"data.files: no file matches {pattern!r}"
+        return DataError(f"{key}: {pattern} is a directory: name its files, for example '{key}=[\"{example}\"]'")
+    message = f"{key}: no file matches {pattern!r}"
     if not pattern.startswith(("/", "~")):
         message += f" (looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
     return DataError(message)
-
-
-@dataclass(frozen=True)
-class Hub(Source):
-    """Datasets of the Hugging Face hub (or local folders in its layouts), one after another.
-
-    Attributes:
-        paths: names or folders.
-        names: the configuration of each; None where it has only one.
-        split: which split to read.
-        streaming: read while downloading, and keep nothing on disk but the packed rows.
-        text_field: the column that holds the text.
-    """
-
-    paths: tuple[str, ...]
-    names: tuple[str | None, ...]
-    split: str = "train"
-    streaming: bool = False
-    text_field: str = "text"
-    _opened: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def title(self) -> str:
-        """Their names."""
-        return f"dataset {', '.join(self.paths)}"
-
-    def identity(self) -> dict[str, Any]:
-        """Names, and the version on the hub of what is not streamed."""
-        return {
-            "paths": self.paths,
-            "names": self.names[: len(self.paths)],
-            "split": self.split,
-            "text_field": self.text_field,
-            "versions": None if self.streaming else [self._open(i)._fingerprint for i in range(len(self.paths))],
-        }
-
-    def documents(self) -> Iterator[str]:
-        """Dataset by dataset, row by row."""
-        if not self.paths:
-            raise DataError(
-                "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
-            )
-        for i, path in enumerate(self.paths):
-            for row in self._rows(i):
-                if self.text_field not in row:
-                    raise DataError(
-                        f"{path}: no column {self.text_field!r} (it has: {', '.join(row)}); set data.text_field"
-                    )
-                if (text := row[self.text_field]) is not None:
-                    if not isinstance(text, str):
-                        raise DataError(
-                            f"{path}: the column {self.text_field!r} holds no text; set data.text_field"
-                        )
-                    yield text
-
-    def _rows(self, i: int) -> Iterator[dict[str, Any]]:
-        """The rows of a dataset; every backend has errors of its own."""
-        dataset = self._open(i)
-        try:
-            yield from dataset
-        except Exception as error:
-            raise DataError(f"dataset {self.paths[i]!r} cannot be read: {_reason(error)}") from error
-
-    def _open(self, i: int) -> Any:
-        from datasets import disable_progress_bars, load_dataset_builder
-
-        path = self.paths[i]
-        if i not in self._opened:
-            disable_progress_bars()
-            try:
-                if path in _formats():
-                    raise DataError(
-                        f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
-                    )
-                builder = load_dataset_builder(path, self.names[i])
-                _refuse_doubtful(path, builder)
-                if self.streaming:
-                    self._opened[i] = builder.as_streaming_dataset(split=self.split)
-                else:
-                    builder.download_and_prepare()
-                    self._opened[i] = builder.as_dataset(split=self.split)
-            except DataError:
-                raise
-            except Exception as error:
-                if _says_full(_cause(error)):
-                    raise _full(path) from error
-                hint = "Put its text" if Path(path).is_dir() else "Without a network, put text"
-                raise DataError(
-                    f"dataset {path!r} cannot be opened: {_reason(error)}. {hint} into files and use "
-                    "data=text data.files=..."
-                ) from error
-        return self._opened[i]
-
-
-_FORMATS = {
-    "arrow",
-    "csv",
-    "json",
-    "parquet",
-    "text",
-    "cache",
-}  # cache: what datasets prepared from one of the others
-
-
-def _formats() -> Iterable[str]:
-    """Names that mean a format and all files of the working directory, not a dataset."""
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-
-    return _PACKAGED_DATASETS_MODULES
-
-
-def _refuse_doubtful(path: str, builder: Any) -> None:
-    """Refuses what may run code, unpack archives, or read files elsewhere, before a row is read."""
-    format_ = type(builder).__module__.rpartition(".")[2]
-    if format_ not in _FORMATS:
-        raise DataError(
-            f"dataset {path!r} holds {format_} files, and parquet, json, csv, arrow and text are read: convert "
-            "them to one of these, or put the text into files and use data=text data.files=..."
-        )
-    folder = Path(path).absolute()
-    for file in (str(file) for files in (builder.config.data_files or {}).values() for file in files):
-        inside = (
-            Path(os.path.normpath(file)).is_relative_to(folder) if folder.is_dir() else file.startswith("hf://")
-        )
-        if not inside or "::" in file:
-            raise DataError(f"dataset {path!r} names {file}, which is not in it: take that out of its README.md")
-        if Path(file).suffix.lower() in reading.ARCHIVES:
-            raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
-
-
-def _full(path: str) -> DataError:
-    """The message for a disk that the library has filled, and cleared again, with what it keeps of a dataset."""
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    free = {folder: _free(Path(folder)) for folder in (str(config.HF_DATASETS_CACHE), HF_HUB_CACHE)}
-    fullest = min(free, key=lambda folder: free[folder])
-    space = in_units(free[fullest])
-    return DataError(
-        f"dataset {path!r}: the disk of {fullest} is full; {space} are free there, and more than {space} are "
-        "needed. Set the environment variable HF_HOME to a folder with more space, or type data.streaming=true, "
-        "which keeps only the packed rows"
-    )
-
-
-def _says_full(error: Exception) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "Not enough disk space" in str(error)  # what datasets finds before it begins
-
-
-def _free(folder: Path) -> int:
-    """Bytes on the disk that the folder is on, or will be."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
-
-
-def _cause(error: Exception) -> Exception:
-    """The last cause; datasets wraps what its readers say."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return error
-
-
-def _reason(error: Exception) -> str:
-    """The last cause in one line."""
-    return reading.first_line(_cause(error))

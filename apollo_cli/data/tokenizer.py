@@ -11,34 +11,58 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import hf_hub_download
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from apollo_cli.data import network
 from apollo_cli.data.pieces import is_cut_anywhere, pieces
 from apollo_cli.data.reading import first_line
 from apollo_cli.data.special_tokens import SPECIAL_TOKENS
 from apollo_cli.errors import DataError
 
-AUTO = "auto"  # data.tokenizer: train one on the corpus
+AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
+ALGORITHMS = {"bert": ("wordpiece", "bpe", "unigram"), "gpt": ("bpe", "unigram")}  # the first is AUTO's
+TRAINED = (AUTO, "wordpiece", "bpe", "unigram")
 SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for stable merges
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
 _UNBROKEN_COST = 50  # of such a run's characters in the sample: they take time and memory, and teach few words
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the best first
+_SPACES = {
+    "ByteLevel": ("Ġ", "Ċ", "ĉ", "č"),
+    "Metaspace": ("▁",),
+    "▁": ("▁",),
+}  # with which a word begins, by the decoder
 _PATIENCE = 120  # seconds for loading a tokenizer
 
 
-def train(kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "this corpus") -> Tokenizer:
-    """A lower-casing WordPiece (bert) or a byte-level BPE (gpt) with exactly `vocabulary` entries.
+def train(
+    kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "this corpus", algorithm: str = AUTO
+) -> Tokenizer:
+    """A tokenizer with exactly `vocabulary` entries.
+
+    A lower-casing WordPiece (only bert), a byte-level BPE, which gives every text back as it was, or a Unigram:
+    lower-casing for bert, of bytes for gpt.
 
     Args:
         kind: of the model.
         vocabulary: entries, with the special tokens.
         documents: to learn from; those at the start are enough.
         corpus: what messages call them.
+        algorithm: one of `TRAINED`.
 
     Raises:
-        DataError: the corpus cannot fill the vocabulary.
+        DataError: the corpus cannot fill the vocabulary, or the algorithm does not suit the model.
     """
-    tokenizer = _train_wordpiece(vocabulary, documents) if kind == "bert" else _train_bpe(vocabulary, documents)
+    if algorithm not in (AUTO, *ALGORITHMS[kind]):
+        raise DataError(
+            f"data.tokenizer={algorithm}: model={kind} has no token for what such a tokenizer does not know; type "
+            f"data.tokenizer={' or '.join(ALGORITHMS[kind])}"
+        )
+    learn = _LEARNERS[ALGORITHMS[kind][0] if algorithm == AUTO else algorithm]
+    with refusing(f"data.vocab_size={vocabulary}: no tokenizer can be trained on {corpus}"):
+        tokenizer = learn(kind, vocabulary, documents)
     if tokenizer.get_vocab_size() != vocabulary:
         few = tokenizer.get_vocab_size() < vocabulary
         raise DataError(
@@ -49,25 +73,50 @@ def train(kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "t
     return tokenizer
 
 
-def _train_bpe(vocabulary: int, documents: Iterable[str]) -> Tokenizer:
+def _train_bpe(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=list(SPECIAL_TOKENS["gpt"].values()),
+        special_tokens=list(SPECIAL_TOKENS[kind].values()),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(documents), trainer)
+    _frame(tokenizer)
     return tokenizer
 
 
-def _train_wordpiece(vocabulary: int, documents: Iterable[str]) -> Tokenizer:
+def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
+    """The library's trainer orders entries by scores whose last digits differ from run to run: not here."""
+    special = list(SPECIAL_TOKENS[kind].values())
+    surround = _lower_cased_pieces if kind == "bert" else _byte_level
+    learner = surround(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=[] if kind == "bert" else sorted(pre_tokenizers.ByteLevel.alphabet()),
+        unk_token=SPECIAL_TOKENS[kind].get("unk"),
+        show_progress=False,
+    )
+    learner.train_from_iterator(_sample(documents), trainer)
+    found = [
+        (entry, score) for entry, score in json.loads(learner.to_str())["model"]["vocab"] if entry not in special
+    ]
+    ordered = _in_order([(entry, round(score, 6)) for entry, score in found])
+    unknown = special.index("[UNK]") if kind == "bert" else None
+    tokenizer = surround(models.Unigram([*((token, 0.0) for token in special), *ordered], unk_id=unknown))
+    tokenizer.add_special_tokens(special)
+    _frame(tokenizer)
+    return tokenizer
+
+
+def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
     """The library's trainer numbers letters in the order of a hash table, so they are given to it in ours.
 
     A letter costs two entries (inside a word it is ##x): rare ones must not eat a small vocabulary.
     """
     texts = list(_sample(documents))
-    special = list(SPECIAL_TOKENS["bert"].values())
+    special = list(SPECIAL_TOKENS[kind].values())
     learner = _word_level(models.WordPiece(unk_token="[UNK]"))
     counts: Counter[str] = Counter()
     for text in texts:
@@ -86,6 +135,18 @@ def _train_wordpiece(vocabulary: int, documents: Iterable[str]) -> Tokenizer:
     tokenizer.add_special_tokens(special)
     _frame(tokenizer)
     return tokenizer
+
+
+def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """By score; letters that are not in the text come last, not in the random order of their scores."""
+    ordered = sorted(entries, key=lambda pair: (-pair[1], pair[0]))
+    lowest = min((score for entry, score in entries if len(entry) > 1), default=0.0)
+    first = next((i for i, (_, score) in enumerate(ordered) if score < lowest), len(ordered))
+    letters = sorted(entry for entry, _ in ordered[first:])
+    return [*ordered[:first], *zip(letters, (score for _, score in ordered[first:]), strict=True)]
+
+
+_LEARNERS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
 
 
 def of_bytes(kind: str) -> Tokenizer:
@@ -113,11 +174,28 @@ def load(kind: str, name: str) -> Tokenizer:
         "name on the hub"
     )
     with refusing(f"data.tokenizer={name}: cannot be loaded", hint):
-        path = _file_of(name) or Path(hf_hub_download(name, "tokenizer.json"))
+        path = _file_of(name) or _download(name)
         _try_out(path, *_digests(path))
         tokenizer = from_file(path)
     check(kind, tokenizer, f"data.tokenizer={name}")
     return tokenizer
+
+
+def _download(name: str) -> Path:
+    """The file of a tokenizer on the hub, or in its cache; older ones have no tokenizer.json."""
+    network.look_into_the_cache_alone()
+    reached = True
+    for file in _FILES:
+        try:
+            path = Path(hf_hub_download(name, file))
+            if file == "vocab.json":
+                hf_hub_download(name, "merges.txt")
+            return path
+        except LocalEntryNotFoundError:
+            reached = False
+        except EntryNotFoundError:
+            continue
+    raise ValueError(f"it has no {', '.join(_FILES)}" if reached else f"not in the cache. {network.what_to_do()}")
 
 
 _TRIAL = """
@@ -208,6 +286,27 @@ def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
 
 
+def inside_words(tokenizer: Tokenizer) -> np.ndarray:
+    """Which entries go on with the word of the token before them, (vocabulary,) of bool.
+
+    A word is what whitespace ends; in WordPiece, whose tokens do not know of it, also what BERT's rules end.
+    """
+    parts = json.loads(tokenizer.to_str())
+    decoder = json.dumps(parts.get("decoder"), ensure_ascii=False)
+    begins = next((marks for name, marks in _SPACES.items() if name in decoder), None)
+    prefix = str(parts["model"].get("continuing_subword_prefix") or "##")
+    added = {token["id"] for token in parts["added_tokens"]}
+    inside = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+    for token, i in tokenizer.get_vocab().items():
+        if i in added:
+            continue
+        if parts["model"]["type"] == "WordPiece":
+            inside[i] = token.startswith(prefix)
+        elif begins:
+            inside[i] = not token.startswith(begins)
+    return inside
+
+
 def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path) -> None:
     """Writes `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -227,8 +326,7 @@ def _file_of(name: str) -> Path | None:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        names = ("tokenizer.json", "vocab.txt", "vocab.json")
-        path = next((path / file for file in names if (path / file).is_file()), path / names[0])
+        path = next((path / file for file in _FILES if (path / file).is_file()), path / _FILES[0])
     if path.is_file():
         return path
     if path.suffix in (".json", ".txt") or name.startswith(("/", ".", "~")):
@@ -260,6 +358,16 @@ def _word_level(model: Any) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _lower_cased_pieces(model: Any) -> Tokenizer:
+    """Surroundings of a Unigram model for BERT: lower case, no accents, a space is part of the word behind it."""
+    tokenizer = Tokenizer(model)
+    one_space = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.BertNormalizer(lowercase=True), *one_space])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     return tokenizer
 
 

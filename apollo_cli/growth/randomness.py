@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     ROW_ORDER = 2
     MASK = 3
     EVALUATION_MASK = 4
+    MIXTURE = 5
 
 
 def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:

@@ -3,18 +3,21 @@
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from apollo_cli import files
 from apollo_cli.growth.plan import Plan
 
+_SILENCE = 30  # seconds between lines on the progress of a long step
 _WIDTH = 112  # of plain output, where no terminal has a say
 
 
@@ -63,6 +66,34 @@ class Console:
         plain = RichConsole(file=io.StringIO(), width=_WIDTH)
         plain.print(table)
         self._log(plain.file.getvalue().rstrip())  # type: ignore[attr-defined]
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[float | None], None]]:
+        """Shows how far a long step is: a bar with the time left on a terminal, else a line now and then.
+
+        What it yields takes the share that is done, None where nobody knows.
+        """
+        began = said = monotonic()
+
+        def at(share: float | None) -> None:
+            nonlocal said
+            if self.out.is_terminal:
+                bar.update(task, total=None if share is None else 1, completed=share or 0)
+            elif share and monotonic() - said > _SILENCE:
+                said = monotonic()
+                left = duration((said - began) * (1 - share) / share)
+                self._print(f"{title}: {share:.0%}, ETA {left}")
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
+        with bar:
+            task = bar.add_task(title, total=None)
+            yield at
 
     def start(self, plan: Plan) -> None:
         """Begins the progress display: a live bar on a terminal, nothing more in a pipe."""

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
+from tokenizers import Tokenizer
+
 from apollo_cli.config import Bert, Config
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
+from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.schedule import enough_steps
@@ -15,11 +18,16 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.memory import num_pieces, process_bytes
 
 
-def make_task(config: Config, special: dict[str, int] | None = None) -> Task:
-    """What the model is asked; without a tokenizer's special ids only good for counting."""
-    if isinstance(config.model, Bert):
-        return MaskedTokens(config.model.mask_fraction, (special or {}).get("mask", 0), config.data.vocab_size)
-    return NextToken()
+def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
+    """What the model is asked; without a tokenizer only good for counting."""
+    model = config.model
+    if not isinstance(model, Bert):
+        return NextToken()
+    if tokenizer is None:
+        return MaskedTokens(model.mask_fraction, 0, config.data.vocab_size)
+    mask = special_ids("bert", tokenizer)["mask"]
+    inside = inside_words(tokenizer) if model.mask_words else None
+    return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 
 def make_work(config: Config, device: Device) -> Work:

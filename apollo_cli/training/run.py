@@ -10,11 +10,15 @@ import torch
 from safetensors import SafetensorError
 
 from apollo_cli import files
-from apollo_cli.config import Config, Hub, PyDocs, Text, parse
+from apollo_cli.config import Config, Mixture, OfHub, OfPyDocs, OfText, parse
 from apollo_cli.data import cache_folder, sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
-from apollo_cli.data.packing import Corpus, Recipe, prepare
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.inspection import inspection
+from apollo_cli.data.mixture import Mixture as MixtureOfSources
+from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.prefetch import Prefetch
+from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, TrainingError
 from apollo_cli.growth.plan import Plan
@@ -56,6 +60,8 @@ def train(config: Config, run_dir: Path) -> Result:
     cache = cache_folder.path(config.data.cache_dir)
     device = choose(config.run)
     plan = make_plan(config, device)
+    if config.data.inspect:
+        return _inspect(config, plan, run_dir, cache, console)
     _show(plan, config, device, console)
     if not config.run.plan:
         refuse_what_cannot_fit(plan, device)
@@ -69,7 +75,7 @@ def train(config: Config, run_dir: Path) -> Result:
         with cache_folder.in_use(cache):  # before there is anything to resume
             directory.claim(config.raw, plan.as_dict())
             try:
-                corpus = prepare_corpus(config, cache, console)
+                corpus = prepare_corpus(config, cache, console, plan.steps)
             except ApolloError:
                 directory.disown()
                 raise
@@ -101,8 +107,8 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         _show(plan, config, device, console)
         console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
         with cache_folder.in_use(cache):
-            corpus = prepare_corpus(config, cache, console)
-        if checkpoint and checkpoint.progress.data != corpus.fingerprint:
+            corpus = prepare_corpus(config, cache, console, plan.steps)
+        if checkpoint and checkpoint.progress.data != corpus.content:
             raise CheckpointError(
                 f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
                 "Restore the files, or begin a new run"
@@ -170,7 +176,7 @@ class Session:
         """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
         self.console.log_to(self.directory.log_file)
         progress = (
-            checkpoint.progress if checkpoint else Progress(data=self.corpus.fingerprint, run_id=uuid4().hex[:16])
+            checkpoint.progress if checkpoint else Progress(data=self.corpus.content, run_id=uuid4().hex[:16])
         )
         progress.planned_steps = self.plan.steps
         tracker = self.tracker(progress)
@@ -265,9 +271,9 @@ class Session:
                 raise CheckpointError(
                     f"{self.directory}: the checkpoint is of another model than config.yaml says"
                 ) from error
-        task = make_task(config, special_ids(config.model.kind, self.corpus.tokenizer))
-        batch, rows = config.batch, self.corpus.validation[: config.eval.rows]
-        batches = TrainingBatches(self.corpus.training, task, seed, batch.size, batch.micro_size)
+        task = make_task(config, self.corpus.tokenizer)
+        batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
+        batches = training_batches(config, self.corpus)
         return Loop(
             config=config,
             plan=self.plan,
@@ -330,11 +336,39 @@ def _cache_to_resume(config: Config, directory: RunDirectory, overrides: dict[st
     return cache_folder.path(named)
 
 
-def prepare_corpus(config: Config, cache: Path, console: Console) -> Corpus:
-    """The packed corpus of a config, from the folder of all packed corpora or built there now."""
-    data = config.data
-    recipe = Recipe(config.model.kind, data.tokenizer, data.vocab_size, data.seq_len, data.validation)
-    corpus = prepare(_source(config), recipe, cache, console.say)
+def _inspect(config: Config, plan: Plan, run_dir: Path, cache: Path, console: Console) -> Result:
+    """Shows the corpus instead of training on it; nothing of the run is written."""
+    with interruptible(), cache_folder.in_use(cache):
+        corpus = prepare_corpus(config, cache, console, plan.steps)
+    for table in inspection(corpus, training_batches(config, corpus)):
+        console.show(table)
+    console.say(f"fingerprint {corpus.fingerprint}")
+    console.say(f"packed rows in {corpus.folder} (it may be deleted, and is packed again when it is needed)")
+    return Result(run_dir, plan, {})
+
+
+def training_batches(config: Config, corpus: Corpus) -> TrainingBatches:
+    """The micro-batches of a run on this corpus."""
+    batch, task = config.batch, make_task(config, corpus.tokenizer)
+    return TrainingBatches(corpus.training, task, config.run.seed, batch.size, batch.micro_size, corpus.order)
+
+
+def prepare_corpus(config: Config, cache: Path, console: Console, steps: int) -> Corpus:
+    """The packed corpus of a config, from the folder of all packed corpora or built there now.
+
+    Of a source without an end, as much as so many steps need.
+    """
+    data, source = config.data, _source(config)
+    recipe = Recipe(
+        kind=config.model.kind,
+        tokenizer=data.tokenizer,
+        vocabulary=data.vocab_size,
+        seq_len=data.seq_len,
+        validation=data.validation,
+        validation_seed=data.validation_seed,
+        bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_endless else None,
+    )
+    corpus = prepare(source, recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
             f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "
@@ -345,9 +379,17 @@ def prepare_corpus(config: Config, cache: Path, console: Console) -> Corpus:
 
 def _source(config: Config) -> sources.Source:
     data = config.data
-    if isinstance(data, Text):
-        return sources.TextFiles(data.files, data.document, data.text_field, data.errors)
-    if isinstance(data, Hub):
-        return sources.Hub(data.path, data.name, data.split, data.streaming, data.text_field)
-    assert isinstance(data, PyDocs)
+    if isinstance(data, Mixture):
+        return MixtureOfSources(
+            tuple(sources.Part(_plain_source(source), source.weight) for source in data.sources)
+        )
+    assert isinstance(data, OfPyDocs | OfText | OfHub)
+    return _plain_source(data)
+
+
+def _plain_source(of: OfPyDocs | OfText | OfHub) -> sources.Source:
+    if isinstance(of, OfText):
+        return sources.TextFiles(of.files, of.document, of.text_field, of.errors, of.validation_files)
+    if isinstance(of, OfHub):
+        return Hub(of.path, of.name, of.split, of.streaming, of.text_field, of.validation_split)
     return sources.PyDocs()

@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, spearmanr
 
-from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches, shuffled
+from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches
+from apollo_cli.data.row_order import shuffled
 from apollo_cli.growth.randomness import Purpose
 from apollo_cli.models.transformer import Batch
 
@@ -229,3 +230,72 @@ def test_evaluation_is_the_same_every_time_and_not_masked_as_training_is() -> No
     assert torch.equal(first.tokens, second.tokens)
     assert torch.equal(first.positions, second.positions)
     assert not torch.equal(first.positions, MASKED.batch(rows, 0, Purpose.MASK, np.arange(10)).positions)
+
+
+INSIDE = np.zeros(VOCABULARY, dtype=bool)
+INSIDE[500:] = True  # half of the entries go on with a word
+WORDS = MaskedTokens(0.15, MASK_ID, VOCABULARY, INSIDE)
+
+
+def words_of(row: np.ndarray) -> list[list[int]]:
+    """The columns of each word of a framed row."""
+    words: list[list[int]] = []
+    for column in range(1, len(row) - 1):
+        if column > 1 and INSIDE[row[column]]:
+            words[-1].append(column)
+        else:
+            words.append([column])
+    return words
+
+
+def test_whole_words_are_masked_but_for_one_a_row() -> None:
+    rows = framed(400, 128)
+    batch = WORDS.batch(rows, 0, Purpose.MASK, np.arange(400))
+    columns = masks(batch)
+    assert columns.shape == (400, 19)
+    cut = 0
+    for row, masked in zip(rows, columns.tolist(), strict=True):
+        assert masked == sorted(set(masked))
+        broken = [word for word in words_of(row) if 0 < len(set(word) & set(masked)) < len(word)]
+        assert len(broken) <= 1
+        cut += len(broken)
+    assert cut < 40  # only where no word is short enough for the rest
+
+
+def test_whole_words_are_replaced_80_10_10_and_masked_everywhere_alike() -> None:
+    rows = framed(2000, 128)
+    batch = WORDS.batch(rows, 1, Purpose.MASK, np.arange(2000))
+    inputs, targets = batch.tokens.flatten()[batch.positions].numpy(), batch.targets.numpy()
+    assert np.mean(inputs == MASK_ID) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(inputs == targets) == pytest.approx(0.1, abs=0.01)
+    counts = np.bincount(masks(batch).ravel(), minlength=128)
+    assert counts[[0, -1]].sum() == 0
+    expected = 2000 * 19 / 126
+    assert np.abs(counts[5:-5] - expected).max() < 7 * expected**0.5  # tokens of a word come together
+
+
+def test_long_words_are_masked_as_often_as_short_ones() -> None:
+    """But for those that are too long for what is left: a bias towards the short, of a few percent."""
+    rows = framed(3000, 128)
+    columns = masks(WORDS.batch(rows, 2, Purpose.MASK, np.arange(3000)))
+    there, masked = np.zeros(5), np.zeros(5)
+    for row, chosen in zip(rows, columns.tolist(), strict=True):
+        for word in words_of(row):
+            if len(word) < 5:
+                there[len(word)] += 1
+                masked[len(word)] += set(word) <= set(chosen)
+    rates = masked[1:] / there[1:]
+    assert np.abs(rates - 0.15).max() < 0.03
+
+
+def test_a_word_that_fills_the_row_gives_as_many_tokens_as_are_needed() -> None:
+    rows = np.full((1, 64), 700, dtype=np.uint16)
+    assert masks(WORDS.batch(rows, 0, Purpose.MASK, np.arange(1)))[0].tolist() == list(range(1, 10))
+
+
+def test_masks_of_whole_words_belong_to_the_sample_however_a_batch_is_split() -> None:
+    rows = framed(10, 64)
+    whole = masks(WORDS.batch(rows, 3, Purpose.EVALUATION_MASK, np.arange(10)))
+    split = [masks(batch) for batch in EvaluationBatches(rows, WORDS, 3)]
+    assert np.array_equal(np.concatenate(split), masks(next(iter(EvaluationBatches(rows, WORDS, 10)))))
+    assert np.array_equal(whole, masks(WORDS.batch(rows, 3, Purpose.EVALUATION_MASK, np.arange(10))))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from apollo_cli.data import packing
+from apollo_cli.data import building
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.sources import Source, TextFiles
@@ -76,7 +76,7 @@ def tokens_of(kind: str, tokenizer: Tokenizer, text: str) -> list[int]:
 
 def left_over(cache: Path) -> int:
     (facts,) = cache.glob("*/corpus.json")
-    return json.loads(facts.read_text(encoding="utf-8"))["tokens_left_over"]
+    return json.loads(facts.read_text(encoding="utf-8"))["packed"]["left_over"]
 
 
 def rebuild(kind: str, corpus: Corpus, texts: list[str], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
@@ -437,8 +437,8 @@ def test_a_long_document_gives_the_tokens_of_its_whole_text(
 ) -> None:
     texts = [" ".join(documents[i : i + 60]) for i in range(0, 300, 60)]
     whole = pack(texts, recipes[kind], tmp_path / "whole")
-    monkeypatch.setattr(packing, "_LONGEST_PIECE", 100)
-    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 500)
+    monkeypatch.setattr(building, "_LONGEST_PIECE", 100)
+    monkeypatch.setattr(building, "_CHARACTERS_AT_ONCE", 500)
     cut = pack(texts, recipes[kind], tmp_path / "cut")
     assert np.array_equal(cut.training, whole.training)
     assert np.array_equal(cut.validation, whole.validation)

@@ -1,6 +1,8 @@
 import bz2
+import csv
 import errno
 import gzip
+import io
 import json
 import lzma
 import os
@@ -10,6 +12,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from apollo_cli.data.sources import Hub, PyDocs, TextFiles, _docstrings, _documentation
+from apollo_cli.config import Hub as HubConfig
+from apollo_cli.config import parse
+from apollo_cli.data import sources
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.sources import PyDocs, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
+from apollo_cli.overrides import compose_values
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -297,6 +306,25 @@ def test_the_identity_of_the_documentation_names_the_python_version() -> None:
     json.dumps(identity)
 
 
+def test_a_package_is_documented_wherever_it_is_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some environments take their packages from others: the same installation, so the same text."""
+    (tmp_path / "numpy").mkdir()
+    write(tmp_path / "numpy/__init__.py", "")
+    write(tmp_path / "numpy/a.py", '"""Found."""')
+    monkeypatch.setattr(sources, "find_spec", lambda name: find_spec(name) if name != "numpy" else here)
+    here = ModuleSpec("numpy", None, is_package=True)
+    assert here.submodule_search_locations is not None
+    here.submodule_search_locations.append(str(tmp_path / "numpy"))
+    monkeypatch.setattr(sources, "_docstrings", lambda path: [str(path)])
+    _documentation.cache_clear()
+    found = list(PyDocs().documents())
+    _documentation.cache_clear()
+    assert str(tmp_path / "numpy/a.py") in found
+    assert any("/rich/" in path for path in found)
+
+
 @pytest.mark.slow
 def test_this_machine_documents_thousands_of_pieces_of_prose_the_same_every_time() -> None:
     _documentation.cache_clear()
@@ -393,14 +421,14 @@ def test_a_full_disk_of_the_hub_is_named_with_its_space(
         list(Hub((str(hub),), (None,)).documents())
 
 
-@pytest.mark.parametrize("name", ["list.jsonl", "my list.json", "list.jsonl.gz"])
+@pytest.mark.parametrize("name", ["list.jsonl", "my list.jsonl", "list.jsonl.gz"])
 def test_the_advice_for_a_json_array_works_and_keeps_the_file(name: str, tmp_path: Path) -> None:
     content = b'[{"text": "one"}]'
     path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
     before = path.read_bytes()
     with pytest.raises(DataError, match="one JSON array") as error:
         read(path)
-    command = str(error.value).partition("Convert it: ")[2].replace("jq -c '.[]'", "cat")
+    command = str(error.value).partition("convert it: ")[2].replace("jq -c '.[]'", "cat")
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert path.read_bytes() == before
     (new,) = set(tmp_path.iterdir()) - {path}
@@ -412,3 +440,210 @@ def test_where_a_relative_name_was_looked_for_is_said() -> None:
         with pytest.raises(DataError, match="no file matches") as error:
             TextFiles((pattern,)).paths()
         assert ("from the folder where it began" in str(error.value)) == said
+
+
+ROWS = [{"text": 'one, "two"\nthree', "n": 1}, {"text": "vier € 😀", "n": 2}, {"text": "five", "n": 3}]
+EXPECTED = [row["text"] for row in ROWS]
+
+
+def arrow_of(kind: str) -> bytes:
+    table, sink = pa.table({"n": [r["n"] for r in ROWS], "text": EXPECTED}), pa.BufferOutputStream()
+    if kind == "parquet":
+        pq.write_table(table, sink, row_group_size=2)
+    else:
+        opened = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+        with opened(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return sink.getvalue().to_pybytes()
+
+
+def csv_of(delimiter: str) -> bytes:
+    content = io.StringIO()
+    csv.writer(content, delimiter=delimiter).writerows([["n", "text"], *([r["n"], r["text"]] for r in ROWS)])
+    return content.getvalue().encode()
+
+
+FORMATS: dict[str, bytes] = {
+    "a.jsonl": lines(*ROWS).encode(),
+    "a.json": json.dumps(ROWS).encode(),
+    "pretty.json": json.dumps(ROWS, indent=2).encode(),
+    "lines.json": lines(*ROWS).encode(),
+    "objects.json": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+    "rows.json": ("[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n").encode(),
+    "a.csv": csv_of(","),
+    "a.tsv": csv_of("\t"),
+    "a.parquet": arrow_of("parquet"),
+    "a.arrow": arrow_of("file"),
+    "stream.arrow": arrow_of("stream"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", *COMPRESS])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_its_texts_plain_and_compressed(tmp_path: Path, name: str, suffix: str) -> None:
+    content = COMPRESS[suffix](FORMATS[name]) if suffix else FORMATS[name]
+    path = write(tmp_path / f"{name}{suffix}", content)
+    assert read(path) == read(path, document="row") == EXPECTED
+    assert read(path, document="file") == ["\n".join(EXPECTED)]
+
+
+@pytest.mark.parametrize("document", ["line", "row"])
+def test_a_row_of_a_txt_is_its_line(tmp_path: Path, document: str) -> None:
+    assert read(write(tmp_path / "a.txt", "one\n\ntwo\n"), document=document) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", '[{"text": "a"}', r"line 1: the JSON ends in the middle"),
+        ("a.json", '[{"text": "a"},\n{"text": \n', r"line 2: the JSON ends in the middle"),
+        ("a.json", '[{"text": "a"},\n{"text": x}]', r"line 2: not JSON \(Expecting value"),
+        ("a.json", '[{"text": "a"}] {"text": "b"}', r"line 1: not JSON \(something follows the array"),
+        ("a.json", '{"text": "a"}\n{"body": "b"}', r"line 2: no text in the field 'text' \(it has: body\)"),
+        ("a.json", '{"data": [{"text": "a"}]}', r"no text in the field 'text' \(it has: data\).*data\.text_field"),
+        ("a.json", '{"text": "\\ud83d"}', r"half of a surrogate pair"),
+        ("a.csv", "body,url\nx,y\n", r"a\.csv: no column 'text' \(it has: body, url\); set data\.text_field"),
+        ("a.csv", "text,n\nx,1\ny\n", r"a\.csv, line 3: 1 columns, and the first row names 2"),
+        ("a.csv", 'text\n"x" y\n', r"a\.csv, line 2: not a table"),
+        ("a.csv", b"text\n\xff\n", r"a\.csv, line 2, byte offset 5"),
+        ("a.arrow", b"ARROW1 and nothing else", r"a\.arrow: cannot be read as arrow"),
+        ("a.arrow", b"", r"a\.arrow: cannot be read as arrow"),
+        ("a.parquet.gz", b"no", r"a\.parquet\.gz: cannot be read as parquet"),
+    ],
+)
+def test_damaged_tables_are_refused_with_their_line(
+    tmp_path: Path, name: str, content: str | bytes, said: str
+) -> None:
+    with pytest.raises(DataError, match=said) as error:
+        read(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_tables_without_rows_have_no_documents(tmp_path: Path) -> None:
+    for name, content in {
+        "a.json": "[]",
+        "b.json": " \n",
+        "a.csv": "text\n",
+        "b.csv": "",
+        "c.json": "[\n]",
+    }.items():
+        assert read(write(tmp_path / name, content)) == []
+
+
+def test_a_column_of_lists_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [["a", "b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="holds list"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_column_of_repeated_texts_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array(["x", "y", "x"]).dictionary_encode()}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == ["x", "y", "x"]
+
+
+def test_files_for_validation_are_not_for_training(tmp_path: Path) -> None:
+    for name in ("a", "b", "held"):
+        write(tmp_path / f"{name}.txt", name)
+    source = TextFiles((str(tmp_path / "*.txt"),), validation_patterns=(str(tmp_path / "held.txt"),))
+    given = source.validation()
+    assert given is not None
+    assert (list(source.documents()), list(given)) == (["a", "b"], ["held"])
+    assert TextFiles((str(tmp_path / "*.txt"),)).validation() is None
+    assert source.identity() != TextFiles((str(tmp_path / "*.txt"),)).identity()
+    with pytest.raises(DataError, match="none is left for training"):
+        TextFiles((str(tmp_path / "a.txt"),), validation_patterns=(str(tmp_path / "*.txt"),)).paths()
+    with pytest.raises(DataError, match=r"data\.validation_files: no file matches"):
+        list(TextFiles((str(tmp_path / "a.txt"),), validation_patterns=("gone.txt",)).documents())
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> None:
+    luck = random.Random(0)
+    for name in ("a", "b"):
+        content = "\n\n".join(luck.randbytes(2000).hex() for _ in range(500)).encode()
+        write(tmp_path / f"{name}.txt{suffix}", COMPRESS[suffix](content) if suffix else content)
+    source = TextFiles((str(tmp_path / "*.txt*"),))
+    shares = [source.share_read() for _ in source.documents()]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.2
+    assert 0.4 < shares[500] < 0.7
+    assert source.share_read() == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_of_the_hub_is_for_validation(hub: Path, streaming: bool) -> None:
+    (hub / "a.jsonl").unlink()
+    write(hub / "train.jsonl", lines({"text": "t"}))
+    write(hub / "validation.jsonl", lines({"text": "v"}))
+    source = Hub((str(hub),), (None,), streaming=streaming, validation_split="validation")
+    given = source.validation()
+    assert given is not None
+    assert (list(source.documents()), list(given)) == (["t"], ["v"])
+    assert source.share_read() == (None if streaming else 1)
+    assert Hub((str(hub),), (None,)).validation() is None
+
+
+def test_offline_is_said_with_what_to_do(hub: Path) -> None:
+    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE allows what is in the cache alone: unset it, .*HF_HOME"):
+        list(Hub(("nobody/nothing",), (None,)).documents())
+
+
+def test_without_a_network_what_to_do_is_said_in_one_sentence(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_DATASETS_OFFLINE")
+    monkeypatch.setattr("datasets.load_dataset_builder", no_network)
+    with pytest.raises(
+        DataError, match=r"^dataset 'a/b' cannot be opened: .*Without a network, name a cache .*HF_HOME"
+    ):
+        list(Hub(("a/b",), (None,)).documents())
+
+
+def test_a_dataset_in_the_cache_needs_no_network(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared under a name once is found by it again, offline."""
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(str(hub))
+    builder.download_and_prepare()
+    place = Path(builder.cache_dir)
+    home = hub.parent / "cache" / "somebody___corpus" / "default" / "0.0.0"
+    home.mkdir(parents=True)
+    (home / "abc").mkdir()
+    for file in place.iterdir():
+        name = file.name.replace(builder.dataset_name, "corpus")
+        (home / "abc" / name).write_bytes(file.read_bytes().replace(builder.dataset_name.encode(), b"corpus"))
+    assert len(list(Hub(("somebody/corpus",), (None,)).documents())) == 5
+
+
+@pytest.mark.parametrize("option", ["wiki_books", "wikitext103", "wikitext2", "openwebtext", "fineweb_edu", "c4"])
+def test_a_preset_opens_what_it_names(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the hub's files stood in for; what is opened is what conf/ names."""
+    asked: list[tuple[str, str | None, str, bool]] = []
+
+    class Builder:
+        config = type("Config", (), {"data_files": {}})
+        __module__ = "datasets.packaged_modules.parquet.parquet"
+
+        def __init__(self, path: str, name: str | None) -> None:
+            self.path, self.name = path, name
+
+        def download_and_prepare(self) -> None:
+            pass
+
+        def as_dataset(self, split: str, streaming: bool = False) -> list[dict[str, str]]:
+            asked.append((self.path, self.name, split, streaming))
+            return [{"text": f"{self.path} {split}"}]
+
+        def as_streaming_dataset(self, split: str) -> list[dict[str, str]]:
+            return self.as_dataset(split, streaming=True)
+
+    monkeypatch.setattr("datasets.load_dataset_builder", Builder)
+    data = parse(compose_values([f"data={option}"])).data
+    assert isinstance(data, HubConfig)
+    source = Hub(data.path, data.name, data.split, data.streaming, data.text_field, data.validation_split)
+    assert list(source.documents()) == [f"{path} train" for path in data.path]
+    assert list(source.validation() or []) == [f"{data.path[0]} validation"] * bool(data.validation_split)
+    assert {(path, name) for path, name, *_ in asked} == set(zip(data.path, data.name, strict=True))
+    assert all(streaming == (option in ("c4", "fineweb_edu")) for *_, streaming in asked)

@@ -1,9 +1,11 @@
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -294,3 +296,126 @@ def test_a_word_level_tokenizer_with_the_special_tokens_is_taken(tmp_path: Path)
     words = {token: i for i, token in enumerate([*BERT_SPECIAL, "one", "two"])}
     Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     assert tokenizers.load("bert", str(tmp_path)).get_vocab() == words
+
+
+TRAINED = [("bert", "bpe"), ("bert", "unigram"), ("gpt", "unigram")]
+FILLED = {"bert": {"bpe": 300, "unigram": 100}, "gpt": {"bpe": 300, "unigram": 270}}
+
+
+@pytest.fixture(scope="module")
+def by_algorithm(documents: list[str]) -> dict[tuple[str, str], Tokenizer]:
+    keys = [*TRAINED, ("gpt", "bpe")]
+    return {key: tokenizers.train(key[0], FILLED[key[0]][key[1]], documents, algorithm=key[1]) for key in keys}
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), TRAINED)
+def test_each_algorithm_fills_its_vocabulary_the_same_every_time(
+    documents: list[str], by_algorithm: dict[tuple[str, str], Tokenizer], kind: str, algorithm: str
+) -> None:
+    first = by_algorithm[kind, algorithm]
+    tokenizers.check(kind, first, algorithm)
+    assert first.get_vocab_size() == FILLED[kind][algorithm]
+    assert list(tokenizers.special_ids(kind, first).values()) == list(range(len(SPECIAL_TOKENS[kind])))
+    for _ in range(2):
+        again = tokenizers.train(kind, FILLED[kind][algorithm], documents, algorithm=algorithm)
+        assert again.to_str() == first.to_str()
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("key", [("bert", "bpe"), ("gpt", "unigram")])
+def test_tokenizers_of_bytes_give_every_text_back(
+    by_algorithm: dict[tuple[str, str], Tokenizer], key: tuple[str, str], line: str
+) -> None:
+    tokenizer = Tokenizer.from_str(by_algorithm[key].to_str())
+    tokenizer.encode_special_tokens = True
+    ids = tokenizer.encode(line, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == line
+
+
+def test_a_unigram_for_bert_lower_cases_frames_and_has_a_token_for_the_rest(
+    by_algorithm: dict[tuple[str, str], Tokenizer],
+) -> None:
+    tokenizer = by_algorithm["bert", "unigram"]
+    assert tokenizer.encode("Abc dÉf").ids == tokenizer.encode("abc def").ids
+    ids = tokenizer.encode("abc \n 日").ids
+    assert (ids[0], ids[-2:]) == (2, [1, 3])
+    assert tokenizer.decode(ids[1:-2]).strip() == "abc"
+
+
+def test_a_wordpiece_for_gpt_is_refused_with_what_there_is(documents: list[str]) -> None:
+    with pytest.raises(DataError, match=r"data\.tokenizer=wordpiece: model=gpt has no token .*=bpe or unigram"):
+        tokenizers.train("gpt", 300, documents, algorithm="wordpiece")
+
+
+def test_auto_is_the_algorithm_of_the_model(documents: list[str], trained: dict[str, Tokenizer]) -> None:
+    for kind, algorithm in (("bert", "wordpiece"), ("gpt", "bpe")):
+        assert (
+            tokenizers.train(kind, ENTRIES[kind], documents, algorithm=algorithm).to_str() == trained[kind].to_str()
+        )
+
+
+@pytest.mark.parametrize("key", [("bert", "wordpiece"), *TRAINED])
+def test_words_begin_where_a_text_has_them(
+    trained: dict[str, Tokenizer], by_algorithm: dict[tuple[str, str], Tokenizer], key: tuple[str, str]
+) -> None:
+    tokenizer = trained["bert"] if key[1] == "wordpiece" else by_algorithm[key]
+    words = ["doc12", "abcdefghijkl", "mnopab", "cd", "efefefefgh"]
+    ids = tokenizer.encode(" ".join(words), add_special_tokens=False).ids
+    inside = tokenizers.inside_words(tokenizer)
+    starts = [i for i, token in enumerate(ids) if i == 0 or not inside[token]]
+    decoded = [tokenizer.decode(ids[a:b]).strip() for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
+    assert decoded == words
+    assert not inside[list(tokenizers.special_ids(key[0], tokenizer).values())].any()
+
+
+def varied_lines(count: int) -> list[str]:
+    """Words of the vocabularies here, unicode, emoji, numbers, very long words, odd spaces."""
+    luck = random.Random(0)
+    alphabets = [
+        "abcdefghijklmnop",
+        "éüßñçøåÀ",
+        "日本語한국어हिन्दी",
+        "😀👩‍👩‍👧½",
+        "0123456789",
+        ".,'!?-[](){}<>|\\/",
+        "\u0301\u200d\u00a0\u3000",
+    ]
+    lines = []
+    for _ in range(count):
+        words = ["".join(luck.choices(luck.choice(alphabets), k=luck.choice([1, 3, 7, 120]))) for _ in range(8)]
+        words += luck.choices(["the", "unaffable", "THING", "[MASK]", EOS, "don't", "12"], k=4)
+        luck.shuffle(words)
+        lines.append(luck.choice([" ", " ", "  ", "\n", "\t", ""]).join(words))
+    return lines
+
+
+def test_ten_thousand_varied_lines_give_the_ids_of_transformers(vocab_txt: Path, vocab_json: Path) -> None:
+    lines = varied_lines(10_000)
+    for kind, path, theirs in (("bert", vocab_txt, BertTokenizerFast), ("gpt", vocab_json, GPT2TokenizerFast)):
+        expected = theirs.from_pretrained(path.parent)(lines)["input_ids"]
+        ours = [encoding.ids for encoding in tokenizers.load(kind, str(path)).encode_batch(lines)]
+        assert ours == expected
+
+
+@pytest.mark.parametrize(("kind", "there"), [("bert", ["vocab.txt"]), ("gpt", ["vocab.json", "merges.txt"])])
+def test_a_name_on_the_hub_is_loaded_from_what_it_has(
+    vocab_txt: Path, vocab_json: Path, kind: str, there: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = vocab_txt.parent if kind == "bert" else vocab_json.parent
+
+    def download(name: str, file: str) -> str:
+        assert name == "somebody/tokenizer"
+        if file not in there:
+            raise EntryNotFoundError(f"no {file}")
+        return str(folder / file)
+
+    monkeypatch.setattr(tokenizers, "hf_hub_download", download)
+    assert tokenizers.load(kind, "somebody/tokenizer").to_str() == tokenizers.load(kind, str(folder)).to_str()
+    there.clear()
+    with pytest.raises(DataError, match=r"it has no tokenizer\.json, vocab\.txt, vocab\.json"):
+        tokenizers.load(kind, "somebody/tokenizer")
+
+
+def test_a_name_out_of_reach_is_refused_with_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"data\.tokenizer=nobody/x: .*not in the cache\. HF_HUB_OFFLINE allows"):
+        tokenizers.load("bert", "nobody/x")

@@ -171,11 +171,15 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
         ("none.jsonl", '{"text": "a"}\n{"body": "b"}\n', r"none\.jsonl, line 2: no text in the field 'text'.*body"),
         ("number.jsonl", '{"text": 7}\n', r"number\.jsonl, line 1: no text in the field"),
         (
-            "list.json",
+            "list.jsonl",
             '[\n{"text": "a"},\n{"text": "b"}\n]\n',
-            r"list\.json is one JSON array.*jq -c '\.\[\]' list\.json",
+            r"list\.jsonl is one JSON array.*Name it \.json.*jq -c '\.\[\]' list\.jsonl",
         ),
-        ("line.json", '[{"text": "a"}, {"text": "b"}]', r"line\.json is one JSON array"),
+        ("line.jsonl", '[{"text": "a"}, {"text": "b"}]', r"line\.jsonl is one JSON array"),
+        ("cut.json", '[{"text": "a"}, {"text": "b"}', r"cut\.json, line 1: the JSON ends in the middle"),
+        ("nested.json", '{"a":' * 100_000, r"nested\.json, line 1: the JSON ends in the middle"),
+        ("nest.json", '{"a":' * 100_000 + "1" + "}" * 100_000, r"nest\.json, line 1: not JSON"),
+        ("a.csv", "body\nb\n", r"a\.csv: no column 'text' \(it has: body\)"),
         ("deep.jsonl", "[" * 100_000 + "\n", r"deep\.jsonl is one JSON array"),
         ("deeper.jsonl", '{"text": "a"}\n' + '{"a":' * 100_000 + "\n", r"deeper\.jsonl, line 2: not JSON"),
         ("a.zip", b"PK\3\4", "is an archive, not a text: extract it"),
@@ -225,7 +229,10 @@ def test_a_flipped_byte_in_a_compressed_file_never_ends_in_a_traceback(suffix: s
 
 @settings(max_examples=40, deadline=None)
 @given(
-    content=st.binary(max_size=200), name=st.sampled_from(["a.txt", "a.jsonl", "a.txt.gz", "a.parquet", "a.zst"])
+    content=st.binary(max_size=200),
+    name=st.sampled_from(
+        ["a.txt", "a.jsonl", "a.json", "a.csv", "a.arrow", "a.txt.gz", "a.parquet", "a.parquet.gz", "a.zst"]
+    ),
 )
 def test_random_bytes_are_read_or_refused_by_name(content: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

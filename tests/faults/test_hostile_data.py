@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from apollo_cli.data import packing
 from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.hub import Hub
 from apollo_cli.data.packing import Corpus, Recipe, prepare
-from apollo_cli.data.sources import Hub, TextFiles
+from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 
 ROW = b'{"text": "own"}\n'
@@ -369,6 +370,14 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
         (f / "corpus.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
     ),
     "fingerprint of another type": lambda f: change_facts(f, lambda facts: facts.update(fingerprint=7)),
+    "content of another type": lambda f: change_facts(f, lambda facts: facts.update(content=7)),
+    "other counts": lambda f: change_facts(f, lambda facts: facts["packed"].update(tokens="7")),
+    "other lengths": lambda f: change_facts(f, lambda facts: facts["packed"].update(lengths={"a": 1})),
+    "more than is counted": lambda f: change_facts(f, lambda facts: facts["packed"].update(more=1)),
+    "other documents": lambda f: change_facts(f, lambda facts: facts["packed"].update(documents=[1, 2])),
+    "no parts": lambda f: change_facts(f, lambda facts: facts["packed"].update(parts=[])),
+    "parts without a name": lambda f: change_facts(f, lambda facts: facts["packed"]["parts"][0].pop("title")),
+    "another weight": lambda f: change_facts(f, lambda facts: facts["packed"]["parts"][0].update(weight="1")),
     "rows of another type": lambda f: change_facts(f, lambda facts: facts["training"].update(rows="10")),
     "negative rows": lambda f: change_facts(f, lambda facts: facts["training"].update(rows=-1)),
     "huge rows": lambda f: change_facts(f, lambda facts: facts["training"].update(rows=10**30)),

@@ -23,7 +23,7 @@ def main(pipe: int, words: list[str]) -> int:
 
     places: dict[str, tuple[Any, str]] = {
         "claiming": (RunDirectory, "claim"),
-        "caching": (packing, "_build"),
+        "caching": (packing, "build"),
         "stepping": (loop.Loop, "step"),
         "evaluating": (loop, "evaluate"),
         "growing": (loop.Loop, "grow"),
