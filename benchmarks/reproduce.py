@@ -30,7 +30,7 @@ VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
 FLOPS = {("gpt", method): "20.3e12" for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}  # 78 %
-LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (2000, 2500, None, 3500)}  # steps from scratch
+LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500)}  # steps from scratch
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 

@@ -24,10 +24,10 @@ def composed(cell: Cell) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_methods_share_model_data_batch_and_evaluation(kind: str) -> None:
-    scratch = composed(Cell(kind, "scratch", "3e-3", 0))
+    scratch = composed(Cell(kind, "scratch", "4e-3", 0))
     assert scratch["schedule"]["layers"] == [scratch["model"]["layers"]]
     for method in (*METHODS, *VARIANTS):
-        raw = composed(Cell(kind, method, "3e-3", 0))
+        raw = composed(Cell(kind, method, "4e-3", 0))
         assert raw["name"] == f"repro_{method}"
         assert {key: raw[key] for key in raw if key not in FREE} == {
             key: scratch[key] for key in scratch if key not in FREE
@@ -49,7 +49,7 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     monkeypatch.setattr(saved, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
-    pair = [Cell("gpt", "scratch", "3e-3", 0), Cell("gpt", "apollo", "3e-3", 0)]
+    pair = [Cell("gpt", "scratch", "4e-3", 0), Cell("gpt", "apollo", "4e-3", 0)]
     monkeypatch.setattr(reproduce, "cells", lambda: pair)
     own = ("model.layers", "schedule.", "optim.lr", "size=", "data.vocab_size")
     small = tuple(word for word in tiny if not word.startswith(own))
