@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli.data import network, reading
-from apollo_cli.data.sources import Part, Source
+from apollo_cli.data.sources import Part, Source, states
 from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
 
@@ -44,7 +44,7 @@ class Hub(Source):
         return f"dataset {', '.join(self.paths)}"
 
     def identity(self) -> dict[str, Any]:
-        """Names, and the version on the hub of what is not streamed."""
+        """Names, the version on the hub of what is not streamed, and the files of what is a folder."""
         splits = [split for split in (self.split, self.validation_split) if split]
         keys = [(path, name, split) for path, name in zip(self.paths, self.names, strict=False) for split in splits]
         return {
@@ -53,6 +53,7 @@ class Hub(Source):
             "splits": splits,
             "text_field": self.text_field,
             "versions": None if self.streaming else [self._open(key)._fingerprint for key in keys],
+            "files": [states(_files_of(Path(path))) for path in self.paths if Path(path).is_dir()],
         }
 
     def parts(self) -> list[Part]:
@@ -136,6 +137,10 @@ class Hub(Source):
                     raise _full(path) from error
                 raise DataError(f"dataset {path!r} cannot be opened: {_reason(error)}. {_hint(path)}") from error
         return self._opened[key]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.absolute().rglob("*") if path.is_file())
 
 
 def _hint(path: str) -> str:

@@ -213,8 +213,8 @@ class TextFiles(Source):
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and times of change, and how they are read."""
         return {
-            "files": _states(self.paths()),
-            "validation_files": _states(self._validation_paths()),
+            "files": states(self.paths()),
+            "validation_files": states(self._validation_paths()),
             "document": self.document,
             "text_field": self.text_field,
             "errors": self.errors,
@@ -268,7 +268,8 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
     return list(found)
 
 
-def _states(paths: list[Path]) -> list[list[Any]]:
+def states(paths: list[Path]) -> list[list[Any]]:
+    """What tells that a file is another one: path, size, time of the last change."""
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 

@@ -379,6 +379,23 @@ def test_hub_rows_without_text_are_skipped(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_is_another_corpus_when_its_files_change_or_its_name_means_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    found = []
+    for place, text in (("one", "alpha"), ("two", "beta"), ("two", "gamma ray")):
+        folder = tmp_path / place / "set"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        monkeypatch.chdir(folder.parent)
+        source = Hub(("set",), (None,), streaming=streaming)
+        assert list(source.documents()) == [text]
+        found.append(source.identity())
+        assert Hub(("set",), (None,), streaming=streaming).identity() == found[-1]
+    assert found[0] != found[1] != found[2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_missing_hub_column_is_refused_with_the_columns(hub: Path, streaming: bool) -> None:
     source = Hub((str(hub),), (None,), text_field="body", streaming=streaming)
     with pytest.raises(DataError, match=r"no column 'body' \(it has: text, n\).*data\.text_field"):
