@@ -17,6 +17,7 @@ from apollo_cli.compare import run
 from apollo_cli.config import Config
 from apollo_cli.report import plots, wandb_runs
 from apollo_cli.report.runs import read
+from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
 from apollo_cli.training import run as training_run
 from apollo_cli.training.run import train
@@ -228,7 +229,7 @@ def test_real_runs(
     assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
     for folder, config_of_wandb in zip(("0", "1"), told, strict=True):
         expected = _recorded_config(tmp_path / folder)
-        assert json.loads(json.dumps(config_of_wandb)) | {"format": 2} == expected
+        assert json.loads(json.dumps(config_of_wandb)) | {"format": FORMAT} == expected
 
 
 class RunsServer(StubServer):
@@ -289,7 +290,7 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
-        assert {**one.config, "format": 2} == {**other.config, "format": 2}
+        assert {**one.config, "format": FORMAT} == {**other.config, "format": FORMAT}
         assert (one.data, one.evaluation_rows, one.status) == (other.data, other.evaluation_rows, other.status)
         assert one.depth_counts == other.depth_counts
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from apollo_cli.run_directory import FORMAT
+
 Evaluation = tuple[int, float, float, float | None]  # step, FLOPs, seconds, loss
 
 CONFIG: dict[str, Any] = {
@@ -79,7 +81,7 @@ def write_run(
     if status:
         facts = {"fingerprint": data, "evaluation_rows": evaluation_rows}
         (folder / "summary.json").write_text(json.dumps({"status": status, "data": facts} | (made_with or {})))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"format": 2, **config}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"format": FORMAT, **config}))
     return folder
 
 
