@@ -222,6 +222,7 @@ class HubSource(OfHub):
     weight: Weight
 
 
+_FINEST = 10_000  # rows among which each source has its share
 _SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
 MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
 
@@ -601,6 +602,12 @@ def _data_problems(data: Data) -> list[str]:
         found.append("data.sources: some have a weight and some have none; give it to all or to none")
     elif None in weights and len(weights) > 1 and any(isinstance(s, OfHub) and s.streaming for s in mixed):
         found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
+    shares = [weight for weight in weights if weight is not None]
+    found += [
+        f"data.sources: a weight of {weight} is under 0.01 % of all: raise it or leave that source out"
+        for weight in shares
+        if weight < sum(shares) / _FINEST
+    ]
     given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
     if any(given) and not all(given):
         found.append(

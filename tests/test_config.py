@@ -395,6 +395,7 @@ def test_a_source_of_a_mixture_takes_what_it_leaves_out_from_beside_it() -> None
         ([{"kind": "text"}], ["data.sources[0].files: missing"]),
         ([A | {"document": "lines"}], ["data.sources[0].document=lines", "did you mean line?"]),
         ([A | {"weight": 0}], ["data.sources[0].weight=0", "greater than 0"]),
+        ([A | {"weight": 1}, B | {"weight": 20000}], ["a weight of 1.0 is under 0.01 % of all"]),
         ([A | {"weight": 1}, B], ["some have a weight and some have none"]),
         ([A, B | {"streaming": True}], ["what is streamed has no size"]),
         ([A | {"validation_files": ["v"]}, B], ["validation_files or validation_split", "for all, or for none"]),
