@@ -156,16 +156,15 @@ class LanguageModel(nn.Module, ABC):
     def initialize(self) -> None:
         """Draws all weights from torch's global generator, as `shape.init` says."""
         init = self.shape.init
+        into_residual = init.std / (2 * self.shape.layers) ** 0.5 if init.residual == "by_depth" else init.std
+        stds = {"positions": init.positions_std, "attention_out": into_residual, "ffn_out": into_residual}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                into_residual = name.endswith(("attention_out", "ffn_out")) and init.residual == "by_depth"
-                shrink = (2 * self.shape.layers) ** -0.5 if into_residual else 1.0
-                nn.init.normal_(module.weight, std=shrink * init.std)
+                nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std))
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        positions = self.positions.weight
-        nn.init.normal_(positions, std=init.positions_std)
         if init.positions == "sinusoidal":
+            positions = self.positions.weight
             with torch.no_grad():
                 positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
 

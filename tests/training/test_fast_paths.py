@@ -65,7 +65,7 @@ def test_a_hundred_losses_are_those_of_the_plain_way(
         train(config(f"model={kind}", *LONG), tmp_path / "plain")
     fast, plain = ([r for r in read_rows(tmp_path / name) if "train/loss" in r] for name in ("fast", "plain"))
     assert len(fast) == 100
-    assert fast[-1]["train/loss"] < fast[0]["train/loss"] - 0.4  # something was learnt
+    assert fast[-1]["train/loss"] < fast[0]["train/loss"] - 0.5  # something was learnt
     for ours, theirs in zip(fast, plain, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-5)
         assert ours["flops"] == theirs["flops"]
