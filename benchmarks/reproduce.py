@@ -2,7 +2,7 @@
 
 Every cell is a run of `apollo-train` by a shipped experiment. A complete one is kept without its weights in
 benchmarks/reproduction/CORPUS/CELL and not trained again, here or elsewhere; an interrupted one is resumed.
-`python -m benchmarks.reproduce CORPUS FILE...` does the same on text of your own.
+`python -m benchmarks.reproduce CORPUS FILE...` takes text of your own, and the cells that say what is saved.
 """
 
 import gzip
@@ -31,6 +31,8 @@ RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # o
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
 FLOPS = {("gpt", method): "20.3e12" for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}  # 78 %
 LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500)}  # steps from scratch
+DEFAULT = "pydocs"  # the corpus on which everything was chosen
+COMPARED = ("scratch", "stackbert", "apollo_late")  # on others, as chosen there
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 
 
@@ -88,18 +90,17 @@ def variant_cells(kind: str) -> list[Cell]:
     return [Cell(kind, method, tuned, 0) for method in ("apollo_late", *VARIANTS)]
 
 
-def headline_cells(kind: str) -> list[Cell]:
-    """Every method at its rate, for all seeds."""
-    return [Cell(kind, method, TUNED[kind, method], seed) for seed in SEEDS for method in METHODS]
+def headline_cells(kind: str, methods: Sequence[str] = METHODS) -> list[Cell]:
+    """Methods at their rates, for all seeds."""
+    return [Cell(kind, method, TUNED[kind, method], seed) for seed in SEEDS for method in methods]
 
 
-def cells() -> list[Cell]:
-    """All, each once, in the order in which they are wanted."""
-    ladders = (ladder_cells(kind, seed) for seed in SEEDS for kind in KINDS)
-    wanted = (
-        *ladders,
-        *(of(kind) for of in (depth_cells, headline_cells, variant_cells, rate_cells) for kind in KINDS),
-    )
+def cells(corpus: str) -> list[Cell]:
+    """All of a corpus, each once, in the order in which they are wanted."""
+    ladders = [ladder_cells(kind, seed) for seed in SEEDS for kind in KINDS]
+    compared = [headline_cells(kind, COMPARED) for kind in KINDS]
+    chosen = [of(kind) for of in (depth_cells, headline_cells, variant_cells, rate_cells) for kind in KINDS]
+    wanted = [*ladders, *compared, *(chosen if corpus == DEFAULT else [])]
     return list(dict.fromkeys(cell for some in wanted for cell in some))
 
 
@@ -117,7 +118,7 @@ class Corpus:
 
     def missing(self) -> list[Cell]:
         """Those that are not complete."""
-        return [cell for cell in cells() if not self.kept(cell).exists()]
+        return [cell for cell in cells(self.name) if not self.kept(cell).exists()]
 
     def train(self, cell: Cell, threads: int) -> None:
         """Trains a cell, or goes on with it, and keeps what is not its weights."""
@@ -157,12 +158,12 @@ def main(words: Sequence[str]) -> None:
     """Trains what is missing, several cells at once, and writes the report on what is there."""
     from benchmarks import saved
 
-    name, *text = words or ["pydocs"]
+    name, *text = words or [DEFAULT]
     quoted = ",".join(f'"{path}"' for path in text)
     corpus = Corpus(name, ("data=text", f"data.files=[{quoted}]") if text else ())
     missing, cores = corpus.missing(), os.cpu_count() or 1
     at_once = max(1, min(cores, len(missing)))
-    print(f"{len(cells())} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
+    print(f"{len(cells(name))} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
     if missing:
         _announce(corpus, missing, at_once)
     with terminable(), ThreadPoolExecutor(at_once) as pool:

@@ -15,6 +15,7 @@ from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, read
 from benchmarks import ladder, results
 from benchmarks.reproduce import (
+    DEFAULT,
     KEPT,
     KINDS,
     METHODS,
@@ -47,8 +48,9 @@ def lines(name: str) -> list[str]:
     ]
     for kind in KINDS:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
-            said += ["", f"## {kind.upper()}", *_DEPTH, *on_depth(corpus, kind)]
-            said += _on_rates(corpus, kind)
+            said += ["", f"## {kind.upper()}"]
+            if name == DEFAULT:
+                said += [*_DEPTH, *on_depth(corpus, kind), *_on_rates(corpus, kind)]
             said += [*_at_equal_loss(corpus, kind), *_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
 

@@ -36,9 +36,18 @@ def test_methods_share_model_data_batch_and_evaluation(kind: str) -> None:
 
 
 def test_every_cell_has_a_name_and_a_run_of_its_own() -> None:
-    assert len({cell.name for cell in cells()}) == len(cells()) == len({cell.words for cell in cells()})
-    assert set(headline_cells("gpt")) <= set(cells())
+    every = cells("pydocs")
+    assert len({cell.name for cell in every}) == len(every) == len({cell.words for cell in every})
+    assert set(headline_cells("gpt")) <= set(every)
     assert all(TUNED[kind, method] in reproduce.RATES[kind] for kind in KINDS for method in METHODS)
+
+
+def test_text_of_another_kind_is_for_what_is_saved_alone() -> None:
+    other = cells("novels")
+    assert set(other) < set(cells("pydocs"))
+    assert {cell.method for cell in other} == {"scratch", "stackbert", "apollo_late"}
+    assert {cell.rate for cell in other} == {TUNED[kind, "scratch"] for kind in KINDS}
+    assert all({cell.seed for cell in other if cell.method == m} == {0, 1, 2} for m in ("stackbert", "apollo_late"))
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
     pair = [Cell("gpt", "scratch", "4e-3", 0), Cell("gpt", "apollo", "4e-3", 0)]
-    monkeypatch.setattr(reproduce, "cells", lambda: pair)
+    monkeypatch.setattr(reproduce, "cells", lambda corpus: pair)
     own = ("model.layers", "schedule.", "optim.lr", "size=", "data.vocab_size")
     small = tuple(word for word in tiny if not word.startswith(own))
     layers = {"scratch": ["schedule.layers=[4]", "schedule.ends=[1]"], "apollo": ["schedule.layers=[1,2,4]"]}
@@ -70,7 +79,7 @@ def test_cells_are_trained_kept_without_weights_reported_and_not_trained_again(
     main(["tiny"])
     said = capsys.readouterr().out
     assert "2 cells on tiny, 2 to train" in said
-    for cell in reproduce.cells():
+    for cell in reproduce.cells("tiny"):
         folder = tiny_cells.kept(cell)
         assert {path.name for path in folder.iterdir()} == {
             "config.yaml", "plan.json", "summary.json", "metrics.jsonl.gz",
@@ -95,7 +104,7 @@ def test_a_cell_that_fails_stops_the_rest_and_names_its_log(
     monkeypatch.setattr(reproduce, "_announce", lambda *_: None)
     with pytest.raises(SystemExit, match=r"exit code 2: see .*\.log\); `make reproduce` goes on"):
         main(["tiny"])
-    assert not any(tiny_cells.kept(cell).exists() for cell in reproduce.cells())
+    assert not any(tiny_cells.kept(cell).exists() for cell in reproduce.cells("tiny"))
 
 
 def test_parts_of_the_results_stay_when_another_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
