@@ -3,56 +3,30 @@
 The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
 
-import re
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from apollo_cli.data.special_tokens import BYTES, SPECIAL_TOKENS, entries_of_bytes
+from apollo_cli.data import section as data_section
+from apollo_cli.data.section import Data
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
 from apollo_cli.models.shape import Initialization, Kind, PositionInit, ResidualInit, Shape
+from apollo_cli.schema import Decay, List, Section, Seed, Share, Size, Whole, Word, matching, member, validate
 
-
-def _whole(value: Any) -> Any:
-    """1e15 is a float in YAML and a whole number to its writer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _text(value: Any) -> Any:
-    """2024 is a number in YAML and a fine name."""
-    return str(value) if type(value) is int else value
-
-
-_PATTERNS = {
-    "name": "should be letters, digits and any of _ . + = -, for it names a folder",
-    "device": "should be auto, cpu, mps, cuda or cuda:N",
-}
-
-Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Size = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=10_000_000)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-List = Field(strict=False)  # YAML has lists, we keep tuples
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, exact types, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
+_DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
 
 
 class Run(Section):
     """The keys without a group."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    name: Annotated[str, BeforeValidator(_text), Field(pattern=r"^\w[\w.+=-]*$")]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+    seed: Seed
+    name: Annotated[Word, _NAME]
+    device: Annotated[str, _DEVICE]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
     on_nonfinite: Literal["stop", "skip"]
@@ -162,116 +136,6 @@ class Schedule(Section):
     def over(self, steps: int) -> stages.Schedule:
         """The stages of a run of `steps`."""
         return stages.Schedule.over(steps, self.layers, self.ends)
-
-
-def _listed(value: Any) -> Any:
-    """One name needs no list."""
-    return [value] if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
-
-
-class OfPyDocs(Section):
-    """What is said of this machine's documentation."""
-
-    kind: Literal["pydocs"]
-
-
-class OfText(Section):
-    """What is said of text files."""
-
-    kind: Literal["text"]
-    files: Names
-    validation_files: Names
-    document: Literal["blank_line", "line", "file", "row"]
-    text_field: str
-    errors: Literal["strict", "replace"]
-
-
-class OfHub(Section):
-    """What is said of datasets of the hub."""
-
-    kind: Literal["hub"]
-    path: Names
-    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
-    split: str
-    validation_split: str | None
-    streaming: bool
-    text_field: str
-
-
-Weight = Annotated[float, Field(gt=0)] | None
-
-
-class PyDocsSource(OfPyDocs):
-    """A source of a mixture."""
-
-    weight: Weight
-
-
-class TextSource(OfText):
-    """A source of a mixture."""
-
-    weight: Weight
-
-
-class HubSource(OfHub):
-    """A source of a mixture."""
-
-    weight: Weight
-
-
-_FINEST = 10_000  # rows among which each source has its share
-_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
-MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
-
-
-class Data(Section):
-    """`data`: the corpus, its tokenizer, its rows."""
-
-    kind: str
-    seq_len: Annotated[Size, Field(ge=4)]
-    vocab_size: Size
-    tokenizer: str
-    validation: Annotated[float, Field(gt=0, lt=1)]
-    validation_seed: Annotated[int, Field(ge=0, lt=2**63)]
-    cache_dir: str | None
-    inspect: bool
-
-
-class PyDocs(Data, OfPyDocs):
-    """data=pydocs."""
-
-    kind: Literal["pydocs"]
-
-
-class Text(Data, OfText):
-    """data=text."""
-
-    kind: Literal["text"]
-
-
-class Hub(Data, OfHub):
-    """data=hub and its presets."""
-
-    kind: Literal["hub"]
-
-
-class Mixture(Data):
-    """data=mixture: what a source leaves out is taken from the keys that stand beside `sources`."""
-
-    kind: Literal["mixture"]
-    sources: Annotated[tuple[MixedSource, ...], List]
-    validation_files: Names
-    document: str
-    text_field: str
-    errors: str
-    name: str | None
-    split: str
-    validation_split: str | None
-    streaming: bool
-    weight: Weight
 
 
 class Optim(Section):
@@ -388,7 +252,7 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "sampler": (Lvps, Edge, PlainSampler),
     "expander": (Interpolate, Stack),
     "schedule": (Schedule,),
-    "data": (PyDocs, Text, Hub, Mixture),
+    "data": data_section.FAMILY,
     "optim": (Optim,),
     "budget": (Budget,),
     "batch": (Batch,),
@@ -398,8 +262,6 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "tracking": (Tracking,),
 }
 
-S = TypeVar("S", bound=Section)
-
 
 def parse(raw: Mapping[str, Any]) -> Config:
     """A valid config from plain values (Hydra's, resolved, or those of a config.yaml).
@@ -408,46 +270,23 @@ def parse(raw: Mapping[str, Any]) -> Config:
         ConfigError: with every problem that was found.
     """
     problems: list[str] = []
-    raw = _with_whole_sources(_with_vocabulary(raw))
+    model, data = raw.get("model"), raw.get("data")
+    if isinstance(data, Mapping):
+        kind = model.get("kind") if isinstance(model, Mapping) else None
+        raw = {**raw, "data": data_section.completed(data, kind)}
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
-    sections: dict[str, Any] = {"run": _validate(Run, "", plain, problems)}
+    sections: dict[str, Any] = {"run": validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
         if not isinstance(raw.get(name), Mapping):
             problems.append(f"{name}: missing, it must be a group of keys")
             sections[name] = None
             continue
-        member = _member(name, family, raw[name], problems)
-        sections[name] = _validate(member, f"{name}.", raw[name], problems) if member else None
+        cls = member(name, family, raw[name], problems)
+        sections[name] = validate(cls, f"{name}.", raw[name], problems) if cls else None
     problems += _joint_problems(sections)
     if problems:
         raise ConfigError(problems)
     return Config(**sections, raw=dict(raw))
-
-
-def _with_vocabulary(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same; with data.tokenizer=bytes `data.vocab_size` is what that tokenizer has."""
-    model, data = raw.get("model"), raw.get("data")
-    if not isinstance(model, Mapping) or not isinstance(data, Mapping) or data.get("tokenizer") != BYTES:
-        return raw
-    if (kind := model.get("kind")) not in list(SPECIAL_TOKENS):
-        return raw
-    return {**raw, "data": {**data, "vocab_size": entries_of_bytes(kind)}}
-
-
-def _with_whole_sources(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same; in a mixture each source has what it left out from the keys beside `sources`."""
-    data = raw.get("data")
-    if not isinstance(data, Mapping) or data.get("kind") != "mixture" or not isinstance(data.get("sources"), list):
-        return raw
-
-    def whole(source: Any) -> Any:
-        kind = source.get("kind") if isinstance(source, Mapping) else None
-        if kind not in list(_SOURCES):
-            return source
-        shared = [key for key in _SOURCES[kind].model_fields if key in data and key != "kind"]
-        return deepcopy({key: data[key] for key in shared} | dict(source))  # YAML would alias what is the same
-
-    return {**raw, "data": {**data, "sources": [whole(source) for source in data["sources"]]}}
 
 
 def problems_of_name(name: Any) -> list[str]:
@@ -457,80 +296,6 @@ def problems_of_name(name: Any) -> list[str]:
     except ConfigError as error:
         return [problem for problem in error.problems if problem.startswith("name")]
     return []
-
-
-def _member(
-    name: str, family: tuple[type[Section], ...], values: Mapping[str, Any], problems: list[str]
-) -> type[Section] | None:
-    """The class whose `kind` the values name."""
-    by_kind = {
-        kind: member
-        for member in family
-        if "kind" in member.model_fields
-        for kind in get_args(member.model_fields["kind"].annotation)
-    }
-    if not by_kind or (kind := values.get("kind")) is None:
-        return family[0]
-    if isinstance(kind, str) and kind in by_kind:
-        return by_kind[kind]
-    kinds = ", ".join(by_kind)
-    problems.append(f"{name}.kind={kind}: should be one of {kinds}; type {name}=NAME, which sets its keys, too")
-    return None
-
-
-def _validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        seen = set()
-        for detail in error.errors():
-            key, known = prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
-            if key == "data.sources" and len(detail["loc"]) > 1:
-                key, known = _within_sources(detail)
-            if key not in seen:  # a union reports each of its members
-                seen.add(key)
-                problems.append(_sentence(key, detail, known))
-        return None
-
-
-def _within_sources(detail: Any) -> tuple[str, list[str]]:
-    """The key of a problem with a source of a mixture, and those that this source may have."""
-    number, *rest = detail["loc"][1:]
-    detail["loc"] = detail["loc"][:1]
-    source = f"data.sources[{number}]"
-    if not rest:
-        if detail["type"] == "union_tag_invalid":
-            detail["input"] = detail["input"]["kind"]
-            detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
-            return f"{source}.kind", []
-        if detail["type"] == "union_tag_not_found":
-            detail["type"] = "missing"
-            return f"{source}.kind", []
-        return source, []
-    kind, *key = rest
-    return ".".join([source, *map(str, key[:1])]), [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]
-
-
-def _sentence(key: str, detail: Any, known: list[str]) -> str:
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: no such key{closest(key, known)}"
-    if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{key}: missing"
-    if detail["type"] == "string_pattern_mismatch":
-        return f"{key}={detail['input']}: {_PATTERNS[key]}"
-    if detail["type"] == "tuple_type":
-        return f"{key}={detail['input']}: should be a list, for example '{key}=[1,3]'"
-    message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
-    hint = ""
-    if detail["type"] == "literal_error":
-        hint = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
-    return f"{key}={detail['input']}: {message}{hint}"
-
-
-def closest(word: str, known: list[str]) -> str:
-    """'; did you mean X?' where a known word is near, else nothing."""
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:
@@ -572,46 +337,10 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found.append(
             f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"
         )
-    found += _data_problems(data) if data else []
+    found += data_section.problems(data) if data else []
     if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         found.append(
             f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
             "make one of them smaller"
-        )
-    return found
-
-
-def _data_problems(data: Data) -> list[str]:
-    """The rules between the keys of the sources."""
-    found = []
-    mixed = data.sources if isinstance(data, Mixture) else ()
-    for where, of in [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]:
-        if not isinstance(of, OfHub):
-            continue
-        if of.path and len(of.path) != len(of.name):
-            found.append(
-                f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"
-            )
-        elif of.streaming and len(of.path) > 1:
-            found.append(
-                f"{where}.streaming=true reads no dataset to its end, so several need weights: type data=mixture "
-                "with each of them in data.sources"
-            )
-    weights = [source.weight for source in mixed]
-    if None in weights and any(weight is not None for weight in weights):
-        found.append("data.sources: some have a weight and some have none; give it to all or to none")
-    elif None in weights and len(weights) > 1 and any(isinstance(s, OfHub) and s.streaming for s in mixed):
-        found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
-    shares = [weight for weight in weights if weight is not None]
-    found += [
-        f"data.sources: a weight of {weight} is under 0.01 % of all: raise it or leave that source out"
-        for weight in shares
-        if weight < sum(shares) / _FINEST
-    ]
-    given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
-    if any(given) and not all(given):
-        found.append(
-            "data.sources: validation_files or validation_split are given for some sources and not for others; "
-            "give them for all, or for none, and data.validation of each is held out"
         )
     return found

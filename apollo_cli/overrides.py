@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli import guard
-from apollo_cli.config import Config, Run, closest, parse
+from apollo_cli.config import Config, Run, parse
 from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
+from apollo_cli.schema import closest
 from apollo_cli.sweeps import grid
 
 RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result

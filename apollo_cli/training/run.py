@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from apollo_cli import files
-from apollo_cli.config import Config, Mixture, OfHub, OfPyDocs, OfText, parse
+from apollo_cli.config import Config, parse
 from apollo_cli.data import cache_folder, sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.hub import Hub
@@ -19,6 +19,7 @@ from apollo_cli.data.mixture import Mixture as MixtureOfSources
 from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.recipe import Bound, Recipe
+from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, TrainingError
 from apollo_cli.growth.plan import Plan

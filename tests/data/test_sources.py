@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from apollo_cli.config import Hub as HubConfig
 from apollo_cli.config import parse
 from apollo_cli.data import sources
 from apollo_cli.data.hub import Hub
+from apollo_cli.data.section import Hub as HubConfig
 from apollo_cli.data.sources import PyDocs, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
 from apollo_cli.overrides import compose_values

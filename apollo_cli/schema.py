@@ -1,0 +1,111 @@
+"""What every section of the config is made of: the types of its values, and sentences about what does not fit."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+def _whole(value: Any) -> Any:
+    """1e15 is a float in YAML and a whole number to its writer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: Any) -> Any:
+    """2024 is a number in YAML and a fine name."""
+    return str(value) if type(value) is int else value
+
+
+def _listed(value: Any) -> Any:
+    """One name needs no list."""
+    return [value] if isinstance(value, str) else value
+
+
+def matching(pattern: str, meaning: str) -> AfterValidator:
+    """Refuses a text that the pattern does not match, with the words of `meaning`."""
+
+    def checked(value: str) -> str:
+        if not re.search(pattern, value):
+            raise ValueError(meaning)
+        return value
+
+    return AfterValidator(checked)
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=10_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Word = Annotated[str, BeforeValidator(_text)]
+List = Field(strict=False)  # YAML has lists, we keep tuples
+Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, exact types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
+        """The key that a problem is about, and those that may stand beside it; `detail` is one of pydantic's."""
+        return prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
+
+
+S = TypeVar("S", bound=Section)
+
+
+def member(
+    name: str, family: tuple[type[Section], ...], values: Mapping[str, Any], problems: list[str]
+) -> type[Section] | None:
+    """The class of a family whose `kind` the values name; None, and one more problem, where there is none."""
+    by_kind = {
+        kind: cls
+        for cls in family
+        if "kind" in cls.model_fields
+        for kind in get_args(cls.model_fields["kind"].annotation)
+    }
+    if not by_kind or (kind := values.get("kind")) is None:
+        return family[0]
+    if isinstance(kind, str) and kind in by_kind:
+        return by_kind[kind]
+    kinds = ", ".join(by_kind)
+    problems.append(f"{name}.kind={kind}: should be one of {kinds}; type {name}=NAME, which sets its keys, too")
+    return None
+
+
+def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
+    """The section of these values; None, and a problem for each key that does not fit, where it is not valid."""
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        seen = set()
+        for detail in error.errors():
+            key, known = cls.located(prefix, detail)
+            if key not in seen:  # a union reports each of its members
+                seen.add(key)
+                problems.append(_sentence(key, detail, known))
+        return None
+
+
+def _sentence(key: str, detail: Any, known: list[str]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key{closest(key, known)}"
+    if detail["type"] == "missing" and len(detail["loc"]) == 1:
+        return f"{key}: missing"
+    if detail["type"] == "tuple_type":
+        return f"{key}={detail['input']}: should be a list, for example '{key}=[1,3]'"
+    message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
+    hint = ""
+    if detail["type"] == "literal_error":
+        hint = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+    return f"{key}={detail['input']}: {message}{hint}"
+
+
+def closest(word: str, known: list[str]) -> str:
+    """'; did you mean X?' where a known word is near, else nothing."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
