@@ -76,6 +76,11 @@ class Hub(Source):
         """The split that is given for it."""
         return self._read(self.validation_split) if self.validation_split else None
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of the split with all their columns, dataset by dataset."""
+        for path, name in zip(self.paths, self.names, strict=False):
+            yield from self._rows((path, name, self.split))
+
     def share_read(self) -> float | None:
         """By rows; unknown while streaming."""
         return self._passed[0] / max(1, self._passed[1]) if self._passed else None

@@ -1,0 +1,1 @@
+"""GLUE: pretrained models fine-tuned on sentences, with the official metrics."""

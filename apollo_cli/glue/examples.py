@@ -1,0 +1,144 @@
+"""The sentences of a task, from the original TSV files or from the hub, with the quirks of both."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apollo_cli import files
+from apollo_cli.data.hub import Hub
+from apollo_cli.errors import DataError
+from apollo_cli.glue.tasks import HUB, Split, Task
+
+_HIGHEST = 5.0  # similarity of STS-B
+_UNSURE = "-"  # MNLI's label where annotators did not agree
+_NO_LABEL = -1  # the hub's, in the test rows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of a split.
+
+    Attributes:
+        texts: one or two sentences a row.
+        labels: (rows,), numbers of the task's labels as int64, or similarities as float32; empty for a test.
+        indices: what a submission calls the rows.
+        left_out: rows without a sentence or a label that one can learn from.
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray
+    indices: list[str]
+    left_out: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is in them."""
+        digest = hashlib.sha256(repr(self.texts).encode("utf-8", "surrogatepass"))
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read(task: Task, split: Split, data_dir: Path | None) -> Examples:
+    """The examples of a split, from `data_dir` (of the original files) or from the hub.
+
+    Raises:
+        DataError: a file, a column or a label is not what it should be; names the line.
+    """
+    labelled = split not in task.splits.test
+    if data_dir is None:
+        return _collect(task, _of_hub(task, split), f"dataset {HUB!r}, {task.name}, {split.hub}", labelled)
+    path = data_dir / task.title / split.file
+    return _collect(task, _of_file(task, path, labelled), files.shown(path), labelled)
+
+
+def note_on_rows(task: Task, split: Split, examples: Examples) -> str | None:
+    """What a reader should know where these are not the published rows."""
+    found = []
+    if len(examples.texts) != split.rows:
+        found.append(f"{len(examples.texts):,} rows, published are {split.rows:,}")
+    if examples.left_out:
+        found.append(f"{examples.left_out:,} without a sentence or a label are left out")
+    return f"note: {task.title} {split.name} has {', '.join(found)}" if found else None
+
+
+_Row = tuple[
+    int, Mapping[str, Any]
+]  # number of the line, and the cells by column: sentence1, sentence2, label, index
+
+
+def _collect(task: Task, rows: Iterator[_Row], where: str, labelled: bool) -> Examples:
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    indices: list[str] = []
+    left_out = 0
+    for line, cells in rows:
+        sentences = [cells.get(f"sentence{i}") for i in range(len(task.columns))]
+        label = cells.get("label")
+        if None in sentences or (labelled and label in (None, "", _UNSURE, _NO_LABEL)):
+            left_out += 1
+            continue
+        texts.append(tuple(map(str, sentences)))
+        indices.append(str(cells["index"] if cells.get("index") is not None else len(indices)))
+        if labelled:
+            labels.append(_label(task, label, f"{where}, line {line}"))
+    if not texts:
+        raise DataError(f"{where}: no row with {'a label' if labelled else 'sentences'} is in it")
+    return Examples(texts, np.array(labels, dtype=np.int64 if task.labels else np.float32), indices, left_out)
+
+
+def _label(task: Task, label: Any, where: str) -> float:
+    """Its number; the hub has that already."""
+    if not task.labels:
+        try:
+            score = float(label)
+        except (TypeError, ValueError):
+            score = -1.0
+        if not 0 <= score <= _HIGHEST:
+            raise DataError(f"{where}: the score {label!r} should be a number from 0 to {_HIGHEST:g}")
+        return score
+    if isinstance(label, int) and 0 <= label < len(task.labels):
+        return label
+    if label not in task.labels:
+        raise DataError(f"{where}: the label {label!r} should be one of {', '.join(task.labels)}")
+    return task.labels.index(label)
+
+
+def _of_file(task: Task, path: Path, labelled: bool) -> Iterator[_Row]:
+    """Tab-separated, one row a line. Quotes are letters, and only a line feed ends a line."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # MRPC's begin with a byte-order mark
+    except OSError as error:
+        raise DataError(
+            f"{task.title}: {files.shown(path)} cannot be read ({error.strerror}); glue.data_dir is a folder with "
+            f"the original files of GLUE, in it {task.title}/{path.name}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{files.shown(path)}: not UTF-8 at byte {error.start}") from error
+    rows = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+    header: Sequence[str] = task.headless if labelled and task.headless else rows.pop(0)[1] if rows else ()
+    places = {f"sentence{i}": column for i, column in enumerate(task.columns)}
+    places |= {"label": task.label} if labelled else {"index": task.index}
+    if missing := [column for column in places.values() if column not in header and column != task.index]:
+        raise DataError(
+            f"{files.shown(path)}: no column {', '.join(map(repr, missing))} "
+            f"(it has: {', '.join(header) or 'none'})"
+        )
+    at = {name: header.index(column) for name, column in places.items() if column in header}
+    for number, cells in rows:
+        yield number, {name: cells[place] for name, place in at.items() if place < len(cells)}
+
+
+def _of_hub(task: Task, split: Split) -> Iterator[_Row]:
+    """Labels are numbers there, and rows have an `idx`."""
+    source = Hub((HUB,), (task.name,), split.hub)
+    for number, row in enumerate(source.rows(), 1):
+        if missing := [column for column in (*task.hub_columns, "label") if column not in row]:
+            raise DataError(
+                f"dataset {HUB!r}, {task.name}: no column {', '.join(missing)} (it has: {', '.join(row)})"
+            )
+        cells = {f"sentence{i}": row[column] for i, column in enumerate(task.hub_columns)}
+        yield number, {**cells, "label": row["label"], "index": row.get("idx")}

@@ -1,0 +1,139 @@
+"""The tasks of GLUE (Wang 2018, arXiv 1804.07461): their files, columns, labels and metrics."""
+
+from dataclasses import dataclass
+
+HUB = "nyu-mll/glue"  # has all tasks, each as a configuration
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a task's data.
+
+    Attributes:
+        name: train, dev or test, of MNLI also dev_mismatched and the like.
+        file: in the folder of the task.
+        hub: its name on the hub.
+        rows: as published.
+        suffix: of the names of its metrics and of its submission.
+    """
+
+    name: str
+    file: str
+    hub: str
+    rows: int
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a task.
+
+    Attributes:
+        train: to learn from.
+        dev: to measure on; MNLI has two.
+        test: for submissions; no labels are published.
+    """
+
+    train: Split
+    dev: tuple[Split, ...]
+    test: tuple[Split, ...]
+
+    @classmethod
+    def plain(cls, train: int, dev: int, test: int) -> "Splits":
+        """The usual three files with so many rows."""
+        return cls(
+            Split("train", "train.tsv", "train", train),
+            (Split("dev", "dev.tsv", "validation", dev),),
+            (Split("test", "test.tsv", "test", test),),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+        name: as it is typed, and on the hub.
+        title: as GLUE writes it; the folder of its files, and the name of its submission.
+        columns: of the one or two sentences, in the files.
+        hub_columns: of the same on the hub.
+        label: the column of the label, in the files.
+        labels: in the order of the hub's numbers; empty where the label is a similarity from 0 to 5.
+        submitted: what a submission calls these labels.
+        metrics: names of the official ones; the score of a task is their mean.
+        splits: its data.
+        headless: columns of train and dev where these files have no header.
+        index: the column that numbers the test rows, in the files.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    hub_columns: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    submitted: tuple[str, ...]
+    metrics: tuple[str, ...]
+    splits: Splits
+    headless: tuple[str, ...] = ()
+    index: str = "index"
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for it."""
+        return len(self.labels) or 1
+
+
+_PAIR, _BINARY, _ENTAILMENT = ("sentence1", "sentence2"), ("0", "1"), ("entailment", "not_entailment")
+_SIDES = ("entailment", "neutral", "contradiction")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "cola", "CoLA", ("sentence",), ("sentence",), "label", _BINARY, _BINARY, ("matthews",),
+            Splits.plain(8551, 1043, 1063), headless=("source", "label", "mark", "sentence"),
+        ),
+        Task(
+            "sst2", "SST-2", ("sentence",), ("sentence",), "label", _BINARY, _BINARY, ("accuracy",),
+            Splits.plain(67349, 872, 1821),
+        ),
+        Task(
+            "mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", _BINARY, _BINARY, ("f1", "accuracy"),
+            Splits.plain(3668, 408, 1725),
+        ),
+        Task(
+            "stsb", "STS-B", _PAIR, _PAIR, "score", (), (), ("pearson", "spearman"),
+            Splits.plain(5749, 1500, 1379),
+        ),
+        Task(
+            "qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", _BINARY, _BINARY,
+            ("f1", "accuracy"), Splits.plain(363846, 40430, 390965), index="id",
+        ),
+        Task(
+            "mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _SIDES, _SIDES, ("accuracy",),
+            Splits(
+                Split("train", "train.tsv", "train", 392702),
+                (
+                    Split("dev", "dev_matched.tsv", "validation_matched", 9815),
+                    Split("dev_mismatched", "dev_mismatched.tsv", "validation_mismatched", 9832, "_mismatched"),
+                ),
+                (
+                    Split("test", "test_matched.tsv", "test_matched", 9796, "-m"),
+                    Split("test_mismatched", "test_mismatched.tsv", "test_mismatched", 9847, "-mm"),
+                ),
+            ),
+        ),
+        Task(
+            "qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT,
+            ("accuracy",), Splits.plain(104743, 5463, 5463),
+        ),
+        Task(
+            "rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, _ENTAILMENT, ("accuracy",),
+            Splits.plain(2490, 277, 3000),
+        ),
+        Task(
+            "wnli", "WNLI", _PAIR, _PAIR, "label", _BINARY, _BINARY, ("accuracy",), Splits.plain(635, 71, 146),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from apollo_cli.glue.metrics import average, measured, score
+from apollo_cli.glue.tasks import TASKS
+
+LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1, 1, 0])
+ANSWERS = np.array([1, 0, 1, 0, 1, 1, 0, 1, 1, 1])  # 5 true and 2 false positives, 2 true and 1 false negative
+SCORES = np.array([0.0, 1.2, 2.5, 3.8, 5.0], dtype=np.float32)
+GUESSES = np.array([0.5, 0.4, 3.0, 2.9, 4.1], dtype=np.float32)
+
+
+def test_the_metrics_are_what_their_formulas_say() -> None:
+    f1, accuracy = 2 * 5 / (2 * 5 + 2 + 1), 7 / 10
+    matthews = (5 * 2 - 2 * 1) / ((5 + 2) * (5 + 1) * (2 + 2) * (2 + 1)) ** 0.5
+    assert measured(TASKS["mrpc"], LABELS, ANSWERS) == pytest.approx({"f1": f1, "accuracy": accuracy})
+    assert measured(TASKS["cola"], LABELS, ANSWERS) == pytest.approx({"matthews": matthews})
+    ranks = np.array([2, 1, 4, 3, 5])  # of the guesses; those of the scores are 1 to 5
+    spearman = 1 - 6 * ((ranks - np.arange(1, 6)) ** 2).sum() / (5 * (25 - 1))
+    pearson = np.corrcoef(SCORES, GUESSES)[0, 1]
+    assert measured(TASKS["stsb"], SCORES, GUESSES) == pytest.approx({"pearson": pearson, "spearman": spearman})
+
+
+# What Hugging Face's `evaluate` computes for `glue` (metrics/glue/glue.py), by our names.
+PUBLIC = {
+    "cola": {"matthews": lambda y, p: metrics.matthews_corrcoef(y, p)},
+    "sst2": {"accuracy": lambda y, p: (p == y).mean()},
+    "mrpc": {"accuracy": lambda y, p: (p == y).mean(), "f1": lambda y, p: metrics.f1_score(y_true=y, y_pred=p)},
+    "qqp": {"accuracy": lambda y, p: (p == y).mean(), "f1": lambda y, p: metrics.f1_score(y_true=y, y_pred=p)},
+    "stsb": {"pearson": lambda y, p: stats.pearsonr(p, y)[0], "spearman": lambda y, p: stats.spearmanr(p, y)[0]},
+    "mnli": {"accuracy": lambda y, p: (p == y).mean()},
+    "qnli": {"accuracy": lambda y, p: (p == y).mean()},
+    "rte": {"accuracy": lambda y, p: (p == y).mean()},
+    "wnli": {"accuracy": lambda y, p: (p == y).mean()},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_public_definition_of_the_metrics_gives_the_same(name: str) -> None:
+    rng = np.random.default_rng(0)
+    task = TASKS[name]
+    labels = rng.integers(0, len(task.labels), 200) if task.labels else rng.random(200) * 5
+    answers = np.where(rng.random(200) < 0.6, labels, rng.permutation(labels))
+    theirs = {metric: float(of(labels, answers)) for metric, of in PUBLIC[name].items()}
+    assert measured(task, labels, answers) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_a_model_that_always_says_the_same_correlates_with_nothing() -> None:
+    assert measured(TASKS["stsb"], SCORES, np.full(5, 2.0)) == {"pearson": 0.0, "spearman": 0.0}
+    assert measured(TASKS["cola"], LABELS, np.ones(10)) == {"matthews": 0.0}
+
+
+def test_a_task_counts_by_the_mean_of_its_metrics_and_once() -> None:
+    assert score({"f1": 0.9, "accuracy": 0.8}) == pytest.approx(0.85)
+    scores = {"cola": 0.3, "mnli": 0.6, "wnli": 0.5}
+    assert average(scores, with_wnli=True) == pytest.approx(1.4 / 3)
+    assert average(scores, with_wnli=False) == pytest.approx(0.45)
+    assert average({"wnli": 0.5}, with_wnli=False) is None
