@@ -1,14 +1,33 @@
 """The next micro-batch, made while the device computes this one."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
+import numpy as np
 import torch
 
-from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.models.transformer import Batch
 
 Key = tuple[int, int]  # step and part
 Copied = tuple[Batch, torch.cuda.Event]
+
+
+class MicroBatches(Protocol):
+    """What a run trains on, as a function of step and part."""
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences a step."""
+
+    @property
+    def micro_size(self) -> int:
+        """Sequences a micro-step."""
+
+    def micro_batch(self, step: int, part: int) -> Batch:
+        """Micro-batch `part` of a step."""
+
+    def row_numbers(self, step: int, part: int) -> np.ndarray:
+        """Which rows these are."""
 
 
 class Prefetch:
@@ -19,7 +38,7 @@ class Prefetch:
     A CPU has no time to spare beside its computing, so there they are made when they are asked for.
     """
 
-    def __init__(self, batches: TrainingBatches, device: torch.device) -> None:
+    def __init__(self, batches: MicroBatches, device: torch.device) -> None:
         self.batches, self.device = batches, device
         self.ahead: tuple[Key, Future[Copied]] | None = None
         if device.type == "cuda":
@@ -35,7 +54,7 @@ class Prefetch:
         batch, copied = ahead[1].result()
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
-        for tensor in (batch.tokens, batch.positions, batch.targets):
+        for tensor in batch.tensors.values():
             tensor.record_stream(current)  # its memory is not free before this stream is done
         return batch
 

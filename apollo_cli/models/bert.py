@@ -28,9 +28,10 @@ class Bert(LanguageModel):
         with self.device:
             return Block(self.shape, pre_norm=False, causal=False, gelu="none", eps=EPS)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token, position and segment embeddings, normalised."""
-        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + self.segments.weight[0]
+        segment = self.segments.weight[0] if segments is None else self.segments(segments)
+        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
         return F.dropout(self.embedding_norm(hidden), self.shape.dropout, self.training)
 
     def attention_mask(self, seen: Tensor) -> Tensor:

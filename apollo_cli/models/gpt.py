@@ -23,8 +23,8 @@ class Gpt(LanguageModel):
         with self.device:
             return Block(self.shape, pre_norm=True, causal=True, gelu="tanh", eps=EPS)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token and position embeddings."""
+    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Token and position embeddings; GPT-2 has none of segments."""
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         return F.dropout(hidden, self.shape.dropout, self.training)
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from apollo_cli.models.bert import EPS as BERT_EPS
 from apollo_cli.models.bert import SEGMENTS
 from apollo_cli.models.build import build
 from apollo_cli.models.gpt import EPS as GPT_EPS
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.shape import Initialization, Shape
 from apollo_cli.models.transformer import LanguageModel
 
 # our module -> theirs, outside the blocks and within block {i}; a name that is missing keeps its own
@@ -35,6 +36,7 @@ BERT_BLOCK_NAMES = {
     "ffn_out": "bert.encoder.layer.{i}.output.dense",
     "ffn_norm": "bert.encoder.layer.{i}.output.LayerNorm",
 }
+_OF_THE_HEAD = ("transform", "head_bias")  # of ours, which BERTs for other tasks lack
 BERT_QKV = [f"bert.encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")]
 GPT_NAMES = {
     "tokens.weight": "transformer.wte.weight",
@@ -52,6 +54,13 @@ GPT_BLOCK_NAMES = {
 GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
     "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
 )  # fmt: skip
+
+
+class Pooler(NamedTuple):
+    """What BERT puts between the state of [CLS] and a head for sentences: (hidden, hidden) and (hidden,)."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) -> None:
@@ -81,6 +90,38 @@ def load_model(folder: Path) -> LanguageModel:
     Raises:
         CheckpointError: a file is missing or not of such a model.
     """
+    shape, theirs = _read(folder)
+    return _filled(folder, build(shape, shape.layers), theirs)
+
+
+def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | None]:
+    """Reads the layers of any BERT or GPT-2 of transformers in safetensors, whatever its head.
+
+    What is missing of a head to predict tokens with is new. The second is BERT's pooler, where it has one.
+
+    Args:
+        folder: has config.json and model.safetensors.
+        dropout: instead of the probability that it was made with.
+
+    Raises:
+        CheckpointError: a file is missing or not of such a model.
+    """
+    shape, theirs = _read(folder)
+    theirs = {_with_prefix(shape.kind, name): tensor for name, tensor in theirs.items()}
+    model = _filled(folder, build(replace(shape, dropout=dropout), shape.layers), theirs, _OF_THE_HEAD)
+    names = [f"bert.pooler.dense.{leaf}" for leaf in ("weight", "bias")]
+    return model, Pooler(*(theirs[name] for name in names)) if set(names) <= theirs.keys() else None
+
+
+def _with_prefix(kind: str, name: str) -> str:
+    """The name in a language model, of a tensor in a bare one or in one of BERT's authors."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        name = name.replace(old, new)
+    bare = {"bert": ("embeddings.", "encoder.", "pooler."), "gpt": ("wte.", "wpe.", "h.", "ln_f.")}[kind]
+    return {"bert": "bert.", "gpt": "transformer."}[kind] + name if name.startswith(bare) else name
+
+
+def _read(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         theirs = load_file(folder / "model.safetensors")
@@ -93,9 +134,19 @@ def load_model(folder: Path) -> LanguageModel:
     for key, ours in _COMPUTED[shape.kind].items():
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
-    model = build(shape, shape.layers)
+    return shape, theirs
+
+
+def _filled(
+    folder: Path, model: LanguageModel, theirs: dict[str, Tensor], may_lack: tuple[str, ...] = ()
+) -> LanguageModel:
+    """The model with their weights; what begins with one of `may_lack` keeps its own where they have none."""
+    kind = model.shape.kind
     weights = {
-        name: _our_tensor(folder, shape.kind, name, t.shape, theirs) for name, t in model.state_dict().items()
+        name: t
+        if name.startswith(may_lack) and may_lack and not theirs.keys() >= set(_their_names(kind, name))
+        else _our_tensor(folder, kind, name, t.shape, theirs)
+        for name, t in model.state_dict().items()
     }
     model.load_state_dict(weights)
     return model
@@ -182,6 +233,7 @@ def _bert_shape(config: dict[str, Any]) -> Shape:
         ffn=config["intermediate_size"],
         layers=config["num_hidden_layers"],
         dropout=config["hidden_dropout_prob"],
+        init=Initialization(std=config.get("initializer_range", 0.02)),
     )
 
 
@@ -195,6 +247,7 @@ def _gpt_shape(config: dict[str, Any]) -> Shape:
         ffn=config.get("n_inner") or 4 * config["n_embd"],
         layers=config["n_layer"],
         dropout=config["resid_pdrop"],
+        init=Initialization(std=config.get("initializer_range", 0.02)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +29,20 @@ class Batch:
     positions: Tensor
     targets: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> Self:
         """The batch on another device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.tokens, self.positions, self.targets)))
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors.items()})
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """The batch in memory that a GPU can fetch from by itself."""
-        return Batch(self.tokens.pin_memory(), self.positions.pin_memory(), self.targets.pin_memory())
+        return replace(self, **{name: t.pin_memory() for name, t in self.tensors.items()})
 
-    def pieces(self, count: int) -> list["Batch"]:
+    def pieces(self, count: int) -> Sequence["Batch"]:
         """The batch as `count` batches of as many rows and predictions each; `count` divides its rows."""
         rows, seq_len = self.tokens.shape
         firsts = torch.arange(0, rows, rows // count, device=self.positions.device)
@@ -112,8 +118,8 @@ class LanguageModel(nn.Module, ABC):
         """An empty block of this model, on the device of its embeddings."""
 
     @abstractmethod
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(rows, seq_len) -> (rows, seq_len, hidden)."""
+    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """(rows, seq_len) -> (rows, seq_len, hidden); `segments` (rows, seq_len) are 0 where there are none."""
 
     @abstractmethod
     def attention_mask(self, seen: Tensor) -> Tensor:
@@ -123,9 +129,15 @@ class LanguageModel(nn.Module, ABC):
     def before_decoder(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> the same, what the decoder takes."""
 
-    def trunk(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
+    def trunk(
+        self,
+        tokens: Tensor,
+        layer_map: Sequence[int],
+        seen: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i]."""
-        hidden = self.embed(tokens)
+        hidden = self.embed(tokens, segments)
         mask = None if seen is None else self.attention_mask(seen)
         for i in layer_map:
             hidden = self.blocks[i](hidden, mask)

@@ -110,7 +110,6 @@ def open_run(order: dict[str, Any]) -> Any:
     run = wandb.init(
         mode="offline",
         resume="allow",
-        job_type="pretrain",
         reinit="finish_previous",
         settings=settings,
         **order["run"],

@@ -38,12 +38,14 @@ class Identity:
         name: for people.
         group: the sweep, if the run is part of one.
         tags: model, sampler, expander, ...
+        job_type: pretrain or glue.
     """
 
     id: str
     name: str
     group: str | None
     tags: tuple[str, ...]
+    job_type: str = "pretrain"
 
 
 def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Identity:
@@ -169,6 +171,7 @@ def open_mirror(
         "name": identity.name,
         "group": identity.group,
         "tags": identity.tags,
+        "job_type": identity.job_type,
         "dir": str(folder.parent),
         "config": config,
     }

@@ -156,7 +156,7 @@ class Loop:
         losses = self.backward(progress.step, depths)
         self.launched.append(Launched(progress.step, lr, depths, luck, losses, self.update(losses, lr)))
         progress.step += 1
-        progress.flops += self.flops(depths)
+        progress.flops += self.flops(progress.step - 1, depths)
         if not self.device.runs_ahead or self.config.budget.seconds is not None:  # the clock is looked at each time
             self.settle()
         self.tracker.step(self.standing() | {"train/depth": depths[-1]})
@@ -166,9 +166,13 @@ class Loop:
         first = step * self.plan.work.accumulation
         return [self.plan.depth(first + part) for part in range(self.plan.work.accumulation)]
 
-    def flops(self, depths: list[int]) -> int:
-        """Of micro-steps of these depths."""
+    def flops(self, step: int, depths: list[int]) -> int:
+        """Of a step whose micro-steps run these depths."""
         return sum(map(self.plan.work.flops, depths))
+
+    def tokens(self, step: int) -> int:
+        """Read in all steps before this one."""
+        return step * self.plan.work.tokens_per_step
 
     def backward(self, step: int, depths: list[int]) -> Tensor:
         """Gradients of all micro-steps, summed up; returns the loss of each (micro-steps,)."""
@@ -242,7 +246,7 @@ class Loop:
         """
         progress, refused = self.progress, launched[0]
         progress.step = refused.step
-        progress.flops -= sum(self.flops(each.depths) for each in launched)
+        progress.flops -= sum(self.flops(each.step, each.depths) for each in launched)
         self.blocked.zero_()
         if refused.luck is not None:
             restore_random_state(refused.luck, self.device.device)
@@ -264,7 +268,7 @@ class Loop:
                 f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; in a new run {ways}", goes_on=False
             )
         progress.step += 1
-        progress.flops += self.flops(refused.depths)  # they were spent
+        progress.flops += self.flops(refused.step, refused.depths)  # they were spent
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
         self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
@@ -289,7 +293,7 @@ class Loop:
         """A training row: the loss averaged since the last one."""
         progress = self.progress
         seconds = progress.train_seconds - progress.logged_train_seconds
-        tokens = (progress.step - progress.logged_step) * self.plan.work.tokens_per_step
+        tokens = self.tokens(progress.step) - self.tokens(progress.logged_step)
         self.row(
             {
                 "train/loss": progress.loss_sum / progress.loss_count if progress.loss_count else None,
@@ -354,7 +358,7 @@ class Loop:
         return {
             "step": progress.step,
             "micro_step": progress.step * self.plan.work.accumulation,
-            "tokens": progress.step * self.plan.work.tokens_per_step,
+            "tokens": self.tokens(progress.step),
             "flops": progress.flops,
             "train_seconds": progress.train_seconds,
             "total_seconds": progress.total_seconds,
