@@ -12,6 +12,7 @@ from pydantic import Field
 from apollo_cli.data import section as data_section
 from apollo_cli.data.section import Data
 from apollo_cli.errors import ConfigError
+from apollo_cli.growth import growths
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
 from apollo_cli.models.shape import Initialization, Kind, PositionInit, ResidualInit, Shape
@@ -103,10 +104,9 @@ class Expander(Section):
     kind: str
     moments: Literal["keep", "map", "reset"]
 
-    @property
-    def layer_map(self) -> str:
-        """The name of the map in the growth core."""
-        return self.kind
+    def build(self) -> growths.Expander:
+        """The expander of the growth core; its kind is its map, unless a subclass says more."""
+        return growths.Expander(self.kind)
 
 
 class Interpolate(Expander):
@@ -115,16 +115,25 @@ class Interpolate(Expander):
     kind: Literal["interpolate"]
     mode: Literal["nearest", "linear"]
 
-    @property
-    def layer_map(self) -> str:
+    def build(self) -> growths.Expander:
         """The mode is the map."""
-        return self.mode
+        return growths.Expander(self.mode)
 
 
 class Stack(Expander):
     """expander=stack."""
 
     kind: Literal["stack"]
+
+
+class Net2Net(Expander):
+    """expander=net2net."""
+
+    kind: Literal["net2net"]
+
+    def build(self) -> growths.Expander:
+        """Copies lie above their layer, as in interpolation, and begin silent."""
+        return growths.Expander("nearest", silent=True)
 
 
 class Schedule(Section):
@@ -250,7 +259,7 @@ class Config:
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": (Bert, Gpt),
     "sampler": (Lvps, Edge, PlainSampler),
-    "expander": (Interpolate, Stack),
+    "expander": (Interpolate, Stack, Net2Net),
     "schedule": (Schedule,),
     "data": data_section.FAMILY,
     "optim": (Optim,),

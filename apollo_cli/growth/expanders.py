@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apollo_cli.growth.growths import Growth
+
 State = dict[str, Tensor]
+INTO_RESIDUAL = ("attention_out.", "ffn_out.")  # the parameters by which a layer adds to the residual stream
 
 
 def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
@@ -49,36 +52,38 @@ def grow(
     blocks: nn.ModuleList,
     new_block: Callable[[], nn.Module],
     optimizer: torch.optim.Optimizer,
-    matrix: np.ndarray,
+    growth: Growth,
     moments: str,
 ) -> nn.ModuleList:
-    """Expands the layers by `matrix` and hands the optimizer over to them.
+    """Expands the layers and hands the optimizer over to them.
 
     Args:
         blocks: the N stored layers, all of one shape.
         new_block: makes an empty layer of that shape on the same device; its weights are overwritten.
         optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
             new parameter joining the group of its old namesake. Other parameters are not touched.
-        matrix: (new N, N), rows sum to 1, from `mixing_matrix`.
+        growth: from N layers to the new N.
         moments: `keep`, `map`, or `reset` (the optimizer starts afresh, embeddings and head included).
 
     Returns:
         The new layers; the old ones are referenced by nothing here any more.
 
     Raises:
-        ValueError: `moments` is unknown or the matrix is not for this number of layers.
+        ValueError: `moments` is unknown or the growth is not of this number of layers.
     """
     if moments not in MOMENTS:
         raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
+    matrix = growth.matrix
     if matrix.shape[1] != len(blocks):
-        raise ValueError(f"a matrix for {matrix.shape[1]} layers cannot grow {len(blocks)}")
+        raise ValueError(f"a growth of {matrix.shape[1]} layers cannot grow {len(blocks)}")
     grown = nn.ModuleList(new_block().train(blocks.training) for _ in matrix)
     for name, first in blocks[0].named_parameters():
         old = [block.get_parameter(name) for block in blocks]
         new = [block.get_parameter(name) for block in grown]
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
         for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
-            parameter.copy_(mix(row, old))
+            is_silent = slot in growth.silent and name.startswith(INTO_RESIDUAL)
+            parameter.copy_(torch.zeros_like(parameter) if is_silent else mix(row, old))
             if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
                 optimizer.state[parameter] = state
         group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))

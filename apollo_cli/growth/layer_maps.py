@@ -71,6 +71,12 @@ def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
     return np.eye(source)[list(COPIES[kind](source, target))]
 
 
+def repeated(matrix: np.ndarray) -> tuple[int, ...]:
+    """The rows of a copying map whose source an earlier row has, too: the layers that came in."""
+    sources = matrix.argmax(axis=1).tolist()
+    return tuple(i for i, source in enumerate(sources) if source in sources[:i])
+
+
 def _check(kind: str, known: dict, source: int, target: int) -> None:
     if kind not in known:
         raise ValueError(f"unknown layer map {kind!r}: choose one of {', '.join(known)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from apollo_cli.growth.layer_maps import mixing_matrix
+from apollo_cli.growth.growths import Expander, Growth
 from apollo_cli.growth.randomness import Purpose, uniforms
 from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.growth.schedule import Schedule, Stage
@@ -27,7 +27,7 @@ class StagePlan:
         flops: model FLOPs of the stage, exact.
         depth_probabilities: P(depth | N, L).
         depth_counts: how many micro-steps run each depth, exact for this seed.
-        growth_matrix: (N, previous N) of the growth that begins the stage; None for the first.
+        growth: that begins the stage; None for the first.
     """
 
     stage: Stage
@@ -36,14 +36,14 @@ class StagePlan:
     flops: int
     depth_probabilities: dict[int, float]
     depth_counts: dict[int, int]
-    growth_matrix: np.ndarray | None
+    growth: Growth | None
 
     def as_dict(self) -> dict[str, Any]:
         """The stage as it stands in plan.json; copying growth maps as indices, blends as rows."""
         growth_map = None
-        if self.growth_matrix is not None:
-            one_hot = np.isin(self.growth_matrix, (0.0, 1.0)).all()
-            growth_map = (self.growth_matrix.argmax(axis=1) if one_hot else self.growth_matrix).tolist()
+        if self.growth is not None:
+            matrix = self.growth.matrix
+            growth_map = (matrix.argmax(axis=1) if np.isin(matrix, (0.0, 1.0)).all() else matrix).tolist()
         return {
             "layers": self.stage.layers,
             "first_step": self.stage.first_step,
@@ -84,7 +84,7 @@ class Plan:
 
     schedule: Schedule
     sampler: DepthSampler
-    growth_kind: str
+    expander: Expander
     work: Work
     seed: int
 
@@ -117,7 +117,7 @@ class Plan:
             flops=sum(count * work.flops(depth) for depth, count in counts.items()),
             depth_probabilities=self.sampler.probabilities(stage.layers, work.target),
             depth_counts=counts,
-            growth_matrix=mixing_matrix(self.growth_kind, previous, stage.layers) if previous else None,
+            growth=self.expander.growth(previous, stage.layers) if previous else None,
         )
 
     def _depth_counts(self, stage: Stage) -> dict[int, int]:

@@ -120,17 +120,17 @@ class Loop:
 
     def grow(self) -> None:
         """Expands the stored layers to those of the stage that begins; evaluates on both sides of it."""
-        growth = self.plan.stages[self.plan.schedule.index(self.progress.step)]
-        if growth.growth_matrix is None:
-            raise RuntimeError(f"the first stage stores {growth.stage.layers} layers, not {len(self.model.blocks)}")
-        ends = {"growth/from": len(self.model.blocks), "growth/to": growth.stage.layers}
+        stage = self.plan.stages[self.plan.schedule.index(self.progress.step)]
+        if stage.growth is None:
+            raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {len(self.model.blocks)}")
+        ends = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
         before = evaluate(self.model, self.validation, self.device)
         self.row(ends | before)
         self.model.blocks = grow(
             self.model.blocks,
             self.new_block,
             self.optimizer,
-            growth.growth_matrix,
+            stage.growth,
             self.config.expander.moments,
         )
         after = evaluate(self.model, self.validation, self.device)

@@ -64,7 +64,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         return Plan(
             schedule=config.schedule.over(steps),
             sampler=config.sampler.build(),
-            growth_kind=config.expander.layer_map,
+            expander=config.expander.build(),
             work=work,
             seed=config.run.seed,
         )

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from apollo_cli.config import Optim
 from apollo_cli.growth.expanders import MOMENTS, grow
-from apollo_cli.growth.layer_maps import layer_map, mixing_matrix
+from apollo_cli.growth.growths import Expander
+from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.optimizer import build_optimizer
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
-MAPS = ("nearest", "stack", "linear")
+MAPS = ("nearest", "stack", "linear", "net2net")
 VOCABULARY, LENGTH, TARGET = 23, 8, 12
 OPTIM = Optim(
     lr=1e-2,
@@ -65,8 +66,9 @@ def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, tor
 def expand(
     model: LanguageModel, optimizer: torch.optim.Optimizer, growth: str, layers: int, moments: str = "map"
 ) -> None:
-    matrix = mixing_matrix(growth, len(model.blocks), layers)
-    model.blocks = grow(model.blocks, model.new_block, optimizer, matrix, moments)
+    expander = Expander("nearest", silent=True) if growth == "net2net" else Expander(growth)
+    planned = expander.growth(len(model.blocks), layers)
+    model.blocks = grow(model.blocks, model.new_block, optimizer, planned, moments)
 
 
 def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
@@ -157,6 +159,37 @@ def test_nearest_growth_preserves_the_full_depth_function_exactly(kind: Kind) ->
         train(model, optimizer)  # so that the copies differ before they are copied again
 
 
+@pytest.mark.parametrize(("source", "target"), [(3, 6), (3, 5), (1, 4)])
+def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: int) -> None:
+    model, optimizer = trained("gpt", source)
+    model.eval()
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    before = model.logits(tokens, range(source))
+    expand(model, optimizer, "net2net", target)
+    assert same_bits(model.logits(tokens, range(target)), before)
+
+
+def test_what_is_inserted_by_hand() -> None:
+    """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream."""
+    model, optimizer = trained("bert", 2)
+    before = weights(model.blocks)
+    expand(model, optimizer, "net2net", 4)
+    for name, grown in weights(model.blocks).items():
+        assert same_bits(grown[[0, 2]], before[name]), name
+        copies = torch.zeros_like(before[name]) if "_out." in name else before[name]
+        assert same_bits(grown[[1, 3]], copies), name
+
+
+def test_inserted_layers_part_from_their_originals_at_the_first_step() -> None:
+    model, optimizer = trained("gpt", 3)
+    expand(model, optimizer, "net2net", 6, "reset")
+    train(model, optimizer)
+    assert all((block.ffn_out.weight != 0).float().mean() > 0.9 for block in model.blocks)
+    train(model, optimizer, steps=2)
+    after = weights(model.blocks)["qkv.weight"]
+    assert not torch.allclose(after[0], after[1])
+
+
 @each_model
 def test_stored_depth_function_changes_where_layers_are_added(kind: Kind) -> None:
     model, optimizer = trained(kind, 3)
@@ -173,6 +206,8 @@ def test_every_parameter_of_every_layer_trains_after_growth(kind: Kind, growth: 
     model, optimizer = trained(kind, 3)
     for layers in (5, 12):
         expand(model, optimizer, growth, layers, moments)
+        if growth == "net2net":
+            train(model, optimizer)  # what is behind a zero projection has its first gradient at the second step
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         train(model, optimizer)
         assert len(model.blocks) == layers
@@ -339,5 +374,5 @@ def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> No
 
 def test_matrix_for_another_number_of_layers_is_refused() -> None:
     model, optimizer = trained("gpt", 3)
-    with pytest.raises(ValueError, match="a matrix for 2 layers cannot grow 3"):
-        grow(model.blocks, model.new_block, optimizer, mixing_matrix("nearest", 2, 6), "map")
+    with pytest.raises(ValueError, match="a growth of 2 layers cannot grow 3"):
+        grow(model.blocks, model.new_block, optimizer, Expander("nearest").growth(2, 6), "map")

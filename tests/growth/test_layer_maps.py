@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from apollo_cli.growth.layer_maps import BLENDS, COPIES, LayerMap, layer_map, mixing_matrix
+from apollo_cli.growth.layer_maps import BLENDS, COPIES, LayerMap, layer_map, mixing_matrix, repeated
 
 PAIRS = [(source, target) for target in range(1, 65) for source in range(1, target + 1)]
 
@@ -67,6 +67,14 @@ def test_published_examples_of_copies(kind: str, source: int, target: int, indic
 
 def test_published_example_of_a_blend() -> None:
     assert mixing_matrix("linear", 2, 3).tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "rows"),
+    [("nearest", 3, 6, (1, 3, 5)), ("nearest", 1, 3, (1, 2)), ("stack", 3, 5, (3, 4)), ("stack", 4, 4, ())],
+)
+def test_layers_that_came_in(kind: str, source: int, target: int, rows: LayerMap) -> None:
+    assert repeated(mixing_matrix(kind, source, target)) == rows
 
 
 def test_float_ratios_go_wrong_where_integers_do_not() -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.randomness import Purpose, uniforms
 from apollo_cli.growth.samplers import LVPS, DepthSampler, Edge, Full, Shallow, Uniform
@@ -30,7 +31,7 @@ def make_plan(
         parameters=lambda stored: 1000 + 50 * stored,
         memory_bytes=lambda stored, depth: 9 * stored + depth,
     )
-    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), kind, work, seed)
+    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), Expander(kind), work, seed)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
@@ -81,7 +82,7 @@ def test_flops_are_the_sum_over_micro_steps(sampler: DepthSampler) -> None:
 
 def test_flops_beyond_64_bits_stay_exact() -> None:
     work = Work(2, 1, 1, lambda depth: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored)
-    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), "nearest", work, 0)
+    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), Expander("nearest"), work, 0)
     assert plan.flops == 15 * 10**20 + 10
     assert plan.scratch_flops == 20 * 10**20 + 10
 

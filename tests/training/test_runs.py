@@ -17,6 +17,7 @@ from tests.conftest import read_rows
 SAMPLERS = ["lvps", "uniform", "edge", "full", "shallow"]
 EXPANDERS = [
     ("expander=stack",),
+    ("expander=net2net",),
     ("expander=interpolate", "expander.mode=nearest"),
     ("expander=linear",),
 ]
