@@ -9,7 +9,7 @@ from statistics import fmean
 from apollo_cli.report import savings
 from apollo_cli.report.runs import RunFiles
 from benchmarks import results
-from benchmarks.reproduce import METHODS, SEEDS, TUNED, Cell, Corpus, ladder_cells
+from benchmarks.reproduce import METHODS, SEEDS, TUNED, Cell, Corpus, ladder_cells, longer_cells
 
 
 def ladder(corpus: Corpus, kind: str, seed: int) -> savings.Curve:
@@ -40,6 +40,20 @@ def beside(corpus: Corpus, kind: str) -> Iterator[str]:
     rows = [_row(corpus, kind, method) for method in METHODS if method != "scratch"]
     head = ("method", "FLOPs", "final losses (nats)", "FLOPs from scratch", "FLOPs saved")
     yield from results.table(head, [row for row in rows if row])
+
+
+def fewer(corpus: Corpus, kind: str) -> Iterator[str]:
+    """The table of the runs of fewer layers and more steps, at their own final loss."""
+    rows = []
+    for cell in longer_cells(kind):
+        if corpus.kept(cell).exists():
+            end = _end(corpus, cell)
+            cost = from_scratch(ladder(corpus, kind, cell.seed), end.loss)
+            saved = f"{savings.saving(end.cost.flops, cost):.1%}" if cost else "-"
+            costs = f"{cost:.3e}" if cost else "beyond"
+            rows.append([str(cell.layers), str(end.step), f"{end.cost.flops:.3e}", f"{end.loss:.4f}", costs, saved])
+    head = ("layers", "steps", "FLOPs", "final loss (nats)", "FLOPs of 12 layers", "fewer")
+    yield from results.table(head, rows)
 
 
 def _row(corpus: Corpus, kind: str, method: str) -> list[str] | None:

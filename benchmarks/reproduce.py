@@ -25,7 +25,7 @@ from apollo_cli.training.interrupt import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "scratch_cosine", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
+METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
 VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
@@ -34,6 +34,7 @@ LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500
 DEFAULT = "pydocs"  # the corpus on which everything was chosen
 COMPARED = ("scratch", "stackbert", "apollo_late")  # on others, as chosen there
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
+LONGER = ((3, 6000), (6, 4000))  # layers and steps of those that show what fewer layers reach with more of them
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,19 @@ def depth_cells(kind: str) -> list[Cell]:
     return [*(Cell(kind, "scratch", tuned, 0, layers) for layers in SHALLOW), Cell(kind, "scratch", tuned, 0)]
 
 
+def longer_cells(kind: str) -> list[Cell]:
+    """What the cheaper model reaches with the FLOPs of a growing one."""
+    return [Cell(kind, "scratch", TUNED[kind, "scratch"], 0, layers, steps) for layers, steps in LONGER]
+
+
 def ladder_cells(kind: str, seed: int) -> list[Cell]:
     """Scratch runs of several budgets, each with a schedule of its own: what a loss costs without growth."""
     return [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=steps) for steps in LADDER[kind]]
+
+
+def cosine_cell(kind: str) -> Cell:
+    """Scratch under one cosine, as published."""
+    return Cell(kind, "scratch_cosine", TUNED[kind, "scratch"], 0)
 
 
 def rate_cells(kind: str) -> list[Cell]:
@@ -99,8 +110,11 @@ def cells(corpus: str) -> list[Cell]:
     """All of a corpus, each once, in the order in which they are wanted."""
     ladders = [ladder_cells(kind, seed) for seed in SEEDS for kind in KINDS]
     compared = [headline_cells(kind, COMPARED) for kind in KINDS]
-    chosen = [of(kind) for of in (depth_cells, headline_cells, variant_cells, rate_cells) for kind in KINDS]
-    wanted = [*ladders, *compared, *(chosen if corpus == DEFAULT else [])]
+    parts = (depth_cells, longer_cells, headline_cells, variant_cells, rate_cells)
+    chosen = [of(kind) for of in parts for kind in KINDS]
+    wanted = [*ladders, *compared]
+    if corpus == DEFAULT:
+        wanted += [*chosen, [cosine_cell(kind) for kind in KINDS]]
     return list(dict.fromkeys(cell for some in wanted for cell in some))
 
 
@@ -200,12 +214,12 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
         return seconds_by_depth(config, choose(config.run), make_task(config))
 
     @cache  # rate and seed change next to nothing
-    def seconds(kind: str, method: str, layers: int | None) -> float:
-        config = config_of(Cell(kind, method, RATES[kind][0], 0, layers))
+    def seconds(kind: str, method: str, layers: int | None, steps: int | None) -> float:
+        config = config_of(Cell(kind, method, RATES[kind][0], 0, layers, steps))
         stages = make_plan(config, choose(config.run)).stages
         return sum(n * speed(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
 
-    total = sum(seconds(cell.kind, cell.method, cell.layers) for cell in missing)
+    total = sum(seconds(cell.kind, cell.method, cell.layers, cell.steps) for cell in missing)
     print(f"about {_clock(1.25 * total / at_once)}; every cell that is done is kept", flush=True)
 
 

@@ -23,13 +23,13 @@ from benchmarks.reproduce import (
     TUNED,
     Cell,
     Corpus,
+    cosine_cell,
     depth_cells,
     headline_cells,
     rate_cells,
     variant_cells,
 )
 
-BASELINES = ("scratch", "scratch_cosine")  # under the better rate; under one cosine, as published
 _DEPTH = ("", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", "")
 PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
 
@@ -50,7 +50,7 @@ def lines(name: str) -> list[str]:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
             said += ["", f"## {kind.upper()}"]
             if name == DEFAULT:
-                said += [*_DEPTH, *on_depth(corpus, kind), *_on_rates(corpus, kind)]
+                said += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
             said += [*_at_equal_loss(corpus, kind), *_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
 
@@ -65,6 +65,13 @@ def on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
     yield from results.table(("layers", "validation loss (nats)", "FLOPs"), rows)
 
 
+def _on_longer(corpus: Corpus, kind: str) -> Iterator[str]:
+    yield from ["", "### What fewer layers reach with more steps", ""]
+    yield "Scratch runs of seed 0 that never grow, and what their loss costs twelve layers from scratch: growth is"
+    yield from ["worth its trouble where it saves more than this, or where twelve layers are wanted.", ""]
+    yield from ladder.fewer(corpus, kind)
+
+
 def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
     losses = {cell: _loss(corpus, cell) for cell in rate_cells(kind)}
     yield from ["", "### Learning rates", "", "Validation loss of seed 0 at the end; **bold**: chosen.", ""]
@@ -74,6 +81,8 @@ def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
         chosen = RATES[kind].index(TUNED[kind, method])
         rows.append([method, *(f"**{loss}**" if i == chosen else loss for i, loss in enumerate(of_rates))])
     yield from results.table(("method", *RATES[kind]), rows)
+    if corpus.kept(cosine_cell(kind)).exists():
+        yield from ["", f"Scratch under one cosine, as published, ends at {_loss(corpus, cosine_cell(kind))}."]
 
 
 def _at_equal_loss(corpus: Corpus, kind: str) -> Iterator[str]:
@@ -84,24 +93,21 @@ def _at_equal_loss(corpus: Corpus, kind: str) -> Iterator[str]:
 
 
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
-    for baseline in BASELINES:
-        if not (there := compared(corpus, kind, baseline)):
-            continue
-        yield from ["", f"### What is saved against {baseline}", "", *table(there)]
+    if there := compared(corpus, kind):
+        yield from ["", "### What is saved at the loss of scratch", "", *table(there)]
         folders = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
         yield from ["", *(f"- {note}" for note in words.notes(there)), *_machines(folders)]
-        if baseline == BASELINES[0]:
-            yield from _pictures(corpus, there)
+        yield from _pictures(corpus, there)
     yield from _growths(corpus, kind)
 
 
-def compared(corpus: Corpus, kind: str, baseline: str) -> Comparison | None:
-    """All methods beside a baseline, with the cells that are there; None without one of the baseline."""
+def compared(corpus: Corpus, kind: str) -> Comparison | None:
+    """All methods beside scratch, with the cells that are there; None without one of scratch."""
     there = [cell for cell in headline_cells(kind) if corpus.kept(cell).exists()]
-    if baseline not in {cell.method for cell in there}:
+    if "scratch" not in {cell.method for cell in there}:
         return None
     runs, _ = read([str(corpus.kept(cell)) for cell in there])
-    (comparison,) = compare(families(runs)[0], Question(f"repro_{baseline}"))
+    (comparison,) = compare(families(runs)[0], Question("repro_scratch"))
     return comparison
 
 
