@@ -19,7 +19,7 @@ from apollo_cli.models.shape import Initialization, Kind, PositionInit, Residual
 from apollo_cli.schema import Decay, List, Section, Seed, Share, Size, Whole, Word, matching, member, validate
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
-_DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
+DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
 
 
 class Run(Section):
@@ -27,7 +27,7 @@ class Run(Section):
 
     seed: Seed
     name: Annotated[Word, _NAME]
-    device: Annotated[str, _DEVICE]
+    device: Annotated[str, DEVICE]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
     on_nonfinite: Literal["stop", "skip"]

@@ -194,6 +194,15 @@ class RunDirectory:
         return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return _read(path, _parse_yaml)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock of the folder itself, where the file system has such locks.

@@ -20,7 +20,7 @@ from apollo_cli.training.checkpoint import Progress
 from apollo_cli.training.device import choose
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.planning import make_plan
-from apollo_cli.training.run import Session, prepare_corpus
+from apollo_cli.training.run import Pretraining, prepare_corpus
 
 
 class FixedDepth(DepthSampler):
@@ -55,7 +55,7 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     plan = make_plan(config, device)
     directory = RunDirectory(Path(mkdtemp()))
     corpus = prepare_corpus(config, cache_folder.path(config.data.cache_dir), console, plan.steps)
-    session = Session(config, plan, device, corpus, directory, console)
+    session = Pretraining(config, plan, device, corpus, directory, console)
     progress = Progress(data=corpus.content, run_id=uuid4().hex[:16])
     tracker: Any = session.tracker(progress) if real_tracker else _Silent()
     loop = session.loop(None, progress, tracker)

@@ -59,7 +59,6 @@ class Task:
         hub_columns: of the same on the hub.
         label: the column of the label, in the files.
         labels: in the order of the hub's numbers; empty where the label is a similarity from 0 to 5.
-        submitted: what a submission calls these labels.
         metrics: names of the official ones; the score of a task is their mean.
         splits: its data.
         headless: columns of train and dev where these files have no header.
@@ -72,7 +71,6 @@ class Task:
     hub_columns: tuple[str, ...]
     label: str
     labels: tuple[str, ...]
-    submitted: tuple[str, ...]
     metrics: tuple[str, ...]
     splits: Splits
     headless: tuple[str, ...] = ()
@@ -91,27 +89,27 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
-            "cola", "CoLA", ("sentence",), ("sentence",), "label", _BINARY, _BINARY, ("matthews",),
+            "cola", "CoLA", ("sentence",), ("sentence",), "label", _BINARY, ("matthews",),
             Splits.plain(8551, 1043, 1063), headless=("source", "label", "mark", "sentence"),
         ),
         Task(
-            "sst2", "SST-2", ("sentence",), ("sentence",), "label", _BINARY, _BINARY, ("accuracy",),
+            "sst2", "SST-2", ("sentence",), ("sentence",), "label", _BINARY, ("accuracy",),
             Splits.plain(67349, 872, 1821),
         ),
         Task(
-            "mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", _BINARY, _BINARY, ("f1", "accuracy"),
+            "mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", _BINARY, ("f1", "accuracy"),
             Splits.plain(3668, 408, 1725),
         ),
         Task(
-            "stsb", "STS-B", _PAIR, _PAIR, "score", (), (), ("pearson", "spearman"),
+            "stsb", "STS-B", _PAIR, _PAIR, "score", (), ("pearson", "spearman"),
             Splits.plain(5749, 1500, 1379),
         ),
         Task(
-            "qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", _BINARY, _BINARY,
+            "qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", _BINARY,
             ("f1", "accuracy"), Splits.plain(363846, 40430, 390965), index="id",
         ),
         Task(
-            "mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _SIDES, _SIDES, ("accuracy",),
+            "mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _SIDES, ("accuracy",),
             Splits(
                 Split("train", "train.tsv", "train", 392702),
                 (
@@ -125,15 +123,15 @@ TASKS: dict[str, Task] = {
             ),
         ),
         Task(
-            "qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT,
+            "qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT,
             ("accuracy",), Splits.plain(104743, 5463, 5463),
         ),
         Task(
-            "rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, _ENTAILMENT, ("accuracy",),
+            "rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, ("accuracy",),
             Splits.plain(2490, 277, 3000),
         ),
         Task(
-            "wnli", "WNLI", _PAIR, _PAIR, "label", _BINARY, _BINARY, ("accuracy",), Splits.plain(635, 71, 146),
+            "wnli", "WNLI", _PAIR, _PAIR, "label", _BINARY, ("accuracy",), Splits.plain(635, 71, 146),
         ),
     )
 }  # fmt: skip

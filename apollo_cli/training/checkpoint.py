@@ -113,8 +113,7 @@ class Checkpoints:
         final = self.folder / f"step_{checkpoint.progress.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         size = checkpoint.num_bytes
-        if self.removal.is_alive():
-            self.removal.join()  # it may be its space that is needed
+        self.settle()  # it may be its space that is needed
         try:
             with files.writing(self.folder, 0):
                 self._make_folder()
@@ -133,6 +132,11 @@ class Checkpoints:
                 path.rename(name)
         self.removal = Thread(target=_remove, args=unfinished)
         self.removal.start()
+
+    def settle(self) -> None:
+        """Waits until what is not kept is gone from the disk."""
+        if self.removal.is_alive():
+            self.removal.join()
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():

@@ -1,10 +1,8 @@
 """One run from a config to an exported model: plan, data, model, loop, export, summary."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +19,7 @@ from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, TrainingError
+from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
@@ -31,23 +29,15 @@ from apollo_cli.tracking.console import Console, plan_table, plan_totals, summar
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
-from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, restore_random_state
-from apollo_cli.training.device import Device, choose, is_out_of_memory
-from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated, interruptible
+from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
+from apollo_cli.training.device import Device, choose
+from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.memory import refuse_what_cannot_fit
-from apollo_cli.training.optimizer import build_optimizer, restore_state
+from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_plan, make_task
+from apollo_cli.training.session import Result, Session
 from apollo_cli.training.summary import data_facts, summarize
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run leaves. `losses` has the last `train/loss` and `eval/...`."""
-
-    run_dir: Path
-    plan: Plan
-    losses: dict[str, float]
 
 
 def train(config: Config, run_dir: Path) -> Result:
@@ -80,7 +70,7 @@ def train(config: Config, run_dir: Path) -> Result:
             except ApolloError:
                 directory.disown()
                 raise
-        return Session(config, plan, device, corpus, directory, console).run(None)
+        return Pretraining(config, plan, device, corpus, directory, console).run(None)
 
 
 def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
@@ -114,7 +104,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
                 f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
                 "Restore the files, or begin a new run"
             )
-        return Session(config, plan, device, corpus, directory, console).run(checkpoint)
+        return Pretraining(config, plan, device, corpus, directory, console).run(checkpoint)
 
 
 def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
@@ -164,50 +154,23 @@ def _plan_again(
         return plan
 
 
-class Session:
-    """The part of a run that has a run directory and a corpus."""
+class Pretraining(Session):
+    """A session that trains a language model on a corpus."""
 
     def __init__(
         self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
     ) -> None:
-        self.config, self.plan, self.device = config, plan, device
-        self.corpus, self.directory, self.console = corpus, directory, console
+        super().__init__(plan, device, directory, console)
+        self.config, self.corpus = config, corpus
 
-    def run(self, checkpoint: Checkpoint | None) -> Result:
-        """Trains from the checkpoint or from the start, exports, and writes summary.json whatever happens."""
-        self.console.log_to(self.directory.log_file)
-        progress = (
-            checkpoint.progress if checkpoint else Progress(data=self.corpus.content, run_id=uuid4().hex[:16])
-        )
-        progress.planned_steps = self.plan.steps
-        tracker = self.tracker(progress)
-        status = "failed"
-        try:
-            loop = self.loop(checkpoint, progress, tracker)
-            self.console.start(self.plan)
-            with StopRequest() as stop:
-                loop.run(stop)
-            self._export(loop.model)
-            status = "completed"
-        except (Interrupted, KeyboardInterrupt, Terminated):
-            status = "interrupted"
-            raise
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise TrainingError(
-                    f"step {progress.step}: the memory of {self.device.name} is used up; a smaller batch.micro "
-                    "needs less, with the same result but for rounding"
-                ) from error
-            raise
-        finally:
-            with StopRequest():  # what is done is done; only a second signal cuts the closing short
-                self._close(status, progress, tracker)
-        return Result(self.directory.path, self.plan, progress.losses)
+    @property
+    def data(self) -> str:
+        """The fingerprint of the corpus."""
+        return self.corpus.content
 
-    def _close(self, status: str, progress: Progress, tracker: Tracker) -> None:
-        """The summary, for the directory, for whoever listens and for the screen."""
-        self.console.stop()
-        summary = summarize(
+    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+        """summary.json."""
+        return summarize(
             config=self.config,
             plan=self.plan,
             device=self.device,
@@ -216,14 +179,14 @@ class Session:
             status=status,
             progress=progress,
         )
-        try:
-            files.write_json(self.directory.summary_file, summary)
-        except OSError as error:  # the disk is full or gone; why the run ended is said by its own message
-            if status == "completed":
-                raise files.unwritable(self.directory.summary_file, 10_000, error) from error
-        finally:
-            tracker.close(status, summary["totals"] | summary["losses"])
-            self.console.show(summary_table(summary))
+
+    def present(self, summary: dict[str, Any]) -> None:
+        """The closing summary on the screen."""
+        self.console.show(summary_table(summary))
+
+    def finish(self, loop: Loop) -> None:
+        """Exports the model."""
+        self._export(loop.model)
 
     def tracker(self, progress: Progress) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
@@ -264,14 +227,7 @@ class Session:
                 block.compile()
         optimizer = build_optimizer(model, config.optim)
         if checkpoint:
-            try:
-                model.load_state_dict(checkpoint.weights)
-                restore_state(model, optimizer, checkpoint.optimizer)
-                restore_random_state(checkpoint.rng, device.device)
-            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-                raise CheckpointError(
-                    f"{self.directory}: the checkpoint is of another model than config.yaml says"
-                ) from error
+            self.restore(checkpoint, model, optimizer)
         task = make_task(config, self.corpus.tokenizer)
         batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
         batches = training_batches(config, self.corpus)

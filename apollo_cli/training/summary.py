@@ -26,6 +26,7 @@ def summarize(
         "run_dir": str(run_dir.resolve()),
         "name": config.run.name,
         "seed": config.run.seed,
+        "run_id": progress.run_id,
         "losses": progress.losses,
         "growths": progress.growths,
         "totals": {
@@ -43,8 +44,8 @@ def summarize(
         "data": data_facts(config, corpus),
         "device": device.name,
         "precision": "bf16" if device.bf16 else "fp32",
-        "versions": _versions(),
-        "git_commit": _git_commit(),
+        "versions": versions(),
+        "git_commit": git_commit(),
     }
 
 
@@ -58,7 +59,8 @@ def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this program, Python, and the libraries that results depend on."""
     found = {"apollo-train": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -68,7 +70,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of this program's checkout; None for an installed wheel."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -19,7 +19,7 @@ def main(pipe: int, words: list[str]) -> int:
     from apollo_cli.train import run
     from apollo_cli.training import loop
     from apollo_cli.training.checkpoint import Checkpoints
-    from apollo_cli.training.run import Session
+    from apollo_cli.training.run import Pretraining
 
     places: dict[str, tuple[Any, str]] = {
         "claiming": (RunDirectory, "claim"),
@@ -28,8 +28,8 @@ def main(pipe: int, words: list[str]) -> int:
         "evaluating": (loop, "evaluate"),
         "growing": (loop.Loop, "grow"),
         "saving": (Checkpoints, "save"),
-        "exporting": (Session, "_export"),
-        "closing": (Session, "_close"),
+        "exporting": (Pretraining, "_export"),
+        "closing": (Pretraining, "_close"),
         "loading": (Checkpoints, "load_newest"),
     }
     assert tuple(places) == MOMENTS

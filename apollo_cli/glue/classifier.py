@@ -1,0 +1,75 @@
+"""A pretrained model that answers with a label or a number instead of tokens."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apollo_cli.glue.sentences import SentenceBatch
+from apollo_cli.models.flops import FORWARD_AND_BACKWARD, forward_flops
+from apollo_cli.models.hf import Pooler
+from apollo_cli.models.shape import Shape
+from apollo_cli.models.transformer import Batch, LanguageModel
+
+
+class Classifier(nn.Module):
+    """The layers of a language model and a new head, as transformers' `...ForSequenceClassification` have it.
+
+    BERT: dense and tanh at [CLS] (its pooler, new where pretraining had none), dropout, linear. GPT-2: the final
+    norm at the last token, linear without bias. New weights are drawn from torch's global generator with the
+    deviation that the model itself was made with.
+    """
+
+    def __init__(self, body: LanguageModel, outputs: int, pooler: Pooler | None = None) -> None:
+        super().__init__()
+        self.body, self.shape = body, body.shape
+        hidden, is_bert = body.shape.hidden, body.shape.kind == "bert"
+        self.pooler = nn.Linear(hidden, hidden) if is_bert else None
+        self.answer = nn.Linear(hidden, outputs, bias=is_bert)
+        for layer in filter(None, (self.pooler, self.answer)):
+            nn.init.normal_(layer.weight, std=body.shape.init.std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if self.pooler and pooler:
+            self.pooler.load_state_dict(pooler._asdict())
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The stored layers."""
+        return self.body.blocks
+
+    def forward(self, batch: SentenceBatch, layer_map: Sequence[int]) -> Tensor:
+        """(rows, outputs): logits of the labels, or one number."""
+        seen = batch.seen if self.pooler else None  # a GPT looks at nothing behind a token
+        hidden = self.body.trunk(batch.tokens, layer_map, seen, batch.segments).flatten(0, 1)[batch.positions]
+        if self.pooler is None:
+            return self.answer(self.body.before_decoder(hidden))
+        return self.answer(F.dropout(self.pooler(hidden).tanh(), self.shape.dropout, self.training))
+
+    def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
+        """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""
+        assert isinstance(batch, SentenceBatch)
+        return loss_of(self(batch, layer_map), batch.targets)
+
+
+def loss_of(answers: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the rows; in fp32, whatever the precision of the answers."""
+    if labels.is_floating_point():
+        return F.mse_loss(answers.float().squeeze(-1), labels)
+    return F.cross_entropy(answers.float(), labels)
+
+
+def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int) -> int:
+    """FLOPs of a step: those of the layers as `forward_flops` counts them, and per row the head's.
+
+    Per row, with width h: BERT's pooler 2 h^2, answers 2 h outputs.
+    """
+    head = 2 * shape.hidden * outputs + (2 * shape.hidden**2 if shape.kind == "bert" else 0)
+    return FORWARD_AND_BACKWARD * (forward_flops(shape, rows, seq_len, shape.layers, 0) + rows * head)
+
+
+@torch.no_grad()
+def answers(model: Classifier, batch: SentenceBatch) -> Tensor:
+    """(rows, outputs) in fp32, without dropout if the model is in evaluation mode."""
+    return model(batch, range(len(model.blocks))).float()

@@ -1,0 +1,84 @@
+"""`apollo-glue`: parse, call, exit code. Heavy imports wait until they are needed."""
+
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from apollo_cli import __version__
+from apollo_cli.errors import ConfigError
+from apollo_cli.outcome import DONE, report
+from apollo_cli.training.interrupt import Terminated, terminable
+
+NAME = "apollo-glue"
+PAGE = """\
+apollo-glue: fine-tune a pretrained BERT or GPT on GLUE and measure it with the official metrics.
+
+usage: apollo-glue run=RUN_DIR|model=FOLDER [task=NAMES] [KEY=VALUE ...]
+
+  run=RUN_DIR                  a complete run of apollo-train
+  model=FOLDER                 any BERT or GPT-2 in transformers' format (config.json, model.safetensors, tokenizer)
+  task=cola,rte                cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; all (the default)
+  glue.data_dir=DIR            the original files, CoLA/train.tsv and so on; else nyu-mll/glue of the hub
+  seed=0,1,2                   of the head, the order of the rows, dropout
+  optim.lr=2e-5,3e-5,5e-5      each beside each seed; a narrow model wants more, say 1e-4,3e-4,1e-3
+  glue.epochs=3  glue.max_length=128  glue.dropout=0.1  batch.size=32  optim.warmup=0.1
+  device=auto  precision=auto  log.every=50  checkpoint.every=500  tracking=local
+  out=DIR                      of the results; glue/ in the run directory, outputs/glue/... for a model
+  resume=OUT                   go on with what was interrupted; the same command does so, too
+
+examples
+  apollo-glue run=outputs/apollo/2026-01-31_12-00-00-000000 task=cola,rte
+  apollo-glue model=bert-base task=all glue.data_dir=glue
+
+Results: a table, results.json, and submission/ for gluebenchmark.com. Typed again, it leaves out what is done.
+Exit codes: 0 done; 2 something to mend, said in one message; 130 / 143 interrupted, resumable; 1 a bug.
+"""
+
+
+def main() -> None:
+    """The console command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Runs `apollo-glue` with these words and returns its exit code."""
+    if {"--help", "-h"} & set(words):
+        print(PAGE, end="")
+        return DONE
+    if "--version" in words:
+        print(f"{NAME} {__version__}")
+        return DONE
+    try:
+        with terminable():
+            return _run(words)
+    except (KeyboardInterrupt, Terminated) as stop:
+        signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
+        print(f"{NAME}: stopped by {signum.name}; no run was under way", file=sys.stderr)
+        return 128 + signum
+    except Exception as error:
+        return report(error, None, NAME)
+
+
+def _run(words: list[str]) -> int:
+    from apollo_cli.glue.grid import Grid, asked_before, place
+    from apollo_cli.glue.section import compose_words, parse
+
+    if flags := [word for word in words if word.startswith("-")]:
+        raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
+    raw = compose_words(words)
+    if resumed := raw["resume"]:
+        if len(words) > 1:
+            raise ConfigError(["resume=OUT goes on as it was asked for: type it alone"])
+        raw = asked_before(Path(resumed))
+    config = parse(raw)
+    out = place(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+    try:
+        Grid(config, out).run()
+    except Exception as error:
+        return report(error, out, NAME)
+    return DONE
+
+
+if __name__ == "__main__":
+    main()

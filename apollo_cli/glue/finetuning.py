@@ -1,0 +1,297 @@
+"""One fine-tuning run: a task, a learning rate, a seed; the loop, checkpoints and tracking are pretraining's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apollo_cli import files
+from apollo_cli.data.prefetch import Prefetch
+from apollo_cli.errors import CheckpointError
+from apollo_cli.glue import metrics
+from apollo_cli.glue.classifier import Classifier, answers, loss_of, training_flops
+from apollo_cli.glue.console import GlueConsole
+from apollo_cli.glue.pretrained import Pretrained
+from apollo_cli.glue.section import CellConfig
+from apollo_cli.glue.sentences import Sentences, TrainingSentences
+from apollo_cli.glue.tasks import Split, Task
+from apollo_cli.growth.plan import Plan, Work
+from apollo_cli.growth.samplers import SAMPLERS
+from apollo_cli.growth.schedule import Schedule
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.tracking.metrics_file import MetricsFile
+from apollo_cli.tracking.tracker import Tracker
+from apollo_cli.tracking.wandb import Identity, open_mirror
+from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
+from apollo_cli.training.device import Device
+from apollo_cli.training.interrupt import interruptible
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.memory import process_bytes
+from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.session import Result, Session
+from apollo_cli.training.summary import git_commit, versions
+
+TESTS = "test_predictions"  # the folder of a run with its answers to the test rows
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The encoded rows of a task.
+
+    Attributes:
+        task: it.
+        train: to learn from.
+        dev: to measure on, each with the suffix of its metrics.
+        test: without labels, each with what a submission calls the rows.
+        fingerprint: of training and development rows.
+    """
+
+    task: Task
+    train: Sentences
+    dev: list[tuple[Split, Sentences]]
+    test: list[tuple[Split, Sentences, list[str]]]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Development:
+    """What a model of a task is measured on."""
+
+    data: TaskData
+    batch_size: int
+
+    def measured(self, model: Classifier, device: Device) -> dict[str, float]:
+        """`eval/loss` of the first split, the metrics of all, and `eval/score`, their mean."""
+        values: dict[str, float] = {}
+        losses = []
+        for split, sentences in self.data.dev:
+            given = answered(model, sentences, device, self.batch_size)
+            losses.append(loss_of(given, torch.from_numpy(sentences.labels)).item())
+            of_split = metrics.measured(self.data.task, sentences.labels, chosen(self.data.task, given))
+            values |= {f"{name}{split.suffix}": value for name, value in of_split.items()}
+        return {"eval/loss": losses[0], **_named(values), "eval/score": metrics.score(values)}
+
+
+def _named(values: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
+@torch.no_grad()
+def answered(model: Classifier, sentences: Sentences, device: Device, batch_size: int) -> Tensor:
+    """(rows, outputs) on the CPU, in the order of the rows."""
+    was_training = model.training
+    model.eval()
+    found = torch.empty(len(sentences.rows), model.answer.out_features)
+    for numbers in sentences.by_length(batch_size):
+        with device.autocast():
+            found[torch.from_numpy(numbers)] = answers(model, sentences.batch(numbers).to(device.device)).cpu()
+    model.train(was_training)
+    return found
+
+
+def chosen(task: Task, given: Tensor) -> np.ndarray:
+    """(rows,): numbers of labels, or similarities."""
+    return given.argmax(-1).numpy() if task.labels else given.squeeze(-1).numpy()
+
+
+@dataclass
+class FineTuning(Loop):
+    """The loop, with steps of different lengths, and metrics beside the loss."""
+
+    config: CellConfig  # type: ignore[assignment]  # has every section that a loop without growth reads
+    validation: Development  # type: ignore[assignment]  # is asked by `evaluate` alone
+    spent: np.ndarray  # (steps + 1, 2): FLOPs and tokens before each step
+
+    def flops(self, step: int, depths: list[int]) -> int:
+        """Of a step: its longest row decides."""
+        return int(self.spent[step + 1, 0] - self.spent[step, 0])
+
+    def tokens(self, step: int) -> int:
+        """Read in all steps before this one, padding included."""
+        return int(self.spent[step, 1])
+
+    def evaluate(self) -> None:
+        """A row with the metrics."""
+        assert isinstance(self.model, Classifier)
+        self.row(self.validation.measured(self.model, self.device))
+
+
+class Cell(Session):
+    """The session of a fine-tuning run.
+
+    Args:
+        config: of this run.
+        data: of its task.
+        pretrained: what it starts from.
+        group: in W&B.
+        device: of all runs.
+        directory: its own.
+    """
+
+    def __init__(
+        self,
+        config: CellConfig,
+        data: TaskData,
+        pretrained: Pretrained,
+        group: str,
+        device: Device,
+        directory: RunDirectory,
+    ) -> None:
+        self.config, self.rows, self.pretrained, self.group = config, data, pretrained, group
+        self.training = TrainingSentences(data.train, config.run.seed, config.raw["batch"]["size"])
+        super().__init__(self._plan(device), device, directory, GlueConsole(config.run.name))
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of the rows."""
+        return self.rows.fingerprint
+
+    @cached_property
+    def spent(self) -> np.ndarray:
+        """(steps + 1, 2): FLOPs and tokens before each step."""
+        steps, task = self.config.budget.steps or 0, self.rows.task
+        sizes = self.training.sizes(steps)
+        each = [
+            (training_flops(self.pretrained.shape, task.outputs, int(rows), int(length)), rows * length)
+            for rows, length in sizes
+        ]
+        return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
+
+    def _plan(self, device: Device) -> Plan:
+        """One stage of all layers; the work of a step is the mean, for the time that is left."""
+        steps, layers = self.config.budget.steps or 0, self.pretrained.shape.layers
+        flops, tokens = (int(total) // steps for total in self.spent[-1])
+        work = Work(
+            target=layers,
+            accumulation=1,
+            tokens_per_step=tokens,
+            flops=lambda depth: flops,
+            parameters=lambda layers: self.pretrained.num_parameters,
+            memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
+        )
+        return Plan(
+            Schedule.over(steps, [layers], [1.0]), SAMPLERS["full"](), "nearest", work, self.config.run.seed
+        )
+
+    def start(self) -> Result:
+        """Begins, or goes on where an earlier command stopped.
+
+        Raises:
+            CheckpointError: what is there is of other rows or another recipe.
+        """
+        with self.directory.owned(), interruptible():
+            if not self.directory.is_claimed:
+                self.directory.claim(self.config.raw, self.plan.as_dict())
+                return self.run(None)
+            checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep)
+            checkpoint = checkpoints.load_newest(self.console.say, self.directory.metrics_bytes())
+            if checkpoint and checkpoint.progress.data != self.data:
+                raise CheckpointError(
+                    f"{self.directory}: the rows of {self.rows.task.title} are not those that this run began with. "
+                    "Restore the files, or type another out="
+                )
+            self.console.say(f"resuming {self.directory} at step {checkpoint.progress.step if checkpoint else 0}")
+            return self.run(checkpoint)
+
+    def tracker(self, progress: Progress) -> Tracker:
+        """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
+        metrics_file = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
+        task, name = self.rows.task, self.config.run.name
+        identity = Identity(
+            progress.run_id, f"{self.group}/{name}", self.group, (self.pretrained.shape.kind, task.name), "glue"
+        )
+        shown = self.config.raw | {"pretrained": self.pretrained.facts}
+        mirror = open_mirror(
+            self.config.tracking,
+            identity,
+            shown,
+            self.directory.path,
+            metrics_file.dropped_rows,
+            self.console.say,
+        )
+        return Tracker(metrics_file, self.console, [mirror] if mirror else [])
+
+    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+        """The moving parts, new or as the checkpoint has them."""
+        config, device = self.config, self.device
+        torch.manual_seed(config.run.seed)
+        body, pooler = self.pretrained.load(config.raw["glue"]["dropout"])
+        model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
+        optimizer = build_optimizer(model, config.optim)
+        if checkpoint:
+            self.restore(checkpoint, model, optimizer)
+        return FineTuning(
+            config=config,
+            plan=self.plan,
+            device=device,
+            model=model,  # type: ignore[arg-type]  # of a language model it has what the loop asks for
+            new_block=body.new_block,
+            optimizer=optimizer,
+            training=Prefetch(self.training, device.device),
+            validation=Development(self.rows, config.raw["batch"]["size"]),
+            tracker=tracker,
+            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
+            refused_steps=self.directory.refused_steps,
+            progress=progress,
+            spent=self.spent,
+        )
+
+    def finish(self, loop: Loop) -> None:
+        """Answers the test rows; the weights go, for of nine runs nobody needs them."""
+        assert isinstance(loop.model, Classifier)
+        task, folder = self.rows.task, self.directory.path / TESTS
+        for split, sentences, indices in self.rows.test:
+            given = chosen(task, answered(loop.model, sentences, self.device, self.config.raw["batch"]["size"]))
+            text = submission(task, indices, given)
+            with files.writing(folder, len(text)):
+                folder.mkdir(exist_ok=True)
+                files.write_text(folder / f"{task.title}{split.suffix}.tsv", text)
+        loop.checkpoints.settle()
+        files.remove(self.directory.checkpoints)
+
+    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+        """summary.json."""
+        return {
+            "status": status,
+            "task": self.rows.task.name,
+            "lr": self.config.optim.lr,
+            "seed": self.config.run.seed,
+            "losses": progress.losses,
+            "totals": {
+                "steps": progress.step,
+                "planned_steps": self.plan.steps,
+                "flops": progress.flops,
+                "skipped_steps": progress.skipped_steps,
+                "train_seconds": progress.train_seconds,
+                "total_seconds": progress.total_seconds,
+            },
+            "data": {"fingerprint": self.data, "training_rows": len(self.rows.train.rows)},
+            "pretrained": self.pretrained.facts,
+            "device": self.device.name,
+            "precision": "bf16" if self.device.bf16 else "fp32",
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+
+    def present(self, summary: dict[str, Any]) -> None:
+        """One line; the table comes when all runs are done."""
+        scores = ", ".join(
+            f"{name.removeprefix('eval/')} {value:.4f}"
+            for name, value in summary["losses"].items()
+            if name.startswith("eval/") and value is not None
+        )
+        self.console.say(f"{self.config.run.name} {summary['status']}: {scores or 'no evaluation'}")
+
+
+def submission(task: Task, indices: list[str], given: np.ndarray) -> str:
+    """The answers as gluebenchmark.com takes them: `index`, `prediction`, in the words of the task."""
+    if task.labels:
+        said = [task.labels[number] for number in given]
+    else:
+        said = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in given]
+    rows = [f"{index}\t{answer}" for index, answer in zip(indices, said, strict=True)]
+    return "\n".join(["index\tprediction", *rows]) + "\n"

@@ -1,0 +1,183 @@
+"""All fine-tuning runs that are asked for: tasks x learning rates x seeds; what is done is left out.
+
+A folder of results holds `glue.yaml` (what was asked), `TASK/lr2e-05_seed0/` (runs), `results.json` and
+`submission/`. Typed again, the command goes on there.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apollo_cli import files
+from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.glue import examples, results
+from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
+from apollo_cli.glue.pretrained import Pretrained
+from apollo_cli.glue.section import GlueConfig
+from apollo_cli.glue.sentences import Framing, Sentences
+from apollo_cli.glue.tasks import Split, Task
+from apollo_cli.run_directory import RunDirectory, read_yaml
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.device import choose
+from apollo_cli.training.interrupt import interruptible
+
+ASKED, FORMAT = "glue.yaml", 1
+SUBMISSION = "submission"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs that a command asks for.
+
+    Attributes:
+        config: what is asked.
+        out: the folder of the results.
+    """
+
+    config: GlueConfig
+    out: Path
+
+    def run(self) -> dict[str, Any]:
+        """Fine-tunes what is not done yet, and returns the results of all.
+
+        Raises:
+            ApolloError: something that the user can mend; before the first run if it can be known there.
+            Interrupted: a signal stopped it; the same command goes on.
+        """
+        console = Console()
+        with interruptible():
+            pretrained = self._pretrained()
+            tokenizer = pretrained.tokenizer
+            framing = Framing.of(
+                pretrained.shape.kind,
+                tokenizer,
+                min(self.config.glue.max_length, pretrained.shape.positions),
+            )
+            missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
+            for task in missing:
+                self._check(task, console)
+            self._claim(pretrained)
+            device = choose(self.config.cell(self.config.tasks[0], self.config.optim.lr[0], 0, 1).run)
+            total, done = sum(map(len, missing.values())), 0
+            console.say(f"{total} fine-tuning runs on {device.name}, rows of up to {framing.max_length} tokens")
+            for task, cells in missing.items():
+                data = self._data(task, framing, tokenizer)
+                for lr, seed in cells:
+                    config = self.config.cell(task, lr, seed, len(data.train.rows))
+                    directory = RunDirectory(self._folder(task, lr, seed))
+                    with files.writing(directory.path, 0):
+                        directory.path.mkdir(parents=True, exist_ok=True)
+                    Cell(config, data, pretrained, pretrained.group, device, directory).start()
+                    done += 1
+                    score = results.mean(self._write(task)["tasks"][task.name])
+                    console.say(f"{done} of {total} runs done; {task.title}: {score}")
+        found = results.collect(self.out)
+        console.show(results.table(found))
+        console.say(f"results: {files.shown(self.out / results.NAME)}")
+        return found
+
+    def _pretrained(self) -> Pretrained:
+        asked = self.config.asked
+        return Pretrained.of_run(Path(asked.run)) if asked.run else Pretrained.of_folder(Path(asked.model or ""))
+
+    def _missing(self, task: Task) -> Iterator[tuple[float, int]]:
+        for lr in dict.fromkeys(self.config.optim.lr):
+            for seed in dict.fromkeys(self.config.asked.seed):
+                if RunDirectory(self._folder(task, lr, seed)).summary().get("status") != "completed":
+                    yield lr, seed
+
+    def _folder(self, task: Task, lr: float, seed: int) -> Path:
+        return self.out / task.name / f"lr{lr:g}_seed{seed}"
+
+    def _check(self, task: Task, console: Console) -> None:
+        """Reads all that will be needed: a missing file is said now, not in hours."""
+        for split in (task.splits.train, *task.splits.dev, *self._tests(task)):
+            if note := examples.note_on_rows(task, split, examples.read(task, split, self.config.data_dir)):
+                console.say(note)
+        if not self._tests(task):
+            console.say(f"note: {task.title} has no {task.splits.test[0].file}, so nothing is written to submit")
+
+    def _tests(self, task: Task) -> list[Split]:
+        folder = self.config.data_dir
+        return [
+            split for split in task.splits.test if folder is None or (folder / task.title / split.file).exists()
+        ]
+
+    def _data(self, task: Task, framing: Framing, tokenizer: Any) -> TaskData:
+        def read(split: Split) -> tuple[examples.Examples, Sentences]:
+            found = examples.read(task, split, self.config.data_dir)
+            return found, Sentences.encode(found.texts, found.labels, framing, tokenizer)
+
+        texts, train = read(task.splits.train)
+        dev = [(split, *read(split)) for split in task.splits.dev]
+        test = [(split, *read(split)) for split in self._tests(task)]
+        return TaskData(
+            task=task,
+            train=train,
+            dev=[(split, sentences) for split, _, sentences in dev],
+            test=[(split, sentences, found.indices) for split, found, sentences in test],
+            fingerprint="-".join([texts.fingerprint, *(found.fingerprint for _, found, _ in dev)]),
+        )
+
+    def _claim(self, pretrained: Pretrained) -> None:
+        """Makes the folder that of this recipe and this model.
+
+        Raises:
+            ConfigError: it is of another one.
+        """
+        path = self.out / ASKED
+        facts = {"weights": pretrained.facts["weights"], **self.config.recipe}
+        if path.exists():
+            before = read_yaml(path)
+            was = {key: before.get(key) for key in facts}
+            was["optim"] = {k: v for k, v in (was["optim"] or {}).items() if k != "lr"}
+            was["glue"] = {k: v for k, v in (was["glue"] or {}).items() if k != "data_dir"}
+            if unlike := [key for key in facts if facts[key] != was[key]]:
+                what = "the weights of the model" if unlike == ["weights"] else ", ".join(unlike)
+                raise ConfigError(
+                    [f"{files.shown(self.out)} has results of another recipe ({what}): type out=DIR for these"]
+                )
+        with files.writing(path, 10_000):
+            self.out.mkdir(parents=True, exist_ok=True)
+            raw = {"format": FORMAT, "weights": facts["weights"], **self.config.raw}
+            files.write_text(path, yaml.safe_dump(raw, sort_keys=False))
+
+    def _write(self, task: Task) -> dict[str, Any]:
+        """results.json, and the submission of a task: the answers of its best run."""
+        found = results.collect(self.out)
+        with files.writing(self.out / results.NAME, 100_000):
+            files.write_json(self.out / results.NAME, found)
+            best = found["tasks"][task.name]["best_run"]
+            answers = self._folder(task, best["lr"], best["seed"]) / TESTS
+            for path in sorted(answers.glob("*.tsv")):
+                (self.out / SUBMISSION).mkdir(exist_ok=True)
+                shutil.copyfile(path, self.out / SUBMISSION / path.name)
+        return found
+
+
+def place(config: GlueConfig, stamp: str) -> Path:
+    """Where the results of a command go."""
+    asked = config.asked
+    if asked.out:
+        return Path(asked.out)
+    return Path(asked.run) / "glue" if asked.run else Path("outputs/glue") / stamp
+
+
+def asked_before(out: Path) -> dict[str, Any]:
+    """The plain values of the command that began these results.
+
+    Raises:
+        CheckpointError: there is none, or of a newer version.
+    """
+    path = out / ASKED
+    if not path.is_file():
+        raise CheckpointError(f"resume={out}: no folder of fine-tuning runs (no {ASKED} in it)")
+    raw = read_yaml(path)
+    if raw.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{files.shown(path)}: another version of apollo-glue wrote it")
+    del raw["weights"]
+    return raw | {"out": str(out)}

@@ -1,0 +1,130 @@
+"""What fine-tuning runs gave: read from their folders, best and mean over seeds, averages."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from apollo_cli import files
+from apollo_cli.errors import CheckpointError
+from apollo_cli.glue.metrics import average
+from apollo_cli.glue.tasks import TASKS
+from apollo_cli.report.savings import interval
+from apollo_cli.run_directory import RunDirectory
+
+NAME = "results.json"
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """The results of all complete runs in a folder of fine-tuning runs.
+
+    Of each task: `rate`, the learning rate with the best mean score over its seeds; `mean` over the seeds of that
+    rate, with the ends of its 95 % interval; `best` of all runs, as published results have it. Both are chosen by
+    the same development rows that they are measured on.
+    """
+    summaries = list(_complete(folder))
+    tasks = {}
+    for name in TASKS:
+        runs = [_run(summary) for summary in summaries if summary["task"] == name]
+        if runs:
+            tasks[name] = _of_task(runs)
+    means = {name: task["mean"] for name, task in tasks.items()}
+    best = {name: task["best"] for name, task in tasks.items()}
+    return {
+        "pretrained": summaries[0]["pretrained"] if summaries else {},
+        "tasks": tasks,
+        "average": {
+            kind: {
+                "tasks": list(scores),
+                "with_wnli": average(scores, with_wnli=True),
+                "without_wnli": average(scores, with_wnli=False),
+            }
+            for kind, scores in {"mean": means, "best": best}.items()
+        },
+    }
+
+
+def _complete(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*/*/summary.json"), key=lambda path: files.in_order(str(path))):
+        summary = RunDirectory(path.parent).summary()
+        if summary.get("status") == "completed":
+            if summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
+                raise CheckpointError(f"{files.shown(path)} is damaged: it is of no fine-tuning run")
+            yield summary
+
+
+def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {name: value for name, value in summary["losses"].items() if name.startswith("eval/")}
+    return {
+        "lr": summary["lr"],
+        "seed": summary["seed"],
+        "score": scores.pop("eval/score"),
+        "metrics": {name.removeprefix("eval/"): value for name, value in scores.items()},
+        "flops": summary["totals"]["flops"],
+        "train_seconds": summary["totals"]["train_seconds"],
+    }
+
+
+def _of_task(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    rates: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        rates.setdefault(run["lr"], []).append(run)
+    of_rates = {rate: fmean(run["score"] for run in of_rate) for rate, of_rate in rates.items()}
+    rate = max(of_rates, key=lambda rate: of_rates[rate])
+    of_seeds = interval([run["score"] for run in rates[rate]])
+    best = max(runs, key=lambda run: run["score"])
+    return {
+        "rate": rate,
+        "seeds": [run["seed"] for run in rates[rate]],
+        "mean": of_seeds.mean,
+        "interval": of_seeds.ends,
+        "metrics": {
+            name: fmean(run["metrics"][name] for run in rates[rate]) for name in best["metrics"] if name != "loss"
+        },
+        "best": best["score"],
+        "best_run": {"lr": best["lr"], "seed": best["seed"]},
+        "runs": runs,
+    }
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The results for people; x 100, as GLUE has them."""
+    shown = Table(title="GLUE, development rows (x 100)", title_justify="left")
+    for name in ("task", "mean over seeds", "best run", "metrics (mean)", "lr", "runs"):
+        shown.add_column(name, justify="left" if name in ("task", "metrics (mean)") else "right")
+    for name, task in results["tasks"].items():
+        of = ", ".join(f"{metric} {hundredfold(value)}" for metric, value in task["metrics"].items())
+        shown.add_row(
+            TASKS[name].title,
+            mean(task),
+            hundredfold(task["best"]),
+            of,
+            f"{task['rate']:g}",
+            str(len(task["runs"])),
+        )
+    means, best = (results["average"][kind] for kind in ("mean", "best"))
+    for label, key in (("average", "with_wnli"), ("average without WNLI", "without_wnli")):
+        if means[key] is not None and (key == "with_wnli" or "wnli" in means["tasks"]):
+            shown.add_row(label, hundredfold(means[key]), hundredfold(best[key]), _counted(means, key), "", "")
+    return shown
+
+
+def _counted(means: Mapping[str, Any], key: str) -> str:
+    """Which tasks an average holds."""
+    names = [TASKS[name].title for name in means["tasks"] if key == "with_wnli" or name != "wnli"]
+    return f"of {', '.join(names)}"
+
+
+def mean(task: Mapping[str, Any]) -> str:
+    """The mean of a task, with the half width of its interval where it has one."""
+    if task["interval"] is None:
+        return f"{hundredfold(task['mean'])} (n = {len(task['seeds'])})"
+    low, high = task["interval"]
+    return f"{hundredfold(task['mean'])} ± {hundredfold((high - low) / 2)} (n = {len(task['seeds'])})"
+
+
+def hundredfold(value: float | None) -> str:
+    """A score as GLUE writes it."""
+    return "-" if value is None else f"{100 * value:.1f}"

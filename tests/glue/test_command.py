@@ -1,0 +1,215 @@
+"""Whole commands, on a tiny model and a tiny GLUE."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from apollo_cli.glue.command import PAGE, run
+from apollo_cli.glue.finetuning import FineTuning
+from apollo_cli.glue.tasks import TASKS
+from tests.conftest import read_rows, without_clocks
+from tests.glue.made_glue import ROWS
+
+
+@pytest.fixture
+def run_dir(pretrained: Path, tmp_path: Path) -> Path:
+    """A copy of the complete run, without results."""
+    shutil.copytree(pretrained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_grid_is_run_and_typed_again_leaves_out_what_is_done(
+    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={run_dir}", "task=rte,stsb", *quick, "seed=0,1", "optim.lr=1e-3,3e-3"]
+    assert run(words) == 0
+    out = run_dir / "glue"
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(results["tasks"]) == ["stsb", "rte"]
+    of_rte = results["tasks"]["rte"]
+    assert [(each["lr"], each["seed"]) for each in of_rte["runs"]] == [
+        (lr, s) for lr in (0.001, 0.003) for s in (0, 1)
+    ]
+    of_rate = [each["score"] for each in of_rte["runs"] if each["lr"] == of_rte["rate"]]
+    assert of_rte["mean"] == pytest.approx(sum(of_rate) / 2)
+    assert of_rte["best"] == max(each["score"] for each in of_rte["runs"])
+    assert results["average"]["mean"]["tasks"] == ["stsb", "rte"]
+    assert results["average"]["mean"]["with_wnli"] == pytest.approx(
+        (of_rte["mean"] + results["tasks"]["stsb"]["mean"]) / 2
+    )
+    assert (
+        results["pretrained"]["eval/loss"]
+        == json.loads((run_dir / "summary.json").read_text())["losses"]["eval/loss"]
+    )
+    rows = read_rows(out / "rte" / "lr0.001_seed1")
+    evaluations = [row for row in rows if "eval/score" in row]
+    assert [row["step"] for row in evaluations] == [0, 3, 6]
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6]
+    assert evaluations[-1]["eval/score"] == of_rte["runs"][1]["score"]
+    assert "GLUE, development rows" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    assert run(words) == 0
+    assert "0 fine-tuning runs" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == before
+
+
+@pytest.mark.slow
+def test_every_task_is_fine_tuned_and_its_answers_can_be_submitted(run_dir: Path, quick: tuple[str, ...]) -> None:
+    assert run([f"run={run_dir}", *quick, "glue.epochs=1"]) == 0
+    folder = run_dir / "glue" / "submission"
+    names = {"MNLI-m", "MNLI-mm"} | {task.title for name, task in TASKS.items() if name != "mnli"}
+    assert {path.stem for path in folder.glob("*.tsv")} == names
+    for path in folder.glob("*.tsv"):
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        assert head == "index\tprediction"
+        answers = [line.split("\t") for line in lines]
+        assert [index for index, _ in answers] == [str(i) for i in range(ROWS["test"])]
+        task = next(task for task in TASKS.values() if path.stem.startswith(task.title))
+        if task.labels:
+            assert {answer for _, answer in answers} <= set(task.labels)
+        else:
+            assert all(0 <= float(answer) <= 5 for _, answer in answers)
+    results = json.loads((run_dir / "glue" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["tasks"]) == set(TASKS)
+    assert set(results["tasks"]["mnli"]["metrics"]) == {"accuracy", "accuracy_mismatched"}
+    assert results["average"]["mean"]["with_wnli"] != results["average"]["mean"]["without_wnli"]
+    assert not list((run_dir / "glue").rglob("*.safetensors")), "weights that nobody needs"
+
+
+def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FineTuning.step
+
+    def stop(loop: FineTuning) -> None:
+        original(loop)
+        if loop.progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(FineTuning, "step", stop)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_numbers(
+    run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={run_dir}", "task=cola", *quick]
+    assert run([*words, f"out={tmp_path / 'whole'}"]) == 0
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_at(3, patch)
+        assert run([*words, f"out={tmp_path / 'parted'}"]) == 143
+    assert f"apollo-glue resume={tmp_path / 'parted'}" in capsys.readouterr().err
+    assert run([f"resume={tmp_path / 'parted'}"]) == 0
+    whole, parted = (read_rows(tmp_path / name / "cola" / "lr0.001_seed0") for name in ("whole", "parted"))
+    assert without_clocks(parted) == without_clocks(whole)  # with dropout of 0.1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_numbers(run_dir: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
+    words = [f"run={run_dir}", "task=cola", *quick]
+    assert run([*words, f"out={tmp_path / 'whole'}"]) == 0
+    code = (
+        "import os, signal, sys\n"
+        "from apollo_cli.glue.command import run\n"
+        "from apollo_cli.glue.finetuning import FineTuning\n"
+        "original = FineTuning.step\n"
+        "def step(loop):\n"
+        "    original(loop)\n"
+        "    if loop.progress.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "FineTuning.step = step\n"
+        "run(sys.argv[1:])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, *words, f"out={tmp_path / 'parted'}"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert run([*words, f"out={tmp_path / 'parted'}"]) == 0
+    whole, parted = (read_rows(tmp_path / name / "cola" / "lr0.001_seed0") for name in ("whole", "parted"))
+    assert without_clocks(parted) == without_clocks(whole)
+
+
+def _error(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("apollo-glue: ")
+    assert "Traceback" not in said
+    return said
+
+
+def test_bad_words_are_refused_together_and_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    said = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
+    assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in said
+    assert "glue.epochs=0" in said
+    assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
+    assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)
+    assert "type it alone" in _error(["resume=x", "task=cola"], capsys)
+    assert "--multirun: no such flag" in _error(["--multirun", "run=x"], capsys)
+
+
+def test_a_run_that_did_not_finish_is_refused_with_the_way_on(
+    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}), encoding="utf-8")
+    said = _error([f"run={run_dir}", "task=cola", *quick], capsys)
+    assert "this run did not finish (interrupted)" in said
+    assert f"resume={run_dir}" in said
+    assert not (run_dir / "glue").exists()
+    assert "not a run directory" in _error([f"run={run_dir}/nowhere", "task=cola", *quick], capsys)
+
+
+def test_a_missing_file_is_said_before_the_first_run(
+    run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(glue_dir, tmp_path / "tsv")
+    (tmp_path / "tsv" / "WNLI" / "dev.tsv").unlink()
+    words = [f"run={run_dir}", "task=cola,wnli", *quick, f"glue.data_dir={tmp_path / 'tsv'}"]
+    assert "WNLI/dev.tsv cannot be read" in _error(words, capsys)
+    assert not (run_dir / "glue").exists()
+
+
+def test_without_test_rows_there_is_nothing_to_submit(
+    run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(glue_dir / "RTE", tmp_path / "tsv" / "RTE")
+    (tmp_path / "tsv" / "RTE" / "test.tsv").unlink()
+    assert run([f"run={run_dir}", "task=rte", *quick, f"glue.data_dir={tmp_path / 'tsv'}"]) == 0
+    assert "RTE has no test.tsv" in capsys.readouterr().out
+    assert not (run_dir / "glue" / "submission").exists()
+
+
+def test_another_recipe_or_model_does_not_mix_with_results_that_are_there(
+    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={run_dir}", "task=rte", *quick]
+    assert run(words) == 0
+    assert "another recipe (glue): type out=DIR" in _error([*words, "glue.epochs=1"], capsys)
+    weights = run_dir / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    name = "bert.embeddings.LayerNorm.bias"
+    save_file(tensors | {name: tensors[name] + 1}, weights, metadata={"format": "pt"})
+    assert "another recipe (the weights of the model)" in _error(words, capsys)
+
+
+def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
+    gpt_folder: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(gpt_folder, tmp_path / "gpt")
+    path = tmp_path / "gpt" / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
+    said = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
+    assert "needs the token <|endoftext|>, it has none. GPT's rows end, and are filled up, with that token" in said
+
+
+def test_a_gpt_is_fine_tuned_from_a_folder(gpt_folder: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
+    assert run([f"model={gpt_folder}", "task=rte", *quick, f"out={tmp_path / 'out'}"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert 0 <= results["tasks"]["rte"]["mean"] <= 1
+
+
+def test_the_page_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert capsys.readouterr().out == PAGE
+    assert all(f" {name}," in PAGE or f" {name};" in PAGE for name in TASKS)
