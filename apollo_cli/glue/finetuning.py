@@ -19,8 +19,9 @@ from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
 from apollo_cli.glue.sentences import Sentences, TrainingSentences
 from apollo_cli.glue.tasks import Split, Task
+from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan, Work
-from apollo_cli.growth.samplers import SAMPLERS
+from apollo_cli.growth.samplers import Full
 from apollo_cli.growth.schedule import Schedule
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.metrics_file import MetricsFile
@@ -173,9 +174,7 @@ class Cell(Session):
             parameters=lambda layers: self.pretrained.num_parameters,
             memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
         )
-        return Plan(
-            Schedule.over(steps, [layers], [1.0]), SAMPLERS["full"](), "nearest", work, self.config.run.seed
-        )
+        return Plan(Schedule.over(steps, [layers], [1.0]), Full(), Expander("nearest"), work, self.config.run.seed)
 
     def start(self) -> Result:
         """Begins, or goes on where an earlier command stopped.
