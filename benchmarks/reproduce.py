@@ -25,7 +25,7 @@ from apollo_cli.training.interrupt import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps")
+METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps", "late_silent")
 VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all methods
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
