@@ -1,0 +1,80 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from apollo_cli.data.tokenizer import of_bytes
+from apollo_cli.glue.sentences import Framing, Sentences, TrainingSentences, cut
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    for first, second, room in product(range(1, 9), range(1, 9), range(2, 18)):
+        tokenizer.enable_truncation(room, strategy="longest_first")
+        a, b = WORDS[:first], WORDS[20 : 20 + second]
+        expected = tokenizer.encode(" ".join(a), " ".join(b)).ids
+        ids = [[tokenizer.token_to_id(word) for word in words] for words in (a, b)]
+        assert [token for part in cut(ids, room) for token in part] == expected, (first, second, room)
+
+
+def test_rows_are_framed_as_each_model_knows_them() -> None:
+    bert = Framing("bert", {"pad": 0, "cls": 2, "sep": 3}, 8)
+    assert bert.row([[10, 11]]) == ([2, 10, 11, 3], 4)
+    assert bert.row([[10, 11], [20, 21, 22]]) == ([2, 10, 11, 3, 20, 21, 22, 3], 4)
+    assert bert.row([[10] * 9]) == ([2, *[10] * 6, 3], 8)
+    gpt = Framing("gpt", {"eos": 0}, 8)
+    assert gpt.row([[10, 11], [20]]) == ([10, 11, 0, 20, 0], 3)
+    assert (bert.place(5), gpt.place(5)) == (0, 4)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Sentences:
+    """Eleven pairs of different lengths, as bytes."""
+    texts = [("a" * (1 + i % 5), "b" * (1 + 3 * i % 7)) for i in range(11)]
+    tokenizer = of_bytes("bert")
+    return Sentences.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
+
+
+def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
+    batch = sentences.batch(np.array([0, 6]))
+    first, second = sentences.lengths[[0, 6]]
+    assert first != second
+    assert batch.tokens.shape == (2, max(first, second))
+    assert batch.seen.sum(1).tolist() == [first, second]
+    assert batch.positions.tolist() == [0, max(first, second)]
+    assert batch.targets.tolist() == [0, 6]
+    assert batch.segments[1].tolist()[:second] == [0] * (3 + 6 % 5) + [1] * (second - 3 - 6 % 5)
+    assert batch.segments[~batch.seen].sum() == 0
+
+
+def test_pieces_are_the_rows_of_the_batch(sentences: Sentences) -> None:
+    batch = sentences.batch(np.arange(8))
+    pieces = batch.pieces(4)
+    for name in ("tokens", "segments", "seen", "targets"):
+        assert torch.equal(torch.cat([piece.tensors[name] for piece in pieces]), batch.tensors[name])
+    assert all(piece.positions.tolist() == [0, batch.tokens.shape[1]] for piece in pieces)
+
+
+def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentences) -> None:
+    training = TrainingSentences(sentences, seed=3, batch_size=4)
+    assert training.steps_per_epoch == 3
+    epochs = [[training.row_numbers(3 * e + s, 0).tolist() for s in range(3)] for e in range(2)]
+    assert [[len(batch) for batch in epoch] for epoch in epochs] == [[4, 4, 3], [4, 4, 3]]
+    flat = [[row for batch in epoch for row in batch] for epoch in epochs]
+    assert sorted(flat[0]) == sorted(flat[1]) == list(range(11))
+    assert flat[0] != flat[1]
+    sizes = training.sizes(6)
+    assert sizes[:, 0].tolist() == [4, 4, 3] * 2
+    assert sizes[:, 1].tolist() == [training.micro_batch(step, 0).tokens.shape[1] for step in range(6)]
+
+
+def test_by_length_has_every_row_and_pads_little(sentences: Sentences) -> None:
+    batches = list(sentences.by_length(4))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(11))
+    longest = [sentences.lengths[batch].max() for batch in batches]
+    assert longest == sorted(longest)
