@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from apollo_cli import files
 from apollo_cli.glue import examples, metrics
@@ -88,12 +89,11 @@ class Contest:
         answers = numbers.argmax(-1) if task.labels else numbers.squeeze(-1)
         return metrics.score(metrics.measured(task, labels, answers))
 
-    def _rows(self, task: Task, split: Split, tokenizer: Any) -> list[dict[str, Any]]:
+    def _rows(self, task: Task, split: Split, tokenizer: Any) -> Any:
         found = examples.read(task, split, self.data_dir)
         columns = [list(column) for column in zip(*found.texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=128)
-        labels = found.labels.tolist()
-        return [{key: encoded[key][i] for key in encoded} | {"labels": label} for i, label in enumerate(labels)]
+        return Dataset.from_dict({**encoded, "labels": found.labels.tolist()})
 
 
 def known() -> dict[str, dict[str, dict[str, float]]]:
@@ -123,8 +123,8 @@ def lines() -> Iterator[str]:
     scores = known()
     yield "Development scores (x 100) of one small exported model (BERT, 3 layers of width 64), fine-tuned by"
     yield "`apollo-glue` and by transformers' `Trainer` with `AutoModelForSequenceClassification`: 3 epochs, batch"
-    yield f"32, lr {LR:g}, warmup 10 %, linear decay, weight decay 0.01, dropout 0.1. Each seed draws another head and"
-    yield "order, so single runs differ; what should agree are the means. ± is the 95 % Student-t interval."
+    yield f"32, lr {LR:g}, warmup 10 %, linear decay, weight decay 0.01, dropout 0.1. Each seed draws another head"
+    yield "and order, so single runs differ; what should agree are the means. ± is the 95 % Student-t interval."
     yield "Made by `python -m benchmarks.glue_trainer`, which trains what is not in `benchmarks/glue/trainer.json`."
     yield ""
     rows = []
