@@ -51,7 +51,8 @@ def lines(name: str) -> list[str]:
             said += ["", f"## {kind.upper()}"]
             if name == DEFAULT:
                 said += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
-            said += [*_at_equal_loss(corpus, kind), *_headline(corpus, kind), *_on_variants(corpus, kind)]
+                said += _at_equal_loss(corpus, kind)
+            said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
 
 
