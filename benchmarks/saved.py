@@ -15,10 +15,10 @@ from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, read
 from benchmarks import ladder, results
 from benchmarks.reproduce import (
+    COMPARED,
     DEFAULT,
     KEPT,
     KINDS,
-    METHODS,
     RATES,
     TUNED,
     Cell,
@@ -75,9 +75,10 @@ def _on_longer(corpus: Corpus, kind: str) -> Iterator[str]:
 
 def _on_rates(corpus: Corpus, kind: str) -> Iterator[str]:
     losses = {cell: _loss(corpus, cell) for cell in rate_cells(kind)}
-    yield from ["", "### Learning rates", "", "Validation loss of seed 0 at the end; **bold**: chosen.", ""]
+    yield from ["", "### Learning rates", ""]
+    yield from ["Validation loss of seed 0 at the end; **bold**: chosen, for the other methods, too.", ""]
     rows = []
-    for method in METHODS:
+    for method in COMPARED:
         of_rates = [losses[Cell(kind, method, rate, 0)] for rate in RATES[kind]]
         chosen = RATES[kind].index(TUNED[kind, method])
         rows.append([method, *(f"**{loss}**" if i == chosen else loss for i, loss in enumerate(of_rates))])
