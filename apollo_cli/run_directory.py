@@ -160,7 +160,7 @@ class RunDirectory:
         if not self.is_claimed:
             raise CheckpointError(f"resume={self.path}: not a run directory (no config.yaml in it)")
         values = _read(self.config_file, _parse_yaml)
-        return _updated(self.config_file, values)
+        return up_to_date(self.config_file, values)
 
     def planned_steps(self) -> int:
         """The length that plan.json gave to the run; a budget in seconds does not give the same one twice.
@@ -222,7 +222,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _updated(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+def up_to_date(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a config of any format, as those of today; messages call it `path`.
+
+    Raises:
+        CheckpointError: it is of a newer format, or of none.
+    """
+    values = dict(values)
     written = values.pop("format", 1)  # the first format did not say
     if type(written) is not int or written < 1:
         raise CheckpointError(f"{path} is damaged: format is {written!r}, it should be a whole number")

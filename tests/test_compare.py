@@ -229,7 +229,7 @@ def test_real_runs(
     assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
     for folder, config_of_wandb in zip(("0", "1"), told, strict=True):
         expected = _recorded_config(tmp_path / folder)
-        assert json.loads(json.dumps(config_of_wandb)) | {"format": FORMAT} == expected
+        assert json.loads(json.dumps(config_of_wandb)) == expected
 
 
 class RunsServer(StubServer):
@@ -290,9 +290,26 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
-        assert {**one.config, "format": FORMAT} == {**other.config, "format": FORMAT}
+        assert one.config == other.config
         assert (one.data, one.evaluation_rows, one.status) == (other.data, other.evaluation_rows, other.status)
         assert one.depth_counts == other.depth_counts
+
+
+def test_runs_of_wandb_of_older_formats_are_brought_up_to_date(wandb_server: RunsServer, runs: Path) -> None:
+    old = wandb_server.configs["0"]
+    for section, keys in (("data", ("validation_seed", "inspect")), ("model", ("init_std", "init_residual"))):
+        old[section] = {key: value for key, value in old[section].items() if key not in keys}
+    old.pop("format", None)
+    run = wandb_runs.fetch("me/apollo")[0]
+    assert (run.config["model.init_std"], run.config["data.validation_seed"]) == (0.02, 0)
+
+
+def test_a_run_of_wandb_of_a_newer_format_is_refused(
+    wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb_server.configs["1"]["format"] = FORMAT + 1
+    assert run(["--wandb", "me/apollo"]) == 2
+    assert "me/apollo/1: a newer apollo-train wrote this run" in capsys.readouterr().err
 
 
 def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from apollo_cli.errors import DataError
+from apollo_cli.errors import ApolloError, DataError
 from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, measured_on, plain, problems_of_config
+from apollo_cli.run_directory import up_to_date
 from apollo_cli.tracking.wandb import FACTS, has_key
 
 PATIENCE = 60  # seconds without anything new from the server
@@ -35,7 +36,7 @@ def fetch(project: str) -> list[Run]:
             answer = answers.get(timeout=PATIENCE)
         except queue.Empty:
             raise DataError(f"--wandb {project}: the server does not answer for {PATIENCE} seconds") from None
-        if isinstance(answer, DataError):
+        if isinstance(answer, ApolloError):
             raise answer
         if isinstance(answer, Exception):
             reason = (str(answer).strip().splitlines() or [type(answer).__name__])[0]
@@ -56,7 +57,7 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
         if not isinstance(facts, dict) or not rows:
             continue
         place = f"{project}/{found.id}"
-        config = flat({key: value for key, value in found.config.items() if key != FACTS})
+        config = flat(up_to_date(place, {key: value for key, value in found.config.items() if key != FACTS}))
         if problems := problems_of_config(place, config):
             raise DataError("\n".join(problems))
         data, evaluation_rows = measured_on(facts.get("data"))

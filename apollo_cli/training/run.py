@@ -24,7 +24,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
-from apollo_cli.run_directory import RunDirectory
+from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
@@ -194,7 +194,8 @@ class Pretraining(Session):
         metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
         identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
-        shown = config.raw | {FACTS: {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}}
+        facts = {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}
+        shown = {"format": FORMAT, **config.raw, FACTS: facts}
         mirror = open_mirror(
             config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say
         )
