@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.copies import CopyCounter, GivenDocuments, hash_of, held_out
 from apollo_cli.data.pieces import pieces
+from apollo_cli.data.read_once import read_once
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
 from apollo_cli.data.sources import Part, Source
@@ -39,15 +40,19 @@ class Packed:
     """What was found while packing.
 
     Attributes:
-        documents: of training and of validation.
+        documents: of training and of validation, that were packed.
         num_bytes: of their text in UTF-8.
         tokens: without those that are added between documents or around rows.
-        left_over: tokens at the ends of parts that fill no row.
+        left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a source
+            without an end behind the last row that is needed.
         copies: documents that are exact copies of an earlier one.
+        distinct: whether the copies were left out; else they are among `documents`.
         left_out: documents for training that validation has, too.
+        empty: documents without text, and rows without any.
         lengths: how many documents have a number of tokens with so many binary digits.
         longest: the most tokens that a document has.
         given: whether the documents for validation were given.
+        tail: whether the last rows are for validation, where documents were too few; all count as training then.
         parts: title, weight, and rows of training and of validation.
     """
 
@@ -56,10 +61,13 @@ class Packed:
     tokens: int = 0
     left_over: int = 0
     copies: int = 0
+    distinct: bool = False
     left_out: int = 0
+    empty: int = 0
     lengths: dict[int, int] = field(default_factory=dict)
     longest: int = 0
     given: bool = False
+    tail: bool = False
     parts: list[dict[str, Any]] = field(default_factory=list)
 
     def rows(self, part: str) -> int:
@@ -73,7 +81,13 @@ def build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> P
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
-    tokenizer = _tokenizer(source, recipe, say, bar)
+    source.reach()
+    tokenizer = _ready_made(recipe)
+    source.fetch(say)
+    if tokenizer is None:
+        if recipe.bound:
+            source = read_once(source, folder)
+        tokenizer = _trained(source, recipe, say, bar)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     say("tokenizing and packing")
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
@@ -93,21 +107,34 @@ def build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> P
 
 def _sentence(packed: Packed, recipe: Recipe) -> str:
     rows = " and ".join(f"{packed.rows(part):,} {part}" for part in PARTS)
-    copies = f", {packed.copies:,} of them exact copies of others" if packed.copies else ""
-    left_out = f"; {packed.left_out:,} for training left out, for validation has them" if packed.left_out else ""
-    documents = f"{sum(packed.documents.values()):,} documents{copies}{left_out}"
+    documents = f"{sum(packed.documents.values()):,} documents"
+    if packed.copies:
+        documents += f", {packed.copies:,} {'more were' if packed.distinct else 'of them'} exact copies of others"
+    if packed.left_out:
+        documents += f"; {packed.left_out:,} for training left out, for validation has them"
+    if packed.empty:
+        documents += f"; {packed.empty:,} without text left out"
     return f"packed {rows} rows of {recipe.seq_len}: {documents}"
 
 
-def _tokenizer(source: Source, recipe: Recipe, say: Say, bar: Bar) -> Tokenizer:
-    """The tokenizer of the recipe, trained, made or loaded."""
+def _trained(source: Source, recipe: Recipe, say: Say, bar: Bar) -> Tokenizer:
+    """The tokenizer of the recipe, which learns from the corpus."""
+    say(f"training a tokenizer of {recipe.vocabulary} entries")
+    with bar("training a tokenizer") as at:
+        documents = _watched(source, at, say)
+        return tokenizers.train(
+            recipe.kind, recipe.vocabulary, documents, source.title(), algorithm=recipe.tokenizer
+        )
+
+
+def _ready_made(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of the recipe, made or loaded; None where it is to be trained.
+
+    Raises:
+        DataError: it cannot be loaded, or does not suit the model or its vocabulary.
+    """
     if recipe.tokenizer in tokenizers.TRAINED:
-        say(f"training a tokenizer of {recipe.vocabulary} entries")
-        with bar("training a tokenizer") as at:
-            documents = _watched(source, at, say)
-            return tokenizers.train(
-                recipe.kind, recipe.vocabulary, documents, source.title(), algorithm=recipe.tokenizer
-            )
+        return None
     if recipe.tokenizer == BYTES:
         return tokenizers.of_bytes(recipe.kind)
     tokenizer = tokenizers.load(recipe.kind, recipe.tokenizer)
@@ -122,7 +149,7 @@ def _tokenizer(source: Source, recipe: Recipe, say: Say, bar: Bar) -> Tokenizer:
 def _watched(source: Source, at: At, say: Say) -> Iterator[str]:
     """The documents that a tokenizer is to learn from."""
     characters, limit, number = 0, tokenizers.SAMPLE_CHARACTERS, -1
-    for number, document in enumerate(source.sample()):
+    for number, document in enumerate(text for text in source.sample() if text and not text.isspace()):
         characters += len(document)
         if number % 1000 == 0:
             at(min(1.0, max(characters / limit, source.share_read() or 0)))
@@ -136,11 +163,19 @@ def _watched(source: Source, at: At, say: Say) -> Iterator[str]:
 
 
 class _Piece(NamedTuple):
-    """A document or a part of a long one."""
+    """A document or a part of a long one.
+
+    Attributes:
+        text: of it.
+        fate: one of `PARTS`, or the field of `Packed` that counts what is not packed.
+        document: its hash, with its first piece.
+        is_last: whether the document ends with it.
+    """
 
     text: str
-    part: str
-    is_last: bool
+    fate: str
+    document: int | None = None
+    is_last: bool = True
 
 
 class _Packing:
@@ -154,7 +189,8 @@ class _Packing:
         self.writers = {part: _RowWriter(folder / f"{part}.bin", recipe, special) for part in PARTS}
         self.copies, self.held = CopyCounter(folder / "hashes"), GivenDocuments()
         self.seen: set[int] | None = set() if distinct else None
-        self.packed, self.length = Packed(), 0
+        self.packed = Packed(distinct=distinct)
+        self.length: int | None = None  # tokens so far of the document that is under way
 
     def run(self) -> Packed:
         """Reads what is given for validation, then the rest."""
@@ -199,7 +235,7 @@ class _Packing:
         """Packs documents into one of `PARTS` or, by their hashes, into both; `found` gets the rows."""
         for batch, encodings in self._encoded(_batched(self._pieces(documents, into))):
             for piece, encoding in zip(batch, encodings, strict=True):
-                self._add(piece, encoding.ids)
+                self._add(piece, encoding.ids)  # counted here: what is read ahead may not be needed
             for name in into:
                 self.writers[name].flush()
             share = part.source.share_read()
@@ -209,37 +245,45 @@ class _Packing:
                 if share == 1:
                     break
             self.at(share)
+        if self.length is not None:  # the last document was needed in part
+            self._end_document()
         for name in into:
             found[name] = self.writers[name].end_part(needed[name] if needed else None)
 
     def _pieces(self, documents: Iterator[str], into: tuple[str, ...]) -> Iterator[_Piece]:
-        """The pieces of the documents that are to be packed, all of them counted."""
-        packed, recipe = self.packed, self.recipe
+        """The pieces of the documents that are to be packed, and an empty one for each that is not."""
         for text in documents:
             if not text or text.isspace():
+                yield _Piece("", "empty")
                 continue
-            document, num_bytes = hash_of(text)
-            part = into[-1]
-            if into == PARTS and not held_out(document, recipe.validation, recipe.validation_seed):
-                part = "training"
-            if packed.given and part == "validation":
-                self.held.add(document)
-            elif packed.given and document in self.held:
-                packed.left_out += 1
+            document = hash_of(text)
+            fate = self._fate(document, into)
+            if fate not in PARTS:
+                yield _Piece("", fate)
                 continue
-            if self.seen is not None:
-                if document in self.seen:
-                    continue
-                self.seen.add(document)
-            self.copies.add(document)
-            packed.documents[part] += 1
-            packed.num_bytes += num_bytes
+            first: int | None = document
             waiting = None
             for piece in pieces(text, _LONGEST_PIECE):
                 if waiting is not None:
-                    yield _Piece(waiting, part, False)
+                    yield _Piece(waiting, fate, first, is_last=False)
+                    first = None
                 waiting = piece
-            yield _Piece(waiting or "", part, True)
+            yield _Piece(waiting or "", fate, first)
+
+    def _fate(self, document: int, into: tuple[str, ...]) -> str:
+        """Where a document belongs, by its hash."""
+        part, recipe = into[-1], self.recipe
+        if into == PARTS and not held_out(document, recipe.validation, recipe.validation_seed):
+            part = "training"
+        if self.packed.given and part == "validation":
+            self.held.add(document)
+        elif self.packed.given and document in self.held:
+            return "left_out"
+        if self.seen is not None:
+            if document in self.seen:
+                return "copies"
+            self.seen.add(document)
+        return part
 
     def _encoded(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
         """Each batch with its tokens; while they are used, a thread tokenizes the next one on all cores."""
@@ -259,14 +303,26 @@ class _Packing:
             return job.result()
 
     def _add(self, piece: _Piece, ids: list[int]) -> None:
-        self.writers[piece.part].add(ids, piece.is_last)
-        self.packed.tokens += len(ids)
-        self.length += len(ids)
+        packed = self.packed
+        if piece.fate not in PARTS:
+            setattr(packed, piece.fate, getattr(packed, piece.fate) + 1)
+            return
+        if piece.document is not None:
+            packed.documents[piece.fate] += 1
+            self.copies.add(piece.document)
+        packed.num_bytes += len(piece.text.encode())
+        packed.tokens += len(ids)
+        self.writers[piece.fate].add(ids, piece.is_last)
+        self.length = (self.length or 0) + len(ids)
         if piece.is_last:
-            digits = self.length.bit_length()
-            self.packed.lengths[digits] = self.packed.lengths.get(digits, 0) + 1
-            self.packed.longest = max(self.packed.longest, self.length)
-            self.length = 0
+            self._end_document()
+
+    def _end_document(self) -> None:
+        """Counts its length."""
+        length, self.length = self.length or 0, None
+        digits = length.bit_length()
+        self.packed.lengths[digits] = self.packed.lengths.get(digits, 0) + 1
+        self.packed.longest = max(self.packed.longest, length)
 
 
 class _RowWriter:
@@ -277,6 +333,7 @@ class _RowWriter:
         self.before, self.after, self.between = (
             ([special["cls"]], [special["sep"]], []) if recipe.kind == "bert" else ([], [], [special["eos"]])
         )
+        self.width = self.seq_len - len(self.before) - len(self.after)  # tokens of text in a row
         self.rows = self.rows_of_part = self.left_over = 0
         self.waiting: list[int] = []
         self.file = path.open("wb")
@@ -288,7 +345,7 @@ class _RowWriter:
 
     def flush(self) -> None:
         """Writes the rows that are full."""
-        width = self.seq_len - len(self.before) - len(self.after)
+        width = self.width
         count = len(self.waiting) // width
         if count:
             text = np.array(self.waiting[: count * width], dtype=self.dtype).reshape(count, width)
@@ -306,7 +363,7 @@ class _RowWriter:
         self.rows += count
         self.file.truncate(self.rows * self.seq_len * self.dtype.itemsize)
         self.file.seek(0, 2)
-        self.left_over += len(self.waiting)
+        self.left_over += len(self.waiting) + (self.rows_of_part - count) * self.width
         self.waiting, self.rows_of_part = [], 0
         return count
 
@@ -326,6 +383,7 @@ def _hold_out_the_tail(packed: Packed, recipe: Recipe, folder: Path) -> None:
         validation.replace(training)
     found["validation"] = max(1, int(rows * recipe.validation))
     found["training"] = rows - found["validation"]
+    packed.tail, packed.documents = True, {"training": sum(packed.documents.values()), "validation": 0}
     size = found["training"] * recipe.seq_len * recipe.dtype.itemsize
     with training.open("rb+") as file, validation.open("wb") as tail:
         file.seek(size)

@@ -13,14 +13,12 @@ _LONGEST_PIECE = 1_000_000  # characters that are encoded at once
 _BUFFER = 1 << 17  # hashes that are written, or read, together: 1 MB
 
 
-def hash_of(text: str) -> tuple[int, int]:
-    """The hash of a document, of 64 bits, and its length in bytes of UTF-8."""
-    digest, num_bytes = hashlib.blake2b(digest_size=8), 0
+def hash_of(text: str) -> int:
+    """The hash of a document, of 64 bits."""
+    digest = hashlib.blake2b(digest_size=8)
     for piece in pieces(text, _LONGEST_PIECE):
-        content = piece.encode()
-        digest.update(content)
-        num_bytes += len(content)
-    return int.from_bytes(digest.digest(), "big"), num_bytes
+        digest.update(piece.encode())
+    return int.from_bytes(digest.digest(), "big")
 
 
 def held_out(document: int, share: float, seed: int) -> bool:

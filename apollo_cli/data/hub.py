@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ class Hub(Source):
     streaming: bool = False
     text_field: str = "text"
     validation_split: str | None = None
+    _builders: dict[tuple[str, str | None], Any] = field(default_factory=dict, compare=False, repr=False)
     _opened: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
     _passed: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all
 
@@ -45,16 +48,40 @@ class Hub(Source):
 
     def identity(self) -> dict[str, Any]:
         """Names, the version on the hub of what is not streamed, and the files of what is a folder."""
-        splits = [split for split in (self.split, self.validation_split) if split]
-        keys = [(path, name, split) for path, name in zip(self.paths, self.names, strict=False) for split in splits]
+        splits = self._splits()
+        keys = [key for split in splits for key in self._keys(split)]
         return {
             "paths": self.paths,
             "names": self.names[: len(self.paths)],
             "splits": splits,
             "text_field": self.text_field,
-            "versions": None if self.streaming else [self._open(key)._fingerprint for key in keys],
+            "versions": None if self.streaming else [self._builder(key).hash for key in keys],
             "files": [states(_files_of(Path(path))) for path in self.paths if Path(path).is_dir()],
         }
+
+    def edition(self) -> list[str] | None:
+        """Of what is streamed from the hub its versions there: a stream that was packed is found without asking."""
+        if not self.streaming or all(Path(path).is_dir() for path in self.paths):
+            return None
+        return [self._builder(key).hash for key in self._keys(self.split)]
+
+    def reach(self) -> None:
+        """Asks the hub, or its cache, for every dataset and its splits, and for the column where that is known."""
+        for key in [key for split in self._splits() for key in self._keys(split)]:
+            builder, split = self._builder(key), key[-1]
+            columns = builder.info.features
+            if columns is not None and self.text_field not in columns:
+                raise self._no_column(key[0], columns)
+            known = builder.info.splits
+            if known and split.isidentifier() and split not in known:
+                raise DataError(f"dataset {key[0]!r} has no split {split!r} (it has: {', '.join(known)})")
+
+    def fetch(self, say: Callable[[str], None]) -> None:
+        """Downloads and prepares what is not streamed and not in the cache of the library yet, with its bars."""
+        for key in [] if self.streaming else self._keys(self.split):
+            if not Path(self._builder(key).cache_dir).exists():
+                say(f"downloading and preparing dataset {key[0]}")
+                self._prepare(key, bars=sys.stderr.isatty())
 
     def parts(self) -> list[Part]:
         """Each dataset for itself."""
@@ -90,18 +117,14 @@ class Hub(Source):
             raise DataError(
                 "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
             )
-        for path, name in zip(self.paths, self.names, strict=False):
-            for row in self._rows((path, name, split)):
+        for key in self._keys(split):
+            for row in self._rows(key):
                 if self.text_field not in row:
-                    raise DataError(
-                        f"{path}: no column {self.text_field!r} (it has: {', '.join(row)}); set data.text_field"
-                    )
-                if (text := row[self.text_field]) is not None:
-                    if not isinstance(text, str):
-                        raise DataError(
-                            f"{path}: the column {self.text_field!r} holds no text; set data.text_field"
-                        )
-                    yield text
+                    raise self._no_column(key[0], row)
+                text = row[self.text_field]
+                if not isinstance(text, str | None):
+                    raise DataError(f"{key[0]}: the column {self.text_field!r} holds no text; set data.text_field")
+                yield text or ""
 
     def _rows(self, key: _Key) -> Iterator[dict[str, Any]]:
         """The rows of a dataset; every backend has errors of its own."""
@@ -115,13 +138,37 @@ class Hub(Source):
         except Exception as error:
             raise DataError(f"dataset {key[0]!r} cannot be read: {_reason(error)}") from error
 
-    def _open(self, key: _Key) -> Any:
-        from datasets import disable_progress_bars, load_dataset_builder
+    def _splits(self) -> list[str]:
+        return [split for split in (self.split, self.validation_split) if split]
 
+    def _keys(self, split: str) -> list[_Key]:
+        return [(path, name, split) for path, name in zip(self.paths, self.names, strict=False)]
+
+    def _open(self, key: _Key) -> Any:
         if key not in self._opened:
-            path, name, split = key
-            disable_progress_bars()
-            try:
+            if not self.streaming:
+                self._prepare(key, bars=False)
+            builder, split = self._builder(key), key[-1]
+            with _opening(key[0]):
+                opened = builder.as_streaming_dataset(split) if self.streaming else builder.as_dataset(split)
+            self._opened[key] = opened
+        return self._opened[key]
+
+    def _prepare(self, key: _Key, *, bars: bool) -> None:
+        from datasets import disable_progress_bars, enable_progress_bars
+
+        (enable_progress_bars if bars else disable_progress_bars)()
+        builder = self._builder(key)
+        with _opening(key[0]):
+            builder.download_and_prepare()
+
+    def _builder(self, key: _Key) -> Any:
+        """What the library knows of a dataset before it downloads it."""
+        from datasets import load_dataset_builder
+
+        path, name, _ = key
+        if (path, name) not in self._builders:
+            with _opening(path):
                 if path in _formats():
                     raise DataError(
                         f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
@@ -130,18 +177,26 @@ class Hub(Source):
                     network.look_into_the_cache_alone()
                 builder = load_dataset_builder(path, name)
                 _refuse_doubtful(path, builder)
-                if self.streaming:
-                    self._opened[key] = builder.as_streaming_dataset(split=split)
-                else:
-                    builder.download_and_prepare()
-                    self._opened[key] = builder.as_dataset(split=split)
-            except DataError:
-                raise
-            except Exception as error:
-                if _says_full(_cause(error)):
-                    raise _full(path) from error
-                raise DataError(f"dataset {path!r} cannot be opened: {_reason(error)}. {_hint(path)}") from error
-        return self._opened[key]
+            self._builders[path, name] = builder
+        return self._builders[path, name]
+
+    def _no_column(self, path: str, columns: Iterable[str]) -> DataError:
+        return DataError(
+            f"{path}: no column {self.text_field!r} (it has: {', '.join(columns)}); set data.text_field"
+        )
+
+
+@contextmanager
+def _opening(path: str) -> Iterator[None]:
+    """Turns whatever the library raises into a DataError about this dataset."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        if _says_full(_cause(error)):
+            raise _full(path) from error
+        raise DataError(f"dataset {path!r} cannot be opened: {_reason(error)}; {_hint(path)}") from error
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -149,10 +204,10 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _hint(path: str) -> str:
-    """What to do about a dataset that cannot be opened."""
+    """What to do about a dataset that cannot be opened, as words that go on a sentence."""
     if Path(path).is_dir():
-        return "Put its text into files and use data=text data.files=..."
-    return f"{network.what_to_do()}, or put text into files and use data=text data.files=..."
+        return "put its text into files and use data=text data.files=..."
+    return f"{network.what_to_do(path)}, or put text into files and use data=text data.files=..."
 
 
 _FORMATS = {

@@ -8,6 +8,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from apollo_cli.data.batches import MaskedTokens, TrainingBatches
+from apollo_cli.data.building import Packed
 from apollo_cli.data.packing import Corpus
 
 _ROWS_SHOWN = 3
@@ -28,19 +29,29 @@ def _numbers(corpus: Corpus) -> Table:
     table = Table(title="The corpus", title_justify="left", show_header=False)
     rows = {
         "documents": f"{documents:,}: {packed.documents['training']:,} training, "
-        f"{packed.documents['validation']:,} validation ({'given' if packed.given else 'held out'})",
-        "exact copies": f"{packed.copies:,} documents are copies of an earlier one; a copy never is in both parts",
-        "left out": f"{packed.left_out:,} for training that validation has, too",
+        f"{packed.documents['validation']:,} validation ({_of_validation(packed)})",
+        "exact copies": f"{packed.copies:,} {_of_copies(packed)}; a copy never is in both parts",
+        "left out": f"{packed.left_out:,} for training that validation has, too; {packed.empty:,} without text",
         "text": f"{packed.num_bytes:,} bytes of UTF-8",
         "tokens": f"{packed.tokens:,} of a vocabulary of {corpus.tokenizer.get_vocab_size():,}",
         "bytes per token": f"{packed.num_bytes / max(1, packed.tokens):.3f}",
         "tokens a document": f"{packed.tokens / max(1, documents):,.1f} on average, at most {packed.longest:,}",
         "rows": f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, of {seq_len} tokens",
-        "left over": f"{packed.left_over:,} tokens at the end fill no row",
+        "left over": f"{packed.left_over:,} tokens at the end that fill no row, or none that this run needs",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _of_validation(packed: Packed) -> str:
+    if packed.tail:
+        return "the last rows, for documents are too few"
+    return "given" if packed.given else "held out"
+
+
+def _of_copies(packed: Packed) -> str:
+    return "copies of others were left out" if packed.distinct else "of them are copies of an earlier one"
 
 
 def _parts(corpus: Corpus) -> Table:

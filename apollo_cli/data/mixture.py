@@ -1,6 +1,6 @@
 """Several sources as one corpus."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -36,6 +36,21 @@ class Mixture(Source):
     def is_endless(self) -> bool:
         """Whether any member is."""
         return any(member.source.is_endless for member in self.members)
+
+    def edition(self) -> list[Any] | None:
+        """Those of the members; None where no member has one."""
+        editions = [part.source.edition() for part in self.parts()]
+        return None if all(edition is None for edition in editions) else editions
+
+    def reach(self) -> None:
+        """Member by member."""
+        for part in self.parts():
+            part.source.reach()
+
+    def fetch(self, say: Callable[[str], None]) -> None:
+        """Member by member."""
+        for part in self.parts():
+            part.source.fetch(say)
 
     def documents(self) -> Iterator[str]:
         """Member by member."""

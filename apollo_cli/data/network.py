@@ -7,16 +7,26 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 _PATIENCE = 10  # seconds
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+_YES = ("1", "ON", "YES", "TRUE")  # as the libraries read them
 
 
 def look_into_the_cache_alone() -> None:
-    """Has the libraries of the hub do so for the rest of this process, if nobody answers there."""
+    """Has the libraries of the hub do so for the rest of this process, if that is asked for or nobody answers.
+
+    Each of them reads some of the variables that ask for it, and only when it is imported.
+    """
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE and not _answers(constants.ENDPOINT):
+    if _asked_to_stay_offline() or constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
         from datasets import config
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+
+
+def _asked_to_stay_offline() -> list[str]:
+    """The variables that ask for it."""
+    return [name for name in _OFFLINE if os.environ.get(name, "").upper() in _YES]
 
 
 @cache
@@ -32,8 +42,12 @@ def _answers(address: str) -> bool:
     return True
 
 
-def what_to_do() -> str:
-    """About something that is not in the cache, as the beginning of a sentence."""
-    if any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")):
-        return "HF_HUB_OFFLINE allows what is in the cache alone: unset it, or name a cache that has it in HF_HOME"
-    return "Without a network, name a cache that has it in HF_HOME"
+def what_to_do(what: str) -> str:
+    """About something of the hub that cannot be had, as words that go on a sentence."""
+    from huggingface_hub import constants
+
+    if asked := _asked_to_stay_offline():
+        return f"unset {' and '.join(asked)}, or name a cache that has it in HF_HOME"
+    if constants.HF_HUB_OFFLINE:
+        return "there is no way to the hub from here: find one, or name a cache that has it in HF_HOME"
+    return f"check that {what} is its name there, and type hf auth login where it is not for everybody"

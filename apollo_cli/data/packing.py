@@ -26,7 +26,7 @@ from apollo_cli.data.sources import Source
 from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import DataError
 
-FORMAT = 3  # of the cache; a change of the packing raises it
+FORMAT = 4  # of the cache; a change of the packing raises it
 _BLOCK = 1 << 20  # bytes with a checksum of their own
 _BLOCKS_CHECKED = 128  # of each part at each opening: 0.1 s, and all of a corpus up to 128 MiB
 _LUCK = random.SystemRandom().getrandbits(64)  # other blocks in each process, the same ones within it
@@ -46,7 +46,7 @@ class Corpus:
         tokenizer: made them.
         fingerprint: of what losses are measured by: the tokenizer and all rows, by content, equal on every machine.
             Of a source without an end, of which a run packs what it needs: the tokenizer, the rows of validation
-            and the name of the source.
+            the name of the source, and its state on the hub.
         content: of the tokenizer and all rows, whatever the source.
         packed: what was found while packing.
         folder: where it lies.
@@ -194,11 +194,13 @@ def _packed(facts: dict[str, Any], rows: list[int]) -> Packed:
     """
     lengths = {int(digits): count for digits, count in facts["lengths"].items()}
     packed = Packed(**{**facts, "lengths": lengths})
-    numbers = [packed.num_bytes, packed.tokens, packed.left_over, packed.copies, packed.left_out, packed.longest]
-    counts = [*numbers, *lengths.values(), *(packed.documents[part] for part in PARTS)]
+    counts = [packed.num_bytes, packed.tokens, packed.left_over, packed.copies, packed.left_out, packed.empty]
+    counts += [packed.longest, *lengths.values(), *(packed.documents[part] for part in PARTS)]
     counts += [part[name] for part in packed.parts for name in PARTS]
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("the counts of corpus.json are none")
+    if not all(type(answer) is bool for answer in (packed.given, packed.distinct, packed.tail)):
+        raise ValueError("the answers of corpus.json are none")
     weights = [part["weight"] for part in packed.parts]
     if not (all(w is None for w in weights) or all(type(w) is float and 0 < w < inf for w in weights)):
         raise ValueError("the weights of corpus.json are none")
@@ -274,6 +276,7 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: Packed) -
         "seq_len": recipe.seq_len,
         "dtype": recipe.dtype.name,
         "source": source.identity(),
+        "edition": source.edition(),
         "content": content,
         "fingerprint": content,
         "packed": asdict(packed),
@@ -283,7 +286,8 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: Packed) -
         facts["fingerprint"] = _digest_of([content, [part["weight"] for part in packed.parts]])
     if recipe.bound:
         measured = _digest(folder / name for name in names if name != "training.bin")
-        facts["fingerprint"] = _digest_of([measured, facts["source"]])
+        edition = [] if facts["edition"] is None else [facts["edition"]]
+        facts["fingerprint"] = _digest_of([measured, facts["source"], *edition])
     for part in PARTS:
         facts[part] = {"rows": packed.rows(part), "crc32": _checksums(folder / f"{part}.bin")}
     facts = json.loads(json.dumps(facts))  # as it is read again: tuples are lists

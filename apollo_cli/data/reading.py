@@ -125,7 +125,7 @@ def documents(path: Path, document: str, text_field: str, errors: str, reading: 
     else:
         yield from _split(path, _lines(path, errors, reading), document)
         return
-    yield from _split(path, (f"{row}\n" for row in rows), document) if document == "file" else rows
+    yield from _split(path, (f"{row}\n" for row in rows if row), document) if document == "file" else rows
 
 
 def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
@@ -263,17 +263,22 @@ def _not_a_row(path: Path, number: int, line: str, reason: str) -> DataError:
 
 
 def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
-    """The text of a row of JSON.
+    """The text of a row of JSON; a null is a blank one.
 
     Raises:
         DataError: it has none, or none that can be written as UTF-8.
     """
-    if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
+    if not isinstance(row, dict) or text_field not in row:
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(
             f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
         )
-    text: str = row[text_field]
+    text = "" if row[text_field] is None else row[text_field]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{path}, line {number}: the field {text_field!r} holds {json.dumps(text)[:40]}, not text; write it in "
+            f"quotes, or set data.text_field (it has: {', '.join(row)})"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -330,11 +335,11 @@ def _values_in(path: Path, text: str, first: int, text_field: str, *, in_array: 
 
 
 def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Iterator[str]:
-    """A column of a table whose first row has the names; rows without text in it are passed over."""
+    """A column of a table whose first row has the names; a row without text in it is a blank document."""
     csv.field_size_limit(LONGEST)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        names = next(rows, [])
+        names = next((row for row in rows if row), [])
         if names and column not in names:
             raise _no_column(path, column, names)
         place = names.index(column) if names else 0
@@ -344,7 +349,7 @@ def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -
                     f"{path}, line {rows.line_num}: {len(row)} columns, and the first row names {len(names)}; mend "
                     "that row (a text with commas or quotes is written in quotes)"
                 )
-            if row and row[place]:
+            if row:
                 yield row[place]
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); mend that row") from error
@@ -355,7 +360,7 @@ def _no_column(path: Path, column: str, names: Iterable[str]) -> DataError:
 
 
 def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:
-    """A column of a parquet or arrow file, batch by batch; rows without text in it are passed over."""
+    """A column of a parquet or arrow file, batch by batch; a row without text in it is a blank document."""
     import pyarrow
 
     what = "parquet" if kind == ".parquet" else "arrow"
@@ -370,7 +375,7 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
                     f"{path}: the column {column!r} holds {kind_of_column}, not text; set data.text_field"
                 )
             for batch in batches:
-                yield from (text for text in batch.column(column).to_pylist() if text)
+                yield from (text or "" for text in batch.column(column).to_pylist())
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the column {column!r} is not UTF-8 ({error}); write it again as text") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:

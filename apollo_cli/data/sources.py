@@ -5,7 +5,7 @@ import os
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
@@ -24,7 +24,7 @@ class Source(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """The documents, in the same order every time.
+        """The documents, in the same order every time; a row without text is a blank one.
 
         Raises:
             DataError: something cannot be read; the message says what and where.
@@ -33,6 +33,22 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides the documents, for the cache: equal identities mean equal documents."""
+
+    def edition(self) -> Any:
+        """What tells one state of a source that is somebody else's from a later one; None where `identity` does."""
+        return None
+
+    def reach(self) -> None:
+        """Refuses what cannot be read, as far as a look at each beginning shows, before anything long begins.
+
+        Raises:
+            DataError: says what and where.
+        """
+        return
+
+    def fetch(self, say: Callable[[str], None]) -> None:
+        """Gets what is to be downloaded whole, and says so."""
+        return
 
     def validation(self) -> Iterator[str] | None:
         """The documents that are given for validation; None where some of the others are to be held out."""
@@ -219,6 +235,12 @@ class TextFiles(Source):
             "text_field": self.text_field,
             "errors": self.errors,
         }
+
+    def reach(self) -> None:
+        """Opens every file, and takes its first document."""
+        document = "line" if self.document == "file" else self.document
+        for path in [*self._validation_paths(), *self.paths()]:
+            next(reading.documents(path, document, self.text_field, self.errors, Reading(0)), None)
 
     def documents(self) -> Iterator[str]:
         """File by file."""

@@ -195,7 +195,9 @@ def _download(name: str) -> Path:
             reached = False
         except EntryNotFoundError:
             continue
-    raise ValueError(f"it has no {', '.join(_FILES)}" if reached else f"not in the cache. {network.what_to_do()}")
+    raise ValueError(
+        f"it has no {', '.join(_FILES)}" if reached else f"not in the cache: {network.what_to_do(name)}"
+    )
 
 
 _TRIAL = """

@@ -32,7 +32,7 @@ def test_it_shows_the_numbers_of_the_corpus_and_rows_with_their_masks(
     packed = corpus.packed
     held = packed.documents["validation"]
     assert f"351: {351 - held} training, {held} validation (held out)" in shown
-    assert "51 documents are copies" in shown
+    assert "51 of them are copies" in shown
     assert f"{packed.tokens:,} of a vocabulary of {entries}" in shown
     assert f"{packed.num_bytes / packed.tokens:.3f}" in shown
     assert f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, of 32 tokens" in shown

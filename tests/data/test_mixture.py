@@ -10,6 +10,7 @@ import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import NextToken, TrainingBatches
+from apollo_cli.data.copies import hash_of, held_out
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.recipe import Bound, Recipe
@@ -59,6 +60,10 @@ def pack(source: Source, cache: Path, recipe: Recipe = RECIPE) -> tuple[Corpus, 
 def documents(corpus: Corpus, rows: np.ndarray) -> list[str]:
     """The documents whose ends are in these rows, but for the first, whose beginning may be missing."""
     return corpus.tokenizer.decode(rows.ravel().tolist(), skip_special_tokens=False).split("<|endoftext|>")[:-1]
+
+
+def whole_tokens(corpus: Corpus) -> int:
+    return corpus.training.size + corpus.validation.size
 
 
 def test_a_run_sees_each_part_by_its_weight_and_learns_the_tokens_of_all(tmp_path: Path) -> None:
@@ -168,11 +173,21 @@ def test_copies_of_a_single_document_never_stand_on_both_sides_of_the_cut(tmp_pa
     assert "documents are too few to hold whole ones out; 8 exact copies are left out" in said
     whole = np.concatenate([corpus.training.ravel(), corpus.validation.ravel()]).tolist()
     assert text.startswith(corpus.tokenizer.decode(whole))
+    packed = pack(Memory([text] * 9), tmp_path)[0].packed  # from the cache
+    assert (packed.copies, packed.distinct, packed.tail) == (8, True, True)
+    assert packed.documents == {"training": 1, "validation": 0}
+    assert packed.tokens + 1 == whole_tokens(corpus) + packed.left_over
+    packed = pack(Memory([text] * 9), tmp_path)[0].packed  # from the cache
+    assert (packed.copies, packed.distinct, packed.tail) == (8, True, True)
+    assert packed.documents == {"training": 1, "validation": 0}
+    assert packed.tokens + 1 == whole_tokens(corpus) + packed.left_over
 
 
 def test_blank_documents_are_none(tmp_path: Path) -> None:
-    corpus, _ = pack(Memory(["", "  \n", *named("a", 50)]), tmp_path)
+    corpus, said = pack(Memory(["", "  \n", *named("a", 50)]), tmp_path)
     assert sum(corpus.packed.documents.values()) == 50
+    assert corpus.packed.empty == 2
+    assert said[-1].endswith("50 documents; 2 without text left out")
 
 
 def test_the_seed_of_validation_holds_out_others(tmp_path: Path) -> None:
@@ -210,6 +225,26 @@ class TestStreams:
         whole, _ = pack(Memory(self.TEXTS[:5000]), tmp_path)
         assert np.array_equal(corpus.training, whole.training[:100])
         assert np.array_equal(corpus.validation, whole.validation[:8])
+
+    def test_what_was_counted_is_what_was_packed_not_what_was_read_ahead(self, tmp_path: Path) -> None:
+        source = Memory(["", *self.TEXTS], endless=True)
+        corpus, _ = pack(source, tmp_path, self.bounded(100))
+        packed, count = corpus.packed, sum(corpus.packed.documents.values())
+        assert 0 < count < len(source.read) - 1
+        texts = self.TEXTS[:count]
+        assert (packed.num_bytes, packed.tokens) == (sum(map(len, texts)),) * 2
+        assert packed.tokens + count == whole_tokens(corpus) + packed.left_over
+        assert (sum(packed.lengths.values()), packed.empty) == (count, 1)
+
+    def test_a_document_that_is_needed_in_part_is_counted_as_one(self, tmp_path: Path) -> None:
+        text = "".join(f"{i} " for i in range(400_001))  # in pieces, of which the first ones are enough
+        assert not held_out(hash_of(text), RECIPE.validation, 0)
+        first, second = Memory([*named("v", 300), text], endless=True), Memory(named("b", 2000), endless=True)
+        packed = pack(mixed((first, 1.0), (second, 1.0)), tmp_path, self.bounded(2000))[0].packed
+        assert packed.tokens == packed.num_bytes < len(text)
+        assert sum(packed.documents.values()) == sum(packed.lengths.values())
+        assert packed.longest < len(text)
+        assert packed.lengths[packed.longest.bit_length()] == 1
 
     def test_a_longer_run_begins_with_the_same_rows_and_is_measured_by_the_same(self, tmp_path: Path) -> None:
         short, long = (pack(Memory(self.TEXTS, endless=True), tmp_path, self.bounded(n))[0] for n in (100, 900))

@@ -7,9 +7,13 @@ import pytest
 
 from apollo_cli.data import network
 
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OFFLINE:
+        monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
@@ -49,8 +53,28 @@ def test_behind_a_proxy_the_libraries_ask_themselves(monkeypatch: pytest.MonkeyP
     assert offline() == (False, False)
 
 
-def test_what_to_do_depends_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert network.what_to_do().startswith("HF_HUB_OFFLINE allows")
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    assert network.what_to_do().startswith("Without a network")
+@pytest.mark.parametrize("name", OFFLINE)
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_whichever_variable_asks_for_it_all_libraries_stay_offline(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(network, "_answers", lambda _: pytest.fail("somebody was asked"))
+    network.look_into_the_cache_alone()
+    assert offline() == (True, True)
+    assert network.what_to_do("x").startswith(f"unset {name}, or name a cache")
+
+
+@pytest.mark.parametrize("value", ["0", ""])
+def test_a_variable_that_is_off_asks_for_nothing(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    monkeypatch.setattr(network, "_answers", lambda _: True)
+    network.look_into_the_cache_alone()
+    assert offline() == (False, False)
+    assert network.what_to_do("a/b").startswith("check that a/b is its name there")
+
+
+def test_what_to_do_where_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    network.look_into_the_cache_alone()
+    assert network.what_to_do("x").startswith("there is no way to the hub from here")

@@ -7,11 +7,13 @@ import json
 import lzma
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +27,11 @@ import zstandard
 from apollo_cli.config import parse
 from apollo_cli.data import sources
 from apollo_cli.data.hub import Hub
+from apollo_cli.data.mixture import Mixture
+from apollo_cli.data.packing import prepare
+from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.section import Hub as HubConfig
-from apollo_cli.data.sources import PyDocs, TextFiles, _docstrings, _documentation
+from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
 from apollo_cli.overrides import compose_values
 
@@ -120,9 +125,32 @@ def test_parquet_gives_the_column_in_order_over_row_groups(tmp_path: Path) -> No
     assert read(tmp_path / "a.parquet") == texts
 
 
-def test_parquet_rows_without_text_are_skipped(tmp_path: Path) -> None:
+def test_rows_without_text_are_blank_documents_in_every_format(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["one", None, "", "two"]}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == ["one", "two"]
+    rows = [{"text": text} for text in ("one", None, "", "two")]
+    paths = [
+        tmp_path / "a.parquet",
+        write(tmp_path / "a.jsonl", lines(*rows)),
+        write(tmp_path / "a.json", json.dumps(rows)),
+        write(tmp_path / "a.csv", 'text,n\none,1\n,2\n"",3\ntwo,4\n'),
+    ]
+    for path in paths:
+        assert read(path) == ["one", "", "", "two"]
+        assert read(path, document="file") == ["one\ntwo"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("\n\ntext\na\n\nb\n\n", ["a", "b"]),
+        ("\ufefftext\r\na\r\n\r\nb\r\n", ["a", "b"]),
+        ('text\n""\n"a\n\nb"\n', ["", "a\n\nb"]),
+        ("n,text\n1,12\n2,3.5\n", ["12", "3.5"]),
+        ("text\nlast without an end", ["last without an end"]),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path: Path, content: str, expected: list[str]) -> None:
+    assert read(write(tmp_path / "a.csv", content)) == expected
 
 
 def test_globs_are_sorted_recursive_and_give_each_file_once(tmp_path: Path) -> None:
@@ -180,14 +208,20 @@ def test_broken_json_is_refused_with_its_line(tmp_path: Path) -> None:
     ("row", "known"),
     [
         ({"body": "x", "url": "y"}, "body, url"),
-        ({"text": None}, "text"),
-        ({"text": 5}, "text"),
         (["x"], "no fields"),
     ],
 )
 def test_a_jsonl_row_without_text_is_refused_with_its_fields(tmp_path: Path, row: Any, known: str) -> None:
     path = write(tmp_path / "a.jsonl", lines({"text": "one"}, row))
     with pytest.raises(DataError, match=rf"a\.jsonl, line 2: .*'text' \(it has: {known}\).*data\.text_field"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, ["x"], {"a": "b"}])
+def test_what_is_not_text_is_refused_with_its_value(tmp_path: Path, value: Any) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "one"}, {"text": value, "id": 1}))
+    said = rf"line 2: the field 'text' holds {re.escape(json.dumps(value))}, not text; .*\(it has: text, id\)"
+    with pytest.raises(DataError, match=said):
         read(path)
 
 
@@ -373,9 +407,9 @@ def test_two_configurations_of_one_hub_dataset_are_both_read(hub: Path) -> None:
     assert list(source.documents()) == [*(f"document {i}" for i in range(5)), "from b"]
 
 
-def test_hub_rows_without_text_are_skipped(hub: Path) -> None:
+def test_hub_rows_without_text_are_blank(hub: Path) -> None:
     write(hub / "a.jsonl", lines({"text": "one"}, {"text": None}, {"text": "two"}))
-    assert list(Hub((str(hub),), (None,)).documents()) == ["one", "two"]
+    assert list(Hub((str(hub),), (None,)).documents()) == ["one", "", "two"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -600,8 +634,69 @@ def test_a_split_of_the_hub_is_for_validation(hub: Path, streaming: bool) -> Non
     assert Hub((str(hub),), (None,)).validation() is None
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_out_of_reach_is_said_before_anything_is_read(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """Neither is the rest of a mixture packed, nor a dataset downloaded."""
+    write(tmp_path / "a.txt", "one\n\ntwo\n\n" * 500)
+    here, there = Hub((str(hub),), (None,), streaming=streaming), Hub(("no/such",), (None,), streaming=streaming)
+    text, late = TextFiles((str(tmp_path / "a.txt"),)), TextFiles((str(hub / "a.jsonl"),), text_field="body")
+    recipe = Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(10, 2) if streaming else None)
+    for source, tokenizer, said in (
+        (mixed(text, here, there), "bytes", "dataset 'no/such' cannot be opened"),
+        (mixed(text, late, here), "bytes", "no text in the field 'body'"),
+        (mixed(text, here), "/no/such.json", "there is no file /no/such.json"),
+    ):
+        for reading_class in (Hub, TextFiles):
+            monkeypatch.setattr(reading_class, "_read", lambda *_: pytest.fail("something was read"))
+        with pytest.raises(DataError, match=said):
+            prepare(source, replace(recipe, tokenizer=tokenizer), tmp_path / "packed", lambda _: None)
+    assert not list(tmp_path.glob("cache/**/*.arrow"))
+
+
+def mixed(*sources: Source) -> Mixture:
+    return Mixture(tuple(Part(source, 1.0) for source in sources))
+
+
+def test_a_column_or_split_that_the_hub_says_is_not_there_is_refused_before_a_download(hub: Path) -> None:
+    info = "dataset_info:\n  features:\n  - name: body\n    dtype: string\n  splits:\n  - name: train\n"
+    write(hub / "README.md", f"---\n{info}---\n")
+    with pytest.raises(DataError, match=r"no column 'text' \(it has: body\)"):
+        Hub((str(hub),), (None,)).reach()
+    with pytest.raises(DataError, match=r"has no split 'tset' \(it has: train\)"):
+        Hub((str(hub),), (None,), "tset", text_field="body").reach()
+    Hub((str(hub),), (None,), "train[:10%]", text_field="body").reach()
+
+
+def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed rows are found without a network; what is measured on another version is told apart."""
+
+    class Builder:
+        __module__ = "datasets.packaged_modules.parquet.parquet"
+
+        def __init__(self, *_: Any) -> None:
+            self.hash, self.config = next(versions), type("Config", (), {"data_files": {}})
+            self.info = type("Info", (), {"features": None, "splits": None})
+
+        def as_streaming_dataset(self, _: str) -> list[dict[str, str]]:
+            return [{"text": f"document {i} of the stream"} for i in range(500)]
+
+    monkeypatch.setattr("datasets.load_dataset_builder", Builder)
+    recipe = Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(20, 2))
+    found, versions = [], iter("aab")
+    for _ in range(3):
+        source = Hub(("some/stream",), (None,), streaming=True)
+        found.append(prepare(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)
+        with monkeypatch.context() as offline:
+            offline.setattr("datasets.load_dataset_builder", lambda *_: pytest.fail("the hub was asked"))
+            source = Hub(("some/stream",), (None,), streaming=True)
+            prepare(source, recipe, hub.parent / f"packed{len(found) - 1}", lambda _: None)
+    assert found[0] == found[1] != found[2]
+
+
 def test_offline_is_said_with_what_to_do(hub: Path) -> None:
-    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE allows what is in the cache alone: unset it, .*HF_HOME"):
+    with pytest.raises(DataError, match=r"; unset HF_HUB_OFFLINE.*HF_HOME, or put text into files"):
         list(Hub(("nobody/nothing",), (None,)).documents())
 
 
@@ -613,7 +708,7 @@ def test_without_a_network_what_to_do_is_said_in_one_sentence(hub: Path, monkeyp
     monkeypatch.delenv("HF_DATASETS_OFFLINE")
     monkeypatch.setattr("datasets.load_dataset_builder", no_network)
     with pytest.raises(
-        DataError, match=r"^dataset 'a/b' cannot be opened: .*Without a network, name a cache .*HF_HOME"
+        DataError, match=r"^dataset 'a/b' cannot be opened: .*; there is no way to the hub .*name a cache .*HF_HOME"
     ):
         list(Hub(("a/b",), (None,)).documents())
 

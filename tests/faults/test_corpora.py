@@ -172,7 +172,7 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl, line 2, byte offset 24 of the file: 0xff"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n{"text": "b"}\n', r"bad\.jsonl, line 2: not JSON"),
         ("none.jsonl", '{"text": "a"}\n{"body": "b"}\n', r"none\.jsonl, line 2: no text in the field 'text'.*body"),
-        ("number.jsonl", '{"text": 7}\n', r"number\.jsonl, line 1: no text in the field"),
+        ("number.jsonl", '{"text": 7}\n', r"number\.jsonl, line 1: the field 'text' holds 7, not"),
         (
             "list.jsonl",
             '[\n{"text": "a"},\n{"text": "b"}\n]\n',

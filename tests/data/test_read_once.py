@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.mixture import Mixture
+from apollo_cli.data.packing import prepare
+from apollo_cli.data.read_once import ReadOnce
+from apollo_cli.data.recipe import Bound, Recipe
+from apollo_cli.data.sources import Part, Source
+
+
+class Stream(Source):
+    """Without an end, and never the same twice where `fickle`."""
+
+    def __init__(self, *, fickle: bool = False) -> None:
+        self.fickle, self.readings, self.given = fickle, 0, 0
+
+    def documents(self) -> Iterator[str]:
+        self.readings += 1
+        for i in count():
+            self.given += 1
+            yield f"ünï {i * (self.readings if self.fickle else 1)}\n" + "words of a text " * (i % 7)
+
+    def identity(self) -> dict[str, Any]:
+        return {"stream": self.fickle}
+
+    @property
+    def is_endless(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("taken", [0, 1, 50])
+def test_the_second_reading_goes_on_where_the_first_one_stopped(tmp_path: Path, taken: int) -> None:
+    stream, expected = Stream(), list(islice(Stream().documents(), 80))
+    source = ReadOnce(stream, tmp_path)
+    assert list(islice(source.documents(), taken)) == expected[:taken]
+    assert list(islice(source.documents(), 80)) == expected
+    assert (stream.readings, stream.given) == (1, 80)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_stream_that_ends_is_read_whole_both_times(tmp_path: Path) -> None:
+    class Short(Stream):
+        def documents(self) -> Iterator[str]:
+            return islice(super().documents(), 5)
+
+    source = ReadOnce(stream := Short(), tmp_path)
+    first = list(source.documents())
+    assert list(source.documents()) == first
+    assert stream.readings == 1
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_tokenizer_learned_from_is_what_is_packed(
+    mixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that would not be the same a second time gives the rows of its first reading."""
+    monkeypatch.setattr(tokenizers, "SAMPLE_CHARACTERS", 5000)
+    recipe = Recipe("gpt", "auto", 280, 16, 0.1, bound=Bound(200, 8))
+    rows = []
+    for fickle in (True, False):
+        streams = [Stream(fickle=fickle) for _ in range(2 if mixed else 1)]
+        source: Source = streams[0]
+        if mixed:
+            source = Mixture(
+                tuple(Part(stream, weight) for stream, weight in zip(streams, (3.0, 1.0), strict=True))
+            )
+        corpus = prepare(source, recipe, tmp_path / "cache", lambda _: None)
+        assert [stream.readings for stream in streams] == [1] * len(streams)
+        rows.append(np.concatenate([corpus.training, corpus.validation]))
+    assert np.array_equal(*rows)
+
+
+def test_a_tokenizer_that_is_not_trained_needs_nothing_kept(tmp_path: Path) -> None:
+    stream, recipe = Stream(), Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(200, 8))
+    prepare(stream, recipe, tmp_path, lambda _: None)
+    prepare(stream, replace(recipe, validation_seed=1), tmp_path, lambda _: None)
+    assert stream.readings == 2
