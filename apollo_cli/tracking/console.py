@@ -18,6 +18,7 @@ from apollo_cli import files
 from apollo_cli.growth.plan import Plan
 
 _SILENCE = 30  # seconds between lines on the progress of a long step
+_TELLING = 0.01  # of the work: the time that is left is no guess from then on
 _WIDTH = 112  # of plain output, where no terminal has a say
 
 
@@ -79,7 +80,7 @@ class Console:
             nonlocal said
             if self.out.is_terminal:
                 bar.update(task, total=None if share is None else 1, completed=share or 0)
-            elif share and monotonic() - said > _SILENCE:
+            elif share and share >= _TELLING and monotonic() - said > _SILENCE:
                 said = monotonic()
                 left = duration((said - began) * (1 - share) / share)
                 self._print(f"{title}: {share:.0%}, ETA {left}")
