@@ -16,10 +16,25 @@ from apollo_cli.growth import growths
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
 from apollo_cli.models.shape import Initialization, Kind, PositionInit, ResidualInit, Shape
-from apollo_cli.schema import Decay, List, Section, Seed, Share, Size, Whole, Word, matching, member, validate
+from apollo_cli.schema import (
+    Decay,
+    List,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Whole,
+    Word,
+    matching,
+    member,
+    validate,
+    whole,
+)
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
+
+MOST_LAYERS = 10_000
 
 
 class Run(Section):
@@ -39,7 +54,7 @@ class Model(Section):
     """`model` and `size`: what is trained."""
 
     kind: Kind
-    layers: Annotated[Size, Field(le=10_000)]
+    layers: Annotated[Size, Field(le=MOST_LAYERS)]
     hidden: Annotated[Size, Field(le=1_000_000)]
     heads: Size
     ffn: Size
@@ -126,6 +141,12 @@ class Stack(Expander):
     kind: Literal["stack"]
 
 
+class Inserted(Expander):
+    """expander=append, middle and boundary: part of the layers again, at one place."""
+
+    kind: Literal["append", "middle", "boundary"]
+
+
 class Net2Net(Expander):
     """expander=net2net."""
 
@@ -155,7 +176,7 @@ class Optim(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)]
     decay: Annotated[float, Field(gt=0, le=1)]
     final_lr: Share
-    at_growth: Literal["continue", "rewarm"]
+    at_growth: Literal["continue", "rewarm", "restart", "rewind"]
     betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0, le=1000)]
@@ -259,7 +280,7 @@ class Config:
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": (Bert, Gpt),
     "sampler": (Lvps, Edge, PlainSampler),
-    "expander": (Interpolate, Stack, Net2Net),
+    "expander": (Interpolate, Stack, Inserted, Net2Net),
     "schedule": (Schedule,),
     "data": data_section.FAMILY,
     "optim": (Optim,),
@@ -283,6 +304,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
         raw = {**raw, "data": data_section.completed(data, kind)}
+    raw = _with_numbers_of_layers(raw)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -296,6 +318,18 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     return Config(**sections, raw=dict(raw))
+
+
+def _with_numbers_of_layers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same; in schedule.layers `L/4` is a quarter of model.layers."""
+    model, schedule = raw.get("model"), raw.get("schedule")
+    layers = schedule.get("layers") if isinstance(schedule, Mapping) else None
+    if not isinstance(schedule, Mapping) or not isinstance(layers, list):
+        return raw
+    target = whole(model.get("layers")) if isinstance(model, Mapping) else None
+    if type(target) is not int or not 0 < target <= MOST_LAYERS:
+        target = MOST_LAYERS  # what is wrong is said of model.layers
+    return {**raw, "schedule": {**schedule, "layers": [stages.layers_of(entry, target) for entry in layers]}}
 
 
 def problems_of_name(name: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """1e15 is a float in YAML and a whole number to its writer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -34,8 +34,8 @@ def matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Size = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=10_000_000)]
+Whole = Annotated[int, BeforeValidator(whole), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -15,7 +15,6 @@ from apollo_cli.overrides import compose_values
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
-NEEDS = {"size=large": ["schedule.layers=[2,6,12,24]"]}  # its depth is not the one of the default schedule
 
 CONTRACT = [
     *("seed", "name", "device", "precision", "compile", "plan", "resume"),
@@ -80,24 +79,22 @@ def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_shipped_option_is_valid(option: str) -> None:
-    composed = compose_values([option, *NEEDS.get(option, [])])
+    composed = compose_values([option])
     config = parse(composed)
     composed["data"]["vocab_size"] = config.data.vocab_size  # which a tokenizer may decide
+    composed["schedule"]["layers"] = list(config.schedule.layers)  # numbers instead of parts of the target
     assert config.raw == composed
     assert config.schedule.layers[-1] == config.model.layers
     if option.startswith("experiment="):
         assert option == f"experiment={config.run.name}"
 
 
-@pytest.mark.parametrize("schedule", ["schedule=scratch", "schedule.layers=[2,6,12,24]"])
-def test_size_large_works_with_a_schedule_of_its_depth(schedule: str) -> None:
-    assert parse(compose_values(["size=large", schedule])).schedule.layers[-1] == 24
-
-
-def test_size_large_alone_is_told_what_to_set() -> None:
-    (problem,) = problems_of(compose_values(["size=large"]))
-    assert "schedule.layers" in problem
-    assert "24" in problem
+def test_stages_are_parts_of_the_depth() -> None:
+    config = parse(compose_values(["size=large"]))
+    assert config.schedule.layers == (1, 6, 12, 24)
+    assert config.raw["schedule"]["layers"] == [1, 6, 12, 24]
+    typed = compose_values(["size=large", "schedule.layers=[1,5L/8,L]", "schedule.ends=[0.1,0.2,1]"])
+    assert parse(typed).schedule.layers == (1, 15, 24)
 
 
 @pytest.mark.parametrize("key", CONTRACT)
@@ -164,8 +161,10 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "rise"]),
         ({"schedule.layers": [0, 3, 6, 12]}, ["schedule.layers", "[0, 3, 6, 12]", "from 1"]),
         ({"schedule.layers": [1, 3, 3, 12]}, ["schedule.layers", "[1, 3, 3, 12]", "rise"]),
+        ({"model.layers": 2}, ["schedule.layers", "[1, 1, 1, 2]", "rise"]),
         ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
         ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
+        ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),
         ({"schedule.layers": "all"}, ["schedule.layers=all"]),
         ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.05,0.1,0.25,1]"]),
         ({"schedule.ends": [0.3, 0.2, 0.5, 1]}, ["schedule.ends", "[0.3, 0.2, 0.5, 1.0]", "rise to 1"]),
@@ -339,5 +338,5 @@ def test_a_kind_that_is_none_names_all_there_are() -> None:
 )
 def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(target: int, example: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(compose_values([f"model.layers={target}"]))
+        parse(compose_values([f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)

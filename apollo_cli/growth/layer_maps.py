@@ -6,10 +6,12 @@ it reads W_new[i] = sum_j G[i, j] W[j], and then a map may also blend.
 """
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 
 LayerMap = tuple[int, ...]
+Copy = Callable[[int, int], LayerMap]
 
 
 def nearest(source: int, target: int) -> LayerMap:
@@ -30,6 +32,52 @@ def stack(source: int, target: int) -> LayerMap:
     return whole_rounds + tuple(range(source - rest, source))
 
 
+def by_doubling(once: Copy) -> Copy:
+    """`once` is for at most twice the layers; where there are to be more, they are doubled first."""
+
+    @wraps(once)
+    def copy(source: int, target: int) -> LayerMap:
+        if target <= 2 * source:
+            return once(source, target)
+        doubled = once(source, 2 * source)
+        return tuple(doubled[i] for i in copy(2 * source, target))
+
+    return copy
+
+
+@by_doubling
+def append(source: int, target: int) -> LayerMap:
+    """Gradual stacking: all layers, then the last of them once more (Reddi 2023; MSLT, Yang 2020).
+
+    4 -> 6 is 0 1 2 3 2 3.
+    """
+    return (*range(source), *range(2 * source - target, source))
+
+
+@by_doubling
+def middle(source: int, target: int) -> LayerMap:
+    """MIDAS (Saunshi 2024): of n blocks as long as what is added, the block ceil(n/2) - 1 comes twice in place.
+
+    6 -> 8 is 0 1 2 3 2 3 4 5. Where the blocks do not come out even the last one is the shorter one.
+    """
+    if not (added := target - source):
+        return tuple(range(source))
+    blocks = -(-source // added)
+    end = added * -(-blocks // 2)  # of the block that comes twice
+    return (*range(end), *range(end - added, source))
+
+
+@by_doubling
+def boundary(source: int, target: int) -> LayerMap:
+    """LIDAS (Kapl 2025): the layers on both sides of the middle come again between them.
+
+    6 -> 8 is 0 1 2 2 3 3 4 5. Of an odd number one more is taken from above the middle (inferred).
+    """
+    added, centre = target - source, source // 2
+    first = centre - added // 2
+    return (*range(centre), *range(first, first + added), *range(centre, source))
+
+
 def linear(source: int, target: int) -> np.ndarray:
     """Linear interpolation: layer i lies at i (source-1) / (target-1) and blends its two neighbours.
 
@@ -45,7 +93,13 @@ def linear(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-COPIES: dict[str, Callable[[int, int], LayerMap]] = {"nearest": nearest, "stack": stack}
+COPIES: dict[str, Copy] = {
+    "nearest": nearest,
+    "stack": stack,
+    "append": append,
+    "middle": middle,
+    "boundary": boundary,
+}
 BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
 
 

@@ -1,5 +1,6 @@
 """Stages as data: which span of steps trains how many stored layers."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,17 @@ class Stage:
     def steps(self) -> int:
         """The length of the span."""
         return self.end_step - self.first_step
+
+
+def layers_of(entry: object, target: int) -> object:
+    """What an entry of schedule.layers stands for: L is the target depth, L/4 and 3L/4 are parts of it.
+
+    Rounded half up, at least 1; anything else is left as it is.
+    """
+    if not isinstance(entry, str) or not (part := re.fullmatch(r"([1-9]\d{0,3})?L(?:/([1-9]\d{0,3}))?", entry)):
+        return entry
+    times, parts = int(part[1] or 1), int(part[2] or 1)
+    return max(1, (2 * times * target + parts) // (2 * parts))
 
 
 def problems(layers: Sequence[int], ends: Sequence[float]) -> list[str]:

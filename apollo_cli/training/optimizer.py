@@ -16,12 +16,15 @@ def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[in
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
     `final_lr` x peak at the end, `wsd` stays and falls linearly over the last `decay` share (Hu 2024,
     arXiv 2404.06395), `constant` stays. With `at_growth=rewarm` every growth begins a new warmup to the
-    value that the schedule has there.
+    value that the schedule has there; with `restart` warmup and schedule begin anew, over the steps that are
+    left (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). With `continue` nothing happens.
     """
-    warmup = round(optim.warmup * steps)
-    last_start = max((g for g in growth_steps if g <= step), default=0) if optim.at_growth == "rewarm" else 0
+    growth = max((g for g in growth_steps if g <= step), default=0)
+    begin = growth if optim.at_growth in ("restart", "rewind") else 0  # of the schedule
+    warmup = 0 if growth and optim.at_growth == "rewind" else round(optim.warmup * steps)
+    last_start = 0 if optim.at_growth == "continue" else growth
     ramp = min(1.0, (step - last_start + 1) / warmup) if warmup else 1.0
-    progress = max(0.0, (step - warmup) / max(1, steps - warmup))
+    progress = max(0.0, (step - begin - warmup) / max(1, steps - begin - warmup))
     match optim.schedule:
         case "cosine":
             height = (1 + cos(pi * progress)) / 2

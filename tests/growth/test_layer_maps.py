@@ -7,6 +7,7 @@ import pytest
 
 from apollo_cli.growth.layer_maps import BLENDS, COPIES, LayerMap, layer_map, mixing_matrix, repeated
 
+INSIDE = ("append", "middle", "boundary")  # part of the layers again, at one place
 PAIRS = [(source, target) for target in range(1, 65) for source in range(1, target + 1)]
 
 
@@ -59,6 +60,17 @@ def test_linear_blends_the_two_neighbours_of_the_exact_position_for_every_pair()
         ("stack", 3, 5, (0, 1, 2, 1, 2)),
         ("stack", 5, 12, (0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 3, 4)),
         ("stack", 3, 12, (0, 1, 2) * 4),
+        ("append", 4, 6, (0, 1, 2, 3, 2, 3)),
+        ("append", 3, 6, (0, 1, 2, 0, 1, 2)),
+        ("middle", 6, 8, (0, 1, 2, 3, 2, 3, 4, 5)),  # blocks 01 23 45, and 23 is the middle one
+        ("middle", 8, 10, (0, 1, 2, 3, 2, 3, 4, 5, 6, 7)),  # of an even number of blocks the lower middle
+        ("middle", 3, 6, (0, 1, 2, 0, 1, 2)),
+        ("middle", 9, 12, (0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8)),
+        ("middle", 3, 5, (0, 1, 0, 1, 2)),  # blocks 01 and 2
+        ("boundary", 6, 8, (0, 1, 2, 2, 3, 3, 4, 5)),
+        ("boundary", 6, 9, (0, 1, 2, 2, 3, 4, 3, 4, 5)),
+        ("boundary", 3, 6, (0, 0, 1, 2, 1, 2)),
+        ("boundary", 4, 8, (0, 1, 0, 1, 2, 3, 2, 3)),
     ],
 )
 def test_published_examples_of_copies(kind: str, source: int, target: int, indices: LayerMap) -> None:
@@ -75,6 +87,23 @@ def test_published_example_of_a_blend() -> None:
 )
 def test_layers_that_came_in(kind: str, source: int, target: int, rows: LayerMap) -> None:
     assert repeated(mixing_matrix(kind, source, target)) == rows
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_every_layer_stays_and_a_block_of_them_comes_twice(kind: str) -> None:
+    for source, target in PAIRS:
+        if target <= 2 * source:
+            indices = layer_map(kind, source, target)
+            twice = [i for i in range(source) if indices.count(i) == 2]
+            assert set(indices) == set(range(source))
+            assert len(indices) == target == source + len(twice)
+            assert twice == list(range(twice[0], twice[0] + len(twice))) if twice else target == source
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+def test_where_they_are_more_than_doubled_they_are_doubled_first(kind: str) -> None:
+    doubled = layer_map(kind, 3, 6)
+    assert layer_map(kind, 3, 8) == tuple(doubled[i] for i in layer_map(kind, 6, 8))
 
 
 def test_float_ratios_go_wrong_where_integers_do_not() -> None:
@@ -132,14 +161,21 @@ def test_sharing_survives_growth_at_every_depth_when_each_layer_is_multiplied() 
 
 @pytest.mark.parametrize("kind", ["bilinear", "", "Nearest"])
 def test_unknown_map_is_refused_with_the_alternatives(kind: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown layer map '{kind}': choose one of nearest, stack$"):
+    with pytest.raises(
+        ValueError, match=rf"unknown layer map '{kind}': choose one of nearest, stack, append, middle, boundary$"
+    ):
         layer_map(kind, 1, 3)
-    with pytest.raises(ValueError, match=rf"unknown layer map '{kind}': choose one of nearest, stack, linear$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"unknown layer map '{kind}': choose one of nearest, stack, append, middle, boundary, linear$",
+    ):
         mixing_matrix(kind, 1, 3)
 
 
 def test_blending_map_cannot_share() -> None:
-    with pytest.raises(ValueError, match=r"unknown layer map 'linear': choose one of nearest, stack$"):
+    with pytest.raises(
+        ValueError, match=r"unknown layer map 'linear': choose one of nearest, stack, append, middle, boundary$"
+    ):
         layer_map("linear", 1, 3)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.growth.schedule import Schedule, Stage, enough_steps, problems
+from apollo_cli.growth.schedule import Schedule, Stage, enough_steps, layers_of, problems
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
 NOT_RISING = "schedule.layers must rise from 1 or more, stage by stage, not "
@@ -24,6 +24,18 @@ def test_apollo_stages_of_forty_epochs() -> None:
     assert [stage.steps for stage in schedule.stages] == [2_000, 2_000, 6_000, 30_000]
     assert schedule.steps == 40_000
     assert schedule.growth_steps == (2_000, 4_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("entry", "target", "layers"),
+    [
+        *(("L", 12, 12), ("L/4", 12, 3), ("3L/4", 12, 9), ("2L/3", 24, 16), ("1L/12", 24, 2)),
+        *(("L/4", 10, 3), ("L/4", 9, 2), ("L/4", 1, 1), ("3L/4", 6, 5)),  # half up, at least 1
+        *((3, 12, 3), ("l/4", 12, "l/4"), ("L/0", 12, "L/0"), ("L/4/2", 12, "L/4/2"), (None, 12, None)),
+    ],
+)
+def test_layers_as_parts_of_the_target(entry: object, target: int, layers: object) -> None:
+    assert layers_of(entry, target) == layers
 
 
 def test_stages_round_to_whole_steps_half_up() -> None:

@@ -62,6 +62,34 @@ def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
     assert rates[40:60] + rates[70:] == plain[40:60] + plain[70:]
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_growth_restarts_the_schedule_over_the_steps_that_are_left(
+    schedule: str, optim: Callable[..., Optim]
+) -> None:
+    again = optim(f"optim.schedule={schedule}", "optim.at_growth=restart")
+    rates = [learning_rate(again, step, 100, (40,)) for step in range(100)]
+    assert rates[:40] == [learning_rate(optim(f"optim.schedule={schedule}"), step, 100) for step in range(40)]
+    assert rates[40:51] == pytest.approx([0.2 * (step + 1) for step in range(10)] + [2.0])
+    assert rates[75] == pytest.approx(1.0)  # half-way between 50 and 100
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_growth_rewinds_the_rate_to_its_peak(schedule: str, optim: Callable[..., Optim]) -> None:
+    again = optim(f"optim.schedule={schedule}", "optim.at_growth=rewind")
+    rates = [learning_rate(again, step, 100, (40, 60)) for step in range(100)]
+    assert rates[40] == rates[60] == 2.0
+    assert rates[39] < 2.0
+    assert rates[80] == pytest.approx(1.0)  # half-way between 60 and 100
+    assert learning_rate(again, 5, 100, (40, 60)) == pytest.approx(1.2)  # the first warmup stays
+
+
+@pytest.mark.parametrize("at_growth", ["restart", "rewind"])
+def test_the_decay_of_wsd_is_at_the_end_all_the_same(at_growth: str, optim: Callable[..., Optim]) -> None:
+    wsd = optim("optim.schedule=wsd", "optim.decay=0.2", f"optim.at_growth={at_growth}")
+    assert {learning_rate(wsd, step, 100, (40,)) for step in range(50, 81)} == {2.0}
+    assert learning_rate(wsd, 90, 100, (40,)) == pytest.approx(1.0)
+
+
 def test_no_warmup(optim: Callable[..., Optim]) -> None:
     assert learning_rate(optim("optim.warmup=0"), 0, 100) == 2.0
 

@@ -17,7 +17,7 @@ from tests.conftest import read_rows
 SAMPLERS = ["lvps", "uniform", "edge", "full", "shallow"]
 EXPANDERS = [
     ("expander=stack",),
-    ("expander=net2net",),
+    *((f"expander={kind}",) for kind in ("net2net", "append", "middle", "boundary")),
     ("expander=interpolate", "expander.mode=nearest"),
     ("expander=linear",),
 ]
@@ -45,7 +45,7 @@ def test_every_sampler_trains_with_every_expander_and_schedule(
 
 
 @pytest.mark.parametrize("moments", ["keep", "map", "reset"])
-@pytest.mark.parametrize("at_growth", ["continue", "rewarm"])
+@pytest.mark.parametrize("at_growth", ["continue", "rewarm", "restart", "rewind"])
 def test_every_rule_at_growth_trains(
     moments: str, at_growth: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -1,0 +1,73 @@
+"""The presets of the methods are what was published."""
+
+from itertools import pairwise
+
+import pytest
+
+from apollo_cli.config import Config, parse
+from apollo_cli.growth.plan import Plan
+from apollo_cli.overrides import compose_values
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_plan
+
+STAGES = {  # layers of 12, and where they end
+    "stackbert": ((3, 6, 12), (0.125, 0.175, 1)),
+    "net2net_depth": ((3, 6, 12), (0.125, 0.175, 1)),
+    "gstack": ((3, 12), (0.1, 1)),
+    "midas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
+    "lidas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
+    "one_layer": ((1, 12), (0.8, 1)),
+}
+ADDED = {  # growth maps of the last growth
+    "stackbert": [*range(6)] * 2,
+    "net2net_depth": [i // 2 for i in range(12)],
+    "gstack": [0, 1, 2] * 4,
+    "midas": [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8],
+    "lidas": [0, 1, 2, 3, 3, 4, 5, 4, 5, 6, 7, 8],
+    "one_layer": [0] * 12,
+}
+AT_GROWTH = {  # moments, and the learning rate
+    "stackbert": ("reset", "continue"),
+    "net2net_depth": ("map", "continue"),
+    "gstack": ("reset", "restart"),
+    "midas": ("map", "continue"),
+    "lidas": ("map", "continue"),
+    "one_layer": ("map", "continue"),
+}
+
+
+def planned(*words: str) -> tuple[Config, Plan]:
+    config = parse(compose_values([*words, "device=cpu", "budget.steps=1000"]))
+    return config, make_plan(config, choose(config.run))
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt"])
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_are_the_published_ones(name: str, model: str) -> None:
+    config, plan = planned(f"experiment={name}", f"model={model}")
+    assert (tuple(s.stage.layers for s in plan.stages), config.schedule.ends) == STAGES[name]
+    assert [s.stage.end_step for s in plan.stages] == [round(1000 * end) for end in config.schedule.ends]
+    assert plan.as_dict()["stages"][-1]["growth_map"] == ADDED[name]
+    assert (config.expander.moments, config.optim.at_growth) == AT_GROWTH[name]
+    assert config.model.kind == model
+
+
+@pytest.mark.parametrize("size", ["nano", "mini", "small", "base", "large"])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_preset_fits_any_size(name: str, size: str) -> None:
+    config, plan = planned(f"experiment={name}", f"size={size}")
+    shares = [layers / config.model.layers for layers in config.schedule.layers]
+    published = [layers / 12 for layers in STAGES[name][0]]
+    assert all(a == b for a, b, layers in zip(shares, published, config.schedule.layers, strict=True) if layers > 1)
+    assert plan.flops < plan.scratch_flops
+
+
+def test_the_stages_of_midas_and_lidas_add_a_block_of_a_quarter() -> None:
+    for name in ("midas", "lidas"):
+        config, _ = planned(f"experiment={name}", "size=large")
+        assert {b - a for a, b in pairwise(config.schedule.layers)} == {6}
+
+
+def test_one_layer_grows_under_a_rate_that_stays_until_the_last_tenth() -> None:
+    optim = planned("experiment=one_layer")[0].optim
+    assert (optim.schedule, optim.warmup, optim.decay) == ("wsd", 0.02, 0.1)
