@@ -23,6 +23,7 @@ from apollo_cli.training import run as training_run
 from apollo_cli.training.run import train
 from tests.faults.stub_wandb import StubServer, unused_port
 from tests.report.made_runs import Evaluation, scratch, write_run
+from tests.report.test_glue import fine_tuned
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
 GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]
@@ -356,3 +357,23 @@ def test_help_comes_within_a_second_and_needs_none_of_the_heavy_packages() -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert "--target-loss" in done.stdout
     assert time.perf_counter() - started < 2  # the machine may be busy; alone it takes a tenth of that
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_glue_stands_beside_loss_and_flops_where_it_was_measured(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, score in enumerate((0.25, 0.75, 0.5, 0.5)):
+        fine_tuned(runs / f"{number}", rte=score)
+    assert run([str(runs), "--out", "report"]) == 0
+    out = capsys.readouterr().out
+    (head,) = [line for line in out.splitlines() if "RTE" in line and "method" in line]
+    assert head.split() == ["method", "final", "loss", "FLOPs", "RTE", "average"]
+    assert "50.0 ± 317.7" in out  # t(0.975, 1) 0.3536 / sqrt(2)
+    assert "GLUE: development scores x 100" in out
+    report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "### GLUE" in report
+    methods = json.loads((tmp_path / "report" / "comparison.json").read_text())["families"][0]["methods"]
+    assert {method["method"]: method["glue"]["rte"]["mean"] for method in methods} == {"base": 0.5, "grown": 0.5}
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "report" / "comparison.csv").read_text())))
+    assert [line["glue_average_mean"] for line in lines] == ["0.5", "0.5"]

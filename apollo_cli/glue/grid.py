@@ -148,7 +148,7 @@ class Grid:
 
     def _write(self, task: Task) -> dict[str, Any]:
         """results.json, and the submission of a task: the answers of its best run."""
-        found = results.collect(self.out)
+        found = results.collect(self.out) | {"recipe": {**self.config.recipe, "lr": list(self.config.optim.lr)}}
         with files.writing(self.out / results.NAME, 100_000):
             files.write_json(self.out / results.NAME, found)
             best = found["tasks"][task.name]["best_run"]

@@ -13,9 +13,10 @@ from apollo_cli import __version__, files
 from apollo_cli.errors import DataError, StorageError
 from apollo_cli.report import plots, printed
 from apollo_cli.report.comparison import AXES, Comparison
+from apollo_cli.report.glue import glue_table
 from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import plain
-from apollo_cli.report.words import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, notes, target
+from apollo_cli.report.words import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, notes, spent, target
 from apollo_cli.run_directory import RunDirectory
 
 
@@ -142,6 +143,12 @@ def _family(comparison: Comparison) -> Iterator[Block]:
         rows.append([of.method, of.runs, of.final, *([of.at_flops] if at_budget else []), *numbers])
     yield Grid(["method", "runs", "final validation loss (nats)", *at_budget, *costs], rows)
     yield Sentences(notes(comparison), is_list=True)
+    if glue := glue_table(comparison):
+        yield Heading(3, "GLUE")
+        there = [method for method in comparison.methods if method.label in glue.scores]
+        lines = [[m.label, cells(comparison, m).final, spent(m), *glue.cells(m)] for m in there]
+        yield Grid(["method", "final validation loss (nats)", "FLOPs", *glue.head], lines)
+        yield Sentences(glue.notes, is_list=True)
     if unlike := differing([method.outcomes[0].run for method in comparison.methods]):
         yield Heading(3, "Settings that differ")
         values = zip(*(each for _, each in unlike), strict=True)

@@ -12,9 +12,19 @@ from rich.text import Text
 
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
+from apollo_cli.report.glue import GlueTable, glue_table
 from apollo_cli.report.groups import settings
 from apollo_cli.report.savings import LEVEL, Cost, Interval
-from apollo_cli.report.words import METHOD_OF_INTERVALS, UNITS, WAY_OF_CROSSING, cells, headline, notes, target
+from apollo_cli.report.words import (
+    METHOD_OF_INTERVALS,
+    UNITS,
+    WAY_OF_CROSSING,
+    cells,
+    headline,
+    notes,
+    spent,
+    target,
+)
 from apollo_cli.tracking.console import Screen
 
 _WIDE = 92  # columns, in which the speedup has room; it says what the saving says
@@ -40,6 +50,10 @@ def show(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
         if words := target(comparison):
             screen.print(Text(words))
         screen.print(_table(comparison, with_speedup=screen.width >= _WIDE))
+        if glue := glue_table(comparison):
+            screen.print(_glue(comparison, glue))
+            for note in glue.notes:
+                screen.print(Text(f"note: {note}"))
         for note in notes(comparison):
             screen.print(Text(f"note: {note}"))
     for sentence in filter(None, map(headline, comparisons)):
@@ -65,6 +79,18 @@ def _table(comparison: Comparison, *, with_speedup: bool) -> Table:
     return table
 
 
+def _glue(comparison: Comparison, glue: GlueTable) -> Table:
+    """Loss, FLOPs and GLUE side by side."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("method", overflow="fold")
+    for name in ("final loss", "FLOPs", *glue.head):
+        table.add_column(name, justify="right")
+    for method in comparison.methods:
+        if method.label in glue.scores:
+            table.add_row(Text(method.label), cells(comparison, method).final, spent(method), *glue.cells(method))
+    return table
+
+
 def as_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[str, Any]:
     """Everything, run by run; what is not there or not finite is null."""
     return {
@@ -79,7 +105,9 @@ def as_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[
                 "target_loss": comparison.target and comparison.target.loss,
                 "target_interval": _interval(comparison.target.interval if comparison.target else None),
                 "at_flops": comparison.question.at_flops,
-                "methods": [_method(method) for method in comparison.methods],
+                "methods": [
+                    _method(method) | _glue_of(glue_table(comparison), method) for method in comparison.methods
+                ],
                 "notes": notes(comparison),
             }
             for comparison in comparisons
@@ -92,14 +120,23 @@ def as_csv(comparisons: Sequence[Comparison]) -> str:
     lines = [
         {"family": comparison.family.title, "target_loss": comparison.target.loss if comparison.target else None}
         | _columns(method)
+        | _glue_columns(glue_table(comparison), method)
         for comparison in comparisons
         for method in comparison.methods
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0])
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for line in lines for column in line)))
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _glue_of(glue: GlueTable | None, method: Method) -> dict[str, Any]:
+    """The scores of a method, where the family has some."""
+    if glue is None:
+        return {}
+    scores = glue.scores.get(method.label, {})
+    return {"glue": {name: _interval(score) for name, score in scores.items()}, "glue_averaged": glue.averaged}
 
 
 def _method(method: Method) -> dict[str, Any]:
@@ -122,6 +159,15 @@ def _columns(method: Method) -> dict[str, Any]:
         found = _interval(interval) or {}
         values |= {f"{name}_{part}": found.get(part) for part in ("mean", "low", "high")}
     return values
+
+
+def _glue_columns(glue: GlueTable | None, method: Method) -> dict[str, Any]:
+    scores = glue.scores.get(method.label, {}) if glue else {}
+    return {
+        f"glue_{name}_{part}": (_interval(score) or {}).get(part)
+        for name, score in scores.items()
+        for part in ("mean", "low", "high")
+    }
 
 
 def _intervals(method: Method) -> dict[str, Interval | None]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from apollo_cli import files
 from apollo_cli.errors import ApolloError, DataError
+from apollo_cli.report import glue_scores
+from apollo_cli.report.glue_scores import GlueScores
 from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
@@ -87,6 +89,7 @@ class Run:
         depth_counts: micro-steps at each depth, by stored layers, as planned; may be empty.
         rows: as in metrics.jsonl, every one with step, flops, train_seconds and layers.
         made_with: device, precision and git_commit, as far as the run has said them.
+        glue: what `apollo-glue` measured.
     """
 
     place: str
@@ -97,6 +100,7 @@ class Run:
     depth_counts: dict[int, dict[int, int]]
     rows: Sequence[Row]
     made_with: dict[str, str] = field(default_factory=dict)
+    glue: GlueScores = field(default_factory=GlueScores)
 
     @property
     def seed(self) -> Any:
@@ -227,6 +231,7 @@ def _run(source: RunFiles) -> Run:
         depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
         rows=checked(files.shown(source.metrics_file), source.rows),
         made_with={key: plain(source.summary[key]) for key in MADE_WITH if source.summary.get(key)},
+        glue=glue_scores.read(source.folder),
     )
 
 
@@ -253,7 +258,8 @@ def _below(place: Path, problems: list[str]) -> Iterator[Path]:
         is_run = "config.yaml" in inside and not set(_FILES).isdisjoint(inside)
         if is_run and real not in seen:
             yield Path(folder)
-        names[:] = [] if is_run or real in seen else sorted(name for name in names if not name.startswith("."))
+        is_leaf = is_run or "glue.yaml" in inside  # fine-tuning runs are no runs to compare
+        names[:] = [] if is_leaf or real in seen else sorted(name for name in names if not name.startswith("."))
         seen.add(real)
 
 

@@ -91,6 +91,15 @@ def number(value: float, half: float | None = None) -> str:
     return f"{scaled:.3f}e{power}" if half is None else f"({scaled:.2f} ± {half / 10**power:.2f})e{power}"
 
 
+def spent(method: Method) -> str:
+    """The FLOPs of its whole runs."""
+    ends = [line[-1].cost.flops for line in method.curves if line]
+    if not ends:
+        return "-"
+    total = savings.interval(ends)
+    return number(total.mean, total.half or None)
+
+
 def _runs(method: Method) -> str:
     unfinished = Counter(o.run.status for o in method.outcomes if o.run.status != "completed")
     return ", ".join(

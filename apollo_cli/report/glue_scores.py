@@ -1,0 +1,52 @@
+"""What `apollo-glue` left in a run directory."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apollo_cli import files
+from apollo_cli.errors import DataError
+from apollo_cli.glue.tasks import TASKS
+
+FILE = Path("glue") / "results.json"  # in a run directory
+_LARGEST = 50_000_000  # bytes; ours have some thousand
+
+
+@dataclass(frozen=True)
+class GlueScores:
+    """The scores of a run.
+
+    Attributes:
+        scores: of each task the mean over fine-tuning seeds, from -1 or 0 to 1.
+        recipe: how all were fine-tuned, as JSON.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    recipe: str = ""
+
+
+def read(folder: Path) -> GlueScores:
+    """The scores of the run in `folder`; none where it was not fine-tuned.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return GlueScores()
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("too large to be one of ours")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        scores = {name: task["mean"] for name, task in found["tasks"].items()}
+        if not scores.keys() <= TASKS.keys() or not all(map(_is_score, scores.values())):
+            raise ValueError("a task or a score is none of GLUE's")
+        return GlueScores(scores, json.dumps(found.get("recipe"), sort_keys=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{files.shown(path)} is damaged: {error}") from error
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and -1 <= value <= 1

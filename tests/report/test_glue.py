@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apollo_cli.errors import DataError
+from apollo_cli.report.comparison import Comparison, Question, compare
+from apollo_cli.report.glue import AVERAGE, glue_table
+from apollo_cli.report.groups import families
+from apollo_cli.report.runs import read
+from tests.report.made_runs import Evaluation, scratch, write_run
+
+FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
+GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]
+
+
+def fine_tuned(folder: Path, recipe: str = "one", **means: float) -> None:
+    """Leaves what apollo-glue would."""
+    (folder / "glue").mkdir()
+    tasks = {name: {"mean": mean} for name, mean in means.items()}
+    (folder / "glue" / "results.json").write_text(json.dumps({"tasks": tasks, "recipe": recipe}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in (0, 1):
+        fine_tuned(
+            scratch(tmp_path / f"base{seed}", FLAT, name="base", seed=seed), cola=0.1, rte=0.5 + seed / 10, wnli=0.3
+        )
+    grown = write_run(tmp_path / "grown", GROWN, [(50, 100, 10.0, 6.0)], name="grown")
+    fine_tuned(grown, cola=0.2, rte=0.6, sst2=0.8)
+    return tmp_path
+
+
+def _comparison(folder: Path) -> Comparison:
+    (comparison,) = compare(families(read([str(folder)])[0])[0], Question())
+    return comparison
+
+
+def test_scores_are_means_over_pretraining_seeds_and_averages_hold_what_all_have(folder: Path) -> None:
+    comparison = _comparison(folder)
+    glue = glue_table(comparison)
+    assert glue is not None
+    assert glue.tasks == ("cola", "sst2", "rte", "wnli")
+    assert glue.averaged == ("cola", "rte")
+    base, grown = glue.scores["base"], glue.scores["grown"]
+    assert base["rte"] is not None
+    assert base["rte"].mean == pytest.approx(0.55)
+    assert base["rte"].half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t(0.975, 1) s / sqrt(2), s = 0.1 / sqrt(2)
+    assert base[AVERAGE] is not None
+    assert base[AVERAGE].mean == pytest.approx((0.3 + 0.35) / 2)
+    assert grown[AVERAGE] is not None
+    assert grown[AVERAGE].mean == pytest.approx(0.4)
+    assert grown["wnli"] is None
+    method = next(method for method in comparison.methods if method.label == "grown")
+    assert glue.cells(method) == ["20.0", "80.0", "60.0", "-", "40.0"]
+    assert any("The average is that of CoLA, RTE." in note for note in glue.notes)
+    assert any(note.startswith("WNLI is in no average") for note in glue.notes)
+
+
+def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT)
+    assert glue_table(_comparison(tmp_path)) is None
+
+
+def test_another_recipe_is_said(folder: Path, tmp_path: Path) -> None:
+    fine_tuned(write_run(tmp_path / "other", GROWN, name="other", sampler__k=4), "another", cola=0.3)
+    glue = glue_table(_comparison(folder))
+    assert glue is not None
+    assert any("same recipe" in note for note in glue.notes)
+
+
+@pytest.mark.parametrize(
+    "found",
+    ["{", "[]", {}, {"tasks": {"colla": {"mean": 0.5}}}, {"tasks": {"cola": {"mean": 7}}}, {"tasks": {"cola": {}}}],
+)
+def test_damaged_results_are_named(found: Any, tmp_path: Path) -> None:
+    run_dir = scratch(tmp_path / "base", FLAT)
+    (run_dir / "glue").mkdir()
+    (run_dir / "glue" / "results.json").write_text(found if isinstance(found, str) else json.dumps(found))
+    with pytest.raises(DataError, match=r"glue/results\.json is damaged"):
+        read([str(tmp_path)])
+
+
+def test_fine_tuning_runs_are_no_runs_to_compare(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT)
+    (tmp_path / "glue" / "stamp").mkdir(parents=True)
+    (tmp_path / "glue" / "stamp" / "glue.yaml").touch()
+    scratch(tmp_path / "glue" / "stamp" / "cola" / "lr2e-05_seed0", FLAT)
+    runs, _ = read([str(tmp_path)])
+    assert [Path(run.place).name for run in runs] == ["base"]
