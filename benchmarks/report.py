@@ -37,7 +37,8 @@ KINDS_OF_WORK = {  # parts of the names that torch gives to its operations
 
 
 def write(figures: dict[str, Any]) -> None:
-    """The report on the parts that are there."""
+    """The report; a part without figures stays as it stands."""
+    kept = results.sections("How fast")
     lines = [
         "Made by `make bench`; a part of it by `python -m benchmarks.speed PART`. Medians [fastest - slowest].",
         f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32.",
@@ -45,7 +46,10 @@ def write(figures: dict[str, Any]) -> None:
     for name, title in TITLES.items():
         if name in figures:
             lines += ["", f"## {title}", "", *globals()[f"_{name}"](figures[name])]
-    lines += ["", "## On a GPU", "", *(_gpu(figures["gpu"]) if "gpu" in figures else _NO_GPU)]
+        elif title in kept:
+            lines += ["", kept[title]]
+    gpu = ["## On a GPU", "", *(_gpu(figures["gpu"]) if "gpu" in figures else _NO_GPU)]
+    lines += ["", *(gpu if "gpu" in figures or "On a GPU" not in kept else [kept["On a GPU"]])]
     results.put("How fast", lines)
 
 
@@ -190,8 +194,9 @@ def _memory(figures: dict[str, Any]) -> Iterable[str]:
 def _data(figures: dict[str, Any]) -> Iterable[str]:
     pydocs, scale, reading = figures["pydocs"], figures["scale"], figures["reading"]
     yield "Reading, splitting, hashing, tokenizing and packing beside `encode_batch` alone, in turns, on all cores."
+    yield "Cores busy are CPU seconds divided by seconds."
     yield ""
-    yield from results.table(("", "MB/s", "encode_batch alone", "ratio", "bar"))
+    yield from results.table(("", "MB/s", "encode_batch alone", "ratio", "cores busy", "of encode_batch", "bar"))
     for kind in ("gpt", "bert"):
         found = figures[kind]["speed"]
         rates = {
@@ -199,7 +204,8 @@ def _data(figures: dict[str, Any]) -> Iterable[str]:
         }
         ratio = median(ours / theirs for ours, theirs in zip(rates["ours"], rates["library"], strict=True))
         spread = [_spread(rates[name], ".2f") for name in ("ours", "library")]
-        yield results.row(kind, *spread, f"{ratio:.2f}", f"{_met(ratio >= 0.8)} 0.8")
+        busy = [f"{_busy(found[name]):.2f}" for name in ("ours", "library")]
+        yield results.row(kind, *spread, f"{ratio:.2f}", *busy, f"{_met(ratio >= 0.8)} 0.8")
     yield ""
     yield (
         f"{scale['bytes'] / 1e9:.2f} GB in one file ({scale['distinct_bytes'] / 1e6:.0f} MB of text, repeated): "
@@ -210,8 +216,7 @@ def _data(figures: dict[str, Any]) -> Iterable[str]:
     peak = max(scale["peak_bytes"], scale["training_peak_bytes"]) / 1e9
     for name, title in (("training", "learning the tokenizer"), ("packing", "tokenizing and packing")):
         span = scale[name]
-        busy = span["cpu_seconds"] / span["seconds"]
-        yield results.row(title, f"{span['seconds']:.0f} s, {busy:.2f} of {scale['cores']} cores", "")
+        yield results.row(title, f"{span['seconds']:.0f} s, {_busy([span]):.2f} of {scale['cores']} cores busy", "")
     yield results.row("peak memory, packing", f"{scale['peak_bytes'] / 1e9:.2f} GB", f"{_met(peak < 1.5)} 1.5 GB")
     yield results.row("peak memory, training at nano", f"{scale['training_peak_bytes'] / 1e9:.2f} GB", "")
     opening = scale["opening"]["seconds"]
@@ -221,6 +226,11 @@ def _data(figures: dict[str, Any]) -> Iterable[str]:
     yield results.row("making a batch, of a step at nano", step, f"{_met(share < 0.01)} 1%")
     yield ""
     yield f"`pydocs` on this installation: {pydocs['documents']:,} documents, {pydocs['bytes']:,} bytes."
+
+
+def _busy(spans: Sequence[dict[str, float]]) -> float:
+    """CPU seconds over seconds."""
+    return median(span["cpu_seconds"] / span["seconds"] for span in spans)
 
 
 def _gpu(figures: dict[str, Any]) -> Iterable[str]:

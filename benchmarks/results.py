@@ -7,6 +7,14 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
+def sections(title: str) -> dict[str, str]:
+    """What stands under each `## section` of the part `# title`, with its heading."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    part = next((p for p in re.split(r"^(?=# )", text, flags=re.M) if p.startswith(f"# {title}\n")), "")
+    found = re.split(r"^## (.*)\n", part, flags=re.M)[1:]
+    return {name: f"## {name}\n{body.rstrip()}" for name, body in zip(found[::2], found[1::2], strict=True)}
+
+
 def put(title: str, lines: Iterable[str]) -> None:
     """Replaces the part `# title`, or adds it at the end."""
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""

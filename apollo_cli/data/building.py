@@ -400,6 +400,11 @@ def _refuse_empty_parts(packed: Packed, recipe: Recipe, source: Source) -> None:
         )
     for name in PARTS:
         if not packed.rows(name):
+            if name == "training" and packed.left_out:
+                raise DataError(
+                    f"{packed.left_out:,} documents for training are left out, for validation has them, and the "
+                    f"rest fills no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
+                )
             raise DataError(
                 f"the corpus is too small: what is for {name} fills no row of data.seq_len={recipe.seq_len}. Give "
                 "more text for it or a smaller data.seq_len"

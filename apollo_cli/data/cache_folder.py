@@ -61,6 +61,7 @@ def in_use(folder: Path) -> Iterator[None]:
         try:
             yield
         except ApolloError:
-            if new and os.listdir(folder) == [_TAG]:  # noqa: PTH208
-                tag.unlink()
+            with suppress(OSError):  # it may be no folder
+                if new and os.listdir(folder) == [_TAG]:  # noqa: PTH208
+                    tag.unlink()
             raise

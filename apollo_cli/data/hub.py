@@ -113,10 +113,6 @@ class Hub(Source):
         return self._passed[0] / max(1, self._passed[1]) if self._passed else None
 
     def _read(self, split: str) -> Iterator[str]:
-        if not self.paths:
-            raise DataError(
-                "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
-            )
         for key in self._keys(split):
             for row in self._rows(key):
                 if self.text_field not in row:
@@ -142,6 +138,10 @@ class Hub(Source):
         return [split for split in (self.split, self.validation_split) if split]
 
     def _keys(self, split: str) -> list[_Key]:
+        if not self.paths:
+            raise DataError(
+                "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
+            )
         return [(path, name, split) for path, name in zip(self.paths, self.names, strict=False)]
 
     def _open(self, key: _Key) -> Any:

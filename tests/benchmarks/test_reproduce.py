@@ -12,7 +12,7 @@ from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
 from apollo_cli.report import plots, savings
 from apollo_cli.report.runs import RunFiles
-from benchmarks import ladder, reproduce, results, saved
+from benchmarks import ladder, report, reproduce, results, saved
 from benchmarks.reproduce import KINDS, METHODS, TUNED, VARIANTS, Cell, Corpus, cells, headline_cells, main
 
 FREE = {"name", "optim", "schedule", "sampler", "expander", "budget", "seed"}  # in which methods may differ
@@ -114,6 +114,17 @@ def test_parts_of_the_results_stay_when_another_is_written(tmp_path: Path, monke
     results.put("One", ["changed"])
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert text == "# One\n\nchanged\n\n# Two\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_sections_without_new_figures_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
+    sections = ["## The start", "", "| x |", "", "## Text to rows", "", "old", "", "## On a GPU", "y"]
+    results.put("How fast", ["first", "", *sections])
+    results.put("Other", ["## The start", "of another"])
+    monkeypatch.setitem(report.__dict__, "_data", lambda figures: [figures])
+    report.write({"data": "new"})
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "## The start\n\n| x |\n\n## Text to rows\n\nnew\n\n## On a GPU\ny\n\n# Other" in text
 
 
 def test_what_is_kept_in_the_repository_is_whole_and_small() -> None:

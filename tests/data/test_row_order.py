@@ -6,8 +6,8 @@ from scipy.stats import chisquare
 
 from apollo_cli.data.row_order import RowOrder, allotted, most_needed
 
-ORDER = RowOrder((50, 4000, 9), (0.6, 0.3, 0.1))
-BOUNDS = np.array([0, 50, 4050, 4059])
+ORDER = RowOrder((500, 4000, 90), (0.6, 0.3, 0.1))
+BOUNDS = np.array([0, 500, 4500, 4590])
 
 
 def part_of(rows: np.ndarray) -> np.ndarray:
