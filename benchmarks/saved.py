@@ -4,13 +4,12 @@
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli import files
 from apollo_cli.report import plots, words
-from apollo_cli.report.comparison import AXES, Comparison, Question, compare
+from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, read
 from benchmarks import ladder, results
@@ -31,7 +30,11 @@ from benchmarks.reproduce import (
 )
 
 _DEPTH = ("", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", "")
-PICTURES = ("loss_against_flops", "loss_against_seconds", "growth")
+_SECONDS = (
+    "- Cells are trained beside each other and whatever else the machine does, so their seconds are not compared;"
+    " see *Seconds and FLOPs of the reproduction* for runs timed in turns."
+)
+PICTURES = ("loss_against_flops", "growth")
 
 
 def write(name: str) -> None:
@@ -97,8 +100,7 @@ def _at_equal_loss(corpus: Corpus, kind: str) -> Iterator[str]:
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     if there := compared(corpus, kind):
         yield from ["", "### What is saved at the loss of scratch", "", *table(there)]
-        folders = [str(corpus.kept(cell)) for cell in headline_cells(kind) if corpus.kept(cell).exists()]
-        yield from ["", *(f"- {note}" for note in words.notes(there)), *_machines(folders)]
+        yield from ["", *(f"- {note}" for note in words.notes(there)), _SECONDS]
         yield from _pictures(corpus, there)
     yield from _growths(corpus, kind)
 
@@ -157,19 +159,12 @@ def _on_variants(corpus: Corpus, kind: str) -> Iterator[str]:
 def table(comparison: Comparison) -> Iterator[str]:
     """The headline of a comparison."""
     yield from [f"{words.target(comparison)}; {comparison.family.description}.", ""]
-    head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved", "seconds", "seconds saved")
+    head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved")
     rows = []
     for method in comparison.methods:
         of = words.cells(comparison, method)
-        rows.append([of.method, of.runs, of.final, *(p[axis] for axis in AXES for p in (of.costs, of.savings))])
+        rows.append([of.method, of.runs, of.final, of.costs["flops"], of.savings["flops"]])
     yield from results.table(head, rows)
-
-
-def _machines(folders: Sequence[str]) -> Iterator[str]:
-    """On what the seconds were measured."""
-    found = [RunFiles(Path(folder)).summary for folder in folders]
-    devices = sorted({f"{each['device']}, torch {each['versions']['torch']}" for each in found})
-    yield f"- Seconds are training seconds on {'; '.join(devices)}, a cell a core beside each other."
 
 
 def _summary(corpus: Corpus, cell: Cell) -> dict[str, Any]:

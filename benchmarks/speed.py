@@ -160,12 +160,14 @@ def whole_run() -> dict[str, Any]:
 
 
 def reproduction() -> dict[str, Any]:
-    """The headline's runs, Apollo and scratch, in a twentieth of their steps and in turns."""
-    names = {"apollo": "repro_apollo_late", "scratch": "repro_scratch"}
+    """The headline's runs, those that grow late and scratch, in a twentieth of their steps and in turns."""
+    from benchmarks.reproduce import TUNED, Cell
+
     found = {}
     for kind in KINDS:
-        words = {name: [f"experiment={experiment}", f"model={kind}"] for name, experiment in names.items()}
-        steps = {name: _steps_of(words[name]) // THINNED for name in names}
+        cells = [Cell(kind, method, TUNED[kind, method], 0) for method in ("scratch", "apollo_late", "late_silent")]
+        words = {cell.method: list(cell.words) for cell in cells}
+        steps = {method: _steps_of(words[method]) // THINNED for method in words}
         found[kind] = [_in_turns(words, steps) for _ in range(WHOLE_RUNS)]
     return found
 
