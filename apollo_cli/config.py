@@ -113,6 +113,22 @@ class PlainSampler(Sampler):
     kind: Literal["uniform", "full", "shallow"]
 
 
+class Subset(Sampler):
+    """sampler=subset."""
+
+    kind: Literal["subset"]
+    sizes: Annotated[tuple[Size, ...], List]
+
+
+class Prefixes(Sampler):
+    """sampler=prefixes."""
+
+    kind: Literal["prefixes"]
+    multiple: Size
+    trained: Size
+    stages: Size
+
+
 class Expander(Section):
     """`expander`: how the layers grow."""
 
@@ -157,15 +173,27 @@ class Net2Net(Expander):
         return growths.Expander("nearest", silent=True)
 
 
+class Msg(Expander):
+    """expander=msg."""
+
+    kind: Literal["msg"]
+    entry: Annotated[float, Field(gt=0, le=1)]
+
+    def build(self) -> growths.Expander:
+        """Stacked, and the new layers enter slowly."""
+        return growths.Expander("stack", entry=self.entry)
+
+
 class Schedule(Section):
-    """`schedule`: stored layers of each stage, and where it ends as a share of all steps."""
+    """`schedule`: stored layers of each stage, where it ends as a share of all steps, and which layers train."""
 
     layers: Annotated[tuple[int, ...], List]
     ends: Annotated[tuple[float, ...], List]
+    trained: Annotated[tuple[stages.Trained, ...], List] | None
 
     def over(self, steps: int) -> stages.Schedule:
         """The stages of a run of `steps`."""
-        return stages.Schedule.over(steps, self.layers, self.ends)
+        return stages.Schedule.over(steps, self.layers, self.ends, self.trained)
 
 
 class Optim(Section):
@@ -279,8 +307,8 @@ class Config:
 
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": (Bert, Gpt),
-    "sampler": (Lvps, Edge, PlainSampler),
-    "expander": (Interpolate, Stack, Inserted, Net2Net),
+    "sampler": (Lvps, Edge, PlainSampler, Subset, Prefixes),
+    "expander": (Interpolate, Stack, Inserted, Net2Net, Msg),
     "schedule": (Schedule,),
     "data": data_section.FAMILY,
     "optim": (Optim,),
@@ -304,7 +332,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
         raw = {**raw, "data": data_section.completed(data, kind)}
-    raw = _with_numbers_of_layers(raw)
+    for section, key in (("schedule", "layers"), ("sampler", "sizes")):
+        raw = _with_numbers_of_layers(raw, section, key)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -320,16 +349,16 @@ def parse(raw: Mapping[str, Any]) -> Config:
     return Config(**sections, raw=dict(raw))
 
 
-def _with_numbers_of_layers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same; in schedule.layers `L/4` is a quarter of model.layers."""
-    model, schedule = raw.get("model"), raw.get("schedule")
-    layers = schedule.get("layers") if isinstance(schedule, Mapping) else None
-    if not isinstance(schedule, Mapping) or not isinstance(layers, list):
+def _with_numbers_of_layers(raw: Mapping[str, Any], name: str, key: str) -> Mapping[str, Any]:
+    """The same; in this list of a section `L/4` is a quarter of model.layers."""
+    model, section = raw.get("model"), raw.get(name)
+    layers = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping) or not isinstance(layers, list):
         return raw
     target = whole(model.get("layers")) if isinstance(model, Mapping) else None
     if type(target) is not int or not 0 < target <= MOST_LAYERS:
         target = MOST_LAYERS  # what is wrong is said of model.layers
-    return {**raw, "schedule": {**schedule, "layers": [stages.layers_of(entry, target) for entry in layers]}}
+    return {**raw, name: {**section, key: [stages.layers_of(entry, target) for entry in layers]}}
 
 
 def problems_of_name(name: Any) -> list[str]:
@@ -347,6 +376,50 @@ def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:
     return [*dict.fromkeys(n for n in scaled if n < target), target]
 
 
+def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: Expander | None) -> list[str]:
+    """What does not go together of valid stages, a sampler and an expander."""
+    found = []
+    if isinstance(sampler, Subset):
+        if len(sampler.sizes) != len(schedule.layers):
+            found.append(
+                f"sampler.sizes has {len(sampler.sizes)} values and schedule.layers {len(schedule.layers)}: "
+                "give one for each stage"
+            )
+        elif any(not min(2, n) <= size <= n for size, n in zip(sampler.sizes, schedule.layers, strict=True)):
+            found.append(
+                f"sampler.sizes={list(sampler.sizes)}: each should be from 2, the first and the last layer, to the "
+                f"stored layers of its stage, which are {list(schedule.layers)}"
+            )
+    if isinstance(sampler, Prefixes) and sampler.trained < sampler.multiple:
+        found.append(
+            f"sampler.trained={sampler.trained}: with fewer than sampler.multiple={sampler.multiple} some layers "
+            "would never train"
+        )
+    if schedule.trained and "new" in schedule.trained:
+        if isinstance(sampler, Subset | Prefixes):
+            found.append(
+                f"schedule.trained={list(schedule.trained)}: sampler={sampler.kind} chooses the layers itself; "
+                "take sampler=shallow"
+            )
+        if expander and not isinstance(expander, Stack | Msg) and expander.kind != "append":
+            found.append(
+                f"schedule.trained={list(schedule.trained)}: expander={expander.kind} puts new layers between the "
+                "old ones, and only those on top can train alone; take expander=append or stack"
+            )
+    starts = (0.0, *schedule.ends)
+    if isinstance(expander, Msg) and any(
+        after > before and end - start < expander.entry
+        for before, after, start, end in zip(
+            schedule.layers, schedule.layers[1:], starts[1:], schedule.ends[1:], strict=False
+        )
+    ):
+        found.append(
+            f"expander.entry={expander.entry}: a stage is shorter, and its new layers would not be in at its end; "
+            "make it smaller or the stages longer"
+        )
+    return found
+
+
 def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     """The rules between keys; a rule is skipped where one of its sections is not valid."""
     found: list[str] = []
@@ -358,7 +431,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found.append(
             f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
         )
-    stage_problems = stages.problems(schedule.layers, schedule.ends) if schedule else []
+    stage_problems = stages.problems(schedule.layers, schedule.ends, schedule.trained) if schedule else []
     found += stage_problems
     if schedule and model and not stage_problems and schedule.layers[-1] != model.layers:
         found.append(
@@ -366,6 +439,8 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
             f"{model.layers}: the last stage must store the whole model; for example "
             f"'schedule.layers={_ending_at(schedule.layers, model.layers)}'"
         )
+    if schedule and not stage_problems:
+        found += _problems_of_methods(schedule, sections["sampler"], sections["expander"])
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
     if budget:

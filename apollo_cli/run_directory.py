@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 3
+FORMAT = 4
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
 
 # Links that wandb makes; it replaces them or leaves them alone, and writes through none.
@@ -28,7 +28,7 @@ _WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
 _SINCE: dict[int, dict[str, Any]] = {2: {"on_nonfinite": "stop"}}
 _INIT = {"init_std": 0.02, "init_positions": "random", "init_positions_std": 0.02}
 _OF_DATA = {"validation_seed": 0, "inspect": False}
-_SECTION_SINCE: dict[int, dict[tuple[str, str], dict[str, Any]]] = {
+_SECTION_SINCE: dict[int, dict[tuple[str, str | None], dict[str, Any]]] = {
     2: {("data", "text"): {"errors": "strict"}},
     3: {
         ("model", "bert"): _INIT | {"init_residual": "plain", "mask_words": False},
@@ -37,6 +37,7 @@ _SECTION_SINCE: dict[int, dict[tuple[str, str], dict[str, Any]]] = {
         ("data", "text"): _OF_DATA | {"validation_files": []},
         ("data", "hub"): _OF_DATA | {"validation_split": None},
     },
+    4: {("schedule", None): {"trained": None}},
 }
 
 

@@ -59,7 +59,7 @@ def _flops_of(words: list[str]) -> int:
     from apollo_cli.training.planning import make_work
 
     config = parse(compose_values(words))
-    return make_work(config, choose(config.run)).flops(config.model.layers)
+    return make_work(config, choose(config.run)).flops(config.model.layers, 0)
 
 
 def gpu() -> dict[str, Any]:

@@ -16,6 +16,8 @@ from apollo_cli.overrides import compose_values
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
 
+NEEDS = {"sampler=subset": ["schedule=equal"], "schedule=mslt": ["expander=append"]}  # one goes with the other
+
 CONTRACT = [
     *("seed", "name", "device", "precision", "compile", "plan", "resume"),
     *("budget.steps", "budget.tokens", "budget.flops", "budget.seconds"),
@@ -79,10 +81,12 @@ def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_shipped_option_is_valid(option: str) -> None:
-    composed = compose_values([option])
+    composed = compose_values([option, *NEEDS.get(option, [])])
     config = parse(composed)
     composed["data"]["vocab_size"] = config.data.vocab_size  # which a tokenizer may decide
     composed["schedule"]["layers"] = list(config.schedule.layers)  # numbers instead of parts of the target
+    if "sizes" in composed["sampler"]:
+        composed["sampler"]["sizes"] = list(config.sampler.sizes)  # type: ignore[attr-defined]
     assert config.raw == composed
     assert config.schedule.layers[-1] == config.model.layers
     if option.startswith("experiment="):
@@ -158,10 +162,41 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
             ["optim.warmup=0.6", "optim.decay=0.5", "more than the whole run"],
         ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
-        ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "rise"]),
-        ({"schedule.layers": [0, 3, 6, 12]}, ["schedule.layers", "[0, 3, 6, 12]", "from 1"]),
-        ({"schedule.layers": [1, 3, 3, 12]}, ["schedule.layers", "[1, 3, 3, 12]", "rise"]),
-        ({"model.layers": 2}, ["schedule.layers", "[1, 1, 1, 2]", "rise"]),
+        ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "never fall"]),
+        ({"schedule.layers": [0, 3, 6, 12]}, ["schedule.layers", "[0, 3, 6, 12]", "1 or more"]),
+        (
+            {"schedule.trained": ["all", "new"]},
+            ["schedule.trained has 2", "schedule.layers 4", "one for each stage"],
+        ),
+        ({"schedule.trained": ["all", "new", "new", "none"]}, ["schedule.trained", "'all' or 'new'"]),
+        (
+            {"schedule.trained": ["all", "new", "new", "all"]},
+            ["expander=interpolate", "between the old ones", "append"],
+        ),
+        (
+            {"sampler": {"kind": "subset", "sizes": [6, 8]}},
+            ["sampler.sizes has 2 values and schedule.layers 4: give one for each stage"],
+        ),
+        (
+            {"sampler": {"kind": "subset", "sizes": [2, 2, 8, 10]}},
+            ["sampler.sizes=[2, 2, 8, 10]", "from 2, the first and the last", "[1, 3, 6, 12]"],
+        ),
+        (
+            {"sampler": {"kind": "prefixes", "multiple": 3, "trained": 2, "stages": 1}},
+            ["sampler.trained=2", "sampler.multiple=3", "never train"],
+        ),
+        (
+            {
+                "sampler": {"kind": "prefixes", "multiple": 3, "trained": 3, "stages": 1},
+                "expander": {"kind": "append", "moments": "keep"},
+                "schedule.trained": ["all", "new", "new", "all"],
+            },
+            ["sampler=prefixes chooses the layers itself", "shallow"],
+        ),
+        (
+            {"expander": {"kind": "msg", "moments": "keep", "entry": 0.1}},
+            ["expander.entry=0.1", "a stage is shorter", "longer"],
+        ),
         ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
         ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
         ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),

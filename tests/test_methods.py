@@ -17,6 +17,9 @@ STAGES = {  # layers of 12, and where they end
     "midas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
     "lidas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
     "one_layer": ((1, 12), (0.8, 1)),
+    "mslt": ((3, 6, 9, 12, 12), (0.2, 0.4, 0.6, 0.8, 1)),
+    "raptr": ((12, 12, 12, 12), (0.25, 0.5, 0.75, 1)),
+    "msg": ((3, 6, 12), (0.125, 0.175, 1)),
 }
 ADDED = {  # growth maps of the last growth
     "stackbert": [*range(6)] * 2,
@@ -25,6 +28,9 @@ ADDED = {  # growth maps of the last growth
     "midas": [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8],
     "lidas": [0, 1, 2, 3, 3, 4, 5, 4, 5, 6, 7, 8],
     "one_layer": [0] * 12,
+    "mslt": None,
+    "raptr": None,
+    "msg": [*range(6)] * 2,
 }
 AT_GROWTH = {  # moments, and the learning rate
     "stackbert": ("reset", "continue"),
@@ -33,6 +39,9 @@ AT_GROWTH = {  # moments, and the learning rate
     "midas": ("map", "continue"),
     "lidas": ("map", "continue"),
     "one_layer": ("map", "continue"),
+    "mslt": ("keep", "continue"),
+    "raptr": ("keep", "continue"),
+    "msg": ("keep", "rewind"),
 }
 
 
@@ -66,6 +75,24 @@ def test_the_stages_of_midas_and_lidas_add_a_block_of_a_quarter() -> None:
     for name in ("midas", "lidas"):
         config, _ = planned(f"experiment={name}", "size=large")
         assert {b - a for a, b in pairwise(config.schedule.layers)} == {6}
+
+
+def test_mslt_trains_what_it_adds_and_at_last_all() -> None:
+    _, plan = planned("experiment=mslt")
+    assert [stage.stage.frozen for stage in plan.stages] == [0, 3, 6, 9, 0]
+    maps = [stage["growth_map"] for stage in plan.as_dict()["stages"]]
+    assert maps == [None, [0, 1, 2, 0, 1, 2], [*range(6), 3, 4, 5], [*range(9), 6, 7, 8], None]
+
+
+def test_raptr_runs_more_and_more_layers() -> None:
+    _, plan = planned("experiment=raptr")
+    assert [stage.depth_counts for stage in plan.stages] == [{6: 250}, {8: 250}, {10: 250}, {12: 250}]
+
+
+def test_layers_enter_msg_over_5000_of_400000_steps() -> None:
+    config = parse(compose_values(["experiment=msg", "device=cpu", "budget.steps=400000"]))
+    plan = make_plan(config, choose(config.run))
+    assert [plan.gates(70_000 + k).get(11, 1) for k in (0, 2_500, 5_000)] == [0, 0.5, 1]
 
 
 def test_one_layer_grows_under_a_rate_that_stays_until_the_last_tenth() -> None:

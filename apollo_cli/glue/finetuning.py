@@ -21,8 +21,10 @@ from apollo_cli.glue.sentences import Sentences, TrainingSentences
 from apollo_cli.glue.tasks import Split, Task
 from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan, Work
+from apollo_cli.growth.routes import Route
 from apollo_cli.growth.samplers import Full
 from apollo_cli.growth.schedule import Schedule
+from apollo_cli.models.transformer import Batch
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
@@ -111,6 +113,10 @@ class FineTuning(Loop):
         """Of a step: its longest row decides."""
         return int(self.spent[step + 1, 0] - self.spent[step, 0])
 
+    def loss(self, batch: Batch, route: Route) -> Tensor:
+        """Of the labels; every layer runs and trains."""
+        return self.model.loss(batch, route.layers)
+
     def tokens(self, step: int) -> int:
         """Read in all steps before this one, padding included."""
         return int(self.spent[step, 1])
@@ -170,7 +176,7 @@ class Cell(Session):
             target=layers,
             accumulation=1,
             tokens_per_step=tokens,
-            flops=lambda depth: flops,
+            flops=lambda depth, frozen: flops,
             parameters=lambda layers: self.pretrained.num_parameters,
             memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
         )

@@ -14,10 +14,12 @@ class Growth:
     Attributes:
         matrix: (next N, N), rows sum to 1.
         silent: the new layers whose projections into the residual stream begin at zero.
+        entering: the new layers that enter slowly.
     """
 
     matrix: np.ndarray
     silent: tuple[int, ...] = ()
+    entering: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Expander:
         silent: a layer that comes again begins with zero projections into the residual stream, so that it adds
             nothing (identity insertion; Net2DeeperNet, Chen 2016, arXiv 1511.05641, section 2.4). In a pre-norm
             model the function stays exactly what it was; a post-norm layer still normalises.
+        entry: a layer that comes again enters as c layer(h) + (1 - c) h, with c from 0 to 1 over this share of all
+            steps (MSG, Yao 2024), so that no model's function changes at growth; 0: at once.
     """
 
     layer_map: str
     silent: bool = False
+    entry: float = 0.0
 
     def growth(self, source: int, target: int) -> Growth:
         """From `source` to `target` layers."""
         matrix = mixing_matrix(self.layer_map, source, target)
-        return Growth(matrix, repeated(matrix) if self.silent else ())
+        new = repeated(matrix) if self.silent or self.entry else ()
+        return Growth(matrix, new if self.silent else (), new if self.entry else ())

@@ -1,6 +1,6 @@
 """Everything that is known before the first step: stages, depths, exact FLOPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from apollo_cli.growth.growths import Expander, Growth
-from apollo_cli.growth.randomness import Purpose, uniforms
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.growth.randomness import Purpose, generator, uniforms
+from apollo_cli.growth.routes import OPEN, Route
 from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.growth.schedule import Schedule, Stage
 
@@ -48,6 +50,7 @@ class StagePlan:
             "layers": self.stage.layers,
             "first_step": self.stage.first_step,
             "end_step": self.stage.end_step,
+            "frozen_layers": self.stage.frozen,
             "parameters": self.parameters,
             "memory_bytes": self.memory_bytes,
             "flops": self.flops,
@@ -65,7 +68,8 @@ class Work:
         target: the target depth L.
         accumulation: micro-steps in a step.
         tokens_per_step: tokens that a step reads.
-        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs.
+        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs and how
+            many of its lowest layers run forward only.
         parameters: trainable parameters by stored layers.
         memory_bytes: estimated peak memory of a micro-step by stored layers and depth.
     """
@@ -73,7 +77,7 @@ class Work:
     target: int
     accumulation: int
     tokens_per_step: int
-    flops: Callable[[int], int]
+    flops: Callable[[int, int], int]
     parameters: Callable[[int], int]
     memory_bytes: Callable[[int, int], int]
 
@@ -97,9 +101,39 @@ class Plan:
 
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step) and nothing else."""
-        stage = self.schedule.at(micro_step // self.work.accumulation)
+        index = self.schedule.index(micro_step // self.work.accumulation)
         (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
-        return self.sampler.depth(u, stage.layers, self.work.target)
+        return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.work.target)
+
+    def route(self, micro_step: int, depth: int) -> Route:
+        """What a micro-step of this depth runs: as much a function of (seed, micro-step)."""
+        step = micro_step // self.work.accumulation
+        index = self.schedule.index(step)
+        layers = self._sampler(index).layers_run(
+            depth, self.schedule.stages[index].layers, lambda: generator(self.seed, Purpose.ROUTE, micro_step)
+        )
+        return Route(layers, self._frozen(index, depth), self.gates(step))
+
+    def gates(self, step: int) -> Mapping[int, float]:
+        """The weights of the stored layers that are entering at this step."""
+        stage = self.stages[self.schedule.index(step)]
+        entering = stage.growth.entering if stage.growth else ()
+        if not entering or (gate := (step - stage.stage.first_step) / (self.expander.entry * self.steps)) >= 1:
+            return OPEN
+        return dict.fromkeys(entering, gate)
+
+    def flops_of(self, step: int, depth: int) -> int:
+        """Model FLOPs of a micro-step of this depth."""
+        return self.work.flops(depth, self._frozen(self.schedule.index(step), depth))
+
+    def _sampler(self, index: int) -> DepthSampler:
+        return self.sampler.in_stage(index)
+
+    def _frozen(self, index: int, depth: int) -> int:
+        """How many of the lowest logical layers run forward only, by the sampler or the stage."""
+        stage = self.schedule.stages[index]
+        by_stage = sum(i < stage.frozen for i in layer_map("nearest", stage.layers, depth)) if stage.frozen else 0
+        return max(self._sampler(index).frozen(depth), by_stage)
 
     @cached_property
     def stages(self) -> tuple[StagePlan, ...]:
@@ -108,24 +142,25 @@ class Plan:
 
     def _stage_plan(self, index: int) -> StagePlan:
         stage, work = self.schedule.stages[index], self.work
-        counts = self._depth_counts(stage)
-        previous = self.schedule.stages[index - 1].layers if index else None
+        counts = self._depth_counts(index)
+        previous = self.schedule.stages[index - 1].layers if index else stage.layers
         return StagePlan(
             stage=stage,
             parameters=work.parameters(stage.layers),
             memory_bytes=max(work.memory_bytes(stage.layers, depth) for depth in counts),
-            flops=sum(count * work.flops(depth) for depth, count in counts.items()),
-            depth_probabilities=self.sampler.probabilities(stage.layers, work.target),
+            flops=sum(n * work.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
+            depth_probabilities=self._sampler(index).probabilities(stage.layers, work.target),
             depth_counts=counts,
-            growth=self.expander.growth(previous, stage.layers) if previous else None,
+            growth=self.expander.growth(previous, stage.layers) if previous < stage.layers else None,
         )
 
-    def _depth_counts(self, stage: Stage) -> dict[int, int]:
+    def _depth_counts(self, index: int) -> dict[int, int]:
+        stage, sampler = self.schedule.stages[index], self._sampler(index)
         first, end = stage.first_step * self.work.accumulation, stage.end_step * self.work.accumulation
         totals = np.zeros(self.work.target + 1, dtype=np.int64)
         for start in range(first, end, _DRAWS_AT_ONCE):
             u = uniforms(self.seed, Purpose.DEPTH, start, min(_DRAWS_AT_ONCE, end - start))
-            depths = self.sampler.depths(u, stage.layers, self.work.target)
+            depths = sampler.depths(u, stage.layers, self.work.target)
             totals += np.bincount(depths, minlength=len(totals))
         return {depth: int(count) for depth, count in enumerate(totals) if count}
 
@@ -152,7 +187,7 @@ class Plan:
     @property
     def scratch_flops(self) -> int:
         """Model FLOPs of as many steps at the target depth."""
-        return self.micro_steps * self.work.flops(self.work.target)
+        return self.micro_steps * self.work.flops(self.work.target, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as it stands in plan.json."""

@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     MASK = 3
     EVALUATION_MASK = 4
     MIXTURE = 5
+    ROUTE = 6
 
 
 def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:

@@ -6,9 +6,12 @@ inverse CDF at one uniform number, the same line for all of them, so that two sa
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from apollo_cli.growth.layer_maps import LayerMap, layer_map
 
 
 class DepthSampler(ABC):
@@ -28,6 +31,18 @@ class DepthSampler(ABC):
     def depth(self, u: float, layers: int, target: int) -> int:
         """The depth at one uniform number u in [0, 1)."""
         return int(self.depths(np.array([u]), layers, target)[0])
+
+    def in_stage(self, index: int) -> "DepthSampler":
+        """The sampler of a stage, counted from 0; most have one for all."""
+        return self
+
+    def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
+        """Which of the stored layers a pass of this depth runs; `random` makes the micro-step's own generator."""
+        return layer_map("nearest", layers, depth)
+
+    def frozen(self, depth: int) -> int:
+        """How many of the lowest logical layers run forward only."""
+        return 0
 
     def expected_depth(self, layers: int, target: int) -> float:
         """E[depth | N, L]."""
@@ -118,10 +133,68 @@ class Shallow(DepthSampler):
         return {layers: 1.0}
 
 
+@dataclass(frozen=True)
+class Subset(DepthSampler):
+    """RaPTr (Panigrahi 2024): a random part of the stored layers runs, the first and the last always.
+
+    `sizes` has the number of layers of each stage.
+    """
+
+    sizes: tuple[int, ...]
+    stage: int = 0
+
+    def in_stage(self, index: int) -> "Subset":
+        """With the size of that stage."""
+        return replace(self, stage=index)
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """All at the size of the stage."""
+        return {self.sizes[self.stage]: 1.0}
+
+    def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
+        """Every part of the layers between the first and the last is as likely, their order stays."""
+        if depth == layers:
+            return tuple(range(layers))
+        inner = random().choice(layers - 2, depth - 2, replace=False) + 1
+        return (0, *sorted(inner.tolist()), layers - 1)
+
+
+@dataclass(frozen=True)
+class Prefixes(DepthSampler):
+    """The first of bert2BERT's two stages (Chen 2022, section 3.4): the bottom of the model, its top alone trained.
+
+    In the first `stages` the depth is a multiple of `multiple`, each as likely, up to the stored N; the bottom
+    layers run, and the highest `trained` of them train. Afterwards all N run and train.
+    """
+
+    multiple: int = 3
+    trained: int = 3
+    stages: int = 1
+
+    def in_stage(self, index: int) -> DepthSampler:
+        """Prefixes, or all stored layers."""
+        return self if index < self.stages else Shallow()
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        """The same for each multiple; where there is none, all at N."""
+        depths = list(range(self.multiple, layers + 1, self.multiple)) or [layers]
+        return dict.fromkeys(depths, 1 / len(depths))
+
+    def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
+        """The lowest."""
+        return tuple(range(depth))
+
+    def frozen(self, depth: int) -> int:
+        """All below the top of the prefix."""
+        return max(0, depth - self.trained)
+
+
 SAMPLERS: dict[str, type[DepthSampler]] = {
     "lvps": LVPS,
     "uniform": Uniform,
     "edge": Edge,
     "full": Full,
     "shallow": Shallow,
+    "subset": Subset,
+    "prefixes": Prefixes,
 }

@@ -6,15 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Literal
+
+Trained = Literal["all", "new"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers."""
+    """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers.
+
+    Of these the lowest `frozen` run forward only.
+    """
 
     layers: int
     first_step: int
     end_step: int
+    frozen: int = 0
 
     @property
     def steps(self) -> int:
@@ -33,17 +40,26 @@ def layers_of(entry: object, target: int) -> object:
     return max(1, (2 * times * target + parts) // (2 * parts))
 
 
-def problems(layers: Sequence[int], ends: Sequence[float]) -> list[str]:
+def problems(layers: Sequence[int], ends: Sequence[float], trained: Sequence[Trained] | None = None) -> list[str]:
     """What is wrong with stages of these `layers` that end at these cumulative shares of all steps."""
     found = []
     if not layers:
         found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
-    elif layers[0] < 1 or any(b <= a for a, b in pairwise(layers)):
-        found.append(f"schedule.layers must rise from 1 or more, stage by stage, not {list(layers)}")
+    elif layers[0] < 1 or any(b < a for a, b in pairwise(layers)):
+        found.append(f"schedule.layers must be 1 or more and never fall, stage by stage, not {list(layers)}")
     if len(ends) != len(layers):
         found.append(
             f"schedule.ends has {len(ends)} values and schedule.layers {len(layers)}: give one for each stage"
         )
+    if trained is not None and len(trained) != len(layers):
+        found.append(
+            f"schedule.trained has {len(trained)} values and schedule.layers {len(layers)}: give one for each "
+            "stage, or null where all train all"
+        )
+    elif trained is not None:
+        for stage, (before, n, which) in enumerate(zip((0, *layers), layers, trained, strict=False), 1):
+            if which == "new" and n == before:
+                found.append(f"schedule.trained is new in stage {stage}, which adds no layer: make it all")
     if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in pairwise(ends)):
         found.append(
             f"schedule.ends are cumulative shares of all steps and must rise to 1, not {list(ends)}; "
@@ -64,13 +80,17 @@ class Schedule:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def over(cls, steps: int, layers: Sequence[int], ends: Sequence[float]) -> "Schedule":
+    def over(
+        cls, steps: int, layers: Sequence[int], ends: Sequence[float], trained: Sequence[Trained] | None = None
+    ) -> "Schedule":
         """Stages of `layers`, ending at the cumulative shares `ends` of `steps`, rounded to whole steps.
+
+        Where `trained` is `new` the layers that the stage adds train, and none below them.
 
         Raises:
             ValueError: the stages are not valid, or one would have no step.
         """
-        if found := problems(layers, ends):
+        if found := problems(layers, ends, trained):
             raise ValueError("; ".join(found))
         boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
@@ -79,8 +99,9 @@ class Schedule:
                     f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step in a "
                     f"run of {steps}: give a larger budget or later schedule.ends"
                 )
-        spans = zip(layers, boundaries, boundaries[1:], strict=False)
-        return cls(tuple(Stage(n, first, end) for n, first, end in spans))
+        whole = ("all",) * len(layers)
+        frozen = [old if which == "new" else 0 for old, which in zip((0, *layers), trained or whole, strict=False)]
+        return cls(tuple(map(Stage, layers, boundaries, boundaries[1:], frozen)))
 
     @property
     def steps(self) -> int:
@@ -90,16 +111,17 @@ class Schedule:
     @property
     def growth_steps(self) -> tuple[int, ...]:
         """The steps before which the layers grow."""
-        return tuple(stage.first_step for stage in self.stages[1:])
+        return tuple(b.first_step for a, b in pairwise(self.stages) if b.layers != a.layers)
 
     def index(self, step: int) -> int:
         """The index of the stage that `step` belongs to; the end of the run belongs to the last stage."""
-        return bisect_right(self.growth_steps, step)
+        return bisect_right([stage.first_step for stage in self.stages[1:]], step)
 
     def at(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
         return self.stages[self.index(step)]
 
-    def number(self, layers: int) -> int:
-        """Which stage, counted from 1, stores this many layers."""
-        return [stage.layers for stage in self.stages].index(layers) + 1
+    def number(self, step: int, layers: int) -> int:
+        """Which stage, counted from 1, a model of so many layers is in: just before a growth the one that ends."""
+        reached = self.stages[: self.index(step) + 1]
+        return max((i for i, stage in enumerate(reached, 1) if stage.layers == layers), default=1)

@@ -33,7 +33,7 @@ class _DecoderLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: bool
     ) -> Tensor:
         total = weight.new_zeros(())
-        gradients = _Gradients(hidden, weight, bias) if trains else None
+        gradients = _Gradients(hidden, weight, bias, of_decoder=ctx.needs_input_grad[1]) if trains else None
         at_once = max(1, bytes_at_once(weight.device.type) // (4 * len(weight)))
         for first in range(0, len(targets), at_once):
             chunk = slice(first, first + at_once)
@@ -63,10 +63,10 @@ class _DecoderLoss(torch.autograd.Function):
 class _Gradients:
     """Of the summed loss, gathered chunk by chunk."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, of_decoder: bool) -> None:
         self.source, self.decoder = hidden, weight
         self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight)
+        self.weight = torch.zeros_like(weight) if of_decoder else None
         self.bias = None if bias is None else torch.zeros_like(bias)
 
     def add(self, chunk: slice, logits: Tensor) -> None:
@@ -74,10 +74,12 @@ class _Gradients:
         source = self.source[chunk]
         if torch.is_autocast_enabled(logits.device.type):
             self.hidden[chunk] = logits @ self.decoder
-            self.weight += logits.t() @ source
+            if self.weight is not None:
+                self.weight += logits.t() @ source
         else:  # straight into their places
             torch.mm(logits, self.decoder, out=self.hidden[chunk])
-            torch.addmm(self.weight, logits.t(), source, out=self.weight)
+            if self.weight is not None:
+                torch.addmm(self.weight, logits.t(), source, out=self.weight)
         if self.bias is not None:
             self.bias += logits.sum(0)
 

@@ -30,6 +30,15 @@ def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions
     return rows * seq_len * depth * per_token + predictions * per_prediction
 
 
-def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int) -> int:
-    """FLOPs of one micro-step: forward, and a backward pass of twice its cost."""
-    return FORWARD_AND_BACKWARD * forward_flops(shape, rows, seq_len, depth, predictions)
+def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int, frozen: int = 0) -> int:
+    """FLOPs of one micro-step: forward, and a backward pass of twice its cost.
+
+    The lowest `frozen` layers run forward only. With them the token embedding stands still, which is the decoder,
+    too: that passes its gradient on and has none of its own.
+    """
+    whole = forward_flops(shape, rows, seq_len, depth, predictions)
+    if not frozen:
+        return FORWARD_AND_BACKWARD * whole
+    below = forward_flops(shape, rows, seq_len, frozen, 0)
+    decoder = 2 * shape.hidden * shape.vocabulary * predictions
+    return FORWARD_AND_BACKWARD * (whole - below) + below - decoder

@@ -1,7 +1,8 @@
 """The Transformer block, and a language model whose forward pass runs its blocks through a layer map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apollo_cli.growth.routes import OPEN
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.shape import Shape
 
@@ -135,12 +137,26 @@ class LanguageModel(nn.Module, ABC):
         layer_map: Sequence[int],
         seen: Tensor | None = None,
         segments: Tensor | None = None,
+        *,
+        frozen: int = 0,
+        gates: Mapping[int, float] = OPEN,
     ) -> Tensor:
-        """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i]."""
-        hidden = self.embed(tokens, segments)
+        """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i].
+
+        The embedding and the first `frozen` of them run forward only; block i weighs gates[i] beside the way past
+        it.
+        """
         mask = None if seen is None else self.attention_mask(seen)
+        with torch.no_grad() if frozen else nullcontext():
+            hidden = self._run(self.embed(tokens, segments), mask, layer_map[:frozen], gates)
+        return self._run(hidden, mask, layer_map[frozen:], gates)
+
+    def _run(
+        self, hidden: Tensor, mask: Tensor | None, layer_map: Sequence[int], gates: Mapping[int, float]
+    ) -> Tensor:
         for i in layer_map:
-            hidden = self.blocks[i](hidden, mask)
+            result = self.blocks[i](hidden, mask)
+            hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 
     def logits(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
@@ -151,10 +167,16 @@ class LanguageModel(nn.Module, ABC):
         """(..., hidden) -> (..., vocabulary); the decoder is the token embedding."""
         return F.linear(self.before_decoder(hidden), self.tokens.weight, self.head_bias)
 
-    def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
-        """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only."""
-        hidden = self.before_decoder(self.trunk(batch.tokens, layer_map).flatten(0, 1)[batch.positions])
-        return decoder_loss(hidden, self.tokens.weight, self.head_bias, batch.targets)
+    def loss(
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = OPEN
+    ) -> Tensor:
+        """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only.
+
+        With frozen layers the token embedding stands still, and so does the decoder, which it is.
+        """
+        hidden = self.trunk(batch.tokens, layer_map, frozen=frozen, gates=gates).flatten(0, 1)[batch.positions]
+        decoder = self.tokens.weight.detach() if frozen else self.tokens.weight
+        return decoder_loss(self.before_decoder(hidden), decoder, self.head_bias, batch.targets)
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -189,8 +190,11 @@ def depth_counts(place: str, plan: dict[str, Any]) -> dict[int, dict[int, int]]:
         DataError: it is not a plan.
     """
     try:
-        stages = plan.get("stages", [])
-        return {int(s["layers"]): {int(d): int(n) for d, n in s["depth_counts"].items() if n} for s in stages}
+        found: dict[int, Counter[int]] = {}
+        for stage in plan.get("stages", []):  # several may store as many layers
+            counts = {int(depth): int(n) for depth, n in stage["depth_counts"].items() if n}
+            found.setdefault(int(stage["layers"]), Counter()).update(counts)
+        return {layers: dict(counts) for layers, counts in found.items()}
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(f"{place} is damaged: its stages are not those of a plan") from error
 

@@ -1,22 +1,26 @@
 """Validation loss, of the layers that are stored and of the full depth they are shared over."""
 
+from collections.abc import Mapping
 from math import exp
 
 import torch
 
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.growth.routes import OPEN
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.training.device import Device
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, batches: EvaluationBatches, device: Device) -> dict[str, float]:
+def evaluate(
+    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float] = OPEN
+) -> dict[str, float]:
     """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first."""
     stored, target = len(model.blocks), model.shape.layers
     was_training = model.training
     model.eval()
-    losses = {depth: _mean_loss(model, batches, device, depth) for depth in {stored, target}}
+    losses = {depth: _mean_loss(model, batches, device, depth, gates) for depth in {stored, target}}
     model.train(was_training)
     return {
         "eval/loss": losses[stored],
@@ -25,13 +29,15 @@ def evaluate(model: LanguageModel, batches: EvaluationBatches, device: Device) -
     }
 
 
-def _mean_loss(model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int) -> float:
+def _mean_loss(
+    model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int, gates: Mapping[int, float]
+) -> float:
     """Mean over all predictions, in nats."""
     total, predictions = 0.0, 0
     logical = layer_map("nearest", len(model.blocks), depth)
     for batch in batches:
         with device.autocast():
-            loss = model.loss(batch.to(device.device), logical)
+            loss = model.loss(batch.to(device.device), logical, gates=gates)
         total += loss.item() * len(batch.targets)
         predictions += len(batch.targets)
     return total / predictions

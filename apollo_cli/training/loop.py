@@ -17,8 +17,8 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
 from apollo_cli.growth.expanders import grow
-from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.routes import Route
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.tracking.tracker import Tracker
@@ -124,7 +124,7 @@ class Loop:
         if stage.growth is None:
             raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {len(self.model.blocks)}")
         ends = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
-        before = evaluate(self.model, self.validation, self.device)
+        before = self.measured()
         self.row(ends | before)
         self.model.blocks = grow(
             self.model.blocks,
@@ -133,7 +133,7 @@ class Loop:
             stage.growth,
             self.config.expander.moments,
         )
-        after = evaluate(self.model, self.validation, self.device)
+        after = self.measured()
         forget_peak(self.device)  # the peak of a row is that of its stage
         self.row(ends | after)
         self.progress.growths.append(
@@ -168,7 +168,7 @@ class Loop:
 
     def flops(self, step: int, depths: list[int]) -> int:
         """Of a step whose micro-steps run these depths."""
-        return sum(map(self.plan.work.flops, depths))
+        return sum(self.plan.flops_of(step, depth) for depth in depths)
 
     def tokens(self, step: int) -> int:
         """Read in all steps before this one."""
@@ -182,14 +182,19 @@ class Loop:
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
             count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
-            pieces = [self.piece(piece, depth, count * len(depths)) for piece in batch.pieces(count)]
+            route = self.plan.route(step * len(depths) + part, depth)
+            pieces = [self.piece(piece, route, count * len(depths)) for piece in batch.pieces(count)]
             losses.append(torch.stack(pieces).mean())
         return torch.stack(losses)
 
-    def piece(self, batch: Batch, depth: int, pieces: int) -> Tensor:
+    def loss(self, batch: Batch, route: Route) -> Tensor:
+        """Of the language model."""
+        return self.model.loss(batch, *route)
+
+    def piece(self, batch: Batch, route: Route, pieces: int) -> Tensor:
         """Adds a piece's share of the step's gradient; returns its loss."""
         with self.device.autocast():
-            loss = self.model.loss(batch, layer_map("nearest", len(self.model.blocks), depth))
+            loss = self.loss(batch, route)
         (loss / pieces).backward()
         return loss.detach()
 
@@ -278,7 +283,7 @@ class Loop:
         step, parameters = refused.step, self.model.named_parameters()
         return Diagnosis(
             step=step,
-            stage=self.plan.schedule.number(len(self.model.blocks)),
+            stage=self.plan.schedule.number(step, len(self.model.blocks)),
             layers=len(self.model.blocks),
             learning_rate=refused.lr,
             depths=refused.depths,
@@ -312,9 +317,14 @@ class Loop:
         progress.logged_train_seconds, progress.logged_flops = progress.train_seconds, progress.flops
         progress.logged_step = progress.step
 
+    def measured(self) -> dict[str, float]:
+        """The validation losses of the model as it stands: before a growth as the stage that ends has it."""
+        step = self.progress.step - 1 if self.grows() else self.progress.step
+        return evaluate(self.model, self.validation, self.device, self.plan.gates(step))
+
     def evaluate(self) -> None:
         """An evaluation row."""
-        self.row(evaluate(self.model, self.validation, self.device))
+        self.row(self.measured())
 
     def save(self) -> None:
         """A checkpoint, unless this step has one."""
@@ -362,6 +372,6 @@ class Loop:
             "flops": progress.flops,
             "train_seconds": progress.train_seconds,
             "total_seconds": progress.total_seconds,
-            "stage": self.plan.schedule.number(len(self.model.blocks)),
+            "stage": self.plan.schedule.number(progress.step, len(self.model.blocks)),
             "layers": len(self.model.blocks),
         }

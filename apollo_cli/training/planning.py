@@ -46,7 +46,7 @@ def make_work(config: Config, device: Device) -> Work:
         target=config.model.layers,
         accumulation=config.batch.accumulation,
         tokens_per_step=config.batch.size * seq_len,
-        flops=lambda depth: training_flops(shape, rows, seq_len, depth, predictions),
+        flops=lambda depth, frozen: training_flops(shape, rows, seq_len, depth, predictions, frozen),
         parameters=lambda layers: num_parameters(shape, layers),
         memory_bytes=memory_bytes,
     )

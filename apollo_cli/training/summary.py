@@ -35,7 +35,7 @@ def summarize(
             "micro_steps": micro_steps,
             "tokens": progress.step * plan.work.tokens_per_step,
             "flops": progress.flops,
-            "scratch_flops": micro_steps * plan.work.flops(plan.work.target),
+            "scratch_flops": micro_steps * plan.work.flops(plan.work.target, 0),
             "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
             "skipped_steps": progress.skipped_steps,
             "train_seconds": progress.train_seconds,

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.randomness import Purpose, uniforms
-from apollo_cli.growth.samplers import LVPS, DepthSampler, Edge, Full, Shallow, Uniform
+from apollo_cli.growth.routes import Route
+from apollo_cli.growth.samplers import LVPS, DepthSampler, Edge, Full, Prefixes, Shallow, Subset, Uniform
 from apollo_cli.growth.schedule import Schedule, enough_steps
 
 SAMPLERS = [LVPS(), LVPS(k=0.0), Edge(), Uniform(), Full(), Shallow()]
@@ -27,7 +29,7 @@ def make_plan(
         target=layers[-1],
         accumulation=accumulation,
         tokens_per_step=640,
-        flops=lambda depth: 100 * depth + 7,
+        flops=lambda depth, frozen: 100 * depth + 7 - 60 * frozen,
         parameters=lambda stored: 1000 + 50 * stored,
         memory_bytes=lambda stored, depth: 9 * stored + depth,
     )
@@ -81,7 +83,9 @@ def test_flops_are_the_sum_over_micro_steps(sampler: DepthSampler) -> None:
 
 
 def test_flops_beyond_64_bits_stay_exact() -> None:
-    work = Work(2, 1, 1, lambda depth: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored)
+    work = Work(
+        2, 1, 1, lambda depth, frozen: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored
+    )
     plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), Expander("nearest"), work, 0)
     assert plan.flops == 15 * 10**20 + 10
     assert plan.scratch_flops == 20 * 10**20 + 10
@@ -111,7 +115,7 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
     keys = {
         "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
-        "growth_map",
+        "growth_map", "frozen_layers",
     }  # fmt: skip
     assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
     stages = written["stages"]
@@ -189,3 +193,49 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
         longest_within(20_000, lambda plan: plan.flops, plan_for, 10)
     with pytest.raises(ValueError, match=r"a budget of 24809 is too small.*cost 24810"):
         longest_within(24_809, lambda plan: plan.flops, plan_for, 10)
+
+
+def test_frozen_layers_are_charged_forward_only() -> None:
+    """100 a layer and 60 less where it is frozen, 7 for the head."""
+    schedule = Schedule.over(8, (3, 6, 6), (0.25, 0.75, 1), ("all", "new", "all"))
+    plan = Plan(schedule, Shallow(), Expander("append"), replace(make_plan(10).work, target=6), 0)
+    assert [stage.flops for stage in plan.stages] == [6 * 307, 12 * (607 - 180), 6 * 607]
+    assert plan.route(0, 3) == Route((0, 1, 2))
+    assert plan.route(6, 6) == Route((0, 1, 2, 3, 4, 5), frozen=3)
+    assert plan.route(23, 6) == Route((0, 1, 2, 3, 4, 5))
+    assert plan.stages[2].growth is None
+    assert [stage["frozen_layers"] for stage in plan.as_dict()["stages"]] == [0, 3, 0]
+
+
+def test_flops_of_prefixes_are_the_sum_over_micro_steps() -> None:
+    schedule = Schedule.over(40, (12, 12), (0.25, 1))
+    plan = Plan(schedule, Prefixes(), Expander("stack"), make_plan(40).work, 0)
+    depths = [plan.depth(i) for i in range(120)]
+    assert set(depths[:30]) == {3, 6, 9, 12}
+    assert set(depths[30:]) == {12}
+    first = sum(100 * depth + 7 - 60 * (depth - 3) for depth in depths[:30])
+    assert [stage.flops for stage in plan.stages] == [first, 90 * 1207]
+    assert plan.flops == sum(plan.flops_of(i // 3, depth) for i, depth in enumerate(depths))
+    assert plan.route(depths.index(9), 9) == Route(tuple(range(9)), frozen=6)
+
+
+def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
+    def routes(seed: int) -> list[Route]:
+        schedule = Schedule.over(10, (12, 12), (0.5, 1))
+        plan = Plan(schedule, Subset((6, 8)), Expander("nearest"), make_plan(10).work, seed)
+        return [plan.route(i, plan.depth(i)) for i in range(30)]
+
+    assert routes(1) == routes(1) != routes(2)
+    assert [len(route.layers) for route in routes(1)] == [6] * 15 + [8] * 15
+    assert len({route.layers for route in routes(1)[:15]}) > 10
+
+
+def test_new_layers_enter_over_their_share_of_the_steps() -> None:
+    schedule = Schedule.over(100, (2, 4, 8), (0.2, 0.5, 1))
+    plan = Plan(schedule, Shallow(), Expander("stack", entry=0.2), make_plan(10).work, 0)
+    assert plan.gates(19) == {}
+    assert plan.gates(20) == {2: 0.0, 3: 0.0}
+    assert plan.gates(35) == {2: 0.75, 3: 0.75}
+    assert plan.gates(40) == {}
+    assert plan.gates(50) == dict.fromkeys((4, 5, 6, 7), 0.0)
+    assert plan.route(3 * 55, 8) == Route(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))

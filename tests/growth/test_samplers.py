@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import pairwise
 from math import floor, nextafter
 
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from apollo_cli.growth.randomness import Purpose, uniforms
-from apollo_cli.growth.samplers import LVPS, SAMPLERS, DepthSampler, Edge, Full, Shallow, Uniform
+from apollo_cli.growth.randomness import Purpose, generator, uniforms
+from apollo_cli.growth.samplers import LVPS, SAMPLERS, DepthSampler, Edge, Full, Prefixes, Shallow, Subset, Uniform
 
 PAIRS = [(1, 12), (3, 12), (6, 12), (11, 12), (1, 2), (5, 7), (2, 24), (7, 24)]
 ALL_PAIRS = [(layers, target) for target in range(1, 25) for layers in range(1, target + 1)]
@@ -218,4 +219,33 @@ def test_draws_have_the_stated_distribution(sampler: DepthSampler, layers: int, 
 
 
 def test_registry_names_every_sampler() -> None:
-    assert {"lvps": LVPS, "uniform": Uniform, "edge": Edge, "full": Full, "shallow": Shallow} == SAMPLERS
+    by_depth = {"lvps": LVPS, "uniform": Uniform, "edge": Edge, "full": Full, "shallow": Shallow}
+    assert by_depth | {"subset": Subset, "prefixes": Prefixes} == SAMPLERS
+
+
+def test_a_subset_has_the_first_the_last_and_any_between() -> None:
+    sampler = Subset((4, 6)).in_stage(0)
+    assert sampler.probabilities(6, 6) == {4: 1.0}
+    assert sampler.in_stage(1).probabilities(6, 6) == {6: 1.0}
+    parts = Counter(sampler.layers_run(4, 6, lambda i=i: generator(0, Purpose.ROUTE, i)) for i in range(3000))
+    assert set(parts) == {(0, a, b, 5) for a in range(1, 5) for b in range(a + 1, 5)}
+    assert all(400 < count < 600 for count in parts.values())  # 500 each, four deviations are 82
+    assert sampler.layers_run(6, 6, lambda: pytest.fail("nothing to draw")) == (0, 1, 2, 3, 4, 5)
+    assert sampler.layers_run(2, 6, lambda: generator(0, Purpose.ROUTE, 0)) == (0, 5)
+
+
+def test_prefixes_by_hand() -> None:
+    sampler = Prefixes()
+    assert sampler.in_stage(0) is sampler
+    assert sampler.in_stage(1) == Shallow()
+    assert sampler.probabilities(12, 12) == {3: 0.25, 6: 0.25, 9: 0.25, 12: 0.25}
+    assert sampler.probabilities(2, 2) == {2: 1.0}
+    assert sampler.layers_run(6, 12, lambda: pytest.fail("nothing to draw")) == (0, 1, 2, 3, 4, 5)
+    assert [sampler.frozen(depth) for depth in (3, 6, 9, 12)] == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("sampler", [LVPS(), Uniform(), Edge(), Full(), Shallow()])
+def test_other_samplers_share_the_stored_layers_and_train_all(sampler: DepthSampler) -> None:
+    assert sampler.in_stage(3) is sampler
+    assert sampler.layers_run(8, 3, lambda: pytest.fail("nothing to draw")) == (0, 0, 0, 1, 1, 1, 2, 2)
+    assert sampler.frozen(8) == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from apollo_cli.growth.schedule import Schedule, Stage, enough_steps, layers_of, problems
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
-NOT_RISING = "schedule.layers must rise from 1 or more, stage by stage, not "
+FALLING = "schedule.layers must be 1 or more and never fall, stage by stage, not "
 BAD_ENDS = "schedule.ends are cumulative shares of all steps and must rise to 1, not "
 
 
@@ -67,7 +67,29 @@ def test_end_of_the_run_belongs_to_the_last_stage() -> None:
 
 def test_stages_are_numbered_from_one_by_their_layers() -> None:
     schedule = Schedule.over(100, LAYERS, ENDS)
-    assert [schedule.number(layers) for layers in LAYERS] == [1, 2, 3, 4]
+    assert [schedule.number(step, 1) for step in (0, 4, 5)] == [1, 1, 1]  # 5: just before it grows
+    assert [schedule.number(step, 3) for step in (5, 9, 10)] == [2, 2, 2]
+    assert schedule.number(100, 12) == 4
+
+
+def test_stages_of_as_many_layers_are_numbered_by_their_steps() -> None:
+    schedule = Schedule.over(8, (2, 4, 4), (0.25, 0.5, 1))
+    assert [schedule.number(step, 4) for step in (2, 3, 4, 7, 8)] == [2, 2, 3, 3, 3]
+    assert schedule.growth_steps == (2,)
+
+
+def test_a_stage_may_train_what_it_adds_alone() -> None:
+    schedule = Schedule.over(10, (3, 6, 9, 9), (0.2, 0.4, 0.6, 1), ("all", "new", "new", "all"))
+    assert [stage.frozen for stage in schedule.stages] == [0, 3, 6, 0]
+    assert [stage.frozen for stage in Schedule.over(10, (3, 6), (0.5, 1)).stages] == [0, 0]
+
+
+def test_what_trains_is_said_for_every_stage_and_only_where_it_can() -> None:
+    assert problems((3, 6), (0.5, 1), ("all", "new")) == []
+    (problem,) = problems((3, 6), (0.5, 1), ("all",))
+    assert "schedule.trained has 1 values and schedule.layers 2" in problem
+    (problem,) = problems((3, 3), (0.5, 1), ("all", "new"))
+    assert "new in stage 2, which adds no layer" in problem
 
 
 @settings(deadline=None)
@@ -104,10 +126,9 @@ def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> 
                 "schedule.ends has 1 values and schedule.layers 0: give one for each stage",
             ],
         ),
-        ([0, 3], [0.5, 1], [NOT_RISING + "[0, 3]"]),
-        ([-1], [1], [NOT_RISING + "[-1]"]),
-        ([3, 1], [0.5, 1], [NOT_RISING + "[3, 1]"]),
-        ((3, 3), [0.5, 1], [NOT_RISING + "[3, 3]"]),
+        ([0, 3], [0.5, 1], [FALLING + "[0, 3]"]),
+        ([-1], [1], [FALLING + "[-1]"]),
+        ([3, 1], [0.5, 1], [FALLING + "[3, 1]"]),
         ([1, 3], [1], ["schedule.ends has 1 values and schedule.layers 2: give one for each stage"]),
         ([1], [0.5, 1], ["schedule.ends has 2 values and schedule.layers 1: give one for each stage"]),
         ([1, 3], [0.5, 0.9], [BAD_ENDS + "[0.5, 0.9]; for example [0.05,0.1,0.25,1]"]),
@@ -128,7 +149,7 @@ def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> 
             [6, 3],
             [0.5, 0.25, 0.75],
             [
-                NOT_RISING + "[6, 3]",
+                FALLING + "[6, 3]",
                 "schedule.ends has 3 values and schedule.layers 2: give one for each stage",
                 BAD_ENDS + "[0.5, 0.25, 0.75]; for example [0.05,0.1,0.25,1]",
             ],
