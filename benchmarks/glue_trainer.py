@@ -105,8 +105,8 @@ def main(words: Sequence[str]) -> None:
     """Fine-tunes what is missing, and writes the table."""
     if words:
         contest, seeds = Contest(Path(words[0]), Path(words[1])), int(words[2]) if len(words) > 2 else SEEDS
-        for seed in range(seeds):
-            for name in COMPARED:
+        for name in COMPARED:
+            for seed in range(seeds):
                 for side, score_of in zip(SIDES, (contest.ours, contest.theirs), strict=True):
                     scores = known()
                     of_task = scores.setdefault(side, {}).setdefault(name, {})

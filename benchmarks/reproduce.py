@@ -17,6 +17,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 from apollo_cli import files
 from apollo_cli.report.runs import RunFiles
@@ -36,6 +37,8 @@ DEFAULT = "pydocs"  # the corpus on which everything was chosen
 COMPARED = ("scratch", "stackbert", "apollo_late", "late_silent")  # on others, as chosen there
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 LONGER = ((3, 6000), (6, 4000))  # layers and steps of those that show what fewer layers reach with more of them
+
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -130,28 +133,65 @@ class Corpus:
         """The folder of a complete cell."""
         return KEPT / self.name / cell.name
 
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell is trained."""
+        return RUNNING / self.name / cell.name
+
     def missing(self) -> list[Cell]:
         """Those that are not complete."""
         return [cell for cell in cells(self.name) if not self.kept(cell).exists()]
 
     def train(self, cell: Cell, threads: int) -> None:
         """Trains a cell, or goes on with it, and keeps what is not its weights."""
-        folder = RUNNING / self.name / cell.name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = (*cell.words, *self.words, "tracking=local", f"hydra.run.dir={folder}")
-        words = (f"resume={folder}",) if RunDirectory(folder).is_claimed else new
         began = perf_counter()
-        log = folder.with_name(f"{cell.name}.log")
-        command = [sys.executable, "-m", "apollo_cli.train", *words]
+        self.keep(cell, self.trained(cell, threads))
+        loss = RunFiles(self.kept(cell)).summary["losses"]["eval/loss"]
+        print(f"{cell.name}: validation loss {loss:.4f}, {clock(perf_counter() - began)}", flush=True)
+
+    def trained(self, cell: Cell, threads: int) -> Path:
+        """The run directory of a cell, trained to its end."""
+        folder = self.folder(cell)
+        if RunDirectory(folder).summary().get("status") != "completed":
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            new = (*cell.words, *self.words, "tracking=local", f"hydra.run.dir={folder}")
+            words = (f"resume={folder}",) if RunDirectory(folder).is_claimed else new
+            self.run("apollo_cli.train", words, folder.with_name(f"{cell.name}.log"), threads)
+        return folder
+
+    def run(self, module: str, words: Sequence[str], log: Path, threads: int) -> None:
+        """Runs a command in a process of its own, which `running` has meanwhile.
+
+        Raises:
+            RuntimeError: it did not succeed.
+        """
+        command = [sys.executable, "-m", module, *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with log.open("a") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
             self.running.add(process)
         self.running.remove(process)
         if process.returncode:
-            raise RuntimeError(f"{cell.name} ended with exit code {process.returncode}: see {log}")
-        self.keep(cell, folder)
-        loss = RunFiles(self.kept(cell)).summary["losses"]["eval/loss"]
-        print(f"{cell.name}: validation loss {loss:.4f}, {_clock(perf_counter() - began)}", flush=True)
+            raise RuntimeError(f"{log.stem} ended with exit code {process.returncode}: see {log}")
+
+    def each(self, units: Sequence[U], work: Callable[[U, int], None], at_once: int, command: str) -> None:
+        """Does the work on each unit, several beside each other with their share of the cores.
+
+        Args:
+            units: in the order in which they are wanted.
+            work: takes a unit and a number of threads.
+            at_once: how many.
+            command: that goes on later.
+        """
+        threads = max(1, (os.cpu_count() or 1) // at_once)
+        with terminable(), ThreadPoolExecutor(at_once) as pool:
+            running = [pool.submit(work, unit, threads) for unit in units]
+            try:
+                for unit in running:
+                    unit.result()
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in self.running:
+                    process.terminate()  # it saves
+                sys.exit(f"stopped ({error or type(error).__name__}); `{command}` goes on")
 
     def keep(self, cell: Cell, folder: Path) -> None:
         """Copies a run to where it is kept: whole or not at all."""
@@ -180,16 +220,7 @@ def main(words: Sequence[str]) -> None:
     print(f"{len(cells(name))} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
     if missing:
         _announce(corpus, missing, at_once)
-    with terminable(), ThreadPoolExecutor(at_once) as pool:
-        running = [pool.submit(corpus.train, cell, max(1, cores // at_once)) for cell in missing]
-        try:
-            for cell in running:
-                cell.result()
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in corpus.running:
-                process.terminate()  # it saves
-            sys.exit(f"stopped ({error or type(error).__name__}); `make reproduce` goes on")
+    corpus.each(missing, corpus.train, at_once, "make reproduce")
     saved.write(corpus.name)
 
 
@@ -220,10 +251,10 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
         return sum(n * speed(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
 
     total = sum(seconds(cell.kind, cell.method, cell.layers, cell.steps) for cell in missing)
-    print(f"about {_clock(1.25 * total / at_once)}; every cell that is done is kept", flush=True)
+    print(f"about {clock(1.25 * total / at_once)}; every cell that is done is kept", flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 

@@ -30,20 +30,24 @@ def collect(folder: Path) -> dict[str, Any]:
         runs = [_run(summary) for summary in summaries if summary["task"] == name]
         if runs:
             tasks[name] = _of_task(runs)
-    means = {name: task["mean"] for name, task in tasks.items()}
-    best = {name: task["best"] for name, task in tasks.items()}
     return {
         "pretrained": summaries[0]["pretrained"] if summaries else {},
         "tasks": tasks,
-        "average": {
-            kind: {
-                "tasks": list(scores),
-                "with_wnli": average(scores, with_wnli=True),
-                "without_wnli": average(scores, with_wnli=False),
-            }
-            for kind, scores in {"mean": means, "best": best}.items()
-        },
+        "average": averages(tasks),
     }
+
+
+def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """The averages of `mean` and of `best` over these tasks, and which tasks they hold."""
+    found = {}
+    for kind in ("mean", "best"):
+        scores = {name: task[kind] for name, task in tasks.items()}
+        found[kind] = {
+            "tasks": list(scores),
+            "with_wnli": average(scores, with_wnli=True),
+            "without_wnli": average(scores, with_wnli=False),
+        }
+    return found
 
 
 def _complete(folder: Path) -> Iterator[dict[str, Any]]:

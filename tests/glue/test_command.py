@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from apollo_cli.glue import finetuning
 from apollo_cli.glue.command import PAGE, run
 from apollo_cli.glue.finetuning import FineTuning
 from apollo_cli.glue.tasks import TASKS
+from apollo_cli.tracking.wandb import Identity, identify
 from tests.conftest import read_rows, without_clocks
 from tests.glue.made_glue import ROWS
 
@@ -207,6 +210,21 @@ def test_a_gpt_is_fine_tuned_from_a_folder(gpt_folder: Path, quick: tuple[str, .
     assert run([f"model={gpt_folder}", "task=rte", *quick, f"out={tmp_path / 'out'}"]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert 0 <= results["tasks"]["rte"]["mean"] <= 1
+
+
+def test_wandb_finds_the_fine_tuning_beside_its_pretraining(
+    run_dir: Path, quick: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[Identity, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        finetuning, "open_mirror", lambda tracking, identity, shown, *_: opened.append((identity, shown))
+    )
+    assert run([f"run={run_dir}", "task=rte", *quick]) == 0
+    ((identity, shown),) = opened
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert identity.job_type == "glue"
+    assert identity.group == identify(run_dir, summary["name"], (), "").name
+    assert shown["pretrained"]["run_id"] == summary["run_id"] != identity.id
 
 
 def test_the_page_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
