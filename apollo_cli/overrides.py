@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli import guard
@@ -153,7 +154,7 @@ def prepare(line: CommandLine) -> Path | None:
         if not unsafe:
             place = guard.run_directory(config, line.multirun)
             if not line.brings_configs:
-                _check_values(fixed, parsed, problems)
+                _check_values(config, fixed, parsed, problems)
         if not problems:
             for words in _cells(line, parsed, fixed, problems):
                 problems += [p for p in guard.problems(guard.composed(words), words, typed) if p not in problems]
@@ -225,12 +226,14 @@ def _take_along(line: CommandLine, parsed: list[Override]) -> None:
     line.overrides += [word for word in _words(parsed) if word not in known] + [grid.NO_OTHER]
 
 
-def _check_values(fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
+def _check_values(config: DictConfig, fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
     """Adds what is wrong with the values; beside a sweep only with those that are typed: a cell may mend others."""
     swept = any(o.is_sweep_override() for o in parsed)
     typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in fixed)
     try:
-        problems += _vocabulary_problems(parse(compose_values(fixed)), parsed)
+        ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        values: dict[str, Any] = OmegaConf.to_container(ours, resolve=True)  # type: ignore[assignment]
+        problems += _vocabulary_problems(parse(values), parsed)
     except ConfigError as error:
         problems += [p for p in error.problems if not swept or p.startswith(typed)]
 
@@ -405,8 +408,14 @@ def _known_keys(chosen: list[Override]) -> set[str]:
     single = [o.input_line or "" for o in chosen if not o.is_sweep_override()]
     swept = [o for o in chosen if isinstance(o.value(), ChoiceSweep)]
     variants = [f"{o.key_or_group}={_plain(v)}" for o in swept for v in o.value().list]  # type: ignore[union-attr]
-    of_each = [set(_leaves("", compose_values([*single, variant]))) for variant in variants]
-    return set.intersection(*of_each) if of_each else set(_leaves("", compose_values(single)))
+    of_each = [_keys_of((*single, variant)) for variant in variants]
+    return set(frozenset.intersection(*of_each) if of_each else _keys_of(tuple(single)))
+
+
+@cache
+def _keys_of(options: tuple[str, ...]) -> frozenset[str]:
+    """The keys of our configs with these options chosen and no value typed."""
+    return frozenset(_leaves("", compose_values(options)))
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[str]:
@@ -430,7 +439,7 @@ def _key_problems(
     homes = [
         f"{group}={option}"
         for option in known.get(group, {})
-        if group != "experiment" and key in _leaves("", compose_values([f"{group}={option}"]))
+        if group != "experiment" and key in _keys_of((f"{group}={option}",))
     ]
     if homes:
         problems.append(f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)}")
