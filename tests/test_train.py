@@ -200,6 +200,7 @@ def test_a_sweep_survives_a_failing_cell_and_closes_with_a_table(
     assert "seed" in table
 
 
+@pytest.mark.slow
 def test_eight_cells_of_samplers_and_seeds(tiny: tuple[str, ...], tmp_path: Path) -> None:
     sweep = ["-m", *tiny, "seed=0,1", "sampler=lvps,uniform,edge,full", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert run(sweep) == 0
@@ -305,7 +306,9 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "apollo_cli.train", *words]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_names_the_resume_command_and_loses_nothing(
     signum: int, code: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -154,9 +154,9 @@ def _fuzz(tiny: tuple[str, ...], cases: int, more: tuple[str, ...]) -> Counter[s
 
 
 def test_a_few_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
-    ends = _fuzz(tiny, 25, ("plan=true",))
-    assert sum(ends.values()) >= 25
-    assert ends["refused"] > 5
+    ends = _fuzz(tiny, 12, ("plan=true",))
+    assert sum(ends.values()) >= 12
+    assert ends["refused"] > 2
 
 
 @pytest.mark.faults

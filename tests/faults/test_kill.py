@@ -162,7 +162,9 @@ def moments_of(calls: dict[str, list[float]], moment: str, luck: random.Random) 
     return moment, call, luck.random() * durations[call]
 
 
-@pytest.mark.parametrize("moment", ["caching", "saving", pytest.param("exporting", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "moment", ["saving", *(pytest.param(moment, marks=pytest.mark.faults) for moment in ("caching", "exporting"))]
+)
 def test_a_killed_run_ends_like_one_that_was_not(moment: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     words, outcome, expected = undisturbed
     trial = Trial(words, tmp_path / "trial")

@@ -98,15 +98,15 @@ def test_what_is_typed_replaces_what_is_swept() -> None:
 def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> None:
     words = [
         "experiment=ablation_expander",
-        "seed=0,1",
+        "seed=1",
         "optim.lr=1e-3,2e-3",
         "sampler.k=1,2",
         "schedule=stackbert",
     ]
     baseline, grid = cells([*words, "expander=stack", "expander.moments=keep"])
-    assert [(c.run.seed, c.optim.lr) for c in baseline] == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
+    assert [(c.run.seed, c.optim.lr) for c in baseline] == [(1, 1e-3), (1, 2e-3)]
     assert {config.schedule.layers for config in baseline} == {(12,)}
-    assert len(grid) == 4 * 2 * 2
+    assert len(grid) == 2 * 2 * 2
 
 
 TWO_CELLS = {
@@ -135,8 +135,15 @@ def test_an_ablation_trains_its_baseline_and_its_cells_and_goes_on_when_it_is_ty
 
 
 def test_an_ablation_is_planned_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["-m", "experiment=ablation_k", "seed=0", "plan=true", "hydra.sweep.subdir=k-${sampler.k}"]
+    words = [
+        "-m",
+        "experiment=ablation_k",
+        "seed=0",
+        "sampler.k=0,4",
+        "plan=true",
+        "hydra.sweep.subdir=k-${sampler.k}",
+    ]
     assert run([*words, f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
     folders = {path.parent.name for path in (tmp_path / "sweep").glob("*/plan.json")}
-    assert folders == {"scratch-k-2", *(f"k-{k}" for k in range(5))}
-    assert capsys.readouterr().out.rpartition("Sweep of 6")[2].count("planned") == 6
+    assert folders == {"scratch-k-2", "k-0", "k-4"}
+    assert capsys.readouterr().out.rpartition("Sweep of 3")[2].count("planned") == 3

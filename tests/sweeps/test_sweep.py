@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,14 @@ def test_cells_beside_each_other_end_as_those_one_after_the_other(
     lines = out[: out.index("Sweep of 4")].splitlines()[1:]
     assert all(re.match(r" [0123] \| ", line) for line in lines)
     assert " 2 | cell 2 (seed=1 sampler=lvps)" in lines
+
+
+@pytest.mark.slow
+def test_cells_beside_each_other_are_passed_over_where_they_are_complete(
+    tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "sweep")
+    beside = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
     with started(["-m", *tiny, *CELLS, *beside], tmp_path) as process:
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err

@@ -48,7 +48,7 @@ def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loop, "step", stopping)
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stream_goes_on_at_the_exact_position(
     streamed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
@@ -129,7 +129,13 @@ def test_a_corpus_can_be_looked_at_without_a_run(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "tokenizer"), [("bert", "unigram"), ("bert", "bpe"), ("gpt", "unigram")])
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"),
+    [
+        ("bert", "unigram"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("bert", "bpe"), ("gpt", "unigram")]),
+    ],
+)
 def test_other_tokenizers_are_trained_exported_and_read_by_transformers(
     tiny: tuple[str, ...], tmp_path: Path, kind: str, tokenizer: str
 ) -> None:

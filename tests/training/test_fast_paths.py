@@ -192,7 +192,7 @@ def test_on_a_cpu_activations_stay_below_a_limit() -> None:
     assert memory.num_pieces(gpu, 64, 512, 12, 12) == 1
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("gpt", marks=pytest.mark.slow)])
 def test_blocks_are_compiled_once_for_all_depths_uses_and_growths(
     kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
 ) -> None:
