@@ -87,13 +87,17 @@ def scale(kind: str, path: Path, cache: Path) -> dict[str, Any]:
     def say(line: str) -> None:
         steps.append((line, perf_counter(), process_time()))
 
-    say("begin")
     prepare(TextFiles((str(path),)), recipe, cache, say)
-    say("end")
     with watched(opened):
         corpus = prepare(TextFiles((str(path),)), recipe, cache, say)
+    named = (
+        "training a tokenizer",
+        "tokenizing and packing",
+        "packed",
+    )  # what else is said belongs to the one before
+    begun = [step for step in steps if step[0].startswith(named)]
     spans = {}
-    for (line, wall, cpu), (_, wall_after, cpu_after) in pairwise(steps):
+    for (line, wall, cpu), (_, wall_after, cpu_after) in pairwise(begun):
         spans[line.split(" of ")[0]] = {"seconds": wall_after - wall, "cpu_seconds": cpu_after - cpu}
     return {
         "bytes": path.stat().st_size,

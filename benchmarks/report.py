@@ -41,11 +41,11 @@ def write(figures: dict[str, Any]) -> None:
     kept = results.sections("How fast")
     lines = [
         "Made by `make bench`; a part of it by `python -m benchmarks.speed PART`. Medians [fastest - slowest].",
-        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32.",
     ]
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32."
     for name, title in TITLES.items():
         if name in figures:
-            lines += ["", f"## {title}", "", *globals()[f"_{name}"](figures[name])]
+            lines += ["", f"## {title}", "", machine, "", *globals()[f"_{name}"](figures[name])]
         elif title in kept:
             lines += ["", kept[title]]
     gpu = ["## On a GPU", "", *(_gpu(figures["gpu"]) if "gpu" in figures else _NO_GPU)]
