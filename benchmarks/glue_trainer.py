@@ -92,7 +92,7 @@ class Contest:
     def _rows(self, task: Task, split: Split, tokenizer: Any) -> Any:
         found = examples.read(task, split, self.data_dir)
         columns = [list(column) for column in zip(*found.texts, strict=True)]
-        encoded = tokenizer(*columns, truncation=True, max_length=128)
+        encoded = tokenizer(*columns, truncation=True, max_length=128, return_token_type_ids=True)
         return Dataset.from_dict({**encoded, "labels": found.labels.tolist()})
 
 

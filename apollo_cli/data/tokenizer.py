@@ -316,6 +316,8 @@ def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path)
     if kind == "gpt":  # GPT-2 has one special token for all ends, and pads with nothing
         tokens |= {"bos_token": tokens["eos_token"], "unk_token": tokens["eos_token"]}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": seq_len, **tokens}
+    if kind == "bert":  # else transformers says nothing of the second sentence of a pair
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
 

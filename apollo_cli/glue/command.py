@@ -25,7 +25,8 @@ usage: apollo-glue run=RUN_DIR|model=FOLDER [task=NAMES] [KEY=VALUE ...]
   glue.epochs=3  glue.max_length=128  glue.dropout=0.1  batch.size=32  optim.warmup=0.1
   device=auto  precision=auto  log.every=50  checkpoint.every=500  tracking=local
   out=DIR                      of the results; glue/ in the run directory, outputs/glue/... for a model
-  resume=OUT                   go on with what was interrupted; the same command does so, too
+  resume=OUT                   go on with what was interrupted, as the same command does; beside it tracking,
+                               checkpoint and on_nonfinite may be typed
 
 examples
   apollo-glue run=outputs/apollo/2026-01-31_12-00-00-000000 task=cola,rte
@@ -62,15 +63,13 @@ def run(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     from apollo_cli.glue.grid import Grid, asked_before, place
-    from apollo_cli.glue.section import compose_words, parse
+    from apollo_cli.glue.section import beside_resume, compose_words, parse
 
     if flags := [word for word in words if word.startswith("-")]:
         raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
     raw = compose_words(words)
     if resumed := raw["resume"]:
-        if len(words) > 1:
-            raise ConfigError(["resume=OUT goes on as it was asked for: type it alone"])
-        raw = asked_before(Path(resumed))
+        raw = beside_resume(words, raw, asked_before(Path(resumed)))
     config = parse(raw)
     out = place(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     try:

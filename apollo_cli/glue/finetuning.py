@@ -106,7 +106,7 @@ class FineTuning(Loop):
     """The loop, with steps of different lengths, and metrics beside the loss."""
 
     config: CellConfig  # type: ignore[assignment]  # has every section that a loop without growth reads
-    validation: Development  # type: ignore[assignment]  # is asked by `evaluate` alone
+    validation: Development  # type: ignore[assignment]  # is asked by `measured` alone
     spent: np.ndarray  # (steps + 1, 2): FLOPs and tokens before each step
 
     def flops(self, step: int, depths: list[int]) -> int:
@@ -121,10 +121,10 @@ class FineTuning(Loop):
         """Read in all steps before this one, padding included."""
         return int(self.spent[step, 1])
 
-    def evaluate(self) -> None:
-        """A row with the metrics."""
+    def measured(self) -> dict[str, float]:
+        """The metrics of the task."""
         assert isinstance(self.model, Classifier)
-        self.row(self.validation.measured(self.model, self.device))
+        return self.validation.measured(self.model, self.device)
 
 
 class Cell(Session):
@@ -138,6 +138,8 @@ class Cell(Session):
         device: of all runs.
         directory: its own.
     """
+
+    takes_less = "a smaller glue.max_length or batch.size needs less"
 
     def __init__(
         self,

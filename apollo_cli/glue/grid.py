@@ -5,7 +5,7 @@ A folder of results holds `glue.yaml` (what was asked), `TASK/lr2e-05_seed0/` (r
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.glue import examples, results
 from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
 from apollo_cli.glue.pretrained import Pretrained
-from apollo_cli.glue.section import GlueConfig
+from apollo_cli.glue.section import GlueConfig, parse
 from apollo_cli.glue.sentences import Framing, Sentences
-from apollo_cli.glue.tasks import Split, Task
+from apollo_cli.glue.tasks import TASKS, Split, Task
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import choose
+from apollo_cli.training.device import Device, choose
 from apollo_cli.training.interrupt import interruptible
 
 ASKED, FORMAT = "glue.yaml", 1
@@ -51,34 +51,39 @@ class Grid:
         console = Console()
         with interruptible():
             pretrained = self._pretrained()
-            tokenizer = pretrained.tokenizer
-            framing = Framing.of(
-                pretrained.shape.kind,
-                tokenizer,
-                min(self.config.glue.max_length, pretrained.shape.positions),
-            )
+            tokenizer, shape = pretrained.tokenizer, pretrained.shape
+            framing = Framing.of(shape.kind, tokenizer, min(self.config.glue.max_length, shape.positions))
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
             for task in missing:
                 self._check(task, console)
-            self._claim(pretrained)
             device = choose(self.config.cell(self.config.tasks[0], self.config.optim.lr[0], 0, 1).run)
-            total, done = sum(map(len, missing.values())), 0
-            console.say(f"{total} fine-tuning runs on {device.name}, rows of up to {framing.max_length} tokens")
+            self._claim(pretrained)
+            runs = sum(map(len, missing.values()))
+            console.say(f"{runs} fine-tuning runs, rows of up to {framing.max_length} tokens")
             for task, cells in missing.items():
-                data = self._data(task, framing, tokenizer)
-                for lr, seed in cells:
-                    config = self.config.cell(task, lr, seed, len(data.train.rows))
-                    directory = RunDirectory(self._folder(task, lr, seed))
-                    with files.writing(directory.path, 0):
-                        directory.path.mkdir(parents=True, exist_ok=True)
-                    Cell(config, data, pretrained, pretrained.group, device, directory).start()
-                    done += 1
-                    score = results.mean(self._write(task)["tasks"][task.name])
-                    console.say(f"{done} of {total} runs done; {task.title}: {score}")
-        found = results.collect(self.out)
+                self._fine_tune(pretrained, self._data(task, framing, tokenizer), cells, device, console)
+        found = self._write()
         console.show(results.table(found))
         console.say(f"results: {files.shown(self.out / results.NAME)}")
         return found
+
+    def _fine_tune(
+        self,
+        pretrained: Pretrained,
+        data: TaskData,
+        cells: Sequence[tuple[float, int]],
+        device: Device,
+        console: Console,
+    ) -> None:
+        """The runs of a task, each of a learning rate and a seed."""
+        for done, (lr, seed) in enumerate(cells, 1):
+            config = self.config.cell(data.task, lr, seed, len(data.train.rows))
+            directory = RunDirectory(self._folder(data.task, lr, seed))
+            with files.writing(directory.path, 0):
+                directory.path.mkdir(parents=True, exist_ok=True)
+            Cell(config, data, pretrained, pretrained.group, device, directory).start()
+            score = results.mean(self._write()["tasks"][data.task.name])
+            console.say(f"{data.task.title}: {done} of {len(cells)} runs done, {score}")
 
     def _pretrained(self) -> Pretrained:
         asked = self.config.asked
@@ -129,33 +134,30 @@ class Grid:
         Raises:
             ConfigError: it is of another one.
         """
-        path = self.out / ASKED
-        facts = {"weights": pretrained.facts["weights"], **self.config.recipe}
+        path, weights = self.out / ASKED, pretrained.facts["weights"]
         if path.exists():
-            before = read_yaml(path)
-            was = {key: before.get(key) for key in facts}
-            was["optim"] = {k: v for k, v in (was["optim"] or {}).items() if k != "lr"}
-            was["glue"] = {k: v for k, v in (was["glue"] or {}).items() if k != "data_dir"}
-            if unlike := [key for key in facts if facts[key] != was[key]]:
-                what = "the weights of the model" if unlike == ["weights"] else ", ".join(unlike)
-                raise ConfigError(
-                    [f"{files.shown(self.out)} has results of another recipe ({what}): type out=DIR for these"]
-                )
+            before = parse(asked_before(self.out)).recipe
+            unlike = [key for key, value in self.config.recipe.items() if before[key] != value]
+            if read_yaml(path).get("weights") != weights:
+                unlike = ["the weights of the model"]
+            if unlike:
+                place = files.shown(self.out)
+                raise ConfigError([f"{place} has results of another recipe ({', '.join(unlike)}): type out=DIR"])
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
-            raw = {"format": FORMAT, "weights": facts["weights"], **self.config.raw}
+            raw = {"format": FORMAT, "weights": weights, **self.config.raw}
             files.write_text(path, yaml.safe_dump(raw, sort_keys=False))
 
-    def _write(self, task: Task) -> dict[str, Any]:
-        """results.json, and the submission of a task: the answers of its best run."""
+    def _write(self) -> dict[str, Any]:
+        """results.json, and of each task the answers of its best run for a submission."""
         found = results.collect(self.out) | {"recipe": {**self.config.recipe, "lr": list(self.config.optim.lr)}}
         with files.writing(self.out / results.NAME, 100_000):
             files.write_json(self.out / results.NAME, found)
-            best = found["tasks"][task.name]["best_run"]
-            answers = self._folder(task, best["lr"], best["seed"]) / TESTS
-            for path in sorted(answers.glob("*.tsv")):
-                (self.out / SUBMISSION).mkdir(exist_ok=True)
-                shutil.copyfile(path, self.out / SUBMISSION / path.name)
+            for name, task in found["tasks"].items():
+                best = self._folder(TASKS[name], task["best_run"]["lr"], task["best_run"]["seed"])
+                for path in sorted((best / TESTS).glob("*.tsv")):
+                    (self.out / SUBMISSION).mkdir(exist_ok=True)
+                    shutil.copyfile(path, self.out / SUBMISSION / path.name)
         return found
 
 
@@ -179,5 +181,5 @@ def asked_before(out: Path) -> dict[str, Any]:
     raw = read_yaml(path)
     if raw.pop("format", None) != FORMAT:
         raise CheckpointError(f"{files.shown(path)}: another version of apollo-glue wrote it")
-    del raw["weights"]
-    return raw | {"out": str(out)}
+    raw.pop("weights", None)
+    return raw | {"out": str(out), "resume": None}

@@ -60,7 +60,7 @@ class Pretrained:
             "flops": totals.get("flops"),
             "eval/loss": losses.get("eval/loss"),
         }
-        group = identify(directory.path, str(summary.get("name")), (), "").name
+        group = identify(directory.path.resolve(), str(summary.get("name")), (), "").name
         return cls(directory.model, facts | {"weights": _digest(directory.model)}, group)
 
     @classmethod

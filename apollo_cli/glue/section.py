@@ -20,6 +20,7 @@ from apollo_cli.schema import Decay, List, Names, Section, Seed, Share, Size, Wh
 
 ALL = "all"
 PLACES = ("run", "model", "out", "resume", "glue.data_dir")  # paths, taken as they are typed
+RESUMABLE = ("tracking", "checkpoint", "on_nonfinite")  # cannot change the result of a run that can go on
 _LISTS = ("task", "seed", "optim.lr")
 
 
@@ -215,6 +216,26 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
         section, _, leaf = key.rpartition(".")
         (values[section] if section else values)[leaf] = value
     return values
+
+
+def beside_resume(words: Sequence[str], typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the command that is resumed, with what may be typed beside `resume=`.
+
+    Args:
+        words: as they are typed.
+        typed: the values that they compose.
+        before: those of the command that is resumed.
+
+    Raises:
+        ConfigError: something could change the result.
+    """
+    sections = {word.partition("=")[0].partition(".")[0] for word in words} - {"resume"}
+    if unfit := sorted(sections - set(RESUMABLE)):
+        can = ", ".join(RESUMABLE)
+        raise ConfigError(
+            [f"{', '.join(unfit)}: what is resumed goes on as it was asked for; only {can} may be typed, too"]
+        )
+    return {**before, **{section: typed[section] for section in sections}}
 
 
 def _place(word: str) -> tuple[str, str | None]:

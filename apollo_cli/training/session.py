@@ -34,6 +34,8 @@ class Result:
 class Session(ABC):
     """The story of a run; what it trains, and on what, is said by a subclass."""
 
+    takes_less = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
+
     def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console) -> None:
         self.plan, self.device, self.directory, self.console = plan, device, directory, console
 
@@ -82,8 +84,7 @@ class Session(ABC):
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise TrainingError(
-                    f"step {progress.step}: the memory of {self.device.name} is used up; a smaller batch.micro "
-                    "needs less, with the same result but for rounding"
+                    f"step {progress.step}: the memory of {self.device.name} is used up; {self.takes_less}"
                 ) from error
             raise
         finally:

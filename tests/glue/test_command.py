@@ -56,10 +56,12 @@ def test_a_grid_is_run_and_typed_again_leaves_out_what_is_done(
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6]
     assert evaluations[-1]["eval/score"] == of_rte["runs"][1]["score"]
     assert "GLUE, development rows" in capsys.readouterr().out
+    (out / "results.json").unlink()  # a command that was killed before it wrote them
     before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
     assert run(words) == 0
     assert "0 fine-tuning runs" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == before
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
 
 
 @pytest.mark.slow
@@ -106,7 +108,10 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
         _interrupt_at(3, patch)
         assert run([*words, f"out={tmp_path / 'parted'}"]) == 143
     assert f"apollo-glue resume={tmp_path / 'parted'}" in capsys.readouterr().err
-    assert run([f"resume={tmp_path / 'parted'}"]) == 0
+    assert "task: what is resumed goes on as it was" in _error(
+        [f"resume={tmp_path / 'parted'}", "task=rte"], capsys
+    )
+    assert run([f"resume={tmp_path / 'parted'}", "checkpoint.every=1"]) == 0
     whole, parted = (read_rows(tmp_path / name / "cola" / "lr0.001_seed0") for name in ("whole", "parted"))
     assert without_clocks(parted) == without_clocks(whole)  # with dropout of 0.1
 
@@ -141,13 +146,17 @@ def _error(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-def test_bad_words_are_refused_together_and_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_words_are_refused_together_and_name_what_there_is(
+    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [f"run={run_dir}", "task=rte", *quick]
     said = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
     assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in said
     assert "glue.epochs=0" in said
     assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
     assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)
-    assert "type it alone" in _error(["resume=x", "task=cola"], capsys)
+    assert "device=cuda:9: not on this machine" in _error([*base, "device=cuda:9"], capsys)
+    assert not (run_dir / "glue").exists()
     assert "--multirun: no such flag" in _error(["--multirun", "run=x"], capsys)
 
 

@@ -1,11 +1,14 @@
+import random
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
-from apollo_cli.data.tokenizer import of_bytes
+from apollo_cli.data.tokenizer import load, of_bytes
 from apollo_cli.glue.sentences import Framing, Sentences, TrainingSentences, cut
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -20,6 +23,21 @@ def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
         expected = tokenizer.encode(" ".join(a), " ".join(b)).ids
         ids = [[tokenizer.token_to_id(word) for word in words] for words in (a, b)]
         assert [token for part in cut(ids, room) for token in part] == expected, (first, second, room)
+
+
+def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(["a", "bc", "def", "ghij"], k=rng.randint(1, 9))) for _ in range(120)]
+    first, second = texts[:60], texts[60:]
+    tokenizer = load("bert", str(pretrained / "model"))
+    pairs = list(zip(first, second, strict=True))
+    ours = Sentences.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
+    of_transformers = AutoTokenizer.from_pretrained(pretrained / "model")
+    theirs = of_transformers(first, second, truncation=True, max_length=16, padding=True, return_tensors="pt")
+    batch = ours.batch(np.arange(60))
+    assert torch.equal(batch.tokens, theirs["input_ids"])
+    assert torch.equal(batch.segments, theirs["token_type_ids"])
+    assert torch.equal(batch.seen.long(), theirs["attention_mask"])
 
 
 def test_rows_are_framed_as_each_model_knows_them() -> None:
