@@ -81,7 +81,6 @@ def build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> P
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
-    source.reach()
     tokenizer = _ready_made(recipe)
     source.fetch(say)
     if tokenizer is None:

@@ -101,6 +101,7 @@ def prepare(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar = no
     try:
         if corpus := _cached(folder, recipe):
             return corpus
+        source.reach()  # before anything is made or downloaded
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock"), say):
             if corpus := _cached(folder, recipe, say):
