@@ -237,10 +237,9 @@ class TextFiles(Source):
         }
 
     def reach(self) -> None:
-        """Opens every file, and takes its first document."""
-        document = "line" if self.document == "file" else self.document
+        """Opens every file, and takes its first line or row."""
         for path in [*self._validation_paths(), *self.paths()]:
-            next(reading.documents(path, document, self.text_field, self.errors, Reading(0)), None)
+            next(reading.documents(path, "line", self.text_field, self.errors, Reading(0)), None)
 
     def documents(self) -> Iterator[str]:
         """File by file."""
