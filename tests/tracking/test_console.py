@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from apollo_cli.config import Config
+from apollo_cli.tracking import console as module
 from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
@@ -59,3 +60,17 @@ def test_the_plan_table_holds_the_plan(config: Callable[..., Config]) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (90061, "1 day, 1:01:01")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_long_step_says_in_a_pipe_how_much_time_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every half minute, and not before a hundredth is done: what is left of that is no guess."""
+    clock = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    with Console().progress("packing") as at:
+        for seconds, share in [(40, 0.0001), (60, 0.25), (70, 0.3), (100, 0.5), (140, None), (200, 1.0)]:
+            clock[0] = seconds
+            at(share)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["packing: 25%, ETA 0:03:00", "packing: 50%, ETA 0:01:40", "packing: 100%, ETA 0:00:00"]
