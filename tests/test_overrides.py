@@ -95,7 +95,11 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
         ("smapler=lvps", ["smapler: no such key or group", "did you mean sampler?"]),
         (
             "sampler=lvp",
-            ["sampler=lvp: no such option", "did you mean lvps?", "edge, full, lvps, shallow, uniform"],
+            [
+                "sampler=lvp: no such option",
+                "did you mean lvps?",
+                "edge, full, lvps, prefixes, shallow, subset, uniform",
+            ],
         ),
         ("sampler.kk=2", ["sampler.kk: no such key", "did you mean sampler.k?"]),
         ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),

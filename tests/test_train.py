@@ -123,7 +123,10 @@ def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
     ("words", "said"),
     [
         (["smapler=lvps"], ["smapler", "sampler"]),
-        (["sampler=lvp"], ["sampler=lvp", "did you mean lvps?", "edge, full, lvps, shallow, uniform"]),
+        (
+            ["sampler=lvp"],
+            ["sampler=lvp", "did you mean lvps?", "edge, full, lvps, prefixes, shallow, subset, uniform"],
+        ),
         (["sampler.kk=2"], ["sampler.kk", "sampler.k?"]),
         (["seed=abc"], ["seed=abc", "integer"]),
         (["sampler.k=-1"], ["sampler.k=-1", "greater than or equal to 0"]),
