@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from apollo_cli.data import section as data_section
 from apollo_cli.data.section import Data
@@ -134,6 +134,8 @@ class Expander(Section):
 
     kind: str
     moments: Literal["keep", "map", "reset"]
+    source: str | None
+    source_flops: Annotated[int, BeforeValidator(whole), Field(ge=0)] | None
 
     def build(self) -> growths.Expander:
         """The expander of the growth core; its kind is its map, unless a subclass says more."""
@@ -182,6 +184,43 @@ class Msg(Expander):
     def build(self) -> growths.Expander:
         """Stacked, and the new layers enter slowly."""
         return growths.Expander("stack", entry=self.entry)
+
+
+class FromSource(Expander):
+    """An expander whose method is to begin from a smaller model."""
+
+
+class Bert2Bert(FromSource):
+    """expander=bert2bert."""
+
+    kind: Literal["bert2bert"]
+    width: Literal["fpi", "aki"]
+
+    def build(self) -> growths.Expander:
+        """Widened, then stacked."""
+        return growths.Expander("stack", width=self.width)
+
+
+class Lemon(FromSource):
+    """expander=lemon."""
+
+    kind: Literal["lemon"]
+
+    def build(self) -> growths.Expander:
+        """Copies that differ in what they are read with; layers that add nothing at first."""
+        return growths.Expander("nearest", silent=True, width="lemon")
+
+
+class Ligo(FromSource):
+    """expander=ligo."""
+
+    kind: Literal["ligo"]
+    steps: Whole
+    lr: Annotated[float, Field(gt=0)]
+
+    def build(self) -> growths.Expander:
+        """The map begins as stacking."""
+        return growths.Expander("stack")
 
 
 class Schedule(Section):
@@ -308,7 +347,7 @@ class Config:
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": (Bert, Gpt),
     "sampler": (Lvps, Edge, PlainSampler, Subset, Prefixes),
-    "expander": (Interpolate, Stack, Inserted, Net2Net, Msg),
+    "expander": (Interpolate, Stack, Inserted, Net2Net, Msg, Bert2Bert, Lemon, Ligo),
     "schedule": (Schedule,),
     "data": data_section.FAMILY,
     "optim": (Optim,),
@@ -406,6 +445,16 @@ def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: 
                 f"schedule.trained={list(schedule.trained)}: expander={expander.kind} puts new layers between the "
                 "old ones, and only those on top can train alone; take expander=append or stack"
             )
+    if isinstance(expander, FromSource) and expander.source is None:
+        found.append(
+            f"expander.source is null and expander={expander.kind} begins from a smaller model: type "
+            "expander.source=FOLDER, a run directory or a model in transformers' format"
+        )
+    if isinstance(expander, Ligo) and len(set(schedule.layers)) > 1:
+        found.append(
+            f"schedule.layers={list(schedule.layers)}: expander=ligo grows from its source alone, before the first "
+            "step; take schedule=scratch"
+        )
     starts = (0.0, *schedule.ends)
     if isinstance(expander, Msg) and any(
         after > before and end - start < expander.entry

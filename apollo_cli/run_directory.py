@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 4
+FORMAT = 5
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
 
 # Links that wandb makes; it replaces them or leaves them alone, and writes through none.
@@ -38,6 +38,10 @@ _SECTION_SINCE: dict[int, dict[tuple[str, str | None], dict[str, Any]]] = {
         ("data", "hub"): _OF_DATA | {"validation_split": None},
     },
     4: {("schedule", None): {"trained": None}},
+    5: {
+        ("expander", kind): {"source": None, "source_flops": None}
+        for kind in ("interpolate", "stack", "net2net", "append", "middle", "boundary", "msg")
+    },
 }
 
 

@@ -16,7 +16,14 @@ from apollo_cli.overrides import compose_values
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
 
-NEEDS = {"sampler=subset": ["schedule=equal"], "schedule=mslt": ["expander=append"]}  # one goes with the other
+FROM = "expander.source=a_smaller_model"
+NEEDS = {  # one goes with the other
+    "sampler=subset": ["schedule=equal"],
+    "schedule=mslt": ["expander=append"],
+    "expander=ligo": ["schedule=scratch", FROM],
+    **{f"expander={name}": [FROM] for name in ("bert2bert", "lemon")},
+    **{f"experiment={name}": [FROM] for name in ("bert2bert", "ligo", "lemon")},
+}
 
 CONTRACT = [
     *("seed", "name", "device", "precision", "compile", "plan", "resume"),
@@ -188,18 +195,19 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         (
             {
                 "sampler": {"kind": "prefixes", "multiple": 3, "trained": 3, "stages": 1},
-                "expander": {"kind": "append", "moments": "keep"},
+                "expander": {"kind": "append", "moments": "keep", "source": None, "source_flops": None},
                 "schedule.trained": ["all", "new", "new", "all"],
             },
             ["sampler=prefixes chooses the layers itself", "shallow"],
         ),
         (
-            {"expander": {"kind": "msg", "moments": "keep", "entry": 0.1}},
+            {"expander": {"kind": "msg", "moments": "keep", "source": None, "source_flops": None, "entry": 0.1}},
             ["expander.entry=0.1", "a stage is shorter", "longer"],
         ),
         ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
         ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
         ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),
+        ({"expander.source_flops": -1}, ["expander.source_flops=-1", "greater than or equal to 0"]),
         ({"schedule.layers": "all"}, ["schedule.layers=all"]),
         ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.05,0.1,0.25,1]"]),
         ({"schedule.ends": [0.3, 0.2, 0.5, 1]}, ["schedule.ends", "[0.3, 0.2, 0.5, 1.0]", "rise to 1"]),
@@ -375,3 +383,14 @@ def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(targ
     with pytest.raises(ConfigError) as caught:
         parse(compose_values([f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bert2bert", "lemon", "ligo"])
+def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> None:
+    (problem,) = problems_of(compose_values([f"experiment={name}"]))
+    assert f"expander={name} begins from a smaller model: type expander.source=FOLDER" in problem
+
+
+def test_a_learned_map_is_from_a_source_alone() -> None:
+    (problem,) = problems_of(compose_values(["experiment=ligo", FROM, "schedule=apollo"]))
+    assert "expander=ligo grows from its source alone" in problem

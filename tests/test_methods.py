@@ -4,8 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from apollo_cli.config import Config, parse
+from apollo_cli.config import Config, Ligo, parse
+from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.samplers import Prefixes
 from apollo_cli.overrides import compose_values
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
@@ -42,6 +44,13 @@ AT_GROWTH = {  # moments, and the learning rate
     "mslt": ("keep", "continue"),
     "raptr": ("keep", "continue"),
     "msg": ("keep", "rewind"),
+}
+
+
+FROM_SOURCE = {
+    "bert2bert": ((12, 12), (0.125, 1)),
+    "ligo": ((12,), (1,)),
+    "lemon": ((12,), (1,)),
 }
 
 
@@ -93,6 +102,25 @@ def test_layers_enter_msg_over_5000_of_400000_steps() -> None:
     config = parse(compose_values(["experiment=msg", "device=cpu", "budget.steps=400000"]))
     plan = make_plan(config, choose(config.run))
     assert [plan.gates(70_000 + k).get(11, 1) for k in (0, 2_500, 5_000)] == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("name", FROM_SOURCE)
+def test_methods_that_begin_from_a_smaller_model_have_its_whole_depth_at_once(name: str) -> None:
+    config = parse(compose_values([f"experiment={name}", "expander.source=somewhere"]))
+    assert (config.schedule.layers, config.schedule.ends) == FROM_SOURCE[name]
+    assert config.expander.moments == "reset"
+
+
+def test_bert2bert_widens_by_aki_and_begins_with_prefixes() -> None:
+    config = parse(compose_values(["experiment=bert2bert", "expander.source=somewhere"]))
+    assert config.expander.build() == Expander("stack", width="aki")
+    assert config.sampler.build() == Prefixes(multiple=3, trained=3, stages=1)
+
+
+def test_the_map_of_ligo_is_learned_in_a_hundred_steps_with_a_rate_of_its_own() -> None:
+    expander = parse(compose_values(["experiment=ligo", "expander.source=somewhere"])).expander
+    assert isinstance(expander, Ligo)
+    assert (expander.steps, expander.lr) == (100, 1e-3)
 
 
 def test_one_layer_grows_under_a_rate_that_stays_until_the_last_tenth() -> None:

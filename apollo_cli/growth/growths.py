@@ -33,11 +33,13 @@ class Expander:
             model the function stays exactly what it was; a post-norm layer still normalises.
         entry: a layer that comes again enters as c layer(h) + (1 - c) h, with c from 0 to 1 over this share of all
             steps (MSG, Yao 2024), so that no model's function changes at growth; 0: at once.
+        width: the rule in `widths` by which a narrower source becomes as wide.
     """
 
     layer_map: str
     silent: bool = False
     entry: float = 0.0
+    width: str = "fpi"
 
     def growth(self, source: int, target: int) -> Growth:
         """From `source` to `target` layers."""

@@ -84,13 +84,27 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule x sampler x work: what a run will do, to the last FLOP."""
+    """Schedule x sampler x work: what a run will do, to the last FLOP.
+
+    Attributes:
+        schedule: its stages.
+        sampler: of the depth.
+        expander: of the layers.
+        work: what a micro-step takes.
+        seed: of all luck.
+        source_flops: that the model it begins from took before; None where nobody knows.
+        source_seconds: of training, likewise.
+        map_flops: of learning the map from there, before the first step.
+    """
 
     schedule: Schedule
     sampler: DepthSampler
     expander: Expander
     work: Work
     seed: int
+    source_flops: int | None = 0
+    source_seconds: float = 0.0
+    map_flops: int = 0
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -181,8 +195,8 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Model FLOPs, exact."""
-        return sum(stage.flops for stage in self.stages)
+        """Model FLOPs, exact, without what the source took before."""
+        return self.map_flops + sum(stage.flops for stage in self.stages)
 
     @property
     def scratch_flops(self) -> int:
@@ -197,6 +211,9 @@ class Plan:
             "tokens": self.tokens,
             "flops": self.flops,
             "scratch_flops": self.scratch_flops,
+            "map_flops": self.map_flops,
+            "source_flops": self.source_flops,
+            "source_seconds": self.source_seconds,
             "stages": [stage.as_dict() for stage in self.stages],
         }
 

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     EVALUATION_MASK = 4
     MIXTURE = 5
     ROUTE = 6
+    GROWTH = 7
 
 
 def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:

@@ -94,6 +94,15 @@ def load_model(folder: Path) -> LanguageModel:
     return _filled(folder, build(shape, shape.layers), theirs)
 
 
+def load_shape(folder: Path) -> Shape:
+    """What `load_model` would read there, in numbers.
+
+    Raises:
+        CheckpointError: config.json is missing or not of such a model.
+    """
+    return _read(folder)[0]
+
+
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | None]:
     """Reads the layers of any BERT or GPT-2 of transformers in safetensors, whatever its head.
 

@@ -115,8 +115,9 @@ class Run:
 
     @property
     def is_scratch(self) -> bool:
-        """Whether all layers are stored from the first step."""
-        return self.config.get("schedule.layers") == [self.target_layers]
+        """Whether all layers are stored from the first step, and new."""
+        of_target = self.config.get("schedule.layers") == [self.target_layers]
+        return of_target and self.config.get("expander.source") is None
 
     @property
     def evaluations(self) -> list[Row]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
-from apollo_cli.config import Bert, Config
+from apollo_cli.config import Bert, Config, Ligo
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
@@ -15,7 +15,9 @@ from apollo_cli.models.flops import training_flops
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
+from apollo_cli.training.mapping import map_flops as map_flops_of_step
 from apollo_cli.training.memory import num_pieces, process_bytes
+from apollo_cli.training.source import Source, find
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
@@ -59,6 +61,8 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         ConfigError: the budget is too small for the stages.
     """
     work = make_work(config, device)
+    source = find(config)
+    map_flops = _map_flops(config, source, work) if source and isinstance(config.expander, Ligo) else 0
 
     def plan_for(steps: int) -> Plan:
         return Plan(
@@ -67,6 +71,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             expander=config.expander.build(),
             work=work,
             seed=config.run.seed,
+            source_flops=source.flops if source else 0,
+            source_seconds=source.seconds if source else 0.0,
+            map_flops=map_flops,
         )
 
     budget = config.budget
@@ -88,6 +95,13 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
     except ValueError as error:
         key, value = next((key, value) for key, value in budget if value is not None)
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
+
+
+def _map_flops(config: Config, source: Source, work: Work) -> int:
+    """Of all steps in which LiGO's map is learned: a micro-step of the large model each, and the map itself."""
+    assert isinstance(config.expander, Ligo)
+    layers = config.schedule.layers[0]
+    return config.expander.steps * (work.flops(layers, 0) + map_flops_of_step(source.shape, config.shape, layers))
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:

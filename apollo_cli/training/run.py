@@ -2,13 +2,14 @@
 
 import shutil
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from apollo_cli import files
-from apollo_cli.config import Config, parse
+from apollo_cli.config import Config, Ligo, parse
 from apollo_cli.data import cache_folder, sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.hub import Hub
@@ -21,8 +22,9 @@ from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.build import build
-from apollo_cli.models.hf import save_model
+from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
@@ -33,10 +35,12 @@ from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
+from apollo_cli.training.mapping import LearnedMap, learn
 from apollo_cli.training.memory import refuse_what_cannot_fit
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Result, Session
+from apollo_cli.training.source import check_tokenizer, fill, find
 from apollo_cli.training.summary import data_facts, summarize
 
 
@@ -216,6 +220,9 @@ class Pretraining(Session):
                 f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers) is of another plan"
             )
         model = build(config.shape, layers).to(device.device)
+        batches = training_batches(config, self.corpus)
+        if not checkpoint:
+            self._begin_from_source(model, batches, progress)
 
         def new_block() -> torch.nn.Module:
             block = model.new_block()
@@ -231,7 +238,6 @@ class Pretraining(Session):
             self.restore(checkpoint, model, optimizer)
         task = make_task(config, self.corpus.tokenizer)
         batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
-        batches = training_batches(config, self.corpus)
         return Loop(
             config=config,
             plan=self.plan,
@@ -245,6 +251,36 @@ class Pretraining(Session):
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,
             progress=progress,
+        )
+
+    def _begin_from_source(self, model: LanguageModel, batches: TrainingBatches, progress: Progress) -> None:
+        """Gives a new model the weights of the source, if there is one, grown to its size."""
+        config, source = self.config, find(self.config)
+        if source is None:
+            return
+        check_tokenizer(source, self.corpus.tokenizer)
+        small, expander = load_model(source.folder).to(self.device.device), config.expander.build()
+        random = generator(config.run.seed, Purpose.GROWTH, 0)
+        if not isinstance(config.expander, Ligo):
+            fill(model, small, expander, random)
+            self.console.say(f"begun from {files.shown(source.folder)}")
+            return
+        learned = LearnedMap(small, model.shape, expander, len(model.blocks), random).to(self.device.device)
+        began = perf_counter()
+        first, last = learn(
+            model,
+            learned,
+            lambda step: batches.micro_batch(step, 0).to(self.device.device),
+            tuple(range(len(model.blocks))),
+            config.expander.steps,
+            config.expander.lr,
+            self.device,
+        )
+        progress.train_seconds += perf_counter() - began
+        progress.flops += self.plan.map_flops
+        self.console.say(
+            f"begun from {files.shown(source.folder)}: a map was learned in {config.expander.steps} steps, loss "
+            f"{first:.4f} -> {last:.4f}"
         )
 
     def _export(self, model: LanguageModel) -> None:

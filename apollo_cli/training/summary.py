@@ -35,6 +35,8 @@ def summarize(
             "micro_steps": micro_steps,
             "tokens": progress.step * plan.work.tokens_per_step,
             "flops": progress.flops,
+            "source_flops": plan.source_flops,
+            "source_seconds": plan.source_seconds,
             "scratch_flops": micro_steps * plan.work.flops(plan.work.target, 0),
             "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
             "skipped_steps": progress.skipped_steps,

@@ -108,7 +108,10 @@ def test_growth_map_does_not_change_the_depths() -> None:
 def test_plan_is_written_with_the_promised_keys() -> None:
     plan = make_plan(40)
     written = plan.as_dict()
-    assert set(written) == {"steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages"}
+    assert set(written) == {
+        *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages"),
+        *("map_flops", "source_flops", "source_seconds"),
+    }
     assert written["steps"] == 40
     assert written["micro_steps"] == 120
     assert written["tokens"] == 40 * 640
@@ -239,3 +242,9 @@ def test_new_layers_enter_over_their_share_of_the_steps() -> None:
     assert plan.gates(40) == {}
     assert plan.gates(50) == dict.fromkeys((4, 5, 6, 7), 0.0)
     assert plan.route(3 * 55, 8) == Route(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
+
+
+def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> None:
+    plan = replace(make_plan(40, Shallow()), map_flops=1000, source_flops=77)
+    assert plan.flops == 1000 + sum(stage.flops for stage in plan.stages)
+    assert plan.as_dict()["source_flops"] == 77

@@ -1,0 +1,193 @@
+"""Growth of the width: every axis of every tensor belongs to a space, and each space grows by one pair of matrices.
+
+With x' = out x for what is written and W' = W into^T for what reads it, W' x' = W x as soon as into^T out = I. So
+the ties of bert2BERT (Chen 2022, section 3.2) and LiGO (Wang 2023, section 3.2) are those of the table `AXES`: one
+pair for the residual stream, one for the attention heads, one for the inside of the feed-forward part.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+# Of each dimension its space; `<` reads it, else it is written. The decoder is the token embedding, which is
+# written: so the norm before it has the weights of a reader. What is not named here does not grow.
+AXES: dict[str, tuple[str | None, ...]] = {
+    "qkv.weight": ("qkv", "<residual"),
+    "qkv.bias": ("qkv",),
+    "attention_out.weight": ("residual", "<value"),
+    "attention_out.bias": ("residual",),
+    "attention_norm.weight": ("residual",),
+    "attention_norm.bias": ("residual",),
+    "ffn_in.weight": ("ffn", "<residual"),
+    "ffn_in.bias": ("ffn",),
+    "ffn_out.weight": ("residual", "<ffn"),
+    "ffn_out.bias": ("residual",),
+    "ffn_norm.weight": ("residual",),
+    "ffn_norm.bias": ("residual",),
+    "tokens.weight": (None, "residual"),
+    "positions.weight": (None, "residual"),
+    "segments.weight": (None, "residual"),
+    "embedding_norm.weight": ("residual",),
+    "embedding_norm.bias": ("residual",),
+    "transform.weight": ("residual", "<residual"),
+    "transform.bias": ("residual",),
+    "transform_norm.weight": ("<residual",),
+    "transform_norm.bias": ("<residual",),
+    "final_norm.weight": ("<residual",),
+    "final_norm.bias": ("<residual",),
+}
+PARTS_OF_QKV = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Space:
+    """How n units become m: `out` (m, n) makes the new values, `into` (m, n) the weights they are read with."""
+
+    out: Tensor
+    into: Tensor
+
+
+Spaces = Mapping[str, Space]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The widths of a model: of the residual stream, its number of heads, the inside of the feed-forward part."""
+
+    hidden: int
+    heads: int
+    ffn: int
+
+
+def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
+    """g: a unit below the source's width stays, one above is any of them (Net2Net, FPI)."""
+    return np.concatenate([np.arange(source), random.integers(source, size=target - source)])
+
+
+def in_turn(source: int, target: int, random: np.random.Generator) -> np.ndarray:
+    """g: all units again and again, so that whole multiples have equally many of each (LEMON)."""
+    return np.arange(target) % source
+
+
+def evenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """What reads copies weighs each by 1 / C, C their number."""
+    return 1 / np.bincount(g)[g]
+
+
+def unevenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """What reads copies weighs them differently, 1 in all, so that they part when they are trained (LEMON)."""
+    weights = random.uniform(0.5, 1.5, len(g))
+    return weights / np.bincount(g, weights)[g]
+
+
+Choice = Callable[[int, int, np.random.Generator], np.ndarray]
+Split = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Of each rule: which unit a new one copies, how readers divide, whether new units come from the layer above (AKI).
+WIDTHS: dict[str, tuple[Choice, Split, bool]] = {
+    "fpi": (copied, evenly, False),
+    "aki": (copied, evenly, True),
+    "lemon": (in_turn, unevenly, False),
+}
+
+
+def problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
+    """Why a source of these widths cannot grow to the target's."""
+    found = []
+    for name in ("hidden", "heads", "ffn"):
+        old, new = getattr(source, name), getattr(target, name)
+        if old > new:
+            found.append(f"model.{name}={new} is less than the source's {old}: nothing shrinks")
+    if source.hidden * target.heads != target.hidden * source.heads:
+        size = source.hidden // source.heads
+        found.append(
+            f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} wants "
+            f"model.heads={target.hidden / size:g}"
+        )
+    if rule == "lemon" and target.hidden % source.hidden:
+        found.append(
+            f"model.hidden={target.hidden} is no whole multiple of the source's {source.hidden}, and LEMON is "
+            "lossless for such alone; take another width or expander=bert2bert"
+        )
+    return found
+
+
+def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator) -> Spaces:
+    """The matrices of a rule; heads are copied whole, with one choice for queries, keys and values."""
+    choose, split, _ = WIDTHS[rule]
+
+    def space(old: int, new: int, units: int = 1) -> Space:
+        g = choose(old, new, random)
+        out = np.eye(old)[g]
+        both = (np.kron(matrix, np.eye(units)) for matrix in (out, out * split(g, random)[:, None]))
+        return Space(*(torch.from_numpy(matrix).float() for matrix in both))
+
+    heads = space(source.heads, target.heads, source.hidden // source.heads)
+    found = dict.fromkeys(PARTS_OF_QKV, heads)
+    return found | {"residual": space(source.hidden, target.hidden), "ffn": space(source.ffn, target.ffn)}
+
+
+def widened(name: str, tensor: Tensor, spaces: Spaces) -> Tensor:
+    """A parameter, by its name within the model or the layer, at the new width; differentiable in the matrices."""
+    for dimension, axis in enumerate(AXES.get(name, ())):
+        if axis is None:
+            continue
+        if axis == "qkv":
+            parts = zip(tensor.chunk(3), PARTS_OF_QKV, strict=True)
+            tensor = torch.cat([spaces[space].out @ part for part, space in parts])
+            continue
+        space = spaces[axis.removeprefix("<")]
+        matrix = space.into if axis.startswith("<") else space.out
+        tensor = matrix @ tensor if dimension == 0 else tensor @ matrix.t()
+    return tensor
+
+
+def flops_of_widening(name: str, shape: tuple[int, ...], spaces: Mapping[str, tuple[int, int]]) -> int:
+    """FLOPs of the products in `widened`, forward, from the (new, old) sizes of each space."""
+    total, sizes = 0, list(shape)
+    for dimension, axis in enumerate(AXES.get(name, ())):
+        if axis is not None:
+            new, old = spaces["value" if axis == "qkv" else axis.removeprefix("<")]
+            rest = int(np.prod(sizes)) // sizes[dimension]
+            parts = sizes[dimension] // old  # three where queries, keys and values lie in one tensor
+            total += 2 * parts * new * old * rest
+            sizes[dimension] = parts * new
+    return total
+
+
+def from_above(name: str, own: Tensor, above: Tensor, source: int) -> Tensor:
+    """AKI (Chen 2022, section 3.3): output units that are new come from the layer above, at the same place.
+
+    Args:
+        name: of the parameter within the layer.
+        own: the parameter, widened.
+        above: that of the next layer, widened alike.
+        source: how many of the output units were there, of each third where queries, keys and values lie together.
+    """
+    thirds = 3 if AXES[name][0] == "qkv" else 1
+    pieces = [
+        torch.cat((mine[:source], theirs[source:]))
+        for mine, theirs in zip(own.chunk(thirds), above.chunk(thirds), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def widened_layers(layers: list[State], spaces: Spaces, *, new_from_above: bool) -> list[State]:
+    """All layers at the new width; norms are copied in any case (inferred)."""
+    wide = [{name: widened(name, tensor, spaces) for name, tensor in layer.items()} for layer in layers]
+    if not new_from_above:
+        return wide
+    result = []
+    for i, layer in enumerate(wide[:-1]):
+        old = {name: len(tensor) // (3 if AXES[name][0] == "qkv" else 1) for name, tensor in layers[i].items()}
+        result.append(
+            {
+                name: tensor if "norm" in name else from_above(name, tensor, wide[i + 1][name], old[name])
+                for name, tensor in layer.items()
+            }
+        )
+    return [*result, wide[-1]]
