@@ -191,7 +191,7 @@ class Corpus:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in self.running:
                     process.terminate()  # it saves
-                sys.exit(f"stopped ({error or type(error).__name__}); `{command}` goes on")
+                sys.exit(f"stopped ({str(error) or type(error).__name__}); `{command}` goes on")
 
     def keep(self, cell: Cell, folder: Path) -> None:
         """Copies a run to where it is kept: whole or not at all."""
