@@ -51,6 +51,11 @@ class Outcome:
     cost_for_good: Cost | None
     at_flops: float | None
 
+    @property
+    def source(self) -> Cost:
+        """What the model took that it began from; it is counted in the curve and the costs."""
+        return Cost(self.run.source_flops or 0, self.run.source_seconds)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -122,6 +127,14 @@ class Method:
     def speedup(self, axis: str) -> Interval | None:
         """Baseline's cost / cost - 1, run by run; None as for the saving."""
         return self._against(savings.speedup, axis)
+
+    def saving_without_source(self, axis: str) -> Interval | None:
+        """The saving if what the models took that these runs began from is not counted, as some papers do."""
+        if self.is_baseline or self.baseline_cost is None:
+            return None
+        own = [o.cost.of(axis) - o.source.of(axis) if o.cost else None for o in self.outcomes]
+        baseline = self.baseline_cost.of(axis)
+        return _interval([None if cost is None else savings.saving(cost, baseline) for cost in own])
 
     def _against(self, ratio: Callable[[float, float], float], axis: str) -> Interval | None:
         if self.is_baseline or self.baseline_cost is None:

@@ -91,6 +91,8 @@ class Run:
         rows: as in metrics.jsonl, every one with step, flops, train_seconds and layers.
         made_with: device, precision and git_commit, as far as the run has said them.
         glue: what `apollo-glue` measured.
+        source_flops: that the model it began from took before; 0 without one, None where nobody knows.
+        source_seconds: of training, likewise.
     """
 
     place: str
@@ -102,6 +104,8 @@ class Run:
     rows: Sequence[Row]
     made_with: dict[str, str] = field(default_factory=dict)
     glue: GlueScores = field(default_factory=GlueScores)
+    source_flops: float | None = 0
+    source_seconds: float = 0.0
 
     @property
     def seed(self) -> Any:
@@ -121,8 +125,10 @@ class Run:
 
     @property
     def evaluations(self) -> list[Row]:
-        """The rows with a validation loss, those of growth too."""
-        return [row for row in self.rows if "eval/loss" in row]
+        """The rows with a validation loss, those of growth too; what the source took is counted in."""
+        before = {"flops": self.source_flops or 0, "train_seconds": self.source_seconds}
+        found = [row for row in self.rows if "eval/loss" in row]
+        return [row | {key: row[key] + cost for key, cost in before.items()} for row in found]
 
 
 def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -200,6 +206,19 @@ def depth_counts(place: str, plan: dict[str, Any]) -> dict[int, dict[int, int]]:
         raise DataError(f"{place} is damaged: its stages are not those of a plan") from error
 
 
+def source_costs(place: str, plan: dict[str, Any]) -> tuple[float | None, float]:
+    """FLOPs and seconds that the source of a run took, of its plan.json; plans of before have none.
+
+    Raises:
+        DataError: it is not a plan.
+    """
+    flops, seconds = plan.get("source_flops", 0), plan.get("source_seconds", 0.0)
+    for value in (flops, seconds):
+        if not isinstance(value, int | float | None) or (value is not None and not 0 <= value < math.inf):
+            raise DataError(f"{place} is damaged: what its source took is {value!r}")
+    return flops, seconds or 0.0
+
+
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Nested keys joined by dots: {"sampler.k": 2, ...}."""
     return dict(_flat("", values))
@@ -227,16 +246,20 @@ def _run(source: RunFiles) -> Run:
     config_file = RunDirectory(source.folder).config_file
     if problems := problems_of_config(files.shown(config_file), source.config):
         raise DataError("\n".join(problems))
+    plan_file = files.shown(RunDirectory(source.folder).plan_file)
+    source_flops, source_seconds = source_costs(plan_file, source.plan)
     return Run(
         place=files.shown(source.folder),
         config=source.config,
         status=plain(source.summary.get("status")),
         data=data,
         evaluation_rows=evaluation_rows,
-        depth_counts=depth_counts(files.shown(RunDirectory(source.folder).plan_file), source.plan),
+        depth_counts=depth_counts(plan_file, source.plan),
         rows=checked(files.shown(source.metrics_file), source.rows),
         made_with={key: plain(source.summary[key]) for key in MADE_WITH if source.summary.get(key)},
         glue=glue_scores.read(source.folder),
+        source_flops=source_flops,
+        source_seconds=source_seconds,
     )
 
 

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import Row, Run, checked, depth_counts, flat, measured_on, plain, problems_of_config
+from apollo_cli.report.runs import (
+    Row,
+    Run,
+    checked,
+    depth_counts,
+    flat,
+    measured_on,
+    plain,
+    problems_of_config,
+    source_costs,
+)
 from apollo_cli.run_directory import up_to_date
 from apollo_cli.tracking.wandb import FACTS, has_key
 
@@ -61,6 +71,7 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
         if problems := problems_of_config(place, config):
             raise DataError("\n".join(problems))
         data, evaluation_rows = measured_on(facts.get("data"))
+        source_flops, source_seconds = source_costs(place, facts.get("plan") or {})
         yield Run(
             place=place,
             config=config,
@@ -69,6 +80,8 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
             evaluation_rows=evaluation_rows,
             depth_counts=depth_counts(place, facts.get("plan") or {}),
             rows=checked(place, rows),
+            source_flops=source_flops,
+            source_seconds=source_seconds,
         )
 
 

@@ -138,6 +138,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_on_baseline(comparison),
         *_on_reference(comparison),
         *_on_settings(comparison),
+        *(note for method in comparison.methods for note in _on_source(method)),
         *_on_machines(comparison),
         *(note for method in comparison.methods for note in _on_pace(method)),
         *_on_noise(comparison),
@@ -202,6 +203,25 @@ def _on_settings(comparison: Comparison) -> Iterator[str]:
     ]
     if parts:
         yield f"Beside how they grow the methods are not alike: {'; '.join(parts)}."
+
+
+def _on_source(method: Method) -> Iterator[str]:
+    """What a method takes with and without the model it begins from."""
+    if any(outcome.run.source_flops is None for outcome in method.outcomes):
+        yield (
+            f"'{method.label}' begins from a model whose cost is not known, and it is not counted; "
+            "expander.source_flops says it."
+        )
+    took = [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]
+    if not took:
+        return
+    counted = f"'{method.label}' begins from a model that took {number(fmean(took))} FLOPs; they are counted"
+    without = [method.saving_without_source(axis) for axis in AXES]
+    if all(without):
+        flops, seconds = (_ratio(method, saving) for saving in without)
+        yield f"{counted}. Without them it saves {flops} of the FLOPs and {seconds} of the seconds."
+    else:
+        yield f"{counted}."
 
 
 def _on_machines(comparison: Comparison) -> Iterator[str]:

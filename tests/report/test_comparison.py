@@ -1,5 +1,6 @@
 """Known curves give known savings."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -302,3 +303,41 @@ def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, luck: rando
     expected = printed.as_json([compared(*places)], [])
     luck.shuffle(places)
     assert printed.as_json([compared(*places)], []) == expected
+
+
+def _from_source(folder: Path, **source: Any) -> None:
+    whole: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 60.0, 3.0)]
+    write_run(folder, whole, name="wide", expander__source="somewhere", schedule__layers=[4], schedule__ends=[1])
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | source))
+
+
+def test_what_a_source_took_is_counted_and_said_without(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    _from_source(tmp_path / "wide", source_flops=200, source_seconds=20.0)
+    comparison = compared(tmp_path)
+    wide = method(comparison, "wide")
+    assert mean(wide.cost("flops")) == 800.0
+    assert mean(wide.saving("flops")) == pytest.approx(0.2)
+    assert mean(wide.saving("seconds")) == pytest.approx(0.2)
+    assert mean(wide.saving_without_source("flops")) == pytest.approx(0.4)
+    said = (
+        "'wide' begins from a model that took 200.0 FLOPs; they are counted. Without them it saves 40.0% of the "
+        "FLOPs and 40.0% of the seconds."
+    )
+    assert said in notes(comparison)
+
+
+def test_a_source_whose_cost_is_not_known_is_said(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    _from_source(tmp_path / "wide", source_flops=None)
+    comparison = compared(tmp_path)
+    assert mean(method(comparison, "wide").saving("flops")) == pytest.approx(0.4)
+    assert any("whose cost is not known, and it is not counted" in note for note in notes(comparison))
+
+
+@pytest.mark.parametrize("value", ["many", -1, float("inf"), [3]])
+def test_a_cost_of_a_source_that_is_none_is_damage(value: Any, tmp_path: Path) -> None:
+    _from_source(tmp_path / "wide", source_flops=value)
+    with pytest.raises(DataError, match=r"plan\.json is damaged: what its source took"):
+        read([str(tmp_path)])
