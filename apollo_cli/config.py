@@ -3,16 +3,16 @@
 The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
 from apollo_cli.data import section as data_section
 from apollo_cli.data.section import Data
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth import growths
+from apollo_cli.growth import growths, layer_maps, own, samplers  # noqa: F401 - own registers what is in it
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
 from apollo_cli.models.shape import Initialization, Kind, PositionInit, ResidualInit, Shape
@@ -344,10 +344,26 @@ class Config:
         )
 
 
+def _own_samplers() -> Iterator[type[Sampler]]:
+    """Those of `growth/own`: the fields of the dataclass are the keys."""
+    for kind in samplers.OWN:
+        cls = samplers.SAMPLERS[kind]
+        keys: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(cls).items()}
+        keys["kind"] = (Literal[kind], ...)
+        yield create_model(cls.__name__, __base__=Sampler, **keys)
+
+
+def _own_expanders() -> Iterator[type[Expander]]:
+    """Those of `growth/own`: a layer map by its own name."""
+    for kind in layer_maps.OWN:
+        keys: dict[str, Any] = {"kind": (Literal[kind], ...)}
+        yield create_model(kind, __base__=Expander, **keys)
+
+
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": (Bert, Gpt),
-    "sampler": (Lvps, Edge, PlainSampler, Subset, Prefixes),
-    "expander": (Interpolate, Stack, Inserted, Net2Net, Msg, Bert2Bert, Lemon, Ligo),
+    "sampler": (Lvps, Edge, PlainSampler, Subset, Prefixes, *_own_samplers()),
+    "expander": (Interpolate, Stack, Inserted, Net2Net, Msg, Bert2Bert, Lemon, Ligo, *_own_expanders()),
     "schedule": (Schedule,),
     "data": data_section.FAMILY,
     "optim": (Optim,),

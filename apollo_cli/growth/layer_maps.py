@@ -100,7 +100,25 @@ COPIES: dict[str, Copy] = {
     "middle": middle,
     "boundary": boundary,
 }
+OWN: list[str] = []  # those of `growth/own`
 BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
+
+
+def copies(kind: str) -> Callable[[Copy], Copy]:
+    """Registers a function of (source, target) that copies layers as expander=kind.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: Copy) -> Copy:
+        if kind in COPIES | BLENDS:
+            raise ValueError(f"there is a layer map {kind!r} already")
+        COPIES[kind] = function
+        OWN.append(kind)
+        return function
+
+    return register
 
 
 def layer_map(kind: str, source: int, target: int) -> LayerMap:

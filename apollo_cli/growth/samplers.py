@@ -198,3 +198,23 @@ SAMPLERS: dict[str, type[DepthSampler]] = {
     "subset": Subset,
     "prefixes": Prefixes,
 }
+
+
+OWN: list[str] = []  # those of `growth/own`
+
+
+def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
+    """Registers a dataclass as sampler=kind; its fields are the keys of conf/sampler/KIND.yaml.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(cls: type[DepthSampler]) -> type[DepthSampler]:
+        if kind in SAMPLERS:
+            raise ValueError(f"there is a sampler {kind!r} already: {SAMPLERS[kind].__module__}")
+        SAMPLERS[kind] = cls
+        OWN.append(kind)
+        return cls
+
+    return register

@@ -1,0 +1,7 @@
+"""Samplers and layer maps of your own: every module here is imported, and what it registers can be typed."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,68 @@
+"""What the README shows of methods of one's own runs as it stands, in a copy of this package."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.growth.layer_maps import copies
+from apollo_cli.growth.samplers import sampler
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("## A method of your own")[2].partition("\n## ")[0]
+FILES = dict(re.findall(r"`((?:apollo_cli|conf|tests)/\S+\.\w+)`:\n\n```\w+\n(.*?)```", SECTION, flags=re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package and its configs, and the README's files beside them."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(REPOSITORY / "apollo_cli", folder / "apollo_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "conf", folder / "apollo_cli" / "conf")
+    for name, text in FILES.items():
+        path = folder / name.replace("conf/", "apollo_cli/conf/")
+        assert not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_sampler_an_expander_and_a_schedule_are_shown_each_in_under_20_lines() -> None:
+    kinds = [name.rpartition("/")[0] for name in FILES]
+    assert {"apollo_cli/growth/own", "conf/sampler", "conf/expander", "conf/schedule", "tests/growth"} == set(kinds)
+    assert all(len(text.splitlines()) < 20 for name, text in FILES.items() if not name.startswith("tests/"))
+
+
+def test_their_own_tests_pass(checkout: Path) -> None:
+    done = python(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py")
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_they_are_planned_named_and_checked_as_if_they_were_ours(checkout: Path, tmp_path: Path) -> None:
+    words = ("sampler=ends", "expander=mirror", "schedule=halves", "plan=true", f"hydra.run.dir={tmp_path}/run")
+    done = python(checkout, "-m", "apollo_cli.train", *words)
+    assert done.returncode == 0, done.stderr
+    assert "kind: mirror" in (tmp_path / "run" / "config.yaml").read_text()
+    shown = python(checkout, "-m", "apollo_cli.train", "--help").stdout
+    assert re.search(r"ends +N or L, and nothing between", shown)
+    wrong = python(checkout, "-m", "apollo_cli.train", "sampler=ends", "sampler.deep=often")
+    assert wrong.returncode == 2
+    assert "sampler.deep=often" in wrong.stderr
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is a sampler 'lvps' already"):
+        sampler("lvps")(type("Another", (), {}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="there is a layer map 'linear' already"):
+        copies("linear")(lambda source, target: ())
