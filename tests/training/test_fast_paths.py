@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,10 +204,16 @@ def test_blocks_are_compiled_once_for_all_depths_uses_and_growths(
     compiled, in_full = nn.Module.compile, transformer.LanguageModel.loss
     shapes, depths = set(), set()
 
-    def loss(model: transformer.LanguageModel, batch: transformer.Batch, layer_map: tuple[int, ...]) -> Tensor:
+    def loss(
+        model: transformer.LanguageModel,
+        batch: transformer.Batch,
+        layer_map: tuple[int, ...],
+        *more: Any,
+        **named: Any,
+    ) -> Tensor:
         shapes.add((batch.tokens.shape, torch.is_grad_enabled()))
         depths.add((len(model.blocks), len(layer_map)))
-        return in_full(model, batch, layer_map)
+        return in_full(model, batch, layer_map, *more, **named)
 
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
     monkeypatch.setattr(transformer.LanguageModel, "loss", loss)
