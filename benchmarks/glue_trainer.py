@@ -125,6 +125,11 @@ def lines() -> Iterator[str]:
     yield "`apollo-glue` and by transformers' `Trainer` with `AutoModelForSequenceClassification`: 3 epochs, batch"
     yield f"32, lr {LR:g}, warmup 10 %, linear decay, weight decay 0.01, dropout 0.1. Each seed draws another head"
     yield "and order, so single runs differ; what should agree are the means. ± is the 95 % Student-t interval."
+    yield "Always saying the more frequent label gives 52.7 on RTE, 74.8 on MRPC and 0 on the others: so small a"
+    yield "model is near that on the first two, and its scores there are mostly noise."
+    yield "The model: `apollo-train experiment=repro_scratch model=bert model.layers=3 'schedule.layers=[3]'"
+    yield "'schedule.ends=[1]' optim.lr=2e-3 data.tokenizer=wordpiece data.vocab_size=4096 data.seq_len=128"
+    yield "batch.size=16 budget.steps=3000`."
     yield "Made by `python -m benchmarks.glue_trainer`, which trains what is not in `benchmarks/glue/trainer.json`."
     yield ""
     rows = []
@@ -132,6 +137,10 @@ def lines() -> Iterator[str]:
         sides = [list(scores.get(side, {}).get(name, {}).values()) for side in SIDES]
         if all(sides):
             rows.append([TASKS[name].title, *map(_mean, sides), *map(_each, sides)])
+    if missing := [
+        TASKS[name].title for name in COMPARED if not all(scores.get(side, {}).get(name) for side in SIDES)
+    ]:
+        yield from [f"Not run yet: {', '.join(missing)}.", ""]
     yield from results.table(("task", *SIDES, *(f"{side}, seed by seed" for side in SIDES)), rows)
 
 
