@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-faults check format wheel bench reproduce clean
+.PHONY: help install train test test-slow test-faults check format wheel bench reproduce methods clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ wheel: $(STAMP)  ## build dist/*.whl
 
 reproduce: $(STAMP)  ## what each method saves, from nothing: hours; goes on where it was stopped; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.reproduce
+
+methods: $(STAMP)  ## every growth method on the same work: hours; goes on where it was stopped; benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.methods
 
 bench: $(BENCH)  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.speed

@@ -1,0 +1,88 @@
+"""Every method on the same work: what the cells share, their budgets, and the table of tiny ones."""
+
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.config import parse
+from apollo_cli.overrides import compose_values
+from apollo_cli.report import plots
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_plan
+from benchmarks import methods, reproduce, results
+from benchmarks.methods import FROM_SOURCE, METHODS, MethodCell, budgeted, cells, flops, main, source_of
+from benchmarks.reproduce import KINDS, Cell, Corpus
+
+FREE = {"name", "optim", "schedule", "sampler", "expander", "budget"}  # in which methods may differ
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_share_all_that_is_not_the_method(kind: str) -> None:
+    corpus = Corpus("methods", ())
+    raws = {
+        cell.method: dict(parse(compose_values(list(budgeted(corpus, cell).words))).raw)
+        for cell in cells(kind)[: len(METHODS)]
+    }
+    scratch = raws["scratch"]
+    assert scratch["model"]["hidden"] == 64
+    assert scratch["data"]["tokenizer"] == "bytes"
+    for method, raw in raws.items():
+        assert all(raw[key] == scratch[key] for key in scratch if key not in FREE)
+        assert raw["name"] == method
+        assert raw["optim"]["lr"] == scratch["optim"]["lr"]
+
+
+def test_every_method_has_the_flops_of_scratch_and_its_source_is_in_them() -> None:
+    corpus = Corpus("methods", ())
+    whole = flops("gpt", "scratch", methods.steps())
+    for cell in cells("gpt")[: len(METHODS)]:
+        if cell.method == "scratch" or cell.method in FROM_SOURCE:
+            continue
+        config = parse(compose_values(list(budgeted(corpus, cell).words)))
+        assert config.budget.flops == whole
+    (ligo,) = cells("gpt", ["ligo"])[:1]
+    typed = dict(word.split("=", 1) for word in budgeted(corpus, ligo).words)
+    source = parse(compose_values(list(source_of(ligo).words)))
+    assert int(typed["budget.flops"]) + make_plan(source, choose(source.run)).flops == whole
+    assert typed["expander.source"] == str(corpus.folder(source_of(ligo)))
+
+
+def test_a_method_that_is_none_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"growing: no such method; they are scratch, apollo, gstack"):
+        main(["growing"])
+
+
+def test_a_tiny_table_is_trained_written_and_not_trained_again(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("KEPT", "RUNNING"):
+        monkeypatch.setattr(reproduce, name, tmp_path / name)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they have their tests
+    monkeypatch.setattr(methods, "KINDS", ("gpt",))
+    monkeypatch.setattr(methods, "SEEDS", (0,))
+    monkeypatch.setattr(methods, "steps", lambda: 12)
+    monkeypatch.setattr(methods, "SOURCE_STEPS", 8)
+    own = ("model.", "schedule.", "optim.lr", "size=", "data.vocab_size", "budget.")
+    small = [word for word in tiny if not word.startswith(own)]
+    words = MethodCell.words.fget  # type: ignore[attr-defined]
+
+    def of(cell: Cell) -> tuple[str, ...]:
+        size = (8, 1, 16, 2) if cell.method == "source" else (16, 2, 32, 4)
+        keys = ("model.hidden", "model.heads", "model.ffn", "model.layers")
+        return (*words(cell), *small, *(f"{key}={n}" for key, n in zip(keys, size, strict=True)))
+
+    monkeypatch.setattr(MethodCell, "words", property(of))
+    methods.flops.cache_clear()
+    try:
+        main(["scratch", "gstack", "lemon"])
+        text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+        assert "# Every method on the same work" in text
+        for method in ("scratch", "gstack", "lemon"):
+            assert f"| {method} | n = 1 |" in text
+        assert "'lemon' begins from a model that took" in text
+        assert "3 cells, 3 to train, 1 sources" in capsys.readouterr().out
+        main(["scratch", "gstack", "lemon"])
+        assert "3 cells, 0 to train, 0 sources" in capsys.readouterr().out
+    finally:
+        methods.flops.cache_clear()
