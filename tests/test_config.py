@@ -150,7 +150,7 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"model.hidden": "wide"}, ["model.hidden=wide", "integer"]),
         ({"model.mask_fraction": 0}, ["model.mask_fraction=0", "greater than 0"]),
         ({"data.seq_len": 3}, ["data.seq_len=3", "greater than or equal to 4"]),
-        ({"data.validation": 1}, ["data.validation=1", "less than 1"]),
+        ({"data.validation": 1}, ["data.validation=1", "less than or equal to 0.5"]),
         ({"data.vocab_size": True}, ["data.vocab_size=True", "integer"]),
         ({"batch.size": 0}, ["batch.size=0", "greater than 0"]),
         ({"batch.size": 2.5}, ["batch.size=2.5", "integer"]),

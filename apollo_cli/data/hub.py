@@ -207,6 +207,8 @@ def _hint(path: str) -> str:
     """What to do about a dataset that cannot be opened, as words that go on a sentence."""
     if Path(path).is_dir():
         return "put its text into files and use data=text data.files=..."
+    if Path(path).is_file():
+        return f"it is a file: type data=text data.files={path}"
     return f"{network.what_to_do(path)}, or put text into files and use data=text data.files=..."
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +39,7 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 _ARROW = (".arrow", ".feather", ".ipc")
+_SHOWN = 300  # characters of the names of columns in a message
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -133,8 +135,11 @@ def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
     number = offset = 0
     try:
         with ExitStack() as opened:
-            stream = _open_binary(path, opened, reading)
-            while line := stream.readline(LONGEST + 1):
+            next_line = partial(_open_binary(path, opened, reading).readline, LONGEST + 1)
+            while line := next_line():
+                if not number and b"\r" in line and not line.endswith(b"\n") and len(line) <= LONGEST:
+                    next_line = partial(next, iter(line.splitlines(keepends=True)), b"")  # as on old Macs
+                    line = next_line()
                 number += 1
                 if len(line) > LONGEST:
                     raise DataError(
@@ -184,6 +189,12 @@ def _refuse_other_encodings(path: Path, line: bytes) -> None:
             raise DataError(
                 f"{path} begins with the mark of {encoding.upper()}, and UTF-8 is read. Convert it: "
                 f"{_conversion(path, encoding)}"
+            )
+    for encoding, zeros in (("utf-16le", line[1:1000:2]), ("utf-16be", line[:1000:2])):
+        if len(line) > 2 and zeros.count(0) > 0.9 * len(zeros):  # a letter of Latin script has one
+            raise DataError(
+                f"{path}: every other byte of its first line is zero, as in {encoding.upper()} without a mark, and "
+                f"UTF-8 is read. Convert it: {_conversion(path, encoding)}"
             )
 
 
@@ -356,7 +367,9 @@ def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -
 
 
 def _no_column(path: Path, column: str, names: Iterable[str]) -> DataError:
-    return DataError(f"{path}: no column {column!r} (it has: {', '.join(names)}); set data.text_field")
+    known = ", ".join(names)
+    known = known if len(known) <= _SHOWN else f"{known[:_SHOWN]}..."  # a table without names has a text there
+    return DataError(f"{path}: no column {column!r} (it has: {known}); set data.text_field")
 
 
 def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:

@@ -72,7 +72,7 @@ class Data(Section):
     seq_len: Annotated[Size, Field(ge=4)]
     vocab_size: Size
     tokenizer: str
-    validation: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, le=0.5)]  # more would be the share for training, mistyped
     validation_seed: Seed
     cache_dir: str | None
     inspect: bool

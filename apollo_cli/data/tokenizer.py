@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -163,8 +164,8 @@ def of_bytes(kind: str) -> Tokenizer:
 def load(kind: str, name: str) -> Tokenizer:
     """The tokenizer that `name` means: a file, a folder, or a name on the hub.
 
-    Files: `tokenizer.json`, `vocab.txt` (WordPiece, lower-casing), `vocab.json` with `merges.txt` beside it
-    (byte-level BPE); a folder that holds one of these.
+    Files: `tokenizer.json`; `vocab.txt`, or another .txt (WordPiece, lower-casing unless it has capitals);
+    `vocab.json` with `merges.txt` beside it (byte-level BPE); a folder that holds one of these.
 
     Raises:
         DataError: nothing there, unreadable, or without the special tokens of a `kind` model.
@@ -340,10 +341,12 @@ def _file_of(name: str) -> Path | None:
 
 def from_file(path: Path) -> Tokenizer:
     """A tokenizer by the name of its file; the library raises what it likes."""
-    if path.name == "vocab.txt":
+    if path.suffix == ".txt":
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may hold other breaks
         vocabulary = {token: i for i, token in enumerate(lines)}
-        tokenizer = _word_level(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+        words = [token for token in vocabulary if not (token.startswith("[") and token.endswith("]"))]
+        model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+        tokenizer = _word_level(model, cased=any(letter in word for word in words for letter in ascii_uppercase))
         tokenizer.add_special_tokens([t for t in SPECIAL_TOKENS["bert"].values() if t in vocabulary])
         _frame(tokenizer)
         return tokenizer
@@ -356,10 +359,10 @@ def from_file(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _word_level(model: Any) -> Tokenizer:
-    """BERT's lower-casing surroundings of a WordPiece model."""
+def _word_level(model: Any, cased: bool = False) -> Tokenizer:
+    """BERT's surroundings of a WordPiece model, which make its words lower-case unless it is `cased`."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer

@@ -193,6 +193,21 @@ def test_jsonl_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None
         read(write(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n'))
 
 
+def test_lines_of_old_macs_are_lines_where_no_line_feed_is(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.txt", b"one\rtwo\r\rthree"), document="blank_line") == ["one\rtwo", "three"]
+    assert read(write(tmp_path / "b.txt", b"one\rtwo\r\rthree"), document="line") == ["one", "two", "three"]
+    assert read(write(tmp_path / "c.txt", b"one\r\r\ntwo\rthree"), document="line") == ["one", "two\rthree"]
+    assert read(write(tmp_path / "a.csv", b"n,text\r1,one\r2,two\r")) == ["one", "two"]
+    assert read(write(tmp_path / "a.jsonl", b'{"text": "one"}\r{"text": "two"}')) == ["one", "two"]
+
+
+def test_a_file_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "one"}')
+    source = Hub((str(path),), (None,))
+    with pytest.raises(DataError, match=r"cannot be opened.*it is a file: type data=text data\.files=.*a\.jsonl"):
+        source.reach()
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "one"), ("a.jsonl", '{"text": "one"}\n')])
 def test_a_byte_order_mark_is_dropped(tmp_path: Path, name: str, content: str) -> None:
     assert read(write(tmp_path / name, b"\xef\xbb\xbf" + content.encode())) == ["one"]

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -391,11 +392,31 @@ def varied_lines(count: int) -> list[str]:
 
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_varied_lines_give_the_ids_of_transformers(count: int, vocab_txt: Path, vocab_json: Path) -> None:
-    lines = varied_lines(count)
-    for kind, path, theirs in (("bert", vocab_txt, BertTokenizerFast), ("gpt", vocab_json, GPT2TokenizerFast)):
+    """Of small vocabularies; the slow form takes real ones, too, from the folders named in the environment."""
+    lines = list(dict.fromkeys(varied_lines(count * 2)))[:count]
+    assert len(lines) == count
+    vocabularies = [("bert", vocab_txt, BertTokenizerFast), ("gpt", vocab_json, GPT2TokenizerFast)]
+    if count == 10_000 and (folder := os.environ.get("BERT_TOKENIZER")):
+        vocabularies.append(("bert", Path(folder, "vocab.txt"), BertTokenizerFast))
+    if count == 10_000 and (folder := os.environ.get("GPT2_TOKENIZER")):
+        vocabularies.append(("gpt", Path(folder, "vocab.json"), GPT2TokenizerFast))
+    for kind, path, theirs in vocabularies:
         expected = theirs.from_pretrained(path.parent)(lines)["input_ids"]
         ours = [encoding.ids for encoding in tokenizers.load(kind, str(path)).encode_batch(lines)]
         assert ours == expected
+
+
+def test_a_vocab_txt_with_capitals_is_cased_and_may_have_any_name(
+    tmp_path: Path, bert_vocabulary: list[str]
+) -> None:
+    cased = [*bert_vocabulary, "T", "H", "##H", "##I", "É", "é"]
+    path = tmp_path / "bert-cased-vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in dict.fromkeys(cased)), encoding="utf-8")
+    (tmp_path / "vocab.txt").write_bytes(path.read_bytes())
+    theirs = BertTokenizerFast.from_pretrained(tmp_path, do_lower_case=False)
+    ours = tokenizers.load("bert", str(path))
+    assert "T" in ours.encode("THI is É").tokens
+    assert [encoding.ids for encoding in ours.encode_batch(LINES)] == theirs(LINES)["input_ids"]
 
 
 @pytest.mark.parametrize(("kind", "there"), [("bert", ["vocab.txt"]), ("gpt", ["vocab.json", "merges.txt"])])

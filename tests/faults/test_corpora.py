@@ -130,6 +130,7 @@ def expected(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> str
         ("nul.txt", TEXT.replace("tale", "ta\0le"), TEXT.replace("tale", "ta\0le")),
         ("bom.txt", b"\xef\xbb\xbf" + TEXT.encode(), TEXT),
         ("crlf.txt", TEXT.replace("\n", "\r\n"), TEXT.replace("\n", "\r\n")),
+        ("old_mac.txt", TEXT.replace("\n", "\r"), TEXT.replace("\n", "\r")),
         ("UPPER.TXT.GZ", gzip.compress(TEXT.encode(), mtime=0), TEXT),
         ("no_suffix", TEXT, TEXT),
     ],
@@ -159,6 +160,17 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
             r"mark of UTF-16.*iconv -f utf-16 -t utf-8 wide\.txt > wide\.utf8\.txt",
         ),
         ("wider.txt", TEXT.encode("utf-32"), r"mark of UTF-32.*iconv -f utf-32 -t utf-8 wider\.txt"),
+        (
+            "bare.txt",
+            TEXT.encode("utf-16-le"),
+            r"UTF-16LE without a mark.*utf-16le -t utf-8 bare\.txt > bare\.",
+        ),
+        (
+            "bare.csv",
+            "text\n".encode("utf-16-be"),
+            r"UTF-16BE without a mark.*utf-16be -t utf-8 bare\.csv",
+        ),
+        ("nameless.csv", "x" * 9000 + "\nb\n", r"no column 'text' \(it has: x{300}\.\.\.\)"),
         ("big_end.txt", b"\xfe\xff" + TEXT.encode("utf-16-be"), "mark of UTF-16"),
         (
             "wide.txt.gz",

@@ -159,6 +159,13 @@ def test_a_few_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
     assert ends["refused"] > 2
 
 
+@pytest.mark.slow
+def test_more_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
+    ends = _fuzz(tiny, 25, ("plan=true",))
+    assert sum(ends.values()) >= 25
+    assert ends["refused"] > 5
+
+
 @pytest.mark.faults
 def test_five_hundred_lines_of_all_sorts(tiny: tuple[str, ...], record_count: Callable[[str], None]) -> None:
     ends = _fuzz(tiny, 500, ())
