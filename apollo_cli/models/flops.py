@@ -34,11 +34,14 @@ def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, prediction
     """FLOPs of one micro-step: forward, and a backward pass of twice its cost.
 
     The lowest `frozen` layers run forward only. With them the token embedding stands still, which is the decoder,
-    too: that passes its gradient on and has none of its own.
+    too: that passes its gradient on and has none of its own. A post-norm layer above them hands no gradient on from
+    Q, K and V, for nothing trains below; in a pre-norm one the norm before them does.
     """
     whole = forward_flops(shape, rows, seq_len, depth, predictions)
     if not frozen:
         return FORWARD_AND_BACKWARD * whole
     below = forward_flops(shape, rows, seq_len, frozen, 0)
-    decoder = 2 * shape.hidden * shape.vocabulary * predictions
-    return FORWARD_AND_BACKWARD * (whole - below) + below - decoder
+    spared = 2 * shape.hidden * shape.vocabulary * predictions
+    if shape.kind == "bert":
+        spared += rows * seq_len * 6 * shape.hidden**2
+    return FORWARD_AND_BACKWARD * (whole - below) + below - spared

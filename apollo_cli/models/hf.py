@@ -85,7 +85,7 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
 
 
 def load_model(folder: Path) -> LanguageModel:
-    """Reads what `save_model` wrote, or a BERT or GPT-2 language model of transformers in safetensors.
+    """Reads what `save_model` wrote, or a BERT or GPT-2 language model of transformers or the hub in safetensors.
 
     Raises:
         CheckpointError: a file is missing or not of such a model.
@@ -116,7 +116,6 @@ def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | No
         CheckpointError: a file is missing or not of such a model.
     """
     shape, theirs = _read(folder)
-    theirs = {_with_prefix(shape.kind, name): tensor for name, tensor in theirs.items()}
     model = _filled(folder, build(replace(shape, dropout=dropout), shape.layers), theirs, _OF_THE_HEAD)
     names = [f"bert.pooler.dense.{leaf}" for leaf in ("weight", "bias")]
     return model, Pooler(*(theirs[name] for name in names)) if set(names) <= theirs.keys() else None
@@ -143,7 +142,7 @@ def _read(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     for key, ours in _COMPUTED[shape.kind].items():
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
-    return shape, theirs
+    return shape, {_with_prefix(shape.kind, name): tensor for name, tensor in theirs.items()}
 
 
 def _filled(

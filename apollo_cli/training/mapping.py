@@ -55,7 +55,7 @@ class LearnedMap(nn.Module):
             {space: _tensor(random.normal(0, _NEW_STD, (new[space] - n, n))) for space, n in old.items()}
         )
         start = expander.growth(len(self.layers), layers).matrix
-        modules = dict.fromkeys(name.partition(".")[0] for name in self.layers[0])
+        modules = dict.fromkeys(module for name in self.layers[0] for module in _modules(name))
         self.depth = nn.ParameterDict(
             {name: _tensor(_rows_of_one(start + random.uniform(0, _BLUR, start.shape))) for name in modules}
         )
@@ -71,7 +71,9 @@ class LearnedMap(nn.Module):
         state = outside(self._source[0], chosen)
         for name in self.layers[0]:
             wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers])
-            mixed = torch.tensordot(self.depth[name.partition(".")[0]], wide, dims=1)
+            modules = _modules(name)
+            parts = zip(modules, wide.chunk(len(modules), dim=1), strict=True)
+            mixed = torch.cat([torch.tensordot(self.depth[module], part, dims=1) for module, part in parts], dim=1)
             state |= {f"blocks.{slot}.{name}": tensor for slot, tensor in enumerate(mixed)}
         return state
 
@@ -151,6 +153,12 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Batch, layer_map: LayerMap) -> Tensor:
         return self.model.loss(batch, layer_map)
+
+
+def _modules(name: str) -> tuple[str, ...]:
+    """What a parameter of a layer belongs to; queries, keys and values lie together and are three."""
+    module = name.partition(".")[0]
+    return PARTS_OF_QKV if module == "qkv" else (module,)
 
 
 def _on_meta(shape: Shape, layers: int) -> LanguageModel:

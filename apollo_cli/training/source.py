@@ -60,8 +60,9 @@ def find(config: Config) -> Source | None:
                 f"expander.source={files.shown(place)}: this run is not complete; finish it first"
             )
         totals = directory.summary().get("totals", {})
-        flops, seconds = int(totals["flops"]) + int(totals.get("source_flops", 0)), float(totals["train_seconds"])
-        seconds += float(totals.get("source_seconds", 0))
+        before = totals.get("source_flops", 0)  # of its own source
+        flops = None if before is None else int(totals["flops"]) + int(before)
+        seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
         found = Source(directory.model, load_shape(directory.model), flops, seconds)
     else:
         found = Source(place, load_shape(place), None, 0.0)

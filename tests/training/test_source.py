@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from apollo_cli.config import Config
 from apollo_cli.errors import ApolloError, TrainingError
@@ -112,6 +112,14 @@ def test_the_cost_of_a_sources_source_is_charged_too(
     assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
 
 
+def test_a_source_whose_own_source_cost_nobody_knows_what_does_so_too(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt'] / 'model'}"), tmp_path)
+    again = config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path}")
+    assert make_plan(again, choose(again.run)).source_flops is None
+
+
 def test_a_source_that_is_gone_is_said_when_a_run_goes_on(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +203,7 @@ def ligo(kind: str) -> tuple[LearnedMap, torch.nn.Module, Callable[[int], Batch]
 def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) -> None:
     learned, model, batch = ligo(kind)
     names = {"residual", "ffn", "query", "key", "value"}
-    modules = {"qkv", "attention_out", "attention_norm", "ffn_in", "ffn_out", "ffn_norm"}
+    modules = {"query", "key", "value", "attention_out", "attention_norm", "ffn_in", "ffn_out", "ffn_norm"}
     assert {name for name, _ in learned.named_parameters()} == {f"extra.{n}" for n in names} | {
         f"depth.{n}" for n in modules
     }
@@ -255,3 +263,24 @@ def test_a_shipped_model_of_another_library_loads_as_a_source(sources: dict[str,
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_inner=12))
     theirs.save_pretrained(tmp_path)
     assert load_model(tmp_path).shape.hidden == 8
+
+
+def renamed(folder: Path, change: Callable[[str], str]) -> None:
+    file = folder / "model.safetensors"
+    save_file({change(name): t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gpt", lambda name: name.removeprefix("transformer.")),
+        ("bert", lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")),
+    ],
+)
+def test_the_hubs_own_files_of_gpt2_and_bert_name_some_tensors_otherwise(
+    kind: str, change: Callable[[str], str], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(sources[kind] / "model", tmp_path / "hub")
+    renamed(tmp_path / "hub", change)
+    ours, theirs = (load_model(folder).state_dict() for folder in (sources[kind] / "model", tmp_path / "hub"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
