@@ -16,6 +16,7 @@ from benchmarks import ladder, results
 from benchmarks.reproduce import (
     COMPARED,
     DEFAULT,
+    FITTED,
     KEPT,
     KINDS,
     RATES,
@@ -51,12 +52,21 @@ def lines(name: str) -> list[str]:
     ]
     for kind in KINDS:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
-            said += ["", f"## {kind.upper()}"]
+            said += ["", f"## {kind.upper()}", "", *_fitted(kind)]
             if name == DEFAULT:
                 said += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
                 said += _at_equal_loss(corpus, kind)
             said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
+
+
+def _fitted(kind: str) -> Iterator[str]:
+    """What is typed beside a method's own words because the model wants it."""
+    methods: dict[str, list[str]] = {}
+    for (of, method), more in FITTED.items():
+        if of == kind:
+            methods.setdefault(" ".join(more), []).append(method)
+    yield from (f"With `{more}`: {', '.join(names)}." for more, names in methods.items())
 
 
 def on_depth(corpus: Corpus, kind: str) -> Iterator[str]:
