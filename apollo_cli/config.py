@@ -466,6 +466,11 @@ def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: 
             f"expander.source is null and expander={expander.kind} begins from a smaller model: type "
             "expander.source=FOLDER, a run directory or a model in transformers' format"
         )
+    if expander and expander.source is None and expander.source_flops is not None:
+        found.append(
+            f"expander.source_flops={expander.source_flops} and expander.source is null: nothing is there that "
+            "took them; give both or neither"
+        )
     if isinstance(expander, Ligo) and len(set(schedule.layers)) > 1:
         found.append(
             f"schedule.layers={list(schedule.layers)}: expander=ligo grows from its source alone, before the first "

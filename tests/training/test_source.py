@@ -155,6 +155,11 @@ def test_a_source_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> None:
+    with pytest.raises(ApolloError, match=r"source_flops=5 and expander\.source is null"):
+        config("model=gpt", "expander.source_flops=5")
+
+
 def test_lemon_refuses_what_is_no_whole_multiple(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
