@@ -30,7 +30,9 @@ METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps",
 VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
-FITTED = {("gpt", method): ("budget.flops=20.3e12",) for method in ("apollo_late", "late", "late_lvps", *VARIANTS)}
+FITTED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("gpt", method): ("budget.flops=20.3e12",) for method in ("apollo_late", "late", "late_lvps", *VARIANTS)
+}
 FITTED["gpt", "late_silent"] = ("budget.flops=15e12", "schedule.layers=[3,6,12]", "schedule.ends=[0.6,0.92,1]")
 LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500, 4000)}  # steps from scratch
 DEFAULT = "pydocs"  # the corpus on which everything was chosen
