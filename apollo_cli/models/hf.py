@@ -98,9 +98,14 @@ def load_shape(folder: Path) -> Shape:
     """What `load_model` would read there, in numbers.
 
     Raises:
-        CheckpointError: config.json is missing or not of such a model.
+        CheckpointError: `load_model` would not read it.
     """
-    return _read(folder)[0]
+    shape, theirs = _read(folder)
+    with torch.device("meta"):
+        model = build(shape, shape.layers)
+    for name, t in model.state_dict().items():
+        _our_tensor(folder, shape.kind, name, t.shape, theirs)
+    return shape
 
 
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | None]:

@@ -155,6 +155,18 @@ def test_a_source_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_source_without_a_head_is_refused_before_there_is_a_run(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    shutil.copytree(sources["bert"] / "model", tmp_path / "bare")
+    file = tmp_path / "bare" / "model.safetensors"
+    bare = {name: t for name, t in load_file(file).items() if not name.startswith("cls.")}
+    save_file(bare, file, metadata={"format": "pt"})
+    with pytest.raises(ApolloError, match=r"no tensor cls\.predictions"):
+        train(config("model=bert", *METHODS["fpi"], f"expander.source={tmp_path / 'bare'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> None:
     with pytest.raises(ApolloError, match=r"source_flops=5 and expander\.source is null"):
         config("model=gpt", "expander.source_flops=5")
