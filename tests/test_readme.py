@@ -24,8 +24,9 @@ COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in blo
 
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
-    """The largest sweeps are slow however small their cells are."""
-    large = {"experiment=ablation_expander", "experiment=ablation_schedule", "sampler=lvps,uniform,edge,full"}
+    """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
+    large = {*(f"experiment=ablation_{name}" for name in ("samplers", "k", "expander", "schedule"))}
+    large |= {"sampler=lvps,uniform,edge,full", "data=mixture"}
     return [] if large.isdisjoint(words) else [pytest.mark.slow]
 
 

@@ -52,6 +52,7 @@ def test_a_method_that_is_none_is_refused() -> None:
         main(["growing"])
 
 
+@pytest.mark.slow
 def test_a_tiny_table_is_trained_written_and_not_trained_again(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

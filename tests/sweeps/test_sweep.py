@@ -205,6 +205,7 @@ def wait_for_rows(folder: Path, cells: Sequence[str]) -> None:
     raise AssertionError("no cell trains")
 
 
+@pytest.mark.slow
 def test_cells_beside_each_other_end_as_those_one_after_the_other(
     tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,8 @@ def optim(config: Callable[..., Config]) -> Callable[..., Optim]:
 
 
 def test_warmup_reaches_the_peak_at_its_last_step(optim: Callable[..., Optim]) -> None:
-    rates = [learning_rate(optim(), step, 100) for step in range(11)]
+    plain = optim()
+    rates = [learning_rate(plain, step, 100) for step in range(11)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rates[10] == pytest.approx(2.0)
 
@@ -66,9 +67,10 @@ def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
 def test_a_growth_restarts_the_schedule_over_the_steps_that_are_left(
     schedule: str, optim: Callable[..., Optim]
 ) -> None:
+    plain = optim(f"optim.schedule={schedule}")
     again = optim(f"optim.schedule={schedule}", "optim.at_growth=restart")
     rates = [learning_rate(again, step, 100, (40,)) for step in range(100)]
-    assert rates[:40] == [learning_rate(optim(f"optim.schedule={schedule}"), step, 100) for step in range(40)]
+    assert rates[:40] == [learning_rate(plain, step, 100) for step in range(40)]
     assert rates[40:51] == pytest.approx([0.2 * (step + 1) for step in range(10)] + [2.0])
     assert rates[75] == pytest.approx(1.0)  # half-way between 50 and 100
 

@@ -1,6 +1,7 @@
 """Every choice of the command line trains."""
 
 from collections.abc import Callable
+from itertools import product
 from math import isfinite
 from pathlib import Path
 
@@ -44,8 +45,14 @@ def test_every_sampler_trains_with_every_expander_and_schedule(
     assert rows[-1]["eval/loss"] != rows[0]["eval/loss"]
 
 
-@pytest.mark.parametrize("moments", ["keep", "map", "reset"])
-@pytest.mark.parametrize("at_growth", ["continue", "rewarm", "restart", "rewind"])
+_RULES = [*product(("keep", "map", "reset"), ("continue", "rewarm", "restart", "rewind"))]
+_APART = {("keep", "continue"), ("map", "rewarm"), ("reset", "restart"), ("map", "rewind")}  # each rule once
+
+
+@pytest.mark.parametrize(
+    ("moments", "at_growth"),
+    [pytest.param(*pair, marks=[] if pair in _APART else pytest.mark.slow) for pair in _RULES],
+)
 def test_every_rule_at_growth_trains(
     moments: str, at_growth: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -55,9 +62,11 @@ def test_every_rule_at_growth_trains(
 
 
 FROM_SOURCE = ("bert2bert", "ligo", "lemon")  # see test_source.py
-SMALL_EXPERIMENTS = sorted(
-    name for name in groups()["experiment"] if not name.startswith(("paper_", "ablation_", *FROM_SOURCE))
-)
+SMALL_EXPERIMENTS = [
+    pytest.param(name, marks=pytest.mark.slow if name.startswith("repro_") and name != "repro_late_silent" else [])
+    for name in sorted(groups()["experiment"])
+    if not name.startswith(("paper_", "ablation_", *FROM_SOURCE))
+]
 
 
 @pytest.mark.parametrize("experiment", SMALL_EXPERIMENTS)
@@ -69,6 +78,13 @@ def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], t
     result = train(config, tmp_path)
     assert read_rows(tmp_path)[-1]["flops"] == result.plan.flops
     assert read_rows(tmp_path)[-1]["layers"] == 12
+
+
+def test_every_experiment_of_the_reproduction_can_be_planned() -> None:
+    for name in groups()["experiment"]:
+        if name.startswith("repro_"):
+            config = parse(compose_values([f"experiment={name}", "device=cpu"]))
+            assert make_plan(config, choose(config.run)).stages[-1].stage.layers == config.model.layers == 12
 
 
 @pytest.mark.parametrize(("experiment", "million_parameters"), [("paper_bert_base", 109.5), ("paper_gpt2", 124.4)])
