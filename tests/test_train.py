@@ -260,7 +260,9 @@ def test_a_name_that_is_not_utf8_is_refused_before_training(
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json", "summary.json"])
-@pytest.mark.parametrize("content", ['{"a": [', "[]", "{}", ""])
+@pytest.mark.parametrize(
+    "content", ['{"a": [', *(pytest.param(x, marks=pytest.mark.slow) for x in ("[]", "{}")), ""]
+)
 def test_damage_in_a_run_directory_is_named_and_mended_where_the_file_can_be_written_anew(
     name: str, content: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from apollo_cli.config import Config, parse
 from apollo_cli.help import groups
@@ -29,9 +30,18 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("expander", EXPANDERS, ids=lambda words: words[-1])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def _choices() -> list[ParameterSet]:
+    """All of them; fast are those in which any two choices of different groups meet at least once."""
+    choices = []
+    for (i, sampler), (j, expander), (k, schedule) in product(*map(enumerate, (SAMPLERS, EXPANDERS, SCHEDULES))):
+        marks = [] if (i + j + k) % len(SCHEDULES) == 0 else [pytest.mark.slow]
+        choices.append(
+            pytest.param(sampler, expander, schedule, marks=marks, id=f"{sampler}-{expander[-1]}-{schedule}")
+        )
+    return choices
+
+
+@pytest.mark.parametrize(("sampler", "expander", "schedule"), _choices())
 def test_every_sampler_trains_with_every_expander_and_schedule(
     sampler: str, expander: tuple[str, ...], schedule: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
