@@ -4,9 +4,9 @@ from collections.abc import Callable
 from itertools import product
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from apollo_cli.config import Config, parse
 from apollo_cli.help import groups
@@ -30,7 +30,7 @@ SCHEDULES = {
 }
 
 
-def _choices() -> list[ParameterSet]:
+def _choices() -> list[Any]:
     """All of them; fast are those in which any two choices of different groups meet at least once."""
     choices = []
     for (i, sampler), (j, expander), (k, schedule) in product(*map(enumerate, (SAMPLERS, EXPANDERS, SCHEDULES))):
