@@ -1,13 +1,14 @@
 """How a command ends: its exit code, and what is said about an error."""
 
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 from apollo_cli import files
 from apollo_cli.errors import ApolloError, StorageError, TrainingError
-from apollo_cli.training.interrupt import Interrupted
+from apollo_cli.training.interrupt import Interrupted, Terminated
 
 DONE, BUG, MENDABLE = 0, 1, 2
 _MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can go on with
@@ -32,6 +33,13 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
         return MENDABLE
     traceback.print_exception(error)
     return BUG
+
+
+def stopped(stop: BaseException, program: str) -> int:
+    """Says that a signal came before or after a run, or Ctrl-C, and returns the exit code for it."""
+    signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
+    print(f"{program}: stopped by {signum.name}; no run was under way", file=sys.stderr)
+    return 128 + signum
 
 
 def _way_on(run_dir: Path, program: str) -> str:

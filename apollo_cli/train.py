@@ -1,7 +1,6 @@
 """`apollo-train`: parse, call, exit code. Heavy imports wait until they are needed."""
 
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from datetime import datetime
@@ -12,7 +11,7 @@ from apollo_cli import __version__
 from apollo_cli.errors import ConfigError
 from apollo_cli.folders import leaving_none_empty
 from apollo_cli.help import page
-from apollo_cli.outcome import BUG, DONE, MENDABLE, report
+from apollo_cli.outcome import BUG, DONE, MENDABLE, report, stopped
 from apollo_cli.training.interrupt import Terminated, terminable
 
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
@@ -31,9 +30,7 @@ def run(words: list[str]) -> int:
         with terminable():
             return _run(words)
     except (KeyboardInterrupt, Terminated) as stop:
-        signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
-        print(f"apollo-train: stopped by {signum.name}; no run was under way", file=sys.stderr)
-        return 128 + signum
+        return stopped(stop, "apollo-train")
     except BrokenPipeError as error:
         if {"--help", "-h", "--version"}.isdisjoint(words):
             return report(error)

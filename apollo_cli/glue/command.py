@@ -1,13 +1,12 @@
 """`apollo-glue`: parse, call, exit code. Heavy imports wait until they are needed."""
 
-import signal
 import sys
 from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import __version__
 from apollo_cli.errors import ConfigError
-from apollo_cli.outcome import DONE, report
+from apollo_cli.outcome import DONE, report, stopped
 from apollo_cli.training.interrupt import Terminated, terminable
 
 NAME = "apollo-glue"
@@ -54,9 +53,7 @@ def run(words: list[str]) -> int:
         with terminable():
             return _run(words)
     except (KeyboardInterrupt, Terminated) as stop:
-        signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
-        print(f"{NAME}: stopped by {signum.name}; no run was under way", file=sys.stderr)
-        return 128 + signum
+        return stopped(stop, NAME)
     except Exception as error:
         return report(error, None, NAME)
 

@@ -21,6 +21,13 @@ def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
     return mixed
 
 
+def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
+    """The parameter `name` of new layer `slot`, of those of the old layers; a silent one adds nothing."""
+    if slot in growth.silent and name.startswith(INTO_RESIDUAL):
+        return torch.zeros_like(sources[0])
+    return mix(growth.matrix[slot], sources)
+
+
 def keep(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
     """A slot that existed keeps its own moments, a new slot starts empty (the authors' release)."""
     return states[slot] if slot < len(states) else {}
@@ -82,8 +89,7 @@ def grow(
         new = [block.get_parameter(name) for block in grown]
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
         for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
-            is_silent = slot in growth.silent and name.startswith(INTO_RESIDUAL)
-            parameter.copy_(torch.zeros_like(parameter) if is_silent else mix(row, old))
+            parameter.copy_(grown_tensor(growth, slot, name, old))
             if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
                 optimizer.state[parameter] = state
         group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))

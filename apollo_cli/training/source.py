@@ -12,7 +12,7 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.config import Config
 from apollo_cli.errors import CheckpointError, ConfigError
-from apollo_cli.growth.expanders import INTO_RESIDUAL, mix
+from apollo_cli.growth.expanders import grown_tensor
 from apollo_cli.growth.growths import Expander, Growth
 from apollo_cli.growth.widths import WIDTHS, Sizes, Spaces, State, problems, spaces, widened, widened_layers
 from apollo_cli.models.hf import load_shape
@@ -134,11 +134,10 @@ def outside(model: LanguageModel, spaces: Spaces) -> State:
 def deepened(layers: Sequence[State], growth: Growth) -> State:
     """Layers by a map, under their names in the model."""
     state: State = {}
-    for slot, row in enumerate(growth.matrix):
+    for slot in range(len(growth.matrix)):
         for name in layers[0]:
-            tensor = mix(row, [layer[name] for layer in layers])
-            silent = slot in growth.silent and name.startswith(INTO_RESIDUAL)
-            state[f"blocks.{slot}.{name}"] = torch.zeros_like(tensor) if silent else tensor
+            sources = [layer[name] for layer in layers]
+            state[f"blocks.{slot}.{name}"] = grown_tensor(growth, slot, name, sources)
     return state
 
 
