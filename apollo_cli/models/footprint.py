@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from apollo_cli.models.communication import STATE
 from apollo_cli.models.cross_entropy import bytes_at_once
 from apollo_cli.models.shape import Shape
 
-_STATE = 16  # bytes a parameter: fp32 weights, gradients and two moments of AdamW
 _INPUT = 48  # bytes a token of a batch: as it is read, as int64, and what is asked of it
 
 
@@ -37,13 +37,17 @@ class Footprint:
         return 4 * (8 * h + 2 * f) + small
 
     def training_bytes(self, parameters: int, tokens: int, depth: int, predictions: int, pieces: int) -> int:
-        """Peak of a micro-step that takes `tokens` and `predictions` through `depth` layers in so many `pieces`.
+        """Peak of a micro-step of one device on its own: the whole state, and what it works on."""
+        return STATE * parameters + self.working_bytes(tokens, depth, predictions, pieces)
 
-        Weights, gradients and moments, the batch, and of one piece: what the layers keep, the logits of a chunk and
-        their exponentials, and what is at work around the last layer: some more numbers a token and a prediction.
+    def working_bytes(self, tokens: int, depth: int, predictions: int, pieces: int) -> int:
+        """Of a micro-step that takes `tokens` and `predictions` through `depth` layers in so many `pieces`.
+
+        The batch, and of one piece: what the layers keep, the logits of a chunk and their exponentials, and what is
+        at work around the last layer: some more numbers a token and a prediction.
         """
         batch = _INPUT * tokens
         tokens, predictions = tokens // pieces, predictions // pieces
         at_work = 4 * self.shape.hidden * (6 * tokens + 6 * predictions)
         logits = 2 * min(bytes_at_once(self.device), 4 * predictions * self.shape.vocabulary)
-        return _STATE * parameters + batch + tokens * depth * self.of_layer + logits + at_work
+        return batch + tokens * depth * self.of_layer + logits + at_work

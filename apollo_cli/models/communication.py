@@ -1,0 +1,75 @@
+"""What data parallel training sends, and what of the training state a device then holds, in closed form.
+
+Every device has rows of its own. Under `ddp` each holds the whole state, and the gradients are summed (Li 2020,
+arXiv 2006.15704); under `fsdp` each holds a part of the state, and a block is gathered whenever it runs (ZeRO-3:
+Rajbhandari 2020, arXiv 1910.02054, section 5; FSDP: Zhao 2023, arXiv 2304.11277). Collectives are rings, which
+send least (Patarasuk and Yuan 2009): of n bytes each of W devices sends (W - 1)/W n to gather or to scatter sums,
+and twice that to sum everywhere.
+"""
+
+from typing import Literal
+
+from apollo_cli.models.build import num_parameters
+from apollo_cli.models.shape import Shape
+
+Kind = Literal["ddp", "fsdp"]
+
+STATE = 16  # bytes a parameter: fp32 weights, gradients and two moments of AdamW
+_SUM = 4  # bytes of a gradient that is summed: fp32, also where products are bf16
+
+
+def reduced_bytes(kind: Kind, parameters: int, devices: int) -> int:
+    """Bytes that each device sends to sum the fp32 gradients of `parameters` once.
+
+    ddp: all-reduce, 2 (W - 1)/W 4 P; fsdp: reduce-scatter, half of that. P is of the layers that are stored: one
+    that runs several times a pass has one gradient.
+    """
+    times = 2 if kind == "ddp" else 1
+    return times * (devices - 1) * _SUM * parameters // devices
+
+
+def gathered_bytes(shape: Shape, layers: int, depth: int, devices: int, bf16: bool) -> int:
+    """Bytes that each device sends under fsdp to gather the weights for one forward and backward pass.
+
+    Each of the `depth` layers that run gathers its block twice, forward and backward, a block that is shared each
+    time; what stands around the blocks is gathered once, and kept: (W - 1)/W b (2 depth B + R).
+    """
+    block, rest = _parts(shape, layers)
+    return (devices - 1) * _size(bf16) * (2 * depth * block + rest) // devices
+
+
+def step_bytes(kind: Kind, shape: Shape, layers: int, depth: int, devices: int, bf16: bool, passes: int) -> int:
+    """Bytes that each device sends in a step of so many forward and backward passes, which all run `depth` layers.
+
+    Gradients are summed once, after the last pass; under fsdp every pass gathers.
+    """
+    sent = reduced_bytes(kind, num_parameters(shape, layers), devices)
+    return sent + (passes * gathered_bytes(shape, layers, depth, devices, bf16) if kind == "fsdp" else 0)
+
+
+def state_bytes(kind: Kind, shape: Shape, layers: int, devices: int, bf16: bool, accumulates: bool = False) -> int:
+    """Bytes of weights, gradients and moments that a device holds at the peak of a backward pass.
+
+    ddp: 16 a parameter, with gradients that are views of the buckets. fsdp: a W-th of that, and what is whole for a
+    while: R weights and gradients of what stands around the blocks (the tied embedding has a gradient from the
+    decoder on), weights of two blocks, for the next is gathered while one runs, and gradients of one, in the
+    products' precision and as fp32, in which they are summed. Where micro-steps `accumulate`, whole fp32 gradients
+    wait for the last one.
+    """
+    parameters = num_parameters(shape, layers)
+    if kind == "ddp":
+        return STATE * parameters
+    (block, rest), size = _parts(shape, layers), _size(bf16)
+    weights, gradients = size * (rest + 2 * block), size * (rest + block) + _SUM * max(block, rest)
+    waiting = _SUM * parameters if accumulates else 0
+    return -(-STATE * parameters // devices) + weights + gradients + waiting
+
+
+def _parts(shape: Shape, layers: int) -> tuple[int, int]:
+    """Parameters of a block, and of all that is none."""
+    rest = num_parameters(shape, 0)
+    return (num_parameters(shape, layers) - rest) // layers, rest
+
+
+def _size(bf16: bool) -> int:
+    return 2 if bf16 else 4
