@@ -22,16 +22,13 @@ from omegaconf.basecontainer import BaseContainer
 from apollo_cli.config import problems_of_name
 from apollo_cli.data import cache_folder
 from apollo_cli.help import CONF, groups
+from apollo_cli.sweeps import launchers
 
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir")
 _TYPABLE = (*_PLACES, "searchpath", "sweeper.max_batch_size", "launcher", "job.name", "job.config")
 _KEYS = [f"hydra.{key}" for key in _TYPABLE]
 _NOTED = ("overrides", "runtime", "job.override_dirname", "searchpath")  # what Hydra writes down, or read already
 _GRID = "sweeper.params"  # of our ablations; nobody else's
-_LAUNCHERS = {
-    "basic": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",  # one cell after the other
-    "joblib": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",  # several at once
-}
 # An interpolation that knows nothing but the config, the command and the time; what is in it is no interpolation.
 _PLAIN = re.compile(r"\$\{\s*(?:[\w.\[\]-]+\s*|(?:hydra|now)\s*:[^${}]*)\}")
 
@@ -74,10 +71,7 @@ def problems_of_typed(override: Override) -> list[str]:
         return []
     if key != "hydra/launcher":
         return [_not_settable(key)]
-    name = override.value()
-    if name in list(_LAUNCHERS):  # it may be a list
-        return []
-    return [f"{key}={name}: should be the name of a launcher, {' or '.join(_LAUNCHERS)}"]
+    return launchers.problems(override.value())
 
 
 def problems(config: DictConfig, words: Sequence[str], typed: Collection[str]) -> list[str]:
@@ -126,8 +120,8 @@ def _problems_of_hydra(hydra: dict[str, Any], words: Sequence[str]) -> list[str]
             found.append(_not_settable(f"hydra.{'.'.join(key.split('.')[:2])}"))
         elif typed.get(key) != value:
             found.append(f"hydra.{key}: a config may not choose it; type hydra.{key}=... yourself")
-        elif key.endswith("_target_") and value not in _LAUNCHERS.values():
-            found.append(f"hydra.{key}={value}: only those launchers may be named: {', '.join(_LAUNCHERS)}")
+        elif key.endswith("_target_") and value not in launchers.LAUNCHERS.values():
+            found.append(f"hydra.{key}={value}: only our launchers may be named: type hydra/launcher=NAME")
         elif key == "launcher.n_jobs" and not (type(value) is int and value):
             found.append(f"hydra.{key}={value}: should be a whole number, how many cells run at once; -1 = as CPUs")
         elif key == "sweeper.max_batch_size" and not (type(value) is int and value > 0):

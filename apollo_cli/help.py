@@ -33,7 +33,8 @@ examples
 
 flags
   -m, --multirun               sweep over comma-separated values, one run each; typed again with the
-                               hydra.sweep.dir that it prints, it goes on; hydra/launcher=joblib: in parallel
+                               hydra.sweep.dir that it prints, it goes on; hydra/launcher=joblib: in parallel,
+                               hydra/launcher=slurm: as jobs of Slurm
   --cfg job                    print the config and exit
   --version                    print the version and exit
   --hydra-help                 Hydra's own flags

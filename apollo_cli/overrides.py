@@ -23,6 +23,7 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
 from apollo_cli.schema import closest
 from apollo_cli.sweeps import grid
+from apollo_cli.sweeps.launchers import LAUNCHERS
 
 RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
 PLACE = "data.cache_dir"  # where what can be built again is kept
@@ -144,6 +145,8 @@ def prepare(line: CommandLine) -> Path | None:
     if line.completes:
         return None
     problems: list[str] = []
+    if line.launcher in LAUNCHERS and line.runs and not line.multirun:
+        problems.append(f"hydra/launcher={line.launcher}: it runs the cells of a sweep; add -m")
     parsed, fixed = (_brought if line.brings_configs else _named)(line, problems)
     place = None
     typed = [o.key_or_group for o in parsed]

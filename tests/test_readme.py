@@ -16,18 +16,22 @@ from apollo_cli.train import run
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import train
+from tests.sweeps import made_slurm
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
 
+SLURM = "hydra/launcher=slurm"
+
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
     large = {*(f"experiment=ablation_{name}" for name in ("samplers", "k", "expander", "schedule"))}
     large |= {"sampler=lvps,uniform,edge,full", "data=mixture"}
-    return [] if large.isdisjoint(words) else [pytest.mark.slow]
+    is_small = large.isdisjoint(words) and not any(word.startswith(SLURM) for word in words)
+    return [] if is_small else [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,10 @@ def test_every_command_runs(
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a few words"}\n'))
     typed = {word.partition("=")[0] for word in words}
-    if "resume" in typed:
+    if any(word.startswith(SLURM) for word in words):
+        made_slurm.enter(tmp_path / "slurm", monkeypatch)
+        words = [*words, *tiny, "plan=true", "hydra.launcher.nodes=1", "hydra.launcher.gpus_per_node=1"]
+    elif "resume" in typed:
         _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
     elif any(word.startswith("experiment=ablation_") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]

@@ -4,7 +4,16 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Lock, Thread
@@ -20,8 +29,10 @@ from apollo_cli.config import parse
 from apollo_cli.errors import OccupiedError
 from apollo_cli.outcome import DONE, report
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.sweeps import gpus
 from apollo_cli.sweeps.cells import record_failure, run_cell
 from apollo_cli.sweeps.journal import Ended, Journal
+from apollo_cli.sweeps.submitted import requeue
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
 
@@ -46,12 +57,16 @@ def job(values: Any) -> None:
         return
     journal, code = Journal.of_command(), DONE
     try:
-        with (
-            journal.at_work() as may_begin,
-            _aside(run_dir.name, journal.owner) if journal.is_of_another_process else nullcontext(),
-        ):
+        with journal.at_work() as may_begin:
             if may_begin:
-                code = _cell(values, run_dir, journal)
+                with _surroundings(journal, run_dir.name, values.device):
+                    ended = _cell(values, run_dir, journal)
+                    is_job_stopped = journal.is_of_submitted and ended.status == "interrupted"
+                    if not is_job_stopped:
+                        journal.add(ended)
+                if is_job_stopped:
+                    _requeue(ended, journal)
+                code = ended.code if ended.code > 128 else DONE
     finally:
         with suppress(OSError):  # not empty: the cell has begun, or has failed and says so
             run_dir.rmdir()
@@ -68,8 +83,17 @@ def _run(values: Any, run_dir: Path) -> None:
         sys.exit(report(error, run_dir))
 
 
-def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
-    """Runs a cell and notes how it ended; the code of the signal that stopped it, or 0."""
+def _requeue(ended: Ended, journal: Journal) -> None:
+    """Has the job of this cell started again; comes back, and notes the end, where that is not to be."""
+    try:
+        requeue(ended.code - 128)
+    except Exception as error:
+        ended = replace(ended, reason=str(error))
+    journal.add(ended)
+
+
+def _cell(values: Any, run_dir: Path, journal: Journal) -> Ended:
+    """Runs a cell; how it ended."""
     words = journal.words_of(HydraConfig.get().overrides.task)
     label = " ".join(["cell", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
     config, code, reason = None, DONE, ""
@@ -88,8 +112,17 @@ def _cell(values: Any, run_dir: Path, journal: Journal) -> int:
         status, code, reason = "failed", report(error, run_dir), str(error) or repr(error)
         if config or not RunDirectory(run_dir).is_claimed:  # else what is there is another run
             record_failure(run_dir, reason)
-    journal.add(Ended(str(run_dir), code, status, reason, words))
-    return code if code >= 128 else DONE
+    return Ended(str(run_dir), code, status, reason, words)
+
+
+def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
+    """What a cell needs beyond those of the command: nothing where it runs in its process."""
+    if not journal.is_of_another_process:
+        return nullcontext()
+    if journal.is_of_submitted:
+        return terminable()
+    gpus.take_one(journal.gpus, journal.numbers, device)
+    return _aside(name, journal.owner)
 
 
 @contextmanager

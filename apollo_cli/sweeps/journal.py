@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from uuid import uuid4
 
-from apollo_cli.files import in_order
+from apollo_cli import files
 from apollo_cli.training.interrupt import StopRequest
 
 _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the folder
@@ -35,26 +36,37 @@ class Ended:
 
 
 class Journal:
-    """A folder that lasts as long as the command.
+    """A folder that lasts as long as the command, or for good where cells are submitted.
 
-    `swept.json` has the keys that are swept, `ended.jsonl` a line for each cell, `working/` a file for each process
-    that runs one, and `stop` is there once no further cell may begin.
+    `sweep.json` has the keys that are swept and the GPUs, `ended/` a file for each cell, `working/` one for each
+    process that runs one, `numbers/` one for each that ran one, and `stop` is there once no further cell may begin.
+
+    Attributes:
+        owner: number of the command's process; 0 where cells are submitted and do not depend on it.
     """
 
     def __init__(self, folder: Path, owner: int) -> None:
         self.owner = owner
-        self._swept = folder / "swept.json"
-        self._lines, self._working, self._stop = folder / "ended.jsonl", folder / "working", folder / "stop"
+        self.numbers = folder / "numbers"
+        self._sweep, self._stop = folder / "sweep.json", folder / "stop"
+        self._ended, self._working = folder / "ended", folder / "working"
 
     @classmethod
     @contextmanager
-    def kept(cls, swept: Sequence[str]) -> Iterator["Journal"]:
-        """A new one, which the processes that this one starts find with `of_command`."""
-        with TemporaryDirectory(prefix="apollo-train-") as folder:
-            journal = cls(Path(folder), os.getpid())
-            journal._working.mkdir()
-            journal._swept.write_text(json.dumps(swept), encoding="utf-8")
-            os.environ[_VARIABLE] = f"{journal.owner} {folder}"
+    def kept(cls, swept: Sequence[str], gpus: Sequence[str] = (), place: Path | None = None) -> Iterator["Journal"]:
+        """A new one, which the processes that this one starts find with `of_command`.
+
+        Args:
+            swept: the keys that have several values.
+            gpus: that the processes divide among them.
+            place: of the folder, where cells are submitted: other machines see it, and it stays.
+        """
+        with TemporaryDirectory(prefix="apollo-train-") if place is None else nullcontext(place) as folder:
+            journal = cls(Path(folder).absolute(), 0 if place else os.getpid())
+            for inner in (journal.numbers, journal._ended, journal._working):
+                inner.mkdir(parents=True)
+            files.write_json(journal._sweep, {"swept": swept, "gpus": gpus})
+            os.environ[_VARIABLE] = f"{journal.owner} {journal._sweep.parent}"
             try:
                 yield journal
             finally:
@@ -67,26 +79,36 @@ class Journal:
         return cls(Path(folder), int(owner))
 
     @property
+    def is_of_submitted(self) -> bool:
+        """Whether cells are jobs that do not depend on the command."""
+        return not self.owner
+
+    @property
     def is_of_another_process(self) -> bool:
         """Whether cells run beside each other, of which this process has one."""
         return self.owner != os.getpid()
 
+    @property
+    def gpus(self) -> list[str]:
+        """Those that the processes divide among them."""
+        return self._read()["gpus"]
+
+    def _read(self) -> dict[str, list[str]]:
+        return json.loads(self._sweep.read_text(encoding="utf-8"))
+
     def words_of(self, overrides: Sequence[str]) -> list[str]:
         """Those of a cell's overrides that tell it from the others."""
-        swept = json.loads(self._swept.read_text(encoding="utf-8"))
+        swept = self._read()["swept"]
         return [word for word in overrides if word.partition("=")[0].lstrip("+") in swept]
 
     def add(self, ended: Ended) -> None:
-        """Notes the end of a cell; one write, so that lines of several processes do not mix."""
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(ended)) + "\n")
+        """Notes the end of a cell, in a file of its own: other machines may write, too."""
+        files.write_json(self._ended / f"{uuid4().hex}.json", asdict(ended))
 
     def ended(self) -> list[Ended]:
         """All cells, in the order of their names, numbers in them taken as numbers."""
-        if not self._lines.exists():
-            return []
-        cells = [Ended(**json.loads(line)) for line in self._lines.read_text(encoding="utf-8").splitlines()]
-        return sorted(cells, key=lambda cell: in_order(cell.run_dir))
+        cells = [Ended(**json.loads(path.read_text(encoding="utf-8"))) for path in self._ended.glob("*.json")]
+        return sorted(cells, key=lambda cell: files.in_order(cell.run_dir))
 
     @contextmanager
     def at_work(self) -> Iterator[bool]:

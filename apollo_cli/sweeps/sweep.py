@@ -5,11 +5,13 @@ import signal
 import sys
 from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import files
 from apollo_cli.outcome import MENDABLE
 from apollo_cli.overrides import CommandLine, quoted
+from apollo_cli.sweeps import gpus, launchers
 from apollo_cli.sweeps.grid import num_cells
 from apollo_cli.sweeps.job import hydra_main
 from apollo_cli.sweeps.journal import Journal, Relay
@@ -19,11 +21,12 @@ from apollo_cli.training.interrupt import Terminated
 
 def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
     """Runs the cells of a sweep, and closes with a table, or with the command that goes on."""
-    again = _again(words, sweep_dir)
+    again, place = _again(words, sweep_dir), _place_of_jobs(line, sweep_dir)
     print(f"sweep in {files.shown(sweep_dir)}; whenever it ends early, it goes on with: {again}")
-    with Journal.kept(line.swept) as journal:
+    beside = gpus.visible() if line.launcher == "joblib" else []
+    with Journal.kept(line.swept, beside, place and place / "journal") as journal:
         try:
-            signum = _run_cells(line, journal)
+            signum = _run_cells(line, journal, place)
         except (KeyboardInterrupt, Terminated) as stop:  # between two cells, or the second signal
             signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
         except BrokenExecutor:
@@ -33,20 +36,38 @@ def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
                 file=sys.stderr,
             )
             return MENDABLE
+        except Exception as error:
+            if not (place and launchers.is_of_a_job(error)):
+                raise
+            print(
+                f"apollo-train: {' '.join(str(error).splitlines()[:2])}; logs are in {files.shown(place)}. "
+                f"Other jobs go on; when they have ended, the sweep goes on with: {again}",
+                file=sys.stderr,
+            )
+            return MENDABLE
         if signum:
+            jobs = "; jobs that were submitted go on without it, when they have ended" if place else ""
             name = signal.Signals(signum).name
-            print(f"apollo-train: stopped by {name}; the sweep goes on with: {again}", file=sys.stderr)
+            print(f"apollo-train: stopped by {name}{jobs}; the sweep goes on with: {again}", file=sys.stderr)
             return 128 + signum
         return close_sweep(journal.ended())
 
 
-def _run_cells(line: CommandLine, journal: Journal) -> int:
+def _place_of_jobs(line: CommandLine, sweep_dir: Path) -> Path | None:
+    """Where submitted cells keep their logs and what they pickle: a new folder, so that nobody else's is loaded."""
+    if not launchers.submits(line.launcher):
+        return None
+    return sweep_dir / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def _run_cells(line: CommandLine, journal: Journal, place: Path | None) -> int:
     """Has Hydra run them; the signal that stopped them, or 0."""
     relay = Relay(journal)
-    with relay if line.launcher else nullcontext():
+    with relay if line.launcher == "joblib" else nullcontext():
         try:
             for words in line.commands:
-                code = hydra_main([*line.flags, *words, *_at_once(line, words)])
+                folder = [f"hydra.launcher.submitit_folder={quoted(f'{place}/%j')}"] if place else []
+                code = hydra_main([*line.flags, *words, *_at_once(line, words), *folder])
                 if code > 128:  # a signal stopped a cell in this process
                     return code - 128
         except Exception:

@@ -8,7 +8,8 @@ from types import FrameType, TracebackType
 
 from apollo_cli.errors import ApolloError
 
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one when a terminal goes away
+# SIGHUP comes when a terminal goes away, SIGUSR2 from Slurm before a time limit (sbatch --signal=USR2@300)
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Interrupted(ApolloError):
@@ -34,8 +35,8 @@ def terminate(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While entered, SIGTERM and SIGHUP raise `Terminated`, unless they are ignored, which is nohup's way."""
-    asked = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    """While entered, all but SIGINT raise `Terminated`, unless they are ignored, which is nohup's way."""
+    asked = [s for s in ASKING if s != signal.SIGINT and signal.getsignal(s) != signal.SIG_IGN]
     before = {s: signal.signal(s, terminate) for s in asked}
     try:
         yield

@@ -1,0 +1,45 @@
+"""A GPU for each of the processes that run cells beside each other here."""
+
+import os
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_HELD: list[FileLock] = []  # until this process ends, however it does
+
+
+def visible() -> list[str]:
+    """Those that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    found = torch.cuda.device_count()
+    named = os.environ.get(_VARIABLE)
+    return (named.split(",") if named else [str(i) for i in range(found)])[:found]
+
+
+def take_one(gpus: list[str], numbers: Path, device: str) -> None:
+    """Leaves this process one of `gpus`, unless the user chose a device; before anything asks CUDA.
+
+    Args:
+        gpus: of the machine.
+        numbers: a folder that all processes of the sweep know; each has a number there as long as it lives.
+        device: the key of this name.
+    """
+    if gpus and device in ("auto", "cuda"):
+        os.environ[_VARIABLE] = gpus[_number(numbers) % len(gpus)]
+
+
+@cache
+def _number(numbers: Path) -> int:
+    for number in count():
+        lock = FileLock(numbers / str(number), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        _HELD.append(lock)
+        return number
+    raise AssertionError
