@@ -35,6 +35,7 @@ _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + =
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
 
 MOST_LAYERS = 10_000
+MOST_DEVICES = 64  # of one machine
 
 
 class Run(Section):
@@ -43,6 +44,7 @@ class Run(Section):
     seed: Seed
     name: Annotated[Word, _NAME]
     device: Annotated[str, DEVICE]
+    devices: Annotated[Whole, Field(le=MOST_DEVICES)] | None
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", True, False]
     on_nonfinite: Literal["stop", "skip"]
@@ -296,6 +298,13 @@ class Log(Section):
     every: Whole
 
 
+class Distributed(Section):
+    """`distributed`: how a model lies on several devices, and their patience with each other."""
+
+    kind: Literal["ddp", "fsdp"]
+    timeout: Annotated[float, Field(ge=1, le=86_400)]
+
+
 class Tracking(Section):
     """`tracking`: Weights & Biases beside the local files."""
 
@@ -321,6 +330,7 @@ class Config:
     checkpoint: Checkpoints
     log: Log
     tracking: Tracking
+    distributed: Distributed
     raw: dict[str, Any]
 
     @property
@@ -373,6 +383,7 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "checkpoint": (Checkpoints,),
     "log": (Log,),
     "tracking": (Tracking,),
+    "distributed": (Distributed,),
 }
 
 
@@ -524,6 +535,11 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         near = max(m for m in range(1, batch.micro_size) if batch.size % m == 0)
         found.append(
             f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"
+        )
+    spread, expander = sections["distributed"], sections["expander"]
+    if spread and spread.kind == "fsdp" and isinstance(expander, Ligo):
+        found.append(
+            "distributed=fsdp and expander=ligo: its map is learned on whole weights; take distributed=ddp"
         )
     found += data_section.problems(data) if data else []
     if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:

@@ -43,5 +43,17 @@ class TrainingError(ApolloError):
         super().__init__(message)
 
 
+class PeerError(TrainingError):
+    """Another process of the same run is gone, or hangs."""
+
+
+class SaidError(ApolloError):
+    """The processes that did the work have said why it ended."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"ended with exit code {code}")
+
+
 class StorageError(ApolloError):
     """A file cannot be written: the disk is full or read-only, or the folder is gone."""

@@ -1,14 +1,17 @@
 """How a command ends: its exit code, and what is said about an error."""
 
+import os
 import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from apollo_cli import files
-from apollo_cli.errors import ApolloError, StorageError, TrainingError
+from apollo_cli.errors import ApolloError, ConfigError, SaidError, StorageError, TrainingError
 from apollo_cli.training.interrupt import Interrupted, Terminated
+from apollo_cli.training.place import Place
 
 DONE, BUG, MENDABLE = 0, 1, 2
 _MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can go on with
@@ -22,17 +25,32 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
         run_dir: where the run is that may go on.
         program: the command.
     """
+    if isinstance(error, SaidError):
+        return error.code
     if isinstance(error, ApolloError):
+        code = 128 + error.signum if isinstance(error, Interrupted) else MENDABLE
         goes_on = isinstance(error, Interrupted | StorageError) or (
             isinstance(error, TrainingError) and error.goes_on
         )
-        print(f"{program}: {error}{_way_on(run_dir, program) if run_dir and goes_on else ''}", file=sys.stderr)
-        return 128 + error.signum if isinstance(error, Interrupted) else MENDABLE
-    if _is_of_the_command_line(error):
-        print(f"{program}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        return MENDABLE
-    traceback.print_exception(error)
-    return BUG
+        text = f"{error}{_way_on(run_dir, program) if run_dir and goes_on else ''}"
+    elif _is_of_the_command_line(error):
+        code, text = MENDABLE, str(error).strip().splitlines()[0]
+    else:
+        code, text = BUG, "".join(traceback.format_exception(error)).rstrip()
+    if speaker := _speaker(program, text, error):
+        print(text if code == BUG else f"{speaker}: {text}", file=sys.stderr)
+    return code
+
+
+def _speaker(program: str, text: str, error: Exception) -> str:
+    """Who says this: of several processes each on its own account, but not what the first one says too."""
+    with suppress(ConfigError):
+        if Place.of(os.environ):
+            from apollo_cli.training.distributed import joined
+
+            ranks = joined()
+            return f"{program} (process {ranks.rank})" if ranks.speaks(text, error) else ""
+    return program
 
 
 def stopped(stop: BaseException, program: str) -> int:

@@ -25,9 +25,9 @@ from apollo_cli.schema import closest
 from apollo_cli.sweeps import grid
 from apollo_cli.sweeps.launchers import LAUNCHERS
 
-RESUMABLE = ("tracking", "checkpoint")  # sections that cannot change a run's result
+RESUMABLE = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
 PLACE = "data.cache_dir"  # where what can be built again is kept
-DECIDABLE = "on_nonfinite"  # the key for a run that cannot go on as it is
+DECIDABLE = ("on_nonfinite", "devices")  # keys for a run that cannot go on as it is, or where it was
 _RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
 
 _FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
@@ -345,18 +345,34 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
         section, _, key = override.key_or_group.partition(".")
         if (section in RESUMABLE or override.key_or_group == PLACE) and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
-        elif override.key_or_group == DECIDABLE and not override.is_sweep_override():
-            sections[DECIDABLE] = override.value()
+        elif override.key_or_group in DECIDABLE and not override.is_sweep_override():
+            sections[override.key_or_group] = override.value()
         else:
             problems.append(
                 f"{override.input_line}: a resumed run keeps its own config; only keys of "
-                f"{' and '.join(RESUMABLE)}, {PLACE} and {DECIDABLE} may be typed beside resume="
+                f"{', '.join(RESUMABLE)}, {PLACE}, {' and '.join(DECIDABLE)} may be typed beside resume="
             )
     if line.multirun:
         problems.append("resume= goes on with one run; leave -m out")
     if problems:
         raise ConfigError(problems)
     return folder, sections
+
+
+def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
+    """The inverse of `resume_overrides`: what is to be typed for it."""
+    typed = []
+    for name, values in sections.items():
+        of_section = {f"{name}.{key}": value for key, value in values.items()} if isinstance(values, dict) else None
+        typed += [f"{key}={_literal(value)}" for key, value in (of_section or {name: values}).items()]
+    return [f"resume={folder}", *typed]
+
+
+def _literal(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))
 
 
 def _as_typed(path: str) -> str:

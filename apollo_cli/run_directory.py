@@ -18,14 +18,17 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 5
+FORMAT = 6
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
 
 # Links that wandb makes; it replaces them or leaves them alone, and writes through none.
 _WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
 
 # What a format brought to config.yaml, with the value that older runs were made with; in a section by its kind.
-_SINCE: dict[int, dict[str, Any]] = {2: {"on_nonfinite": "stop"}}
+_SINCE: dict[int, dict[str, Any]] = {
+    2: {"on_nonfinite": "stop"},
+    6: {"devices": None, "distributed": {"kind": "ddp", "timeout": 600}},
+}
 _INIT = {"init_std": 0.02, "init_positions": "random", "init_positions_std": 0.02}
 _OF_DATA = {"validation_seed": 0, "inspect": False}
 _SECTION_SINCE: dict[int, dict[tuple[str, str | None], dict[str, Any]]] = {

@@ -13,8 +13,10 @@ from apollo_cli.folders import leaving_none_empty
 from apollo_cli.help import page
 from apollo_cli.outcome import BUG, DONE, MENDABLE, report, stopped
 from apollo_cli.training.interrupt import Terminated, terminable
+from apollo_cli.training.place import Place, launched
 
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
+_STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S-%f"
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
 
 def run(words: list[str]) -> int:
     """Runs `apollo-train` with these words and returns its exit code."""
-    os.environ[STAMP] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    os.environ[STAMP] = datetime.now().strftime(_STAMP_FORMAT)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us as they are
     try:
         with terminable():
@@ -50,10 +52,10 @@ def _run(words: list[str]) -> int:
 
     from apollo_cli import overrides
 
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError(["several processes (torchrun, srun) are not supported yet: start one"])
     _refuse_other_encodings(words)
     line = overrides.CommandLine.sort(words)
+    if place_of_process := Place.of(os.environ):
+        _meet(place_of_process, line.multirun)
     if line.runs and (asked := overrides.resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
     place = overrides.prepare(line)
@@ -66,6 +68,25 @@ def _run(words: list[str]) -> int:
             return run_sweep(line, words, place)
         code = hydra_main([*line.flags, *line.overrides])
     return MENDABLE if code == BUG and not line.runs else code  # Hydra has said what cannot be shown
+
+
+def _meet(place: Place, multirun: bool) -> None:
+    """Of several processes all are to take the same folder for their run, also after a restart.
+
+    Raises:
+        ConfigError: a sweep, of which every process would run every cell.
+    """
+    if multirun:
+        raise ConfigError(
+            [
+                f"-m: each of the {place.size} processes would run the whole sweep; leave torchrun or srun out, "
+                "and type devices=N, which gives each cell as many devices, or hydra/launcher=joblib"
+            ]
+        )
+
+    from apollo_cli.training.distributed import join
+
+    os.environ[STAMP] = join().agreed("stamp", lambda: launched().strftime(_STAMP_FORMAT))
 
 
 def _refuse_other_encodings(words: list[str]) -> None:

@@ -206,7 +206,7 @@ def _fsdp(
     """
     rest = num_parameters(shape, 0)
     one = reduced_bytes("fsdp", num_parameters(shape, 1) - rest, devices)
-    around = ring_seconds(gathered_bytes(shape, 1, 0, devices, True), devices, cluster)
+    around = 2 * ring_seconds(gathered_bytes(shape, 1, 0, devices, True) / 2, devices, cluster)
     gather, scatter = (ring_seconds(sent, devices, cluster) for sent in (one / 2, one))  # bf16, fp32
     tail = ring_seconds(reduced_bytes("fsdp", rest, devices), devices, cluster)
     of_backward = gather + layers / depth * scatter
@@ -338,7 +338,7 @@ def _assumptions() -> Iterator[str]:
     )
     yield "- ddp: fp32 gradients in buckets of 25 MiB beside the backward pass; the tied embedding's after it."
     yield (
-        "- fsdp: bf16 weights, a block gathered forward and backward each time it runs, the next one while one "
+        "- fsdp: bf16 weights of blocks and fp32 ones around them, a block gathered forward and backward each time it runs, the next one while one "
         "runs; fp32 gradients scattered once a block that is stored. Sharded over all devices."
     )
     yield "- AdamW moves 28 bytes a parameter that a device holds, at the bandwidth of its memory."

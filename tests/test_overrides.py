@@ -6,7 +6,7 @@ import pytest
 
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import page
-from apollo_cli.overrides import CommandLine, compose_values, prepare, resume_overrides
+from apollo_cli.overrides import CommandLine, compose_values, prepare, resume_overrides, resume_words
 
 EXAMPLES = [line.split("apollo-train", 1)[1] for line in page().splitlines() if line.startswith("  apollo-train")]
 
@@ -264,6 +264,18 @@ def test_all_that_is_refused_beside_resume_comes_in_one_message() -> None:
     assert len(error.value.problems) == 3
 
 
+@pytest.mark.parametrize("project", ["apollo", "", "null", "it's (mine), [really]: a=b $x", "größer 10 %", "1e3"])
+def test_what_is_handed_on_beside_resume_arrives(project: str) -> None:
+    sections = {
+        "tracking": {"project": project, "timeout": 2.5},
+        "devices": None,
+        "on_nonfinite": "skip",
+        "distributed": {"timeout": 60},
+    }
+    words = resume_words(Path("/a b/run"), sections)
+    assert resume_overrides(CommandLine.sort(words)) == ("/a b/run", sections)
+
+
 def test_resume_with_a_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="-m"):
         resume_overrides(CommandLine.sort(["-m", "resume=run"]))
@@ -286,7 +298,7 @@ def test_quotes_that_belong_to_a_name_are_kept(tmp_path: Path, monkeypatch: pyte
 def test_beside_resume_one_may_say_where_the_cache_is() -> None:
     words = ["resume=run", "data.cache_dir='/my cache'"]
     assert resume_overrides(CommandLine.sort(words)) == ("run", {"data": {"cache_dir": "/my cache"}})
-    with pytest.raises(ConfigError, match=r"data\.files=a: .*data\.cache_dir and on_nonfinite may be typed"):
+    with pytest.raises(ConfigError, match=r"data\.files=a: .*data\.cache_dir, on_nonfinite and devices may be"):
         resume_overrides(CommandLine.sort(["resume=run", "data.files=a"]))
 
 

@@ -1,8 +1,13 @@
 """What the README shows can be typed."""
 
 import gzip
+import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +34,7 @@ SLURM = "hydra/launcher=slurm"
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
     large = {*(f"experiment=ablation_{name}" for name in ("samplers", "k", "expander", "schedule"))}
-    large |= {"sampler=lvps,uniform,edge,full", "data=mixture"}
+    large |= {"sampler=lvps,uniform,edge,full", "data=mixture", "devices=2"}
     is_small = large.isdisjoint(words) and not any(word.startswith(SLURM) for word in words)
     return [] if is_small else [pytest.mark.slow]
 
@@ -76,6 +81,46 @@ def test_every_command_runs(
         own += ("data.files=",) if "data=mixture" in words else ()
         words = words + [word for word in tiny if not word.startswith(own)] + ["budget.steps=16"]
     assert run(words) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] in ("torchrun", "srun")], ids=" ".join)
+def test_every_launch_of_several_processes_runs(
+    words: list[str], tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, but for a tiny model and two processes, which take this machine for two where two are named."""
+    monkeypatch.chdir(tmp_path)
+    module = words.index("-m")
+    flags, typed = words[1:module], words[module + 2 :]
+    own = [word for word in tiny if word.partition("=")[0] not in {word.partition("=")[0] for word in typed}]
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    changed = {"--nproc-per-node": "2", "--master-addr": "localhost", "--master-port": port}
+    changed |= {"--nproc-per-node": "1"} if "--nnodes=2" in flags else {}
+    named = {name: changed.get(name, value) for name, _, value in (flag.partition("=") for flag in flags)}
+    environments: list[dict[str, str]] = [{}]
+    starts = [[sys.executable, "-m", "torch.distributed.run"]]
+    if words[0] == "srun":
+        assert flags == ["--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "python"]
+        job = {"SLURM_JOB_ID": str(int(port) - 20_000), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
+        environments = [job | {"SLURM_PROCID": n, "SLURM_STEP_NODELIST": "localhost"} for n in "01"]
+        starts = [[sys.executable]] * 2
+    elif "--nnodes" in named:
+        starts = [[*starts[0], *_flags(named | {"--node-rank": n})] for n in "01"]
+        environments *= 2
+    else:
+        starts[0] += _flags(named)
+    processes = [
+        subprocess.Popen([*start, "-m", words[module + 1], *typed, *own], env=os.environ | environment)
+        for start, environment in zip(starts, environments, strict=True)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+    (summary,) = tmp_path.glob("outputs/*/*/summary.json")
+    assert json.loads(summary.read_text(encoding="utf-8"))["devices"] == 2
+
+
+def _flags(named: dict[str, str]) -> list[str]:
+    return [f"{name}={value}" if value else name for name, value in named.items()]
 
 
 @pytest.mark.parametrize(

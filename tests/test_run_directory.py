@@ -129,6 +129,8 @@ def test_a_run_of_the_first_format_is_brought_up_to_date(directory: RunDirectory
     directory.config_file.write_text(yaml.safe_dump({"seed": 1, "data": {"kind": "text", "files": ["a.txt"]}}))
     assert directory.config() == {
         "seed": 1,
+        "devices": None,
+        "distributed": {"kind": "ddp", "timeout": 600},
         "on_nonfinite": "stop",
         "data": {
             "kind": "text",

@@ -111,6 +111,8 @@ class TrainingBatches:
         batch_size: sequences a step.
         micro_size: sequences a micro-step.
         order: of the rows; None for a corpus of one part.
+        rank: of this process among those that share a micro-step.
+        ranks: how many share it; they divide `micro_size`.
     """
 
     rows: np.ndarray
@@ -119,17 +121,22 @@ class TrainingBatches:
     batch_size: int
     micro_size: int
     order: RowOrder | None = None
+    rank: int = 0
+    ranks: int = 1
 
     def micro_batch(self, step: int, part: int) -> Batch:
-        """Micro-batch `part` of a step."""
-        return self.task.batch(
-            self.rows[self.row_numbers(step, part)], self.seed, Purpose.MASK, self._samples(step, part)
-        )
+        """Micro-batch `part` of a step, or what this process has of it."""
+        share = self.micro_size // self.ranks
+        samples = self._samples(step, part)[self.rank * share : (self.rank + 1) * share]
+        return self.task.batch(self.rows[self._rows_of(samples)], self.seed, Purpose.MASK, samples)
 
     def row_numbers(self, step: int, part: int) -> np.ndarray:
-        """Which rows these are."""
+        """Which rows these are, of all processes."""
+        return self._rows_of(self._samples(step, part))
+
+    def _rows_of(self, samples: np.ndarray) -> np.ndarray:
         order = self.order or RowOrder((len(self.rows),))
-        return order.row_numbers(self.seed, self._samples(step, part))
+        return order.row_numbers(self.seed, samples)
 
     def _samples(self, step: int, part: int) -> np.ndarray:
         first = step * self.batch_size + part * self.micro_size
@@ -138,13 +145,32 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """The same rows and masks for every run on the same corpus, whatever its seed."""
+    """The same rows and masks for every run on the same corpus, whatever its seed.
+
+    Attributes:
+        rows: (rows, seq_len), held out.
+        task: what is asked.
+        micro_size: sequences at once, of all processes.
+        rank: of this process among those that share the rows.
+        ranks: how many.
+    """
 
     rows: np.ndarray
     task: Task
     micro_size: int
+    rank: int = 0
+    ranks: int = 1
 
-    def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self.rows), self.micro_size):
-            rows = self.rows[first : first + self.micro_size]
-            yield self.task.batch(rows, 0, Purpose.EVALUATION_MASK, np.arange(first, first + len(rows)))
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        """The batches of this process, each with the predictions of it that count.
+
+        All processes have as many batches, for they may have to run each together: one that has no rows left runs
+        some that are another's, which then do not count.
+        """
+        share = max(1, self.micro_size // self.ranks)
+        for first in range(0, len(self.rows), share * self.ranks):
+            mine = np.arange(first + self.rank * share, first + (self.rank + 1) * share)
+            counted = mine[mine < len(self.rows)]
+            taken = counted if len(counted) else np.array([first])
+            batch = self.task.batch(self.rows[taken], 0, Purpose.EVALUATION_MASK, taken)
+            yield batch, len(batch.targets) if len(counted) else 0

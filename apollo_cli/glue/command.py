@@ -1,5 +1,6 @@
 """`apollo-glue`: parse, call, exit code. Heavy imports wait until they are needed."""
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from apollo_cli import __version__
 from apollo_cli.errors import ConfigError
 from apollo_cli.outcome import DONE, report, stopped
 from apollo_cli.training.interrupt import Terminated, terminable
+from apollo_cli.training.place import Place
 
 NAME = "apollo-glue"
 PAGE = """\
@@ -59,6 +61,9 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if place := Place.of(os.environ):
+        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {place.size} processes"])
+
     from apollo_cli.glue.grid import Grid, asked_before, place
     from apollo_cli.glue.section import beside_resume, compose_words, parse
 

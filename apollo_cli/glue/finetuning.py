@@ -35,6 +35,7 @@ from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.memory import process_bytes
 from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.placement import Placement
 from apollo_cli.training.session import Result, Session
 from apollo_cli.training.summary import git_commit, versions
 
@@ -229,14 +230,15 @@ class Cell(Session):
         body, pooler = self.pretrained.load(config.raw["glue"]["dropout"])
         model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
         optimizer = build_optimizer(model, config.optim)
+        # of a language model it has what placement and loop ask for
+        placement = Placement(model, body.new_block)  # type: ignore[arg-type]
         if checkpoint:
-            self.restore(checkpoint, model, optimizer)
+            self.restore(checkpoint, placement, optimizer)
         return FineTuning(
             config=config,
             plan=self.plan,
             device=device,
-            model=model,  # type: ignore[arg-type]  # of a language model it has what the loop asks for
-            new_block=body.new_block,
+            placement=placement,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
             validation=Development(self.rows, config.raw["batch"]["size"]),

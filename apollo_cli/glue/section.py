@@ -129,6 +129,7 @@ class GlueConfig:
                 seed=seed,
                 name=name,
                 device=asked.device,
+                devices=None,
                 precision=asked.precision,
                 compile=False,  # the lengths change from step to step
                 on_nonfinite=asked.on_nonfinite,

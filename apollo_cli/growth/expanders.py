@@ -57,33 +57,30 @@ MOMENTS = (*MOMENT_RULES, "reset")
 @torch.no_grad()
 def grow(
     blocks: nn.ModuleList,
-    new_block: Callable[[], nn.Module],
+    grown: nn.ModuleList,
     optimizer: torch.optim.Optimizer,
     growth: Growth,
     moments: str,
-) -> nn.ModuleList:
+) -> None:
     """Expands the layers and hands the optimizer over to them.
 
     Args:
         blocks: the N stored layers, all of one shape.
-        new_block: makes an empty layer of that shape on the same device; its weights are overwritten.
+        grown: the new layers, of that shape and laid on their devices in that way; their weights are overwritten.
         optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
             new parameter joining the group of its old namesake. Other parameters are not touched.
         growth: from N layers to the new N.
         moments: `keep`, `map`, or `reset` (the optimizer starts afresh, embeddings and head included).
 
-    Returns:
-        The new layers; the old ones are referenced by nothing here any more.
-
     Raises:
-        ValueError: `moments` is unknown or the growth is not of this number of layers.
+        ValueError: `moments` is unknown or the growth is not of these numbers of layers.
     """
     if moments not in MOMENTS:
         raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
     matrix = growth.matrix
-    if matrix.shape[1] != len(blocks):
-        raise ValueError(f"a growth of {matrix.shape[1]} layers cannot grow {len(blocks)}")
-    grown = nn.ModuleList(new_block().train(blocks.training) for _ in matrix)
+    if matrix.shape != (len(grown), len(blocks)):
+        raise ValueError(f"a growth of {matrix.shape[1]} layers to {len(matrix)} is not one of {len(blocks)}")
+    grown.train(blocks.training)
     for name, first in blocks[0].named_parameters():
         old = [block.get_parameter(name) for block in blocks]
         new = [block.get_parameter(name) for block in grown]
@@ -97,4 +94,3 @@ def grow(
         group["params"] = [p for p in group["params"] if id(p) not in gone] + new
     if moments == "reset":
         optimizer.state.clear()
-    return grown

@@ -25,7 +25,8 @@ class StagePlan:
     Attributes:
         stage: layers and span.
         parameters: trainable parameters of the whole model in this stage.
-        memory_bytes: estimated peak, of the depth that takes most.
+        memory_bytes: estimated peak of a device, of the depth that takes most.
+        sent_bytes: that each device sends in a step to the others, in the mean.
         flops: model FLOPs of the stage, exact.
         depth_probabilities: P(depth | N, L).
         depth_counts: how many micro-steps run each depth, exact for this seed.
@@ -35,6 +36,7 @@ class StagePlan:
     stage: Stage
     parameters: int
     memory_bytes: int
+    sent_bytes: int
     flops: int
     depth_probabilities: dict[int, float]
     depth_counts: dict[int, int]
@@ -53,6 +55,7 @@ class StagePlan:
             "frozen_layers": self.stage.frozen,
             "parameters": self.parameters,
             "memory_bytes": self.memory_bytes,
+            "sent_bytes": self.sent_bytes,
             "flops": self.flops,
             "depth_probabilities": self.depth_probabilities,
             "depth_counts": self.depth_counts,
@@ -71,7 +74,9 @@ class Work:
         flops: model FLOPs of a micro-step, forward and backward, by the depth that runs and how
             many of its lowest layers run forward only.
         parameters: trainable parameters by stored layers.
-        memory_bytes: estimated peak memory of a micro-step by stored layers and depth.
+        memory_bytes: estimated peak memory of a micro-step on a device, by stored layers and depth.
+        devices: that share each micro-step.
+        sent_bytes: that each of them sends in a step, by stored layers and depth.
     """
 
     target: int
@@ -80,6 +85,8 @@ class Work:
     flops: Callable[[int, int], int]
     parameters: Callable[[int], int]
     memory_bytes: Callable[[int, int], int]
+    devices: int = 1
+    sent_bytes: Callable[[int, int], int] = lambda layers, depth: 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,16 @@ class Plan:
         """Model FLOPs of a micro-step of this depth."""
         return self.work.flops(depth, self._frozen(self.schedule.index(step), depth))
 
+    @cached_property
+    def trains_all(self) -> bool:
+        """Whether the gradient of every micro-step reaches every layer that is stored then, and the embeddings."""
+        return all(
+            set(route.layers) == set(range(part.stage.layers)) and not route.frozen
+            for part in self.stages
+            for depth in part.depth_counts
+            for route in [self.route(part.stage.first_step * self.work.accumulation, depth)]
+        )
+
     def _sampler(self, index: int) -> DepthSampler:
         return self.sampler.in_stage(index)
 
@@ -162,6 +179,8 @@ class Plan:
             stage=stage,
             parameters=work.parameters(stage.layers),
             memory_bytes=max(work.memory_bytes(stage.layers, depth) for depth in counts),
+            sent_bytes=sum(n * work.sent_bytes(stage.layers, depth) for depth, n in counts.items())
+            // sum(counts.values()),
             flops=sum(n * work.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
             depth_probabilities=self._sampler(index).probabilities(stage.layers, work.target),
             depth_counts=counts,
@@ -209,6 +228,7 @@ class Plan:
             "steps": self.steps,
             "micro_steps": self.micro_steps,
             "tokens": self.tokens,
+            "devices": self.work.devices,
             "flops": self.flops,
             "scratch_flops": self.scratch_flops,
             "map_flops": self.map_flops,

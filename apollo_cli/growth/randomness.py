@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     MIXTURE = 5
     ROUTE = 6
     GROWTH = 7
+    DROPOUT = 8
 
 
 def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:

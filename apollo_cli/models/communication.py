@@ -32,10 +32,10 @@ def gathered_bytes(shape: Shape, layers: int, depth: int, devices: int, bf16: bo
     """Bytes that each device sends under fsdp to gather the weights for one forward and backward pass.
 
     Each of the `depth` layers that run gathers its block twice, forward and backward, a block that is shared each
-    time; what stands around the blocks is gathered once, and kept: (W - 1)/W b (2 depth B + R).
+    time; so does what stands around the blocks, in fp32: 2 (W - 1)/W (depth b B + 4 R).
     """
     block, rest = _parts(shape, layers)
-    return (devices - 1) * _size(bf16) * (2 * depth * block + rest) // devices
+    return 2 * (devices - 1) * (depth * _size(bf16) * block + _SUM * rest) // devices
 
 
 def step_bytes(kind: Kind, shape: Shape, layers: int, depth: int, devices: int, bf16: bool, passes: int) -> int:
@@ -51,8 +51,8 @@ def state_bytes(kind: Kind, shape: Shape, layers: int, devices: int, bf16: bool,
     """Bytes of weights, gradients and moments that a device holds at the peak of a backward pass.
 
     ddp: 16 a parameter, with gradients that are views of the buckets. fsdp: a W-th of that, and what is whole for a
-    while: R weights and gradients of what stands around the blocks (the tied embedding has a gradient from the
-    decoder on), weights of two blocks, for the next is gathered while one runs, and gradients of one, in the
+    while: R fp32 weights and gradients of what stands around the blocks (the tied embedding has a gradient from
+    the decoder on), weights of two blocks, for the next is gathered while one runs, and gradients of one, in the
     products' precision and as fp32, in which they are summed. Where micro-steps `accumulate`, whole fp32 gradients
     wait for the last one.
     """
@@ -60,7 +60,7 @@ def state_bytes(kind: Kind, shape: Shape, layers: int, devices: int, bf16: bool,
     if kind == "ddp":
         return STATE * parameters
     (block, rest), size = _parts(shape, layers), _size(bf16)
-    weights, gradients = size * (rest + 2 * block), size * (rest + block) + _SUM * max(block, rest)
+    weights, gradients = _SUM * rest + size * 2 * block, _SUM * rest + size * block + _SUM * max(block, rest)
     waiting = _SUM * parameters if accumulates else 0
     return -(-STATE * parameters // devices) + weights + gradients + waiting
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from apollo_cli.errors import CheckpointError
@@ -36,6 +37,7 @@ BERT_BLOCK_NAMES = {
     "ffn_out": "bert.encoder.layer.{i}.output.dense",
     "ffn_norm": "bert.encoder.layer.{i}.output.LayerNorm",
 }
+LARGEST_FILE = 5_000_000_000  # bytes of weights in one file, as the hub has it; more are parted
 _OF_THE_HEAD = ("transform", "head_bias")  # of ours, which BERTs for other tasks lack
 BERT_QKV = [f"bert.encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")]
 GPT_NAMES = {
@@ -76,9 +78,10 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
         parts = _their_names(model.shape.kind, name)
         for their_name, part in zip(parts, tensor.chunk(len(parts)), strict=True):
             turned = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
-            theirs[their_name] = turned.contiguous().cpu()
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # the library writes 0600; colleagues load it too
+            theirs[their_name] = turned.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
+    save_torch_state_dict(theirs, folder, max_shard_size=LARGEST_FILE, metadata={"format": "pt"})
+    for file in folder.glob("model*.safetensors"):
+        file.chmod(0o644)  # the library writes 0600; colleagues load it too
     config = _CONFIGS[model.shape.kind](model.shape, len(model.blocks)) | special_ids
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -137,7 +140,7 @@ def _with_prefix(kind: str, name: str) -> str:
 def _read(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        theirs = load_file(folder / "model.safetensors")
+        theirs = _tensors(folder)
         shape = _SHAPES[config["model_type"]](config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
@@ -148,6 +151,17 @@ def _read(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
     return shape, {_with_prefix(shape.kind, name): tensor for name, tensor in theirs.items()}
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Of model.safetensors, or of the files that an index beside them names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return load_file(folder / "model.safetensors")
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index.name} names {strange[0]!r}, which is not beside it")
+    return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
 
 
 def _filled(

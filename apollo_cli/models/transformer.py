@@ -178,6 +178,12 @@ class LanguageModel(nn.Module, ABC):
         decoder = self.tokens.weight.detach() if frozen else self.tokens.weight
         return decoder_loss(self.before_decoder(hidden), decoder, self.head_bias, batch.targets)
 
+    def forward(
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = OPEN
+    ) -> Tensor:
+        """The loss: what is trained, and what torch's wrappers call."""
+        return self.loss(batch, layer_map, frozen, gates)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -75,13 +75,13 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
 
 def _is_resumable(key: str) -> bool:
     """Whether `resume` takes another value of it."""
-    return key in (PLACE, DECIDABLE) or key.partition(".")[0] in RESUMABLE
+    return key in (PLACE, *DECIDABLE) or key.partition(".")[0] in RESUMABLE
 
 
 def _resumable(raw: dict[str, Any]) -> dict[str, Any]:
     """What is typed now of that."""
     section, _, key = PLACE.partition(".")
-    return {name: raw[name] for name in (*RESUMABLE, DECIDABLE)} | {section: {key: raw[section][key]}}
+    return {name: raw[name] for name in (*RESUMABLE, *DECIDABLE)} | {section: {key: raw[section][key]}}
 
 
 def _is_complete(directory: RunDirectory) -> bool:

@@ -37,10 +37,15 @@ class Screen(RichConsole):
 
 
 class Console:
-    """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain."""
+    """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain.
 
-    def __init__(self) -> None:
+    Args:
+        speaks: whether what it is told is for people; of several processes one speaks for all.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
         self.out = Screen()
+        self.out.quiet = not speaks
         self.early: list[str] = []
         self.log: IO[str] | None = None
         self.bar: Progress | None = None
@@ -99,7 +104,7 @@ class Console:
     def start(self, plan: Plan) -> None:
         """Begins the progress display: a live bar on a terminal, nothing more in a pipe."""
         self.plan = plan
-        if self.out.is_terminal:
+        if self.out.is_terminal and not self.out.quiet:
             columns = (BarColumn(bar_width=max(1, min(24, self.out.width - 90))), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=self.out, refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=plan.flops)
@@ -194,9 +199,11 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
 def plan_totals(plan: Plan) -> str:
     """The totals, to the last digit, and what the plan saves against scratch at equal steps."""
     saving = 1 - plan.flops / plan.scratch_flops
+    sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
+    beside = f"\neach of {plan.work.devices} devices sends {sent} a step, stage by stage"
     return (
         f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs; scratch at equal steps "
-        f"{plan.scratch_flops} FLOPs: {saving:.1%} fewer"
+        f"{plan.scratch_flops} FLOPs: {saving:.1%} fewer{beside if plan.work.devices > 1 else ''}"
     )
 
 

@@ -49,3 +49,26 @@ class Tracker:
         for listener in self.listeners:
             listener.close(status, summary)
         self.metrics.close()
+
+
+class Silence(Tracker):
+    """Of a process whose rows are those of the first one, which records them."""
+
+    def __init__(self) -> None:
+        pass
+
+    def row(self, row: Row) -> None:
+        """The first one's to record."""
+
+    def say(self, text: str) -> None:
+        """The first one's to say."""
+
+    def step(self, standing: Row) -> None:
+        """The first one's to show."""
+
+    def metrics_bytes(self) -> int:
+        """Of no file."""
+        return 0
+
+    def close(self, status: str, summary: Row) -> None:
+        """Nothing was opened."""

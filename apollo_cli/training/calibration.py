@@ -20,7 +20,8 @@ def seconds_by_depth(config: Config, device: Device, task: Task) -> Callable[[in
     """Times micro-steps on random rows at depth 1 and L and joins them: seconds = a + b depth."""
     target = config.model.layers
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
-    batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size)
+    share = device.shared_by(config.run)
+    batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size, ranks=share)
 
     def measure(depth: int) -> float:
         model = build(config.shape, depth).to(device.device)

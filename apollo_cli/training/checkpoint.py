@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from pickle import UnpicklingError
 from threading import Thread
@@ -20,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError
+from apollo_cli.errors import CheckpointError, StorageError
+from apollo_cli.training.distributed import ALONE, Ranks
 
-FORMAT = 4
+FORMAT = 5
 _CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
 _CONTENTS_BEFORE_3 = ("model.safetensors", "state.pt")  # which had AdamW's state, too
+_SHARDS = "shard-*.safetensors"  # of both, as torch names them
 _PIECE = 1 << 22  # bytes that have a checksum of their own, so that all cores can sum up one file
 _BLOCK = 1 << 18  # bytes read at once
 
@@ -53,6 +56,7 @@ class Progress:
         data: fingerprint of the corpus.
         run_id: of the run in W&B.
         planned_steps: length of the run; a budget in seconds does not give the same one twice. 0 if not known.
+        devices: that shared its micro-steps.
     """
 
     step: int = 0
@@ -74,22 +78,59 @@ class Progress:
     data: str = ""
     run_id: str = ""
     planned_steps: int = 0
+    devices: int = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: `layers` blocks of weights, AdamW's state by name, torch's RNG, progress."""
+    """What a checkpoint holds.
+
+    Attributes:
+        layers: stored blocks.
+        weights: by name; empty where they are in shards on disk.
+        optimizer: AdamW's state by name, likewise.
+        rng: of torch.
+        progress: where the run is.
+        in_shards: no process has it all; each has some of every tensor.
+        folder: where it was read.
+    """
 
     layers: int
     weights: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
     rng: dict[str, Tensor]
     progress: Progress
+    in_shards: bool = False
+    folder: Path = Path()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and AdamW's state, by one name each."""
+        return self.weights | _flat(self.optimizer)
+
+    def read(self) -> "Checkpoint":
+        """With its tensors, whole, where they are in shards on disk.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        if not self.in_shards:
+            return self
+
+        from apollo_cli.training import shards
+
+        try:
+            tensors = {name: torch.zeros(size) for name, size in shards.sizes(self.folder).items()}
+            shards.read(tensors, self.folder, alone=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"checkpoint {self.folder} cannot be read: {_first_line(error)}") from error
+        weights = {name: tensors.pop(name) for name in [*tensors] if "/" not in name}
+        return replace(self, weights=weights, optimizer=_nested(tensors), in_shards=False)
 
     @property
     def num_bytes(self) -> int:
         """About what it takes on disk."""
-        tensors = [*self.weights.values(), *(t for state in self.optimizer.values() for t in state.values())]
+        tensors = self.tensors.values()
         return sum(t.nbytes for t in tensors) + 1_000 * len(tensors)
 
 
@@ -100,12 +141,14 @@ class _NewerFormat(CheckpointError):
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, ranks: Ranks = ALONE) -> None:
+        self.folder, self.keep, self.ranks = folder, keep, ranks
         self.removal = Thread()  # of what is not kept, beside the steps that follow: that takes as long as a write
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint under a temporary name, syncs it, renames it, drops the oldest.
+
+        Of several processes the first one does; of what is in shards the others add theirs.
 
         Raises:
             StorageError: it could not be written; what was there before still is.
@@ -113,6 +156,11 @@ class Checkpoints:
         final = self.folder / f"step_{checkpoint.progress.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         size = checkpoint.num_bytes
+        if not self.ranks.is_first:
+            if checkpoint.in_shards:
+                with files.writing(final, size):
+                    self._write_shards(checkpoint, temporary)
+            return final
         self.settle()  # it may be its space that is needed
         try:
             with files.writing(self.folder, 0):
@@ -155,14 +203,36 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
         files.write_text(self.folder / "latest", final.name + "\n")  # syncs the folder, too
 
+    def _write_shards(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """By all processes, once the first one has made the folder.
+
+        Raises:
+            StorageError: they do not write into the same one.
+        """
+        from apollo_cli.training import shards
+
+        self.ranks.highest()
+        shards.write(checkpoint.tensors, folder)
+        if len(list(folder.glob(_SHARDS))) != self.ranks.size:
+            raise StorageError(
+                f"{folder}: not all {self.ranks.size} processes wrote there; with distributed=fsdp the run "
+                "directory must be on a disk that all machines share"
+            )
+
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
         files.remove(folder)
         folder.mkdir()
         writers: dict[str, Callable[[Path], None]] = {
             "state.pt": lambda path: torch.save({"rng": checkpoint.rng}, path),
-            "model.safetensors": lambda path: save_file(checkpoint.weights, path),
-            "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
         }
+        if checkpoint.in_shards:
+            self._write_shards(checkpoint, folder)
+            writers |= {path.name: lambda path: None for path in folder.glob(_SHARDS)}
+        else:
+            writers |= {
+                "model.safetensors": lambda path: save_file(checkpoint.weights, path),
+                "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
+            }
         with ThreadPoolExecutor() as pool:
             written = {name: pool.submit(write, folder / name) for name, write in writers.items()}
             sums, synced = {}, []
@@ -244,16 +314,19 @@ def _load(path: Path) -> Checkpoint:
         if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
         old = meta["format"] < 3
-        for name in _CONTENTS_BEFORE_3 if old else _CONTENTS:
+        in_shards = sorted(name for name in meta["sha256"] if fnmatch(name, _SHARDS))
+        for name in _CONTENTS_BEFORE_3 if old else ["state.pt", *in_shards] if in_shards else _CONTENTS:
             if not _is_whole(path / name, meta["sha256"][name]):
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        return Checkpoint(
-            layers=meta["layers"],
+        progress = _progress(meta["progress"])
+        known = Checkpoint(meta["layers"], {}, {}, state["rng"], progress, folder=path)
+        if in_shards:
+            return replace(known, in_shards=True)
+        return replace(
+            known,
             weights=load_file(path / "model.safetensors"),
             optimizer=state["optimizer"] if old else _nested(load_file(path / "optimizer.safetensors")),
-            rng=state["rng"],
-            progress=_progress(meta["progress"]),
         )
     except OSError as error:  # its text names the file
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error

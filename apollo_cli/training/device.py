@@ -7,6 +7,7 @@ import torch
 
 from apollo_cli.config import Run
 from apollo_cli.errors import ConfigError
+from apollo_cli.training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,13 @@ class Device:
         device: for tensors.
         bf16: matrix products in bfloat16 under autocast; weights stay fp32.
         compile: compile each block.
+        ranks: the processes that compute together, a device each.
     """
 
     device: torch.device
     bf16: bool
     compile: bool
+    ranks: Ranks = ALONE
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""
@@ -44,12 +47,17 @@ class Device:
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
 
+    def shared_by(self, run: Run) -> int:
+        """How many devices share each micro-step: those that compute together now, or that are to be started."""
+        return self.ranks.size if self.ranks.place else run.devices or 1
+
     def sentence(self, run: Run) -> str:
         """What was decided, and by whom."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
-        return f"device: {self.name}, {precision}, {compiled}{why}"
+        beside = f", with those of {self.ranks.size - 1} more processes" if self.ranks.place else ""
+        return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -57,19 +65,33 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def choose(run: Run) -> Device:
+def choose(run: Run, ranks: Ranks = ALONE) -> Device:
     """The device, precision and compilation that `auto` means here, or that were asked for.
 
     Raises:
-        ConfigError: the device is not on this machine.
+        ConfigError: the device is not on this machine, or not one for each process.
     """
     name = run.device
     if name == "auto":
-        has_mps = torch.backends.mps.is_available()
+        has_mps = torch.backends.mps.is_available() and not ranks.place
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     device = torch.device(name)
+    if ranks.place:
+        if device.index is not None or device.type == "mps":
+            problem = f"device={name}: {ranks.size} processes need one each; type device=cuda or device=cpu"
+            raise ConfigError([problem])
+        if device.type == "cuda":
+            one = torch.cuda.device_count() == 1  # srun may let each process see its own alone
+            device = torch.device("cuda", 0 if one else ranks.local)
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= present[device.type]:
+        if ranks.place and present[device.type]:
+            raise ConfigError(
+                [
+                    f"device {device}: this machine has {present[device.type]}, and at least {ranks.local + 1} "
+                    "processes: start one for each device"
+                ]
+            )
         raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
     on_gpu = device.type == "cuda"
     return Device(
@@ -77,4 +99,5 @@ def choose(run: Run) -> Device:
         # without hardware for it bf16 is hundreds of times slower, so auto never means it on a CPU
         bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
         compile=on_gpu if run.compile == "auto" else run.compile,
+        ranks=ranks,
     )

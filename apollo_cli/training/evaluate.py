@@ -35,9 +35,10 @@ def _mean_loss(
     """Mean over all predictions, in nats."""
     total, predictions = 0.0, 0
     logical = layer_map("nearest", len(model.blocks), depth)
-    for batch in batches:
+    for batch, counted in batches:
         with device.autocast():
             loss = model.loss(batch.to(device.device), logical, gates=gates)
-        total += loss.item() * len(batch.targets)
-        predictions += len(batch.targets)
-    return total / predictions
+        total += loss.item() * counted
+        predictions += counted
+    total, counted_by_all = device.ranks.total(total, predictions)
+    return total / counted_by_all

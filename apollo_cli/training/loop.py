@@ -1,23 +1,22 @@
 """The training loop: grow, step, log, evaluate, save, in that order."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from apollo_cli import files
 from apollo_cli.config import Config
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
-from apollo_cli.growth.expanders import grow
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.growth.routes import Route
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -29,6 +28,7 @@ from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.interrupt import Interrupted, StopRequest
 from apollo_cli.training.memory import forget_peak, num_pieces, peak_bytes
 from apollo_cli.training.optimizer import learning_rate, state_by_name, step_unless
+from apollo_cli.training.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Loop:
     config: Config
     plan: Plan
     device: Device
-    model: LanguageModel
-    new_block: Callable[[], nn.Module]
+    placement: Placement
     optimizer: torch.optim.Optimizer
     training: Prefetch
     validation: EvaluationBatches
@@ -75,6 +74,11 @@ class Loop:
         self.footprint = Footprint(self.model.shape, self.device.device.type, self.device.bf16)
         self.launched: list[Launched] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 from a step that is not finite to `settle`
+
+    @property
+    def model(self) -> LanguageModel:
+        """With the layers that are stored now."""
+        return self.placement.model
 
     def run(self, stop: StopRequest) -> None:
         """Trains until the plan, or the budget in seconds, is done.
@@ -95,7 +99,7 @@ class Loop:
                 self.save()
                 self.grow()
             self.step()
-            signum = stop.signum  # looked at once: whatever follows from it is settled before
+            signum = self.asked_to_stop(stop)  # looked at once: whatever follows from it is settled before
             if signum or self.done() or self.grows() or any(progress.step % every == 0 for every in periods):
                 self.settle()
             if progress.step % config.log.every == 0 or self.done():
@@ -107,6 +111,11 @@ class Loop:
                 self.save()
             if signum and not self.done():
                 raise Interrupted(signum)
+
+    def asked_to_stop(self, stop: StopRequest) -> int:
+        """The signal that came, to whichever process, or 0."""
+        (signum,) = self.device.ranks.highest(stop.signum or 0)
+        return int(signum)
 
     def done(self) -> bool:
         """Whether the plan is fulfilled or the budget in seconds spent."""
@@ -126,13 +135,7 @@ class Loop:
         ends = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
         before = self.measured()
         self.row(ends | before)
-        self.model.blocks = grow(
-            self.model.blocks,
-            self.new_block,
-            self.optimizer,
-            stage.growth,
-            self.config.expander.moments,
-        )
+        self.placement.grow(self.optimizer, stage.growth, self.config.expander.moments)
         after = self.measured()
         forget_peak(self.device)  # the peak of a row is that of its stage
         self.row(ends | after)
@@ -183,19 +186,34 @@ class Loop:
             rows, seq_len = batch.tokens.shape
             count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
             route = self.plan.route(step * len(depths) + part, depth)
-            pieces = [self.piece(piece, route, count * len(depths)) for piece in batch.pieces(count)]
+            self.draw_dropout_of(step * len(depths) + part)
+            *first, last = batch.pieces(count)
+            pieces = [self.piece(piece, route, count * len(depths), last=False) for piece in first]
+            pieces.append(self.piece(last, route, count * len(depths), last=part + 1 == len(depths)))
             losses.append(torch.stack(pieces).mean())
-        return torch.stack(losses)
+        return self.device.ranks.mean(torch.stack(losses))
+
+    def draw_dropout_of(self, micro_step: int) -> None:
+        """Several processes have each dropout of their own: a function of (seed, micro-step, rank)."""
+        ranks = self.device.ranks
+        if ranks.place and self.model.shape.dropout:
+            luck = generator(self.plan.seed, Purpose.DROPOUT, micro_step * ranks.size + ranks.rank)
+            torch.manual_seed(int(luck.integers(2**63)))
 
     def loss(self, batch: Batch, route: Route) -> Tensor:
         """Of the language model."""
-        return self.model.loss(batch, *route)
+        return self.placement.loss(batch, route)
 
-    def piece(self, batch: Batch, route: Route, pieces: int) -> Tensor:
-        """Adds a piece's share of the step's gradient; returns its loss."""
-        with self.device.autocast():
-            loss = self.loss(batch, route)
-        (loss / pieces).backward()
+    def piece(self, batch: Batch, route: Route, pieces: int, *, last: bool) -> Tensor:
+        """Adds a piece's share of the step's gradient, the last one of the step that of all processes too.
+
+        Returns:
+            Its loss.
+        """
+        with self.placement.summing(last):
+            with self.device.autocast():
+                loss = self.loss(batch, route)
+            (loss / pieces).backward()
         return loss.detach()
 
     def update(self, losses: Tensor, lr: float) -> Tensor:
@@ -203,7 +221,7 @@ class Loop:
 
         The device itself decides: AdamW's fused kernel leaves everything as it is where `found_inf` is 1.
         """
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = self.placement.grad_norm()
         if limit := self.config.optim.clip:
             clip_grads_with_norm_(self.model.parameters(), limit, norm)
         self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
@@ -220,7 +238,10 @@ class Loop:
             return
         launched, self.launched = self.launched, []
         values = torch.stack([torch.cat([each.losses, each.grad_norm[None]]) for each in launched]).tolist()
-        self.progress.train_seconds += perf_counter() - self.clock
+        seconds = perf_counter() - self.clock
+        if self.config.budget.seconds is not None:  # all are to see the same end
+            (seconds,) = self.device.ranks.highest(seconds)
+        self.progress.train_seconds += seconds
         for i, (each, (*losses, norm)) in enumerate(zip(launched, values, strict=True)):
             self.newest, self.grad_norm = each, norm
             if not all(map(math.isfinite, (*losses, norm))):
@@ -280,7 +301,11 @@ class Loop:
 
     def diagnosis(self, refused: Launched, losses: list[float]) -> Diagnosis:
         """Of the step whose gradients are there now."""
-        step, parameters = refused.step, self.model.named_parameters()
+        step = refused.step
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        spoiled = self.device.ranks.highest(
+            *(not self.placement.local(grad).isfinite().all() for grad in gradients.values())
+        )
         return Diagnosis(
             step=step,
             stage=self.plan.schedule.number(step, len(self.model.blocks)),
@@ -289,7 +314,7 @@ class Loop:
             depths=refused.depths,
             losses=losses,
             grad_norm=self.grad_norm,
-            parameters=[name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all()],
+            parameters=[name for name, is_spoiled in zip(gradients, spoiled, strict=True) if is_spoiled],
             rows=[self.training.batches.row_numbers(step, part).tolist() for part in range(len(losses))],
             data=self.progress.data,
         )
@@ -333,10 +358,16 @@ class Loop:
         self.refuse_spoiled_weights()
         self.standing()
         self.progress.metrics_bytes = self.tracker.metrics_bytes()
-        weights = {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
-        optimizer = state_by_name(self.model, self.optimizer)
+        optimizer, luck = state_by_name(self.model, self.optimizer), random_state(self.device.device)
         self.checkpoints.save(
-            Checkpoint(len(self.model.blocks), weights, optimizer, random_state(self.device.device), self.progress)
+            Checkpoint(
+                layers=len(self.model.blocks),
+                weights=self.placement.weights(),
+                optimizer=optimizer,
+                rng=luck,
+                progress=self.progress,
+                in_shards=self.placement.in_shards,
+            )
         )
         self.saved_step = self.progress.step
 
@@ -346,8 +377,10 @@ class Loop:
         Raises:
             TrainingError: a weight is not finite; the checkpoints that are there are older.
         """
-        sums = torch.stack([p.sum() for p in self.model.parameters()])  # not finite as soon as one weight is not
-        if not sums.isfinite().all():
+        # not finite as soon as one weight is not
+        sums = torch.stack([self.placement.local(p).sum() for p in self.model.parameters()])
+        (spoiled,) = self.device.ranks.highest(not sums.isfinite().all())
+        if spoiled:
             raise TrainingError(
                 f"step {self.progress.step}: there are weights that are not finite, for an update was too large. "
                 "They are not saved; checkpoints that are there are from before, but the same would come again. In "

@@ -140,19 +140,7 @@ def learn(
 
 def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:
     """The large model's loss with the parameters that the map makes."""
-    state = {f"model.{name}": tensor for name, tensor in fitting(learned.state(), model).items()}
-    return functional_call(_Loss(model), state, (batch, layer_map))
-
-
-class _Loss(nn.Module):
-    """What `functional_call` can call."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, layer_map: LayerMap) -> Tensor:
-        return self.model.loss(batch, layer_map)
+    return functional_call(model, fitting(learned.state(), model), (batch, layer_map))
 
 
 def _modules(name: str) -> tuple[str, ...]:

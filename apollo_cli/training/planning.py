@@ -11,6 +11,7 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, Work, longest_within
 from apollo_cli.growth.schedule import enough_steps
 from apollo_cli.models.build import num_parameters
+from apollo_cli.models.communication import Kind, state_bytes, step_bytes
 from apollo_cli.models.flops import training_flops
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.training.calibration import seconds_by_depth
@@ -37,12 +38,27 @@ def make_work(config: Config, device: Device) -> Work:
     shape, seq_len, rows = config.shape, config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
     footprint = Footprint(shape, device.device.type, device.bf16)
+    devices, batch = device.shared_by(config.run), config.batch
+    kind: Kind = config.distributed.kind if devices > 1 else "ddp"
+    if rows % devices:
+        raise ConfigError(
+            [
+                f"a micro-step of {rows} sequences (batch.micro, or batch.size) cannot be dealt to {devices} "
+                f"devices evenly; for example batch.size={devices * max(1, round(batch.size / devices))}"
+                f"{'' if batch.micro is None else f' batch.micro={devices * max(1, round(rows / devices))}'}"
+            ]
+        )
 
     def memory_bytes(layers: int, depth: int) -> int:
-        pieces = num_pieces(footprint, rows, seq_len, depth, layers)
-        parameters = num_parameters(shape, layers)
-        tensors = footprint.training_bytes(parameters, rows * seq_len, depth, predictions, pieces)
+        here = rows // devices
+        pieces = num_pieces(footprint, here, seq_len, depth, layers)
+        tensors = footprint.working_bytes(here * seq_len, depth, predictions // devices, pieces)
+        tensors += state_bytes(kind, shape, layers, devices, device.bf16, batch.accumulation * pieces > 1)
         return process_bytes(device, tensors, pieces)
+
+    def sent_bytes(layers: int, depth: int) -> int:
+        passes = batch.accumulation * num_pieces(footprint, rows // devices, seq_len, depth, layers)
+        return step_bytes(kind, shape, layers, depth, devices, device.bf16, passes)
 
     return Work(
         target=config.model.layers,
@@ -51,14 +67,16 @@ def make_work(config: Config, device: Device) -> Work:
         flops=lambda depth, frozen: training_flops(shape, rows, seq_len, depth, predictions, frozen),
         parameters=lambda layers: num_parameters(shape, layers),
         memory_bytes=memory_bytes,
+        devices=devices,
+        sent_bytes=sent_bytes,
     )
 
 
 def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
-    """The plan of `steps`, or of as many as the budget pays for.
+    """The plan of `steps`, or of as many as the budget pays for; the same one in all processes of a run.
 
     Raises:
-        ConfigError: the budget is too small for the stages.
+        ConfigError: the budget is too small for the stages, or a micro-step cannot be dealt to the devices.
     """
     work = make_work(config, device)
     source = find(config)
@@ -91,7 +109,8 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        return longest_within(limit, cost, plan_for, enough_steps(config.schedule.ends))
+        longest = longest_within(limit, cost, plan_for, enough_steps(config.schedule.ends))
+        return plan_for(device.ranks.of_first(longest.steps))  # each has timed it for itself
     except ValueError as error:
         key, value = next((key, value) for key, value in budget if value is not None)
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error

@@ -1,6 +1,9 @@
 """One run from a config to an exported model: plan, data, model, loop, export, summary."""
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,24 +23,28 @@ from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data.tokenizer import save_companions, special_ids
-from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
+from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, SaidError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.outcome import MENDABLE
+from apollo_cli.overrides import resume_words
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
-from apollo_cli.tracking.tracker import Tracker
+from apollo_cli.tracking.tracker import Silence, Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
 from apollo_cli.training.device import Device, choose
+from apollo_cli.training.distributed import ALONE, Ranks, join
 from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.mapping import LearnedMap, learn
 from apollo_cli.training.memory import refuse_what_cannot_fit
 from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.placement import Copies, Placement
 from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Result, Session
 from apollo_cli.training.source import check_tokenizer, fill, find
@@ -51,30 +58,84 @@ def train(config: Config, run_dir: Path) -> Result:
         ApolloError: something that the user can mend; nothing is written if training has not begun.
         Interrupted: a signal stopped it; `resume` goes on.
     """
-    console, directory = Console(), RunDirectory(run_dir)
-    cache = cache_folder.path(config.data.cache_dir)
-    device = choose(config.run)
+    ranks = join()
+    _refuse_other_devices(config, ranks)
+    device, directory = choose(config.run, ranks), RunDirectory(run_dir)
+    with ranks.group(config.distributed.timeout, device.device):
+        if ranks.place and ranks.place.restarts and ranks.of_first(directory.is_claimed):
+            return _go_on(config, device, directory, cache_folder.path(config.data.cache_dir), {})
+        return _begin(config, device, directory)
+
+
+def _refuse_other_devices(config: Config, ranks: Ranks) -> None:
+    asked = config.run.devices
+    if ranks.place and asked not in (None, ranks.size):
+        raise ConfigError([f"devices={asked}: {ranks.size} processes were started already; leave it out"])
+
+
+def _begin(config: Config, device: Device, directory: RunDirectory) -> Result:
+    ranks, run_dir, cache = device.ranks, directory.path, cache_folder.path(config.data.cache_dir)
+    console = Console(speaks=ranks.is_first)
     plan = make_plan(config, device)
     if config.data.inspect:
         return _inspect(config, plan, run_dir, cache, console)
-    _show(plan, config, device, console)
+    is_for_others = device.shared_by(config.run) > ranks.size and not config.run.plan
+    if not is_for_others:
+        _show(plan, config, device, console)
     if not config.run.plan:
         refuse_what_cannot_fit(plan, device)
-    with files.writing(run_dir, 0):
-        run_dir.mkdir(parents=True, exist_ok=True)
-    with directory.owned(), interruptible():
+    with _held(directory, ranks), interruptible():
+        if config.run.plan or is_for_others:
+            _claim(directory, config, plan, ranks)
         if config.run.plan:
-            directory.claim(config.raw, plan.as_dict())
             console.say(f"plan written to {directory}; nothing was trained")
             return Result(run_dir, plan, {})
-        with cache_folder.in_use(cache):  # before there is anything to resume
-            directory.claim(config.raw, plan.as_dict())
-            try:
-                corpus = prepare_corpus(config, cache, console, plan.steps)
-            except ApolloError:
-                directory.disown()
-                raise
-        return Pretraining(config, plan, device, corpus, directory, console).run(None)
+        if not is_for_others:
+            with cache_folder.in_use(cache):  # before there is anything to resume
+                _claim(directory, config, plan, ranks)
+                try:
+                    corpus = prepare_corpus(config, cache, console, plan.steps, ranks)
+                except ApolloError:
+                    if ranks.is_first:
+                        directory.disown()
+                    raise
+            return Pretraining(config, plan, device, corpus, directory, console).run(None)
+    return _by_others(config, plan, directory, {})
+
+
+def _claim(directory: RunDirectory, config: Config, plan: Plan, ranks: Ranks) -> None:
+    if ranks.is_first:
+        directory.claim(config.raw, plan.as_dict())
+
+
+@contextmanager
+def _held(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
+    """The run directory, made if missing, by the process that writes into it."""
+    if not ranks.is_first:
+        yield
+        return
+    with files.writing(directory.path, 0):
+        directory.path.mkdir(parents=True, exist_ok=True)
+    with directory.owned():
+        yield
+
+
+def _by_others(config: Config, plan: Plan, directory: RunDirectory, overrides: dict[str, Any]) -> Result:
+    """Has `devices` processes go on with the run, with `overrides`.
+
+    Raises:
+        SaidError: they ended without having finished it, and said why.
+    """
+    from apollo_cli.training.launch import launch
+
+    assert config.run.devices
+    try:
+        launch(resume_words(directory.path, overrides), config.run.devices)
+    except SaidError as error:
+        if error.code == MENDABLE and not directory.metrics_bytes():
+            directory.disown()  # it did not begin
+        raise
+    return Result(directory.path, plan, directory.summary().get("losses", {}))
 
 
 def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
@@ -87,28 +148,46 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     Raises:
         CheckpointError: not a run directory, in use, or its checkpoints are damaged.
     """
-    console, directory = Console(), RunDirectory(run_dir)
-    config = load_config(directory, overrides or {})
+    ranks, directory = join(), RunDirectory(run_dir)
+    saved = json.loads(ranks.agreed("config", lambda: json.dumps(directory.config())))
+    if ranks.place:
+        saved["devices"] = None  # they have been started
+    config = with_overrides(saved, overrides or {})
+    _refuse_other_devices(config, ranks)
     if config.run.plan:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     cache = _cache_to_resume(config, directory, overrides or {})
-    with directory.owned(), interruptible():
+    device = choose(config.run, ranks)
+    with ranks.group(config.distributed.timeout, device.device):
+        return _go_on(config, device, directory, cache, overrides or {})
+
+
+def _go_on(
+    config: Config, device: Device, directory: RunDirectory, cache: Path, overrides: dict[str, Any]
+) -> Result:
+    ranks = device.ranks
+    console = Console(speaks=ranks.is_first)
+    with directory.owned() if ranks.is_first else nullcontext(), interruptible():
         if _is_complete(directory, console):
             raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")
-        device = choose(config.run)
-        checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
-        checkpoint = checkpoints.load_newest(console.say, directory.metrics_bytes())
+        checkpoint = None
+        if ranks.is_first:
+            checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
+            checkpoint = checkpoints.load_newest(console.say, directory.metrics_bytes())
+        checkpoint = ranks.of_first(checkpoint)
         plan = _plan_again(config, device, directory, checkpoint, console)
-        _show(plan, config, device, console)
-        console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
-        with cache_folder.in_use(cache):
-            corpus = prepare_corpus(config, cache, console, plan.steps)
-        if checkpoint and checkpoint.progress.data != corpus.content:
-            raise CheckpointError(
-                f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
-                "Restore the files, or begin a new run"
-            )
-        return Pretraining(config, plan, device, corpus, directory, console).run(checkpoint)
+        if device.shared_by(config.run) == ranks.size:
+            _show(plan, config, device, console)
+            console.say(f"resuming {directory} at step {checkpoint.progress.step if checkpoint else 0}")
+            with cache_folder.in_use(cache):
+                corpus = prepare_corpus(config, cache, console, plan.steps, ranks)
+            if checkpoint and checkpoint.progress.data != corpus.content:
+                raise CheckpointError(
+                    f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
+                    "Restore the files, or begin a new run"
+                )
+            return Pretraining(config, plan, device, corpus, directory, console).run(checkpoint)
+    return _by_others(config, plan, directory, overrides)
 
 
 def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
@@ -118,7 +197,15 @@ def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
         CheckpointError: there is none.
         ConfigError: what is there is no valid config.
     """
-    raw = directory.config()
+    return with_overrides(directory.config(), overrides)
+
+
+def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> Config:
+    """The config of these plain values, but for `overrides`: keys, and sections of keys.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
     for key, value in overrides.items():
         saved = raw.get(key)
         raw[key] = saved | value if isinstance(saved, dict) and isinstance(value, dict) else value
@@ -190,11 +277,15 @@ class Pretraining(Session):
 
     def finish(self, loop: Loop) -> None:
         """Exports the model."""
-        self._export(loop.model)
+        model = loop.placement.whole()
+        if self.device.ranks.is_first:
+            self._export(model)
 
     def tracker(self, progress: Progress) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
         config = self.config
+        if not self.device.ranks.is_first:
+            return Silence()
         metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
         identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
@@ -219,10 +310,39 @@ class Pretraining(Session):
             raise CheckpointError(
                 f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers) is of another plan"
             )
-        model = build(config.shape, layers).to(device.device)
-        batches = training_batches(config, self.corpus)
-        if not checkpoint:
-            self._begin_from_source(model, batches, progress)
+        batches = training_batches(config, self.corpus, device.ranks)
+        placement = self._placed(layers, None if checkpoint else progress)
+        optimizer = build_optimizer(placement.model, config.optim)
+        if checkpoint:
+            self.restore(checkpoint if placement.in_shards else checkpoint.read(), placement, optimizer)
+        task = make_task(config, self.corpus.tokenizer)
+        batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
+        return Loop(
+            config=config,
+            plan=self.plan,
+            device=device,
+            placement=placement,
+            optimizer=optimizer,
+            training=Prefetch(batches, device.device),
+            validation=EvaluationBatches(rows, task, batch.micro_size, device.ranks.rank, device.ranks.size),
+            tracker=tracker,
+            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.ranks),
+            refused_steps=self.directory.refused_steps,
+            progress=progress,
+        )
+
+    def _placed(self, layers: int, progress: Progress | None) -> Placement:
+        """The model on its devices; `progress` takes what its weights cost, None where a checkpoint has them."""
+        config, device = self.config, self.device
+        if device.ranks.place and config.distributed.kind == "fsdp":
+            from apollo_cli.training.shards import Shards
+
+            placement = Shards(config.shape, layers, device)
+            if progress:
+                on_cpu = torch.device("cpu")
+                placement.take(self._new_model(layers, on_cpu, progress) if device.ranks.is_first else None)
+            return placement
+        model = self._new_model(layers, device.device, progress)
 
         def new_block() -> torch.nn.Module:
             block = model.new_block()
@@ -233,39 +353,31 @@ class Pretraining(Session):
         if device.compile:
             for block in model.blocks:
                 block.compile()
-        optimizer = build_optimizer(model, config.optim)
-        if checkpoint:
-            self.restore(checkpoint, model, optimizer)
-        task = make_task(config, self.corpus.tokenizer)
-        batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
-        return Loop(
-            config=config,
-            plan=self.plan,
-            device=device,
-            model=model,
-            new_block=new_block,
-            optimizer=optimizer,
-            training=Prefetch(batches, device.device),
-            validation=EvaluationBatches(rows, task, batch.micro_size),
-            tracker=tracker,
-            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
-            refused_steps=self.directory.refused_steps,
-            progress=progress,
-        )
+        if device.ranks.place:
+            return Copies(model, new_block, self.plan.trains_all)
+        return Placement(model, new_block)
 
-    def _begin_from_source(self, model: LanguageModel, batches: TrainingBatches, progress: Progress) -> None:
+    def _new_model(self, layers: int, device: torch.device, progress: Progress | None) -> LanguageModel:
+        """With the weights that it begins with."""
+        model = build(self.config.shape, layers).to(device)
+        if progress:
+            self._begin_from_source(model, progress)
+        return model
+
+    def _begin_from_source(self, model: LanguageModel, progress: Progress) -> None:
         """Gives a new model the weights of the source, if there is one, grown to its size."""
         config, source = self.config, find(self.config)
         if source is None:
             return
         check_tokenizer(source, self.corpus.tokenizer)
-        small, expander = load_model(source.folder).to(self.device.device), config.expander.build()
+        small, expander = load_model(source.folder).to(model.device), config.expander.build()
         random = generator(config.run.seed, Purpose.GROWTH, 0)
         if not isinstance(config.expander, Ligo):
             fill(model, small, expander, random)
             self.console.say(f"begun from {files.shown(source.folder)}")
             return
-        learned = LearnedMap(small, model.shape, expander, len(model.blocks), random).to(self.device.device)
+        learned = LearnedMap(small, model.shape, expander, len(model.blocks), random).to(model.device)
+        batches = training_batches(config, self.corpus)  # whole ones: of several processes each learns the same map
         began = perf_counter()
         first, last = learn(
             model,
@@ -341,16 +453,18 @@ def _inspect(config: Config, plan: Plan, run_dir: Path, cache: Path, console: Co
     return Result(run_dir, plan, {})
 
 
-def training_batches(config: Config, corpus: Corpus) -> TrainingBatches:
-    """The micro-batches of a run on this corpus."""
-    batch, task = config.batch, make_task(config, corpus.tokenizer)
-    return TrainingBatches(corpus.training, task, config.run.seed, batch.size, batch.micro_size, corpus.order)
+def training_batches(config: Config, corpus: Corpus, ranks: Ranks = ALONE) -> TrainingBatches:
+    """The micro-batches of a run on this corpus, or what this process has of them."""
+    batch, task, seed = config.batch, make_task(config, corpus.tokenizer), config.run.seed
+    return TrainingBatches(
+        corpus.training, task, seed, batch.size, batch.micro_size, corpus.order, ranks.rank, ranks.size
+    )
 
 
-def prepare_corpus(config: Config, cache: Path, console: Console, steps: int) -> Corpus:
+def prepare_corpus(config: Config, cache: Path, console: Console, steps: int, ranks: Ranks = ALONE) -> Corpus:
     """The packed corpus of a config, from the folder of all packed corpora or built there now.
 
-    Of a source without an end, as much as so many steps need.
+    Of a source without an end, as much as so many steps need. Of several processes of a machine one builds.
     """
     data, source = config.data, _source(config)
     recipe = Recipe(
@@ -362,7 +476,8 @@ def prepare_corpus(config: Config, cache: Path, console: Console, steps: int) ->
         validation_seed=data.validation_seed,
         bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_endless else None,
     )
-    corpus = prepare(source, recipe, cache, console.say, console.progress)
+    with ranks.first_of_machine_first("corpus"):
+        corpus = prepare(source, recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
             f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "

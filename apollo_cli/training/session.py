@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from torch import nn
 from torch.optim import Optimizer
 
 from apollo_cli import files
@@ -14,12 +13,12 @@ from apollo_cli.errors import CheckpointError, TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
-from apollo_cli.tracking.tracker import Tracker
+from apollo_cli.tracking.tracker import Silence, Tracker
 from apollo_cli.training.checkpoint import Checkpoint, Progress, restore_random_state
 from apollo_cli.training.device import Device, is_out_of_memory
 from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated
 from apollo_cli.training.loop import Loop
-from apollo_cli.training.optimizer import restore_state
+from apollo_cli.training.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,16 @@ class Session(ABC):
 
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """Trains from the checkpoint or from the start, finishes, and writes summary.json whatever happens."""
-        self.console.log_to(self.directory.log_file)
+        if self.device.ranks.is_first:
+            self.console.log_to(self.directory.log_file)
         progress = checkpoint.progress if checkpoint else Progress(data=self.data, run_id=uuid4().hex[:16])
-        progress.planned_steps = self.plan.steps
+        progress.planned_steps, ranks = self.plan.steps, self.device.ranks
+        if progress.devices != ranks.size and checkpoint:
+            self.console.say(
+                f"note: it ran on {progress.devices} and goes on with {ranks.size} devices: the same rows, depths "
+                "and FLOPs, but sums in another order, so that losses differ in their last digits"
+            )
+        progress.devices = ranks.size
         tracker = self.tracker(progress)
         status = "failed"
         try:
@@ -76,7 +82,7 @@ class Session(ABC):
             self.console.start(self.plan)
             with StopRequest() as stop:
                 loop.run(stop)
-            self.finish(loop)
+            self.finish(loop)  # by all, for the model may lie on all
             status = "completed"
         except (Interrupted, KeyboardInterrupt, Terminated):
             status = "interrupted"
@@ -92,15 +98,14 @@ class Session(ABC):
                 self._close(status, progress, tracker)
         return Result(self.directory.path, self.plan, progress.losses)
 
-    def restore(self, checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
-        """Gives both, and torch's generators, the state of the checkpoint.
+    def restore(self, checkpoint: Checkpoint, placement: Placement, optimizer: Optimizer) -> None:
+        """Gives model and optimizer, and torch's generators, the state of the checkpoint.
 
         Raises:
             CheckpointError: it is of another model.
         """
         try:
-            model.load_state_dict(checkpoint.weights)
-            restore_state(model, optimizer, checkpoint.optimizer)
+            placement.restore(checkpoint, optimizer)
             restore_random_state(checkpoint.rng, self.device.device)
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
@@ -109,6 +114,8 @@ class Session(ABC):
 
     def _close(self, status: str, progress: Progress, tracker: Tracker) -> None:
         """The summary, for the directory, for whoever listens and for the screen."""
+        if isinstance(tracker, Silence):
+            return
         self.console.stop()
         summary = self.summary(status, progress)
         try:

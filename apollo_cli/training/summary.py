@@ -45,6 +45,7 @@ def summarize(
         },
         "data": data_facts(config, corpus),
         "device": device.name,
+        "devices": device.ranks.size,
         "precision": "bf16" if device.bf16 else "fp32",
         "versions": versions(),
         "git_commit": git_commit(),

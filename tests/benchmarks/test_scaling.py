@@ -49,7 +49,7 @@ def test_a_step_of_shards_by_hand() -> None:
     assert slow.compute == pytest.approx((2051.328 + 0.0812) * US)  # a quarter of the parameters each
     hops = 3 * 3.4 * US
     gather, scatter = 4920 / 50e9 + hops, 9840 / 50e9 + hops  # 3/4 of 2 and 4 bytes of a block
-    around, tail = 2640 / 50e9 + hops, 5280 / 50e9 + hops
+    around, tail = 2 * (5280 / 50e9 + hops), 5280 / 50e9 + hops  # 4 bytes each of what stands around, twice
     everything = around + 12 * gather + 3 * scatter + tail
     assert slow.communication == pytest.approx(everything)
     assert slow.overlapped == pytest.approx(slow.compute + around + gather + tail)
@@ -61,7 +61,7 @@ def test_shards_leave_room() -> None:
     # 48 bytes a token; 600 bytes a token and layer; the logits twice; what is at work
     work = 48 * 16 + 16 * 3 * 600 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
     assert scaling.memory_bytes("ddp", CASE, 3, 3, 4) == 16 * 11_600 + work
-    whole = 2 * (2 * 3280 + 1760) + 2 * (3280 + 1760) + 4 * 3280
+    whole = 2 * 2 * 3280 + 2 * 3280 + 2 * 4 * 1760 + 4 * 3280
     assert scaling.memory_bytes("fsdp", CASE, 3, 3, 4) == 16 * 2900 + whole + work
 
 

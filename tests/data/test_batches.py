@@ -211,7 +211,7 @@ def test_a_row_is_masked_anew_in_each_epoch() -> None:
 
 def test_evaluation_sees_every_row_in_order_with_the_same_masks_however_it_is_split() -> None:
     rows = framed(10, 32)
-    split = {micro: list(EvaluationBatches(rows, MASKED, micro)) for micro in (1, 4, 10, 64)}
+    split = {micro: [b for b, _ in EvaluationBatches(rows, MASKED, micro)] for micro in (1, 4, 10, 64)}
     assert [len(batch.tokens) for batch in split[4]] == [4, 4, 2]
     for batches in split.values():
         assert torch.equal(torch.cat([b.tokens for b in batches]), split[10][0].tokens)
@@ -226,10 +226,34 @@ def test_evaluation_sees_every_row_in_order_with_the_same_masks_however_it_is_sp
 def test_evaluation_is_the_same_every_time_and_not_masked_as_training_is() -> None:
     rows = framed(10, 128)
     batches = EvaluationBatches(rows, MASKED, 10)
-    (first,), (second,) = list(batches), list(batches)
+    ((first, _),), ((second, _),) = list(batches), list(batches)
     assert torch.equal(first.tokens, second.tokens)
     assert torch.equal(first.positions, second.positions)
     assert not torch.equal(first.positions, MASKED.batch(rows, 0, Purpose.MASK, np.arange(10)).positions)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 5, 10, 13])
+def test_evaluation_of_several_processes_counts_every_row_once(ranks: int, count: int) -> None:
+    rows = framed(count, 32)
+    shares = [list(EvaluationBatches(rows, MASKED, 6, rank, ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1  # a model in shards needs all of them in each
+    counted = [batch.targets for turn in zip(*shares, strict=True) for batch, n in turn if n]
+    ((whole, _),) = list(EvaluationBatches(rows, MASKED, count))
+    assert torch.equal(torch.cat(counted), whole.targets)
+    assert all(n in (0, len(batch.targets)) for share in shares for batch, n in share)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 6])
+def test_processes_share_a_micro_step_row_by_row(ranks: int) -> None:
+    rows = framed(20, 32)
+    whole = TrainingBatches(rows, MASKED, 3, 12, 6)
+    shares = [TrainingBatches(rows, MASKED, 3, 12, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step, part in [(0, 0), (0, 1), (4, 1)]:
+        parts = [share.micro_batch(step, part) for share in shares]
+        assert torch.equal(torch.cat([p.tokens for p in parts]), whole.micro_batch(step, part).tokens)
+        assert torch.equal(torch.cat([p.targets for p in parts]), whole.micro_batch(step, part).targets)
+        assert all(np.array_equal(share.row_numbers(step, part), whole.row_numbers(step, part)) for share in shares)
 
 
 INSIDE = np.zeros(VOCABULARY, dtype=bool)
@@ -296,6 +320,6 @@ def test_a_word_that_fills_the_row_gives_as_many_tokens_as_are_needed() -> None:
 def test_masks_of_whole_words_belong_to_the_sample_however_a_batch_is_split() -> None:
     rows = framed(10, 64)
     whole = masks(WORDS.batch(rows, 3, Purpose.EVALUATION_MASK, np.arange(10)))
-    split = [masks(batch) for batch in EvaluationBatches(rows, WORDS, 3)]
-    assert np.array_equal(np.concatenate(split), masks(next(iter(EvaluationBatches(rows, WORDS, 10)))))
+    split = [masks(batch) for batch, _ in EvaluationBatches(rows, WORDS, 3)]
+    assert np.array_equal(np.concatenate(split), masks(next(iter(EvaluationBatches(rows, WORDS, 10)))[0]))
     assert np.array_equal(whole, masks(WORDS.batch(rows, 3, Purpose.EVALUATION_MASK, np.arange(10))))

@@ -68,7 +68,9 @@ def expand(
 ) -> None:
     expander = Expander("nearest", silent=True) if growth == "net2net" else Expander(growth)
     planned = expander.growth(len(model.blocks), layers)
-    model.blocks = grow(model.blocks, model.new_block, optimizer, planned, moments)
+    grown = nn.ModuleList(model.new_block() for _ in planned.matrix)
+    grow(model.blocks, grown, optimizer, planned, moments)
+    model.blocks = grown
 
 
 def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
@@ -374,5 +376,6 @@ def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> No
 
 def test_matrix_for_another_number_of_layers_is_refused() -> None:
     model, optimizer = trained("gpt", 3)
-    with pytest.raises(ValueError, match="a growth of 2 layers cannot grow 3"):
-        grow(model.blocks, model.new_block, optimizer, Expander("nearest").growth(2, 6), "map")
+    grown = nn.ModuleList(model.new_block() for _ in range(6))
+    with pytest.raises(ValueError, match="a growth of 2 layers to 6 is not one of 3"):
+        grow(model.blocks, grown, optimizer, Expander("nearest").growth(2, 6), "map")

@@ -109,7 +109,7 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     plan = make_plan(40)
     written = plan.as_dict()
     assert set(written) == {
-        *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages"),
+        *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages", "devices"),
         *("map_flops", "source_flops", "source_seconds"),
     }
     assert written["steps"] == 40
@@ -118,7 +118,7 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
     keys = {
         "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
-        "growth_map", "frozen_layers",
+        "growth_map", "frozen_layers", "sent_bytes",
     }  # fmt: skip
     assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
     stages = written["stages"]

@@ -29,11 +29,11 @@ def test_gradients_of_four_devices_by_hand() -> None:
 
 
 def test_a_shared_block_is_gathered_each_time_it_runs_and_its_gradient_summed_once() -> None:
-    # six layers run forward and backward, the rest once, 2 bytes each; 3/4 of that
-    gathered = 2 * (2 * 6 * 3280 + 1760) * 3 // 4
-    assert gathered_bytes(SHAPE, layers=3, depth=6, devices=4, bf16=True) == gathered == 61_680
-    assert gathered_bytes(SHAPE, 3, 6, 4, bf16=False) == 2 * gathered
-    assert step_bytes("fsdp", SHAPE, 3, 6, 4, True, passes=2) == 34_800 + 2 * 61_680
+    # six layers of 2 bytes a number and the rest of 4 run forward and backward; 3/4 of that
+    gathered = 2 * (6 * 2 * 3280 + 4 * 1760) * 3 // 4
+    assert gathered_bytes(SHAPE, layers=3, depth=6, devices=4, bf16=True) == gathered == 69_600
+    assert gathered_bytes(SHAPE, 3, 6, 4, bf16=False) == 2 * 4 * (6 * 3280 + 1760) * 3 // 4
+    assert step_bytes("fsdp", SHAPE, 3, 6, 4, True, passes=2) == 34_800 + 2 * 69_600
     assert step_bytes("ddp", SHAPE, 3, 6, 4, True, passes=2) == 69_600
 
 
@@ -45,8 +45,8 @@ def test_what_ddp_sends_grows_with_the_stored_layers_alone() -> None:
 @pytest.mark.parametrize("devices", [1, 4, 64])
 def test_state_by_hand(devices: int) -> None:
     assert state_bytes("ddp", SHAPE, 3, devices, True) == 16 * 11_600
-    # two blocks and the rest of weights, one and the rest of gradients, 2 bytes; the larger once more in fp32
-    whole = 2 * (2 * 3280 + 1760) + 2 * (3280 + 1760) + 4 * 3280
+    # two blocks of weights and one of gradients, 2 bytes, the rest of both in 4; the larger once more in fp32
+    whole = 2 * 2 * 3280 + 2 * 3280 + 2 * 4 * 1760 + 4 * 3280
     assert state_bytes("fsdp", SHAPE, 3, devices, True) == 16 * 11_600 // devices + whole
     assert state_bytes("fsdp", SHAPE, 3, devices, True, accumulates=True) == (
         16 * 11_600 // devices + whole + 4 * 11_600
@@ -67,13 +67,13 @@ class _Whole(TorchDispatchMode):
 
 
 def _send(rank: int, folder: str) -> None:
-    """One forward and backward pass over shared layers, under torch's own fsdp."""
+    """One forward and backward pass over shared layers, under torch's own fsdp; nothing is kept whole."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
     model, mesh = build(SHAPE, 3), init_device_mesh("cpu", (2,))
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "loss")
     tokens, positions = torch.arange(16).view(2, 8), torch.arange(7)
     with _Whole() as whole:

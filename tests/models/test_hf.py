@@ -85,6 +85,30 @@ def test_export_loads_in_transformers_and_gives_the_same_logits(shape: Shape, la
     torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@torch.no_grad()
+def test_a_large_model_is_in_several_files(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(small(kind), 3)
+    monkeypatch.setattr("apollo_cli.models.hf.LARGEST_FILE", model.num_parameters())  # a quarter of its bytes
+    save_model(model, tmp_path, SPECIAL[kind])
+    assert len(list(tmp_path.glob("model-0*-of-*.safetensors"))) > 3
+    assert not (tmp_path / "model.safetensors").exists()
+    theirs, loading = AUTO[kind].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded, tokens = load_model(tmp_path), make_tokens(small(kind).vocabulary, 5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    torch.testing.assert_close(model.logits(tokens, range(3)), theirs.eval()(tokens).logits, rtol=0, atol=1e-4)
+
+
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    exported(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"bert.embeddings.LayerNorm.weight": "../other.safetensors"}}))
+    with pytest.raises(CheckpointError, match="which is not beside it"):
+        load_model(tmp_path)
+
+
 @each_shape
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()

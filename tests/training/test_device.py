@@ -7,7 +7,9 @@ import torch
 from apollo_cli.config import Config
 from apollo_cli.errors import ConfigError, TrainingError
 from apollo_cli.training.device import choose, is_out_of_memory
+from apollo_cli.training.distributed import Ranks
 from apollo_cli.training.loop import Loop
+from apollo_cli.training.place import Place
 from apollo_cli.training.run import train
 
 
@@ -27,6 +29,24 @@ def test_what_is_asked_for_is_what_is_chosen(config: Callable[..., Config]) -> N
 def test_a_device_that_is_not_here_is_refused(config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="device=cuda:99: not on this machine"):
         choose(config("device=cuda:99").run)
+
+
+def test_each_of_several_processes_takes_a_device_of_its_own(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = Ranks(Place(rank=7, size=8, local=2, host="", port=0))
+    assert choose(config("device=cpu").run, third).device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose(config("device=auto").run, third).device == torch.device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun showed it its own alone
+    assert choose(config("device=cuda").run, third).device == torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="this machine has 2, and at least 3 processes"):
+        choose(config("device=cuda").run, third)
+    with pytest.raises(ConfigError, match="device=cuda:1: 8 processes need one each"):
+        choose(config("device=cuda:1").run, third)
 
 
 @pytest.mark.gpu

@@ -55,7 +55,7 @@ def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
     auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
     model = auto.from_pretrained(tmp_path / "model").eval()
     losses, count = 0.0, 0
-    for batch in seen[0]:
+    for batch, _ in seen[0]:
         with torch.no_grad():
             logits = model(input_ids=batch.tokens).logits.flatten(0, 1)[batch.positions]
         losses += torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").item()

@@ -1,0 +1,197 @@
+"""The processes of one run, a device each, and what they tell each other, which goes through torch.distributed."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from time import monotonic, sleep
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from apollo_cli.errors import ConfigError, PeerError
+from apollo_cli.training.place import Place
+
+T = TypeVar("T")
+
+_MEETING = timedelta(minutes=10)  # until all are started
+_PATIENCE = 3.0  # seconds in which the first may say the same
+_LAST_WORDS = "last words"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, and which of them this one is; what they compute together, all of them ask for.
+
+    Attributes:
+        place: of this one; None where it is alone.
+        store: what all can read and write, with or without a group.
+    """
+
+    place: Place | None = None
+    store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def rank(self) -> int:
+        """From 0."""
+        return self.place.rank if self.place else 0
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.place.size if self.place else 1
+
+    @property
+    def local(self) -> int:
+        """Number among those of this machine."""
+        return self.place.local if self.place else 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes and speaks."""
+        return self.rank == 0
+
+    @contextmanager
+    def group(self, timeout: float, device: torch.device) -> Iterator[None]:
+        """While entered, they can compute together.
+
+        Args:
+            timeout: seconds that one may keep the others waiting.
+            device: of this process.
+
+        Raises:
+            PeerError: another one is gone, or hangs.
+        """
+        if not self.place:
+            yield
+            return
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=self.store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=timeout),
+        )
+        try:
+            yield
+        except RuntimeError as error:  # torch has no class of its own for it
+            if "imed out" in str(error):
+                raise PeerError(
+                    f"another process has not answered for {timeout:g} s (distributed.timeout): it hangs, or is "
+                    "much slower"
+                ) from error
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise PeerError("another process of this run is gone") from error
+            raise
+        dist.destroy_process_group()  # in good order only after a good end: else others may be in the midst of it
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Over all of them, in place."""
+        if self.place:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def total(self, *values: float) -> list[float]:
+        """The sum of each, in double precision."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def highest(self, *values: float) -> list[float]:
+        """The highest of each."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: tuple[float, ...], by: Any) -> list[float]:
+        if not self.place:
+            return list(values)
+        reduced = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(reduced, by)
+        return reduced.tolist()
+
+    def of_first(self, value: T) -> T:
+        """What the first one has."""
+        box = [value if self.is_first else None]
+        if self.place:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def first_of_machine_first(self, what: str) -> Iterator[None]:
+        """Entered by one process of each machine, and by its others once that one is through."""
+        if not self.place:
+            yield
+            return
+        key = f"{what} {self.rank - self.local}"
+        if self.local:
+            self._wait_for(key)
+        yield
+        self.store.set(key, "done")
+
+    def agreed(self, key: str, value: Callable[[], str]) -> str:
+        """The first one's value; no group is needed."""
+        if not self.place:
+            return value()
+        if self.is_first:
+            self.store.set(key, value())
+        self._wait_for(key)
+        return self.store.get(key).decode()
+
+    def _wait_for(self, key: str) -> None:
+        """Until somebody has set it; the store's own wait would not hear a signal.
+
+        Raises:
+            PeerError: the first one ended instead.
+        """
+        while not self.store.check([key]):
+            if self.store.check([_LAST_WORDS]):
+                raise PeerError("the first process of this run has ended")
+            sleep(0.05)
+
+    def speaks(self, message: str, error: Exception) -> bool:
+        """Whether this process is to say why it ends: not what the first one has said, or what comes from that."""
+        if not self.place:
+            return True
+        with suppress(RuntimeError):  # the store may be gone with the first one
+            if self.is_first:
+                self.store.set(_LAST_WORDS, message)
+                return True
+            began = monotonic()
+            while monotonic() - began < _PATIENCE:
+                if self.store.check([_LAST_WORDS]):
+                    return self.store.get(_LAST_WORDS).decode() != message and not isinstance(error, PeerError)
+                sleep(0.05)
+        return True
+
+
+ALONE = Ranks()
+
+
+@cache
+def join() -> Ranks:
+    """Meets the other processes of this run, if there are any.
+
+    Raises:
+        ConfigError: they did not come, or the environment does not say where.
+    """
+    place = Place.of(os.environ)
+    if place is None:
+        return ALONE
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun listens itself
+    try:
+        store = dist.TCPStore(place.host, place.port, place.size, place.rank == 0 and not of_agent, _MEETING)
+    except (RuntimeError, dist.DistError) as error:
+        raise ConfigError(
+            [
+                f"process {place.rank} of {place.size} did not meet the others at {place.host}:{place.port}: "
+                f"{str(error).splitlines()[0]}"
+            ]
+        ) from error
+    return Ranks(place, dist.PrefixStore(f"apollo {place.restarts}", store))
+
+
+def joined() -> Ranks:
+    """Those that this process has met; itself alone before."""
+    return join() if join.cache_info().currsize else ALONE

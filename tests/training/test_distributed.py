@@ -1,0 +1,220 @@
+"""Several processes train as one does: the same rows, depths, masks, FLOPs; losses but for rounding."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apollo_cli.models.hf import load_model
+from tests.conftest import read_rows
+
+# fp32 sums in another order, through 12 to 60 steps of AdamW, which divides by small numbers
+ROUNDING = 1e-5
+EXACT = ("step", "micro_step", "tokens", "flops", "stage", "layers", "train/depth", "growth/from", "growth/to")
+LONG = ("budget.steps=60", "checkpoint.every=5", "log.every=1", "eval.every=20")
+
+
+def command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "apollo_cli.train", *words]
+
+
+def torchrun(size: int, words: Sequence[str], *flags: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *flags]
+    return [*launcher, "-m", "apollo_cli.train", *words]
+
+
+def finished(argv: Sequence[str], code: int = 0) -> str:
+    """Runs it to its end; everything that it said."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def trained(words: Sequence[str], folder: Path, *more: str) -> Path:
+    finished(command([*words, *more, f"hydra.run.dir={folder}"]))
+    return folder
+
+
+def assert_same(one: Path, other: Path, rounding: float = ROUNDING) -> None:
+    """The same rows but for clocks and rounding, and the same model."""
+    ours, theirs = read_rows(one), read_rows(other)
+    assert len(ours) == len(theirs)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.keys() == its.keys()
+        assert {key: mine[key] for key in EXACT if key in mine} == {key: its[key] for key in EXACT if key in its}
+        for key in mine:
+            if "loss" in key:
+                assert mine[key] == pytest.approx(its[key], abs=rounding), (key, mine["step"])
+    models = [load_model(folder / "model").state_dict() for folder in (one, other)]
+    assert models[0].keys() == models[1].keys()
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name], rtol=0, atol=100 * rounding)
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def last_step(folder: Path) -> int:
+    rows = folder / "metrics.jsonl"
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else -1
+
+
+def workers(parent: int) -> list[int]:
+    """The processes that this one, or its child, started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                fields = (folder / "stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, in two micro-steps a step and three stages."""
+    return trained(tiny, tmp_path_factory.mktemp("alone") / "run")
+
+
+def test_two_processes_are_as_one(tiny: tuple[str, ...], alone: Path, tmp_path: Path) -> None:
+    run = trained(tiny, tmp_path / "run", "devices=2")
+    assert_same(alone, run)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["status"], summary["devices"]) == ("completed", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("devices=4", "batch.micro=4"), ("devices=2", "distributed=fsdp")])
+def test_more_of_them(words: tuple[str, ...], tiny: tuple[str, ...], tmp_path: Path) -> None:
+    same = [word for word in words if word.startswith("batch")]
+    assert_same(trained(tiny, tmp_path / "one", *same), trained(tiny, tmp_path / "run", *words))
+
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "bert": ("model=bert", "sampler=lvps"),
+    "raptr": ("sampler=subset", "sampler.sizes=[2,2,4]", "schedule.layers=[4,4,4]", "model=gpt"),
+    "mslt": ("schedule.trained=[all,new,all]", "expander=append", "sampler=shallow", "model=bert"),
+    "msg": ("expander=msg", "expander.entry=0.2", "sampler=shallow", "model=gpt"),
+    "reset": ("expander=stack", "expander.moments=reset", "model=gpt"),
+    "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_the_same_on_two(method: str, kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = (*tiny, *METHODS[method])
+    assert_same(
+        trained(words, tmp_path / "one"), trained(words, tmp_path / "two", "devices=2", f"distributed={kind}")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_kill_one_and_torchrun_goes_on(kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = (*tiny, *LONG, f"distributed={kind}")
+    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
+    argv = torchrun(2, [*words, f"hydra.run.dir={run}"], "--max-restarts=2")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: last_step(run) > 10)
+        os.kill(workers(process.pid)[-1], signal.SIGKILL)
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert f"resuming {run} at step" in said
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("ddp", "devices=1"), ("fsdp", "devices=1"), ("fsdp", "devices=4"), ("fsdp", "distributed.kind=ddp")],
+)
+def test_kill_all_and_go_on_with_others(kind: str, more: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """A run in shards goes on in other shards, or whole."""
+    words = (*tiny, *LONG, "batch.micro=4", f"distributed={kind}")
+    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
+    argv = command([*words, "devices=2", f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: last_step(run) > 10)
+        for number in [*workers(process.pid), process.pid]:
+            os.kill(number, signal.SIGKILL)
+    said = finished(command([f"resume={run}", more]))
+    assert "at step 0" not in said
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_and_all_go_on(signum: int, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    whole, run = trained((*tiny, *LONG), tmp_path / "whole"), tmp_path / "run"
+    argv = command([*tiny, *LONG, "devices=2", f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: last_step(run) > 10)
+        process.send_signal(signum)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, said
+    assert said.count("resume=") == 1
+    finished(command([f"resume={run}"]))
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_ends_in_a_time_out(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    argv = command(
+        [*tiny, *LONG, "budget.steps=5000", "devices=2", "distributed.timeout=3", f"hydra.run.dir={run}"]
+    )
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: last_step(run) > 10)
+        os.kill(workers(process.pid)[-1], signal.SIGSTOP)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert "another process has not answered for 3 s (distributed.timeout)" in said
+    assert f"resume={run}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_and_nothing_is_left(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("", encoding="utf-8")
+    for words, argv in {
+        "budget.steps=1": lambda words: command([*words, "devices=2"]),
+        f"data.files=[{empty}]": lambda words: command([*words, "devices=2"]),
+        "batch.size=3": lambda words: torchrun(2, [*words, "batch.micro=3"]),
+    }.items():
+        run = tmp_path / "run"
+        said = finished(argv([*tiny, words, f"hydra.run.dir={run}"]), code=1 if "batch" in words else 2)
+        assert said.count("apollo-train") == 1, said
+        assert not run.exists()
+
+
+@pytest.mark.slow
+def test_dropout_goes_on_where_it_was(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Each process has luck of its own, which a resumed one has again."""
+    words = (*tiny, *LONG, "model.dropout=0.1", "devices=2")
+    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
+    argv = command([*words, f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: last_step(run) > 10)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+    finished(command([f"resume={run}"]))
+    assert_same(whole, run, rounding=0)
