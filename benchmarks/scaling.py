@@ -338,8 +338,8 @@ def _assumptions() -> Iterator[str]:
     )
     yield "- ddp: fp32 gradients in buckets of 25 MiB beside the backward pass; the tied embedding's after it."
     yield (
-        "- fsdp: bf16 weights of blocks and fp32 ones around them, a block gathered forward and backward each time it runs, the next one while one "
-        "runs; fp32 gradients scattered once a block that is stored. Sharded over all devices."
+        "- fsdp: bf16 weights of blocks and fp32 ones around them, a block gathered forward and backward each time "
+        "it runs, the next one while one runs; fp32 gradients scattered once a block that is stored. Sharded over all devices."
     )
     yield "- AdamW moves 28 bytes a parameter that a device holds, at the bandwidth of its memory."
     yield (

@@ -61,8 +61,8 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if place := Place.of(os.environ):
-        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {place.size} processes"])
+    if several := Place.of(os.environ):
+        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {several.size} processes"])
 
     from apollo_cli.glue.grid import Grid, asked_before, place
     from apollo_cli.glue.section import beside_resume, compose_words, parse

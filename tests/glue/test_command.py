@@ -172,6 +172,13 @@ def test_a_run_that_did_not_finish_is_refused_with_the_way_on(
     assert "not a run directory" in _error([f"run={run_dir}/nowhere", "task=cola", *quick], capsys)
 
 
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert run(["model=anything"]) == 2
+    assert "start apollo-glue once, not as 4 processes" in capsys.readouterr().err
+
+
 def test_a_missing_file_is_said_before_the_first_run(
     run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
