@@ -13,6 +13,8 @@ from apollo_cli.overrides import DECIDABLE, PLACE, RESUMABLE
 from apollo_cli.report.runs import flat
 from apollo_cli.run_directory import RunDirectory
 
+_BEGUN = "begun"
+
 
 def run_cell(config: Config, run_dir: Path, label: str) -> None:
     """Trains a cell, goes on with it, or passes over it.
@@ -26,19 +28,31 @@ def run_cell(config: Config, run_dir: Path, label: str) -> None:
         OccupiedError: another run is in its directory, or another process works there.
         ApolloError: as `train` and `resume` raise.
     """
+    from apollo_cli.training.distributed import join
     from apollo_cli.training.run import resume, train
 
-    directory = RunDirectory(run_dir)
-    if directory.is_claimed:
-        _refuse_another_run(directory, config)
-        if config.run.plan or _is_complete(directory):
-            print(f"{label}: {'planned' if config.run.plan else 'completed'} before")
-            return
-    print(label)
-    if directory.is_claimed:
-        resume(run_dir, _resumable(config.raw))
-    else:
+    ranks = join()
+    found = ranks.agreed("cell", lambda: _found(RunDirectory(run_dir), config))
+    if ranks.is_first:
+        print(label + (f": {found}" if found.endswith("before") else ""))
+    if not found:
         train(config, run_dir)
+    elif found == _BEGUN:
+        resume(run_dir, _resumable(config.raw))
+
+
+def _found(directory: RunDirectory, config: Config) -> str:
+    """What an earlier start of the sweep left there, in a word; none where it left nothing.
+
+    Raises:
+        OccupiedError: it is another run.
+    """
+    if not directory.is_claimed:
+        return ""
+    _refuse_another_run(directory, config)
+    if config.run.plan:
+        return "planned before"
+    return "completed before" if _is_complete(directory) else _BEGUN
 
 
 def record_failure(run_dir: Path, error: str) -> None:

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from apollo_cli.config import parse
-from apollo_cli.errors import OccupiedError
+from apollo_cli.errors import ConfigError, OccupiedError
 from apollo_cli.outcome import DONE, report
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sweeps import gpus
@@ -35,6 +35,7 @@ from apollo_cli.sweeps.journal import Ended, Journal
 from apollo_cli.sweeps.submitted import requeue
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
+from apollo_cli.training.place import Place
 
 _AT_WORK = Lock()  # held while this process, one of several, has a cell
 
@@ -63,7 +64,7 @@ def job(values: Any) -> None:
                     ended = _cell(values, run_dir, journal)
                     is_job_stopped = journal.is_of_submitted and ended.status == "interrupted"
                     if not is_job_stopped:
-                        journal.add(ended)
+                        _note(ended, journal)
                 if is_job_stopped:
                     _requeue(ended, journal)
                 code = ended.code if ended.code > 128 else DONE
@@ -89,7 +90,19 @@ def _requeue(ended: Ended, journal: Journal) -> None:
         requeue(ended.code - 128)
     except Exception as error:
         ended = replace(ended, reason=str(error))
-    journal.add(ended)
+    _note(ended, journal)
+
+
+def _note(ended: Ended, journal: Journal) -> None:
+    if _is_first():
+        journal.add(ended)
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for the cell, which several may train."""
+    with suppress(ConfigError):
+        return not (place := Place.of(os.environ)) or place.rank == 0
+    return True
 
 
 def _cell(values: Any, run_dir: Path, journal: Journal) -> Ended:
@@ -107,11 +120,12 @@ def _cell(values: Any, run_dir: Path, journal: Journal) -> Ended:
     except OccupiedError as error:
         status, code, reason = "refused", report(error), str(error)
     except Exception as error:
-        if not config:
+        if not config and _is_first():
             print(label)
-        status, code, reason = "failed", report(error, run_dir), str(error) or repr(error)
-        if config or not RunDirectory(run_dir).is_claimed:  # else what is there is another run
-            record_failure(run_dir, reason)
+        code, reason = report(error, run_dir), str(error) or repr(error)
+        status = "interrupted" if code > 128 else "failed"  # what its processes said (devices=N)
+        if status == "failed" and _is_first() and (config or not RunDirectory(run_dir).is_claimed):
+            record_failure(run_dir, reason)  # else what is there is another run
     return Ended(str(run_dir), code, status, reason, words)
 
 

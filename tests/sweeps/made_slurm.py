@@ -5,10 +5,12 @@ Every command is this file under another name; FAKE_SLURM names the folder in wh
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +32,21 @@ def enter(folder: Path, monkeypatch: "pytest.MonkeyPatch") -> None:
         script.chmod(0o755)
 
 
+def leave(folder: Path) -> None:
+    """Ends every job that is left."""
+    for file in folder.glob("*.array"):
+        with suppress(ProcessLookupError):
+            os.killpg(int(file.read_text()), signal.SIGKILL)
+
+
 def sbatch(place: Path, file: str) -> int:
     """Runs every job of the array at once, in a process that nobody waits for."""
     job = FIRST_JOB + len(list(place.glob("*.sh")))
     (place / f"{job}.sh").write_bytes(Path(file).read_bytes())
     nowhere = subprocess.DEVNULL
     command = [sys.executable, __file__, "array", str(job)]
-    subprocess.Popen(command, start_new_session=True, stdout=nowhere, stderr=nowhere)
+    array = subprocess.Popen(command, start_new_session=True, stdout=nowhere, stderr=nowhere)
+    (place / f"{job}.array").write_text(str(array.pid))
     print(f"Submitted batch job {job}")
     return 0
 
@@ -48,9 +58,10 @@ def array(place: Path, job: str) -> int:
     tasks = int(given["nodes"]) * int(given["ntasks-per-node"])
     threads = []
     for index in range(int(last[1]) + 1):
-        name, environment = job, {"SLURM_JOB_ID": f"{job}{index}", "SLURM_NTASKS": str(tasks)}
+        name, environment = job, {"SLURM_JOB_ID": job, "SLURM_NTASKS": str(tasks)}
         if "array" in given:
             name = f"{job}_{index}"
+            environment["SLURM_JOB_ID"] = f"{job}{index}"
             environment |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(index)}
         threads.append(threading.Thread(target=_batch, args=(place, job, name, environment)))
         threads[-1].start()

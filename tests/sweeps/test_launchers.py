@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,9 +29,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     place = tmp_path / "slurm"
     made_slurm.enter(place, monkeypatch)
     yield place
-    for tasks in place.glob("*.tasks"):
-        with suppress(ProcessLookupError):
-            _signal(place, tasks.stem, signal.SIGKILL)
+    made_slurm.leave(place)
 
 
 def refused(*words: str) -> str:
@@ -106,6 +103,24 @@ def test_a_cell_that_is_near_its_time_limit_or_preempted_goes_on_in_its_job(
         (log,) = (tmp_path / "sweep").rglob(f"100_{cell}_0_log.out")
         assert re.search(rf"resuming sweep/{cell} at step [1-9]\d*\n", log.read_text())
     assert out.count("│ completed") == 2
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_cell_stop_and_go_on_together(
+    tiny: tuple[str, ...], slurm: Path, tmp_path: Path
+) -> None:
+    words = [*SHORT, "budget.steps=30", "seed=0", "hydra/launcher=slurm_node", "hydra.launcher.gpus_per_node=2"]
+    with started(["-m", *tiny, *words], tmp_path) as command:
+        wait_for_rows(tmp_path / "sweep", "0")
+        _signal(slurm, "100", signal.SIGUSR2)
+        out, err = command.communicate(timeout=300)
+    assert command.returncode == 0, err
+    steps = [row["step"] for row in read_rows(tmp_path / "sweep" / "0") if "train/loss" in row]
+    assert steps == list(range(1, 31))
+    logs = [path.read_text() for rank in (0, 1) for path in (tmp_path / "sweep").rglob(f"100_{rank}_log.out")]
+    assert re.search(r"resuming sweep/0 at step [1-9]\d*\n", logs[0])
+    assert "step " not in logs[1]
+    assert out.count("│ completed") == 1
 
 
 def _signal(slurm: Path, job: str, signum: int) -> None:
