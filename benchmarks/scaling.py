@@ -1,14 +1,23 @@
 """What a step takes beyond one machine, on paper: `python -m benchmarks.scaling`, a minute; benchmarks/RESULTS.md.
 
+`python -m benchmarks.scaling here` measures one and two processes on this machine, which wants two quiet cores.
+
 Seconds of a block are measured here: on a GPU those of every model, which then predict; on a CPU those of the small
 ones alone, and published figures stand in for a GPU. All else are closed forms, of `apollo_cli.models` where it has
 them. Nothing on this page was seen on a cluster.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, log2
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 
 import torch
@@ -27,6 +36,7 @@ from apollo_cli.training.memory import num_pieces
 from benchmarks import results
 
 TITLE = "Beyond one machine: predicted"
+_HERE = "Processes here, measured"
 KINDS: tuple[Kind, ...] = ("ddp", "fsdp")
 DEVICES = (8, 64, 512)
 _BUCKET = 25 * 2**20  # bytes: DDP's default (bucket_cap_mb)
@@ -202,7 +212,7 @@ def _fsdp(
 ) -> Step:
     """Gathers the next block while one runs, and scatters the sums of its gradients behind it (Zhao 2023, 3.3).
 
-    The first gathering, and what stands around the blocks, hide behind nothing.
+    The first gathering, and what stands around the blocks (forward and backward), hide behind nothing.
     """
     rest = num_parameters(shape, 0)
     one = reduced_bytes("fsdp", num_parameters(shape, 1) - rest, devices)
@@ -293,11 +303,12 @@ def measured() -> Iterator[tuple[str, float, float]]:
         yield case.name, seconds, FORWARD_AND_BACKWARD * case.forward_flops(1, head=False) / seconds
 
 
-def report(found: Sequence[tuple[str, float, float]]) -> Iterator[str]:
+def report(found: Sequence[tuple[str, float, float]], section: Sequence[str] = ()) -> Iterator[str]:
     """The page.
 
     Args:
         found: as `measured` gives it; the rate of a case is its own where it is in it, else the published one.
+        section: as `here` gives it; none keeps what stands there.
     """
     yield "Made by `python -m benchmarks.scaling`. Nothing here was seen on a cluster: read the assumptions first."
     yield from ("", "## Assumptions", "")
@@ -313,6 +324,8 @@ def report(found: Sequence[tuple[str, float, float]]) -> Iterator[str]:
     for cluster in CLUSTERS:
         yield from ("", f"## On {cluster.name}", "")
         yield from _steps(cluster, rates)
+    if kept := section or results.sections(TITLE).get(_HERE, "").splitlines():
+        yield from ("", *kept)
     yield from ("", "## What growth saves of it", "")
     yield from _stages()
     for cluster in CLUSTERS:
@@ -338,8 +351,9 @@ def _assumptions() -> Iterator[str]:
     )
     yield "- ddp: fp32 gradients in buckets of 25 MiB beside the backward pass; the tied embedding's after it."
     yield (
-        "- fsdp: bf16 weights of blocks and fp32 ones around them, a block gathered forward and backward each time "
-        "it runs, the next one while one runs; fp32 gradients scattered once a block that is stored. Sharded over all devices."
+        "- fsdp: a block's bf16 weights gathered forward and backward each time it runs, the next one's while one "
+        "runs, and what stands around the blocks in fp32; fp32 gradients scattered once a block that is stored. "
+        "Sharded over all devices: over the nodes of a large cluster the hops of a ring add up."
     )
     yield "- AdamW moves 28 bytes a parameter that a device holds, at the bandwidth of its memory."
     yield (
@@ -417,12 +431,40 @@ def _methods(cluster: Cluster, rates: dict[str, float], devices: int = 64) -> It
             )
 
 
-def main() -> None:
-    """Measures, predicts and writes."""
+def here(most: int = 2, steps: int = 40) -> Iterator[str]:
+    """Tokens a second of a GPT of nano size on some processes of a thread each: the section of the page."""
+    rates = [_tokens_per_second(devices, steps) for devices in range(1, most + 1)]
+    yield f"## {_HERE}"
+    yield ""
+    yield "GPT nano, 16 sequences of 128 tokens a step, all 12 layers, ddp over gloo, one thread a process:"
+    yield ""
+    yield from results.table(
+        ("processes", "tokens/s", "of the ideal"),
+        ((str(n), f"{rate:.0f}", f"{rate / n / rates[0]:.0%}") for n, rate in enumerate(rates, 1)),
+    )
+
+
+def _tokens_per_second(devices: int, steps: int) -> float:
+    """The median over a run's rows, without the first, which pays for warming up."""
+    words = ["model=gpt", "schedule=scratch", "sampler=full", "tracking=local", f"devices={devices}"]
+    words += [f"budget.steps={steps}", "log.every=2", f"eval.every={steps}", "eval.rows=16", "device=cpu"]
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "apollo_cli.train", *words, f"hydra.run.dir={folder}/run"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        rows = (json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").open(encoding="utf-8"))
+        rates = [row["perf/tokens_per_second"] for row in rows if "perf/tokens_per_second" in row]
+    return median(rates[1:])
+
+
+def main(words: Sequence[str]) -> None:
+    """Measures, predicts and writes; with `here` among the words also what processes do on this machine."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    results.put(TITLE, report(list(measured())))
+    found = list(measured())
+    section = list(here()) if "here" in words else []
+    results.put(TITLE, report(found, section))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

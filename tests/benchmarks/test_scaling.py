@@ -49,7 +49,7 @@ def test_a_step_of_shards_by_hand() -> None:
     assert slow.compute == pytest.approx((2051.328 + 0.0812) * US)  # a quarter of the parameters each
     hops = 3 * 3.4 * US
     gather, scatter = 4920 / 50e9 + hops, 9840 / 50e9 + hops  # 3/4 of 2 and 4 bytes of a block
-    around, tail = 2 * (5280 / 50e9 + hops), 5280 / 50e9 + hops  # 4 bytes each of what stands around, twice
+    around, tail = 2 * (5280 / 50e9 + hops), 5280 / 50e9 + hops
     everything = around + 12 * gather + 3 * scatter + tail
     assert slow.communication == pytest.approx(everything)
     assert slow.overlapped == pytest.approx(slow.compute + around + gather + tail)
@@ -61,7 +61,7 @@ def test_shards_leave_room() -> None:
     # 48 bytes a token; 600 bytes a token and layer; the logits twice; what is at work
     work = 48 * 16 + 16 * 3 * 600 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
     assert scaling.memory_bytes("ddp", CASE, 3, 3, 4) == 16 * 11_600 + work
-    whole = 2 * 2 * 3280 + 2 * 3280 + 2 * 4 * 1760 + 4 * 3280
+    whole = 2 * 2 * 3280 + 4 * 1760 + 2 * 3280 + 4 * 1760 + 4 * 3280
     assert scaling.memory_bytes("fsdp", CASE, 3, 3, 4) == 16 * 2900 + whole + work
 
 
@@ -94,10 +94,20 @@ def test_a_block_is_what_four_more_take(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+def test_processes_here_are_set_beside_the_ideal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = list(scaling.here(steps=6))
+    one, two = (line.strip("| ").split(" | ") for line in lines[-2:])
+    assert one[0] == "1"
+    assert one[2] == "100%"
+    assert float(two[2].rstrip("%")) == pytest.approx(50 * float(two[1]) / float(one[1]), abs=1)
+
+
+@pytest.mark.slow
 def test_the_page_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
     threads = torch.get_num_threads()
-    scaling.main()
+    scaling.main([])
     torch.set_num_threads(threads)
     sections = results.sections(scaling.TITLE)
     shipped = Path(scaling.__file__).with_name("RESULTS.md").read_text(encoding="utf-8")
