@@ -211,7 +211,7 @@ class Checkpoints:
         """
         from apollo_cli.training import shards
 
-        self.ranks.highest()
+        self.ranks.highest(0)  # none goes on before all are here
         shards.write(checkpoint.tensors, folder)
         if len(list(folder.glob(_SHARDS))) != self.ranks.size:
             raise StorageError(
