@@ -213,7 +213,8 @@ class Checkpoints:
 
         self.ranks.highest(0)  # none goes on before all are here
         shards.write(checkpoint.tensors, folder)
-        if len(list(folder.glob(_SHARDS))) != self.ranks.size:
+        # to the others it may have its final name by now
+        if self.ranks.is_first and len(list(folder.glob(_SHARDS))) != self.ranks.size:
             raise StorageError(
                 f"{folder}: not all {self.ranks.size} processes wrote there; with distributed=fsdp the run "
                 "directory must be on a disk that all machines share"
