@@ -76,6 +76,9 @@ def _meet(place: Place, multirun: bool) -> None:
     Raises:
         ConfigError: a sweep, of which every process would run every cell.
     """
+    from apollo_cli.training.distributed import join
+
+    ranks = join()  # then one speaks for all
     if multirun:
         raise ConfigError(
             [
@@ -84,9 +87,7 @@ def _meet(place: Place, multirun: bool) -> None:
             ]
         )
 
-    from apollo_cli.training.distributed import join
-
-    os.environ[STAMP] = join().agreed("stamp", lambda: launched().strftime(_STAMP_FORMAT))
+    os.environ[STAMP] = ranks.agreed("stamp", lambda: launched().strftime(_STAMP_FORMAT))
 
 
 def _refuse_other_encodings(words: list[str]) -> None:

@@ -1,9 +1,10 @@
 """The processes of one run, a device each, and what they tell each other, which goes through torch.distributed."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from time import monotonic, sleep
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from apollo_cli.errors import ConfigError, PeerError
+from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.place import Place
 
 T = TypeVar("T")
@@ -136,16 +138,19 @@ class Ranks:
             return value()
         if self.is_first:
             self.store.set(key, value())
-        self._wait_for(key)
+        self._wait_for(key, _MEETING.total_seconds())
         return self.store.get(key).decode()
 
-    def _wait_for(self, key: str) -> None:
+    def _wait_for(self, key: str, seconds: float = math.inf) -> None:
         """Until somebody has set it; the store's own wait would not hear a signal.
 
         Raises:
-            PeerError: the first one ended instead.
+            PeerError: the first one ended instead, or let so many seconds pass.
         """
+        began = monotonic()
         while not self.store.check([key]):
+            if monotonic() - began > seconds:
+                raise PeerError(f"the first process of this run has not answered for {seconds:g} s")
             if self.store.check([_LAST_WORDS]):
                 raise PeerError("the first process of this run has ended")
             sleep(0.05)
@@ -161,7 +166,9 @@ class Ranks:
             began = monotonic()
             while monotonic() - began < _PATIENCE:
                 if self.store.check([_LAST_WORDS]):
-                    return self.store.get(_LAST_WORDS).decode() != message and not isinstance(error, PeerError)
+                    return self.store.get(_LAST_WORDS).decode() != message and not isinstance(
+                        error, PeerError | Interrupted
+                    )
                 sleep(0.05)
         return True
 
@@ -189,7 +196,9 @@ def join() -> Ranks:
                 f"{str(error).splitlines()[0]}"
             ]
         ) from error
-    return Ranks(place, dist.PrefixStore(f"apollo {place.restarts}", store))
+    start = store.add(f"start of {place.rank}", 1)  # torchrun's agents count restarts each for itself
+    place = replace(place, restarts=max(place.restarts, start - 1))
+    return Ranks(place, dist.PrefixStore(f"apollo {start}", store))
 
 
 def joined() -> Ranks:

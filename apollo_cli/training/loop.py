@@ -280,7 +280,8 @@ class Loop:
         if refused.luck is not None:
             restore_random_state(refused.luck, self.device.device)
         diagnosis = self.diagnosis(refused, losses)
-        path = diagnosis.write(self.refused_steps)
+        ranks = self.device.ranks
+        path = ranks.of_first(diagnosis.write(self.refused_steps) if ranks.is_first else self.refused_steps)
         if not progress.skipped_in_a_row:  # else the last save has these weights, and older ones are better
             self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 
 from apollo_cli import files
@@ -62,9 +63,15 @@ def train(config: Config, run_dir: Path) -> Result:
     _refuse_other_devices(config, ranks)
     device, directory = choose(config.run, ranks), RunDirectory(run_dir)
     with ranks.group(config.distributed.timeout, device.device):
-        if ranks.place and ranks.place.restarts and ranks.of_first(directory.is_claimed):
+        if ranks.place and ranks.place.restarts and ranks.of_first(ranks.is_first and _is_begun(directory, config)):
             return _go_on(config, device, directory, cache_folder.path(config.data.cache_dir), {})
         return _begin(config, device, directory)
+
+
+def _is_begun(directory: RunDirectory, config: Config) -> bool:
+    """Whether an earlier start of this run, not another one, left it there."""
+    as_saved = yaml.safe_load(yaml.safe_dump(config.raw))
+    return directory.is_claimed and directory.config() == as_saved
 
 
 def _refuse_other_devices(config: Config, ranks: Ranks) -> None:
@@ -132,7 +139,7 @@ def _by_others(config: Config, plan: Plan, directory: RunDirectory, overrides: d
     try:
         launch(resume_words(directory.path, overrides), config.run.devices)
     except SaidError as error:
-        if error.code == MENDABLE and not directory.metrics_bytes():
+        if error.code == MENDABLE and not directory.metrics_file.exists():
             directory.disown()  # it did not begin
         raise
     return Result(directory.path, plan, directory.summary().get("losses", {}))
@@ -228,21 +235,28 @@ def _plan_again(
     Raises:
         CheckpointError: it is lost and nothing else has the length of this run.
     """
-    known = checkpoint.progress.planned_steps if checkpoint else 0
-    try:
-        planned = directory.planned_steps()
-        return make_plan(config, device, steps=known or planned)
-    except CheckpointError as error:
-        if checkpoint and not known and config.budget.seconds is not None:
-            raise CheckpointError(
-                f"{error}. Nothing else has the length of this run, for its budget is in seconds: restore the file "
-                "from a copy, or begin a new run"
-            ) from error
-        plan = make_plan(config, device, steps=known or None)
-        console.say(f"{error}; it is written anew")
+    of_checkpoint = checkpoint.progress.planned_steps if checkpoint else 0
+    steps, problem = device.ranks.of_first(_planned_steps(directory, of_checkpoint))
+    if problem and checkpoint and not steps and config.budget.seconds is not None:
+        raise CheckpointError(
+            f"{problem}. Nothing else has the length of this run, for its budget is in seconds: restore the file "
+            "from a copy, or begin a new run"
+        )
+    plan = make_plan(config, device, steps=steps or None)
+    if problem and device.ranks.is_first:
+        console.say(f"{problem}; it is written anew")
         with files.writing(directory.plan_file, 100_000):
             files.write_json(directory.plan_file, plan.as_dict())
-        return plan
+    return plan
+
+
+def _planned_steps(directory: RunDirectory, of_checkpoint: int) -> tuple[int, str]:
+    """The length of the run, 0 where nothing has it, and what is wrong with plan.json."""
+    try:
+        planned = directory.planned_steps()
+    except CheckpointError as error:
+        return of_checkpoint, str(error)
+    return of_checkpoint or planned, ""
 
 
 class Pretraining(Session):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -204,6 +205,37 @@ def test_a_mistake_is_said_once_and_nothing_is_left(tiny: tuple[str, ...], tmp_p
         said = finished(argv([*tiny, words, f"hydra.run.dir={run}"]), code=1 if "batch" in words else 2)
         assert said.count("apollo-train") == 1, said
         assert not run.exists()
+
+
+@pytest.mark.slow
+def test_a_restart_does_not_go_on_with_another_run(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    run = trained(tiny, tmp_path / "run", "seed=5")
+    before = (run / "summary.json").read_bytes()
+    argv = torchrun(2, [*tiny, "seed=7", f"hydra.run.dir={run}"], "--max-restarts=1")
+    assert "has a config.yaml already" in finished(argv, code=1)
+    assert (run / "summary.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_sweep_under_torchrun_is_refused_once(tiny: tuple[str, ...]) -> None:
+    assert finished(torchrun(2, ["-m", *tiny, "seed=0,1"]), code=1).count("would run the whole sweep") == 1
+
+
+@pytest.mark.slow
+def test_machines_that_lose_a_process_meet_again(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Two launchers, each with one process; torch counts restarts for each of them."""
+    words, run = (*tiny, *LONG, f"hydra.run.dir={tmp_path / 'run'}"), tmp_path / "run"
+    whole = trained((*tiny, *LONG), tmp_path / "whole")
+    with socket.create_server(("localhost", 0)) as free:
+        meet = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+    flags = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", meet, "--rdzv-id=two")
+    argv = [sys.executable, "-m", "torch.distributed.run", *flags, "--local-addr=localhost"]
+    argv += ["-m", "apollo_cli.train", *words]
+    with subprocess.Popen(argv) as one, subprocess.Popen(argv) as other:
+        wait_for(lambda: last_step(run) > 10)
+        os.kill(workers(other.pid)[-1], signal.SIGKILL)
+        assert [one.wait(timeout=300), other.wait(timeout=300)] == [0, 0]
+    assert_same(whole, run)
 
 
 @pytest.mark.slow
