@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -85,17 +85,13 @@ class Shards(Placement):
 
     def __init__(self, shape: Shape, layers: int, device: Device) -> None:
         self.shape, self.device = shape, device
-        super().__init__(self._empty(layers), self._refuse)
+        self.model = self._empty(layers)  # which grows as a whole: there is no layer to make alone
 
     def take(self, whole: LanguageModel | None) -> None:
         """The weights of a model that the first process has on its CPU."""
         state = whole.state_dict() if whole else {}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, state, options=options)
-
-    @staticmethod
-    def _refuse() -> nn.Module:
-        raise NotImplementedError("layers in shards belong to the model that they are made with")
 
     def _empty(self, layers: int) -> LanguageModel:
         """A model in shards, without weights."""
