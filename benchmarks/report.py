@@ -241,7 +241,8 @@ def _busy(spans: Sequence[dict[str, float]]) -> float:
 
 
 def _gpu(figures: dict[str, Any]) -> Iterable[str]:
-    yield f"{torch.cuda.get_device_name()}: bf16, vocabulary 32768; MFU of the rate at 8192^3 in the same turns."
+    (device,) = {found["device"] for found in figures.values()}
+    yield f"{device}: bf16, vocabulary 16384, 16384 tokens a step; MFU of the rate at 8192^3 in the same turns."
     yield ""
     yield from results.table(("", "tokens/s", "times HF", "MFU", "HF's MFU", "bar at base"))
     for model, found in figures.items():
@@ -253,10 +254,11 @@ def _gpu(figures: dict[str, Any]) -> Iterable[str]:
 
 
 _NO_GPU = [
-    "Unmeasured: no GPU was at hand. What is there for one: bf16 autocast, attention through SDPA, blocks compiled",
-    "once for all depths (a test counts the graphs), fused AdamW, pinned batches copied ahead on a stream of their",
-    "own, and no wait for the device between two rows of the log (a test counts the waits). Where there is one,",
-    "`make bench` measures bf16 from nano to base beside HF's Trainer and the device's own rate.",
+    "Not measured beside HF's Trainer. What is there for a GPU: bf16 autocast, attention through SDPA, blocks",
+    "compiled once for all depths (a test counts the graphs), fused AdamW, pinned batches copied ahead on a",
+    "stream of their own, and no wait for the device between two rows of the log (a test counts the waits, and",
+    "one marked `gpu` has CUDA refuse them: passed on an H100). On a GPU `make bench` measures bf16 from nano",
+    "to base beside HF's Trainer and the device's own rate.",
 ]
 
 

@@ -111,7 +111,7 @@ def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     if there := compared(corpus, kind):
         yield from ["", "### What is saved at the loss of scratch", "", *table(there)]
         yield from ["", *(f"- {note}" for note in words.notes(there)), _SECONDS]
-        yield from _pictures(corpus, there)
+        yield from draw(corpus, there)
     yield from _growths(corpus, kind)
 
 
@@ -125,7 +125,7 @@ def compared(corpus: Corpus, kind: str) -> Comparison | None:
     return comparison
 
 
-def _pictures(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
+def draw(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
     """Draws those that are shown, beside the kept runs."""
     kind = comparison.family.title.lower()
     for name, caption, data in plots.pictures(comparison):

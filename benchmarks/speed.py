@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter, sleep
@@ -67,39 +68,54 @@ def gpu() -> dict[str, Any]:
 
     Ten steps at a time: then both have waited for the device, for a row of their logs.
     """
+    pairs = (("nano", "base"), ("mini", "small"))  # what the memory holds
+    return {name: found for kind in KINDS for sizes in pairs for name, found in _gpu_of(kind, sizes).items()}
+
+
+def _gpu_of(kind: str, sizes: tuple[str, ...]) -> dict[str, Any]:
+    """Some sizes of a model: their programs start and compile beside each other, and are timed in turns."""
+    import torch
+
     from benchmarks.contenders import words
     from benchmarks.gate import Gated
 
-    cells = [(kind, size, 512) for kind in KINDS for size in ("nano", "mini", "small")]
-    cells += [("bert", "base", 512), ("gpt", "base", 1024)]
+    lengths = {"nano": 512, "mini": 512, "small": 512, "base": 512 if kind == "bert" else 1024}
     hidden = {"nano": 128, "mini": 256, "small": 512, "base": 768}
+    more = {
+        size: [
+            "device=cuda", "precision=bf16", "data.vocab_size=16384", f"data.seq_len={length}",
+            f"batch.size={16 * 1024 // length}",
+        ]
+        for size, length in lengths.items()
+    }  # fmt: skip
+    wanted = [("dense", "base"), *((name, size) for size in sizes for name in ("ours", "trainer"))]
+
+    def warm(name: str, size: str) -> Gated:
+        program = Gated(["-m", "benchmarks.contenders", name, kind, str(hidden[size]), *more[size]])
+        program.run(20)
+        return program
+
+    with ThreadPoolExecutor() as pool:
+        programs = dict(zip(wanted, pool.map(lambda each: warm(*each), wanted), strict=True))
     found = {}
-    for kind, size, seq_len in cells:
-        rows = 32 * 1024 // seq_len
-        more = [
-            "device=cuda", "precision=bf16", "data.vocab_size=32768", f"data.seq_len={seq_len}",
-            f"batch.size={rows}",
-        ]  # fmt: skip
-        running = {
-            name: Gated(["-m", "benchmarks.contenders", name, kind, str(hidden[size]), *more])
-            for name in ("ours", "trainer", "dense")
-        }
+    for size in sizes:
+        running = {name: programs[name, size] for name in ("ours", "trainer")}
+        running["dense"] = programs["dense", "base"]
         seconds: dict[str, list[float]] = {name: [] for name in running}
-        for program in running.values():
-            program.run(20)
         for _ in range(5):
             for name, program in running.items():
                 seconds[name].append(program.run(10) / 10)
-        typed = {word.partition("=")[0] for word in more}
+        typed = {word.partition("=")[0] for word in more[size]}
         kept = [word for word in words(kind, hidden[size]) if word.partition("=")[0] not in typed]
         found[f"{kind} {size}"] = {
-            "tokens": rows * seq_len,
-            "flops": _flops_of([*kept, *more]),
+            "device": torch.cuda.get_device_name(),
+            "tokens": 16 * 1024,
+            "flops": _flops_of([*kept, *more[size]]),
             "dense_flops": 2 * 8192**3,
             "seconds": seconds,
         }
-        for program in running.values():
-            program.close()
+    for program in programs.values():
+        program.close()
     return found
 
 

@@ -25,6 +25,7 @@ def seconds_by_depth(config: Config, device: Device, task: Task) -> Callable[[in
 
     def measure(depth: int) -> float:
         model = build(config.shape, depth).to(device.device)
+        device.compiles(model.blocks)
         optimizer = build_optimizer(model, config.optim)
         times = []
         for repeat in range(_REPEATS + 1):
@@ -39,7 +40,7 @@ def seconds_by_depth(config: Config, device: Device, task: Task) -> Callable[[in
             optimizer.zero_grad()
             device.synchronize()
             times.append(perf_counter() - start)
-        return median(times[1:])  # the first one pays for warming up
+        return median(times[1:])  # the first one pays for warming up and compiling
 
     shallow = measure(1)
     slope = max(0.0, (measure(target) - shallow) / (target - 1)) if target > 1 else 0.0

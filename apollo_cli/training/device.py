@@ -1,9 +1,11 @@
 """Where and how precisely to compute."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from apollo_cli.config import Run
 from apollo_cli.errors import ConfigError
@@ -46,6 +48,11 @@ class Device:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
+
+    def compiles(self, blocks: Iterable[nn.Module]) -> None:
+        """Has each compiled when it runs first, where the run compiles: once for all of them."""
+        for block in blocks if self.compile else ():
+            block.compile()
 
     def shared_by(self, run: Run) -> int:
         """How many devices share each micro-step: those that compute together now, or that are to be started."""

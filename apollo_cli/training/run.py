@@ -360,13 +360,10 @@ class Pretraining(Session):
 
         def new_block() -> torch.nn.Module:
             block = model.new_block()
-            if device.compile:
-                block.compile()
+            device.compiles([block])
             return block
 
-        if device.compile:
-            for block in model.blocks:
-                block.compile()
+        device.compiles(model.blocks)
         if device.ranks.place:
             return Copies(model, new_block, self.plan.trains_all)
         return Placement(model, new_block)

@@ -103,9 +103,8 @@ class Shards(Placement):
             param_dtype=torch.bfloat16 if halved else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         mesh = init_device_mesh(self.device.device.type, (self.device.ranks.size,))
+        self.device.compiles(model.blocks)
         for block in model.blocks:
-            if self.device.compile:
-                block.compile()
             fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, reshard_after_forward=True)  # embeddings, head and norms, in fp32
         register_fsdp_forward_method(model, "loss")

@@ -12,7 +12,7 @@ from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
 from apollo_cli.report import plots, savings
 from apollo_cli.report.runs import RunFiles
-from benchmarks import ladder, report, reproduce, results, saved
+from benchmarks import gpu, ladder, report, reproduce, results, saved
 from benchmarks.reproduce import KINDS, METHODS, TUNED, VARIANTS, Cell, Corpus, cells, headline_cells, main
 
 FREE = {"name", "optim", "schedule", "sampler", "expander", "budget", "seed"}  # in which methods may differ
@@ -33,6 +33,18 @@ def test_methods_share_model_data_batch_and_evaluation(kind: str) -> None:
             key: scratch[key] for key in scratch if key not in FREE
         }
         assert raw["optim"] | {"schedule": "", "decay": ""} == scratch["optim"] | {"schedule": "", "decay": ""}
+
+
+def test_on_a_gpu_methods_keep_their_share_of_the_steps_and_nothing_else_differs() -> None:
+    cells = gpu.cells("gpt", 2000)
+    assert [cell.steps for cell in cells] == [2000, 1800, 1800, 2933, 2867, 1120]
+    assert [gpu.shipped(method) for method in gpu.METHODS] == [30000, 27000, 27000, 44000, 43000]
+    scratch, *others = (composed(cell) for cell in cells)
+    assert (scratch["model"]["layers"], scratch["model"]["hidden"], scratch["precision"]) == (12, 512, "bf16")
+    for raw in others:
+        assert {key: raw[key] for key in raw if key not in FREE} == {
+            key: scratch[key] for key in scratch if key not in FREE
+        }
 
 
 def test_every_cell_has_a_name_and_a_run_of_its_own() -> None:
@@ -150,11 +162,15 @@ def test_the_report_says_what_the_kept_rows_say_and_the_readme_has_its_tables(
     monkeypatch.setattr(plots, "pictures", lambda comparison: [])
     text = Path(results.RESULTS).read_text(encoding="utf-8")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    for folder in reproduce.KEPT.iterdir():
+    for folder in set(reproduce.KEPT.iterdir()) - {gpu.FOLDER}:
         part = text.partition(f"# What is saved: {folder.name}\n")[2].partition("\n# ")[0]
         without_pictures = [line for line in part.splitlines() if line and not line.startswith("![")]
         said = [line for line in saved.lines(folder.name) if line]
         assert without_pictures == said
+    part = text.partition(f"# {gpu.TITLE}\n")[2].partition("\n# ")[0]
+    assert [line for line in part.splitlines() if line and not line.startswith("![")] == [
+        *filter(None, gpu.lines())
+    ]
     for kind in KINDS:
         for rows in (saved.on_depth(Corpus("pydocs", ()), kind), ladder.beside(Corpus("pydocs", ()), kind)):
             assert "\n".join(rows) in readme

@@ -38,7 +38,7 @@ def straight(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
     return folders
 
 
-def _stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     original = Loop.step
 
     def stopping(loop: Loop) -> None:
@@ -49,9 +49,9 @@ def _stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Loop, "step", stopping)
 
 
-def _interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        _stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
         with pytest.raises(Interrupted):
             begin()
 
@@ -74,7 +74,7 @@ def test_a_signal_at_any_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _interrupt(lambda: train(config(f"model={kind}"), tmp_path), step, monkeypatch)
+    interrupt(lambda: train(config(f"model={kind}"), tmp_path), step, monkeypatch)
     assert read_rows(tmp_path)[-1]["step"] <= step
     torch.manual_seed(999)
     resume(tmp_path)
@@ -90,7 +90,7 @@ def test_a_kill_at_any_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        _stop_after(step, lambda: _raise(Killed()), patch)
+        stop_after(step, lambda: _raise(Killed()), patch)
         with pytest.raises(Killed):
             train(config("model=gpt"), tmp_path)
     resume(tmp_path)
@@ -102,7 +102,7 @@ def test_dropout_draws_the_same_after_a_resume(
 ) -> None:
     words = ("model=bert", "model.dropout=0.1", "optim.at_growth=rewarm", "expander.moments=map")
     train(config(*words), tmp_path / "straight")
-    _interrupt(lambda: train(config(*words), tmp_path / "run"), 7, monkeypatch)
+    interrupt(lambda: train(config(*words), tmp_path / "run"), 7, monkeypatch)
     torch.manual_seed(999)
     resume(tmp_path / "run")
     _assert_same(tmp_path / "run", tmp_path / "straight")
@@ -112,7 +112,7 @@ def test_two_stops_in_one_run(
     straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step, begin in ((4, lambda: train(config("model=bert"), tmp_path)), (9, lambda: resume(tmp_path))):
-        _interrupt(begin, step, monkeypatch)
+        interrupt(begin, step, monkeypatch)
     resume(tmp_path)
     _assert_same(tmp_path, straight["bert"])
 
@@ -144,7 +144,7 @@ def test_a_corpus_that_changed_is_not_trained_on(
 ) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_bytes(corpus_file.read_bytes())
-    _interrupt(lambda: train(config(f"data.files=[{copy}]"), tmp_path / "run"), 4, monkeypatch)
+    interrupt(lambda: train(config(f"data.files=[{copy}]"), tmp_path / "run"), 4, monkeypatch)
     copy.write_text(copy.read_text() + "\n\n" + "more words than before " * 50)
     with pytest.raises(CheckpointError, match="corpus is not the one"):
         resume(tmp_path / "run")
@@ -157,7 +157,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     (tmp_path / "checkpoints" / "step_00000010" / "state.pt").write_bytes(b"damaged")
     resume(tmp_path)
     assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_the
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     metrics = tmp_path / "metrics.jsonl"
     rows = metrics.read_bytes()
     metrics.write_bytes(rows[:-1])  # that of step 10
@@ -186,7 +186,7 @@ def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_the
 def test_without_its_rows_no_checkpoint_is_used(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)has 0 now.*Restore what is lost from a copy"):
         resume(tmp_path)
@@ -208,11 +208,11 @@ def timed(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Cal
 def test_a_plan_that_is_lost_is_made_again_with_the_length_in_the_checkpoint(
     timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
+    interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
     plan = (tmp_path / "plan.json").read_text()
     (tmp_path / "plan.json").write_text("")
     timed(900)
-    _interrupt(lambda: resume(tmp_path), 6, monkeypatch)
+    interrupt(lambda: resume(tmp_path), 6, monkeypatch)
     assert (tmp_path / "plan.json").read_text() == plan
 
 
@@ -220,7 +220,7 @@ def test_a_plan_that_nothing_else_knows_the_length_of_is_asked_for(
     timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An older format had no length in the checkpoint."""
-    _interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
+    interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
     plan = (tmp_path / "plan.json").read_text()
     newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
     assert newest is not None
@@ -229,16 +229,16 @@ def test_a_plan_that_nothing_else_knows_the_length_of_is_asked_for(
     with pytest.raises(CheckpointError, match=r"plan\.json.*restore the file from a copy"):
         resume(tmp_path)
     (tmp_path / "plan.json").write_text(plan)
-    _interrupt(lambda: resume(tmp_path), 6, monkeypatch)
+    interrupt(lambda: resume(tmp_path), 6, monkeypatch)
     (tmp_path / "plan.json").unlink()
-    _interrupt(lambda: resume(tmp_path), 8, monkeypatch)  # by now the length is in the checkpoint
+    interrupt(lambda: resume(tmp_path), 8, monkeypatch)  # by now the length is in the checkpoint
     assert (tmp_path / "plan.json").read_text() == plan
 
 
 def test_a_checkpoint_of_an_older_format_is_gone_on_with(
     straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
+    interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
     newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
     assert newest is not None
     written_by_format(2, tmp_path / "checkpoints" / "step_00000010", newest)

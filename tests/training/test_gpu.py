@@ -1,0 +1,85 @@
+"""On a CUDA device: the numbers of the CPU, the same end after a stop, and no wait between two rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from apollo_cli.config import Config
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.run import resume, train
+from tests.conftest import read_rows, without_clocks
+from tests.training.test_resume import interrupt
+
+pytestmark = pytest.mark.gpu
+CUDA = ("device=cuda", "log.every=1")
+WIDE = (
+    "model.hidden=128",
+    "model.heads=2",
+    "model.ffn=512",
+    "data.seq_len=64",
+    "batch.size=16",
+    "batch.micro=null",
+)
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train/loss"] for row in read_rows(folder) if "train/loss" in row]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_losses_and_flops_are_those_of_the_cpu(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
+    words = (f"model={kind}", *WIDE, "precision=fp32", "compile=false")
+    train(config(*words, "log.every=1"), tmp_path / "cpu")
+    train(config(*words, *CUDA), tmp_path / "cuda")
+    assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-4)
+    flops = [[row["flops"] for row in read_rows(tmp_path / name)] for name in ("cpu", "cuda")]
+    assert flops[0] == flops[1]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_compiled_in_bf16_losses_stay_within_its_noise(
+    kind: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    words = (f"model={kind}", *WIDE, *CUDA, "budget.steps=60", "optim.lr=1e-3")
+    train(config(*words, "precision=fp32", "compile=false"), tmp_path / "exact")
+    train(config(*words, "precision=bf16", "compile=true"), tmp_path / "short")
+    exact, short = losses(tmp_path / "exact"), losses(tmp_path / "short")
+    assert exact[-1] < exact[0] - 0.3  # something was learnt
+    assert short == pytest.approx(exact, rel=0.02)
+    assert short != exact
+
+
+@pytest.mark.parametrize("step", [2, 4, 7])
+def test_stopped_and_resumed_a_run_is_the_same(
+    step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*WIDE, *CUDA, "precision=bf16", "compile=true", "model.dropout=0.1")
+    train(config(*words), tmp_path / "straight")
+    interrupt(lambda: train(config(*words), tmp_path / "stopped"), step, monkeypatch)
+    torch.manual_seed(999)
+    resume(tmp_path / "stopped")
+    straight, stopped = (without_clocks(read_rows(tmp_path / name)) for name in ("straight", "stopped"))
+    assert stopped == straight
+
+
+def test_between_rows_nothing_waits_for_the_device(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA itself refuses what would wait."""
+    original, quiet = Loop.step, []
+
+    def step(loop: Loop) -> None:
+        compiled = loop.progress.step >= 6  # before, compilation waits, and so does what is done once
+        torch.cuda.set_sync_debug_mode("error" if compiled else "default")
+        try:
+            original(loop)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        quiet.append(loop.progress.step)
+
+    monkeypatch.setattr(Loop, "step", step)
+    rare = ("log.every=12", "eval.every=12", "checkpoint.every=12", "schedule.layers=[4]", "schedule.ends=[1]")
+    train(config(*WIDE, "device=cuda", *rare), tmp_path)
+    assert quiet == list(range(1, 13))
