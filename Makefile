@@ -22,7 +22,7 @@ train: $(STAMP)  ## pretrain with the defaults: BERT, nano, about two minutes; A
 	$(BIN)/apollo-train $(ARGS)
 
 test: $(STAMP)  ## run the fast tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(STAMP)  ## run the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu and not faults'

@@ -37,6 +37,8 @@ FITTED["gpt", "late_silent"] = ("budget.flops=15e12", "schedule.layers=[3,6,12]"
 LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500, 4000)}  # steps from scratch
 DEFAULT = "pydocs"  # the corpus on which everything was chosen
 COMPARED = ("scratch", "stackbert", "apollo_late", "late_silent")  # on others, as chosen there
+RUNGS = ("gpt", (2000, 2500))  # steps of more scratch runs on others
+STEADIER = ("bert", "1e-3")  # a rate of more scratch runs there: at the chosen one some stay on the plateau
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
 LONGER = ((3, 6000), (6, 4000))  # layers and steps of those that show what fewer layers reach with more of them
 
@@ -91,6 +93,13 @@ def ladder_cells(kind: str, seed: int) -> list[Cell]:
     return [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=steps) for steps in LADDER[kind]]
 
 
+def other_cells() -> list[Cell]:
+    """On other text: what a loss costs from scratch, and whether scratch leaves the plateau at a smaller rate."""
+    (kind, steps), (slow, rate) = RUNGS, STEADIER
+    rungs = [Cell(kind, "scratch", TUNED[kind, "scratch"], seed, steps=n) for n in steps for seed in SEEDS]
+    return [*rungs, *(Cell(slow, "scratch", rate, seed) for seed in SEEDS)]
+
+
 def cosine_cell(kind: str) -> Cell:
     """Scratch under one cosine, as published."""
     return Cell(kind, "scratch_cosine", TUNED[kind, "scratch"], 0)
@@ -120,6 +129,8 @@ def cells(corpus: str) -> list[Cell]:
         parts = (depth_cells, longer_cells, headline_cells, variant_cells, rate_cells)
         wanted = [*ladders, *wanted, *(of(kind) for of in parts for kind in KINDS)]
         wanted.append([cosine_cell(kind) for kind in KINDS])
+    else:
+        wanted.append(other_cells())
     return list(dict.fromkeys(cell for some in wanted for cell in some))
 
 

@@ -20,9 +20,13 @@ from benchmarks.reproduce import (
     KEPT,
     KINDS,
     RATES,
+    RUNGS,
+    SEEDS,
+    STEADIER,
     TUNED,
     Cell,
     Corpus,
+    cells,
     cosine_cell,
     depth_cells,
     headline_cells,
@@ -52,19 +56,22 @@ def lines(name: str) -> list[str]:
     ]
     for kind in KINDS:
         if any(corpus.kept(cell).exists() for cell in headline_cells(kind)):
-            said += ["", f"## {kind.upper()}", "", *_fitted(kind)]
+            said += ["", f"## {kind.upper()}", "", *_fitted(corpus, kind)]
             if name == DEFAULT:
                 said += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
                 said += _at_equal_loss(corpus, kind)
+            else:
+                said += _elsewhere(corpus, kind)
             said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
     return said
 
 
-def _fitted(kind: str) -> Iterator[str]:
+def _fitted(corpus: Corpus, kind: str) -> Iterator[str]:
     """What is typed beside a method's own words because the model wants it."""
+    wanted = {cell.method for cell in cells(corpus.name)}
     methods: dict[str, list[str]] = {}
     for (of, method), more in FITTED.items():
-        if of == kind:
+        if of == kind and method in wanted:
             methods.setdefault(" ".join(more), []).append(method)
     yield from (f"With `{more}`: {', '.join(names)}." for more, names in methods.items())
 
@@ -105,6 +112,25 @@ def _at_equal_loss(corpus: Corpus, kind: str) -> Iterator[str]:
     yield from ["Scratch runs, each laid out for its own budget.", "", *ladder.rungs(corpus, kind), ""]
     yield "What the final loss of each run costs from scratch with the same seed (linear between two of these"
     yield from ["budgets, never beyond them), and so what the run saved.", "", *ladder.beside(corpus, kind)]
+
+
+def _elsewhere(corpus: Corpus, kind: str) -> Iterator[str]:
+    """What scratch alone does on another corpus."""
+    if kind == RUNGS[0]:
+        yield from _at_equal_loss(corpus, kind)
+    if kind == STEADIER[0]:
+        yield from [
+            "",
+            "### Scratch, seed by seed",
+            "",
+            "Final loss (nats) at the chosen rate and at half of it.",
+            "",
+        ]
+        rows = [
+            [rate, *(_loss(corpus, Cell(kind, "scratch", rate, seed)) for seed in SEEDS)]
+            for rate in (TUNED[kind, "scratch"], STEADIER[1])
+        ]
+        yield from results.table(("rate", *(f"seed {seed}" for seed in SEEDS)), rows)
 
 
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
