@@ -1,4 +1,4 @@
-"""The presets of the methods are what was published."""
+"""The presets of the methods are what was published, or measured to save most."""
 
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ STAGES = {  # layers of 12, and where they end
     "midas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
     "lidas": ((3, 6, 9, 12), (0.1, 0.3, 0.6, 1)),
     "one_layer": ((1, 12), (0.8, 1)),
+    "late_silent": ((3, 12), (0.85, 1)),
     "mslt": ((3, 6, 9, 12, 12), (0.2, 0.4, 0.6, 0.8, 1)),
     "raptr": ((12, 12, 12, 12), (0.25, 0.5, 0.75, 1)),
     "msg": ((3, 6, 12), (0.125, 0.175, 1)),
@@ -30,6 +31,7 @@ ADDED = {  # growth maps of the last growth
     "midas": [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8],
     "lidas": [0, 1, 2, 3, 3, 4, 5, 4, 5, 6, 7, 8],
     "one_layer": [0] * 12,
+    "late_silent": [i // 4 for i in range(12)],
     "mslt": None,
     "raptr": None,
     "msg": [*range(6)] * 2,
@@ -41,6 +43,7 @@ AT_GROWTH = {  # moments, and the learning rate
     "midas": ("map", "continue"),
     "lidas": ("map", "continue"),
     "one_layer": ("map", "continue"),
+    "late_silent": ("map", "continue"),
     "mslt": ("keep", "continue"),
     "raptr": ("keep", "continue"),
     "msg": ("keep", "rewind"),
