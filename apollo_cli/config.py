@@ -3,8 +3,10 @@
 The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field, create_model
@@ -36,6 +38,7 @@ DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps
 
 MOST_LAYERS = 10_000
 MOST_DEVICES = 64  # of one machine
+_NEAR = 2e-4  # relative: a share of the width may be typed as 0.3333
 
 
 class Run(Section):
@@ -226,15 +229,21 @@ class Ligo(FromSource):
 
 
 class Schedule(Section):
-    """`schedule`: stored layers of each stage, where it ends as a share of all steps, and which layers train."""
+    """`schedule`: stored layers and width of each stage, where it ends, and which layers train."""
 
     layers: Annotated[tuple[int, ...], List]
     ends: Annotated[tuple[float, ...], List]
     trained: Annotated[tuple[stages.Trained, ...], List] | None
+    widths: Annotated[tuple[float, ...], List] | None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the model's width, stage by stage."""
+        return self.widths or (1.0,) * len(self.layers)
 
     def over(self, steps: int) -> stages.Schedule:
         """The stages of a run of `steps`."""
-        return stages.Schedule.over(steps, self.layers, self.ends, self.trained)
+        return stages.Schedule.over(steps, self.layers, self.ends, self.trained, self.widths)
 
 
 class Optim(Section):
@@ -472,10 +481,21 @@ def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: 
                 f"schedule.trained={list(schedule.trained)}: expander={expander.kind} puts new layers between the "
                 "old ones, and only those on top can train alone; take expander=append or stack"
             )
-    if isinstance(expander, FromSource) and expander.source is None:
+    grows_in_width = schedule.shares[0] != 1
+    if isinstance(expander, FromSource) and expander.source is None and not grows_in_width:
         found.append(
             f"expander.source is null and expander={expander.kind} begins from a smaller model: type "
             "expander.source=FOLDER, a run directory or a model in transformers' format"
+        )
+    if grows_in_width and isinstance(expander, Ligo):
+        found.append(
+            f"schedule.widths={list(schedule.widths or ())}: expander=ligo grows from its source alone, before the "
+            "first step; take expander=bert2bert"
+        )
+    elif grows_in_width and expander and expander.moments != "reset":
+        found.append(
+            f"expander.moments={expander.moments}: where schedule.widths grow AdamW begins afresh; type "
+            "expander.moments=reset"
         )
     if expander and expander.source is None and expander.source_flops is not None:
         found.append(
@@ -501,6 +521,26 @@ def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: 
     return found
 
 
+def _problems_of_widths(schedule: Schedule, model: Model, expander: Expander | None) -> list[str]:
+    """Which widths of valid stages are no whole numbers, or are not reached by the expander's rule."""
+    found = []
+    for share in sorted(set(schedule.shares)):
+        for name in ("hidden", "heads", "ffn"):
+            part = share * (width := getattr(model, name))
+            if round(part) < 1 or not math.isclose(part, round(part), rel_tol=_NEAR):
+                found.append(
+                    f"schedule.widths={list(schedule.shares)}: {share:g} of model.{name}={width} is {part:g}; each "
+                    "share should give whole numbers of hidden, heads and ffn"
+                )
+    hidden = [round(share * model.hidden) for share in schedule.shares]
+    if not found and isinstance(expander, Lemon) and any(b % a for a, b in pairwise(hidden)):
+        found.append(
+            f"schedule.widths={list(schedule.shares)}: hidden grows as {hidden}, and LEMON is lossless for whole "
+            "multiples alone; take such shares or expander=bert2bert"
+        )
+    return found
+
+
 def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     """The rules between keys; a rule is skipped where one of its sections is not valid."""
     found: list[str] = []
@@ -512,7 +552,9 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found.append(
             f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
         )
-    stage_problems = stages.problems(schedule.layers, schedule.ends, schedule.trained) if schedule else []
+    stage_problems = (
+        stages.problems(schedule.layers, schedule.ends, schedule.trained, schedule.widths) if schedule else []
+    )
     found += stage_problems
     if schedule and model and not stage_problems and schedule.layers[-1] != model.layers:
         found.append(
@@ -522,6 +564,8 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         )
     if schedule and not stage_problems:
         found += _problems_of_methods(schedule, sections["sampler"], sections["expander"])
+    if schedule and model and not stage_problems and not model.hidden % model.heads:
+        found += _problems_of_widths(schedule, model, sections["expander"])
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
     if budget:

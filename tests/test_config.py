@@ -20,6 +20,7 @@ FROM = "expander.source=a_smaller_model"
 NEEDS = {  # one goes with the other
     "sampler=subset": ["schedule=equal"],
     "schedule=mslt": ["expander=append"],
+    "schedule=wider": ["expander.moments=reset"],
     "expander=ligo": ["schedule=scratch", FROM],
     **{f"expander={name}": [FROM] for name in ("bert2bert", "lemon")},
     **{f"experiment={name}": [FROM] for name in ("bert2bert", "ligo", "lemon")},
@@ -203,6 +204,25 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         (
             {"expander": {"kind": "msg", "moments": "keep", "source": None, "source_flops": None, "entry": 0.1}},
             ["expander.entry=0.1", "a stage is shorter", "longer"],
+        ),
+        ({"schedule.widths": [0.5, 1]}, ["schedule.widths has 2 values and schedule.layers 4", "for each stage"]),
+        ({"schedule.widths": [0.5, 1, 0.5, 1]}, ["schedule.widths", "[0.5, 1.0, 0.5, 1.0]", "[0.5,0.5,0.5,1]"]),
+        ({"schedule.widths": [0.5, 0.5, 1, "whole"]}, ["schedule.widths", "whole", "number"]),
+        (
+            {"schedule.widths": [0.5, 0.5, 0.5, 1]},
+            ["expander.moments=keep", "schedule.widths", "type expander.moments=reset"],
+        ),
+        (
+            {"schedule.widths": [0.25, 0.5, 0.5, 1], "expander.moments": "reset"},
+            ["schedule.widths=[0.25, 0.5, 0.5, 1.0]", "0.25 of model.heads=2 is 0.5", "whole numbers"],
+        ),
+        (
+            {
+                **{"model.hidden": 129, "model.heads": 3, "model.ffn": 513},
+                **{"schedule.widths": [0.3333, 0.6667, 0.6667, 1]},
+                "expander": {"kind": "lemon", "moments": "reset", "source": None, "source_flops": None},
+            },
+            ["schedule.widths", "hidden grows as [43, 86, 86, 129]", "LEMON", "expander=bert2bert"],
         ),
         ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
         ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
@@ -394,3 +414,14 @@ def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> Non
 def test_a_learned_map_is_from_a_source_alone() -> None:
     (problem,) = problems_of(compose_values(["experiment=ligo", FROM, "schedule=apollo"]))
     assert "expander=ligo grows from its source alone" in problem
+
+
+def test_a_learned_map_does_not_grow_the_width_between_stages() -> None:
+    (problem,) = problems_of(compose_values(["experiment=ligo", FROM, "schedule=wider", "schedule.layers=[L,L]"]))
+    assert "schedule.widths=[0.5, 1.0]: expander=ligo grows from its source alone" in problem
+
+
+@pytest.mark.parametrize("name", ["bert2bert", "lemon"])
+def test_a_run_that_grows_in_width_needs_no_source(name: str) -> None:
+    config = parse(compose_values([f"expander={name}", "schedule=wider"]))
+    assert config.shape.narrowed(config.schedule.shares[0]).hidden == config.model.hidden // 2

@@ -22,6 +22,7 @@ STAGES = {  # layers of 12, and where they end
     "late_silent": ((3, 12), (0.85, 1)),
     "mslt": ((3, 6, 9, 12, 12), (0.2, 0.4, 0.6, 0.8, 1)),
     "raptr": ((12, 12, 12, 12), (0.25, 0.5, 0.75, 1)),
+    "net2net_width": ((12, 12), (0.5, 1)),
     "msg": ((3, 6, 12), (0.125, 0.175, 1)),
 }
 ADDED = {  # growth maps of the last growth
@@ -34,6 +35,7 @@ ADDED = {  # growth maps of the last growth
     "late_silent": [i // 4 for i in range(12)],
     "mslt": None,
     "raptr": None,
+    "net2net_width": [*range(12)],
     "msg": [*range(6)] * 2,
 }
 AT_GROWTH = {  # moments, and the learning rate
@@ -46,6 +48,7 @@ AT_GROWTH = {  # moments, and the learning rate
     "late_silent": ("map", "continue"),
     "mslt": ("keep", "continue"),
     "raptr": ("keep", "continue"),
+    "net2net_width": ("reset", "continue"),
     "msg": ("keep", "rewind"),
 }
 
@@ -99,6 +102,12 @@ def test_mslt_trains_what_it_adds_and_at_last_all() -> None:
 def test_raptr_runs_more_and_more_layers() -> None:
     _, plan = planned("experiment=raptr")
     assert [stage.depth_counts for stage in plan.stages] == [{6: 250}, {8: 250}, {10: 250}, {12: 250}]
+
+
+def test_net2net_trains_half_the_width_for_half_of_the_steps() -> None:
+    config, plan = planned("experiment=net2net_width")
+    assert [(stage.stage.width, stage.stage.steps) for stage in plan.stages] == [(0.5, 500), (1, 500)]
+    assert config.expander.build() == Expander("stack", width="fpi")
 
 
 def test_layers_enter_msg_over_5000_of_400000_steps() -> None:

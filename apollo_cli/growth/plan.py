@@ -1,7 +1,7 @@
 """Everything that is known before the first step: stages, depths, exact FLOPs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ class StagePlan:
     """One stage of a plan.
 
     Attributes:
-        stage: layers and span.
+        stage: layers, width and span.
         parameters: trainable parameters of the whole model in this stage.
         memory_bytes: estimated peak of a device, of the depth that takes most.
         sent_bytes: that each device sends in a step to the others, in the mean.
@@ -50,6 +50,7 @@ class StagePlan:
             growth_map = (matrix.argmax(axis=1) if np.isin(matrix, (0.0, 1.0)).all() else matrix).tolist()
         return {
             "layers": self.stage.layers,
+            "width": self.stage.width,
             "first_step": self.stage.first_step,
             "end_step": self.stage.end_step,
             "frozen_layers": self.stage.frozen,
@@ -65,7 +66,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Work:
-    """What a plan multiplies: the size of a step and the model's own figures.
+    """What a plan multiplies: the size of a step and the figures of a model of one width.
 
     Attributes:
         target: the target depth L.
@@ -97,11 +98,12 @@ class Plan:
         schedule: its stages.
         sampler: of the depth.
         expander: of the layers.
-        work: what a micro-step takes.
+        work: what a micro-step takes at the target's width.
         seed: of all luck.
         source_flops: that the model it begins from took before; None where nobody knows.
         source_seconds: of training, likewise.
         map_flops: of learning the map from there, before the first step.
+        narrower: what a micro-step takes at each smaller share of the width that a stage has.
     """
 
     schedule: Schedule
@@ -112,6 +114,7 @@ class Plan:
     source_flops: int | None = 0
     source_seconds: float = 0.0
     map_flops: int = 0
+    narrower: Mapping[float, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -145,7 +148,8 @@ class Plan:
 
     def flops_of(self, step: int, depth: int) -> int:
         """Model FLOPs of a micro-step of this depth."""
-        return self.work.flops(depth, self._frozen(self.schedule.index(step), depth))
+        index = self.schedule.index(step)
+        return self._work(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
 
     @cached_property
     def trains_all(self) -> bool:
@@ -156,6 +160,9 @@ class Plan:
             for depth in part.depth_counts
             for route in [self.route(part.stage.first_step * self.work.accumulation, depth)]
         )
+
+    def _work(self, stage: Stage) -> Work:
+        return self.work if stage.width == 1 else self.narrower[stage.width]
 
     def _sampler(self, index: int) -> DepthSampler:
         return self.sampler.in_stage(index)
@@ -172,9 +179,10 @@ class Plan:
         return tuple(self._stage_plan(index) for index in range(len(self.schedule.stages)))
 
     def _stage_plan(self, index: int) -> StagePlan:
-        stage, work = self.schedule.stages[index], self.work
-        counts = self._depth_counts(index)
-        previous = self.schedule.stages[index - 1].layers if index else stage.layers
+        stage = self.schedule.stages[index]
+        work, counts = self._work(stage), self._depth_counts(index)
+        previous = self.schedule.stages[index - 1] if index else stage
+        grows = (previous.layers, previous.width) != (stage.layers, stage.width)
         return StagePlan(
             stage=stage,
             parameters=work.parameters(stage.layers),
@@ -184,7 +192,7 @@ class Plan:
             flops=sum(n * work.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
             depth_probabilities=self._sampler(index).probabilities(stage.layers, work.target),
             depth_counts=counts,
-            growth=self.expander.growth(previous, stage.layers) if previous < stage.layers else None,
+            growth=self.expander.growth(previous.layers, stage.layers) if grows else None,
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:

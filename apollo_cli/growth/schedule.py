@@ -13,15 +13,16 @@ Trained = Literal["all", "new"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers.
+    """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers and one width.
 
-    Of these the lowest `frozen` run forward only.
+    Of the layers the lowest `frozen` run forward only; `width` is the share of the target's hidden, heads and ffn.
     """
 
     layers: int
     first_step: int
     end_step: int
     frozen: int = 0
+    width: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -40,7 +41,12 @@ def layers_of(entry: object, target: int) -> object:
     return max(1, (2 * times * target + parts) // (2 * parts))
 
 
-def problems(layers: Sequence[int], ends: Sequence[float], trained: Sequence[Trained] | None = None) -> list[str]:
+def problems(
+    layers: Sequence[int],
+    ends: Sequence[float],
+    trained: Sequence[Trained] | None = None,
+    widths: Sequence[float] | None = None,
+) -> list[str]:
     """What is wrong with stages of these `layers` that end at these cumulative shares of all steps."""
     found = []
     if not layers:
@@ -60,12 +66,26 @@ def problems(layers: Sequence[int], ends: Sequence[float], trained: Sequence[Tra
         for stage, (before, n, which) in enumerate(zip((0, *layers), layers, trained, strict=False), 1):
             if which == "new" and n == before:
                 found.append(f"schedule.trained is new in stage {stage}, which adds no layer: make it all")
+    if widths is not None and len(widths) != len(layers):
+        found.append(
+            f"schedule.widths has {len(widths)} values and schedule.layers {len(layers)}: give one for each "
+            "stage, or null where all have the whole width"
+        )
+    elif widths is not None and not _rise_to_one(widths):
+        found.append(
+            f"schedule.widths are shares of the model's width, above 0; they must never fall and end at 1, not "
+            f"{list(widths)}; for example [{','.join(['0.5'] * (len(widths) - 1) + ['1'])}]"
+        )
     if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in pairwise(ends)):
         found.append(
             f"schedule.ends are cumulative shares of all steps and must rise to 1, not {list(ends)}; "
             "for example [0.05,0.1,0.25,1]"
         )
     return found
+
+
+def _rise_to_one(widths: Sequence[float]) -> bool:
+    return bool(widths) and widths[0] > 0 and widths[-1] == 1 and all(a <= b for a, b in pairwise(widths))
 
 
 def enough_steps(ends: Sequence[float]) -> int:
@@ -81,16 +101,22 @@ class Schedule:
 
     @classmethod
     def over(
-        cls, steps: int, layers: Sequence[int], ends: Sequence[float], trained: Sequence[Trained] | None = None
+        cls,
+        steps: int,
+        layers: Sequence[int],
+        ends: Sequence[float],
+        trained: Sequence[Trained] | None = None,
+        widths: Sequence[float] | None = None,
     ) -> "Schedule":
         """Stages of `layers`, ending at the cumulative shares `ends` of `steps`, rounded to whole steps.
 
-        Where `trained` is `new` the layers that the stage adds train, and none below them.
+        Where `trained` is `new` the layers that the stage adds train, and none below them. Without `widths` all
+        stages have the whole width.
 
         Raises:
             ValueError: the stages are not valid, or one would have no step.
         """
-        if found := problems(layers, ends, trained):
+        if found := problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
         boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
@@ -101,7 +127,8 @@ class Schedule:
                 )
         whole = ("all",) * len(layers)
         frozen = [old if which == "new" else 0 for old, which in zip((0, *layers), trained or whole, strict=False)]
-        return cls(tuple(map(Stage, layers, boundaries, boundaries[1:], frozen)))
+        shares = widths or (1.0,) * len(layers)
+        return cls(tuple(map(Stage, layers, boundaries, boundaries[1:], frozen, shares)))
 
     @property
     def steps(self) -> int:
@@ -110,8 +137,13 @@ class Schedule:
 
     @property
     def growth_steps(self) -> tuple[int, ...]:
-        """The steps before which the layers grow."""
-        return tuple(b.first_step for a, b in pairwise(self.stages) if b.layers != a.layers)
+        """The steps before which the layers or the width grow."""
+        return tuple(b.first_step for a, b in pairwise(self.stages) if (a.layers, a.width) != (b.layers, b.width))
+
+    @property
+    def grows_in_width(self) -> bool:
+        """Whether it begins narrower than it ends."""
+        return self.stages[0].width != self.stages[-1].width
 
     def index(self, step: int) -> int:
         """The index of the stage that `step` belongs to; the end of the run belongs to the last stage."""
@@ -121,7 +153,8 @@ class Schedule:
         """The stage that `step` belongs to."""
         return self.stages[self.index(step)]
 
-    def number(self, step: int, layers: int) -> int:
-        """Which stage, counted from 1, a model of so many layers is in: just before a growth the one that ends."""
+    def number(self, step: int, layers: int, width: float = 1.0) -> int:
+        """Which stage, counted from 1, a model of this size is in: just before a growth the one that ends."""
         reached = self.stages[: self.index(step) + 1]
-        return max((i for i, stage in enumerate(reached, 1) if stage.layers == layers), default=1)
+        sizes = [(stage.layers, stage.width) for stage in reached]
+        return max((i for i, size in enumerate(sizes, 1) if size == (layers, width)), default=1)

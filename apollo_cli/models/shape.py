@@ -1,6 +1,6 @@
 """What a model is, in numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["bert", "gpt"]
@@ -52,3 +52,8 @@ class Shape:
     layers: int
     dropout: float = 0.0
     init: Initialization = Initialization()
+
+    def narrowed(self, share: float) -> "Shape":
+        """The same with this share of the width: of hidden, heads and ffn, each rounded to a whole number."""
+        hidden, heads, ffn = (round(share * width) for width in (self.hidden, self.heads, self.ffn))
+        return replace(self, hidden=hidden, heads=heads, ffn=ffn)

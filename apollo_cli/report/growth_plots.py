@@ -15,7 +15,8 @@ from apollo_cli.report.comparison import Comparison, Method
 from apollo_cli.report.runs import Row, Run
 from apollo_cli.report.style import COLOURS, Look, looks, png
 
-Growth = tuple[int, int]  # stored layers before and after
+Size = tuple[int, float]  # stored layers, and the share of the width
+Growth = tuple[Size, Size]  # before and after
 
 _MOST_PANELS = 4  # beside each other
 _MOST_NUMBERS = 6  # of jumps beside each other
@@ -47,7 +48,7 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
     figure, grid = _panels(3, len(growths), 8)
     for column, growth in enumerate(growths):
         jump, loss, norm = grid[:, column]
-        jump.set_title(f"{growth[0]} to {growth[1]} layers")
+        jump.set_title(_title(growth))
         growing = [method for method in methods if growth in _growths(method)]
         for place, method in enumerate(growing):
             look = by_label[method.label]
@@ -134,27 +135,46 @@ def _around(run: Run, growth: Growth, column: str) -> dict[int, float]:
     step = next((row["step"] for row in run.rows if _is(row, growth)), None)
     if step is None:
         return {}
-    rows = [row for row in run.rows if row.get(column) is not None and row["layers"] in growth]
-    before = [row for row in rows if row["layers"] == growth[0]][-_ROWS_AROUND:]
-    after = [row for row in rows if row["layers"] == growth[1]][:_ROWS_AROUND]
+    rows = [row for row in run.rows if row.get(column) is not None and _size(row) in growth]
+    before = [row for row in rows if _size(row) == growth[0]][-_ROWS_AROUND:]
+    after = [row for row in rows if _size(row) == growth[1]][:_ROWS_AROUND]
     return {row["step"] - step: row[column] for row in (*before, *after)}
 
 
 def _sides(run: Run, growth: Growth) -> tuple[float, float] | None:
     """The validation loss just before and after; None where the run does not grow so."""
-    rows = {row["layers"]: row["eval/loss"] for row in run.evaluations if _is(row, growth)}
-    values = [rows.get(layers) for layers in growth]
+    rows = {_size(row): row["eval/loss"] for row in run.evaluations if _is(row, growth)}
+    values = [rows.get(size) for size in growth]
     before, after = (value if value is not None and math.isfinite(value) else None for value in values)
     return None if before is None or after is None else (before, after)
 
 
 def _is(row: Row, growth: Growth) -> bool:
-    return (row.get("growth/from"), row.get("growth/to")) == growth
+    return _growth(row) == growth
+
+
+def _growth(row: Row) -> Growth | None:
+    """That a row is beside; the width stands there where it grows, too."""
+    ends = (("growth/from", "growth/width_from"), ("growth/to", "growth/width_to"))
+    if any(layers not in row for layers, _ in ends):
+        return None
+    before, after = ((row[layers], row.get(width, _size(row)[1])) for layers, width in ends)
+    return before, after
+
+
+def _size(row: Row) -> Size:
+    return row["layers"], row.get("width") or 1.0
+
+
+def _title(growth: Growth) -> str:
+    (layers, width), (more, wider) = growth
+    deeper = f"{layers} to {more} layers" if layers != more or width == wider else ""
+    return ", ".join(filter(None, (deeper, f"{width:g} to {wider:g} of the width" if width != wider else "")))
 
 
 def _growths(method: Method) -> set[Growth]:
     rows = (row for outcome in method.outcomes for row in outcome.run.evaluations)
-    return {(row["growth/from"], row["growth/to"]) for row in rows if "growth/from" in row and "growth/to" in row}
+    return {growth for row in rows if (growth := _growth(row))}
 
 
 def _sampled_stages(methods: Sequence[Method]) -> list[int]:

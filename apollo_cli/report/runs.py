@@ -21,7 +21,10 @@ from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
 
-_NUMBERS = ("eval/loss", "train/loss", "train/grad_norm", "growth/from", "growth/to")  # where a row has them
+_NUMBERS = (  # where a row has them
+    *("eval/loss", "train/loss", "train/grad_norm", "width"),
+    *("growth/from", "growth/to", "growth/width_from", "growth/width_to"),
+)
 MADE_WITH = ("device", "precision", "git_commit")  # in summary.json
 _FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # a run has one, beside config.yaml
 _COLUMNS = ("step", "flops", "train_seconds", "layers")  # of every row, and needed here

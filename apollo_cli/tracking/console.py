@@ -132,10 +132,13 @@ class Console:
             self.bar = None
 
     def _line(self, row: dict[str, Any]) -> str:
-        head = f"step {row['step']:>6}  layers {row['layers']:>2}  {row['flops']:.3e} FLOPs"
+        width = f"  width {row['width']:g}" if "width" in row else ""
+        head = f"step {row['step']:>6}  layers {row['layers']:>2}{width}  {row['flops']:.3e} FLOPs"
         if "growth/to" in row:
-            after = row["layers"] == row["growth/to"]
-            when = f"grown {row['growth/from']} -> {row['growth/to']} layers" if after else "before growth"
+            after = row["layers"] == row["growth/to"] and row.get("width") == row.get(
+                "growth/width_to", row.get("width")
+            )
+            when = f"grown {_grown(row)}" if after else "before growth"
             return f"{head}  {when}: {_evaluation(row, self._change(row) if after else '')}"
         if "eval/loss" in row:
             return f"{head}  evaluation: {_evaluation(row)}"
@@ -177,7 +180,7 @@ class Console:
 
 
 def plan_table(plan: Plan, *, estimated: bool) -> Table:
-    """Stored layers, spans, parameters, memory, depths, FLOPs; fits into 80 columns."""
+    """Stored layers (x share of the width), spans, parameters, memory, depths, FLOPs; fits into 80 columns."""
     about = "an estimate, for the budget is in seconds" if estimated else "memory is estimated, depth the mean"
     table = Table(title=f"Plan: {plan.steps:,} steps ({about})", title_justify="left")
     for name in ("layers", "until step", "parameters", "memory", "depth", "FLOPs", "share"):
@@ -185,7 +188,7 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
     for part in plan.stages:
         counts = part.depth_counts
         table.add_row(
-            str(part.stage.layers),
+            str(part.stage.layers) + (f" x {part.stage.width:g}" if part.stage.width != 1 else ""),
             f"{part.stage.end_step:,}",
             f"{part.parameters:,}",
             f"{part.memory_bytes / 1e9:.2f} GB",
@@ -231,6 +234,15 @@ def summary_table(summary: dict[str, Any]) -> Table:
 def duration(seconds: float) -> str:
     """h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def _grown(row: dict[str, Any]) -> str:
+    """From what to what."""
+    layers = f"{row['growth/from']} -> {row['growth/to']} layers"
+    if "growth/width_to" not in row:
+        return layers
+    width = f"{row['growth/width_from']:g} -> {row['growth/width_to']:g} of the width"
+    return width if row["growth/from"] == row["growth/to"] else f"{layers}, {width}"
 
 
 def _evaluation(row: dict[str, Any], change: str = "") -> str:

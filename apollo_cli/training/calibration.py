@@ -16,15 +16,15 @@ from apollo_cli.training.optimizer import build_optimizer
 _REPEATS = 5
 
 
-def seconds_by_depth(config: Config, device: Device, task: Task) -> Callable[[int], float]:
-    """Times micro-steps on random rows at depth 1 and L and joins them: seconds = a + b depth."""
+def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 1.0) -> Callable[[int], float]:
+    """Times micro-steps of this share of the width on random rows, at depth 1 and L: seconds = a + b depth."""
     target = config.model.layers
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
     share = device.shared_by(config.run)
     batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size, ranks=share)
 
     def measure(depth: int) -> float:
-        model = build(config.shape, depth).to(device.device)
+        model = build(config.shape.narrowed(width), depth).to(device.device)
         device.compiles(model.blocks)
         optimizer = build_optimizer(model, config.optim)
         times = []

@@ -24,7 +24,7 @@ from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
 from apollo_cli.training.distributed import ALONE, Ranks
 
-FORMAT = 5
+FORMAT = 6
 _CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
 _CONTENTS_BEFORE_3 = ("model.safetensors", "state.pt")  # which had AdamW's state, too
 _SHARDS = "shard-*.safetensors"  # of both, as torch names them
@@ -93,6 +93,7 @@ class Checkpoint:
         progress: where the run is.
         in_shards: no process has it all; each has some of every tensor.
         folder: where it was read.
+        width: of the model, as a share of the target's.
     """
 
     layers: int
@@ -102,6 +103,7 @@ class Checkpoint:
     progress: Progress
     in_shards: bool = False
     folder: Path = Path()
+    width: float = 1.0
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -244,6 +246,7 @@ class Checkpoints:
             meta = {
                 "format": FORMAT,
                 "layers": checkpoint.layers,
+                "width": checkpoint.width,
                 "progress": asdict(checkpoint.progress),
                 "sha256": {name: [each.result() for each in digests] for name, digests in sums.items()},
             }
@@ -321,7 +324,8 @@ def _load(path: Path) -> Checkpoint:
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         progress = _progress(meta["progress"])
-        known = Checkpoint(meta["layers"], {}, {}, state["rng"], progress, folder=path)
+        width = float(meta.get("width", 1.0))  # from format 6 on
+        known = Checkpoint(meta["layers"], {}, {}, state["rng"], progress, folder=path, width=width)
         if in_shards:
             return replace(known, in_shards=True)
         return replace(

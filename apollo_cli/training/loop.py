@@ -1,7 +1,7 @@
 """The training loop: grow, step, log, evaluate, save, in that order."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +18,7 @@ from apollo_cli.errors import TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.growth.routes import Route
+from apollo_cli.growth.schedule import Stage
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.tracking.tracker import Tracker
@@ -27,7 +28,7 @@ from apollo_cli.training.diagnosis import MOST_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.interrupt import Interrupted, StopRequest
 from apollo_cli.training.memory import forget_peak, num_pieces, peak_bytes
-from apollo_cli.training.optimizer import learning_rate, state_by_name, step_unless
+from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name, step_unless
 from apollo_cli.training.placement import Placement
 
 
@@ -67,11 +68,11 @@ class Loop:
     checkpoints: Checkpoints
     refused_steps: Path
     progress: Progress
+    width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
 
     def __post_init__(self) -> None:
         self.saved_step = self.progress.step
         self.started = perf_counter() - self.progress.total_seconds
-        self.footprint = Footprint(self.model.shape, self.device.device.type, self.device.bf16)
         self.launched: list[Launched] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 from a step that is not finite to `settle`
 
@@ -79,6 +80,11 @@ class Loop:
     def model(self) -> LanguageModel:
         """With the layers that are stored now."""
         return self.placement.model
+
+    @property
+    def footprint(self) -> Footprint:
+        """Of the model as wide as it is now."""
+        return Footprint(self.model.shape, self.device.device.type, self.device.bf16)
 
     def run(self, stop: StopRequest) -> None:
         """Trains until the plan, or the budget in seconds, is done.
@@ -124,25 +130,42 @@ class Loop:
         return spent or self.progress.step >= self.plan.steps
 
     def grows(self) -> bool:
-        """Whether the next step belongs to a stage of more layers."""
-        return self.plan.schedule.at(self.progress.step).layers != len(self.model.blocks)
+        """Whether the next step belongs to a stage of more layers, or of a larger width."""
+        stage = self.plan.schedule.at(self.progress.step)
+        return (stage.layers, stage.width) != (len(self.model.blocks), self.width)
 
     def grow(self) -> None:
-        """Expands the stored layers to those of the stage that begins; evaluates on both sides of it."""
+        """Expands the stored layers to those of the stage that begins, and their width to its own.
+
+        Evaluates on both sides of it.
+        """
         stage = self.plan.stages[self.plan.schedule.index(self.progress.step)]
         if stage.growth is None:
             raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {len(self.model.blocks)}")
-        ends = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
+        ends: dict[str, float] = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
+        if stage.stage.width != self.width:
+            ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
         before = self.measured()
         self.row(ends | before)
-        self.placement.grow(self.optimizer, stage.growth, self.config.expander.moments)
+        if stage.stage.width == self.width:
+            self.placement.grow(self.optimizer, stage.growth, self.config.expander.moments)
+        else:
+            self.widen(stage.stage)
         after = self.measured()
         forget_peak(self.device)  # the peak of a row is that of its stage
         self.row(ends | after)
         self.progress.growths.append(
-            {"step": self.progress.step, "from": ends["growth/from"], "to": ends["growth/to"]}
+            {"step": self.progress.step, **{key.removeprefix("growth/"): value for key, value in ends.items()}}
             | {"eval/loss_before": finite(before["eval/loss"]), "eval/loss_after": finite(after["eval/loss"])}
         )
+
+    def widen(self, stage: Stage) -> None:
+        """A wider and perhaps deeper model, filled from the one that is there, with an optimizer afresh."""
+        config, index = self.config, self.plan.schedule.stages.index(stage)
+        luck = generator(self.plan.seed, Purpose.GROWTH, index)
+        self.optimizer.state.clear()  # before there is a larger one
+        self.placement.widen(config.shape.narrowed(stage.width), stage.layers, self.plan.expander, luck)
+        self.optimizer, self.width = build_optimizer(self.model, config.optim), stage.width
 
     def step(self) -> None:
         """One update: accumulated micro-steps, each with a depth of its own, clipped, at its learning rate.
@@ -309,7 +332,7 @@ class Loop:
         )
         return Diagnosis(
             step=step,
-            stage=self.plan.schedule.number(step, len(self.model.blocks)),
+            stage=self.plan.schedule.number(step, len(self.model.blocks), self.width),
             layers=len(self.model.blocks),
             learning_rate=refused.lr,
             depths=refused.depths,
@@ -363,6 +386,7 @@ class Loop:
         self.checkpoints.save(
             Checkpoint(
                 layers=len(self.model.blocks),
+                width=self.width,
                 weights=self.placement.weights(),
                 optimizer=optimizer,
                 rng=luck,
@@ -406,6 +430,6 @@ class Loop:
             "flops": progress.flops,
             "train_seconds": progress.train_seconds,
             "total_seconds": progress.total_seconds,
-            "stage": self.plan.schedule.number(progress.step, len(self.model.blocks)),
+            "stage": self.plan.schedule.number(progress.step, len(self.model.blocks), self.width),
             "layers": len(self.model.blocks),
-        }
+        } | ({"width": self.width} if self.plan.schedule.grows_in_width else {})

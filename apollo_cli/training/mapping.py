@@ -22,7 +22,7 @@ from apollo_cli.models.flops import FORWARD_AND_BACKWARD
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.source import fitting, layers_of, outside
+from apollo_cli.training.filling import fitting, layers_of, outside
 
 _NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
 _BLUR = 0.03  # added to the depth weights at the start, uniform (the paper's release)

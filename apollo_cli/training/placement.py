@@ -1,19 +1,24 @@
 """How the model of a run lies on its devices: whole, or a copy on each; in `shards`, a part on each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from apollo_cli.growth.expanders import grow
-from apollo_cli.growth.growths import Growth
+from apollo_cli.growth.growths import Expander, Growth
 from apollo_cli.growth.routes import Route
+from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.checkpoint import Checkpoint
+from apollo_cli.training.filling import widened_model
 from apollo_cli.training.optimizer import restore_state
+
+Compiles = Callable[[Iterable[nn.Module]], None]
 
 
 class Placement:
@@ -21,13 +26,14 @@ class Placement:
 
     Args:
         model: on its device.
-        new_block: makes an empty layer of it there.
+        compiles: has new layers of it compiled, where the run compiles.
     """
 
     in_shards = False  # whether no process has all of it
 
-    def __init__(self, model: LanguageModel, new_block: Callable[[], nn.Module]) -> None:
-        self.model, self.new_block = model, new_block
+    def __init__(self, model: LanguageModel, compiles: Compiles) -> None:
+        self.model, self.compiles = model, compiles
+        compiles(model.blocks)
 
     def loss(self, batch: Batch, route: Route) -> Tensor:
         """Of the rows of this process."""
@@ -40,9 +46,19 @@ class Placement:
 
     def grow(self, optimizer: torch.optim.Optimizer, growth: Growth, moments: str) -> None:
         """Expands the layers, as the plan has it."""
-        grown = nn.ModuleList(self.new_block() for _ in growth.matrix)
+        grown = nn.ModuleList(self.model.new_block() for _ in growth.matrix)
+        self.compiles(grown)
         grow(self.model.blocks, grown, optimizer, growth, moments)
         self.model.blocks = grown
+
+    def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
+        """Puts a model of this shape in place of the narrower one, filled from it; it wants a new optimizer.
+
+        It is filled on the CPU, for a GPU may round products of fp32.
+        """
+        device, training, narrow = self.model.device, self.model.training, self.whole().cpu()
+        self.model = widened_model(narrow, shape, layers, expander, random).to(device).train(training)
+        self.compiles(self.model.blocks)
 
     def grad_norm(self) -> Tensor:
         """Of all gradients together, on the device."""
@@ -75,12 +91,12 @@ class Copies(Placement):
 
     Args:
         model: on the device of this process.
-        new_block: makes an empty layer of it there.
+        compiles: has new layers of it compiled, where the run compiles.
         trains_all: whether every step reaches every parameter; else DDP has to look which ones.
     """
 
-    def __init__(self, model: LanguageModel, new_block: Callable[[], nn.Module], trains_all: bool) -> None:
-        super().__init__(model, new_block)
+    def __init__(self, model: LanguageModel, compiles: Compiles, trains_all: bool) -> None:
+        super().__init__(model, compiles)
         self.trains_all = trains_all
         self._renew()
 
@@ -107,4 +123,10 @@ class Copies(Placement):
         """Expands the layers of every copy, all in the same way."""
         del self.replica  # and its buckets, before there are more
         super().grow(optimizer, growth, moments)
+        self._renew()
+
+    def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
+        """Widens every copy, all in the same way."""
+        del self.replica
+        super().widen(shape, layers, expander, random)
         self._renew()

@@ -33,9 +33,9 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 
-def make_work(config: Config, device: Device) -> Work:
-    """The figures of one micro-step and one step."""
-    shape, seq_len, rows = config.shape, config.data.seq_len, config.batch.micro_size
+def make_work(config: Config, device: Device, width: float = 1.0) -> Work:
+    """The figures of one micro-step and one step, at this share of the model's width."""
+    shape, seq_len, rows = config.shape.narrowed(width), config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
     footprint = Footprint(shape, device.device.type, device.bf16)
     devices, batch = device.shared_by(config.run), config.batch
@@ -79,6 +79,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         ConfigError: the budget is too small for the stages, or a micro-step cannot be dealt to the devices.
     """
     work = make_work(config, device)
+    narrower = {width: make_work(config, device, width) for width in config.schedule.shares if width != 1}
     source = find(config)
     map_flops = _map_flops(config, source, work) if source and isinstance(config.expander, Ligo) else 0
 
@@ -92,6 +93,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             source_flops=source.flops if source else 0,
             source_seconds=source.seconds if source else 0.0,
             map_flops=map_flops,
+            narrower=narrower,
         )
 
     budget = config.budget
@@ -124,8 +126,11 @@ def _map_flops(config: Config, source: Source, work: Work) -> int:
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
-    """The expected training seconds of a plan, from steps timed here and now."""
-    seconds = seconds_by_depth(config, device, make_task(config))
+    """The expected training seconds of a plan, from steps timed here and now, at each width that it has."""
+    task = make_task(config)
+    seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
     return lambda plan: sum(
-        count * seconds(depth) for stage in plan.stages for depth, count in stage.depth_counts.items()
+        count * seconds[part.stage.width](depth)
+        for part in plan.stages
+        for depth, count in part.depth_counts.items()
     )

@@ -40,6 +40,7 @@ from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.distributed import ALONE, Ranks, join
+from apollo_cli.training.filling import fill
 from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.mapping import LearnedMap, learn
@@ -48,7 +49,7 @@ from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.placement import Copies, Placement
 from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Result, Session
-from apollo_cli.training.source import check_tokenizer, fill, find
+from apollo_cli.training.source import check_tokenizer, find
 from apollo_cli.training.summary import data_facts, summarize
 
 
@@ -319,13 +320,16 @@ class Pretraining(Session):
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages
-        layers = checkpoint.layers if checkpoint else stages[0].layers
-        if layers not in (stage.layers for stage in stages) or progress.step > self.plan.steps:
+        first = checkpoint or stages[0]
+        layers, width = first.layers, first.width
+        if (layers, width) not in ((s.layers, s.width) for s in stages) or progress.step > self.plan.steps:
+            share = f" of {width:g} of the width" if width != 1 else ""
             raise CheckpointError(
-                f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers) is of another plan"
+                f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers{share}) is of another "
+                "plan"
             )
         batches = training_batches(config, self.corpus, device.ranks)
-        placement = self._placed(layers, None if checkpoint else progress)
+        placement = self._placed(layers, width, None if checkpoint else progress)
         optimizer = build_optimizer(placement.model, config.optim)
         if checkpoint:
             self.restore(checkpoint if placement.in_shards else checkpoint.read(), placement, optimizer)
@@ -343,34 +347,30 @@ class Pretraining(Session):
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.ranks),
             refused_steps=self.directory.refused_steps,
             progress=progress,
+            width=width,
         )
 
-    def _placed(self, layers: int, progress: Progress | None) -> Placement:
+    def _placed(self, layers: int, width: float, progress: Progress | None) -> Placement:
         """The model on its devices; `progress` takes what its weights cost, None where a checkpoint has them."""
         config, device = self.config, self.device
         if device.ranks.place and config.distributed.kind == "fsdp":
             from apollo_cli.training.shards import Shards
 
-            placement = Shards(config.shape, layers, device)
+            placement = Shards(config.shape.narrowed(width), layers, device)
             if progress:
                 on_cpu = torch.device("cpu")
-                placement.take(self._new_model(layers, on_cpu, progress) if device.ranks.is_first else None)
+                placement.take(self._new_model(layers, width, on_cpu, progress) if device.ranks.is_first else None)
             return placement
-        model = self._new_model(layers, device.device, progress)
-
-        def new_block() -> torch.nn.Module:
-            block = model.new_block()
-            device.compiles([block])
-            return block
-
-        device.compiles(model.blocks)
+        model = self._new_model(layers, width, device.device, progress)
         if device.ranks.place:
-            return Copies(model, new_block, self.plan.trains_all)
-        return Placement(model, new_block)
+            return Copies(model, device.compiles, self.plan.trains_all)
+        return Placement(model, device.compiles)
 
-    def _new_model(self, layers: int, device: torch.device, progress: Progress | None) -> LanguageModel:
+    def _new_model(
+        self, layers: int, width: float, device: torch.device, progress: Progress | None
+    ) -> LanguageModel:
         """With the weights that it begins with."""
-        model = build(self.config.shape, layers).to(device)
+        model = build(self.config.shape.narrowed(width), layers).to(device)
         if progress:
             self._begin_from_source(model, progress)
         return model
@@ -381,12 +381,13 @@ class Pretraining(Session):
         if source is None:
             return
         check_tokenizer(source, self.corpus.tokenizer)
-        small, expander = load_model(source.folder).to(model.device), config.expander.build()
+        small, expander = load_model(source.folder), config.expander.build()
         random = generator(config.run.seed, Purpose.GROWTH, 0)
         if not isinstance(config.expander, Ligo):
             fill(model, small, expander, random)
             self.console.say(f"begun from {files.shown(source.folder)}")
             return
+        small.to(model.device)
         learned = LearnedMap(small, model.shape, expander, len(model.blocks), random).to(model.device)
         batches = training_batches(config, self.corpus)  # whole ones: of several processes each learns the same map
         began = perf_counter()

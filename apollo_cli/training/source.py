@@ -1,24 +1,18 @@
 """What a run may begin from: a smaller model that was trained before, by us or by others."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from apollo_cli import files
 from apollo_cli.config import Config
 from apollo_cli.errors import CheckpointError, ConfigError
-from apollo_cli.growth.expanders import grown_tensor
-from apollo_cli.growth.growths import Expander, Growth
-from apollo_cli.growth.widths import WIDTHS, Sizes, Spaces, State, problems, spaces, widened, widened_layers
+from apollo_cli.growth.widths import problems
 from apollo_cli.models.hf import load_shape
 from apollo_cli.models.shape import Shape
-from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.training.filling import sizes
 
 
 @dataclass(frozen=True)
@@ -73,13 +67,8 @@ def find(config: Config) -> Source | None:
     return found
 
 
-def sizes(shape: Shape) -> Sizes:
-    """The widths of a model."""
-    return Sizes(shape.hidden, shape.heads, shape.ffn)
-
-
 def _problems(source: Shape, config: Config) -> list[str]:
-    target, layers = config.shape, config.schedule.layers[0]
+    target, layers = config.shape.narrowed(config.schedule.shares[0]), config.schedule.layers[0]
     if source.kind != target.kind:
         return [f"it is a {source.kind} and model={target.kind}; take a source of the same kind"]
     found = problems(config.expander.build().width, sizes(source), sizes(target))
@@ -107,40 +96,3 @@ def check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
             f"expander.source: {files.shown(file)} has other tokens than the corpus; type "
             f"data.tokenizer={files.shown(file)}"
         )
-
-
-@torch.no_grad()
-def fill(model: LanguageModel, source: LanguageModel, expander: Expander, random: np.random.Generator) -> None:
-    """Gives a model the weights of a smaller one: widened first, then in depth by the expander's map."""
-    chosen = spaces(expander.width, sizes(source.shape), sizes(model.shape), random)
-    _, _, new_from_above = WIDTHS[expander.width]
-    layers = widened_layers(layers_of(source), chosen, new_from_above=new_from_above)
-    growth = expander.growth(len(source.blocks), len(model.blocks))
-    state = outside(source, chosen) | deepened(layers, growth)
-    model.load_state_dict(fitting(state, model))
-
-
-def layers_of(model: LanguageModel) -> list[State]:
-    """The parameters of each layer by their names within it, without gradient."""
-    return [{name: p.detach() for name, p in block.named_parameters()} for block in model.blocks]
-
-
-def outside(model: LanguageModel, spaces: Spaces) -> State:
-    """What is not in a layer, widened."""
-    named = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("blocks.")}
-    return {name: widened(name, tensor, spaces) for name, tensor in named.items()}
-
-
-def deepened(layers: Sequence[State], growth: Growth) -> State:
-    """Layers by a map, under their names in the model."""
-    state: State = {}
-    for slot in range(len(growth.matrix)):
-        for name in layers[0]:
-            sources = [layer[name] for layer in layers]
-            state[f"blocks.{slot}.{name}"] = grown_tensor(growth, slot, name, sources)
-    return state
-
-
-def fitting(state: State, model: LanguageModel) -> dict[str, Tensor]:
-    """The same with as many positions as the model has."""
-    return state | {"positions.weight": state["positions.weight"][: model.shape.positions]}

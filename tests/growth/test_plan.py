@@ -118,7 +118,7 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
     keys = {
         "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
-        "growth_map", "frozen_layers", "sent_bytes",
+        "growth_map", "frozen_layers", "sent_bytes", "width",
     }  # fmt: skip
     assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
     stages = written["stages"]
@@ -248,3 +248,17 @@ def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> N
     plan = replace(make_plan(40, Shallow()), map_flops=1000, source_flops=77)
     assert plan.flops == 1000 + sum(stage.flops for stage in plan.stages)
     assert plan.as_dict()["source_flops"] == 77
+
+
+def test_a_narrow_stage_has_the_figures_of_its_width() -> None:
+    """Half the width takes a tenth here: 3 micro-steps in each of 2, 2 and 4 steps of 3, 3 and 6 layers."""
+    schedule = Schedule.over(8, (3, 3, 6), (0.25, 0.5, 1), widths=(0.5, 1, 1))
+    work = replace(make_plan(10).work, target=6)
+    narrow = replace(work, flops=lambda depth, frozen: 10 * depth, parameters=lambda stored: 5 * stored)
+    plan = Plan(schedule, Shallow(), Expander("stack"), work, 0, narrower={0.5: narrow})
+    assert [stage.flops for stage in plan.stages] == [6 * 30, 6 * 307, 12 * 607]
+    assert [stage.parameters for stage in plan.stages] == [15, 1150, 1300]
+    assert [plan.flops_of(step, 3) for step in (1, 2)] == [30, 307]
+    assert plan.scratch_flops == 24 * 607
+    maps = [stage["growth_map"] for stage in plan.as_dict()["stages"]]
+    assert maps == [None, [0, 1, 2], [0, 1, 2, 0, 1, 2]]

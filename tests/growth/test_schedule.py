@@ -92,6 +92,26 @@ def test_what_trains_is_said_for_every_stage_and_only_where_it_can() -> None:
     assert "new in stage 2, which adds no layer" in problem
 
 
+def test_the_width_grows_alone_or_with_the_layers() -> None:
+    schedule = Schedule.over(8, (2, 2, 4, 4), (0.25, 0.5, 0.75, 1), widths=(0.25, 0.5, 1, 1))
+    assert [stage.width for stage in schedule.stages] == [0.25, 0.5, 1, 1]
+    assert schedule.growth_steps == (2, 4)
+    assert [schedule.number(2, 2, 0.25), schedule.number(2, 2, 0.5)] == [1, 2]  # just before, and after
+    assert [schedule.number(4, 2, 0.5), schedule.number(4, 4), schedule.number(6, 4)] == [2, 3, 4]
+    assert schedule.grows_in_width
+    assert not Schedule.over(8, (2, 4), (0.5, 1)).grows_in_width
+
+
+def test_widths_are_said_for_every_stage_and_rise_to_one() -> None:
+    assert problems((3, 6), (0.5, 1), widths=(0.5, 1)) == []
+    (problem,) = problems((3, 6), (0.5, 1), widths=(1,))
+    assert "schedule.widths has 1 values and schedule.layers 2: give one for each stage" in problem
+    for wrong in ((0.5, 0.5), (1, 0.5), (0, 1), (-1, 1), (float("nan"), 1), (1, 2)):
+        (problem,) = problems((3, 6), (0.5, 1), widths=wrong)
+        assert "must never fall and end at 1" in problem
+        assert problem.endswith("for example [0.5,1]")
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=8, unique=True), st.integers(0, 50_000))
 def test_stages_cover_the_run_without_gaps_and_end_where_asked(parts: list[int], more: int) -> None:

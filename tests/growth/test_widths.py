@@ -9,7 +9,7 @@ from apollo_cli.growth.widths import AXES, Sizes, Space, problems, spaces, widen
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import LanguageModel
-from apollo_cli.training.source import fill, sizes
+from apollo_cli.training.filling import fill, sizes
 
 BERT = Shape("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 GPT = replace(BERT, kind="gpt")

@@ -42,6 +42,29 @@ def test_lines_say_stage_layers_depth_loss_flops_and_eta(
     assert (tmp_path / "train.log").read_text() == out
 
 
+def test_a_growth_of_the_width_is_said(config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
+    console, losses = Console(), {"eval/loss": 5.0, "eval/loss_full_depth": 5.0, "flops": 0}
+    width = {"growth/width_from": 0.5, "growth/width_to": 1}
+    for layers in (1, 2):
+        growth = losses | {"growth/from": 1, "growth/to": layers} | width
+        console.row(ROW | growth | {"width": 0.5})
+        console.row(ROW | growth | {"width": 1, "layers": layers})
+    said = [line.partition("FLOPs  ")[2] for line in capsys.readouterr().out.splitlines()]
+    after = ": validation loss 5.0000 (+0.0000)"
+    assert said == [
+        "before growth: validation loss 5.0000",
+        f"grown 0.5 -> 1 of the width{after}",
+        "before growth: validation loss 5.0000",
+        f"grown 1 -> 2 layers, 0.5 -> 1 of the width{after}",
+    ]
+
+
+def test_the_plan_table_marks_narrow_stages(config: Callable[..., Config]) -> None:
+    words = ("expander=bert2bert", "schedule.widths=[0.5,1,1]")
+    table = plan_table(make_plan(config(*words), choose(config().run)), estimated=False)
+    assert list(table.columns[0].cells) == ["1 x 0.5", "2", "4"]
+
+
 def test_the_plan_table_holds_the_plan(config: Callable[..., Config]) -> None:
     from rich.console import Console as RichConsole
 

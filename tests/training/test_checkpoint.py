@@ -125,6 +125,7 @@ def written_by_format(version: int, folder: Path, checkpoint: Checkpoint) -> Non
 
     def change(meta: dict[str, Any]) -> None:
         meta["format"] = version
+        del meta["width"]
         if version < 3:
             (folder / "optimizer.safetensors").unlink()
             torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")

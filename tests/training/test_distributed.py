@@ -113,6 +113,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mslt": ("schedule.trained=[all,new,all]", "expander=append", "sampler=shallow", "model=bert"),
     "msg": ("expander=msg", "expander.entry=0.2", "sampler=shallow", "model=gpt"),
     "reset": ("expander=stack", "expander.moments=reset", "model=gpt"),
+    "width": ("expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "model=gpt"),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
 }
 
@@ -248,5 +249,19 @@ def test_dropout_goes_on_where_it_was(tiny: tuple[str, ...], tmp_path: Path) -> 
         wait_for(lambda: last_step(run) > 10)
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=120)
+    finished(command([f"resume={run}"]))
+    assert_same(whole, run, rounding=0)
+
+
+@pytest.mark.slow
+def test_shards_of_a_narrow_model_are_read_again_and_widened(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    words = (*tiny, *LONG, "expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "devices=2", "distributed=fsdp")
+    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
+    argv = command([*words, f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: last_step(run) > 10)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+    assert read_rows(run)[-1]["width"] == 0.5
     finished(command([f"resume={run}"]))
     assert_same(whole, run, rounding=0)

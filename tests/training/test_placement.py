@@ -1,9 +1,11 @@
 """When copies of a model speak with each other."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,9 +33,9 @@ def _group(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("_group")
 def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> None:
     """A layer that runs three times has one gradient; micro-steps before the last one send nothing."""
-    model = build(SHAPE, 2)
-    copies = Copies(model, model.new_block, trains_all=True)
-    optimizer = torch.optim.AdamW(model.parameters())
+    model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
+    copies = Copies(model, compiled.extend, trains_all=True)
+    optimizer, first = torch.optim.AdamW(model.parameters()), [*model.blocks]
     for layers in (2, 4):
         if layers != len(model.blocks):
             copies.grow(optimizer, Expander("nearest").growth(len(model.blocks), layers), "map")
@@ -62,3 +64,17 @@ def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> N
             torch.testing.assert_close(mine.grad, 3 * whole.grad)
         optimizer.step()
         optimizer.zero_grad()
+    assert compiled == [*first, *model.blocks]
+
+
+@pytest.mark.usefixtures("_group")
+def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
+    model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
+    copies = Copies(model, compiled.extend, trains_all=True)
+    large = replace(SHAPE, hidden=32, heads=4, ffn=64)
+    copies.widen(large, 3, Expander("stack"), np.random.default_rng(0))
+    assert copies.model.shape == large
+    assert compiled == [*model.blocks, *copies.model.blocks]
+    assert copies.replica.module is copies.model
+    copies.loss(BATCH, Route((0, 1, 2))).backward()
+    assert all(p.grad is not None for p in copies.model.parameters())

@@ -1,0 +1,67 @@
+"""A model filled with the weights of a smaller one, in width and in depth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apollo_cli.growth.expanders import grown_tensor
+from apollo_cli.growth.growths import Expander, Growth
+from apollo_cli.growth.widths import WIDTHS, Sizes, Spaces, State, spaces, widened, widened_layers
+from apollo_cli.models.build import build
+from apollo_cli.models.shape import Shape
+from apollo_cli.models.transformer import LanguageModel
+
+
+def sizes(shape: Shape) -> Sizes:
+    """The widths of a model."""
+    return Sizes(shape.hidden, shape.heads, shape.ffn)
+
+
+def widened_model(
+    source: LanguageModel, shape: Shape, layers: int, expander: Expander, random: np.random.Generator
+) -> LanguageModel:
+    """A model of this shape and depth on the CPU, filled from a smaller one there; torch's luck is not touched."""
+    with torch.device("meta"):
+        model = build(shape, layers)
+    model.to_empty(device="cpu")
+    fill(model, source, expander, random)
+    return model
+
+
+@torch.no_grad()
+def fill(model: LanguageModel, source: LanguageModel, expander: Expander, random: np.random.Generator) -> None:
+    """Gives a model the weights of a smaller one on the CPU: widened first, then in depth by the expander's map."""
+    chosen = spaces(expander.width, sizes(source.shape), sizes(model.shape), random)
+    _, _, new_from_above = WIDTHS[expander.width]
+    layers = widened_layers(layers_of(source), chosen, new_from_above=new_from_above)
+    growth = expander.growth(len(source.blocks), len(model.blocks))
+    state = outside(source, chosen) | deepened(layers, growth)
+    model.load_state_dict(fitting(state, model))
+
+
+def layers_of(model: LanguageModel) -> list[State]:
+    """The parameters of each layer by their names within it, without gradient."""
+    return [{name: p.detach() for name, p in block.named_parameters()} for block in model.blocks]
+
+
+def outside(model: LanguageModel, spaces: Spaces) -> State:
+    """What is not in a layer, widened."""
+    named = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("blocks.")}
+    return {name: widened(name, tensor, spaces) for name, tensor in named.items()}
+
+
+def deepened(layers: Sequence[State], growth: Growth) -> State:
+    """Layers by a map, under their names in the model."""
+    state: State = {}
+    for slot in range(len(growth.matrix)):
+        for name in layers[0]:
+            sources = [layer[name] for layer in layers]
+            state[f"blocks.{slot}.{name}"] = grown_tensor(growth, slot, name, sources)
+    return state
+
+
+def fitting(state: State, model: LanguageModel) -> dict[str, Tensor]:
+    """The same with as many positions as the model has."""
+    return state | {"positions.weight": state["positions.weight"][: model.shape.positions]}
