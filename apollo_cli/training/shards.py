@@ -135,7 +135,8 @@ class Shards(Placement):
     def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
         """The first process widens the whole model on its CPU and deals it out."""
         narrow = self.whole()
-        self.shape, self.model = shape, self._empty(layers)
+        self.shape = shape
+        self.model = self._empty(layers)
         is_first = self.device.ranks.is_first
         self.take(widened_model(narrow, shape, layers, expander, random) if is_first else None)
 
