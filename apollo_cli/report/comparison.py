@@ -197,11 +197,11 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
 
 
 def whole_model(run: Run) -> Curve:
-    """The evaluations of the whole model; the loss of fewer layers is another model's.
+    """The evaluations of the whole model; the loss of fewer layers or units is another model's.
 
     At a growth the row after it counts. A loss that is not finite is above every target.
     """
-    rows = [row for row in run.evaluations if row["layers"] == run.target_layers]
+    rows = [row for row in run.evaluations if run.is_whole(row)]
     return savings.curve(point(row) for row in rows)
 
 

@@ -16,15 +16,8 @@ from apollo_cli.report.runs import Run, few, plain
 _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
-_GROWTH_SECTIONS, _GROWTH_KEYS = (
-    ("sampler", "expander"),
-    (
-        "schedule.ends",
-        "schedule.trained",
-        "schedule.widths",
-        "optim.at_growth",
-    ),
-)
+_GROWTH_SECTIONS = ("sampler", "expander")
+_GROWTH_KEYS = ("schedule.ends", "schedule.trained", "schedule.widths", "optim.at_growth")
 # In a label wherever they differ, in this order; other keys where nothing before says which runs they are.
 _FIRST = (
     *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),

@@ -12,10 +12,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import Row, Run
+from apollo_cli.report.runs import Row, Run, Size, size
 from apollo_cli.report.style import COLOURS, Look, looks, png
 
-Size = tuple[int, float]  # stored layers, and the share of the width
 Growth = tuple[Size, Size]  # before and after
 
 _MOST_PANELS = 4  # beside each other
@@ -135,16 +134,16 @@ def _around(run: Run, growth: Growth, column: str) -> dict[int, float]:
     step = next((row["step"] for row in run.rows if _is(row, growth)), None)
     if step is None:
         return {}
-    rows = [row for row in run.rows if row.get(column) is not None and _size(row) in growth]
-    before = [row for row in rows if _size(row) == growth[0]][-_ROWS_AROUND:]
-    after = [row for row in rows if _size(row) == growth[1]][:_ROWS_AROUND]
+    rows = [row for row in run.rows if row.get(column) is not None and size(row) in growth]
+    before = [row for row in rows if size(row) == growth[0]][-_ROWS_AROUND:]
+    after = [row for row in rows if size(row) == growth[1]][:_ROWS_AROUND]
     return {row["step"] - step: row[column] for row in (*before, *after)}
 
 
 def _sides(run: Run, growth: Growth) -> tuple[float, float] | None:
     """The validation loss just before and after; None where the run does not grow so."""
-    rows = {_size(row): row["eval/loss"] for row in run.evaluations if _is(row, growth)}
-    values = [rows.get(size) for size in growth]
+    rows = {size(row): row["eval/loss"] for row in run.evaluations if _is(row, growth)}
+    values = [rows.get(side) for side in growth]
     before, after = (value if value is not None and math.isfinite(value) else None for value in values)
     return None if before is None or after is None else (before, after)
 
@@ -158,12 +157,8 @@ def _growth(row: Row) -> Growth | None:
     ends = (("growth/from", "growth/width_from"), ("growth/to", "growth/width_to"))
     if any(layers not in row for layers, _ in ends):
         return None
-    before, after = ((row[layers], row.get(width, _size(row)[1])) for layers, width in ends)
+    before, after = ((row[layers], row.get(width) or size(row)[1]) for layers, width in ends)
     return before, after
-
-
-def _size(row: Row) -> Size:
-    return row["layers"], row.get("width") or 1.0
 
 
 def _title(growth: Growth) -> str:

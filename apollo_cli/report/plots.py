@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from apollo_cli.report import growth_plots, savings
 from apollo_cli.report.comparison import Comparison, Method, point
+from apollo_cli.report.runs import size
 from apollo_cli.report.savings import Curve
 from apollo_cli.report.style import SETTINGS, Look, legend, looks, png, unit
 from apollo_cli.report.words import cells
@@ -103,11 +104,11 @@ def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> No
 
 
 def _shallow(method: Method) -> Iterator[Curve]:
-    """The mean curves of the stages that store fewer layers."""
+    """The mean curves of the stages that store fewer layers, or narrower ones."""
     runs = [outcome.run for outcome in method.outcomes]
-    layers = {row["layers"] for run in runs for row in run.evaluations if row["layers"] != run.target_layers}
-    for stored in sorted(layers):
-        parts = [savings.curve(point(row) for row in run.evaluations if row["layers"] == stored) for run in runs]
+    sizes = {size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
+    for stored in sorted(sizes):
+        parts = [savings.curve(point(row) for row in run.evaluations if size(row) == stored) for run in runs]
         yield savings.mean_curve([part for part in parts if part])
 
 

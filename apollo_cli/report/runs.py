@@ -20,6 +20,7 @@ from apollo_cli.report.glue_scores import GlueScores
 from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
+Size = tuple[int, float]  # stored layers, and the share of the width
 
 _NUMBERS = (  # where a row has them
     *("eval/loss", "train/loss", "train/grad_norm", "width"),
@@ -126,12 +127,21 @@ class Run:
         of_target = self.config.get("schedule.layers") == [self.target_layers]
         return of_target and self.config.get("expander.source") is None
 
+    def is_whole(self, row: Row) -> bool:
+        """Whether the row is of a model with all layers at the whole width."""
+        return size(row) == (self.target_layers, 1)
+
     @property
     def evaluations(self) -> list[Row]:
         """The rows with a validation loss, those of growth too; what the source took is counted in."""
         before = {"flops": self.source_flops or 0, "train_seconds": self.source_seconds}
         found = [row for row in self.rows if "eval/loss" in row]
         return [row | {key: row[key] + cost for key, cost in before.items()} for row in found]
+
+
+def size(row: Row) -> Size:
+    """Stored layers of a row's model and its share of the width, which stands there where that grows."""
+    return row["layers"], row.get("width") or 1.0
 
 
 def read(words: Sequence[str]) -> tuple[list[Run], list[str]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from apollo_cli.report import growth_plots as module
+from apollo_cli.report.comparison import whole_model
 from apollo_cli.report.runs import read
 from tests.report.made_runs import write_run
 
@@ -25,6 +26,7 @@ def test_both_sides_of_a_growth_in_width_are_told_apart(tmp_path: Path) -> None:
     assert module._around(run, growth, "train/loss") == {-1: 4.0, 1: 4.0}
     assert module._title(growth) == "0.5 to 1 of the width"
     assert not run.is_scratch
+    assert [point.loss for point in whole_model(run)] == [3.5]
 
 
 def test_a_growth_in_depth_is_named_by_its_layers() -> None:
