@@ -68,10 +68,14 @@ def find(config: Config) -> Source | None:
 
 
 def _problems(source: Shape, config: Config) -> list[str]:
-    target, layers = config.shape.narrowed(config.schedule.shares[0]), config.schedule.layers[0]
+    share, layers = config.schedule.shares[0], config.schedule.layers[0]
+    target = config.shape.narrowed(share)
     if source.kind != target.kind:
         return [f"it is a {source.kind} and model={target.kind}; take a source of the same kind"]
-    found = problems(config.expander.build().width, sizes(source), sizes(target))
+    narrow = f" (in the first stage, of schedule.widths={share:g})" if share != 1 else ""
+    found = [
+        f"{problem}{narrow}" for problem in problems(config.expander.build().width, sizes(source), sizes(target))
+    ]
     if source.vocabulary != target.vocabulary:
         found.append(
             f"it has {source.vocabulary} tokens and data.vocab_size is {target.vocabulary}; take its tokenizer: "

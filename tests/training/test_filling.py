@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from apollo_cli.config import Config
+from apollo_cli.errors import ConfigError
 from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.randomness import Purpose, generator
@@ -168,6 +169,11 @@ def test_a_source_may_be_as_narrow_as_the_first_stage(config: Callable[..., Conf
     assert plan.source_flops
     end = read_rows(tmp_path / "source")[-1]["eval/loss"]
     assert read_rows(tmp_path / "run")[0]["eval/loss"] == pytest.approx(end, abs=0.5)
+    quarter = (*FPI, "model.heads=4", "schedule.widths=[0.25,1]", f"expander.source={tmp_path / 'source'}")
+    with pytest.raises(
+        ConfigError, match=r"hidden=4 is less than the source's 8: nothing shrinks \(in the first stage, of .*0\.25"
+    ):
+        planned(config("model=gpt", *quarter))
 
 
 def test_filling_does_not_touch_the_luck_of_torch() -> None:
