@@ -29,7 +29,7 @@ from benchmarks.reproduce import KINDS, SEEDS, TUNED, Cell, Corpus
 
 NAME = "methods"
 FROM_SOURCE = ("bert2bert", "ligo", "lemon")
-OWN = ("gstack", "stackbert", "mslt", "midas", "lidas", "one_layer", "raptr", "msg", "net2net_depth")
+OWN = ("gstack", "stackbert", "mslt", "midas", "lidas", "one_layer", "late_silent", "raptr", "msg", "net2net_depth")
 METHODS = ("scratch", "apollo", *OWN, *FROM_SOURCE)
 # half of the depth and of the width, heads as large, half of scratch's steps: a twelfth of its FLOPs
 SOURCE = ("model.layers=6", "model.hidden=32", "model.heads=1", "model.ffn=128")
