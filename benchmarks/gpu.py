@@ -29,6 +29,7 @@ TOLD = (
     "Made by `python -m benchmarks.gpu KIND STEPS FILE...` on Wikipedia and novels, byte by byte, 256 to a row;"
     " 12 layers of 512, bf16. A cell is `apollo-train experiment=repro_gpu_METHOD` with its steps below.",
     "One seed and one learning rate (1e-3): an indication beside the CPU's cells, no more than that.",
+    "No run of fewer layers from scratch is beside them: whether depth pays at this length was not asked.",
 )
 
 
@@ -129,7 +130,8 @@ def main(kind: str = "", steps: str = "0", *texts: str) -> None:
     if kind:
         of = corpus(int(steps), texts)
         missing = [cell for cell in cells(kind, int(steps)) if not of.kept(cell).exists()]
-        of.each(missing, of.train, AT_ONCE, "python -m benchmarks.gpu")
+        again = " ".join(["python -m benchmarks.gpu", kind, steps, *texts])
+        of.each(missing, of.train, AT_ONCE, again)
         times = {str(depth): each for depth, each in seconds(kind, of).items()}
         files.write_json(FOLDER / f"{kind}_seconds.json", times)
     results.put(TITLE, lines())

@@ -55,6 +55,13 @@ def test_auto_on_a_gpu_is_compiled(config: Callable[..., Config]) -> None:
     assert (device.device.type, device.compile) == ("cuda", True)
 
 
+def test_blocks_are_compiled_where_the_run_compiles_and_nowhere_else(config: Callable[..., Config]) -> None:
+    for compiles in (False, True):
+        block = torch.nn.Linear(2, 2)
+        choose(config(f"compile={str(compiles).lower()}").run).compiles([block])
+        assert (block._compiled_call_impl is not None) == compiles
+
+
 def test_an_allocation_that_fails_is_known_as_such() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)  # four petabytes
