@@ -189,8 +189,8 @@ def _hydras_part(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _is_shipped_experiment(word: str) -> bool:
-    group, _, option = word.partition("=")
-    return group == "experiment" and option in groups()["experiment"]
+    group, _, options = word.partition("=")
+    return group == "experiment" and options.strip("[]").partition(",")[0] in groups()["experiment"]
 
 
 def _is_of(key: str, parents: Sequence[str]) -> bool:

@@ -51,12 +51,12 @@ class CommandLine:
     Attributes:
         flags: Hydra's, such as --cfg job.
         overrides: all others.
-        baseline: those of a sweep that runs before, if there is one.
+        before: those of each sweep that runs before this one.
     """
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    baseline: list[str] = field(default_factory=list)
+    before: list[list[str]] = field(default_factory=list)
 
     @property
     def multirun(self) -> bool:
@@ -89,7 +89,7 @@ class CommandLine:
     @property
     def commands(self) -> list[list[str]]:
         """The overrides that Hydra is to be told, one list after the other."""
-        return [self.baseline, self.overrides] if self.baseline else [self.overrides]
+        return [*self.before, self.overrides]
 
     @property
     def completes(self) -> bool:
@@ -193,16 +193,16 @@ def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list
     if swept and not line.multirun:
         problems.append(f"{swept[0].input_line}: several values are a sweep; add -m, or quote a value with a comma")
     shipped = _shipped_grid(line, typed, problems)
-    parsed = [*typed, *(shipped or [])]
+    parsed = _with_grid(typed, shipped)
     chosen = [o for o in parsed if _is_group(o, known_groups)]
-    valid = [o for o in chosen if not _group_problems(o, known_groups, problems)]
+    valid = [o for o in chosen if o in (shipped or []) or not _group_problems(o, known_groups, problems)]
     values = [o for o in parsed if o not in chosen]
     keys = _known_keys(valid)
     valid += [o for o in values if not _key_problems(o, keys, known_groups, problems)]
     budget = _budget_overrides(values)
     line.overrides += _words(budget)
     if shipped is not None:
-        _take_along(line, [*parsed, *budget])
+        _take_along(line, typed, [*parsed, *budget])
     return parsed, _words(o for o in [*valid, *budget] if not o.is_sweep_override())
 
 
@@ -222,11 +222,17 @@ def _shipped_grid(line: CommandLine, typed: list[Override], problems: list[str])
     return values
 
 
-def _take_along(line: CommandLine, parsed: list[Override]) -> None:
-    """Writes a shipped sweep into the line, with its baseline."""
-    line.baseline = grid.baseline(parsed)
-    known = set(line.overrides)
-    line.overrides += [word for word in _words(parsed) if word not in known] + [grid.NO_OTHER]
+def _with_grid(typed: list[Override], shipped: list[Override] | None) -> list[Override]:
+    """What is typed and what is shipped; a grid over other experiments stands in for the one that is typed."""
+    swept = {o.key_or_group for o in shipped or []}
+    return [*(o for o in typed if o.key_or_group not in swept), *(shipped or [])]
+
+
+def _take_along(line: CommandLine, typed: list[Override], parsed: list[Override]) -> None:
+    """Writes a shipped sweep into the line, and what runs before it."""
+    experiment = next(_plain(o.value()) for o in reversed(typed) if o.key_or_group == "experiment")
+    line.before = grid.before(experiment, parsed)
+    line.overrides = [*_words(parsed), grid.NO_OTHER]
 
 
 def _check_values(config: DictConfig, fixed: list[str], parsed: list[Override], problems: list[str]) -> None:
@@ -260,10 +266,10 @@ def _brought(line: CommandLine, problems: list[str]) -> tuple[list[Override], li
     typed = list(_parse(line.overrides, problems))
     problems += [p for o in typed for p in guard.problems_of_typed(o)]
     shipped = _shipped_grid(line, typed, problems)
-    parsed = [*typed, *(shipped or [])]
+    parsed = _with_grid(typed, shipped)
     if shipped is not None:
-        _take_along(line, parsed)
-    known = [o for o in typed if not guard.problems_of_typed(o)]
+        _take_along(line, typed, parsed)
+    known = [o for o in parsed if not guard.problems_of_typed(o)]
     fixed = [*_searchpath(line, typed, problems), *_words(o for o in known if not o.is_sweep_override())]
     return parsed, fixed
 
@@ -296,8 +302,8 @@ def _cells(line: CommandLine, parsed: list[Override], fixed: list[str], problems
         problems.append(f"{globs[0].input_line}: beside configs of your own, name the options instead")
         return
     yield from ([*fixed, *cell] for cell in product(*_values(parsed)))
-    if line.baseline:
-        others = list(_parse(line.baseline, problems))
+    for words in line.before:
+        others = list(_parse(words, problems))
         folder = [word for word in fixed if "hydra.searchpath" in word]
         common = [*folder, *_words(o for o in others if not o.is_sweep_override() and o.input_line not in folder)]
         yield from ([*common, *cell] for cell in product(*_values(others)))
@@ -426,8 +432,7 @@ def _known_keys(chosen: list[Override]) -> set[str]:
     """The keys of every cell: those of the chosen options; of a swept group, those that its options share."""
     single = [o.input_line or "" for o in chosen if not o.is_sweep_override()]
     swept = [o for o in chosen if isinstance(o.value(), ChoiceSweep)]
-    variants = [f"{o.key_or_group}={_plain(v)}" for o in swept for v in o.value().list]  # type: ignore[union-attr]
-    of_each = [_keys_of((*single, variant)) for variant in variants]
+    of_each = [_keys_of((*single, variant)) for variants in _values(swept) for variant in variants]
     return set(frozenset.intersection(*of_each) if of_each else _keys_of(tuple(single)))
 
 

@@ -21,7 +21,7 @@ from apollo_cli.train import run
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import train
-from tests.sweeps import made_slurm
+from tests.sweeps import made_slurm, test_all_methods
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ SLURM = "hydra/launcher=slurm"
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
     large = {*(f"experiment=ablation_{name}" for name in ("samplers", "k", "expander", "schedule"))}
-    large |= {"sampler=lvps,uniform,edge,full", "data=mixture", "devices=2"}
+    large |= {"experiment=all_methods", "sampler=lvps,uniform,edge,full", "data=mixture", "devices=2"}
     is_small = large.isdisjoint(words) and not any(word.startswith(SLURM) for word in words)
     return [] if is_small else [pytest.mark.slow]
 
@@ -70,6 +70,8 @@ def test_every_command_runs(
         _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
     elif any(word.startswith("experiment=ablation_") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]
+    elif "experiment=all_methods" in words:
+        words = [*words, *test_all_methods.small(tiny)]
     elif any(word.startswith("data=") and word not in ("data=text", "data=mixture") for word in words):
         words = [*words, "plan=true"]  # no test has a network
     elif "plan" not in typed:

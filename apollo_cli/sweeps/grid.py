@@ -1,4 +1,4 @@
-"""The sweep that a shipped experiment brings along: its grid, and the baseline that runs before it."""
+"""The sweep that a shipped experiment brings along: its grid, and what runs before it."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,35 +10,46 @@ from apollo_cli import guard
 
 NO_OTHER = "hydra.sweeper.params=null"  # for Hydra: the whole grid is in the words beside it
 _OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # all the same to a run that never grows
-_SUBDIR = "hydra.sweep.subdir"
+_SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
+SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml finds it
 
 
 def grid(experiment: str, typed: Sequence[Override]) -> list[Override] | None:
     """The values that the shipped experiment of this name is swept over, but for keys that are typed.
 
+    A grid over other experiments stands in for it; what else it says of the sweep, its folder, is then a word.
     None if it is no sweep.
     """
     params = guard.composed([f"experiment={experiment}"]).hydra.sweeper.params
     if params is None:
         return None
-    keys = {o.key_or_group for o in typed}
-    parser = OverridesParser.create()
-    return [parser.parse_override(f"{key}={values}") for key, values in params.items() if key not in keys]
+    keys = {o.key_or_group for o in typed} - {"experiment"}
+    words = [f"{key}={values}" for key, values in params.items() if key not in keys]
+    if "experiment" in params and _DIR not in keys:
+        named = [o.input_line or "" for o in typed if o.key_or_group == "name"]
+        place = guard.run_directory(guard.composed([f"experiment={experiment}", *named]), multirun=True)
+        words.append(f"{_DIR}={place}")
+    return OverridesParser.create().parse_overrides(words)
 
 
-def baseline(swept: Sequence[Override]) -> list[str]:
-    """The words of the sweep over scratch runs that the cells of `swept` are compared with.
+def before(experiment: str, swept: Sequence[Override]) -> list[list[str]]:
+    """The words of the sweeps that run before the cells of `swept`, which this experiment brought.
 
-    One for each cell but for what only growth is concerned with, so that nothing is trained twice.
+    Scratch runs that they are compared with, one for each cell but for what only growth is concerned with, so that
+    nothing is trained twice; and, where the experiment has some, the smaller models that cells of it begin from.
     """
-    kept = [o for o in swept if not _is_of_growth(o.key_or_group) and o.key_or_group != _SUBDIR]
-    subdir = [o.get_value_element_as_str() for o in swept if o.key_or_group == _SUBDIR]
-    return [
-        *(o.input_line or "" for o in kept),
-        "schedule=scratch",
-        NO_OTHER,
-        f"{_SUBDIR}=scratch-{subdir[-1] if subdir else '${hydra.job.num}'}",
+    over_methods = any(o.key_or_group == "experiment" and o.is_sweep_override() for o in swept)
+    kept = [
+        o.input_line or ""
+        for o in swept
+        if not _is_of_growth(o.key_or_group) and o.key_or_group not in (_SUBDIR, *(["experiment"] * over_methods))
     ]
+    subdir = [o.get_value_element_as_str() for o in swept if o.key_or_group == _SUBDIR]
+    scratch = [*kept, "schedule=scratch", NO_OTHER, f"{_SUBDIR}=scratch-{subdir[-1] if subdir else _NUMBER}"]
+    if not over_methods:
+        return [scratch]
+    source = [*kept, f"experiment=[{experiment},_source]", NO_OTHER, f"{_SUBDIR}={SOURCE}"]
+    return [["name=scratch", *scratch, f"experiment={experiment}"], source]
 
 
 def num_cells(words: Sequence[str]) -> int | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from apollo_cli import files
@@ -23,7 +24,7 @@ def close_sweep(cells: Sequence[Ended]) -> int:
         table.add_column(name, no_wrap=True)
     for cell, words in zip(cells, values, strict=True):
         table.add_row(
-            Path(cell.run_dir).name, *(words.get(key, "-") for key in swept), cell.status, *_results(cell)
+            Path(cell.run_dir).name, *(escape(words.get(key, "-")) for key in swept), cell.status, *_results(cell)
         )
     Screen().print(table)
     for cell in cells:

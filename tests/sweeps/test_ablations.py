@@ -33,8 +33,8 @@ OWN = {
 }
 
 
-def cells(words: Sequence[str]) -> tuple[list[Config], list[Config]]:
-    """The baseline and the grid of a command, as Hydra composes them."""
+def cells(words: Sequence[str]) -> list[list[Config]]:
+    """What runs before and the grid of a command, as Hydra composes them."""
     line = CommandLine.sort(["-m", *words])
     prepare(line)
     sweeps = []
@@ -42,8 +42,7 @@ def cells(words: Sequence[str]) -> tuple[list[Config], list[Config]]:
         parsed = OverridesParser.create().parse_overrides(overrides)
         (batch,) = BasicSweeper.split_arguments(parsed, None)
         sweeps.append([parse(compose_values(cell)) for cell in batch])
-    baseline, grid = sweeps
-    return baseline, grid
+    return sweeps
 
 
 def test_the_ablations_of_the_paper_are_shipped() -> None:

@@ -1,0 +1,66 @@
+"""Every growth method in one sweep: equal FLOPs, one source for each seed, and names that tell them apart."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from apollo_cli.sweeps import grid
+from apollo_cli.train import run
+from benchmarks import methods
+from tests.sweeps.test_ablations import cells
+
+
+def small(tiny: tuple[str, ...]) -> list[str]:
+    """Words for one seed of short rows; the models are as large as they are, for their sizes belong together."""
+    kept = ("data.files", "data.cache_dir", "data=", "tracking", "device")
+    rows = ["data.seq_len=16", "data.validation=0.1", "batch.size=4", "eval.rows=4", "eval.every=100"]
+    return [*(word for word in tiny if word.startswith(kept)), *rows, "budget.flops=6e10", "seed=0"]
+
+
+def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
+    typed = ["experiment=[all_methods,gstack],[all_methods,lemon]", "seed=0,1", "model=gpt", "sampler.k=3"]
+    scratch, source = grid.before("all_methods", OverridesParser.create().parse_overrides(typed))
+    assert {"name=scratch", "experiment=all_methods", "schedule=scratch", "seed=0,1", "model=gpt"} <= set(scratch)
+    assert {"experiment=[all_methods,_source]", "seed=0,1", "model=gpt"} <= set(source)
+    assert not [word for word in (*scratch, *source) if "gstack" in word or "sampler" in word]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind: str) -> None:
+    scratch, sources, grown = cells(["experiment=all_methods", f"model={kind}", "seed=1"])
+    assert [config.run.name for config in scratch] == ["scratch"]
+    names = [config.run.name for config in grown]
+    assert sorted(names) == sorted({*methods.METHODS, "net2net_width"} - {"scratch"})
+    of_work = ("model", "data", "batch", "eval", "run")
+    for config in grown:
+        theirs, ours = ({name: dict(getattr(c, name)) for name in of_work} for c in (config, scratch[0]))
+        theirs["run"]["name"] = "scratch"
+        assert theirs == ours
+        assert config.optim.lr == scratch[0].optim.lr
+        assert config.optim.schedule == "wsd"
+    (source,) = sources
+    flops = {config.run.name: config.budget.flops for config in grown}
+    assert source.budget.steps == methods.SOURCE_STEPS
+    for name, budget in flops.items():
+        assert budget is not None
+        took = methods.flops(kind, "source", methods.SOURCE_STEPS) if name in methods.FROM_SOURCE else 0
+        assert budget + took == pytest.approx(methods.flops(kind, "scratch", methods.steps()), rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_whole_sweep_runs_and_goes_on(
+    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "experiment=all_methods", *small(tiny), f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert run(words) == 0
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
+    assert {summary["name"] for summary in summaries} == {*methods.METHODS, "net2net_width", "source"}
+    assert {s["name"] for s in summaries if s["totals"].get("source_flops")} == set(methods.FROM_SOURCE)
+    table = capsys.readouterr().out.rpartition("Sweep of 17")[2]
+    assert table.count("completed") == 17
+    assert "gstack]" in table
+    assert run(words) == 0
+    assert capsys.readouterr().out.count(": completed before\n") == 17
