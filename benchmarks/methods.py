@@ -2,14 +2,19 @@
 
 All share text, model, batch, steps of evaluation, seeds and learning rate, those of the reproduction; each has the
 FLOPs that scratch takes, with what its source took. What is typed after `python -m benchmarks.methods` are the
-methods that are wanted, all by default.
+methods that are wanted, all by default. Cells run beside each other, perhaps on several machines, so that their
+seconds say nothing: at the end a twentieth of every method is timed in turns, on a machine that does nothing else.
 """
 
+import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -24,16 +29,17 @@ from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, flat, read
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
-from benchmarks import reproduce, results
+from benchmarks import reproduce, results, speed
 from benchmarks.reproduce import KINDS, SEEDS, TUNED, Cell, Corpus
 
-NAME = "methods"
+NAME, TITLE = "methods", "Every method on the same work"
 FROM_SOURCE = ("bert2bert", "ligo", "lemon")
 OWN = ("gstack", "stackbert", "mslt", "midas", "lidas", "one_layer", "late_silent", "raptr", "msg", "net2net_depth")
 METHODS = ("scratch", "apollo", *OWN, *FROM_SOURCE)
 # half of the depth and of the width, heads as large, half of scratch's steps: a twelfth of its FLOPs
 SOURCE = ("model.layers=6", "model.hidden=32", "model.heads=1", "model.ffn=128")
 SOURCE_STEPS = 1500
+MAP = {"ligo": ("expander.steps=5",)}  # of 100, where a twentieth is timed
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,22 @@ def _values(experiment: str) -> dict[str, Any]:
 def cells(kind: str, methods: Sequence[str] = METHODS) -> list[MethodCell]:
     """All seeds of these methods, at the rate that was chosen for scratch."""
     return [MethodCell(kind, method, TUNED[kind, "scratch"], seed) for seed in SEEDS for method in methods]
+
+
+@dataclass(frozen=True)
+class Evaluations(Corpus):
+    """Of whose runs the evaluations are kept, and the last training row of each stage, which has its memory."""
+
+    def rows(self, metrics: Path) -> bytes:
+        """Those rows, as they are."""
+        lines = metrics.read_bytes().splitlines(keepends=True)
+        found = [json.loads(line) for line in lines]
+        last = {row["stage"]: i for i, row in enumerate(found) if "train/loss" in row and "eval/loss" not in row}
+        return b"".join(
+            line
+            for i, (line, row) in enumerate(zip(lines, found, strict=True))
+            if "eval/loss" in row or i in last.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def main(methods: Sequence[str]) -> None:
     """Trains what is missing, sources first, and writes the table of what is there."""
     if unknown := [method for method in methods if method not in METHODS]:
         sys.exit(f"{', '.join(unknown)}: no such method; they are {', '.join(METHODS)}")
-    corpus = Corpus(NAME, ())
+    corpus = Evaluations(NAME, ())
     wanted = [cell for kind in KINDS for cell in cells(kind, methods or METHODS)]
     missing = [budgeted(corpus, cell) for cell in wanted if not corpus.kept(cell).exists()]
     sources = list(dict.fromkeys(source_of(cell) for cell in missing if cell.method in FROM_SOURCE))
@@ -128,7 +150,32 @@ def main(methods: Sequence[str]) -> None:
     print(f"{len(wanted)} cells, {len(missing)} to train, {len(sources)} sources, {at_once} at once", flush=True)
     corpus.each(sources, lambda cell, threads: _trained(corpus, cell, threads), at_once, "make methods")
     corpus.each(missing, corpus.train, at_once, "make methods")
-    results.put("Every method on the same work", lines(corpus))
+    for kind in KINDS:
+        if not pace_file(kind).exists():
+            print(f"timing {kind} in turns: keep the machine quiet", flush=True)
+            files.write_json(
+                pace_file(kind), paces(corpus, kind, [cell.method for cell in cells(kind, methods or METHODS)])
+            )
+    results.put(TITLE, lines(corpus))
+
+
+def pace_file(kind: str) -> Path:
+    """Has the seconds of a FLOP of each method, as a share of scratch's."""
+    return reproduce.KEPT / NAME / f"{kind}_paces.json"
+
+
+def paces(corpus: Corpus, kind: str, methods: Sequence[str]) -> dict[str, float]:
+    """The seconds that a FLOP takes in each method and in a source, as a share of scratch's, measured in turns.
+
+    Each runs all of its stages in a twentieth of its steps, and learns its map in a twentieth of its own.
+    """
+    of_seed = [cell for cell in cells(kind, list(dict.fromkeys(["scratch", *methods]))) if cell.seed == SEEDS[0]]
+    found = [source_of(of_seed[0]), *(budgeted(corpus, cell) for cell in of_seed)]
+    words = {cell.method: [*cell.words, *MAP.get(cell.method, ()), "tracking=local"] for cell in found}
+    steps = {method: speed.steps_of(typed) // speed.THINNED for method, typed in words.items()}
+    spent = speed.in_turns(words, steps)
+    pace = {method: each["train_seconds"] / each["flops"] for method, each in spent.items()}
+    return {method: each / pace["scratch"] for method, each in pace.items()}
 
 
 def _trained(corpus: Corpus, cell: Cell, threads: int) -> None:
@@ -137,8 +184,11 @@ def _trained(corpus: Corpus, cell: Cell, threads: int) -> None:
 
 def lines(corpus: Corpus) -> Iterator[str]:
     """A table and a picture for each kind of model."""
-    yield "Made by `make methods`: all have the same text, model, batch, rate and seeds (`_reproduction.yaml`), and"
-    yield "the FLOPs of scratch, what their source took included. Savings are at scratch's final loss."
+    yield "Made by `make methods`: all have the same text, model, batch, rate, seeds and schedule of the rate"
+    yield "(`_reproduction.yaml`; one-layer expansion has its own warmup and decay), and the FLOPs of scratch,"
+    yield "those of a source included. The best loss for these FLOPs stands first. Savings are at scratch's final"
+    yield "loss; seconds saved follow from the seconds of a FLOP, measured in turns on a core (pace; scratch is 1)."
+    yield "Jump: the largest rise of the validation loss at a growth, mean over seeds."
     for kind in KINDS:
         there = [corpus.kept(cell) for cell in cells(kind) if corpus.kept(cell).exists()]
         if not any("_scratch_" in folder.name for folder in there):
@@ -146,51 +196,75 @@ def lines(corpus: Corpus) -> Iterator[str]:
         runs, _ = read([str(folder) for folder in there])
         (comparison,) = compare(families(runs)[0], Question("scratch"))
         yield from ["", f"## {kind.upper()}", "", *table(corpus, kind, comparison), ""]
-        yield from (f"- {note}" for note in words.notes(comparison))
+        yield from (f"- {note}" for note in words.notes(comparison) if "seconds are no measure" not in note)
         yield from _picture(corpus, kind, comparison)
 
 
 def table(corpus: Corpus, kind: str, comparison: Comparison) -> Iterator[str]:
-    """Loss, what is saved with and without the source, the jump at growth, and memory."""
-    head = (
-        "method",
-        "runs",
-        "final loss (nats)",
-        "FLOPs saved",
-        "without source",
-        "seconds saved",
-        "jump",
-        "memory",
-    )
-    rows = []
-    for method in comparison.methods:
-        of, without = words.cells(comparison, method), method.saving_without_source("flops")
-        begun = method.label in FROM_SOURCE and without is not None
-        folders = [corpus.kept(cell) for cell in cells(kind, [method.label]) if corpus.kept(cell).exists()]
-        rows.append(
-            [
-                *(of.method, of.runs, of.final, of.savings["flops"]),
-                f"{without.mean:.1%}" if begun and without else "",
-                of.savings["seconds"],
-                _jump(method, [RunFiles(folder) for folder in folders]),
-                files.in_units(max(_memory(RunFiles(folder)) for folder in folders)),
-            ]
-        )
+    """Loss, what is saved with and without the source, seconds, the jump at growth, and memory."""
+    named = {name_of(method): method for method in comparison.methods if method.final}
+    kept = {
+        name: [RunFiles(corpus.kept(cell)) for cell in cells(kind, [name]) if corpus.kept(cell).exists()]
+        for name in named
+    }
+    device = Counter(run.summary["device"] for runs in kept.values() for run in runs).most_common(1)[0][0]
+    pace = json.loads(pace_file(kind).read_text(encoding="utf-8")) if pace_file(kind).exists() else {}
+    rows = [
+        [
+            *(name, str(len(kept[name])), words.cells(comparison, method).final),
+            *_saved(comparison, method),
+            f"{pace[name]:.2f}" if name in pace else "-",
+            seconds_saved(method, pace),
+            _jump(kept[name]),
+            files.in_units(max(map(_memory, on))) if (on := _on(device, kept[name])) else "-",
+        ]
+        for name, method in sorted(named.items(), key=lambda pair: pair[1].final.mean)  # type: ignore[union-attr]
+    ]
+    saved = ("FLOPs saved", "without source")
+    head = ("method", "seeds", "final loss (nats)", *saved, "pace", "seconds saved", "jump", f"memory, {device}")
     yield from results.table(head, rows)
 
 
-def _jump(method: Method, runs: Sequence[RunFiles]) -> str:
-    """The largest rise of the loss at a growth, mean over seeds."""
+def name_of(method: Method) -> str:
+    """Its own; a label may say more."""
+    return str(method.outcomes[0].run.config["name"])
+
+
+def _saved(comparison: Comparison, method: Method) -> Iterator[str]:
+    """FLOPs, with and without the source; where the loss is not reached, how many seeds reach it."""
+    of, without = words.cells(comparison, method), method.saving_without_source("flops")
+    reached = method.saving("flops") is not None or method.is_baseline
+    yield of.savings["flops"] if reached else of.costs["flops"]
+    from_source = any(outcome.source.flops for outcome in method.outcomes)
+    yield f"{without.mean:.1%}" if from_source and without else ""
+
+
+def seconds_saved(method: Method, pace: dict[str, float]) -> str:
+    """From the FLOPs that its runs and their sources take, each at its own pace."""
+    name, cost = name_of(method), method.cost("flops")
+    if method.is_baseline or cost is None or method.baseline_cost is None or name not in pace:
+        return ""
+    before = fmean(outcome.source.flops for outcome in method.outcomes)
+    seconds = (cost.mean - before) * pace[name] + before * pace.get("source", 1.0)
+    return f"{1 - seconds / method.baseline_cost.flops:.1%}"
+
+
+def _jump(runs: Sequence[RunFiles]) -> str:
     rises = [
         max(growth["eval/loss_after"] - growth["eval/loss_before"] for growth in run.summary["growths"])
         for run in runs
         if run.summary["growths"]
     ]
-    return f"{sum(rises) / len(rises):.3f}" if rises else ""
+    return f"{fmean(rises):.3f}" if rises else ""
+
+
+def _on(device: str, runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """Those of this device: the memory of one is not that of another."""
+    return [run for run in runs if run.summary["device"] == device]
 
 
 def _memory(run: RunFiles) -> int:
-    """The peak of the process, in bytes."""
+    """Its peak in bytes: of tensors on a GPU, of the process on a CPU."""
     return max(int(row.get("perf/peak_memory_bytes") or 0) for row in run.rows)
 
 
@@ -198,7 +272,7 @@ def _picture(corpus: Corpus, kind: str, comparison: Comparison) -> Iterator[str]
     for name, caption, data in plots.pictures(comparison):
         if name == "loss_against_flops":
             path = reproduce.KEPT / corpus.name / f"{kind}_{name}.png"
-            files.write_bytes(path, data)
+            results.picture(path, data)
             yield from ["", f"![{caption}](reproduction/{corpus.name}/{path.name})"]
 
 

@@ -206,6 +206,10 @@ class Corpus:
                     process.terminate()  # it saves
                 sys.exit(f"stopped ({str(error) or type(error).__name__}); `{command}` goes on")
 
+    def rows(self, metrics: Path) -> bytes:
+        """The rows that are kept of a run: all."""
+        return metrics.read_bytes()
+
     def keep(self, cell: Cell, folder: Path) -> None:
         """Copies a run to where it is kept: whole or not at all."""
         unfinished = self.kept(cell).with_name(f".{cell.name}.tmp")
@@ -216,7 +220,7 @@ class Corpus:
         summary = RunFiles(folder).summary
         del summary["run_dir"]  # where it was on this machine
         files.write_json(unfinished / "summary.json", summary)
-        rows = gzip.compress((folder / "metrics.jsonl").read_bytes(), mtime=0)
+        rows = gzip.compress(self.rows(folder / "metrics.jsonl"), mtime=0)
         files.write_bytes(unfinished / "metrics.jsonl.gz", rows)
         unfinished.rename(self.kept(cell))
 

@@ -2,9 +2,15 @@
 
 import re
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+
+from apollo_cli import files
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
+COLOURS = 64  # of a picture that is kept: it looks the same and is a third as large
 
 
 def sections(title: str) -> dict[str, str]:
@@ -24,6 +30,15 @@ def put(title: str, lines: Iterable[str]) -> None:
     parts[f"# {title}"] = "\n".join([f"# {title}", "", *lines]).strip()
     RESULTS.write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
     print(f"written: {RESULTS}, {title}")
+
+
+def picture(path: Path, png: bytes) -> None:
+    """Writes a picture of ours with few colours."""
+    small = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True
+    )
+    files.write_bytes(path, small.getvalue())
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]] = ()) -> Iterable[str]:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from apollo_cli import files
 from apollo_cli.report import plots, words
 from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
@@ -168,7 +167,7 @@ def draw(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
     for name, caption, data in plots.pictures(comparison):
         if name in PICTURES:
             path = KEPT / corpus.name / f"{kind}_{name}.png"
-            files.write_bytes(path, data)
+            results.picture(path, data)
             yield from ["", f"![{caption}](reproduction/{corpus.name}/{path.name})"]
 
 

@@ -172,7 +172,7 @@ def whole_run() -> dict[str, Any]:
     """
     pairs = {kind: {name: [f"experiment={name}_{kind}"] for name in ("apollo", "scratch")} for kind in KINDS}
     steps = dict.fromkeys(("apollo", "scratch"), APOLLO_STEPS)
-    return {kind: [_in_turns(pair, steps) for _ in range(WHOLE_RUNS)] for kind, pair in pairs.items()}
+    return {kind: [in_turns(pair, steps) for _ in range(WHOLE_RUNS)] for kind, pair in pairs.items()}
 
 
 def reproduction() -> dict[str, Any]:
@@ -183,12 +183,13 @@ def reproduction() -> dict[str, Any]:
     for kind in KINDS:
         cells = [Cell(kind, method, TUNED[kind, method], 0) for method in ("scratch", "apollo_late", "late_silent")]
         words = {cell.method: list(cell.words) for cell in cells}
-        steps = {method: _steps_of(words[method]) // THINNED for method in words}
-        found[kind] = [_in_turns(words, steps) for _ in range(WHOLE_RUNS)]
+        steps = {method: steps_of(words[method]) // THINNED for method in words}
+        found[kind] = [in_turns(words, steps) for _ in range(WHOLE_RUNS)]
     return found
 
 
-def _steps_of(words: list[str]) -> int:
+def steps_of(words: list[str]) -> int:
+    """Of the run that these words make."""
     from apollo_cli.config import parse
     from apollo_cli.overrides import compose_values
     from apollo_cli.training.device import choose
@@ -198,7 +199,7 @@ def _steps_of(words: list[str]) -> int:
     return make_plan(config, choose(config.run)).steps
 
 
-def _in_turns(words: dict[str, list[str]], steps: dict[str, int]) -> dict[str, dict[str, float]]:
+def in_turns(words: dict[str, list[str]], steps: dict[str, int]) -> dict[str, dict[str, float]]:
     """FLOPs and training seconds of whole runs, a piece of each after a piece of the other."""
     from benchmarks.gate import Gated
 

@@ -24,6 +24,7 @@ _FIRST = (
     *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
 )
 _LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
+_SOURCE = "expander.source"
 _UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80
 
@@ -168,14 +169,20 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The keys that may change the result, but for the seed."""
+    """The keys that may change the result, but for the seed.
+
+    A source stands there as what it took: every seed has one of its own in a folder of its own.
+    """
 
     def counts(key: str) -> bool:
         section = key.partition(".")[0]
         idle = key in _IDLE or section in _IDLE_SECTIONS
         return not idle and not (run.is_scratch and (section in _GROWTH_SECTIONS or key in _GROWTH_KEYS))
 
-    return {key: run.config[key] for key in sorted(run.config) if counts(key)}
+    found = {key: run.config[key] for key in sorted(run.config) if counts(key)}
+    if found.get(_SOURCE) is not None and run.source_flops is not None:
+        found[_SOURCE] = run.source_flops
+    return found
 
 
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -219,7 +219,7 @@ def _on_source(method: Method) -> Iterator[str]:
     without = [method.saving_without_source(axis) for axis in AXES]
     if all(without):
         flops, seconds = (_ratio(method, saving) for saving in without)
-        yield f"{counted}. Without them it saves {flops} of the FLOPs and {seconds} of the seconds."
+        yield f"{counted}. Without them its saving is {flops} of the FLOPs and {seconds} of the seconds."
     else:
         yield f"{counted}."
 

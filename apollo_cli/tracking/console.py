@@ -206,7 +206,8 @@ def plan_totals(plan: Plan) -> str:
     beside = f"\neach of {plan.work.devices} devices sends {sent} a step, stage by stage"
     return (
         f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs; scratch at equal steps "
-        f"{plan.scratch_flops} FLOPs: {saving:.1%} fewer{beside if plan.work.devices > 1 else ''}"
+        f"{plan.scratch_flops} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+        f"{beside if plan.work.devices > 1 else ''}"
     )
 
 

@@ -1,16 +1,31 @@
 """Every method on the same work: what the cells share, their budgets, and the table of tiny ones."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
-from apollo_cli.report import plots
+from apollo_cli.report import plots, savings
+from apollo_cli.report.comparison import Method, Outcome
+from apollo_cli.report.runs import Run
+from apollo_cli.report.savings import Cost
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
-from benchmarks import methods, reproduce, results
-from benchmarks.methods import FROM_SOURCE, METHODS, MethodCell, budgeted, cells, flops, main, source_of
+from benchmarks import methods, reproduce, results, speed
+from benchmarks.methods import (
+    FROM_SOURCE,
+    METHODS,
+    Evaluations,
+    MethodCell,
+    budgeted,
+    cells,
+    flops,
+    main,
+    source_of,
+)
 from benchmarks.reproduce import KINDS, Cell, Corpus
 
 FREE = {"name", "optim", "schedule", "sampler", "expander", "budget"}  # in which methods may differ
@@ -52,6 +67,41 @@ def test_a_method_that_is_none_is_refused() -> None:
         main(["growing"])
 
 
+def test_of_a_run_its_evaluations_are_kept_and_the_last_training_row_of_each_stage(tmp_path: Path) -> None:
+    rows = [
+        {"step": 0, "stage": 1, "eval/loss": 5.0},
+        {"step": 1, "stage": 1, "train/loss": 4.0},
+        {"step": 2, "stage": 1, "train/loss": 3.0},
+        {"step": 2, "stage": 1, "eval/loss": 3.5},
+        {"step": 3, "stage": 2, "train/loss": 2.0},
+        {"step": 3, "stage": 2, "eval/loss": 2.5},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    kept = Evaluations("methods", ()).rows(path).decode().splitlines()
+    assert [json.loads(line) for line in kept] == [rows[0], *rows[2:]]
+
+
+def test_seconds_follow_from_flops_and_the_pace_of_the_run_and_of_its_source() -> None:
+    def cost(flops: float) -> Cost:
+        return Cost(flops, 1.0)
+
+    run = Run("wide", {"name": "wide"}, "completed", "data", 4, {}, [], source_flops=200)
+    outcome = Outcome(run, savings.curve([]), None, cost(800), cost(800), None)
+    method = Method("wide", (outcome,), False, cost(1000), None)
+    # 600 FLOPs at twice scratch's seconds, and 200 at half of them
+    assert methods.seconds_saved(method, {"wide": 2.0, "source": 0.5}) == "-30.0%"
+    assert methods.seconds_saved(method, {}) == ""
+
+
+def test_the_report_says_what_the_kept_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    text = results.RESULTS.read_text(encoding="utf-8")
+    part = text.partition(f"# {methods.TITLE}\n")[2].partition("\n# ")[0]
+    written = [line for line in part.splitlines() if line and not line.startswith("![")]
+    assert written == [line for line in methods.lines(Evaluations("methods", ())) if line]
+
+
 @pytest.mark.slow
 def test_a_tiny_table_is_trained_written_and_not_trained_again(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -64,6 +114,7 @@ def test_a_tiny_table_is_trained_written_and_not_trained_again(
     monkeypatch.setattr(methods, "SEEDS", (0,))
     monkeypatch.setattr(methods, "steps", lambda: 12)
     monkeypatch.setattr(methods, "SOURCE_STEPS", 8)
+    monkeypatch.setattr(speed, "THINNED", 2)
     own = ("model.", "schedule.", "optim.lr", "size=", "data.vocab_size", "budget.")
     small = [word for word in tiny if not word.startswith(own)]
     words = MethodCell.words.fget  # type: ignore[attr-defined]
@@ -80,7 +131,7 @@ def test_a_tiny_table_is_trained_written_and_not_trained_again(
         text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
         assert "# Every method on the same work" in text
         for method in ("scratch", "gstack", "lemon"):
-            assert f"| {method} | n = 1 |" in text
+            assert re.search(rf"^\| {method} \| 1 \| [\d.]+ \|.*\| \d\.\d\d \|", text, re.M), text
         assert "'lemon' begins from a model that took" in text
         assert "3 cells, 3 to train, 1 sources" in capsys.readouterr().out
         main(["scratch", "gstack", "lemon"])

@@ -322,8 +322,8 @@ def test_what_a_source_took_is_counted_and_said_without(tmp_path: Path) -> None:
     assert mean(wide.saving("seconds")) == pytest.approx(0.2)
     assert mean(wide.saving_without_source("flops")) == pytest.approx(0.4)
     said = (
-        "'wide' begins from a model that took 200.0 FLOPs; they are counted. Without them it saves 40.0% of the "
-        "FLOPs and 40.0% of the seconds."
+        "'wide' begins from a model that took 200.0 FLOPs; they are counted. Without them its saving is 40.0% of "
+        "the FLOPs and 40.0% of the seconds."
     )
     assert said in notes(comparison)
 

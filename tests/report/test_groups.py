@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
 def test_what_a_growing_method_needs_is_idle_from_scratch() -> None:
     (family,) = families([scratch("a", sampler__kind="full"), scratch("b", seed=1, expander__kind="stack")])[0]
     assert [group.label for group in family.groups] == ["scratch"]
+
+
+def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() -> None:
+    def begun(place: str, flops: float | None, **more: Any) -> Run:
+        return replace(run(place, expander__source=f"small/{place}", **more), source_flops=flops)
+
+    def seeds(*runs: Run) -> list[list[int]]:
+        (family,) = families(runs)[0]
+        return sorted([r.seed for r in group.runs] for group in family.groups)
+
+    assert seeds(begun("a", 5e3), begun("b", 5e3, seed=1)) == [[0, 1]]
+    assert seeds(begun("a", 5e3), begun("b", 7e3, seed=1)) == [[0], [1]]
+    assert seeds(begun("a", None), begun("b", None, seed=1)) == [[0], [1]]
+    assert seeds(begun("a", 0), run("b", seed=1)) == [[0], [1]]
 
 
 def test_a_name_of_its_own_is_the_label() -> None:

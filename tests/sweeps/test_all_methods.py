@@ -11,6 +11,8 @@ from apollo_cli.train import run
 from benchmarks import methods
 from tests.sweeps.test_ablations import cells
 
+GROWN = {*methods.OWN, *methods.FROM_SOURCE, "net2net_width", "apollo_as_released"}
+
 
 def small(tiny: tuple[str, ...]) -> list[str]:
     """Words for one seed of short rows; the models are as large as they are, for their sizes belong together."""
@@ -33,7 +35,7 @@ def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind:
     scratch, sources, grown = cells(["experiment=all_methods", f"model={kind}", "seed=1"])
     assert [config.run.name for config in scratch] == ["scratch"]
     names = [config.run.name for config in grown]
-    assert sorted(names) == sorted({*methods.METHODS, "net2net_width"} - {"scratch"})
+    assert sorted(names) == sorted(GROWN)
     of_work = ("model", "data", "batch", "eval", "run")
     for config in grown:
         theirs, ours = ({name: dict(getattr(c, name)) for name in of_work} for c in (config, scratch[0]))
@@ -57,7 +59,7 @@ def test_the_whole_sweep_runs_and_goes_on(
     words = ["-m", "experiment=all_methods", *small(tiny), f"hydra.sweep.dir={tmp_path}/sweep"]
     assert run(words) == 0
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
-    assert {summary["name"] for summary in summaries} == {*methods.METHODS, "net2net_width", "source"}
+    assert {summary["name"] for summary in summaries} == {*GROWN, "scratch", "source"}
     assert {s["name"] for s in summaries if s["totals"].get("source_flops")} == set(methods.FROM_SOURCE)
     table = capsys.readouterr().out.rpartition("Sweep of 17")[2]
     assert table.count("completed") == 17
