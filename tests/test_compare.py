@@ -145,7 +145,7 @@ def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.Captur
             assert line.replace("\\|", "").count("|") in (10, 13)  # results; settings
 
 
-@pytest.mark.parametrize("count", [1, 14])
+@pytest.mark.parametrize("count", [1, 18])
 def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(count):
         write_run(tmp_path / "runs" / f"{i}", GROWN, [(50, 100, 10.0, 6.0)], sampler__k=i)
@@ -154,7 +154,7 @@ def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: 
     assert "n = 1" in out
     assert "none trains all layers" in out
     text = (tmp_path / "report" / "report.md").read_text()
-    assert ("Shown are 12 of 14 methods" in text) == (count == 14)
+    assert ("Shown are 16 of 18 methods" in text) == (count == 18)
 
 
 def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:

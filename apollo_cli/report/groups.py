@@ -197,10 +197,15 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A label for each group: the `name` that is its own, else the values of what differs."""
+    """A label for each group: the `name` that is its own, else the values of what differs.
+
+    The default name says nothing, but for one among others that all have names of their own.
+    """
     names = [{str(run.config.get("name")) for run in group} for group in groups]
     owners = Counter(name for found in names for name in found)
-    named = [len(found) == 1 and all(owners[n] == 1 and n != _default_name() for n in found) for found in names]
+    own = [len(found) == 1 and all(owners[n] == 1 for n in found) for found in names]
+    only = len(groups) > 1 and all(own)
+    named = [is_own and (only or _default_name() not in found) for is_own, found in zip(own, names, strict=True)]
     unnamed = [settings(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
     labels: list[str] = []
     for group, found, has_name in zip(groups, names, named, strict=True):

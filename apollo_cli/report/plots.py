@@ -14,7 +14,7 @@ from apollo_cli.report.savings import Curve
 from apollo_cli.report.style import SETTINGS, Look, legend, looks, png, unit
 from apollo_cli.report.words import cells
 
-_MOST_METHODS = 12  # in one picture; more nobody tells apart
+_MOST_METHODS = 16  # in one picture; more nobody tells apart
 _TRIVIAL = 0.15  # the share of the baseline's cost in which losses are too high to be shown
 _NAMES = {"flops": "FLOPs", "seconds": "time"}
 
