@@ -246,11 +246,32 @@ class Schedule(Section):
         return stages.Schedule.over(steps, self.layers, self.ends, self.trained, self.widths)
 
 
+def _line(knots: Any) -> Any:
+    """Refuses what is no line from knot to knot."""
+    example = "for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+    if not isinstance(knots, list | tuple) or not knots or not all(map(_is_pair, knots)):
+        raise ValueError(f"should be pairs [share of all steps, share of the peak], {example}")
+    if not all(0 <= share <= 1 for knot in knots for share in knot):
+        raise ValueError("both numbers of a knot are shares, of all steps and of the peak: from 0 to 1")
+    reached = [knot[0] for knot in knots]
+    if reached[-1] != 1 or any(b <= a for a, b in pairwise(reached)):
+        raise ValueError(f"the shares of all steps must rise to 1, knot by knot, {example}")
+    return tuple(map(tuple, knots))
+
+
+def _is_pair(knot: Any) -> bool:
+    return isinstance(knot, list | tuple) and len(knot) == 2 and all(type(share) in (int, float) for share in knot)
+
+
+Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
+
+
 class Optim(Section):
     """`optim`: AdamW and the learning rate."""
 
     lr: Annotated[float, Field(gt=0)]
-    schedule: Literal["cosine", "linear", "wsd", "constant"]
+    schedule: Literal["cosine", "linear", "wsd", "constant", "piecewise"]
+    knots: Knots | None
     warmup: Annotated[float, Field(ge=0, lt=1)]
     decay: Annotated[float, Field(gt=0, le=1)]
     final_lr: Share
@@ -586,9 +607,43 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
             "distributed=fsdp and expander=ligo: its map is learned on whole weights; take distributed=ddp"
         )
     found += data_section.problems(data) if data else []
-    if optim and optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
+    found += _problems_of_rate(optim) if optim else []
+    return found
+
+
+def _problems_of_rate(optim: Optim) -> list[str]:
+    """What does not go together of a valid learning rate."""
+    found = []
+    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         found.append(
             f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
             "make one of them smaller"
+        )
+    if optim.schedule != "piecewise":
+        if optim.knots is not None:
+            found.append(
+                f"optim.knots are given and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
+                "optim.knots=null"
+            )
+        return found
+    if optim.knots is None:
+        found.append(
+            "optim.schedule=piecewise: optim.knots is missing, the pairs [share of all steps, share of the peak] "
+            "that the rate goes through; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+        )
+    elif optim.knots[0][0] <= optim.warmup:
+        found.append(
+            f"optim.knots={[list(knot) for knot in optim.knots]}: the first one must come after "
+            f"optim.warmup={optim.warmup}, where the rate is at its peak"
+        )
+    if optim.final_lr:
+        found.append(
+            f"optim.final_lr={optim.final_lr}: under optim.schedule=piecewise the last of optim.knots is what the "
+            "rate ends at; type optim.final_lr=0"
+        )
+    if optim.at_growth in ("restart", "rewind"):
+        found.append(
+            f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise goes through its knots once; type "
+            "optim.at_growth=continue or rewarm"
         )
     return found

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 7
+FORMAT = 8
 _LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
 
 # Links that wandb makes; it replaces them or leaves them alone, and writes through none.
@@ -46,6 +46,7 @@ _SECTION_SINCE: dict[int, dict[tuple[str, str | None], dict[str, Any]]] = {
         for kind in ("interpolate", "stack", "net2net", "append", "middle", "boundary", "msg")
     },
     7: {("schedule", None): {"widths": None}},
+    8: {("optim", None): {"knots": None}},
 }
 
 

@@ -58,16 +58,20 @@ class MethodCell(Cell):
             "size=nano",
             f"name={self.method}",
             f"model={self.kind}",
-            *(f"{key}={value}" for key, value in common.items()),
+            *(f"{key}={'null' if value is None else value}" for key, value in common.items()),
             f"optim.lr={self.rate}",
             f"seed={self.seed}",
         )
 
 
 def shared(experiment: str) -> dict[str, Any]:
-    """The values of `_reproduction.yaml`, but for those that the preset decides itself and the budget."""
+    """The values of `_reproduction.yaml`, but for those that the preset decides itself and the budget.
+
+    All have its shape of the learning rate: with a preset's own one would compare rates, not methods.
+    """
     common, own = (_values(name) for name in ("_reproduction", experiment))
-    return {key: value for key, value in common.items() if key not in own and not key.startswith("budget.")}
+    decided = own.keys() - {"optim.schedule", "optim.knots"}
+    return {key: value for key, value in common.items() if key not in decided and not key.startswith("budget.")}
 
 
 def _values(experiment: str) -> dict[str, Any]:

@@ -36,7 +36,8 @@ CONTRACT = [
     *("schedule.layers", "schedule.ends"),
     *("data.seq_len", "data.vocab_size", "data.tokenizer", "data.cache_dir", "data.inspect"),
     *("data.validation", "data.validation_seed"),
-    *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.clip", "optim.at_growth"),
+    *("optim.lr", "optim.schedule", "optim.knots", "optim.warmup"),
+    *("optim.weight_decay", "optim.clip", "optim.at_growth"),
     *("eval.every", "eval.rows"),
     *("checkpoint.every", "checkpoint.keep"),
     "log.every",
@@ -129,6 +130,10 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
     assert parse(yaml.safe_load(yaml.safe_dump(config.raw))) == config
 
 
+def piecewise(knots: Any) -> dict[str, Any]:
+    return {"optim.schedule": "piecewise", "optim.knots": knots}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -168,6 +173,37 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         (
             {"optim.schedule": "wsd", "optim.warmup": 0.6, "optim.decay": 0.5},
             ["optim.warmup=0.6", "optim.decay=0.5", "more than the whole run"],
+        ),
+        (
+            {"optim.schedule": "piecewise"},
+            ["optim.schedule=piecewise", "optim.knots is missing", "'optim.knots=[[0.5,0.3],[1,0]]'"],
+        ),
+        (
+            {"optim.knots": [[1, 0]]},
+            [
+                "optim.knots are given and optim.schedule=cosine",
+                "type optim.schedule=piecewise, or optim.knots=null",
+            ],
+        ),
+        (piecewise(0.5), ["optim.knots=0.5", "pairs [share of all steps, share of the peak]"]),
+        (piecewise([]), ["optim.knots=[]", "pairs"]),
+        (piecewise([0.5, 1]), ["optim.knots=[0.5, 1]", "pairs", "'optim.knots=[[0.5,0.3],[1,0]]'"]),
+        (piecewise([[0.5, 0.3, 0.1], [1, 0]]), ["optim.knots=[[0.5, 0.3, 0.1], [1, 0]]", "pairs"]),
+        (piecewise([[0.5, "half"], [1, 0]]), ["optim.knots=[[0.5, 'half'], [1, 0]]", "pairs"]),
+        (piecewise([[0.5, 1.5], [1, 0]]), ["optim.knots=[[0.5, 1.5], [1, 0]]", "from 0 to 1"]),
+        (piecewise([[-0.5, 0.5], [1, 0]]), ["optim.knots=[[-0.5, 0.5], [1, 0]]", "from 0 to 1"]),
+        (piecewise([[0.5, float("nan")], [1, 0]]), ["optim.knots=[[0.5, nan], [1, 0]]", "from 0 to 1"]),
+        (piecewise([[0.5, 0.3], [0.5, 0.2], [1, 0]]), ["optim.knots=[[0.5, 0.3], [0.5, 0.2]", "rise to 1"]),
+        (piecewise([[0.6, 0.3], [0.5, 0.2], [1, 0]]), ["optim.knots=[[0.6, 0.3], [0.5, 0.2]", "rise to 1"]),
+        (piecewise([[0.5, 0.3]]), ["optim.knots=[[0.5, 0.3]]", "rise to 1"]),
+        (
+            {**piecewise([[0.1, 0.9], [1, 0]]), "optim.warmup": 0.1},
+            ["optim.knots=[[0.1, 0.9], [1.0, 0.0]]", "after optim.warmup=0.1"],
+        ),
+        ({**piecewise([[1, 0.1]]), "optim.final_lr": 0.1}, ["optim.final_lr=0.1", "the last of optim.knots"]),
+        (
+            {**piecewise([[1, 0]]), "optim.at_growth": "rewind"},
+            ["optim.at_growth=rewind", "once", "optim.at_growth=continue or rewarm"],
         ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
         ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "never fall"]),

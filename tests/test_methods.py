@@ -10,6 +10,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.samplers import Prefixes
 from apollo_cli.overrides import compose_values
 from apollo_cli.training.device import choose
+from apollo_cli.training.optimizer import learning_rate
 from apollo_cli.training.planning import make_plan
 
 STAGES = {  # layers of 12, and where they end
@@ -90,6 +91,14 @@ def test_the_stages_of_midas_and_lidas_add_a_block_of_a_quarter() -> None:
     for name in ("midas", "lidas"):
         config, _ = planned(f"experiment={name}", "size=large")
         assert {b - a for a, b in pairwise(config.schedule.layers)} == {6}
+
+
+def test_the_rate_of_stackbert_is_the_published_one() -> None:
+    """8e-4 after 10K of 400K steps, 5.5e-4 at 50K, 3e-4 at 70K, where it grows, and then down to 0."""
+    config, plan = planned("experiment=stackbert")
+    assert plan.schedule.growth_steps == (125, 175)
+    rates = [learning_rate(config.optim, step, 1000, plan.schedule.growth_steps) for step in (25, 125, 175, 999)]
+    assert rates == pytest.approx([8e-4, 5.5e-4, 3e-4, 3e-4 / 825])
 
 
 def test_mslt_trains_what_it_adds_and_at_last_all() -> None:

@@ -72,7 +72,7 @@ class Optims(Section):
 
     def at(self, lr: float) -> Optim:
         """With one of the learning rates."""
-        return Optim(**self.model_dump(exclude={"lr"}), lr=lr, at_growth="continue")
+        return Optim(**self.model_dump(exclude={"lr"}), lr=lr, knots=None, at_growth="continue")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import cos, pi
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +16,11 @@ def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[in
 
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
     `final_lr` x peak at the end, `wsd` stays and falls linearly over the last `decay` share (Hu 2024,
-    arXiv 2404.06395), `constant` stays. With `at_growth=rewarm` every growth begins a new warmup to the
-    value that the schedule has there; with `restart` warmup and schedule begin anew, over the steps that are
-    left (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). With `continue` nothing happens.
+    arXiv 2404.06395), `constant` stays, and `piecewise` goes in straight lines through its `knots`, each at a
+    share of all steps and of the peak (StackBERT, Gong 2019). With `at_growth=rewarm` every growth begins a new
+    warmup to the value that the schedule has there; with `restart` warmup and schedule begin anew, over the steps
+    that are left (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). With `continue` nothing
+    happens.
     """
     growth = max((g for g in growth_steps if g <= step), default=0)
     begin = growth if optim.at_growth in ("restart", "rewind") else 0  # of the schedule
@@ -34,6 +37,9 @@ def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[in
             height = min(1.0, (steps - step) / max(1, round(optim.decay * steps)))
         case "constant":
             return optim.lr * ramp
+        case "piecewise":
+            reached, heights = zip((optim.warmup, 1.0), *(optim.knots or ()), strict=True)
+            height = float(np.interp(step / steps, reached, heights))
     return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
 
 

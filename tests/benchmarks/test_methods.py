@@ -45,6 +45,14 @@ def test_methods_share_all_that_is_not_the_method(kind: str) -> None:
         assert all(raw[key] == scratch[key] for key in scratch if key not in FREE)
         assert raw["name"] == method
         assert raw["optim"]["lr"] == scratch["optim"]["lr"]
+        assert (raw["optim"]["schedule"], raw["optim"]["knots"]) == ("wsd", None)
+
+
+def test_a_rate_of_its_own_gives_way_to_the_one_that_all_share() -> None:
+    assert "optim.schedule=wsd" in MethodCell("gpt", "stackbert", "4e-3", 0).words
+    late = MethodCell("gpt", "one_layer", "4e-3", 0).words
+    assert "optim.schedule=wsd" in late
+    assert not [word for word in late if word.startswith(("optim.warmup", "optim.decay"))]  # those are its own
 
 
 def test_every_method_has_the_flops_of_scratch_and_its_source_is_in_them() -> None:

@@ -46,6 +46,30 @@ def test_constant(optim: Callable[..., Optim]) -> None:
     assert {learning_rate(constant, step, 100) for step in range(10, 100)} == {2.0}
 
 
+STACKBERT = (  # Gong 2019, on the scale of 1000 steps: 400, of them 10 of warmup; growth at 50 and 70
+    *("optim.lr=8e-4", "optim.warmup=0.025", "optim.schedule=piecewise"),
+    "optim.knots=[[0.125,0.6875],[0.175,0.375],[1,0]]",
+)
+
+
+def test_piecewise_is_the_published_rate_of_stackbert(optim: Callable[..., Optim]) -> None:
+    stackbert = optim(*STACKBERT)
+    published = {0: 8e-5, 4: 4e-4, 9: 8e-4, 10: 8e-4, 50: 5.5e-4, 70: 3e-4}
+    between = {30: 6.75e-4, 60: 4.25e-4, 235: 1.5e-4, 399: 3e-4 / 330}  # half-way; one step before it is 0
+    for step, rate in (published | between).items():
+        assert learning_rate(stackbert, step, 400, (50, 70)) == pytest.approx(rate), step
+    after = [learning_rate(stackbert, step, 400, (50, 70)) for step in range(10, 400)]
+    assert after == sorted(after, reverse=True)  # no new warmup
+
+
+def test_piecewise_may_warm_up_again_and_need_not_fall(optim: Callable[..., Optim]) -> None:
+    again = optim(*STACKBERT, "optim.at_growth=rewarm")
+    assert learning_rate(again, 50, 400, (50, 70)) == pytest.approx(5.5e-5)
+    assert learning_rate(again, 60, 400, (50, 70)) == pytest.approx(4.25e-4)
+    rising = optim("optim.schedule=piecewise", "optim.knots=[[0.5,0],[1,1]]", "optim.warmup=0")
+    assert [learning_rate(rising, step, 8) for step in range(8)] == [2.0, 1.5, 1.0, 0.5, 0.0, 0.5, 1.0, 1.5]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
     schedule: str, optim: Callable[..., Optim]
