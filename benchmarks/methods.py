@@ -79,6 +79,7 @@ class MethodCell(Cell):
             *(f"{key}={'null' if value is None else value}" for key, value in common.items()),
             f"optim.lr={self.rate}",
             f"seed={self.seed}",
+            "precision=fp32",  # on a GPU, too: cells of several machines are compared
         )
 
 
