@@ -225,7 +225,7 @@ class Ligo(FromSource):
 
     def build(self) -> growths.Expander:
         """The map begins as stacking."""
-        return growths.Expander("stack")
+        return growths.Expander("stack", learning=growths.Learning(self.steps, self.lr))
 
 
 class Schedule(Section):
@@ -502,31 +502,24 @@ def _problems_of_methods(schedule: Schedule, sampler: Sampler | None, expander: 
                 f"schedule.trained={list(schedule.trained)}: expander={expander.kind} puts new layers between the "
                 "old ones, and only those on top can train alone; take expander=append or stack"
             )
-    grows_in_width = schedule.shares[0] != 1
-    if isinstance(expander, FromSource) and expander.source is None and not grows_in_width:
+    grows_in_width, learns = schedule.shares[0] != 1, isinstance(expander, Ligo)
+    begins_afresh = grows_in_width or (learns and schedule.layers[0] != schedule.layers[-1])
+    if isinstance(expander, FromSource) and expander.source is None and not begins_afresh:
+        grows = "schedule.layers or schedule.widths grow" if learns else "schedule.widths grow"
         found.append(
             f"expander.source is null and expander={expander.kind} begins from a smaller model: type "
-            "expander.source=FOLDER, a run directory or a model in transformers' format"
+            "expander.source=FOLDER, a run directory or a model in transformers' format, or let "
+            f"{grows} within the run"
         )
-    if grows_in_width and isinstance(expander, Ligo):
+    if begins_afresh and expander and expander.moments != "reset":
+        where = "a map is learned" if learns else "schedule.widths grow"
         found.append(
-            f"schedule.widths={list(schedule.widths or ())}: expander=ligo grows from its source alone, before the "
-            "first step; take expander=bert2bert"
-        )
-    elif grows_in_width and expander and expander.moments != "reset":
-        found.append(
-            f"expander.moments={expander.moments}: where schedule.widths grow AdamW begins afresh; type "
-            "expander.moments=reset"
+            f"expander.moments={expander.moments}: where {where} AdamW begins afresh; type expander.moments=reset"
         )
     if expander and expander.source is None and expander.source_flops is not None:
         found.append(
             f"expander.source_flops={expander.source_flops} and expander.source is null: nothing is there that "
             "took them; give both or neither"
-        )
-    if isinstance(expander, Ligo) and len(set(schedule.layers)) > 1:
-        found.append(
-            f"schedule.layers={list(schedule.layers)}: expander=ligo grows from its source alone, before the first "
-            "step; take schedule=scratch"
         )
     starts = (0.0, *schedule.ends)
     if isinstance(expander, Msg) and any(

@@ -21,7 +21,6 @@ NEEDS = {  # one goes with the other
     "sampler=subset": ["schedule=equal"],
     "schedule=mslt": ["expander=append"],
     "schedule=wider": ["expander.moments=reset"],
-    "expander=ligo": ["schedule=scratch", FROM],
     **{f"expander={name}": [FROM] for name in ("bert2bert", "lemon")},
     **{f"experiment={name}": [FROM] for name in ("bert2bert", "ligo", "lemon")},
 }
@@ -447,14 +446,31 @@ def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> Non
     assert f"expander={name} begins from a smaller model: type expander.source=FOLDER" in problem
 
 
-def test_a_learned_map_is_from_a_source_alone() -> None:
-    (problem,) = problems_of(compose_values(["experiment=ligo", FROM, "schedule=apollo"]))
-    assert "expander=ligo grows from its source alone" in problem
+@pytest.mark.parametrize(
+    "words", [["schedule=apollo"], ["schedule=wider"], ["schedule=wider", "schedule.layers=[L,L]"]]
+)
+def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: list[str]) -> None:
+    assert parse(compose_values(["experiment=ligo", *words])).expander.source is None
 
 
-def test_a_learned_map_does_not_grow_the_width_between_stages() -> None:
-    (problem,) = problems_of(compose_values(["experiment=ligo", FROM, "schedule=wider", "schedule.layers=[L,L]"]))
-    assert "schedule.widths=[0.5, 1.0]: expander=ligo grows from its source alone" in problem
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["schedule=apollo", "expander.moments=keep"],
+            "expander.moments=keep: where a map is learned AdamW begins",
+        ),
+        (
+            ["schedule=scratch"],
+            r"expander.source=FOLDER, .*, or let schedule.layers or schedule.widths grow within",
+        ),
+        (["schedule=apollo", "distributed=fsdp"], "its map is learned on whole weights; take distributed=ddp"),
+        (["schedule=mslt"], "expander=ligo puts new layers between the old ones"),
+    ],
+)
+def test_a_learned_map_that_cannot_be_is_refused(words: list[str], said: str) -> None:
+    (problem,) = problems_of(compose_values(["experiment=ligo", *words]))
+    assert re.search(said, problem)
 
 
 @pytest.mark.parametrize("name", ["bert2bert", "lemon"])

@@ -77,7 +77,7 @@ def test_every_command_runs(
     elif "plan" not in typed:
         if sources := [word.partition("=")[2] for word in words if word.startswith("expander.source=")]:
             train(config("model.layers=2", "schedule.layers=[2]", "schedule.ends=[1]"), Path(sources[0]))
-            words = [*words, "expander.steps=3"]
+        words = [*words, *(["expander.steps=3"] if "experiment=ligo" in words else [])]
         own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))
         own += ("data.vocab_size=",) if "data.tokenizer" in typed else ()
         own += ("data.files=",) if "data=mixture" in words else ()

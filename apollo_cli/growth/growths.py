@@ -23,6 +23,19 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How a map is learned.
+
+    Attributes:
+        steps: updates of the map.
+        lr: their constant learning rate.
+    """
+
+    steps: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class Expander:
     """An expander of the depth.
 
@@ -33,13 +46,15 @@ class Expander:
             model the function stays exactly what it was; a post-norm layer still normalises.
         entry: a layer that comes again enters as c layer(h) + (1 - c) h, with c from 0 to 1 over this share of all
             steps (MSG, Yao 2024), so that no model's function changes at growth; 0: at once.
-        width: the rule in `widths` by which a narrower source becomes as wide.
+        width: the rule in `widths` by which a narrower model becomes as wide.
+        learning: of a map, in width and in depth, that begins at this one; None where this one is the map.
     """
 
     layer_map: str
     silent: bool = False
     entry: float = 0.0
     width: str = "fpi"
+    learning: Learning | None = None
 
     def growth(self, source: int, target: int) -> Growth:
         """From `source` to `target` layers."""

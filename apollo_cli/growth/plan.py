@@ -27,10 +27,11 @@ class StagePlan:
         parameters: trainable parameters of the whole model in this stage.
         memory_bytes: estimated peak of a device, of the depth that takes most.
         sent_bytes: that each device sends in a step to the others, in the mean.
-        flops: model FLOPs of the stage, exact.
+        flops: model FLOPs of the stage's steps, exact.
+        map_flops: of learning the map that begins it; 0 where none is learned.
         depth_probabilities: P(depth | N, L).
         depth_counts: how many micro-steps run each depth, exact for this seed.
-        growth: that begins the stage; None for the first.
+        growth: that begins the stage, where a map is learned what that begins at; None for the first.
     """
 
     stage: Stage
@@ -38,6 +39,7 @@ class StagePlan:
     memory_bytes: int
     sent_bytes: int
     flops: int
+    map_flops: int
     depth_probabilities: dict[int, float]
     depth_counts: dict[int, int]
     growth: Growth | None
@@ -58,6 +60,7 @@ class StagePlan:
             "memory_bytes": self.memory_bytes,
             "sent_bytes": self.sent_bytes,
             "flops": self.flops,
+            "map_flops": self.map_flops,
             "depth_probabilities": self.depth_probabilities,
             "depth_counts": self.depth_counts,
             "growth_map": growth_map,
@@ -102,7 +105,8 @@ class Plan:
         seed: of all luck.
         source_flops: that the model it begins from took before; None where nobody knows.
         source_seconds: of training, likewise.
-        map_flops: of learning the map from there, before the first step.
+        maps: FLOPs of learning the map that begins a stage, from the source or from the stage before, by the index
+            of the stage; several processes learn it alike, and it is charged once.
         narrower: what a micro-step takes at each smaller share of the width that a stage has.
     """
 
@@ -113,7 +117,7 @@ class Plan:
     seed: int
     source_flops: int | None = 0
     source_seconds: float = 0.0
-    map_flops: int = 0
+    maps: Mapping[int, int] = field(default_factory=dict)
     narrower: Mapping[float, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -149,7 +153,7 @@ class Plan:
     def flops_of(self, step: int, depth: int) -> int:
         """Model FLOPs of a micro-step of this depth."""
         index = self.schedule.index(step)
-        return self._work(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
+        return self.work_of(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
 
     @cached_property
     def trains_all(self) -> bool:
@@ -161,7 +165,8 @@ class Plan:
             for route in [self.route(part.stage.first_step * self.work.accumulation, depth)]
         )
 
-    def _work(self, stage: Stage) -> Work:
+    def work_of(self, stage: Stage) -> Work:
+        """What a micro-step takes at the width of a stage."""
         return self.work if stage.width == 1 else self.narrower[stage.width]
 
     def _sampler(self, index: int) -> DepthSampler:
@@ -180,7 +185,7 @@ class Plan:
 
     def _stage_plan(self, index: int) -> StagePlan:
         stage = self.schedule.stages[index]
-        work, counts = self._work(stage), self._depth_counts(index)
+        work, counts = self.work_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
         grows = (previous.layers, previous.width) != (stage.layers, stage.width)
         return StagePlan(
@@ -190,6 +195,7 @@ class Plan:
             sent_bytes=sum(n * work.sent_bytes(stage.layers, depth) for depth, n in counts.items())
             // sum(counts.values()),
             flops=sum(n * work.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
+            map_flops=self.maps.get(index, 0),
             depth_probabilities=self._sampler(index).probabilities(stage.layers, work.target),
             depth_counts=counts,
             growth=self.expander.growth(previous.layers, stage.layers) if grows else None,
@@ -221,8 +227,13 @@ class Plan:
         return self.steps * self.work.tokens_per_step
 
     @property
+    def map_flops(self) -> int:
+        """Model FLOPs of learning maps, exact."""
+        return sum(stage.map_flops for stage in self.stages)
+
+    @property
     def flops(self) -> int:
-        """Model FLOPs, exact, without what the source took before."""
+        """Model FLOPs, exact, maps included, without what the source took before."""
         return self.map_flops + sum(stage.flops for stage in self.stages)
 
     @property

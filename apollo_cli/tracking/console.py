@@ -204,9 +204,10 @@ def plan_totals(plan: Plan) -> str:
     saving = 1 - plan.flops / plan.scratch_flops
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
     beside = f"\neach of {plan.work.devices} devices sends {sent} a step, stage by stage"
+    learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     return (
-        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs; scratch at equal steps "
-        f"{plan.scratch_flops} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs{learned}; scratch at equal "
+        f"steps {plan.scratch_flops} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
         f"{beside if plan.work.devices > 1 else ''}"
     )
 

@@ -1,6 +1,6 @@
 """A model filled with the weights of a smaller one, in width and in depth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,26 +13,31 @@ from apollo_cli.models.build import build
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import LanguageModel
 
+Filling = Callable[[LanguageModel, LanguageModel], None]
+"""Gives the first model the weights of the second, a smaller one."""
+
 
 def sizes(shape: Shape) -> Sizes:
     """The widths of a model."""
     return Sizes(shape.hidden, shape.heads, shape.ffn)
 
 
-def widened_model(
-    source: LanguageModel, shape: Shape, layers: int, expander: Expander, random: np.random.Generator
-) -> LanguageModel:
-    """A model of this shape and depth on the CPU, filled from a smaller one there; torch's luck is not touched."""
+def enlarged(source: LanguageModel, shape: Shape, layers: int, filling: Filling) -> LanguageModel:
+    """A model of this shape and depth where the smaller one is, filled from it; torch's luck is not touched."""
     with torch.device("meta"):
         model = build(shape, layers)
-    model.to_empty(device="cpu")
-    fill(model, source, expander, random)
+    model.to_empty(device=source.device).train(source.training)
+    filling(model, source)
     return model
 
 
 @torch.no_grad()
 def fill(model: LanguageModel, source: LanguageModel, expander: Expander, random: np.random.Generator) -> None:
-    """Gives a model the weights of a smaller one on the CPU: widened first, then in depth by the expander's map."""
+    """Gives a model the weights of a smaller one: widened first, then in depth by the expander's map.
+
+    The smaller one is moved to the CPU and they are made there, for a GPU may round products of fp32.
+    """
+    source.cpu()
     chosen = spaces(expander.width, sizes(source.shape), sizes(model.shape), random)
     _, _, new_from_above = WIDTHS[expander.width]
     layers = widened_layers(layers_of(source), chosen, new_from_above=new_from_above)

@@ -30,6 +30,7 @@ from apollo_cli.training.interrupt import Interrupted, StopRequest
 from apollo_cli.training.memory import forget_peak, num_pieces, peak_bytes
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name, step_unless
 from apollo_cli.training.placement import Placement
+from apollo_cli.training.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Loop:
     refused_steps: Path
     progress: Progress
     width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
+    transfer: Transfer | None = field(default=None, kw_only=True)  # None where nothing grows
 
     def __post_init__(self) -> None:
         self.saved_step = self.progress.step
@@ -103,7 +105,7 @@ class Loop:
         while not self.done():
             if self.grows():
                 self.save()
-                self.grow()
+                self.grow(stop)
             self.step()
             signum = self.asked_to_stop(stop)  # looked at once: whatever follows from it is settled before
             if signum or self.done() or self.grows() or any(progress.step % every == 0 for every in periods):
@@ -134,10 +136,13 @@ class Loop:
         stage = self.plan.schedule.at(self.progress.step)
         return (stage.layers, stage.width) != (len(self.model.blocks), self.width)
 
-    def grow(self) -> None:
+    def grow(self, stop: StopRequest) -> None:
         """Expands the stored layers to those of the stage that begins, and their width to its own.
 
         Evaluates on both sides of it.
+
+        Raises:
+            Interrupted: a signal came while a map was learned; a checkpoint is of just before the growth.
         """
         stage = self.plan.stages[self.plan.schedule.index(self.progress.step)]
         if stage.growth is None:
@@ -147,10 +152,10 @@ class Loop:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
         before = self.measured()
         self.row(ends | before)
-        if stage.stage.width == self.width:
+        if stage.stage.width == self.width and self.plan.expander.learning is None:
             self.placement.grow(self.optimizer, stage.growth, self.config.expander.moments)
         else:
-            self.widen(stage.stage)
+            self.enlarge(stage.stage, stop)
         after = self.measured()
         forget_peak(self.device)  # the peak of a row is that of its stage
         self.row(ends | after)
@@ -159,12 +164,21 @@ class Loop:
             | {"eval/loss_before": finite(before["eval/loss"]), "eval/loss_after": finite(after["eval/loss"])}
         )
 
-    def widen(self, stage: Stage) -> None:
-        """A wider and perhaps deeper model, filled from the one that is there, with an optimizer afresh."""
-        config, index = self.config, self.plan.schedule.stages.index(stage)
-        luck = generator(self.plan.seed, Purpose.GROWTH, index)
+    def enlarge(self, stage: Stage, stop: StopRequest) -> None:
+        """A larger model, filled from the one that is there, with an optimizer afresh."""
+        config, transfer, index = self.config, self.transfer, self.plan.schedule.stages.index(stage)
+        assert transfer
+
+        def before_step() -> None:
+            if signum := self.asked_to_stop(stop):
+                raise Interrupted(signum)
+
+        def filling(model: LanguageModel, source: LanguageModel) -> None:
+            transfer.fill(model, source, index, before_step)
+
         self.optimizer.state.clear()  # before there is a larger one
-        self.placement.widen(config.shape.narrowed(stage.width), stage.layers, self.plan.expander, luck)
+        self.draw_dropout_of(stage.first_step * self.plan.work.accumulation, of_first=True)
+        self.placement.enlarge(config.shape.narrowed(stage.width), stage.layers, filling)
         self.optimizer, self.width = build_optimizer(self.model, config.optim), stage.width
 
     def step(self) -> None:
@@ -216,11 +230,16 @@ class Loop:
             losses.append(torch.stack(pieces).mean())
         return self.device.ranks.mean(torch.stack(losses))
 
-    def draw_dropout_of(self, micro_step: int) -> None:
-        """Several processes have each dropout of their own: a function of (seed, micro-step, rank)."""
+    def draw_dropout_of(self, micro_step: int, *, of_first: bool = False) -> None:
+        """Several processes have each dropout of their own, or all that of the first one.
+
+        A function of (seed, micro-step, rank).
+        """
         ranks = self.device.ranks
         if ranks.place and self.model.shape.dropout:
-            luck = generator(self.plan.seed, Purpose.DROPOUT, micro_step * ranks.size + ranks.rank)
+            luck = generator(
+                self.plan.seed, Purpose.DROPOUT, micro_step * ranks.size + (0 if of_first else ranks.rank)
+            )
             torch.manual_seed(int(luck.integers(2**63)))
 
     def loss(self, batch: Batch, route: Route) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from apollo_cli.errors import TrainingError
-from apollo_cli.growth.growths import Expander
+from apollo_cli.growth.growths import Expander, Learning
 from apollo_cli.growth.layer_maps import LayerMap
 from apollo_cli.growth.widths import PARTS_OF_QKV, Space, Spaces, State, flops_of_widening, widened
 from apollo_cli.models.build import build
@@ -97,35 +97,34 @@ def learn(
     model: LanguageModel,
     learned: LearnedMap,
     batch: Callable[[int], Batch],
-    layer_map: LayerMap,
-    steps: int,
-    lr: float,
+    learning: Learning,
     device: Device,
 ) -> tuple[float, float]:
-    """Trains the map for so many steps of AdamW, then gives the model what it makes; the losses at start and end.
+    """Trains the map by AdamW on the loss of the stored layers, each run once, then gives the model what it makes.
 
     Args:
         model: the large one; its own weights are not used.
         learned: is changed.
         batch: the micro-batch of a step.
-        layer_map: of the large model's forward pass.
-        steps: updates of the map.
-        lr: their constant learning rate.
+        learning: its steps and its rate.
         device: computes.
+
+    Returns:
+        The losses of the first batch at the start and at the end.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    losses = []
-    optimizer = torch.optim.AdamW(learned.parameters(), lr=lr, weight_decay=0.0)
-    for step in range(steps):
+    losses, layer_map = [], tuple(range(len(model.blocks)))
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
+    for step in range(learning.steps):
         with device.autocast():
             loss = loss_of(model, learned, batch(step), layer_map)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise TrainingError(
-                f"step {step} of the map from the source: its loss is {losses[-1]}; in a new run a lower "
-                f"expander.lr than {lr:g} may help",
+                f"step {step} of the map that is learned: its loss is {losses[-1]}; in a new run a lower "
+                f"expander.lr than {learning.lr:g} may help",
                 goes_on=False,
             )
         optimizer.zero_grad()

@@ -3,19 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from apollo_cli.growth.expanders import grow
-from apollo_cli.growth.growths import Expander, Growth
+from apollo_cli.growth.growths import Growth
 from apollo_cli.growth.routes import Route
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.checkpoint import Checkpoint
-from apollo_cli.training.filling import widened_model
+from apollo_cli.training.filling import Filling, enlarged
 from apollo_cli.training.optimizer import restore_state
 
 Compiles = Callable[[Iterable[nn.Module]], None]
@@ -51,13 +50,12 @@ class Placement:
         grow(self.model.blocks, grown, optimizer, growth, moments)
         self.model.blocks = grown
 
-    def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
-        """Puts a model of this shape in place of the narrower one, filled from it; it wants a new optimizer.
+    def enlarge(self, shape: Shape, layers: int, filling: Filling) -> None:
+        """Puts a model of this shape and depth in place of the smaller one, filled from it.
 
-        It is filled on the CPU, for a GPU may round products of fp32.
+        It wants a new optimizer.
         """
-        device, training, narrow = self.model.device, self.model.training, self.whole().cpu()
-        self.model = widened_model(narrow, shape, layers, expander, random).to(device).train(training)
+        self.model = enlarged(self.model, shape, layers, filling)
         self.compiles(self.model.blocks)
 
     def grad_norm(self) -> Tensor:
@@ -125,8 +123,8 @@ class Copies(Placement):
         super().grow(optimizer, growth, moments)
         self._renew()
 
-    def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
-        """Widens every copy, all in the same way."""
+    def enlarge(self, shape: Shape, layers: int, filling: Filling) -> None:
+        """Enlarges every copy, all in the same way."""
         del self.replica
-        super().widen(shape, layers, expander, random)
+        super().enlarge(shape, layers, filling)
         self._renew()

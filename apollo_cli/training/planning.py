@@ -1,14 +1,15 @@
 """From a config to the plan of its run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from apollo_cli.config import Bert, Config, Ligo
+from apollo_cli.config import Bert, Config
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.plan import Plan, Work, longest_within
+from apollo_cli.growth.plan import Plan, StagePlan, Work, longest_within
 from apollo_cli.growth.schedule import enough_steps
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.communication import Kind, state_bytes, step_bytes
@@ -81,7 +82,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
     work = make_work(config, device)
     narrower = {width: make_work(config, device, width) for width in config.schedule.shares if width != 1}
     source = find(config)
-    map_flops = _map_flops(config, source, work) if source and isinstance(config.expander, Ligo) else 0
+    maps = _maps(config, source, {1.0: work, **narrower})
 
     def plan_for(steps: int) -> Plan:
         return Plan(
@@ -92,7 +93,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             seed=config.run.seed,
             source_flops=source.flops if source else 0,
             source_seconds=source.seconds if source else 0.0,
-            map_flops=map_flops,
+            maps=maps,
             narrower=narrower,
         )
 
@@ -118,19 +119,36 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
-def _map_flops(config: Config, source: Source, work: Work) -> int:
-    """Of all steps in which LiGO's map is learned: a micro-step of the large model each, and the map itself."""
-    assert isinstance(config.expander, Ligo)
-    layers = config.schedule.layers[0]
-    return config.expander.steps * (work.flops(layers, 0) + map_flops_of_step(source.shape, config.shape, layers))
+def _maps(config: Config, source: Source | None, works: Mapping[float, Work]) -> dict[int, int]:
+    """FLOPs of learning each map, by the stage that it begins.
+
+    Each of its steps is a micro-step of the new model, whose stored layers run once, and the map's own products.
+    """
+    schedule, learning = config.schedule, config.expander.build().learning
+    if learning is None:
+        return {}
+    sizes = list(zip(schedule.layers, schedule.shares, strict=True))
+    shapes = [replace(config.shape.narrowed(share), layers=layers) for layers, share in sizes]
+    found = {}
+    for index, ((layers, share), shape) in enumerate(zip(sizes, shapes, strict=True)):
+        before = shapes[index - 1] if index else source and source.shape
+        if before and (not index or sizes[index - 1] != sizes[index]):
+            step = works[share].flops(layers, 0) + map_flops_of_step(before, shape, layers)
+            found[index] = learning.steps * step
+    return found
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
-    """The expected training seconds of a plan, from steps timed here and now, at each width that it has."""
+    """The expected training seconds of a plan, from steps timed here and now, at each width that it has.
+
+    A map is learned on whole micro-batches, by each of several devices alike.
+    """
     task = make_task(config)
     seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
-    return lambda plan: sum(
-        count * seconds[part.stage.width](depth)
-        for part in plan.stages
-        for depth, count in part.depth_counts.items()
-    )
+
+    def of_stage(plan: Plan, part: StagePlan) -> float:
+        of_depth, layers, work = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
+        of_map = part.map_flops / work.flops(layers, 0) * work.devices * of_depth(layers)
+        return of_map + sum(count * of_depth(depth) for depth, count in part.depth_counts.items())
+
+    return lambda plan: sum(of_stage(plan, part) for part in plan.stages)

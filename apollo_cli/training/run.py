@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import yaml
 from safetensors import SafetensorError
 
 from apollo_cli import files
-from apollo_cli.config import Config, Ligo, parse
+from apollo_cli.config import Config, parse
 from apollo_cli.data import cache_folder, sources
 from apollo_cli.data.batches import EvaluationBatches, TrainingBatches
 from apollo_cli.data.hub import Hub
@@ -26,7 +25,6 @@ from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, SaidError
 from apollo_cli.growth.plan import Plan
-from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.transformer import LanguageModel
@@ -40,10 +38,8 @@ from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.distributed import ALONE, Ranks, join
-from apollo_cli.training.filling import fill
 from apollo_cli.training.interrupt import interruptible
 from apollo_cli.training.loop import Loop
-from apollo_cli.training.mapping import LearnedMap, learn
 from apollo_cli.training.memory import refuse_what_cannot_fit
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.placement import Copies, Placement
@@ -51,6 +47,7 @@ from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Result, Session
 from apollo_cli.training.source import check_tokenizer, find
 from apollo_cli.training.summary import data_facts, summarize
+from apollo_cli.training.transfer import Transfer
 
 
 def train(config: Config, run_dir: Path) -> Result:
@@ -329,7 +326,9 @@ class Pretraining(Session):
                 "plan"
             )
         batches = training_batches(config, self.corpus, device.ranks)
-        placement = self._placed(layers, width, None if checkpoint else progress)
+        whole = training_batches(config, self.corpus)
+        transfer = Transfer(self.plan, device, whole, progress, self.console.say)
+        placement = self._placed(layers, width, None if checkpoint else transfer)
         optimizer = build_optimizer(placement.model, config.optim)
         if checkpoint:
             self.restore(checkpoint if placement.in_shards else checkpoint.read(), placement, optimizer)
@@ -348,64 +347,42 @@ class Pretraining(Session):
             refused_steps=self.directory.refused_steps,
             progress=progress,
             width=width,
+            transfer=transfer,
         )
 
-    def _placed(self, layers: int, width: float, progress: Progress | None) -> Placement:
-        """The model on its devices; `progress` takes what its weights cost, None where a checkpoint has them."""
+    def _placed(self, layers: int, width: float, transfer: Transfer | None) -> Placement:
+        """The model on its devices, with the weights that it begins with; None where a checkpoint has them."""
         config, device = self.config, self.device
         if device.ranks.place and config.distributed.kind == "fsdp":
             from apollo_cli.training.shards import Shards
 
             placement = Shards(config.shape.narrowed(width), layers, device)
-            if progress:
+            if transfer:
                 on_cpu = torch.device("cpu")
-                placement.take(self._new_model(layers, width, on_cpu, progress) if device.ranks.is_first else None)
+                placement.take(self._new_model(layers, width, on_cpu, transfer) if device.ranks.is_first else None)
             return placement
-        model = self._new_model(layers, width, device.device, progress)
+        model = self._new_model(layers, width, device.device, transfer)
         if device.ranks.place:
             return Copies(model, device.compiles, self.plan.trains_all)
         return Placement(model, device.compiles)
 
     def _new_model(
-        self, layers: int, width: float, device: torch.device, progress: Progress | None
+        self, layers: int, width: float, device: torch.device, transfer: Transfer | None
     ) -> LanguageModel:
         """With the weights that it begins with."""
         model = build(self.config.shape.narrowed(width), layers).to(device)
-        if progress:
-            self._begin_from_source(model, progress)
+        if transfer:
+            self._begin_from_source(model, transfer)
         return model
 
-    def _begin_from_source(self, model: LanguageModel, progress: Progress) -> None:
+    def _begin_from_source(self, model: LanguageModel, transfer: Transfer) -> None:
         """Gives a new model the weights of the source, if there is one, grown to its size."""
-        config, source = self.config, find(self.config)
+        source = find(self.config)
         if source is None:
             return
         check_tokenizer(source, self.corpus.tokenizer)
-        small, expander = load_model(source.folder), config.expander.build()
-        random = generator(config.run.seed, Purpose.GROWTH, 0)
-        if not isinstance(config.expander, Ligo):
-            fill(model, small, expander, random)
-            self.console.say(f"begun from {files.shown(source.folder)}")
-            return
-        small.to(model.device)
-        learned = LearnedMap(small, model.shape, expander, len(model.blocks), random).to(model.device)
-        batches = training_batches(config, self.corpus)  # whole ones: of several processes each learns the same map
-        began = perf_counter()
-        first, last = learn(
-            model,
-            learned,
-            lambda step: batches.micro_batch(step, 0).to(self.device.device),
-            tuple(range(len(model.blocks))),
-            config.expander.steps,
-            config.expander.lr,
-            self.device,
-        )
-        progress.train_seconds += perf_counter() - began
-        progress.flops += self.plan.map_flops
-        self.console.say(
-            f"begun from {files.shown(source.folder)}: a map was learned in {config.expander.steps} steps, loss "
-            f"{first:.4f} -> {last:.4f}"
-        )
+        transfer.fill(model, load_model(source.folder), 0, before_step=lambda: None)
+        self.console.say(f"begun from {files.shown(source.folder)}")
 
     def _export(self, model: LanguageModel) -> None:
         """Writes `model/` in transformers' format, whole or not at all."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -19,13 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from apollo_cli.growth.expanders import grow
-from apollo_cli.growth.growths import Expander, Growth
+from apollo_cli.growth.growths import Growth
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.training.checkpoint import Checkpoint
 from apollo_cli.training.device import Device
-from apollo_cli.training.filling import widened_model
+from apollo_cli.training.filling import Filling, enlarged
 from apollo_cli.training.placement import Placement
 
 
@@ -132,13 +131,13 @@ class Shards(Placement):
         for group in optimizer.param_groups:
             group["params"] = [taking.get(p, p) for p in group["params"]]
 
-    def widen(self, shape: Shape, layers: int, expander: Expander, random: np.random.Generator) -> None:
-        """The first process widens the whole model on its CPU and deals it out."""
+    def enlarge(self, shape: Shape, layers: int, filling: Filling) -> None:
+        """The first process enlarges the whole model on its CPU and deals it out."""
         narrow = self.whole()
         self.shape = shape
         self.model = self._empty(layers)
         is_first = self.device.ranks.is_first
-        self.take(widened_model(narrow, shape, layers, expander, random) if is_first else None)
+        self.take(enlarged(narrow, shape, layers, filling) if is_first else None)
 
     def grad_norm(self) -> Tensor:
         """Of the gradients of all processes together."""

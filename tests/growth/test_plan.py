@@ -118,7 +118,7 @@ def test_plan_is_written_with_the_promised_keys() -> None:
     assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
     keys = {
         "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
-        "growth_map", "frozen_layers", "sent_bytes", "width",
+        "growth_map", "frozen_layers", "sent_bytes", "width", "map_flops",
     }  # fmt: skip
     assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
     stages = written["stages"]
@@ -245,9 +245,11 @@ def test_new_layers_enter_over_their_share_of_the_steps() -> None:
 
 
 def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> None:
-    plan = replace(make_plan(40, Shallow()), map_flops=1000, source_flops=77)
-    assert plan.flops == 1000 + sum(stage.flops for stage in plan.stages)
-    assert plan.as_dict()["source_flops"] == 77
+    plan = replace(make_plan(40, Shallow()), maps={0: 1000, 2: 30}, source_flops=77)
+    assert plan.flops == 1030 + sum(stage.flops for stage in plan.stages)
+    written = plan.as_dict()
+    assert (written["source_flops"], written["map_flops"], written["flops"]) == (77, 1030, plan.flops)
+    assert [stage["map_flops"] for stage in written["stages"]] == [1000, 0, 30, 0]
 
 
 def test_a_narrow_stage_has_the_figures_of_its_width() -> None:

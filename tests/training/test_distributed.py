@@ -129,6 +129,13 @@ def test_methods_are_the_same_on_two(method: str, kind: str, tiny: tuple[str, ..
 
 
 @pytest.mark.slow
+def test_a_map_is_learned_alike_on_two(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """One of depth alone, then one of both."""
+    words = (*tiny, "expander=ligo", "expander.steps=4", "schedule.widths=[0.5,0.5,1]", "model=gpt")
+    assert_same(trained(words, tmp_path / "one"), trained(words, tmp_path / "two", "devices=2"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_kill_one_and_torchrun_goes_on(kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = (*tiny, *LONG, f"distributed={kind}")

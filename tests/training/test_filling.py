@@ -20,7 +20,7 @@ from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Shape
 from apollo_cli.training.device import choose
-from apollo_cli.training.filling import widened_model
+from apollo_cli.training.filling import enlarged, fill
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.planning import make_plan
@@ -42,14 +42,14 @@ def planned(config: Config) -> Plan:
 def grown(words: tuple[str, ...], config: Callable[..., Config], folder: Path) -> tuple[Loop, dict[str, Tensor]]:
     """The loop at its end, and the weights as its last growth left them."""
     seen: list[Any] = []
-    original = Loop.widen
+    original = Loop.enlarge
 
     def watched(loop: Loop, *arguments: Any) -> None:
         original(loop, *arguments)
         seen[:] = [loop, {name: t.clone() for name, t in loop.model.state_dict().items()}]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "widen", watched)
+        patch.setattr(Loop, "enlarge", watched)
         train(config(*words), folder)
     return seen[0], seen[1]
 
@@ -180,7 +180,8 @@ def test_filling_does_not_touch_the_luck_of_torch() -> None:
     shape = Shape("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
     narrow, luck = build(shape, 2), torch.get_rng_state()
     large = replace(shape, hidden=16, heads=4, ffn=24)
-    wide = widened_model(narrow, large, 3, Expander("stack"), np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    wide = enlarged(narrow, large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), random))
     assert torch.equal(torch.get_rng_state(), luck)
     assert wide.shape == large
     assert len(wide.blocks) == 3

@@ -16,6 +16,7 @@ from apollo_cli.growth.routes import Route
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Initialization, Shape
 from apollo_cli.models.transformer import Batch
+from apollo_cli.training.filling import fill
 from apollo_cli.training.placement import Copies
 
 SHAPE = Shape("gpt", 50, 8, 16, 2, 32, 6, 0.0, Initialization(0.02, "random", 0.02, "plain"))
@@ -72,7 +73,7 @@ def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
     copies = Copies(model, compiled.extend, trains_all=True)
     large = replace(SHAPE, hidden=32, heads=4, ffn=64)
-    copies.widen(large, 3, Expander("stack"), np.random.default_rng(0))
+    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), np.random.default_rng(0)))
     assert copies.model.shape == large
     assert compiled == [*model.blocks, *copies.model.blocks]
     assert copies.replica.module is copies.model

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from apollo_cli.config import Config
 from apollo_cli.errors import ApolloError, TrainingError
-from apollo_cli.growth.growths import Expander
+from apollo_cli.growth.growths import Expander, Learning
 from apollo_cli.growth.layer_maps import mixing_matrix
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
@@ -235,7 +235,7 @@ def test_a_learned_map_is_better_than_its_beginning_and_is_what_the_model_gets(
     kind: str, config: Callable[..., Config]
 ) -> None:
     learned, model, batch = ligo(kind)
-    first, last = learn(model, learned, batch, (0, 1, 2, 3), 100, 1e-2, choose(config().run))
+    first, last = learn(model, learned, batch, Learning(100, 1e-2), choose(config().run))
     assert last < first - 0.1
     with torch.no_grad():
         assert model.loss(batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-6)
@@ -254,24 +254,27 @@ def test_the_map_begins_as_stacking_with_rows_of_one() -> None:
 
 def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., Config]) -> None:
     learned, model, batch = ligo("gpt")
-    with pytest.raises(TrainingError, match=r"map from the source: its loss is (nan|inf).*lower expander\.lr"):
-        learn(model, learned, batch, (0, 1, 2, 3), 20, 1e30, choose(config().run))
+    with pytest.raises(TrainingError, match=r"map that is learned: its loss is (nan|inf).*lower expander\.lr"):
+        learn(model, learned, batch, Learning(20, 1e30), choose(config().run))
 
 
-def test_flops_of_the_map_by_hand() -> None:
-    """h 8 -> 16, f 12 -> 24, vocabulary 31, 12 positions, 2 -> 4 layers; forward, and twice that backward."""
-    h, f, big, wide = 8, 12, 16, 24
-    outer = 2 * big * h * (31 + 12) + 2 * (2 * big * h)  # embeddings, and weight and bias of the final norm
+def map_flops_by_hand(h: int, f: int, big: int, wide: int, embeddings: int, layers: int, new: int) -> int:
+    """GPT's map in one step: h -> big, f -> wide, so many rows of embeddings; forward, and twice that backward."""
+    outer = 2 * big * h * embeddings + 2 * (2 * big * h)  # and weight and bias of the final norm
     qkv = 3 * (2 * big * h * h) + 2 * big * h * 3 * big + 3 * (2 * big * h)  # out, then in, then the bias
     attention_out = 2 * big * h * h + 2 * big * h * big + 2 * big * h
     ffn_in = 2 * wide * f * h + 2 * big * h * wide + 2 * wide * f
     ffn_out = 2 * big * h * f + 2 * wide * f * big + 2 * big * h
     norms = 4 * (2 * big * h)
     parameters = (3 * big * big + 3 * big) + (big * big + big) + (2 * big * wide + big + wide) + 4 * big
-    mixing = 2 * 4 * 2 * parameters
-    small, large = replace(BERT, kind="gpt"), replace(BERT, kind="gpt", hidden=big, heads=4, ffn=wide, layers=4)
-    expected = 3 * (outer + 2 * (qkv + attention_out + ffn_in + ffn_out + norms) + mixing)
-    assert map_flops(small, large, 4) == expected
+    mixing = 2 * new * layers * parameters
+    return 3 * (outer + layers * (qkv + attention_out + ffn_in + ffn_out + norms) + mixing)
+
+
+def test_flops_of_the_map_by_hand() -> None:
+    small = replace(BERT, kind="gpt")
+    large = replace(small, hidden=16, heads=4, ffn=24, layers=4)
+    assert map_flops(small, large, 4) == map_flops_by_hand(8, 12, 16, 24, 31 + 12, 2, 4)
 
 
 def test_a_shipped_model_of_another_library_loads_as_a_source(sources: dict[str, Path], tmp_path: Path) -> None:
