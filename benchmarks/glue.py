@@ -29,7 +29,8 @@ GROUPS = (("cola", "mrpc", "stsb", "rte", "wnli"), ("sst2",))  # the larger one 
 RATE_GRID = ("1e-4", "3e-4", "1e-3")  # three, as in the paper's recipe, for a width of 64
 FINE_TUNING_SEEDS = (0,)  # of each model; the models have seeds of their own
 EPOCHS, BATCH = 3, 32
-CORPUS = Corpus(DEFAULT, ())
+PRECISION = "precision=fp32"  # on a GPU, too: models of several machines are compared
+CORPUS = Corpus(DEFAULT, (PRECISION,))
 _AT_WORK: defaultdict[Cell, Lock] = defaultdict(Lock)  # a model is fine-tuned on one part at a time
 
 
@@ -97,6 +98,7 @@ def _fine_tune(data_dir: Path, unit: Unit, threads: int) -> None:
         f"seed={','.join(map(str, FINE_TUNING_SEEDS))}",
         f"glue.epochs={EPOCHS}",
         f"batch.size={BATCH}",
+        PRECISION,
         "log.every=200",
         "tracking=local",
     )
