@@ -136,6 +136,24 @@ def test_a_map_is_learned_alike_on_two(tiny: tuple[str, ...], tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_signal_while_a_map_is_learned_stops_all_and_all_go_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """They learn it once more from where it grew, with the same dropout."""
+    depth = ("expander=ligo", "expander.steps=300", "schedule.layers=[2,4]", "schedule.ends=[0.5,1]")
+    words = (*tiny, *depth, "model.dropout=0.1", "devices=2")
+    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
+    argv = command([*words, f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_for(lambda: last_step(run) == 6)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "a map was learned" not in said
+    assert "growth/to" in read_rows(run)[-1]
+    finished(command([f"resume={run}"]))
+    assert_same(whole, run, rounding=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_kill_one_and_torchrun_goes_on(kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = (*tiny, *LONG, f"distributed={kind}")

@@ -15,6 +15,7 @@ from apollo_cli.errors import TrainingError
 from apollo_cli.growth.layer_maps import mixing_matrix
 from apollo_cli.growth.randomness import Purpose, generator
 from apollo_cli.models.transformer import Batch
+from apollo_cli.tracking.console import plan_totals
 from apollo_cli.training import planning, transfer
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
@@ -44,6 +45,7 @@ def test_flops_by_hand_are_what_is_planned_and_what_is_charged(
     assert [(stage.flops, stage.map_flops) for stage in plan.stages] == [(small, 0), (large, of_map)]
     written = plan.as_dict()
     assert (written["map_flops"], written["flops"]) == (of_map, small + of_map + large)
+    assert f"({of_map} of them to learn maps)" in plan_totals(plan)
     rows = read_rows(tmp_path)
     before, after = [row for row in rows if "growth/to" in row]
     assert (before["flops"], after["flops"]) == (small, small + of_map)
