@@ -26,7 +26,7 @@ from apollo_cli.training.loop import Loop
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from tests.conftest import STEPS, read_rows, without_clocks
-from tests.training.test_methods import moved, weights
+from tests.training.test_methods import weights
 
 HALF = ("sampler=shallow", "schedule.layers=[4,4]", "schedule.ends=[0.5,1]", "schedule.widths=[0.5,1]")
 FPI = ("expander=bert2bert", "expander.width=fpi", *HALF)
@@ -37,6 +37,13 @@ GROWN = 6  # the step before which all of these become as wide as they get
 
 def planned(config: Config) -> Plan:
     return make_plan(config, choose(config.run))
+
+
+def moved(run_dir: Path, step: int) -> set[str]:
+    """What the update after this step changed; a layer's parameters as `blocks.N`."""
+    before, after = weights(run_dir, step), weights(run_dir, step + 1)
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    return {".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0] for name in names}
 
 
 def grown(words: tuple[str, ...], config: Callable[..., Config], folder: Path) -> tuple[Loop, dict[str, Tensor]]:

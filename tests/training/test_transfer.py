@@ -22,8 +22,8 @@ from apollo_cli.training.loop import Loop
 from apollo_cli.training.mapping import learn
 from apollo_cli.training.run import resume, train
 from tests.conftest import STEPS, read_rows, without_clocks
-from tests.training.test_filling import GROWN, OFTEN, grown, planned
-from tests.training.test_methods import moved, weights
+from tests.training.test_filling import GROWN, OFTEN, grown, moved, planned
+from tests.training.test_methods import weights
 from tests.training.test_source import map_flops_by_hand
 
 SPAN = ("expander=ligo", "expander.steps=3", "sampler=shallow", "schedule.layers=[2,4]", "schedule.ends=[0.5,1]")
