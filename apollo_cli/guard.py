@@ -21,7 +21,7 @@ from omegaconf.basecontainer import BaseContainer
 
 from apollo_cli.config import problems_of_name
 from apollo_cli.data import cache_folder
-from apollo_cli.help import CONF, groups
+from apollo_cli.help import CONF, conf_folder
 from apollo_cli.sweeps import launchers
 
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir")
@@ -190,7 +190,13 @@ def _hydras_part(words: tuple[str, ...]) -> dict[str, Any]:
 
 def _is_shipped_experiment(word: str) -> bool:
     group, _, options = word.partition("=")
-    return group == "experiment" and options.strip("[]").partition(",")[0] in groups()["experiment"]
+    return group == "experiment" and set(options.strip("[]").split(",")) <= _shipped_experiments()
+
+
+@cache
+def _shipped_experiments() -> set[str]:
+    """With those that only others are made of."""
+    return {path.stem for path in (conf_folder() / "experiment").glob("*.yaml")}
 
 
 def _is_of(key: str, parents: Sequence[str]) -> bool:

@@ -219,6 +219,7 @@ def _shipped_grid(line: CommandLine, typed: list[Override], problems: list[str])
         return None
     if values is not None and not line.multirun:
         problems.append(f"experiment={name}: it is a sweep; add -m")
+    problems += grid.problems(name, typed, values or [])
     return values
 
 

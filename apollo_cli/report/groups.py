@@ -1,6 +1,7 @@
 """Which runs belong together: a group is a method over its seeds, a family is what may be compared."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
 def settings(run: Run) -> dict[str, Any]:
     """The keys that may change the result, but for the seed.
 
-    A source stands there as what it took: every seed has one of its own in a folder of its own.
+    Every seed may have a source of its own in a folder of its own: one is the same as another that took as much and
+    whose path is the same but for numbers.
     """
 
     def counts(key: str) -> bool:
@@ -181,7 +183,7 @@ def settings(run: Run) -> dict[str, Any]:
 
     found = {key: run.config[key] for key in sorted(run.config) if counts(key)}
     if found.get(_SOURCE) is not None and run.source_flops is not None:
-        found[_SOURCE] = run.source_flops
+        found[_SOURCE] = f"{re.sub('[0-9]+', '#', str(found[_SOURCE]))} of {run.source_flops:g} FLOPs"
     return found
 
 

@@ -26,10 +26,30 @@ def grid(experiment: str, typed: Sequence[Override]) -> list[Override] | None:
     keys = {o.key_or_group for o in typed} - {"experiment"}
     words = [f"{key}={values}" for key, values in params.items() if key not in keys]
     if "experiment" in params and _DIR not in keys:
-        named = [o.input_line or "" for o in typed if o.key_or_group == "name"]
-        place = guard.run_directory(guard.composed([f"experiment={experiment}", *named]), multirun=True)
-        words.append(f"{_DIR}={place}")
+        words.append(f"{_DIR}={guard.run_directory(guard.composed([f'experiment={experiment}']), multirun=True)}")
     return OverridesParser.create().parse_overrides(words)
+
+
+def problems(experiment: str, typed: Sequence[Override], swept: Sequence[Override]) -> list[str]:
+    """What may not stand beside a grid over other experiments, whose models and sources belong together."""
+    if not any(o.key_or_group == "experiment" for o in swept):
+        return []
+    keys = [
+        o.key_or_group
+        for o in typed
+        if o.key_or_group.startswith(("model.", "size", "schedule", "sampler", "expander"))
+    ]
+    found = [
+        f"{key}: experiment={experiment} has models and methods of its own that belong together; copy its file and "
+        "those that it names into a folder for --config-dir, or run the methods one by one"
+        for key in keys
+    ]
+    return found + [
+        f"{o.input_line}: experiment={experiment} has one source for each model and seed; sweep seed= and model= "
+        "alone, and type the command once for each value of others"
+        for o in typed
+        if o.is_sweep_override() and o.key_or_group not in ("seed", "model")
+    ]
 
 
 def before(experiment: str, swept: Sequence[Override]) -> list[list[str]]:

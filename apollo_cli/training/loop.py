@@ -167,7 +167,8 @@ class Loop:
     def enlarge(self, stage: Stage, stop: StopRequest) -> None:
         """A larger model, filled from the one that is there, with an optimizer afresh."""
         config, transfer, index = self.config, self.transfer, self.plan.schedule.stages.index(stage)
-        assert transfer
+        if transfer is None:
+            raise RuntimeError("this loop was given nothing that makes a model larger")
 
         def before_step() -> None:
             if signum := self.asked_to_stop(stop):

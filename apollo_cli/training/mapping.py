@@ -120,21 +120,26 @@ def learn(
     for step in range(learning.steps):
         with device.autocast():
             loss = loss_of(model, learned, batch(step), layer_map)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(
-                f"step {step} of the map that is learned: its loss is {losses[-1]}; in a new run a lower "
-                f"expander.lr than {learning.lr:g} may help",
-                goes_on=False,
-            )
+        losses.append(_finite(loss.item(), f"step {step}", learning.lr))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        model.load_state_dict(fitting(learned.state(), model))
         with device.autocast():
-            losses.append(model.loss(batch(0), layer_map).item())
+            loss = loss_of(model, learned, batch(0), layer_map)
+        losses.append(_finite(loss.item(), "the end", learning.lr))
+        model.load_state_dict(fitting(learned.state(), model))
     return losses[0], losses[-1]
+
+
+def _finite(loss: float, where: str, lr: float) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise TrainingError(
+        f"{where} of the map that is learned: its loss is {loss}; in a new run a lower expander.lr than {lr:g} may "
+        "help",
+        goes_on=False,
+    )
 
 
 def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:

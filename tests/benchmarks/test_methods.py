@@ -3,14 +3,16 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
 from apollo_cli.report import plots, savings
-from apollo_cli.report.comparison import Method, Outcome
-from apollo_cli.report.runs import Run
+from apollo_cli.report.comparison import Method, Outcome, Question, compare
+from apollo_cli.report.groups import families
+from apollo_cli.report.runs import Run, RunFiles, read
 from apollo_cli.report.savings import Cost
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
@@ -108,6 +110,49 @@ def test_the_report_says_what_the_kept_rows_say(monkeypatch: pytest.MonkeyPatch)
     part = text.partition(f"# {methods.TITLE}\n")[2].partition("\n# ")[0]
     written = [line for line in part.splitlines() if line and not line.startswith("![")]
     assert written == [line for line in methods.lines(Evaluations("methods", ())) if line]
+
+
+def test_what_surprised_us_is_in_the_rows() -> None:
+    def runs(kind: str, method: str) -> list[RunFiles]:
+        kept = [Evaluations("methods", ()).kept(cell) for cell in cells(kind, [method])]
+        return [RunFiles(folder) for folder in kept if folder.exists()]
+
+    def ends(kind: str, method: str) -> list[float]:
+        return [run.summary["losses"]["eval/loss"] for run in runs(kind, method)]
+
+    def jumps(method: str) -> list[float]:
+        found = [run.summary["growths"] for run in runs("gpt", method)]
+        return [max(growth["eval/loss_after"] - growth["eval/loss_before"] for growth in of) for of in found]
+
+    final = {(kind, method): fmean(ends(kind, method)) for kind in KINDS for method in METHODS}
+    published = set(METHODS) - {"scratch", "late_silent"}
+    of_bert, of_gpt = (sorted(published, key=lambda method: final[kind, method]) for kind in ("bert", "gpt"))
+    assert set(of_bert[:2]) == {"lidas", "midas"}
+    assert set(of_gpt[:3]) == {"lidas", "midas", "stackbert"}
+    for kind in KINDS:
+        for method in FROM_SOURCE:
+            assert min(ends(kind, method)) > max(ends(kind, "scratch"))
+            for run in runs(kind, method):
+                assert run.summary["totals"]["source_flops"] < 0.08 * flops(kind, "scratch", methods.steps())
+    for run in runs("gpt", "lemon"):
+        first, *others = [row["eval/loss"] for row in run.rows if "eval/loss" in row]
+        assert max(others) - first > 0.1
+    assert fmean(jumps("gstack")) == pytest.approx(1, abs=0.2)
+    assert max(jumps("msg")) < 1e-3
+    assert abs(final["gpt", "gstack"] - final["gpt", "msg"]) < 0.01
+    assert min(ends("bert", "one_layer")) > 3
+    assert min(ends("gpt", "one_layer")) - max(ends("gpt", "scratch")) > 0.1
+    assert min((method for method in METHODS), key=lambda method: final["bert", method]) == "late_silent"
+    assert abs(final["gpt", "late_silent"] - final["gpt", "scratch"]) < 0.01
+
+
+def test_the_published_save_little_at_the_loss_of_scratch() -> None:
+    for kind, most in (("gpt", 0.1), ("bert", 0.2)):
+        kept = [Evaluations("methods", ()).kept(cell) for cell in cells(kind) if cell.method != "late_silent"]
+        runs, _ = read([str(folder) for folder in kept if folder.exists()])
+        (comparison,) = compare(families(runs)[0], Question("scratch"))
+        saved = [method.saving("flops") for method in comparison.methods]
+        assert all(saving is None or saving.mean <= most for saving in saved)
 
 
 @pytest.mark.slow

@@ -48,14 +48,18 @@ def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() ->
     def begun(place: str, flops: float | None, **more: Any) -> Run:
         return replace(run(place, expander__source=f"small/{place}", **more), source_flops=flops)
 
+    def seed(number: int, flops: float | None, folder: str = "small") -> Run:
+        return begun(f"{folder}_seed{number}", flops, seed=number)
+
     def seeds(*runs: Run) -> list[list[int]]:
         (family,) = families(runs)[0]
         return sorted([r.seed for r in group.runs] for group in family.groups)
 
-    assert seeds(begun("a", 5e3), begun("b", 5e3, seed=1)) == [[0, 1]]
-    assert seeds(begun("a", 5e3), begun("b", 7e3, seed=1)) == [[0], [1]]
-    assert seeds(begun("a", None), begun("b", None, seed=1)) == [[0], [1]]
-    assert seeds(begun("a", 0), run("b", seed=1)) == [[0], [1]]
+    assert seeds(seed(0, 5e3), seed(1, 5e3)) == [[0, 1]]
+    assert seeds(seed(0, 5e3), seed(1, 7e3)) == [[0], [1]]
+    assert seeds(seed(0, None), seed(1, None)) == [[0], [1]]
+    assert seeds(seed(0, 5e3), seed(1, 5e3, "other")) == [[0], [1]]
+    assert seeds(seed(0, 0), run("b", seed=1)) == [[0], [1]]
 
 
 def test_a_name_of_its_own_is_the_label() -> None:

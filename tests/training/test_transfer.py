@@ -176,10 +176,10 @@ def test_depth_alone_is_mixed_and_all_else_stays(config: Callable[..., Config], 
     assert {f"blocks.{slot}" for slot in range(4)} < moved(tmp_path, GROWN + 1)
 
 
+@pytest.mark.parametrize(("steps", "where"), [(3, r"step \d"), (1, "the end")])
 def test_a_map_that_is_not_finite_ends_the_run_with_one_message(
-    config: Callable[..., Config], tmp_path: Path
+    steps: int, where: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        TrainingError, match=r"step \d of the map that is learned: .*lower expander\.lr than 1e\+30"
-    ):
-        train(config("model=gpt", *BOTH, "expander.lr=1e30"), tmp_path)
+    said = rf"{where} of the map that is learned: .*lower expander\.lr than 1e\+30"
+    with pytest.raises(TrainingError, match=said):
+        train(config("model=gpt", *BOTH, f"expander.steps={steps}", "expander.lr=1e30"), tmp_path)
