@@ -59,6 +59,8 @@ SURPRISES = """
 - **A small trained model is worth little here.** bert2BERT, LiGO and LEMON end above scratch with as many FLOPs,
   with every seed, though their source took no more than 8 % of them. LEMON shows how it is lost: with GPT the
   loss rises by more than 0.1 nats while the rate goes to its peak. A lower rate was not tried for any method.
+- **Seconds are saved by fewer still**: at this width a FLOP of a shallow model takes up to a fifth longer, so that
+  with GPT no method saves any.
 - **The jump at growth says little about the end.** With GPT that of G_stack is about a nat and that of MSG
   nothing, and they end within 0.01 of each other.
 - **Copies of a single layer that are heard at once do not recover here**: one-layer expansion, at 80 %, leaves

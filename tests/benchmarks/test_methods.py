@@ -153,6 +153,11 @@ def test_the_published_save_little_at_the_loss_of_scratch() -> None:
         (comparison,) = compare(families(runs)[0], Question("scratch"))
         saved = [method.saving("flops") for method in comparison.methods]
         assert all(saving is None or saving.mean <= most for saving in saved)
+        pace = methods.known_paces(kind)
+        assert max(pace[method] for method in METHODS) < 1.2
+        if kind == "gpt":
+            seconds = [methods.seconds_saved(method, pace) for method in comparison.methods]
+            assert all(saved.startswith("-") for saved in seconds if saved)
 
 
 @pytest.mark.slow
