@@ -20,6 +20,7 @@ VOCABULARY, LENGTH, TARGET = 23, 8, 12
 OPTIM = Optim(
     lr=1e-2,
     schedule="constant",
+    knots=None,
     warmup=0.0,
     decay=0.1,
     final_lr=0.0,
