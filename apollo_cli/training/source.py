@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from apollo_cli import files
-from apollo_cli.config import Config
+from apollo_cli.config import Config, parse
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.widths import problems
 from apollo_cli.models.hf import load_shape
@@ -49,15 +49,7 @@ def find(config: Config) -> Source | None:
             "restore it, or correct the path"
         )
     if directory.is_claimed:
-        if directory.summary().get("status") != "completed":
-            raise CheckpointError(
-                f"expander.source={files.shown(place)}: this run is not complete; finish it first"
-            )
-        totals = directory.summary().get("totals", {})
-        before = totals.get("source_flops", 0)  # of its own source
-        flops = None if before is None else int(totals["flops"]) + int(before)
-        seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
-        found = Source(directory.model, load_shape(directory.model), flops, seconds)
+        found = _run(directory, planned=config.run.plan)
     else:
         found = Source(place, load_shape(place), None, 0.0)
     if config.expander.source_flops is not None:
@@ -65,6 +57,28 @@ def find(config: Config) -> Source | None:
     if wrong := _problems(found.shape, config):
         raise ConfigError([f"expander.source={files.shown(place)}: {problem}" for problem in wrong])
     return found
+
+
+def _run(directory: RunDirectory, *, planned: bool) -> Source:
+    """A run of ours; where nothing is to be trained yet, one that is planned will do.
+
+    Raises:
+        CheckpointError: it is not complete.
+    """
+    if directory.summary().get("status") == "completed":
+        totals = directory.summary().get("totals", {})
+        before = totals.get("source_flops", 0)  # of its own source
+        flops = None if before is None else int(totals["flops"]) + int(before)
+        seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
+        return Source(directory.model, load_shape(directory.model), flops, seconds)
+    plan = directory.plan()
+    if not planned or not plan:
+        raise CheckpointError(
+            f"expander.source={files.shown(directory.path)}: this run is not complete; finish it first"
+        )
+    before = plan.get("source_flops", 0)
+    flops = None if before is None else int(plan["flops"]) + int(before)
+    return Source(directory.model, parse(directory.config()).shape, flops, 0.0)
 
 
 def _problems(source: Shape, config: Config) -> list[str]:

@@ -199,6 +199,19 @@ def test_a_run_that_did_not_end_is_no_source(
         train(config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'source'}"), tmp_path / "run")
 
 
+def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    small = train(config("model=gpt", *SMALL, "plan=true"), tmp_path / "small").plan
+    words = ("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'small'}")
+    planned = train(config(*words, "plan=true"), tmp_path / "planned").plan
+    whole = train(config(*words[:-1], f"expander.source={sources['gpt']}", "plan=true"), tmp_path / "whole").plan
+    assert planned.source_flops == small.flops == whole.source_flops
+    assert planned.flops == whole.flops
+    with pytest.raises(ApolloError, match="this run is not complete; finish it first"):
+        train(config(*words), tmp_path / "run")
+
+
 BERT = Shape("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 
 
