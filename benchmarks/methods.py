@@ -58,7 +58,7 @@ SURPRISES = """
   GPT StackBERT is beside them.
 - **A small trained model is worth little here.** bert2BERT, LiGO and LEMON end above scratch with as many FLOPs,
   with every seed, though their source took no more than 8 % of them. LEMON shows how it is lost: with GPT the
-  loss rises by more than 0.1 nats while the rate goes to its peak. A lower rate was not tried for any method.
+  loss rises by more than 0.1 nats while the rate goes to its peak. No lower rate was tried for this table.
 - **Seconds are saved by fewer still**: at this width a FLOP of a shallow model takes up to a fifth longer, so that
   with GPT no method saves any.
 - **The jump at growth says little about the end.** With GPT that of G_stack is about a nat and that of MSG

@@ -11,7 +11,7 @@ from apollo_cli import guard
 NO_OTHER = "hydra.sweeper.params=null"  # for Hydra: the whole grid is in the words beside it
 _OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # all the same to a run that never grows
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
-SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml finds it
+_SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml finds it
 
 
 def grid(experiment: str, typed: Sequence[Override]) -> list[Override] | None:
@@ -20,13 +20,14 @@ def grid(experiment: str, typed: Sequence[Override]) -> list[Override] | None:
     A grid over other experiments stands in for it; what else it says of the sweep, its folder, is then a word.
     None if it is no sweep.
     """
-    params = guard.composed([f"experiment={experiment}"]).hydra.sweeper.params
+    config = guard.composed([f"experiment={experiment}"])
+    params = config.hydra.sweeper.params
     if params is None:
         return None
     keys = {o.key_or_group for o in typed} - {"experiment"}
     words = [f"{key}={values}" for key, values in params.items() if key not in keys]
     if "experiment" in params and _DIR not in keys:
-        words.append(f"{_DIR}={guard.run_directory(guard.composed([f'experiment={experiment}']), multirun=True)}")
+        words.append(f"{_DIR}={guard.run_directory(config, multirun=True)}")
     return OverridesParser.create().parse_overrides(words)
 
 
@@ -68,7 +69,7 @@ def before(experiment: str, swept: Sequence[Override]) -> list[list[str]]:
     scratch = [*kept, "schedule=scratch", NO_OTHER, f"{_SUBDIR}=scratch-{subdir[-1] if subdir else _NUMBER}"]
     if not over_methods:
         return [scratch]
-    source = [*kept, f"experiment=[{experiment},_source]", NO_OTHER, f"{_SUBDIR}={SOURCE}"]
+    source = [*kept, f"experiment=[{experiment},_source]", NO_OTHER, f"{_SUBDIR}={_SOURCE}"]
     return [["name=scratch", *scratch, f"experiment={experiment}"], source]
 
 

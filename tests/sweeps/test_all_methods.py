@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from apollo_cli.help import groups
 from apollo_cli.sweeps import grid
 from apollo_cli.train import run
 from benchmarks import methods
@@ -28,6 +29,16 @@ def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
     assert {"name=scratch", "experiment=all_methods", "schedule=scratch", "seed=0,1", "model=gpt"} <= set(scratch)
     assert {"experiment=[all_methods,_source]", "seed=0,1", "model=gpt"} <= set(source)
     assert not [word for word in (*scratch, *source) if "gstack" in word or "sampler" in word]
+
+
+def test_its_sentence_says_how_many_runs_it_is() -> None:
+    typed = OverridesParser.create().parse_overrides(["experiment=all_methods"])
+    swept = grid.grid("all_methods", typed)
+    assert swept is not None
+    sweeps = [*grid.before("all_methods", swept), [o.input_line or "" for o in swept]]
+    runs = sum(grid.num_cells(words) or 0 for words in sweeps)
+    assert groups()["experiment"]["all_methods"].endswith(f"; {runs} runs")
+    assert len(sweeps) == 3
 
 
 @pytest.mark.parametrize(
