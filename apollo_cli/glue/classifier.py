@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.glue.sentences import SentenceBatch
-from apollo_cli.models.flops import FORWARD_AND_BACKWARD, forward_flops
+from apollo_cli.models.dropout import dropout
+from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.models.hf import Pooler
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -41,11 +42,11 @@ class Classifier(nn.Module):
 
     def forward(self, batch: SentenceBatch, layer_map: Sequence[int]) -> Tensor:
         """(rows, outputs): logits of the labels, or one number."""
-        seen = batch.seen if self.pooler else None  # a GPT looks at nothing behind a token
-        hidden = self.body.trunk(batch.tokens, layer_map, seen, batch.segments).flatten(0, 1)[batch.positions]
+        hidden = self.body.trunk(batch.tokens, layer_map, batch.seen, batch.segments)
+        hidden = hidden.flatten(0, 1)[batch.positions]
         if self.pooler is None:
             return self.answer(self.body.before_decoder(hidden))
-        return self.answer(F.dropout(self.pooler(hidden).tanh(), self.shape.dropout, self.training))
+        return self.answer(dropout(self.pooler(hidden).tanh(), self.shape.dropout, self.training))
 
     def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
         """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""
@@ -60,13 +61,14 @@ def loss_of(answers: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(answers.float(), labels)
 
 
-def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int) -> int:
-    """FLOPs of a step: those of the layers as `forward_flops` counts them, and per row the head's.
+def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
+    """FLOPs of a step: those of the layers as `layer_flops` counts them, and per row the head's.
 
     Per row, with width h: BERT's pooler 2 h^2, answers 2 h outputs.
     """
     head = 2 * shape.hidden * outputs + (2 * shape.hidden**2 if shape.kind == "bert" else 0)
-    return FORWARD_AND_BACKWARD * (forward_flops(shape, rows, seq_len, shape.layers, 0) + rows * head)
+    layers = shape.layers * layer_flops(shape, rows, seq_len, tokens)
+    return FORWARD_AND_BACKWARD * (layers + rows * head)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class FineTuning(Loop):
     spent: np.ndarray  # (steps + 1, 2): FLOPs and tokens before each step
 
     def flops(self, step: int, depths: list[int]) -> int:
-        """Of a step: its longest row decides."""
+        """Of a step: its tokens, and for attention its longest row."""
         return int(self.spent[step + 1, 0] - self.spent[step, 0])
 
     def loss(self, batch: Batch, route: Route) -> Tensor:
@@ -119,7 +119,7 @@ class FineTuning(Loop):
         return self.model.loss(batch, route.layers)
 
     def tokens(self, step: int) -> int:
-        """Read in all steps before this one, padding included."""
+        """Read in all steps before this one; padding is none."""
         return int(self.spent[step, 1])
 
     def measured(self) -> dict[str, float]:
@@ -164,11 +164,8 @@ class Cell(Session):
     def spent(self) -> np.ndarray:
         """(steps + 1, 2): FLOPs and tokens before each step."""
         steps, task = self.config.budget.steps or 0, self.rows.task
-        sizes = self.training.sizes(steps)
-        each = [
-            (training_flops(self.pretrained.shape, task.outputs, int(rows), int(length)), rows * length)
-            for rows, length in sizes
-        ]
+        sizes = self.training.sizes(steps).tolist()
+        each = [(training_flops(self.pretrained.shape, task.outputs, *size), size[-1]) for size in sizes]
         return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
 
     def _plan(self, device: Device) -> Plan:

@@ -182,7 +182,7 @@ class TrainingSentences:
         return shuffled(rows, self.seed, epoch, positions)
 
     def sizes(self, steps: int) -> np.ndarray:
-        """(steps, 2): rows, and tokens of the longest one, of the first steps."""
+        """(steps, 3): rows, tokens of the longest one, tokens of all, of the first steps."""
         lengths = self.sentences.lengths
         taken = [lengths[self.row_numbers(step, 0)] for step in range(steps)]
-        return np.array([(len(each), each.max()) for each in taken], dtype=np.int64).reshape(-1, 2)
+        return np.array([(len(each), each.max(), each.sum()) for each in taken], dtype=np.int64).reshape(-1, 3)

@@ -23,11 +23,16 @@ def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions
     Norms, softmax, GELU and embedding look-ups are not counted. `predictions` is the number of positions for
     which the head runs: the masked ones (BERT), all but the last of a row (GPT).
     """
-    per_token = 8 * shape.hidden**2 + 4 * shape.hidden * shape.ffn + 4 * shape.hidden * seq_len
     per_prediction = 2 * shape.hidden * shape.vocabulary
     if shape.kind == "bert":
         per_prediction += 2 * shape.hidden**2
-    return rows * seq_len * depth * per_token + predictions * per_prediction
+    return depth * layer_flops(shape, rows, seq_len, rows * seq_len) + predictions * per_prediction
+
+
+def layer_flops(shape: Shape, rows: int, seq_len: int, tokens: int) -> int:
+    """FLOPs of a layer's forward pass; of padded rows, attention alone works on more than their `tokens`."""
+    per_token = 8 * shape.hidden**2 + 4 * shape.hidden * shape.ffn
+    return tokens * per_token + rows * seq_len * 4 * shape.hidden * seq_len
 
 
 def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int, frozen: int = 0) -> int:

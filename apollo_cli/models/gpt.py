@@ -1,9 +1,9 @@
 """GPT-2 (Radford 2019): pre-norm, causal, head tied to the embedding."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apollo_cli.models.dropout import dropout
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Block, LanguageModel
 
@@ -26,7 +26,7 @@ class Gpt(LanguageModel):
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token and position embeddings; GPT-2 has none of segments."""
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        return F.dropout(hidden, self.shape.dropout, self.training)
+        return dropout(hidden, self.shape.dropout, self.training)
 
     def attention_mask(self, seen: Tensor) -> Tensor:
         """Every position sees the tokens before it, and itself, that are not padding."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from apollo_cli.growth.routes import OPEN
 from apollo_cli.models.cross_entropy import decoder_loss
+from apollo_cli.models.dropout import attention, dropout
+from apollo_cli.models.packing import Packing
 from apollo_cli.models.shape import Shape
 
 LONGEST_WAVE = 10_000  # of the sinusoids, in positions over 2 pi (Vaswani 2017)
@@ -74,29 +76,33 @@ class Block(nn.Module):
         self.ffn_out = nn.Linear(shape.ffn, shape.hidden)
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=eps)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(rows, seq_len, hidden) -> the same; `mask` broadcasts to (rows, heads, seq, seq), True = seen."""
+    def forward(self, hidden: Tensor, packing: Packing | None = None) -> Tensor:
+        """(rows, seq_len, hidden) -> the same; (tokens, hidden) where rows are packed."""
         if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), mask)
+            hidden = hidden + self._attention(self.attention_norm(hidden), packing)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self._attention(hidden, mask))
+        hidden = self.attention_norm(hidden + self._attention(hidden, packing))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
-    def _attention(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        rows, length, width = hidden.shape
+    def _attention(self, hidden: Tensor, packing: Packing | None) -> Tensor:
+        qkv = linear(self.qkv, hidden)
+        if packing:
+            qkv = packing.apart(qkv)
         # parted first and turned then: so the three gradients are joined by one copy
-        parted = (part.view(rows, length, self.heads, -1) for part in linear(self.qkv, hidden).chunk(3, -1))
+        parted = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, -1))
         query, key, value = (part.transpose(1, 2) for part in parted)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=self._dropout_now(), is_causal=self.causal and mask is None
-        )
-        return self._drop(linear(self.attention_out, mixed.transpose(1, 2).reshape(rows, length, width)))
+        mask, dropped = packing.mask if packing else None, self._dropout_now()
+        mixed = attention(query, key, value, mask, causal=self.causal and mask is None, probability=dropped)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if packing:
+            mixed = packing.together(mixed)
+        return self._drop(linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
         return self._drop(linear(self.ffn_out, F.gelu(linear(self.ffn_in, hidden), approximate=self.gelu)))
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        return F.dropout(hidden, self._dropout_now())
+        return dropout(hidden, self._dropout_now())
 
     def _dropout_now(self) -> float:
         return self.dropout if self.training else 0.0
@@ -146,16 +152,20 @@ class LanguageModel(nn.Module, ABC):
         The embedding and the first `frozen` of them run forward only; block i weighs gates[i] beside the way past
         it.
         """
-        mask = None if seen is None else self.attention_mask(seen)
+        packing = None if seen is None else Packing.of(seen, self.attention_mask(seen))
         with torch.no_grad() if frozen else nullcontext():
-            hidden = self._run(self.embed(tokens, segments), mask, layer_map[:frozen], gates)
-        return self._run(hidden, mask, layer_map[frozen:], gates)
+            hidden = self.embed(tokens, segments)
+            if packing:
+                hidden = packing.together(hidden)
+            hidden = self._run(hidden, packing, layer_map[:frozen], gates)
+        hidden = self._run(hidden, packing, layer_map[frozen:], gates)
+        return packing.apart(hidden) if packing else hidden
 
     def _run(
-        self, hidden: Tensor, mask: Tensor | None, layer_map: Sequence[int], gates: Mapping[int, float]
+        self, hidden: Tensor, packing: Packing | None, layer_map: Sequence[int], gates: Mapping[int, float]
     ) -> Tensor:
         for i in layer_map:
-            result = self.blocks[i](hidden, mask)
+            result = self.blocks[i](hidden, packing)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 

@@ -147,4 +147,5 @@ def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model.loss(batch, range(4)).backward()
     rows, length = batch.tokens.shape
-    assert training_flops(shape, 3, rows, length) == counted.get_total_flops()
+    assert not batch.seen.all()
+    assert training_flops(shape, 3, rows, length, int(batch.seen.sum())) == counted.get_total_flops()

@@ -88,7 +88,9 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentenc
     assert flat[0] != flat[1]
     sizes = training.sizes(6)
     assert sizes[:, 0].tolist() == [4, 4, 3] * 2
-    assert sizes[:, 1].tolist() == [training.micro_batch(step, 0).tokens.shape[1] for step in range(6)]
+    batches = [training.micro_batch(step, 0) for step in range(6)]
+    assert sizes[:, 1].tolist() == [batch.tokens.shape[1] for batch in batches]
+    assert sizes[:, 2].tolist() == [batch.seen.sum() for batch in batches]
 
 
 def test_by_length_has_every_row_and_pads_little(sentences: Sentences) -> None:

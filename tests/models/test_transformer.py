@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models import bert, gpt, transformer
 from apollo_cli.models.build import build, num_parameters
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -125,6 +126,31 @@ def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
 
 
 @each_shape
+def test_gradients_of_packed_rows_are_those_of_each_row_alone(shape: Shape) -> None:
+    """The right values and slopes, and none from padding."""
+    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+    lengths = (10, 1, 6)
+    seen = torch.arange(10) < torch.tensor(lengths)[:, None]
+    weights = torch.randn(*tokens.shape, shape.vocabulary)
+    (model.logits(tokens, range(3), seen)[seen] * weights[seen]).sum().backward()
+    together = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    for row, length, of_row in zip(tokens, lengths, weights, strict=True):
+        (model.logits(row[None, :length], range(3))[0] * of_row[:length]).sum().backward()
+    alone = [parameter.grad for parameter in model.parameters()]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@each_shape
+def test_padding_that_sees_nothing_leaves_gradients_finite(shape: Shape) -> None:
+    model, tokens = make_model(replace(shape, dropout=0.3), 3).train(), make_batch(shape).tokens
+    seen = torch.ones_like(tokens, dtype=torch.bool)
+    seen[1, :4] = False
+    model.logits(tokens, range(3), seen)[seen].square().sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@each_shape
 def test_mask_that_hides_nothing_changes_nothing(shape: Shape) -> None:
     model, tokens = make_model(shape, 3), make_batch(shape).tokens
     seen = torch.ones_like(tokens, dtype=torch.bool)
@@ -160,18 +186,18 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
     shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    dropout, attention = nn.functional.dropout, nn.functional.scaled_dot_product_attention
 
-    def spy_dropout(hidden: Tensor, p: float, training: bool = True) -> Tensor:
-        seen.append(p if training else 0.0)
-        return dropout(hidden, p, training)
+    def spy_dropout(hidden: Tensor, probability: float, training: bool = True) -> Tensor:
+        seen.append(probability if training else 0.0)
+        return hidden
 
-    def spy_attention(*args: Tensor, dropout_p: float, is_causal: bool) -> Tensor:
-        seen.append(dropout_p)
-        return attention(*args, dropout_p=dropout_p, is_causal=is_causal)
+    def spy_attention(query: Tensor, *_: Tensor, causal: bool, probability: float) -> Tensor:
+        seen.append(probability)
+        return query
 
-    monkeypatch.setattr(nn.functional, "dropout", spy_dropout)
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy_attention)
+    for part in (transformer, bert, gpt):
+        monkeypatch.setattr(part, "dropout", spy_dropout)
+    monkeypatch.setattr(transformer, "attention", spy_attention)
     model, tokens = make_model(replace(shape, dropout=0.3), 2), make_batch(shape).tokens
     model.train().logits(tokens, (0, 1))
     assert seen == [0.3] * 7

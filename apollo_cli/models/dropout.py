@@ -1,0 +1,54 @@
+"""Dropout (Srivastava et al. 2014), and attention that drops some of its weights (Vaswani 2017, section 5.4).
+
+On a CPU torch draws the numbers of a mask one by one, which takes longer than the matrix products beside it, and
+has no fast attention with dropout. Here a random word of 64 bits decides on four elements.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STEPS = 1 << 16  # a probability is rounded to one of so many
+_WORDS = torch.iinfo(torch.int64)
+
+
+def dropout(values: Tensor, probability: float, training: bool = True) -> Tensor:
+    """Each value becomes zero with this probability (in [0, 1)), or grows so that the mean stays."""
+    if not (training and probability):
+        return values
+    return values * _mask(values, probability) if _by_words(values) else F.dropout(values, probability)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, causal: bool, probability: float
+) -> Tensor:
+    """softmax(query key^T / sqrt(width)) value, each weight dropped with this probability.
+
+    Args:
+        query: (rows, heads, seq_len, width), as `key` and `value`.
+        key: what is compared with it.
+        value: what is mixed.
+        seen: bool, broadcasts to (rows, heads, seq_len, seq_len).
+        causal: nothing is seen that comes later; without `seen` only.
+        probability: in [0, 1).
+    """
+    if not (probability and _by_words(query)):
+        return F.scaled_dot_product_attention(query, key, value, seen, dropout_p=probability, is_causal=causal)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if seen is not None:  # added, for so nothing is kept for the gradient; finite, for padding may see nothing
+        scores += torch.zeros(seen.shape, dtype=scores.dtype).masked_fill_(~seen, torch.finfo(scores.dtype).min)
+    return dropout(scores.softmax(-1), probability) @ value
+
+
+def _by_words(values: Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _mask(values: Tensor, probability: float) -> Tensor:
+    """Zeros, and what keeps the mean, in the shape of `values`; from torch's global generator."""
+    dropped = min(round(probability * STEPS), STEPS - 1)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_WORDS.min, None)
+    parts = words.view(torch.int16)[: values.numel()].view(values.shape)
+    return parts.ge_(dropped - STEPS // 2).to(values.dtype).mul_(STEPS / (STEPS - dropped))

@@ -1,0 +1,35 @@
+"""Rows of several lengths one behind the other, so that no layer works on padding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of padded rows are; attention alone needs the rows apart.
+
+    Attributes:
+        shape: rows, tokens of the longest.
+        places: (tokens,) int64, of what is no padding in the flattened rows.
+        mask: bool, broadcasts to (rows, heads, seq_len, seq_len): what each token sees.
+    """
+
+    shape: torch.Size
+    places: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, seen: Tensor, mask: Tensor) -> "Packing":
+        """From (rows, seq_len) bool, False at padding."""
+        return cls(seen.shape, seen.flatten().nonzero().squeeze(1), mask)
+
+    def together(self, padded: Tensor) -> Tensor:
+        """(rows, seq_len, width) -> (tokens, width)."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+    def apart(self, packed: Tensor) -> Tensor:
+        """(tokens, width) -> (rows, seq_len, width), zero at padding."""
+        zeros = packed.new_zeros(self.shape.numel(), packed.shape[-1])
+        return zeros.index_copy(0, self.places, packed).view(*self.shape, -1)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apollo_cli.models import dropout as module
+from apollo_cli.models.dropout import attention, dropout
+
+MANY = (250, 999)  # not a multiple of four
+probabilities = pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+
+
+@pytest.fixture(autouse=True)
+def luck() -> None:
+    torch.manual_seed(0)
+
+
+@probabilities
+def test_a_share_is_dropped_and_the_rest_keeps_the_mean(probability: float) -> None:
+    kept = dropout(torch.ones(MANY), probability)
+    count = kept.numel()
+    deviation = (probability * (1 - probability) / count) ** 0.5
+    assert abs((kept == 0).sum().item() / count - probability) < 4 * deviation
+    assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - probability)], rel=1e-4)
+
+
+@probabilities
+def test_what_is_dropped_says_nothing_about_its_neighbours(probability: float) -> None:
+    """Four elements share a random word."""
+    dropped = (dropout(torch.ones(MANY), probability) == 0).flatten()
+    for distance in range(1, 9):
+        both = (dropped[distance:] & dropped[:-distance]).double()
+        deviation = (probability**2 * (1 - probability**2) / len(both)) ** 0.5
+        assert abs(both.mean().item() - probability**2) < 5 * deviation
+
+
+def test_the_generator_decides() -> None:
+    values = torch.randn(7, 5)
+    torch.manual_seed(3)
+    first, other = dropout(values, 0.5), dropout(values, 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(values, 0.5), first)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("probability", "dropped"), [(1e-9, 0), (1 - 1e-9, 65535)])
+def test_probabilities_at_the_ends_stay_finite(probability: float, dropped: int) -> None:
+    kept = dropout(torch.ones(MANY), probability)
+    assert kept.isfinite().all()
+    assert abs((kept == 0).double().mean() * 65536 - dropped) < 4  # of 65536
+
+
+def test_nothing_is_dropped_where_nothing_should_be() -> None:
+    values = torch.randn(7, 5)
+    assert dropout(values, 0.5, training=False) is dropout(values, 0.0) is values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_gradient_is_dropped_alike(dtype: torch.dtype) -> None:
+    values = torch.ones(7, 5, dtype=dtype, requires_grad=True)
+    kept = dropout(values, 0.5)
+    kept.sum().backward()
+    assert kept.dtype == dtype
+    assert torch.equal(kept, values.grad)  # type: ignore[arg-type]
+
+
+def _inputs() -> list[Tensor]:
+    return [torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+SOME = (torch.arange(5) < torch.tensor([[5], [1], [3]]))[:, None, None, :]
+
+
+@pytest.mark.parametrize(
+    ("causal", "seen"), [(True, None), (False, None), (False, SOME)], ids=["causal", "all", "some"]
+)
+def test_attention_is_torchs(causal: bool, seen: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all weights kept, by the way that could drop some."""
+    monkeypatch.setattr(module, "_mask", lambda values, probability: torch.ones_like(values))
+    inputs = _inputs()
+    expected = F.scaled_dot_product_attention(*inputs, seen, is_causal=causal)
+    mixed = attention(*inputs, seen, causal=causal, probability=0.5)
+    torch.testing.assert_close(mixed, expected)
+    weights = torch.randn_like(expected)
+    gradients = (torch.autograd.grad((out * weights).sum(), inputs) for out in (mixed, expected))
+    torch.testing.assert_close(*gradients)
+
+
+def test_attention_drops_weights() -> None:
+    """With one key and a value of ones, the result is the mask."""
+    query = torch.zeros(2, 3, MANY[0], 1)
+    mixed = attention(query, query[:, :, :1], torch.ones(2, 3, 1, 1), None, causal=False, probability=0.25)
+    assert mixed.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (mixed == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)
