@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from apollo_cli.config import Config, Ligo, parse
+from apollo_cli.config import Config, parse
 from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.samplers import Prefixes
+from apollo_cli.growth.section import Ligo
 from apollo_cli.overrides import compose_values
 from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import learning_rate

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from apollo_cli.growth.routes import OPEN
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.dropout import attention, dropout
-from apollo_cli.models.packing import Packing
 from apollo_cli.models.shape import Shape
+from apollo_cli.models.unpadding import Unpadding
 
 LONGEST_WAVE = 10_000  # of the sinusoids, in positions over 2 pi (Vaswani 2017)
 
@@ -76,26 +76,26 @@ class Block(nn.Module):
         self.ffn_out = nn.Linear(shape.ffn, shape.hidden)
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=eps)
 
-    def forward(self, hidden: Tensor, packing: Packing | None = None) -> Tensor:
-        """(rows, seq_len, hidden) -> the same; (tokens, hidden) where rows are packed."""
+    def forward(self, hidden: Tensor, unpadding: Unpadding | None = None) -> Tensor:
+        """(rows, seq_len, hidden) -> the same; (tokens, hidden) without padding."""
         if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), packing)
+            hidden = hidden + self._attention(self.attention_norm(hidden), unpadding)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self._attention(hidden, packing))
+        hidden = self.attention_norm(hidden + self._attention(hidden, unpadding))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
-    def _attention(self, hidden: Tensor, packing: Packing | None) -> Tensor:
+    def _attention(self, hidden: Tensor, unpadding: Unpadding | None) -> Tensor:
         qkv = linear(self.qkv, hidden)
-        if packing:
-            qkv = packing.apart(qkv)
+        if unpadding:
+            qkv = unpadding.apart(qkv)
         # parted first and turned then: so the three gradients are joined by one copy
         parted = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, -1))
         query, key, value = (part.transpose(1, 2) for part in parted)
-        mask, dropped = packing.mask if packing else None, self._dropout_now()
+        mask, dropped = unpadding.mask if unpadding else None, self._dropout_now()
         mixed = attention(query, key, value, mask, causal=self.causal and mask is None, probability=dropped)
         mixed = mixed.transpose(1, 2).flatten(2)
-        if packing:
-            mixed = packing.together(mixed)
+        if unpadding:
+            mixed = unpadding.together(mixed)
         return self._drop(linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
@@ -152,20 +152,20 @@ class LanguageModel(nn.Module, ABC):
         The embedding and the first `frozen` of them run forward only; block i weighs gates[i] beside the way past
         it.
         """
-        packing = None if seen is None else Packing.of(seen, self.attention_mask(seen))
+        unpadding = None if seen is None else Unpadding.of(seen, self.attention_mask(seen))
         with torch.no_grad() if frozen else nullcontext():
             hidden = self.embed(tokens, segments)
-            if packing:
-                hidden = packing.together(hidden)
-            hidden = self._run(hidden, packing, layer_map[:frozen], gates)
-        hidden = self._run(hidden, packing, layer_map[frozen:], gates)
-        return packing.apart(hidden) if packing else hidden
+            if unpadding:
+                hidden = unpadding.together(hidden)
+            hidden = self._run(hidden, unpadding, layer_map[:frozen], gates)
+        hidden = self._run(hidden, unpadding, layer_map[frozen:], gates)
+        return unpadding.apart(hidden) if unpadding else hidden
 
     def _run(
-        self, hidden: Tensor, packing: Packing | None, layer_map: Sequence[int], gates: Mapping[int, float]
+        self, hidden: Tensor, unpadding: Unpadding | None, layer_map: Sequence[int], gates: Mapping[int, float]
     ) -> Tensor:
         for i in layer_map:
-            result = self.blocks[i](hidden, packing)
+            result = self.blocks[i](hidden, unpadding)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apollo_cli.config import Optim
 from apollo_cli.growth.expanders import MOMENTS, grow
 from apollo_cli.growth.growths import Expander
 from apollo_cli.growth.layer_maps import layer_map
@@ -13,6 +12,7 @@ from apollo_cli.models.build import build
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.section import Optim
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
 MAPS = ("nearest", "stack", "linear", "net2net")

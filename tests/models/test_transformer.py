@@ -126,7 +126,7 @@ def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
 
 
 @each_shape
-def test_gradients_of_packed_rows_are_those_of_each_row_alone(shape: Shape) -> None:
+def test_gradients_of_unpadded_rows_are_those_of_each_row_alone(shape: Shape) -> None:
     """The right values and slopes, and none from padding."""
     model, tokens = make_model(shape, 3), make_batch(shape).tokens
     lengths = (10, 1, 6)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Packing:
+class Unpadding:
     """Where the tokens of padded rows are; attention alone needs the rows apart.
 
     Attributes:
@@ -21,7 +21,7 @@ class Packing:
     mask: Tensor
 
     @classmethod
-    def of(cls, seen: Tensor, mask: Tensor) -> "Packing":
+    def of(cls, seen: Tensor, mask: Tensor) -> "Unpadding":
         """From (rows, seq_len) bool, False at padding."""
         return cls(seen.shape, seen.flatten().nonzero().squeeze(1), mask)
 
@@ -29,7 +29,7 @@ class Packing:
         """(rows, seq_len, width) -> (tokens, width)."""
         return padded.flatten(0, 1).index_select(0, self.places)
 
-    def apart(self, packed: Tensor) -> Tensor:
+    def apart(self, tokens: Tensor) -> Tensor:
         """(tokens, width) -> (rows, seq_len, width), zero at padding."""
-        zeros = packed.new_zeros(self.shape.numel(), packed.shape[-1])
-        return zeros.index_copy(0, self.places, packed).view(*self.shape, -1)
+        zeros = tokens.new_zeros(self.shape.numel(), tokens.shape[-1])
+        return zeros.index_copy(0, self.places, tokens).view(*self.shape, -1)
