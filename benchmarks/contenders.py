@@ -20,10 +20,11 @@ from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.overrides import compose_values
 from apollo_cli.tracking.console import Console
+from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
-from apollo_cli.training.run import prepare_corpus, train
+from apollo_cli.training.run import train
 from benchmarks.gate import Gate
 
 ROWS, VOCABULARY, LONG = 32, 8192, 100_000

@@ -17,10 +17,11 @@ from apollo_cli.overrides import compose_values
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.checkpoint import Progress
+from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import choose
 from apollo_cli.training.loop import Loop
 from apollo_cli.training.planning import make_plan
-from apollo_cli.training.run import Pretraining, prepare_corpus
+from apollo_cli.training.pretraining import Pretraining
 
 
 class FixedDepth(DepthSampler):

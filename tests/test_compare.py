@@ -19,7 +19,7 @@ from apollo_cli.report import plots, wandb_runs
 from apollo_cli.report.runs import read
 from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
-from apollo_cli.training import run as training_run
+from apollo_cli.training import pretraining
 from apollo_cli.training.run import train
 from tests.faults.stub_wandb import StubServer, unused_port
 from tests.report.made_runs import Evaluation, scratch, write_run
@@ -220,7 +220,7 @@ def test_real_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(training_run, "open_mirror", lambda tracking, identity, config, *_: told.append(config))
+    monkeypatch.setattr(pretraining, "open_mirror", lambda tracking, identity, config, *_: told.append(config))
     train(config("name=grown"), tmp_path / "0")
     train(config("schedule.layers=[4]", "schedule.ends=[1]", "name=base"), tmp_path / "1")
     capsys.readouterr()

@@ -19,7 +19,7 @@ def main(pipe: int, words: list[str]) -> int:
     from apollo_cli.train import run
     from apollo_cli.training import loop
     from apollo_cli.training.checkpoint import Checkpoints
-    from apollo_cli.training.run import Pretraining
+    from apollo_cli.training.pretraining import Pretraining
 
     places: dict[str, tuple[Any, str]] = {
         "claiming": (RunDirectory, "claim"),

@@ -41,16 +41,16 @@ def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from apollo_cli.training import run
+    from apollo_cli.training import pretraining
 
     seen = []
-    original = run.EvaluationBatches
+    original = pretraining.EvaluationBatches
 
     def spy(*arguments: object) -> object:
         seen.append(original(*arguments))  # type: ignore[arg-type]
         return seen[-1]
 
-    monkeypatch.setattr(run, "EvaluationBatches", spy)
+    monkeypatch.setattr(pretraining, "EvaluationBatches", spy)
     result = train(config(f"model={kind}"), tmp_path)
     auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
     model = auto.from_pretrained(tmp_path / "model").eval()

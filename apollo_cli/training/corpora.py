@@ -1,0 +1,66 @@
+"""From the config of a run to the corpus that it reads."""
+
+from pathlib import Path
+
+from apollo_cli.config import Config
+from apollo_cli.data import sources
+from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.mixture import Mixture as MixtureOfSources
+from apollo_cli.data.packing import Corpus, prepare
+from apollo_cli.data.recipe import Bound, Recipe
+from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.distributed import ALONE, Ranks
+from apollo_cli.training.planning import make_task
+
+
+def training_batches(config: Config, corpus: Corpus, ranks: Ranks = ALONE) -> TrainingBatches:
+    """The micro-batches of a run on this corpus, or what this process has of them."""
+    batch, task, seed = config.batch, make_task(config, corpus.tokenizer), config.run.seed
+    return TrainingBatches(
+        corpus.training, task, seed, batch.size, batch.micro_size, corpus.order, ranks.rank, ranks.size
+    )
+
+
+def prepare_corpus(config: Config, cache: Path, console: Console, steps: int, ranks: Ranks = ALONE) -> Corpus:
+    """The packed corpus of a config, from the folder of all packed corpora or built there now.
+
+    Of a source without an end, as much as so many steps need. Of several processes of a machine one builds.
+    """
+    data, source = config.data, _source(config)
+    recipe = Recipe(
+        kind=config.model.kind,
+        tokenizer=data.tokenizer,
+        vocabulary=data.vocab_size,
+        seq_len=data.seq_len,
+        validation=data.validation,
+        validation_seed=data.validation_seed,
+        bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_endless else None,
+    )
+    with ranks.first_of_machine_first("corpus"):
+        corpus = prepare(source, recipe, cache, console.say, console.progress)
+    if len(corpus.validation) < config.eval.rows:
+        console.say(
+            f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "
+            "are used (data.validation holds out more)"
+        )
+    return corpus
+
+
+def _source(config: Config) -> sources.Source:
+    data = config.data
+    if isinstance(data, Mixture):
+        return MixtureOfSources(
+            tuple(sources.Part(_plain_source(source), source.weight) for source in data.sources)
+        )
+    assert isinstance(data, OfPyDocs | OfText | OfHub)
+    return _plain_source(data)
+
+
+def _plain_source(of: OfPyDocs | OfText | OfHub) -> sources.Source:
+    if isinstance(of, OfText):
+        return sources.TextFiles(of.files, of.document, of.text_field, of.errors, of.validation_files)
+    if isinstance(of, OfHub):
+        return Hub(of.path, of.name, of.split, of.streaming, of.text_field, of.validation_split)
+    return sources.PyDocs()

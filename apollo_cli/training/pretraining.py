@@ -1,0 +1,190 @@
+"""A pretraining run: its model, loop, tracking and export."""
+
+import shutil
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from apollo_cli import files
+from apollo_cli.config import Config
+from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.data.packing import Corpus
+from apollo_cli.data.prefetch import Prefetch
+from apollo_cli.data.tokenizer import save_companions, special_ids
+from apollo_cli.errors import CheckpointError
+from apollo_cli.growth.plan import Plan
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import load_model, save_model
+from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.run_directory import FORMAT, RunDirectory
+from apollo_cli.tracking.console import Console, summary_table
+from apollo_cli.tracking.metrics_file import MetricsFile
+from apollo_cli.tracking.tracker import Silence, Tracker
+from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
+from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
+from apollo_cli.training.corpora import training_batches
+from apollo_cli.training.device import Device
+from apollo_cli.training.loop import Loop
+from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.placement import Copies, Placement
+from apollo_cli.training.planning import make_task
+from apollo_cli.training.session import Session
+from apollo_cli.training.source import check_tokenizer, find
+from apollo_cli.training.summary import data_facts, summarize
+from apollo_cli.training.transfer import Transfer
+
+
+class Pretraining(Session):
+    """A session that trains a language model on a corpus."""
+
+    def __init__(
+        self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
+    ) -> None:
+        super().__init__(plan, device, directory, console)
+        self.config, self.corpus = config, corpus
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of the corpus."""
+        return self.corpus.content
+
+    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+        """summary.json."""
+        return summarize(
+            config=self.config,
+            plan=self.plan,
+            device=self.device,
+            corpus=self.corpus,
+            run_dir=self.directory.path,
+            status=status,
+            progress=progress,
+        )
+
+    def present(self, summary: dict[str, Any]) -> None:
+        """The closing summary on the screen."""
+        self.console.show(summary_table(summary))
+
+    def finish(self, loop: Loop) -> None:
+        """Exports the model."""
+        model = loop.placement.whole()
+        if self.device.ranks.is_first:
+            self._export(model)
+
+    def tracker(self, progress: Progress) -> Tracker:
+        """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
+        config = self.config
+        if not self.device.ranks.is_first:
+            return Silence()
+        metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
+        tags = (config.model.kind, config.sampler.kind, config.expander.kind)
+        identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
+        facts = {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}
+        shown = {"format": FORMAT, **config.raw, FACTS: facts}
+        mirror = open_mirror(
+            config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say
+        )
+        return Tracker(metrics, self.console, [mirror] if mirror else [])
+
+    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+        """The moving parts, new or as the checkpoint has them.
+
+        Raises:
+            CheckpointError: it is of another plan or another model.
+        """
+        config, device, seed = self.config, self.device, self.config.run.seed
+        torch.manual_seed(seed)
+        stages = self.plan.schedule.stages
+        first = checkpoint or stages[0]
+        layers, width = first.layers, first.width
+        if (layers, width) not in ((s.layers, s.width) for s in stages) or progress.step > self.plan.steps:
+            share = f" of {width:g} of the width" if width != 1 else ""
+            raise CheckpointError(
+                f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers{share}) is of another "
+                "plan"
+            )
+        batches = training_batches(config, self.corpus, device.ranks)
+        whole = training_batches(config, self.corpus)
+        transfer = Transfer(self.plan, device, whole, progress, self.console.say)
+        placement = self._placed(layers, width, None if checkpoint else transfer)
+        optimizer = build_optimizer(placement.model, config.optim)
+        if checkpoint:
+            self.restore(checkpoint if placement.in_shards else checkpoint.read(), placement, optimizer)
+        task = make_task(config, self.corpus.tokenizer)
+        batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
+        return Loop(
+            config=config,
+            plan=self.plan,
+            device=device,
+            placement=placement,
+            optimizer=optimizer,
+            training=Prefetch(batches, device.device),
+            validation=EvaluationBatches(rows, task, batch.micro_size, device.ranks.rank, device.ranks.size),
+            tracker=tracker,
+            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.ranks),
+            refused_steps=self.directory.refused_steps,
+            progress=progress,
+            width=width,
+            transfer=transfer,
+        )
+
+    def _placed(self, layers: int, width: float, transfer: Transfer | None) -> Placement:
+        """The model on its devices, with the weights that it begins with; None where a checkpoint has them."""
+        config, device = self.config, self.device
+        if device.ranks.place and config.distributed.kind == "fsdp":
+            from apollo_cli.training.shards import Shards
+
+            placement = Shards(config.shape.narrowed(width), layers, device)
+            if transfer:
+                on_cpu = torch.device("cpu")
+                placement.take(self._new_model(layers, width, on_cpu, transfer) if device.ranks.is_first else None)
+            return placement
+        model = self._new_model(layers, width, device.device, transfer)
+        if device.ranks.place:
+            return Copies(model, device.compiles, self.plan.trains_all)
+        return Placement(model, device.compiles)
+
+    def _new_model(
+        self, layers: int, width: float, device: torch.device, transfer: Transfer | None
+    ) -> LanguageModel:
+        """With the weights that it begins with."""
+        model = build(self.config.shape.narrowed(width), layers).to(device)
+        if transfer:
+            self._begin_from_source(model, transfer)
+        return model
+
+    def _begin_from_source(self, model: LanguageModel, transfer: Transfer) -> None:
+        """Gives a new model the weights of the source, if there is one, grown to its size."""
+        source = find(self.config)
+        if source is None:
+            return
+        check_tokenizer(source, self.corpus.tokenizer)
+        transfer.fill(model, load_model(source.folder), 0, before_step=lambda: None)
+        self.console.say(f"begun from {files.shown(source.folder)}")
+
+    def _export(self, model: LanguageModel) -> None:
+        """Writes `model/` in transformers' format, whole or not at all."""
+        kind, tokenizer = self.config.model.kind, self.corpus.tokenizer
+        special = special_ids(kind, tokenizer)
+        if kind == "bert":
+            ids = {"pad_token_id": special["pad"]}
+        else:
+            ids = {"bos_token_id": special["eos"], "eos_token_id": special["eos"]}
+        final = self.directory.model
+        temporary = final.with_name(".model.tmp")
+        size = sum(t.nbytes for t in model.state_dict().values())
+        try:
+            with files.writing(final, size):
+                files.remove(temporary)
+                temporary.mkdir()
+                save_model(model, temporary, ids)
+                save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
+                for file in temporary.iterdir():
+                    files.sync_file(file)
+                files.remove(final)
+                temporary.rename(final)
+                files.sync_folder(self.directory.path)
+        except SafetensorError as error:  # how that library says that the disk is full
+            raise files.unwritable(final, size, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
