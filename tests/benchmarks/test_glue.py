@@ -16,7 +16,7 @@ def test_every_model_is_a_cell_of_the_reproduction() -> None:
     cells = {cell for seed in reproduce.SEEDS for cell in glue.models(seed).values()}
     assert cells <= set(reproduce.cells("pydocs"))
     assert len(cells) == 12
-    assert {name for group in glue.GROUPS for name in group} <= set(TASKS)
+    assert {name for group in glue.GROUPS for name in group.tasks} <= set(TASKS)
 
 
 @pytest.fixture
@@ -29,8 +29,7 @@ def one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, 
     monkeypatch.setattr(glue, "CORPUS", Corpus("tiny", ()))
     monkeypatch.setattr(glue, "SEEDS", (0,))
     monkeypatch.setattr(glue, "models", lambda seed: {"scratch": cell})
-    monkeypatch.setattr(glue, "GROUPS", (("rte",), ("wnli",)))
-    monkeypatch.setattr(glue, "RATE_GRID", ("1e-3",))
+    monkeypatch.setattr(glue, "GROUPS", (glue.Group(("rte",), ("1e-3",)), glue.Group(("wnli",), ("2e-3",))))
     monkeypatch.setattr(glue, "EPOCHS", 1)
     small = [word for word in tiny if not word.startswith(("schedule.", "optim.lr", "size="))]
     whole = ("schedule.layers=[4]", "schedule.ends=[1]")
