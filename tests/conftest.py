@@ -6,12 +6,13 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
 
@@ -44,6 +45,11 @@ TINY = (
     "tracking=local",
     "device=cpu",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, for many tests wait: for a signal, a lock, another process."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:
@@ -84,12 +90,21 @@ def tiny(corpus_file: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
-    """Makes the config of a tiny run with more overrides."""
+    """Makes the config of a tiny run with more overrides.
 
-    composed = cache(lambda *more: compose_values([*tiny, *more]))  # Hydra takes 0.08 s
+    Hydra takes 0.08 s: it composes what options are chosen, once, and plain values are filled in.
+    """
+    composed = cache(lambda *options: compose_values([*tiny, *options]))
 
     def make(*more: str) -> Config:
-        return parse(deepcopy(composed(*more)))
+        overrides = OverridesParser.create().parse_overrides(list(more))
+        values = [o for o in overrides if "." in o.key_or_group and not o.is_add()]
+        options = [o.input_line for o in overrides if o not in values]
+        filled = OmegaConf.create(composed(*options))
+        OmegaConf.set_struct(filled, True)
+        for override in values:
+            OmegaConf.update(filled, override.key_or_group, override.value(), merge=True)
+        return parse(OmegaConf.to_container(filled))  # type: ignore[arg-type]
 
     return make
 
