@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from apollo_cli.data import section as data_section
-from apollo_cli.data.section import Data
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth import section as growth
 from apollo_cli.growth.schedule import layers_of
-from apollo_cli.growth.section import Expander, Ligo, Sampler, Schedule
-from apollo_cli.models import section as models
-from apollo_cli.models.section import MOST_LAYERS, Model
 from apollo_cli.models.shape import Initialization, Shape
 from apollo_cli.schema import Section, Seed, Whole, Word, matching, member, validate, whole
-from apollo_cli.training import section as training
-from apollo_cli.training.section import Batch, Budget, Checkpoints, Distributed, Evaluation, Log, Optim
+from apollo_cli.sections import data as of_data
+from apollo_cli.sections import growth as of_growth
+from apollo_cli.sections import model as of_model
+from apollo_cli.sections import training as of_training
+from apollo_cli.sections.data import Data
+from apollo_cli.sections.growth import Expander, Ligo, Sampler, Schedule
+from apollo_cli.sections.model import MOST_LAYERS, Model
+from apollo_cli.sections.training import Batch, Budget, Checkpoints, Distributed, Evaluation, Log, Optim
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
@@ -91,11 +91,11 @@ class Config:
 
 
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
-    "model": models.FAMILY,
-    "sampler": growth.SAMPLERS,
-    "expander": growth.EXPANDERS,
+    "model": of_model.FAMILY,
+    "sampler": of_growth.SAMPLERS,
+    "expander": of_growth.EXPANDERS,
     "schedule": (Schedule,),
-    "data": data_section.FAMILY,
+    "data": of_data.FAMILY,
     "optim": (Optim,),
     "budget": (Budget,),
     "batch": (Batch,),
@@ -117,7 +117,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
     model, data = raw.get("model"), raw.get("data")
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
-        raw = {**raw, "data": data_section.completed(data, kind)}
+        raw = {**raw, "data": of_data.completed(data, kind)}
     for section, key in (("schedule", "layers"), ("sampler", "sizes")):
         raw = _with_numbers_of_layers(raw, section, key)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
@@ -161,21 +161,21 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     model, expander, schedule = sections["model"], sections["expander"], sections["schedule"]
     if model:
-        found += models.problems(model)
+        found += of_model.problems(model)
     if schedule:
-        found += growth.problems(schedule, sections["sampler"], expander, model)
+        found += of_growth.problems(schedule, sections["sampler"], expander, model)
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
     if budget := sections["budget"]:
-        found += training.problems_of_budget(budget)
+        found += of_training.problems_of_budget(budget)
     if batch := sections["batch"]:
-        found += training.problems_of_batch(batch)
+        found += of_training.problems_of_batch(batch)
     if (spread := sections["distributed"]) and spread.kind == "fsdp" and isinstance(expander, Ligo):
         found.append(
             "distributed=fsdp and expander=ligo: its map is learned on whole weights; take distributed=ddp"
         )
     if data := sections["data"]:
-        found += data_section.problems(data)
+        found += of_data.problems(data)
     if optim := sections["optim"]:
-        found += training.problems_of_rate(optim)
+        found += of_training.problems_of_rate(optim)
     return found

@@ -17,7 +17,7 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.glue.tasks import TASKS, Task
 from apollo_cli.help import CONF
 from apollo_cli.schema import Decay, List, Names, Section, Seed, Share, Size, Whole, closest, validate
-from apollo_cli.training.section import Budget, Checkpoints, Evaluation, Log, Optim
+from apollo_cli.sections.training import Budget, Checkpoints, Evaluation, Log, Optim
 
 ALL = "all"
 PLACES = ("run", "model", "out", "resume", "glue.data_dir")  # paths, taken as they are typed

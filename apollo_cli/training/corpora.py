@@ -9,7 +9,7 @@ from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture as MixtureOfSources
 from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.recipe import Bound, Recipe
-from apollo_cli.data.section import Mixture, OfHub, OfPyDocs, OfText
+from apollo_cli.sections.data import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.distributed import ALONE, Ranks
 from apollo_cli.training.planning import make_task

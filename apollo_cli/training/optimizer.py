@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apollo_cli.training.section import Optim
+from apollo_cli.sections.training import Optim
 
 
 def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:

@@ -15,7 +15,7 @@ from apollo_cli.models.build import num_parameters
 from apollo_cli.models.communication import Kind, state_bytes, step_bytes
 from apollo_cli.models.flops import training_flops
 from apollo_cli.models.footprint import Footprint
-from apollo_cli.models.section import Bert
+from apollo_cli.sections.model import Bert
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
 from apollo_cli.training.mapping import map_flops as map_flops_of_step

@@ -30,10 +30,10 @@ from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.packing import prepare
 from apollo_cli.data.recipe import Bound, Recipe
-from apollo_cli.data.section import Hub as HubConfig
 from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
 from apollo_cli.overrides import compose_values
+from apollo_cli.sections.data import Hub as HubConfig
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

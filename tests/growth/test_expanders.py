@@ -11,8 +11,8 @@ from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.sections.training import Optim
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.section import Optim
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
 MAPS = ("nearest", "stack", "linear", "net2net")

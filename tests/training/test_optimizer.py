@@ -7,8 +7,8 @@ import torch
 
 from apollo_cli.config import Config
 from apollo_cli.models.build import build
+from apollo_cli.sections.training import Optim
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
-from apollo_cli.training.section import Optim
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, create_model
 from apollo_cli.growth import growths, layer_maps, own, samplers  # noqa: F401 - own registers what is in it
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import DepthSampler
-from apollo_cli.models.section import Model
 from apollo_cli.schema import List, Section, Size, Whole, whole
+from apollo_cli.sections.model import Model
 
 _NEAR = 2e-4  # relative: a share of the width may be typed as 0.3333
 
