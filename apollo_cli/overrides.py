@@ -3,9 +3,8 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli import guard
-from apollo_cli.config import Config, Run, parse
+from apollo_cli.command_line import CommandLine
+from apollo_cli.config import Config, parse
 from apollo_cli.data.special_tokens import BYTES
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import CONF, groups
@@ -25,108 +25,7 @@ from apollo_cli.schema import closest
 from apollo_cli.sweeps import grid
 from apollo_cli.sweeps.launchers import LAUNCHERS
 
-RESUMABLE = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
-PLACE = "data.cache_dir"  # where what can be built again is kept
-DECIDABLE = ("on_nonfinite", "devices")  # keys for a run that cannot go on as it is, or where it was
-_RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
-
-_FLAGS_WITH_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
-_RUN, _MULTIRUN = ("--run", "-r"), ("--multirun", "-m")
-_COMPLETE = ("--shell-completion", "-sc")
-_CFG = ("--cfg", "-c")
-_ASKING = (*_CFG, *_COMPLETE, "--info", "-i", "--package", "-p", "--resolve", "--hydra-help")
-_COMMANDS = (_RUN, _MULTIRUN, _COMPLETE, _CFG, ("--info", "-i"))  # of which there may be one
 _AS_IT_IS = set("'\\$")  # what Hydra would not leave as it is between quotes
-_COMPLETION = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
-_FLAGS = (
-    *("--help", "-h", "--version", "--hydra-help", "--resolve"),
-    *(*_RUN, *_MULTIRUN, *_COMPLETE, *_FLAGS_WITH_A_VALUE),
-)
-
-
-@dataclass
-class CommandLine:
-    """The words after `apollo-train`, sorted.
-
-    Attributes:
-        flags: Hydra's, such as --cfg job.
-        overrides: all others.
-        before: those of each sweep that runs before this one.
-    """
-
-    flags: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    before: list[list[str]] = field(default_factory=list)
-
-    @property
-    def multirun(self) -> bool:
-        """Whether this is a sweep."""
-        return not set(_MULTIRUN).isdisjoint(self.flags)
-
-    @property
-    def config_dir(self) -> str | None:
-        """The folder with configs of the user's own, if one is named."""
-        places = [i for i, flag in enumerate(self.flags[:-1]) if flag in ("--config-dir", "-cd")]
-        return self.flags[places[-1] + 1] if places else None
-
-    @property
-    def brings_configs(self) -> bool:
-        """Whether Hydra is to read configs that are not ours."""
-        return self.config_dir is not None or any("hydra.searchpath" in word for word in self.overrides)
-
-    @property
-    def launcher(self) -> str | None:
-        """What runs the cells of a sweep beside each other; None where one comes after the other."""
-        typed = [word.partition("=")[2] for word in self.overrides if word.startswith("hydra/launcher=")]
-        return typed[-1] if typed and typed[-1] != "basic" else None
-
-    @property
-    def swept(self) -> list[str]:
-        """The keys that have several values."""
-        parsed = OverridesParser.create().parse_overrides(self.overrides)
-        return [o.key_or_group for o in parsed if o.is_sweep_override()]
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """The overrides that Hydra is to be told, one list after the other."""
-        return [*self.before, self.overrides]
-
-    @property
-    def completes(self) -> bool:
-        """Whether a shell asks how a word may go on."""
-        return not set(_COMPLETE).isdisjoint(self.flags)
-
-    @property
-    def runs(self) -> bool:
-        """Whether Hydra is asked for a run, not for information."""
-        return set(_ASKING).isdisjoint(self.flags)
-
-    @classmethod
-    def sort(cls, words: Sequence[str]) -> "CommandLine":
-        """Flags with a value of their own keep it, also when an equals sign joins them.
-
-        Raises:
-            ConfigError: a flag is not known. Hydra would guess from its first letters, and some unpickle files.
-        """
-        line, rest = cls(), iter(words)
-        for word in rest:
-            flag, equals, value = word.partition("=")
-            if not word.startswith("-"):
-                line.overrides.append(word)
-            elif flag not in _FLAGS:
-                raise ConfigError([_unknown_flag(flag)])
-            else:
-                line.flags.append(flag)
-                if flag in _FLAGS_WITH_A_VALUE:
-                    line.flags += [value] if equals else islice(rest, 1)
-        return line
-
-
-def _unknown_flag(flag: str) -> str:
-    key = flag.lstrip("-")
-    if key in Run.model_fields:
-        return f"{flag}: no such flag; keys have no dashes: type {key}=VALUE"
-    return f"{flag}: no such flag{closest(flag, list(_FLAGS))}; apollo-train --help lists what there is"
 
 
 def prepare(line: CommandLine) -> Path | None:
@@ -141,7 +40,7 @@ def prepare(line: CommandLine) -> Path | None:
     Raises:
         ConfigError: with every problem.
     """
-    _refuse_flags(line)
+    line.refuse_contradictions()
     if line.completes:
         return None
     problems: list[str] = []
@@ -168,27 +67,11 @@ def prepare(line: CommandLine) -> Path | None:
     return place if line.runs else None
 
 
-def _refuse_flags(line: CommandLine) -> None:
-    """Refuses flags that Hydra would answer with a traceback.
-
-    Raises:
-        ConfigError: they contradict each other, or one lacks what it needs.
-    """
-    commands = [names[0] for names in _COMMANDS if not set(names).isdisjoint(line.flags)]
-    if len(commands) > 1:
-        raise ConfigError([f"{' and '.join(commands)}: each asks for something else; type one of them"])
-    if "--resolve" in line.flags and "--cfg" not in commands:
-        raise ConfigError(["--resolve: it is for what --cfg shows; type --cfg job --resolve"])
-    if line.completes and not (len(line.overrides) == 1 and _COMPLETION.fullmatch(line.overrides[0])):
-        words = "install=SHELL, uninstall=SHELL, query=SHELL"
-        raise ConfigError([f"--shell-completion: type one of {words}; SHELL is bash, fish or zsh"])
-
-
 def _named(line: CommandLine, problems: list[str]) -> tuple[list[Override], list[str]]:
     """What is typed, and the words of it that are not swept and whose names are known, completed."""
     known_groups = groups()
     line.overrides = [_plainly(word, known_groups) for word in line.overrides if word != "experiment=null"]
-    typed = list(_parse(line.overrides, problems))
+    typed = list(understood(line.overrides, problems))
     swept = [o for o in typed if o.is_sweep_override()]
     if swept and not line.multirun:
         problems.append(f"{swept[0].input_line}: several values are a sweep; add -m, or quote a value with a comma")
@@ -264,7 +147,7 @@ def _vocabulary_problems(config: Config, parsed: list[Override]) -> list[str]:
 
 def _brought(line: CommandLine, problems: list[str]) -> tuple[list[Override], list[str]]:
     """As `_named` where Hydra reads configs that are not ours: it knows what is in them, we do not."""
-    typed = list(_parse(line.overrides, problems))
+    typed = list(understood(line.overrides, problems))
     problems += [p for o in typed for p in guard.problems_of_typed(o)]
     shipped = _shipped_grid(line, typed, problems)
     parsed = _with_grid(typed, shipped)
@@ -304,7 +187,7 @@ def _cells(line: CommandLine, parsed: list[Override], fixed: list[str], problems
         return
     yield from ([*fixed, *cell] for cell in product(*_values(parsed)))
     for words in line.before:
-        others = list(_parse(words, problems))
+        others = list(understood(words, problems))
         folder = [word for word in fixed if "hydra.searchpath" in word]
         common = [*folder, *_words(o for o in others if not o.is_sweep_override() and o.input_line not in folder)]
         yield from ([*common, *cell] for cell in product(*_values(others)))
@@ -336,59 +219,8 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
-def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
-    """The run directory of `resume=`, and the sections typed beside it; None without `resume=`.
-
-    Raises:
-        ConfigError: something beside it could change the result.
-    """
-    typed = [word for word in line.overrides if _RESUME.match(word)]
-    if not typed:
-        return None
-    folder = _as_typed(typed[-1].partition("=")[2])
-    problems: list[str] = []
-    sections: dict[str, Any] = {}
-    for override in _parse([word for word in line.overrides if word not in typed], problems):
-        section, _, key = override.key_or_group.partition(".")
-        if (section in RESUMABLE or override.key_or_group == PLACE) and key and not override.is_sweep_override():
-            sections.setdefault(section, {})[key] = override.value()
-        elif override.key_or_group in DECIDABLE and not override.is_sweep_override():
-            sections[override.key_or_group] = override.value()
-        else:
-            problems.append(
-                f"{override.input_line}: a resumed run keeps its own config; only keys of "
-                f"{', '.join(RESUMABLE)}, {PLACE}, {' and '.join(DECIDABLE)} may be typed beside resume="
-            )
-    if line.multirun:
-        problems.append("resume= goes on with one run; leave -m out")
-    if problems:
-        raise ConfigError(problems)
-    return folder, sections
-
-
-def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
-    """The inverse of `resume_overrides`: what is to be typed for it."""
-    typed = []
-    for name, values in sections.items():
-        of_section = {f"{name}.{key}": value for key, value in values.items()} if isinstance(values, dict) else None
-        typed += [f"{key}={_literal(value)}" for key, value in (of_section or {name: values}).items()]
-    return [f"resume={folder}", *typed]
-
-
-def _literal(value: Any) -> str:
-    """A plain value in Hydra's grammar."""
-    if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
-
-
-def _as_typed(path: str) -> str:
-    """The path as it is, for it may hold what Hydra cannot read; without quotes that only Hydra would need."""
-    quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
-    return path[1:-1] if quoted and not Path(path).exists() else path
-
-
-def _parse(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
+def understood(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
+    """The overrides that these words are; adds the words that are none to the problems."""
     parser = OverridesParser.create()
     for word in words:
         try:

@@ -50,15 +50,17 @@ def _run(words: list[str]) -> int:
         print(f"apollo-train {__version__}", flush=True)
         return DONE
 
-    from apollo_cli import overrides
+    from apollo_cli.command_line import CommandLine
+    from apollo_cli.overrides import prepare
+    from apollo_cli.resuming import resume_overrides
 
     _refuse_other_encodings(words)
-    line = overrides.CommandLine.sort(words)
+    line = CommandLine.sort(words)
     if place_of_process := Place.of(os.environ):
         _meet(place_of_process, line.multirun)
-    if line.runs and (asked := overrides.resume_overrides(line)):
+    if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
-    place = overrides.prepare(line)
+    place = prepare(line)
 
     from apollo_cli.sweeps.job import hydra_main
     from apollo_cli.sweeps.sweep import run_sweep

@@ -1,12 +1,11 @@
 import shlex
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from apollo_cli.command_line import CommandLine
 from apollo_cli.errors import ConfigError
 from apollo_cli.help import page
-from apollo_cli.overrides import CommandLine, compose_values, prepare, resume_overrides, resume_words
+from apollo_cli.overrides import compose_values, prepare
 
 EXAMPLES = [line.split("apollo-train", 1)[1] for line in page().splitlines() if line.startswith("  apollo-train")]
 
@@ -21,46 +20,6 @@ def refused(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         checked(*words)
     return error.value.problems
-
-
-@pytest.mark.parametrize(
-    ("words", "flags", "overrides"),
-    [
-        ("", [], []),
-        ("seed=1 model=gpt", [], ["seed=1", "model=gpt"]),
-        ("-m seed=0,1", ["-m"], ["seed=0,1"]),
-        ("seed=0,1 --multirun", ["--multirun"], ["seed=0,1"]),
-        ("--cfg job seed=1", ["--cfg", "job"], ["seed=1"]),
-        ("seed=1 -c job", ["-c", "job"], ["seed=1"]),
-        ("--cfg job --package model seed=1", ["--cfg", "job", "--package", "model"], ["seed=1"]),
-        ("--config-dir other seed=1", ["--config-dir", "other"], ["seed=1"]),
-        ("--hydra-help", ["--hydra-help"], []),
-        ("~tracking +x=-1", [], ["~tracking", "+x=-1"]),
-    ],
-)
-def test_words_are_sorted_into_flags_and_overrides(words: str, flags: list[str], overrides: list[str]) -> None:
-    line = CommandLine.sort(words.split())
-    assert (line.flags, line.overrides) == (flags, overrides)
-
-
-@pytest.mark.parametrize(
-    ("words", "multirun", "runs"),
-    [
-        ("seed=1", False, True),
-        ("-m seed=0,1", True, True),
-        ("--multirun seed=0,1", True, True),
-        ("--cfg job", False, False),
-        ("-m --cfg job", True, False),
-        ("--info", False, False),
-        ("--hydra-help", False, False),
-        ("--config-dir mine seed=1", False, True),
-        ("--config-dir mine -m seed=0,1", True, True),
-        ("--config-dir mine --cfg job", False, False),
-    ],
-)
-def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multirun: bool, runs: bool) -> None:
-    line = CommandLine.sort(words.split())
-    assert (line.multirun, line.runs) == (multirun, runs)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -219,112 +178,3 @@ def test_a_sweep_is_checked_by_name_only(words: str) -> None:
 def test_a_sweep_with_a_wrong_name_is_refused(words: str, says: str) -> None:
     (problem,) = refused(*words.split())
     assert says in problem
-
-
-@pytest.mark.parametrize("words", ["", "seed=1", "resume=null", "model=gpt resume=null"])
-def test_without_a_run_to_resume_there_is_none(words: str) -> None:
-    assert resume_overrides(CommandLine.sort(words.split())) is None
-
-
-@pytest.mark.parametrize(
-    ("words", "folder", "sections"),
-    [
-        (["resume=outputs/apollo/2026"], "outputs/apollo/2026", {}),
-        (["resume=/abs/run-1.5_x"], "/abs/run-1.5_x", {}),
-        (["resume=2026"], "2026", {}),
-        (["resume='my runs/a,b'"], "my runs/a,b", {}),
-        (["resume=outputs/lr=1e-3/2026"], "outputs/lr=1e-3/2026", {}),
-        (["resume=run", "tracking.wandb=disabled"], "run", {"tracking": {"wandb": "disabled"}}),
-        (
-            ["tracking.wandb=offline", "tracking.timeout=5", "checkpoint.keep=3", "resume=run"],
-            "run",
-            {"tracking": {"wandb": "offline", "timeout": 5}, "checkpoint": {"keep": 3}},
-        ),
-    ],
-)
-def test_resume_gives_the_run_and_what_cannot_change_it(
-    words: list[str], folder: str, sections: dict[str, Any]
-) -> None:
-    assert resume_overrides(CommandLine.sort(words)) == (folder, sections)
-
-
-@pytest.mark.parametrize(
-    "word",
-    ["seed=1", "budget.steps=5", "model=gpt", "tracking=local", "batch.micro=4", "tracking.wandb=online,offline"],
-)
-def test_what_could_change_a_resumed_run_is_refused_by_name(word: str) -> None:
-    with pytest.raises(ConfigError, match=word) as error:
-        resume_overrides(CommandLine.sort(["resume=run", word]))
-    assert "tracking" in str(error.value)
-
-
-def test_all_that_is_refused_beside_resume_comes_in_one_message() -> None:
-    with pytest.raises(ConfigError) as error:
-        resume_overrides(CommandLine.sort(["-m", "resume=run", "seed=1", "optim.lr=1"]))
-    assert len(error.value.problems) == 3
-
-
-@pytest.mark.parametrize("project", ["apollo", "", "null", "it's (mine), [really]: a=b $x", "größer 10 %", "1e3"])
-def test_what_is_handed_on_beside_resume_arrives(project: str) -> None:
-    sections = {
-        "tracking": {"project": project, "timeout": 2.5},
-        "devices": None,
-        "on_nonfinite": "skip",
-        "distributed": {"timeout": 60},
-    }
-    words = resume_words(Path("/a b/run"), sections)
-    assert resume_overrides(CommandLine.sort(words)) == ("/a b/run", sections)
-
-
-def test_resume_with_a_sweep_is_refused() -> None:
-    with pytest.raises(ConfigError, match="-m"):
-        resume_overrides(CommandLine.sort(["-m", "resume=run"]))
-
-
-@pytest.mark.parametrize(
-    "folder", ["outputs/lr=1e-3/2026", "one,two", "a b", "runs/[1]", "x=null", "q'", '"', "nulls", "null\n"]
-)
-def test_the_folder_to_resume_is_taken_as_it_is_typed(folder: str) -> None:
-    assert resume_overrides(CommandLine.sort([f"resume={folder}"])) == (folder, {})
-
-
-def test_quotes_that_belong_to_a_name_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert resume_overrides(CommandLine.sort(["resume='q'"])) == ("q", {})
-    (tmp_path / "'q'").mkdir()
-    assert resume_overrides(CommandLine.sort(["resume='q'"])) == ("'q'", {})
-
-
-def test_beside_resume_one_may_say_where_the_cache_is() -> None:
-    words = ["resume=run", "data.cache_dir='/my cache'"]
-    assert resume_overrides(CommandLine.sort(words)) == ("run", {"data": {"cache_dir": "/my cache"}})
-    with pytest.raises(ConfigError, match=r"data\.files=a: .*data\.cache_dir, on_nonfinite and devices may be"):
-        resume_overrides(CommandLine.sort(["resume=run", "data.files=a"]))
-
-
-def test_beside_resume_one_may_decide_what_is_done_with_steps_that_are_not_finite() -> None:
-    words = ["resume=runs/x", "on_nonfinite=skip", "tracking.wandb=offline"]
-    expected = {"on_nonfinite": "skip", "tracking": {"wandb": "offline"}}
-    assert resume_overrides(CommandLine.sort(words)) == ("runs/x", expected)
-    with pytest.raises(ConfigError, match="on_nonfinite=stop,skip"):
-        resume_overrides(CommandLine.sort(["resume=runs/x", "on_nonfinite=stop,skip"]))
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("--plan", r"--plan: no such flag; keys have no dashes: type plan=VALUE"),
-        ("--multrun", r"--multrun: no such flag; did you mean --multirun\?"),
-        ("--experimental-rerun", r"--experimental-rerun: no such flag"),
-        ("--config-path=.", r"--config-path: no such flag"),
-    ],
-)
-def test_flags_are_not_guessed(flag: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        CommandLine.sort([flag])
-
-
-def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:
-    for words in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
-        assert CommandLine.sort([*words, "seed=1"]).config_dir == "mine"
-        assert CommandLine.sort([*words, "seed=1"]).overrides == ["seed=1"]

@@ -9,8 +9,8 @@ import yaml
 from apollo_cli import files
 from apollo_cli.config import Config
 from apollo_cli.errors import ApolloError, CheckpointError, OccupiedError
-from apollo_cli.overrides import DECIDABLE, PLACE, RESUMABLE
 from apollo_cli.report.runs import flat
+from apollo_cli.resuming import DECIDABLE, PLACE, RESUMABLE
 from apollo_cli.run_directory import RunDirectory
 
 _BEGUN = "begun"

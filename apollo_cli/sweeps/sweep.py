@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import files
+from apollo_cli.command_line import CommandLine
 from apollo_cli.outcome import MENDABLE
-from apollo_cli.overrides import CommandLine, quoted
+from apollo_cli.overrides import quoted
 from apollo_cli.sweeps import gpus, launchers
 from apollo_cli.sweeps.grid import num_cells
 from apollo_cli.sweeps.job import hydra_main

@@ -15,7 +15,7 @@ from apollo_cli.data.inspection import inspection
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError, SaidError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.outcome import MENDABLE
-from apollo_cli.overrides import resume_words
+from apollo_cli.resuming import resume_words
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console, plan_table, plan_totals
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints

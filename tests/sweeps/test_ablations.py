@@ -9,9 +9,10 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from apollo_cli.command_line import CommandLine
 from apollo_cli.config import Config, parse
 from apollo_cli.help import groups
-from apollo_cli.overrides import CommandLine, compose_values, prepare
+from apollo_cli.overrides import compose_values, prepare
 from apollo_cli.report.runs import flat
 from apollo_cli.train import run
 

@@ -14,8 +14,9 @@ import pytest
 import submitit.slurm.slurm
 
 from apollo_cli import train
+from apollo_cli.command_line import CommandLine
 from apollo_cli.errors import ConfigError
-from apollo_cli.overrides import CommandLine, prepare
+from apollo_cli.overrides import prepare
 from apollo_cli.sweeps import gpus, launchers
 from apollo_cli.sweeps.journal import Journal
 from tests.conftest import read_rows

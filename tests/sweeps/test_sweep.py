@@ -16,7 +16,8 @@ from typing import Any
 import joblib
 import pytest
 
-from apollo_cli.overrides import CommandLine, compose_values, prepare, quoted
+from apollo_cli.command_line import CommandLine
+from apollo_cli.overrides import compose_values, prepare, quoted
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.train import run
 from apollo_cli.training.checkpoint import Checkpoints
