@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -50,28 +51,29 @@ def _leaves(prefix: str, value: object) -> Iterator[str]:
         yield prefix
 
 
-def _keys() -> list[str]:
-    """Every key of every option: a key that is new is typed, too."""
+@cache
+def keys() -> list[str]:
+    """Every key of every option: a key that is new is typed, too. Not at once: that takes four seconds."""
     lines = [
         [f"{group}={option}"] for group, options in GROUPS.items() for option in options if group != "experiment"
     ]
     return sorted({key for line in lines for key in _leaves("", compose_values(line))})
 
 
-KEYS = _keys()
 HYDRAS = [
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.searchpath", "hydra.mode", "hydra.verbose"),
     *("hydra.sweeper.max_batch_size", "hydra.sweeper.params", "hydra.sweeper.params.seed", "hydra.launcher"),
     *("hydra.job.name", "hydra.job.chdir", "hydra.job.config", "hydra.job.env_set.X", "hydra.output_subdir"),
     *("hydra.overrides.task", "hydra.runtime.output_dir", "hydra/launcher", "hydra/job_logging", "hydra"),
 ]
+key = st.deferred(lambda: st.sampled_from(keys()))
 value = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(RUBBISH), st.text(max_size=8), st.integers().map(str))
 override = st.one_of(
-    st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(NUMBERS)),
-    st.builds("{}={}".format, st.sampled_from(KEYS), value),
+    st.builds("{}={}".format, key, st.sampled_from(NUMBERS)),
+    st.builds("{}={}".format, key, value),
     st.sampled_from([f"{group}={option}" for group, options in GROUPS.items() for option in options]),
     st.builds("{}={}".format, st.sampled_from(list(GROUPS)), value),
-    st.builds("{}{}={}".format, st.sampled_from(["+", "++", "~"]), st.sampled_from(KEYS), value),
+    st.builds("{}{}={}".format, st.sampled_from(["+", "++", "~"]), key, value),
     st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(HYDRAS), value),
     st.sampled_from(WORDS),
 )
@@ -128,7 +130,7 @@ def how_it_ends(tiny: tuple[str, ...], words: list[str]) -> str:
         assert code in (0, 2, 143), (words, code, said)
         if code == 2:
             assert said.strip(), words
-            known = {*typed, *(() if typed.isdisjoint(GROUPS) else KEYS)}  # an option types keys for its user
+            known = {*typed, *(() if typed.isdisjoint(GROUPS) else keys())}  # an option types keys for its user
             named = [name for name in known if name and name in said] or [word for word in words if word in said]
             assert named or "=" in typed or "" in typed, (words, said)
             cells = "-m" in words or "--multirun" in words  # a cell that fails stays on record
