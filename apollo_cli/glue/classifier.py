@@ -42,11 +42,13 @@ class Classifier(nn.Module):
 
     def forward(self, batch: SentenceBatch, layer_map: Sequence[int]) -> Tensor:
         """(rows, outputs): logits of the labels, or one number."""
-        hidden = self.body.trunk(batch.tokens, layer_map, batch.seen, batch.segments)
+        seen = batch.seen if self.pooler else None  # a GPT looks at nothing behind a token
+        hidden = self.body.trunk(batch.tokens, layer_map, seen, batch.segments, places=batch.places)
         hidden = hidden.flatten(0, 1)[batch.positions]
         if self.pooler is None:
             return self.answer(self.body.before_decoder(hidden))
-        return self.answer(dropout(self.pooler(hidden).tanh(), self.shape.dropout, self.training))
+        pooled = self.pooler(hidden).tanh()
+        return self.answer(dropout(pooled, self.shape.dropout if self.training else 0.0))
 
     def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
         """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""
@@ -65,6 +67,13 @@ def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int, tokens: 
     """FLOPs of a step: those of the layers as `layer_flops` counts them, and per row the head's.
 
     Per row, with width h: BERT's pooler 2 h^2, answers 2 h outputs.
+
+    Args:
+        shape: of the model.
+        outputs: of its head.
+        rows: of the batch.
+        seq_len: tokens of its longest row.
+        tokens: of all rows, without padding.
     """
     head = 2 * shape.hidden * outputs + (2 * shape.hidden**2 if shape.kind == "bert" else 0)
     layers = shape.layers * layer_flops(shape, rows, seq_len, tokens)

@@ -119,7 +119,7 @@ class FineTuning(Loop):
         return self.model.loss(batch, route.layers)
 
     def tokens(self, step: int) -> int:
-        """Read in all steps before this one; padding is none."""
+        """Read in all steps before this one, without padding."""
         return int(self.spent[step, 1])
 
     def measured(self) -> dict[str, float]:

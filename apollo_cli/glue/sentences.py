@@ -20,15 +20,20 @@ class SentenceBatch(Batch):
     Attributes:
         segments: (rows, seq_len) int64, 1 in the second sentence.
         seen: (rows, seq_len) bool, False at padding.
+        places: (tokens,) int64, of what is seen in the flattened rows; known here, so that no device is waited for.
     """
 
     segments: Tensor
     seen: Tensor
+    places: Tensor
 
     def pieces(self, count: int) -> Sequence[Batch]:
         """The batch as `count` batches of as many rows each."""
         parts = zip(super().pieces(count), self.segments.chunk(count), self.seen.chunk(count), strict=True)
-        return [SentenceBatch(**piece.tensors, segments=segments, seen=seen) for piece, segments, seen in parts]
+        return [
+            SentenceBatch(**piece.tensors, segments=segments, seen=seen, places=seen.flatten().nonzero().squeeze(1))
+            for piece, segments, seen in parts
+        ]
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class Sentences:
             targets=torch.from_numpy(self.labels[numbers]),
             segments=torch.from_numpy(((at >= self.firsts[numbers][:, None]) & seen).astype(np.int64)),
             seen=torch.from_numpy(seen),
+            places=torch.from_numpy(np.flatnonzero(seen)),
         )
 
     def by_length(self, size: int) -> Iterator[np.ndarray]:

@@ -33,7 +33,7 @@ class Bert(LanguageModel):
         """Token, position and segment embeddings, normalised."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
-        return dropout(self.embedding_norm(hidden), self.shape.dropout, self.training)
+        return dropout(self.embedding_norm(hidden), self.shape.dropout if self.training else 0.0)
 
     def attention_mask(self, seen: Tensor) -> Tensor:
         """Every position sees every token that is not padding."""

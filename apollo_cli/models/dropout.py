@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEPS = 1 << 16  # a probability is rounded to one of so many
-_WORDS = torch.iinfo(torch.int64)
+_LEVELS = 1 << 16  # a probability is rounded to one of so many
+_LOWEST = torch.iinfo(torch.int64).min
 
 
-def dropout(values: Tensor, probability: float, training: bool = True) -> Tensor:
+def dropout(values: Tensor, probability: float) -> Tensor:
     """Each value becomes zero with this probability (in [0, 1)), or grows so that the mean stays."""
-    if not (training and probability):
+    if not probability:
         return values
     return values * _mask(values, probability) if _by_words(values) else F.dropout(values, probability)
 
@@ -29,17 +29,18 @@ def attention(
         key: what is compared with it.
         value: what is mixed.
         seen: bool, broadcasts to (rows, heads, seq_len, seq_len).
-        causal: nothing is seen that comes later; without `seen` only.
+        causal: nothing is seen that comes later; instead of `seen`.
         probability: in [0, 1).
     """
     if not (probability and _by_words(query)):
         return F.scaled_dot_product_attention(query, key, value, seen, dropout_p=probability, is_causal=causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as torch does for bf16
     if causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if seen is not None:  # added, for so nothing is kept for the gradient; finite, for padding may see nothing
         scores += torch.zeros(seen.shape, dtype=scores.dtype).masked_fill_(~seen, torch.finfo(scores.dtype).min)
-    return dropout(scores.softmax(-1), probability) @ value
+    return dropout(scores.softmax(-1), probability).to(value.dtype) @ value
 
 
 def _by_words(values: Tensor) -> bool:
@@ -48,7 +49,7 @@ def _by_words(values: Tensor) -> bool:
 
 def _mask(values: Tensor, probability: float) -> Tensor:
     """Zeros, and what keeps the mean, in the shape of `values`; from torch's global generator."""
-    dropped = min(round(probability * STEPS), STEPS - 1)
-    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_WORDS.min, None)
+    dropped = min(round(probability * _LEVELS), _LEVELS - 1)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(_LOWEST, None)
     parts = words.view(torch.int16)[: values.numel()].view(values.shape)
-    return parts.ge_(dropped - STEPS // 2).to(values.dtype).mul_(STEPS / (STEPS - dropped))
+    return parts.ge_(dropped - _LEVELS // 2).to(values.dtype).mul_(_LEVELS / (_LEVELS - dropped))

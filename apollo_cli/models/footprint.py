@@ -33,8 +33,22 @@ class Footprint:
         """
         h, f, small = self.shape.hidden, self.shape.ffn, 4 * self.shape.heads + 16
         if self.bf16:
-            return 2 * (6 * h + 2 * f) + 4 * 2 * h + small
-        return 4 * (8 * h + 2 * f) + small
+            return 2 * (6 * h + 2 * f) + 4 * 2 * h + small + self._of_dropout
+        return 4 * (8 * h + 2 * f) + small + self._of_dropout
+
+    @property
+    def _of_dropout(self) -> int:
+        """What dropout adds to a layer, a token, on a CPU; on a GPU it is little.
+
+        Of attention the weights, their mask, and those that stay, one for each head and token of the row, in place
+        of one for each head; the masks of both halves (2 h).
+        """
+        if self.device != "cpu" or not self.shape.dropout:
+            return 0
+        h, weights = self.shape.hidden, self.shape.heads * self.shape.positions
+        if self.bf16:
+            return (4 + 4 + 2) * weights + 2 * 2 * h - 4 * self.shape.heads
+        return 4 * (3 * weights + 2 * h - self.shape.heads)
 
     def training_bytes(self, parameters: int, tokens: int, depth: int, predictions: int, pieces: int) -> int:
         """Peak of a micro-step of one device on its own: the whole state, and what it works on."""

@@ -26,7 +26,7 @@ class Gpt(LanguageModel):
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token and position embeddings; GPT-2 has none of segments."""
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        return dropout(hidden, self.shape.dropout, self.training)
+        return dropout(hidden, self.shape.dropout if self.training else 0.0)
 
     def attention_mask(self, seen: Tensor) -> Tensor:
         """Every position sees the tokens before it, and itself, that are not padding."""

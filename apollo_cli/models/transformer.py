@@ -76,23 +76,26 @@ class Block(nn.Module):
         self.ffn_out = nn.Linear(shape.ffn, shape.hidden)
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=eps)
 
-    def forward(self, hidden: Tensor, unpadding: Unpadding | None = None) -> Tensor:
-        """(rows, seq_len, hidden) -> the same; (tokens, hidden) without padding."""
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, unpadding: Unpadding | None = None) -> Tensor:
+        """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
+
+        `mask` broadcasts to (rows, heads, seq, seq), True = seen.
+        """
         if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), unpadding)
+            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self._attention(hidden, unpadding))
+        hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
-    def _attention(self, hidden: Tensor, unpadding: Unpadding | None) -> Tensor:
+    def _attention(self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None) -> Tensor:
         qkv = linear(self.qkv, hidden)
         if unpadding:
             qkv = unpadding.apart(qkv)
         # parted first and turned then: so the three gradients are joined by one copy
         parted = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, -1))
         query, key, value = (part.transpose(1, 2) for part in parted)
-        mask, dropped = unpadding.mask if unpadding else None, self._dropout_now()
-        mixed = attention(query, key, value, mask, causal=self.causal and mask is None, probability=dropped)
+        causal, dropped = self.causal and mask is None, self._dropout_now()
+        mixed = attention(query, key, value, mask, causal=causal, probability=dropped)
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
             mixed = unpadding.together(mixed)
@@ -144,28 +147,37 @@ class LanguageModel(nn.Module, ABC):
         seen: Tensor | None = None,
         segments: Tensor | None = None,
         *,
+        places: Tensor | None = None,
         frozen: int = 0,
         gates: Mapping[int, float] = OPEN,
     ) -> Tensor:
         """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i].
 
+        What is no padding is marked by `seen` (rows, seq_len). `places` (tokens,) say where it is in the flattened
+        rows: then no layer works on padding, and the result is zero there.
         The embedding and the first `frozen` of them run forward only; block i weighs gates[i] beside the way past
         it.
         """
-        unpadding = None if seen is None else Unpadding.of(seen, self.attention_mask(seen))
+        mask = None if seen is None else self.attention_mask(seen)
+        unpadding = None if places is None else Unpadding(tokens.shape, places)
         with torch.no_grad() if frozen else nullcontext():
             hidden = self.embed(tokens, segments)
             if unpadding:
                 hidden = unpadding.together(hidden)
-            hidden = self._run(hidden, unpadding, layer_map[:frozen], gates)
-        hidden = self._run(hidden, unpadding, layer_map[frozen:], gates)
+            hidden = self._run(hidden, mask, unpadding, layer_map[:frozen], gates)
+        hidden = self._run(hidden, mask, unpadding, layer_map[frozen:], gates)
         return unpadding.apart(hidden) if unpadding else hidden
 
     def _run(
-        self, hidden: Tensor, unpadding: Unpadding | None, layer_map: Sequence[int], gates: Mapping[int, float]
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        unpadding: Unpadding | None,
+        layer_map: Sequence[int],
+        gates: Mapping[int, float],
     ) -> Tensor:
         for i in layer_map:
-            result = self.blocks[i](hidden, unpadding)
+            result = self.blocks[i](hidden, mask, unpadding)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 

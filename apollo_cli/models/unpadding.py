@@ -13,17 +13,10 @@ class Unpadding:
     Attributes:
         shape: rows, tokens of the longest.
         places: (tokens,) int64, of what is no padding in the flattened rows.
-        mask: bool, broadcasts to (rows, heads, seq_len, seq_len): what each token sees.
     """
 
     shape: torch.Size
     places: Tensor
-    mask: Tensor
-
-    @classmethod
-    def of(cls, seen: Tensor, mask: Tensor) -> "Unpadding":
-        """From (rows, seq_len) bool, False at padding."""
-        return cls(seen.shape, seen.flatten().nonzero().squeeze(1), mask)
 
     def together(self, padded: Tensor) -> Tensor:
         """(rows, seq_len, width) -> (tokens, width)."""

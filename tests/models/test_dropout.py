@@ -52,7 +52,7 @@ def test_probabilities_at_the_ends_stay_finite(probability: float, dropped: int)
 
 def test_nothing_is_dropped_where_nothing_should_be() -> None:
     values = torch.randn(7, 5)
-    assert dropout(values, 0.5, training=False) is dropout(values, 0.0) is values
+    assert dropout(values, 0.0) is values
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -91,4 +91,23 @@ def test_attention_drops_weights() -> None:
     query = torch.zeros(2, 3, MANY[0], 1)
     mixed = attention(query, query[:, :, :1], torch.ones(2, 3, 1, 1), None, causal=False, probability=0.25)
     assert mixed.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (mixed == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_attention_in_bf16_weighs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_mask", lambda values, probability: torch.ones_like(values))
+    inputs = [(4 * part).to(torch.bfloat16) for part in _inputs()]
+    expected = F.scaled_dot_product_attention(*(part.double() for part in inputs))
+    mixed = attention(*inputs, None, causal=False, probability=0.5)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), expected, rtol=0.02, atol=0.03)
+
+
+def test_elsewhere_torch_is_told_the_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, and where a compiler looks on."""
+    monkeypatch.setattr(module, "_by_words", lambda values: False)
+    kept = dropout(torch.ones(MANY), 0.25)
+    assert (kept == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)
+    query = torch.zeros(2, 3, MANY[0], 1)
+    mixed = attention(query, query[:, :, :1], torch.ones(2, 3, 1, 1), None, causal=False, probability=0.25)
     assert (mixed == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)

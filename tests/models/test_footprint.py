@@ -35,8 +35,11 @@ def _kept_bytes(shape: Shape, depth: int, bf16: bool) -> int:
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("hidden", "heads", "ffn"), [(64, 4, 256), (96, 3, 160)])
-def test_a_layer_keeps_what_torch_keeps(kind: Kind, bf16: bool, hidden: int, heads: int, ffn: int) -> None:
-    shape = Shape(kind, 100, 32, hidden, heads, ffn, 6)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_layer_keeps_what_torch_keeps(
+    kind: Kind, bf16: bool, hidden: int, heads: int, ffn: int, dropout: float
+) -> None:
+    shape = Shape(kind, 100, 32, hidden, heads, ffn, 6, dropout)
     one_more = _kept_bytes(shape, 5, bf16) - _kept_bytes(shape, 4, bf16)
     weights = 2 * (4 * hidden**2 + 2 * hidden * ffn) if bf16 else 0  # the copies that autocast makes
     footprint = Footprint(shape, "cpu", bf16)

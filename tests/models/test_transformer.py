@@ -1,6 +1,7 @@
 """What holds for BERT and GPT alike."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,29 +126,45 @@ def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
     torch.testing.assert_close(padded[:, :6], alone, rtol=0, atol=1e-5)
 
 
+def unpadded(model: LanguageModel, tokens: Tensor, seen: Tensor, **more: Any) -> Tensor:
+    """Logits of what is seen, (tokens, vocabulary); a causal model needs no mask for padding at the end."""
+    places = seen.flatten().nonzero().squeeze(1)
+    mask = None if model.shape.kind == "gpt" else seen
+    hidden = model.trunk(tokens, range(len(model.blocks)), mask, places=places, **more)
+    assert not hidden[~seen].any()
+    return model.head(hidden[seen])
+
+
+LENGTHS = torch.tensor([10, 1, 6])
+
+
 @each_shape
-def test_gradients_of_unpadded_rows_are_those_of_each_row_alone(shape: Shape) -> None:
-    """The right values and slopes, and none from padding."""
+@pytest.mark.parametrize("more", [{}, {"frozen": 1}, {"gates": {2: 0.3}}], ids=["plain", "frozen", "gates"])
+def test_without_padding_rows_and_gradients_are_those_of_each_row_alone(shape: Shape, more: dict[str, Any]) -> None:
     model, tokens = make_model(shape, 3), make_batch(shape).tokens
-    lengths = (10, 1, 6)
-    seen = torch.arange(10) < torch.tensor(lengths)[:, None]
+    seen = torch.arange(10) < LENGTHS[:, None]
     weights = torch.randn(*tokens.shape, shape.vocabulary)
-    (model.logits(tokens, range(3), seen)[seen] * weights[seen]).sum().backward()
+    logits = unpadded(model, tokens, seen, **more)
+    (logits * weights[seen]).sum().backward()
     together = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
-    for row, length, of_row in zip(tokens, lengths, weights, strict=True):
-        (model.logits(row[None, :length], range(3))[0] * of_row[:length]).sum().backward()
-    alone = [parameter.grad for parameter in model.parameters()]
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    alone = [
+        model.head(model.trunk(row[None, :length], range(3), **more))[0]
+        for row, length in zip(tokens, LENGTHS.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-4)
+    (torch.cat(alone) * weights[seen]).sum().backward()
+    torch.testing.assert_close(together, [parameter.grad for parameter in model.parameters()], rtol=1e-4, atol=1e-4)
 
 
-@each_shape
-def test_padding_that_sees_nothing_leaves_gradients_finite(shape: Shape) -> None:
-    model, tokens = make_model(replace(shape, dropout=0.3), 3).train(), make_batch(shape).tokens
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_padding_that_sees_nothing_leaves_gradients_finite(dropout: float) -> None:
+    """Before the first token of a causal row."""
+    model, tokens = make_model(replace(GPT, dropout=dropout), 3).train(), make_batch(GPT).tokens
     seen = torch.ones_like(tokens, dtype=torch.bool)
     seen[1, :4] = False
     model.logits(tokens, range(3), seen)[seen].square().sum().backward()
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @each_shape
@@ -187,8 +204,8 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
 ) -> None:
     seen: list[float] = []
 
-    def spy_dropout(hidden: Tensor, probability: float, training: bool = True) -> Tensor:
-        seen.append(probability if training else 0.0)
+    def spy_dropout(hidden: Tensor, probability: float) -> Tensor:
+        seen.append(probability)
         return hidden
 
     def spy_attention(query: Tensor, *_: Tensor, causal: bool, probability: float) -> Tensor:
