@@ -1,4 +1,4 @@
-"""The typed schema of every config group, and the rules that join them.
+"""The whole config: its sections, the keys without a group, and the rules that join them.
 
 The values stand in `conf/`, none here. `parse` finds every problem before it complains.
 """
@@ -10,17 +10,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.schedule import layers_of
 from apollo_cli.models.shape import Initialization, Shape
-from apollo_cli.schema import Section, Seed, Whole, Word, matching, member, validate, whole
+from apollo_cli.schema import Section, Seed, Whole, Word, matching, member, validate
 from apollo_cli.sections import data as of_data
 from apollo_cli.sections import growth as of_growth
 from apollo_cli.sections import model as of_model
 from apollo_cli.sections import training as of_training
 from apollo_cli.sections.data import Data
 from apollo_cli.sections.growth import Expander, Ligo, Sampler, Schedule
-from apollo_cli.sections.model import MOST_LAYERS, Model
-from apollo_cli.sections.training import Batch, Budget, Checkpoints, Distributed, Evaluation, Log, Optim
+from apollo_cli.sections.model import Model
+from apollo_cli.sections.training import Batch, Budget, Checkpoints, Distributed, Evaluation, Log, Optim, Tracking
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
@@ -39,14 +38,6 @@ class Run(Section):
     on_nonfinite: Literal["stop", "skip"]
     plan: bool
     resume: str | None
-
-
-class Tracking(Section):
-    """`tracking`: Weights & Biases beside the local files."""
-
-    wandb: Literal["auto", "online", "offline", "disabled"]
-    project: str
-    timeout: Annotated[float, Field(gt=0, le=86_400)]
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,8 @@ class Config:
 
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": of_model.FAMILY,
-    "sampler": of_growth.SAMPLERS,
-    "expander": of_growth.EXPANDERS,
+    "sampler": of_growth.SAMPLER_FAMILY,
+    "expander": of_growth.EXPANDER_FAMILY,
     "schedule": (Schedule,),
     "data": of_data.FAMILY,
     "optim": (Optim,),
@@ -118,8 +109,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
         raw = {**raw, "data": of_data.completed(data, kind)}
-    for section, key in (("schedule", "layers"), ("sampler", "sizes")):
-        raw = _with_numbers_of_layers(raw, section, key)
+    raw = of_growth.with_numbers_of_layers(raw)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": validate(Run, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -133,18 +123,6 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError(problems)
     return Config(**sections, raw=dict(raw))
-
-
-def _with_numbers_of_layers(raw: Mapping[str, Any], name: str, key: str) -> Mapping[str, Any]:
-    """The same; in this list of a section `L/4` is a quarter of model.layers."""
-    model, section = raw.get("model"), raw.get(name)
-    layers = section.get(key) if isinstance(section, Mapping) else None
-    if not isinstance(section, Mapping) or not isinstance(layers, list):
-        return raw
-    target = whole(model.get("layers")) if isinstance(model, Mapping) else None
-    if type(target) is not int or not 0 < target <= MOST_LAYERS:
-        target = MOST_LAYERS  # what is wrong is said of model.layers
-    return {**raw, name: {**section, key: [layers_of(entry, target) for entry in layers]}}
 
 
 def problems_of_name(name: Any) -> list[str]:

@@ -210,7 +210,12 @@ def _plainly(word: str, known: dict[str, dict[str, str]]) -> str:
 
 def quoted(value: str) -> str:
     """A value as Hydra takes it for what it is."""
-    return value if re.fullmatch(r"[\w./+-]+", value) else "'" + value.replace("'", "\\'") + "'"
+    return value if re.fullmatch(r"[\w./+-]+", value) else in_quotes(value)
+
+
+def in_quotes(text: str) -> str:
+    """A text in Hydra's grammar."""
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from apollo_cli.command_line import CommandLine
 from apollo_cli.errors import ConfigError
-from apollo_cli.overrides import understood
+from apollo_cli.overrides import in_quotes, understood
 
 RESUMABLE = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
 PLACE = "data.cache_dir"  # where what can be built again is kept
@@ -56,7 +56,7 @@ def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
 def _literal(value: Any) -> str:
     """A plain value in Hydra's grammar."""
     if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
+        return in_quotes(value)
     return {None: "null", True: "true", False: "false"}.get(value, str(value))
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -50,9 +51,10 @@ TINY = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, for many tests wait: for a signal, a lock, another process."""
-    return (os.cpu_count() or 1) + 1
+    return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_finish() -> None:
@@ -112,13 +114,14 @@ def tiny(corpus_file: Path) -> tuple[str, ...]:
 def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
     """Makes the config of a tiny run with more overrides.
 
-    Hydra takes 0.08 s: it composes what options are chosen, once, and plain values are filled in.
+    Hydra takes 0.08 s: it composes what options are chosen, once, and plain values are filled in. Interpolations
+    are its own: it composes words that have one.
     """
     composed = cache(lambda *options: compose_values([*tiny, *options]))
 
     def make(*more: str) -> Config:
         overrides = OverridesParser.create().parse_overrides(list(more))
-        values = [o for o in overrides if "." in o.key_or_group and not o.is_add()]
+        values = [o for o in overrides if re.fullmatch(r"[a-z]+\.\w+=[^$]*", o.input_line or "")]
         options = [o.input_line for o in overrides if o not in values]
         filled = OmegaConf.create(composed(*options))
         OmegaConf.set_struct(filled, True)

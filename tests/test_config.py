@@ -1,5 +1,5 @@
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,20 @@ def problems_of(values: dict[str, Any]) -> list[str]:
         parse(values)
     assert all(problem in str(error.value) for problem in error.value.problems)
     return error.value.problems
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model=bert", "model.dropout=0.1", "budget.steps=null", "budget.seconds=3"),
+        ("schedule=scratch", "model.layers=6", "schedule.layers=[6]", "schedule.ends=[1]"),
+        ("sampler=edge", "sampler.lower=0.3", "data.text_field='a b'", "seed=3"),
+    ],
+)
+def test_a_config_that_is_filled_in_is_the_one_that_hydra_composes(
+    words: tuple[str, ...], config: Callable[..., Config], tiny: tuple[str, ...]
+) -> None:
+    assert config(*words) == parse(compose_values([*tiny, *words]))
 
 
 def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: dict[str, Any]) -> None:

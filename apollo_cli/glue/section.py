@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 
-from apollo_cli.config import DEVICE, Run, Tracking
+from apollo_cli.config import DEVICE, Run
 from apollo_cli.errors import ConfigError
 from apollo_cli.glue.tasks import TASKS, Task
 from apollo_cli.help import CONF
 from apollo_cli.schema import Decay, List, Names, Section, Seed, Share, Size, Whole, closest, validate
-from apollo_cli.sections.training import Budget, Checkpoints, Evaluation, Log, Optim
+from apollo_cli.sections.training import Budget, Checkpoints, Evaluation, Log, Optim, Tracking
 
 ALL = "all"
 PLACES = ("run", "model", "out", "resume", "glue.data_dir")  # paths, taken as they are typed

@@ -134,7 +134,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def attention_mask(self, seen: Tensor) -> Tensor:
-        """From (rows, seq_len) bool, False at padding, to what a block takes."""
+        """From (rows, seq_len) bool, False at padding, to the mask of a block."""
 
     @abstractmethod
     def before_decoder(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The schema of `sampler`, `expander` and `schedule`, and the rules that join them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -11,7 +11,7 @@ from apollo_cli.growth import growths, layer_maps, own, samplers  # noqa: F401 -
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.schema import List, Section, Size, Whole, whole
-from apollo_cli.sections.model import Model
+from apollo_cli.sections.model import MOST_LAYERS, Model
 
 _NEAR = 2e-4  # relative: a share of the width may be typed as 0.3333
 
@@ -194,11 +194,36 @@ def _own_expanders() -> Iterator[type[Expander]]:
         yield create_model(kind, __base__=Expander, **keys)
 
 
-SAMPLERS: tuple[type[Sampler], ...] = (Lvps, Edge, PlainSampler, Subset, Prefixes, *_own_samplers())
-EXPANDERS: tuple[type[Expander], ...] = (
-    *(Interpolate, Stack, Inserted, Net2Net, Msg, Bert2Bert, Lemon, Ligo),
+SAMPLER_FAMILY: tuple[type[Sampler], ...] = (Lvps, Edge, PlainSampler, Subset, Prefixes, *_own_samplers())
+EXPANDER_FAMILY: tuple[type[Expander], ...] = (
+    Interpolate,
+    Stack,
+    Inserted,
+    Net2Net,
+    Msg,
+    Bert2Bert,
+    Lemon,
+    Ligo,
     *_own_expanders(),
 )
+
+
+def with_numbers_of_layers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plain values of a config, valid or not; in lists of layers `L/4` is a quarter of model.layers."""
+    for name, key in (("schedule", "layers"), ("sampler", "sizes")):
+        raw = _with_numbers(raw, name, key)
+    return raw
+
+
+def _with_numbers(raw: Mapping[str, Any], name: str, key: str) -> Mapping[str, Any]:
+    model, section = raw.get("model"), raw.get(name)
+    layers = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping) or not isinstance(layers, list):
+        return raw
+    target = whole(model.get("layers")) if isinstance(model, Mapping) else None
+    if type(target) is not int or not 0 < target <= MOST_LAYERS:
+        target = MOST_LAYERS  # what is wrong is said of model.layers
+    return {**raw, name: {**section, key: [stages.layers_of(entry, target) for entry in layers]}}
 
 
 def problems(

@@ -1,4 +1,4 @@
-"""The schema of `optim`, `budget`, `batch`, `eval`, `checkpoint`, `log` and `distributed`, and their rules."""
+"""The schema of what concerns the training, and its rules."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -88,6 +88,14 @@ class Log(Section):
     """`log`: how often a training row is written."""
 
     every: Whole
+
+
+class Tracking(Section):
+    """`tracking`: Weights & Biases beside the local files."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    timeout: Annotated[float, Field(gt=0, le=86_400)]
 
 
 class Distributed(Section):

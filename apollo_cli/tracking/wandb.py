@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from apollo_cli import files
-from apollo_cli.config import Tracking
+from apollo_cli.sections.training import Tracking
 from apollo_cli.tracking import recorder
 
 FACTS = "apollo"  # beside the config: what a comparison needs to know of a run

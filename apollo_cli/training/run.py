@@ -174,16 +174,6 @@ def _go_on(
     return _by_others(config, plan, directory, overrides)
 
 
-def load_config(directory: RunDirectory, overrides: dict[str, Any]) -> Config:
-    """The config of a run directory, with `overrides` in it.
-
-    Raises:
-        CheckpointError: there is none.
-        ConfigError: what is there is no valid config.
-    """
-    return with_overrides(directory.config(), overrides)
-
-
 def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> Config:
     """The config of these plain values, but for `overrides`: keys, and sections of keys.
 

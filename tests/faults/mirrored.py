@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.config import Tracking
+from apollo_cli.sections.training import Tracking
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.wandb import Identity, open_mirror
 

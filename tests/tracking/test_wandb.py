@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.config import Config, Tracking
+from apollo_cli.config import Config
+from apollo_cli.sections.training import Tracking
 from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
 from apollo_cli.tracking.recorder import Recording
