@@ -39,7 +39,7 @@ def test_it_shows_the_numbers_of_the_corpus_and_rows_with_their_masks(
     assert "b.txt │ 1 │" in shown
     assert "100.0%" in shown
     assert shown.count("→[MASK]⟧") == (
-        0 if kind == "gpt" else int((batches.micro_batch(0, 0).tokens[:3] == task.mask_id).sum())
+        int((batches.micro_batch(0, 0).tokens[:3] == task.mask_id).sum()) if isinstance(task, MaskedTokens) else 0
     )
     first = corpus.tokenizer.decode(batches.rows[batches.row_numbers(0, 0)[0]][1:5].tolist())
     assert first.split()[-1] in shown

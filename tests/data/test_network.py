@@ -37,9 +37,12 @@ def test_where_nobody_answers_the_cache_is_looked_into_at_once(monkeypatch: pyte
 
 def test_where_somebody_answers_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        socket, "create_connection", lambda address, timeout: asked.append(address) or socket.socket()
-    )
+
+    def answer(address: Any, timeout: float) -> socket.socket:
+        asked.append(address)
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", answer)
     for _ in range(2):
         network.look_into_the_cache_alone()
     assert offline() == (False, False)

@@ -71,7 +71,11 @@ def stream(kind: str, rows: np.ndarray) -> list[int]:
 
 def tokens_of(kind: str, tokenizer: Tokenizer, text: str) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids if kind == "bert" else [*ids, tokenizer.token_to_id("<|endoftext|>")]
+    if kind == "bert":
+        return ids
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert end is not None
+    return [*ids, end]
 
 
 def left_over(cache: Path) -> int:
@@ -82,7 +86,8 @@ def left_over(cache: Path) -> int:
 def rebuild(kind: str, corpus: Corpus, texts: list[str], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
     """The documents of either part, each found whole and in order in its rows, and the tokens left over."""
     streams = [stream(kind, corpus.training), stream(kind, corpus.validation)]
-    places, found = [0, 0], [[], []]
+    places = [0, 0]
+    found: tuple[list[str], list[str]] = ([], [])
     for text in texts:
         ids = tokens_of(kind, tokenizer, text)
         parts = [p for p in (0, 1) if streams[p][places[p] : places[p] + len(ids)] == ids]

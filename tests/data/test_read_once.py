@@ -74,7 +74,8 @@ def test_what_a_tokenizer_learned_from_is_what_is_packed(
         corpus = prepare(source, recipe, tmp_path / "cache", lambda _: None)
         assert [stream.readings for stream in streams] == [1] * len(streams)
         rows.append(np.concatenate([corpus.training, corpus.validation]))
-    assert np.array_equal(*rows)
+    first, second = rows
+    assert np.array_equal(first, second)
 
 
 def test_a_tokenizer_that_is_not_trained_needs_nothing_kept(tmp_path: Path) -> None:

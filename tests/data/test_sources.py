@@ -362,10 +362,10 @@ def test_a_package_is_documented_wherever_it_is_imported_from(
     (tmp_path / "numpy").mkdir()
     write(tmp_path / "numpy/__init__.py", "")
     write(tmp_path / "numpy/a.py", '"""Found."""')
-    monkeypatch.setattr(sources, "find_spec", lambda name: find_spec(name) if name != "numpy" else here)
     here = ModuleSpec("numpy", None, is_package=True)
     assert here.submodule_search_locations is not None
     here.submodule_search_locations.append(str(tmp_path / "numpy"))
+    monkeypatch.setattr(sources, "find_spec", lambda name: find_spec(name) if name != "numpy" else here)
     monkeypatch.setattr(sources, "_docstrings", lambda path: [str(path)])
     _documentation.cache_clear()
     found = list(PyDocs().documents())
@@ -508,7 +508,11 @@ def test_where_a_relative_name_was_looked_for_is_said() -> None:
         assert ("from the folder where it began" in str(error.value)) == said
 
 
-ROWS = [{"text": 'one, "two"\nthree', "n": 1}, {"text": "vier € 😀", "n": 2}, {"text": "five", "n": 3}]
+ROWS: list[dict[str, Any]] = [
+    {"text": 'one, "two"\nthree', "n": 1},
+    {"text": "vier € 😀", "n": 2},
+    {"text": "five", "n": 3},
+]
 EXPECTED = [row["text"] for row in ROWS]
 
 
@@ -629,7 +633,7 @@ def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> No
         content = "\n\n".join(luck.randbytes(2000).hex() for _ in range(500)).encode()
         write(tmp_path / f"{name}.txt{suffix}", COMPRESS[suffix](content) if suffix else content)
     source = TextFiles((str(tmp_path / "*.txt*"),))
-    shares = [source.share_read() for _ in source.documents()]
+    shares: list[Any] = [source.share_read() for _ in source.documents()]
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.2
     assert 0.4 < shares[500] < 0.7
@@ -699,7 +703,8 @@ def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatc
 
     monkeypatch.setattr("datasets.load_dataset_builder", Builder)
     recipe = Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(20, 2))
-    found, versions = [], iter("aab")
+    found: list[str] = []
+    versions = iter("aab")
     for _ in range(3):
         source = Hub(("some/stream",), (None,), streaming=True)
         found.append(prepare(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)

@@ -4,13 +4,14 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast  # type: ignore[attr-defined]
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.special_tokens import SPECIAL_TOKENS, entries_of_bytes
@@ -269,7 +270,7 @@ def test_auto_tokenizer_reads_what_is_exported(
     tokenizers.save_companions(kind, original, 64, tmp_path)
     if beside_a_model:
         config = BertConfig if kind == "bert" else GPT2Config
-        ends = (
+        ends: dict[str, Any] = (
             {} if kind == "bert" else {name: original.token_to_id(EOS) for name in ("bos_token_id", "eos_token_id")}
         )
         config(vocab_size=original.get_vocab_size(), **ends).save_pretrained(tmp_path)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def make_model(kind: Kind, layers: int) -> LanguageModel:
     model = build(Shape(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET), layers)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
@@ -82,9 +83,9 @@ def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
     }
 
 
-def states(blocks: nn.ModuleList, optimizer: torch.optim.Optimizer, key: str) -> dict[str, list[Tensor | None]]:
+def states(blocks: nn.ModuleList, optimizer: torch.optim.Optimizer, key: str) -> dict[str, list[Any]]:
     """A copy of one entry of the optimizer's state by name and layer; None where there is no state."""
-    found: dict[str, list[Tensor | None]] = {}
+    found: dict[str, list[Any]] = {}
     for block in blocks:
         for name, parameter in block.named_parameters():
             state = optimizer.state.get(parameter)
@@ -106,7 +107,8 @@ def weighted(coefficients: np.ndarray, tensors: Sequence[Tensor]) -> Tensor:
 def test_copying_growth_copies_bit_for_bit(kind: Kind, growth: str, source: int, target: int) -> None:
     model, optimizer = trained(kind, source)
     with torch.no_grad():
-        model.blocks[0].ffn_out.bias[:2] = torch.tensor([-0.0, 1e-42])  # lost by an addition or a flush to zero
+        bias = model.blocks[0].get_parameter("ffn_out.bias")
+        bias[:2] = torch.tensor([-0.0, 1e-42])  # lost by an addition or a flush to zero
     before = weights(model.blocks)
     expand(model, optimizer, growth, target)
     assert len(model.blocks) == target
@@ -133,7 +135,7 @@ def test_blend_of_two_layers_by_hand() -> None:
     model, optimizer = trained("gpt", 2)
     before = weights(model.blocks)["ffn_in.weight"]
     expand(model, optimizer, "linear", 3)
-    torch.testing.assert_close(model.blocks[1].ffn_in.weight.detach(), (before[0] + before[1]) / 2)
+    torch.testing.assert_close(model.blocks[1].get_parameter("ffn_in.weight").detach(), (before[0] + before[1]) / 2)
 
 
 @each_model
@@ -187,7 +189,7 @@ def test_inserted_layers_part_from_their_originals_at_the_first_step() -> None:
     model, optimizer = trained("gpt", 3)
     expand(model, optimizer, "net2net", 6, "reset")
     train(model, optimizer)
-    assert all((block.ffn_out.weight != 0).float().mean() > 0.9 for block in model.blocks)
+    assert all((block.get_parameter("ffn_out.weight") != 0).float().mean() > 0.9 for block in model.blocks)
     train(model, optimizer, steps=2)
     after = weights(model.blocks)["qkv.weight"]
     assert not torch.allclose(after[0], after[1])

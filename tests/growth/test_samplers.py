@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from math import floor, nextafter
 
@@ -227,7 +228,7 @@ def test_a_subset_has_the_first_the_last_and_any_between() -> None:
     sampler = Subset((4, 6)).in_stage(0)
     assert sampler.probabilities(6, 6) == {4: 1.0}
     assert sampler.in_stage(1).probabilities(6, 6) == {6: 1.0}
-    parts = Counter(sampler.layers_run(4, 6, lambda i=i: generator(0, Purpose.ROUTE, i)) for i in range(3000))
+    parts = Counter(sampler.layers_run(4, 6, partial(generator, 0, Purpose.ROUTE, i)) for i in range(3000))
     assert set(parts) == {(0, a, b, 5) for a in range(1, 5) for b in range(a + 1, 5)}
     assert all(400 < count < 600 for count in parts.values())  # 500 each, four deviations are 82
     assert sampler.layers_run(6, 6, lambda: pytest.fail("nothing to draw")) == (0, 1, 2, 3, 4, 5)

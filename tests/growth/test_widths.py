@@ -22,7 +22,7 @@ def make_model(shape: Shape, layers: int) -> LanguageModel:
     model = build(shape, layers).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
 

@@ -14,7 +14,7 @@ def model() -> Bert:
     bert = Bert(SHAPE, 3)
     with torch.no_grad():
         for parameter in bert.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return bert
 
 
@@ -30,8 +30,8 @@ def test_every_token_sees_every_token(model: Bert, changed: int) -> None:
 def test_norm_follows_each_residual_sum(model: Bert) -> None:
     with torch.no_grad():
         for block in model.blocks:
-            block.ffn_norm.weight.fill_(1)
-            block.ffn_norm.bias.fill_(0)
+            block.get_parameter("ffn_norm.weight").fill_(1)
+            block.get_parameter("ffn_norm.bias").fill_(0)
     hidden = model.trunk(torch.arange(10)[None], range(3))
     torch.testing.assert_close(hidden.mean(dim=-1), torch.zeros(1, 10), rtol=0, atol=1e-6)
     torch.testing.assert_close(hidden.var(dim=-1, correction=0), torch.ones(1, 10))

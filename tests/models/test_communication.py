@@ -85,7 +85,7 @@ def _send(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_torch_sends_as_much(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_send, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
+    torch.multiprocessing.spawn(_send, (str(tmp_path),), nprocs=2)
     assert json.loads((tmp_path / "sent.json").read_text()) == [
         gathered_bytes(SHAPE, 3, 6, 2, bf16=False),
         reduced_bytes("fsdp", 11_600, 2),

@@ -40,15 +40,16 @@ def test_loss_and_gradients_are_those_of_whole_logits(bias: bool, rows_at_once: 
 
 @with_bias
 def test_gradients_are_the_slopes_of_the_loss(bias: bool, rows_at_once: int) -> None:
-    *inputs, targets = _inputs(bias)
-    of_loss = torch.autograd.grad(decoder_loss(*inputs, targets), [t for t in inputs if t is not None])
-    for leaf, gradient in zip([t for t in inputs if t is not None], of_loss, strict=True):
+    hidden, weight, offsets, targets = _inputs(bias)
+    leaves = [t for t in (hidden, weight, offsets) if t is not None]
+    of_loss = torch.autograd.grad(decoder_loss(hidden, weight, offsets, targets), leaves)
+    for leaf, gradient in zip(leaves, of_loss, strict=True):
         direction = torch.randn_like(leaf)
         with torch.no_grad():
             leaf += 1e-6 * direction
-            above = decoder_loss(*inputs, targets)
+            above = decoder_loss(hidden, weight, offsets, targets)
             leaf -= 2e-6 * direction
-            below = decoder_loss(*inputs, targets)
+            below = decoder_loss(hidden, weight, offsets, targets)
             leaf += 1e-6 * direction
         torch.testing.assert_close((above - below) / 2e-6, (gradient * direction).sum(), rtol=1e-6, atol=1e-8)
 

@@ -64,8 +64,9 @@ def test_the_gradient_is_dropped_alike(dtype: torch.dtype) -> None:
     assert torch.equal(kept, values.grad)  # type: ignore[arg-type]
 
 
-def _inputs() -> list[Tensor]:
-    return [torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+def _inputs() -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    return query, key, value
 
 
 SOME = (torch.arange(5) < torch.tensor([[5], [1], [3]]))[:, None, None, :]
@@ -96,9 +97,9 @@ def test_attention_drops_weights() -> None:
 
 def test_attention_in_bf16_weighs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_mask", lambda values, probability: torch.ones_like(values))
-    inputs = [(4 * part).to(torch.bfloat16) for part in _inputs()]
-    expected = F.scaled_dot_product_attention(*(part.double() for part in inputs))
-    mixed = attention(*inputs, None, causal=False, probability=0.5)
+    query, key, value = ((4 * part).to(torch.bfloat16) for part in _inputs())
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    mixed = attention(query, key, value, None, causal=False, probability=0.5)
     assert mixed.dtype == torch.bfloat16
     torch.testing.assert_close(mixed.double(), expected, rtol=0.02, atol=0.03)
 

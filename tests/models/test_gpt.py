@@ -14,7 +14,7 @@ def model() -> Gpt:
     gpt = Gpt(SHAPE, 3)
     with torch.no_grad():
         for parameter in gpt.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return gpt
 
 
@@ -36,6 +36,7 @@ def test_loss_at_a_position_has_no_gradient_for_later_tokens(model: Gpt) -> None
     for block in model.blocks:
         hidden = block(hidden)
     hidden[0, 4].square().sum().backward()
+    assert embedded.grad is not None
     assert (embedded.grad[0, :5].abs().amax(dim=1) > 0).all()
     assert (embedded.grad[0, 5:] == 0).all()
 
@@ -43,9 +44,9 @@ def test_loss_at_a_position_has_no_gradient_for_later_tokens(model: Gpt) -> None
 def test_residual_stream_is_normed_only_on_its_way_into_a_part(model: Gpt) -> None:
     with torch.no_grad():
         for block in model.blocks:
-            for projection in (block.attention_out, block.ffn_out):
-                projection.weight.zero_()
-                projection.bias.zero_()
+            for projection in ("attention_out", "ffn_out"):
+                block.get_parameter(f"{projection}.weight").zero_()
+                block.get_parameter(f"{projection}.bias").zero_()
     tokens = torch.arange(10)[None]
     assert torch.equal(model.trunk(tokens, range(3)), model.embed(tokens))
 

@@ -40,7 +40,7 @@ def perturb(model: nn.Module) -> None:
     """Noise on every parameter, biases and norms too, so that none could stand in for another."""
     random = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
-        parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
 
 
 def make_model(shape: Shape, layers: int) -> LanguageModel:

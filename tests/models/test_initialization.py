@@ -40,10 +40,10 @@ def test_projections_into_the_residual_stream_begin_smaller_by_the_target_depth(
     kind: Kind, target: int, stored: int
 ) -> None:
     for block in make(kind, Initialization(residual="by_depth"), stored, target).blocks:
-        for scaled in (block.attention_out.weight, block.ffn_out.weight):
-            assert_std(scaled, 0.02 / (2 * target) ** 0.5)
-        for plain in (block.qkv.weight, block.ffn_in.weight):
-            assert_std(plain, 0.02)
+        for scaled in ("attention_out.weight", "ffn_out.weight"):
+            assert_std(block.get_parameter(scaled), 0.02 / (2 * target) ** 0.5)
+        for plain in ("qkv.weight", "ffn_in.weight"):
+            assert_std(block.get_parameter(plain), 0.02)
 
 
 @each_kind
