@@ -158,7 +158,7 @@ def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: 
 
 
 def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
-    bad = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
+    bad: dict[str, Any] = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
     folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
     stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": -1, "3": 1}}]
     (folder / "plan.json").write_text(json.dumps({"stages": stages}))

@@ -436,7 +436,7 @@ def test_the_shape_is_that_of_the_config(composed: dict[str, Any]) -> None:
 def test_a_config_cannot_be_changed(composed: dict[str, Any]) -> None:
     config: Config = parse(composed)
     with pytest.raises(ValidationError):
-        config.run.seed = 1  # type: ignore[misc]
+        config.run.seed = 1
 
 
 def test_a_kind_that_is_none_names_all_there_are() -> None:

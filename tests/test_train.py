@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_transformers_loads_what_a_run_exports(kind: str, tiny: tuple[str, ...],
 
     assert run([f"model={kind}", *tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
     auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
-    model, info = auto.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    loaded: Any = auto.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.num_hidden_layers == 4
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")

@@ -19,13 +19,13 @@ def test_the_wheel_runs_from_an_environment_of_its_own(tmp_path: Path) -> None:
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("apollo_train-*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel]
+    python = str(tmp_path / "venv" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
     subprocess.run(install, check=True)
     (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
     (site / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
 
-    command = [tmp_path / "venv" / "bin" / "apollo-train", "plan=true", "hydra.run.dir=run", "device=cpu"]
+    command = [str(tmp_path / "venv" / "bin" / "apollo-train"), "plan=true", "hydra.run.dir=run", "device=cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "Plan: 400 steps" in done.stdout
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["steps"] == 400

@@ -22,10 +22,11 @@ def exit_codes(path: Path) -> list[int]:
 
 
 def _parsed(path: Path) -> Iterator[Any]:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # makes its classes when it is imported
     for content in _records(path.read_bytes()):
-        record = Record()
+        record = messages.Record()
         record.ParseFromString(content)
         yield record
 

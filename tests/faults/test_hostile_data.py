@@ -360,6 +360,18 @@ def hostile_tokenizer(folder: Path) -> None:
     change_facts(folder, lambda facts: facts.update(sha256_of_tokenizer=digest))
 
 
+def gone(name: str) -> Callable[[Path], Any]:
+    return lambda f: (f / name).unlink()
+
+
+def empty(name: str) -> Callable[[Path], Any]:
+    return lambda f: (f / name).write_bytes(b"")
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    return lambda f: (f / name).write_bytes((f / name).read_bytes()[:-1])
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no json": lambda f: (f / "corpus.json").write_text("{"),
     "deep json": lambda f: (f / "corpus.json").write_text("[" * 100_000),
@@ -386,12 +398,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "checksums of another type": lambda f: change_facts(f, lambda facts: facts["training"].update(crc32=[1])),
     "tokens beyond the vocabulary": beyond_the_vocabulary,
     "another tokenizer": hostile_tokenizer,
-    **{f"{name} is gone": lambda f, name=name: (f / name).unlink() for name in NAMES},
-    **{f"{name} is empty": lambda f, name=name: (f / name).write_bytes(b"") for name in NAMES},
-    **{
-        f"{name} is cut": lambda f, name=name: (f / name).write_bytes((f / name).read_bytes()[:-1])
-        for name in NAMES[1:]
-    },
+    **{f"{name} is gone": gone(name) for name in NAMES},
+    **{f"{name} is empty": empty(name) for name in NAMES},
+    **{f"{name} is cut": cut(name) for name in NAMES[1:]},
 }
 
 
@@ -430,8 +439,13 @@ def test_of_a_large_corpus_a_limited_number_of_blocks_is_read(
     monkeypatch.setattr(packing, "_BLOCKS_CHECKED", 3)
     built()
     read: list[bytes] = []
-    checksum = packing.zlib.crc32
-    monkeypatch.setattr(packing.zlib, "crc32", lambda block: read.append(block) or checksum(block))
+    original = packing.zlib.crc32
+
+    def checksum(block: bytes) -> int:
+        read.append(block)
+        return original(block)
+
+    monkeypatch.setattr(packing.zlib, "crc32", checksum)
     assert built()[1] == []
     assert len(read) == 6
     monkeypatch.setattr(packing, "_BLOCKS_CHECKED", 10**6)

@@ -58,7 +58,9 @@ def start(
     )  # fmt: skip
     os.close(writing)
     calls: dict[str, list[float]] = {}
-    killed_in, began, inside = "", {}, []
+    began: dict[str, float] = {}
+    inside: list[str] = []
+    killed_in = ""
     with os.fdopen(reading) as events:
         for event in events:
             sign, name = event[0], event[1:].strip()

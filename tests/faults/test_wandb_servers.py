@@ -304,7 +304,7 @@ def test_on_a_terminal_nobody_is_asked_anything(key: str | None, bench: Bench, s
     server.manner = "401"
     ours, theirs = pty.openpty()
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
-    more = {"WANDB_API_KEY": key} if key else {}
+    more: dict[str, Any] = {"WANDB_API_KEY": key} if key else {}
     process = bench.start("online", rows=30, WANDB_BASE_URL=server.url, **streams, **more)
     os.close(theirs)
     said = b""

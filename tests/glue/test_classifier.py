@@ -46,8 +46,9 @@ def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -
     outputs = 3 if labels.dtype == np.int64 else 1
     config = BertConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80,
-        max_position_embeddings=20, num_labels=outputs,
+        max_position_embeddings=20,
     )  # fmt: skip
+    config.num_labels = outputs
     torch.manual_seed(0)
     theirs = BertForSequenceClassification(config).eval()
     for parameter in theirs.parameters():
@@ -104,7 +105,9 @@ def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Pat
     with torch.no_grad():
         expected = theirs(batch.tokens, batch.seen.long(), batch.segments)
         hidden = body.eval().trunk(batch.tokens, range(2), batch.seen, batch.segments)
-        pooled = Classifier(body, 2, pooler).pooler(hidden[:, 0]).tanh()
+        ours = Classifier(body, 2, pooler).pooler
+        assert ours is not None
+        pooled = ours(hidden[:, 0]).tanh()
     torch.testing.assert_close(hidden[batch.seen], expected.last_hidden_state[batch.seen], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _publish(folder: Path, name: str, **splits: dict[str, list[object]]) -> None:
+def _publish(folder: Path, name: str, **splits: dict[str, Any]) -> None:
     files = []
     for split, columns in splits.items():
         path = folder / name / f"{split}.parquet"

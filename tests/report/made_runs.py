@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "log": {"every": 10},
     "tracking": {"wandb": "disabled"},
 }
-SCRATCH = {"schedule.layers": [4], "schedule.ends": [1], "sampler.kind": "full"}
+SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1], "sampler.kind": "full"}
 
 
 def write_run(

@@ -252,7 +252,7 @@ def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
 
 def test_of_several_scratch_depths_the_baseline_is_as_deep_as_what_grows(tmp_path: Path) -> None:
     for layers in (1, 2, 4):
-        whole = {"model__layers": layers, "schedule__layers": [layers], "schedule__ends": [1]}
+        whole: dict[str, Any] = {"model__layers": layers, "schedule__layers": [layers], "schedule__ends": [1]}
         write_run(tmp_path / f"s{layers}", FLAT, name="same", **whole)
     write_run(tmp_path / "grown", FLAT, name="grown")
     comparison = compared(tmp_path)

@@ -45,13 +45,14 @@ def test_scores_are_means_over_pretraining_seeds_and_averages_hold_what_all_have
     assert glue.tasks == ("cola", "sst2", "rte", "wnli")
     assert glue.averaged == ("cola", "rte")
     base, grown = glue.scores["base"], glue.scores["grown"]
+    base_average, grown_average = base[AVERAGE], grown[AVERAGE]
     assert base["rte"] is not None
     assert base["rte"].mean == pytest.approx(0.55)
     assert base["rte"].half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t(0.975, 1) s / sqrt(2), s = 0.1 / sqrt(2)
-    assert base[AVERAGE] is not None
-    assert base[AVERAGE].mean == pytest.approx((0.3 + 0.35) / 2)
-    assert grown[AVERAGE] is not None
-    assert grown[AVERAGE].mean == pytest.approx(0.4)
+    assert base_average is not None
+    assert base_average.mean == pytest.approx((0.3 + 0.35) / 2)
+    assert grown_average is not None
+    assert grown_average.mean == pytest.approx(0.4)
     assert grown["wnli"] is None
     method = next(method for method in comparison.methods if method.label == "grown")
     assert glue.cells(method) == ["20.0", "80.0", "60.0", "-", "40.0"]

@@ -8,7 +8,7 @@ from apollo_cli.report.groups import Family, families
 from apollo_cli.report.runs import Run, flat, plain
 from tests.report.made_runs import CONFIG
 
-SCRATCH = {"schedule.layers": [4], "schedule.ends": [1]}
+SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
 
 
 def run(
@@ -30,12 +30,13 @@ def labels(*runs: Run) -> list[str]:
 
 
 def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
-    idle = {"device": "cuda:1", "on_nonfinite": "skip", "tracking__wandb": "online", "log__every": 3}
-    alike = [run("a", seed=0), run("b", seed=1, name="other", data__cache_dir="/x", **idle)]
+    idle: dict[str, Any] = {"device": "cuda:1", "on_nonfinite": "skip", "tracking__wandb": "online"}
+    alike = [run("a", seed=0), run("b", seed=1, name="other", data__cache_dir="/x", log__every=3, **idle)]
     (family,) = families(alike)[0]
     assert [[r.seed for r in group.runs] for group in family.groups] == [[0, 1]]
     for key in ("precision", "optim__lr", "eval__every", "budget__steps", "expander__moments", "sampler__k"):
-        (family,) = families([run("a"), run("b", **{key: 77})])[0]
+        other: dict[str, Any] = {key: 77}
+        (family,) = families([run("a"), run("b", **other)])[0]
         assert len(family.groups) == 2, key
 
 

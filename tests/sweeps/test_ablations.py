@@ -18,7 +18,7 @@ from apollo_cli.train import run
 
 ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation_"))
 SEEDS = 3
-OWN = {
+OWN: dict[str, dict[tuple[str, ...], set[tuple[Any, ...]]]] = {
     "ablation_samplers": {("sampler.kind",): {("lvps",), ("uniform",), ("edge",), ("full",), ("shallow",)}},
     "ablation_k": {("sampler.k",): {(0,), (1,), (2,), (3,), (4,)}},
     "ablation_expander": {

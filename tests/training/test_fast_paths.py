@@ -147,14 +147,18 @@ def test_between_rows_nothing_waits_for_the_device(
             Watch.waits += function.overloadpacket is torch.ops.aten._local_scalar_dense
             return function(*arguments, **(named or {}))
 
-    original, settled = Loop.step, []
+    original, take_in = Loop.step, Loop.settle
+    settled: list[int] = []
 
     def step(loop: Loop) -> None:
         with Watch():
             original(loop)
 
-    take_in = Loop.settle
-    monkeypatch.setattr(Loop, "settle", lambda loop: settled.append(loop.progress.step) or take_in(loop))
+    def settle(loop: Loop) -> None:
+        settled.append(loop.progress.step)
+        take_in(loop)
+
+    monkeypatch.setattr(Loop, "settle", settle)
     monkeypatch.setattr(Loop, "step", step)
     train(config("eval.every=5", "log.every=4", "checkpoint.every=8"), tmp_path)
     assert Watch.waits == 0

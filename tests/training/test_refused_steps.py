@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apollo_cli.config import Config
+from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.errors import TrainingError
 from apollo_cli.training import planning
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints
@@ -31,7 +32,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -
             if what == "loss":
                 losses[1] = math.nan
             else:
-                gradient = loop.model.blocks[0].qkv.weight.grad
+                gradient = loop.model.blocks[0].get_parameter("qkv.weight").grad
                 assert isinstance(gradient, Tensor)
                 gradient[3, 2] = -math.inf if what == "-inf" else math.nan
         return losses
@@ -79,11 +80,10 @@ def test_the_rows_of_a_diagnosis_are_those_of_the_step(
     original = Loop.backward
 
     def backward(loop: Loop, step: int, depths: list[int]) -> Tensor:
+        batches = loop.training.batches
+        assert isinstance(batches, TrainingBatches)
         seen[step] = [
-            (
-                loop.training.batches.rows[loop.training.batches.row_numbers(step, part)],
-                loop.training.micro_batch(step, part).targets,
-            )
+            (batches.rows[batches.row_numbers(step, part)], loop.training.micro_batch(step, part).targets)
             for part in (0, 1)
         ]
         return original(loop, step, depths)
@@ -221,7 +221,12 @@ def test_a_budget_in_seconds_looks_at_the_clock_after_each_step(
     monkeypatch.setattr(Device, "runs_ahead", True)
     settled: list[int] = []
     original = Loop.settle
-    monkeypatch.setattr(Loop, "settle", lambda loop: settled.append(loop.progress.step) or original(loop))
+
+    def settle(loop: Loop) -> None:
+        settled.append(loop.progress.step)
+        original(loop)
+
+    monkeypatch.setattr(Loop, "settle", settle)
     monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.01)
     train(config("budget.steps=null", "budget.seconds=0.3", "log.every=1000"), tmp_path)
     assert {*range(1, 6)} <= {*settled}

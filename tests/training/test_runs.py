@@ -33,7 +33,8 @@ SCHEDULES = {
 def _choices() -> list[Any]:
     """All of them; fast are those in which any two choices of different groups meet at least once."""
     choices = []
-    for (i, sampler), (j, expander), (k, schedule) in product(*map(enumerate, (SAMPLERS, EXPANDERS, SCHEDULES))):
+    numbered = enumerate(SAMPLERS), enumerate(EXPANDERS), enumerate(SCHEDULES)
+    for (i, sampler), (j, expander), (k, schedule) in product(*numbered):
         marks = [] if (i + j + k) % len(SCHEDULES) == 0 else [pytest.mark.slow]
         choices.append(
             pytest.param(sampler, expander, schedule, marks=marks, id=f"{sampler}-{expander[-1]}-{schedule}")

@@ -19,7 +19,7 @@ from apollo_cli.growth.layer_maps import mixing_matrix
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
 from apollo_cli.models.shape import Shape
-from apollo_cli.models.transformer import Batch
+from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import choose
 from apollo_cli.training.interrupt import Interrupted
 from apollo_cli.training.loop import Loop
@@ -215,7 +215,7 @@ def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
 BERT = Shape("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 
 
-def ligo(kind: str) -> tuple[LearnedMap, torch.nn.Module, Callable[[int], Batch]]:
+def ligo(kind: str) -> tuple[LearnedMap, LanguageModel, Callable[[int], Batch]]:
     torch.manual_seed(0)
     shape = replace(BERT, kind=kind)  # type: ignore[arg-type]
     large = replace(shape, hidden=16, heads=4, ffn=24, layers=4)
