@@ -88,9 +88,10 @@ def keep(cell: Cell, folder: Path) -> None:
     """Adds the results of a run directory to those that are kept."""
     found = json.loads((folder / glue_scores.FILE).read_text(encoding="utf-8"))
     found["pretrained"].pop("run_dir", None)  # where it was on this machine
+    rates = {name: set(map(float, group.rates)) for group in GROUPS for name in group.tasks}
+    found["tasks"] = {name: task for name, task in found["tasks"].items() if name in rates}
     for name, task in found["tasks"].items():
-        rates = next(map(float, group.rates) for group in GROUPS if name in group.tasks)
-        if others := {run["lr"] for run in task["runs"]}.difference(rates):
+        if others := {run["lr"] for run in task["runs"]} - rates[name]:
             raise RuntimeError(f"{folder}: {name} was fine-tuned at {sorted(others)}, too; remove those runs")
     tasks = {**kept(cell).get("tasks", {}), **found["tasks"]}
     found["tasks"] = {name: tasks[name] for name in TASKS if name in tasks}
@@ -129,10 +130,11 @@ def _fine_tune(data_dir: Path, unit: Unit, threads: int) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Fine-tunes what is missing, and writes the table of what is there."""
-    missing = [unit for unit in units() if unit.missing] if words else []
+    missing = [unit for unit in units() if unit.missing]
     at_once = max(1, min(os.cpu_count() or 1, len(missing)))
-    print(f"{len(units())} parts, {len(missing)} to do, {at_once} at once", flush=True)
-    if missing:
+    how = f"{at_once} at once" if words else "which needs GLUE_DIR: the table alone is made"
+    print(f"{len(units())} parts, {len(missing)} to do, {how}", flush=True)
+    if words and missing:
         data_dir = Path(words[0]).resolve()
         print(f"about {clock(_seconds(missing) / at_once)}; every part that is done is kept", flush=True)
         CORPUS.each(missing, lambda unit, threads: fine_tune(data_dir, unit, threads), at_once, "the same command")

@@ -57,6 +57,25 @@ def test_models_are_trained_fine_tuned_kept_and_not_again(
     assert results.RESULTS.read_text(encoding="utf-8") == text
 
 
+def test_only_what_the_table_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rate that it does not name, for the best one counts; no other task."""
+    monkeypatch.setattr(reproduce, "KEPT", tmp_path / "kept")
+    cell, path = glue.models(0)["scratch"], tmp_path / "glue" / "results.json"
+    path.parent.mkdir()
+
+    def fine_tuned(*rates: float) -> None:
+        task = {"mean": 0.5, "best": 0.5, "runs": [{"lr": rate} for rate in rates]}
+        found = {"pretrained": {"run_dir": "/mine", "flops": 1}, "tasks": {"sst2": task, "qnli": task}}
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+    fine_tuned(3e-4)
+    glue.keep(cell, tmp_path)
+    assert set(glue.kept(cell)["tasks"]) == {"sst2"}
+    fine_tuned(3e-4, 1e-3)
+    with pytest.raises(RuntimeError, match=r"sst2 was fine-tuned at \[0.001\], too"):
+        glue.keep(cell, tmp_path)
+
+
 def test_the_table_begins_with_what_the_frequent_label_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """F1 of MRPC is 81.2 there, accuracy 68.4, as is published."""
     found = {"tasks": {name: {"mean": 0.5} for name in ("mrpc", "rte", "wnli")}}
