@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.glue.sentences import SentenceBatch
-from apollo_cli.models.dropout import dropout
+from apollo_cli.models.dropout import Dropout
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.models.hf import Pooler
 from apollo_cli.models.shape import Shape
@@ -27,6 +27,7 @@ class Classifier(nn.Module):
         self.body, self.shape = body, body.shape
         hidden, is_bert = body.shape.hidden, body.shape.kind == "bert"
         self.pooler = nn.Linear(hidden, hidden) if is_bert else None
+        self.dropout = Dropout(body.shape.dropout)
         self.answer = nn.Linear(hidden, outputs, bias=is_bert)
         for layer in filter(None, (self.pooler, self.answer)):
             nn.init.normal_(layer.weight, std=body.shape.init.std)
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
         if self.pooler is None:
             return self.answer(self.body.before_decoder(hidden))
         pooled = self.pooler(hidden).tanh()
-        return self.answer(dropout(pooled, self.shape.dropout if self.training else 0.0))
+        return self.answer(self.dropout(pooled))
 
     def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
         """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apollo_cli.models.dropout import dropout
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Block, LanguageModel
 
@@ -33,7 +32,7 @@ class Bert(LanguageModel):
         """Token, position and segment embeddings, normalised."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
-        return dropout(self.embedding_norm(hidden), self.shape.dropout if self.training else 0.0)
+        return self.dropout(self.embedding_norm(hidden))
 
     def attention_mask(self, seen: Tensor) -> Tensor:
         """Every position sees every token that is not padding."""

@@ -6,10 +6,27 @@ has no fast attention with dropout. Here a random word of 64 bits decides on fou
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _LEVELS = 1 << 16  # a probability is rounded to one of so many
 _LOWEST = torch.iinfo(torch.int64).min
+
+
+class Dropout(nn.Module):
+    """Drops while the model trains, and nothing while it is measured."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    @property
+    def now(self) -> float:
+        """The probability in the mode of the model."""
+        return self.probability if self.training else 0.0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Of any shape."""
+        return dropout(values, self.now)
 
 
 def dropout(values: Tensor, probability: float) -> Tensor:

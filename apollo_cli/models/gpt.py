@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from apollo_cli.models.dropout import dropout
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Block, LanguageModel
 
@@ -26,7 +25,7 @@ class Gpt(LanguageModel):
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token and position embeddings; GPT-2 has none of segments."""
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
-        return dropout(hidden, self.shape.dropout if self.training else 0.0)
+        return self.dropout(hidden)
 
     def attention_mask(self, seen: Tensor) -> Tensor:
         """Every position sees the tokens before it, and itself, that are not padding."""

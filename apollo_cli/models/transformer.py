@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apollo_cli.growth.routes import OPEN
 from apollo_cli.models.cross_entropy import decoder_loss
-from apollo_cli.models.dropout import attention, dropout
+from apollo_cli.models.dropout import Dropout, attention
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.unpadding import Unpadding
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, *, pre_norm: bool, causal: bool, gelu: str, eps: float) -> None:
         super().__init__()
         self.heads, self.pre_norm, self.causal, self.gelu = shape.heads, pre_norm, causal, gelu
-        self.dropout = shape.dropout
+        self.dropout = Dropout(shape.dropout)
         self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden)
         self.attention_out = nn.Linear(shape.hidden, shape.hidden)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=eps)
@@ -94,21 +94,15 @@ class Block(nn.Module):
         # parted first and turned then: so the three gradients are joined by one copy
         parted = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, -1))
         query, key, value = (part.transpose(1, 2) for part in parted)
-        causal, dropped = self.causal and mask is None, self._dropout_now()
-        mixed = attention(query, key, value, mask, causal=causal, probability=dropped)
+        causal = self.causal and mask is None
+        mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.now)
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
             mixed = unpadding.together(mixed)
-        return self._drop(linear(self.attention_out, mixed))
+        return self.dropout(linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self._drop(linear(self.ffn_out, F.gelu(linear(self.ffn_in, hidden), approximate=self.gelu)))
-
-    def _drop(self, hidden: Tensor) -> Tensor:
-        return dropout(hidden, self._dropout_now())
-
-    def _dropout_now(self) -> float:
-        return self.dropout if self.training else 0.0
+        return self.dropout(linear(self.ffn_out, F.gelu(linear(self.ffn_in, hidden), approximate=self.gelu)))
 
 
 class LanguageModel(nn.Module, ABC):
@@ -119,6 +113,7 @@ class LanguageModel(nn.Module, ABC):
     def __init__(self, shape: Shape, layers: int) -> None:
         super().__init__()
         self.shape = shape
+        self.dropout = Dropout(shape.dropout)
         self.tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.positions = nn.Embedding(shape.positions, shape.hidden)
         self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))

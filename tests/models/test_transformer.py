@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apollo_cli.growth.layer_maps import layer_map
-from apollo_cli.models import bert, gpt, transformer
+from apollo_cli.models import dropout, transformer
 from apollo_cli.models.build import build, num_parameters
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -218,8 +218,7 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
         seen.append(probability)
         return query
 
-    for part in (transformer, bert, gpt):
-        monkeypatch.setattr(part, "dropout", spy_dropout)
+    monkeypatch.setattr(dropout, "dropout", spy_dropout)
     monkeypatch.setattr(transformer, "attention", spy_attention)
     model, tokens = make_model(replace(shape, dropout=0.3), 2), make_batch(shape).tokens
     model.train().logits(tokens, (0, 1))
