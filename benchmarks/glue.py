@@ -69,9 +69,9 @@ class Unit:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The tasks that are not kept yet."""
-        there = kept(self.cell).get("tasks", {})
-        return tuple(name for name in self.group.tasks if name not in there)
+        """The tasks that are not kept yet, with every rate."""
+        there, rates = kept(self.cell).get("tasks", {}), sorted(map(float, self.group.rates))
+        return tuple(name for name in self.group.tasks if name not in there or there[name]["rates"] != rates)
 
 
 def units() -> list[Unit]:
@@ -92,7 +92,7 @@ def keep(cell: Cell, folder: Path) -> None:
     rates = {name: set(map(float, group.rates)) for group in GROUPS for name in group.tasks}
     found["tasks"] = {name: task for name, task in found["tasks"].items() if name in rates}
     for name, task in found["tasks"].items():
-        if others := {run["lr"] for run in task["runs"]} - rates[name]:
+        if others := set(task["rates"]) - rates[name]:
             raise RuntimeError(f"{folder}: {name} was fine-tuned at {sorted(others)}, too; remove those runs")
     tasks = {**kept(cell).get("tasks", {}), **found["tasks"]}
     found["tasks"] = {name: tasks[name] for name in TASKS if name in tasks}
@@ -172,6 +172,7 @@ def lines() -> Iterator[str]:
     yield f"{', '.join(small.rates)}, and {', '.join(large.rates)} alone for SST-2, which has three times the rows"
     yield "of all others. Development scores x 100 (the mean of a task's metrics), mean over the pretraining seeds;"
     yield "± is the 95 % Student-t interval. Made by `python -m benchmarks.glue GLUE_DIR`."
+    yield from _places()
     todo = sum(bool(unit.missing) for unit in units())
     if todo:
         yield f"Of {len(units())} parts (a model, its small tasks or SST-2) {todo} are still to do."
@@ -186,6 +187,16 @@ def lines() -> Iterator[str]:
     head = ("model", "seeds", "FLOPs", "validation loss", *(TASKS[name].title for name in there))
     yield from results.table((*head, "average without WNLI"), rows)
     yield from ["", *_words()]
+
+
+def _places() -> Iterator[str]:
+    """Which tasks were fine-tuned where."""
+    titles: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for cell in _cells():
+        for name, task in kept(cell).get("tasks", {}).items():
+            for run in task["runs"]:
+                titles[run["device"]][TASKS[name].title] = None
+    yield from (f"Fine-tuned on {device}: {', '.join(names)}." for device, names in titles.items())
 
 
 def frequent(task: str) -> float:

@@ -150,7 +150,7 @@ class Grid:
 
     def _write(self) -> dict[str, Any]:
         """results.json, and of each task the answers of its best run for a submission."""
-        found = results.collect(self.out) | {"recipe": {**self.config.recipe, "lr": list(self.config.optim.lr)}}
+        found = results.collect(self.out) | {"recipe": self.config.recipe}
         with files.writing(self.out / results.NAME, 100_000):
             files.write_json(self.out / results.NAME, found)
             for name, task in found["tasks"].items():

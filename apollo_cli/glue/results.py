@@ -20,9 +20,9 @@ NAME = "results.json"
 def collect(folder: Path) -> dict[str, Any]:
     """The results of all complete runs in a folder of fine-tuning runs.
 
-    Of each task: `rate`, the learning rate with the best mean score over its seeds; `mean` over the seeds of that
-    rate, with the ends of its 95 % interval; `best` of all runs, as published results have it. Both are chosen by
-    the same development rows that they are measured on.
+    Of each task: `rates`, the learning rates that were tried; `rate`, the one with the best mean score over its
+    seeds; `mean` over the seeds of that rate, with the ends of its 95 % interval; `best` of all runs, as published
+    results have it. Both are chosen by the same development rows that they are measured on.
     """
     summaries = list(_complete(folder))
     tasks = {}
@@ -68,6 +68,7 @@ def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": {name.removeprefix("eval/"): value for name, value in scores.items()},
         "flops": summary["totals"]["flops"],
         "train_seconds": summary["totals"]["train_seconds"],
+        "device": summary["device"],
     }
 
 
@@ -80,6 +81,7 @@ def _of_task(runs: list[dict[str, Any]]) -> dict[str, Any]:
     of_seeds = interval([run["score"] for run in rates[rate]])
     best = max(runs, key=lambda run: run["score"])
     return {
+        "rates": sorted(rates),
         "rate": rate,
         "seeds": [run["seed"] for run in rates[rate]],
         "mean": of_seeds.mean,

@@ -29,6 +29,8 @@ class SentenceBatch(Batch):
 
     def pieces(self, count: int) -> Sequence[Batch]:
         """The batch as `count` batches of as many rows each."""
+        if count == 1:  # nothing to look for, which would wait for the device
+            return [self]
         parts = zip(super().pieces(count), self.segments.chunk(count), self.seen.chunk(count), strict=True)
         return [
             SentenceBatch(**piece.tensors, segments=segments, seen=seen, places=seen.flatten().nonzero().squeeze(1))

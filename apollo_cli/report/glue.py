@@ -23,7 +23,7 @@ class GlueTable:
         tasks: those that a run has, in the order of GLUE.
         averaged: those that all runs with scores have, without WNLI; the average is over these.
         scores: of each method with scores, by task and under AVERAGE; None where a run of it lacks one.
-        alike: whether all were fine-tuned by one recipe.
+        alike: whether each task was fine-tuned by one recipe.
     """
 
     tasks: tuple[str, ...]
@@ -68,7 +68,8 @@ def glue_table(comparison: Comparison) -> GlueTable | None:
             of_task = {name: _over([scores.get(name) for scores in of_runs]) for name in tasks}
             averages = [fmean(scores[name] for name in shared) for scores in of_runs] if shared else []
             scores[method.label] = of_task | ({AVERAGE: interval(averages)} if averages else {})
-    return GlueTable(tasks, shared, scores, alike=len({run.glue.recipe for run in runs}) == 1)
+    recipes = [{run.glue.recipes[name] for run in runs if name in run.glue.recipes} for name in tasks]
+    return GlueTable(tasks, shared, scores, alike=all(len(of_task) == 1 for of_task in recipes))
 
 
 def _over(scores: Sequence[float | None]) -> Interval | None:

@@ -20,11 +20,11 @@ class GlueScores:
 
     Attributes:
         scores: of each task the mean over fine-tuning seeds, from -1 or 0 to 1.
-        recipe: how all were fine-tuned, as JSON.
+        recipes: of each task how it was fine-tuned, the learning rates that were tried too; as JSON.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
-    recipe: str = ""
+    recipes: dict[str, str] = field(default_factory=dict)
 
 
 def read(folder: Path) -> GlueScores:
@@ -43,7 +43,8 @@ def read(folder: Path) -> GlueScores:
         scores = {name: task["mean"] for name, task in found["tasks"].items()}
         if not scores.keys() <= TASKS.keys() or not all(map(_is_score, scores.values())):
             raise ValueError("a task or a score is none of GLUE's")
-        return GlueScores(scores, json.dumps(found.get("recipe"), sort_keys=True))
+        recipes = {name: [found.get("recipe"), task.get("rates")] for name, task in found["tasks"].items()}
+        return GlueScores(scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{files.shown(path)} is damaged: {error}") from error
 

@@ -15,10 +15,10 @@ FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
 GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]
 
 
-def fine_tuned(folder: Path, recipe: str = "one", **means: float) -> None:
+def fine_tuned(folder: Path, recipe: str = "one", rates: tuple[float, ...] = (2e-5,), **means: float) -> None:
     """Leaves what apollo-glue would."""
     (folder / "glue").mkdir()
-    tasks = {name: {"mean": mean} for name, mean in means.items()}
+    tasks = {name: {"mean": mean, "rates": rates} for name, mean in means.items()}
     (folder / "glue" / "results.json").write_text(json.dumps({"tasks": tasks, "recipe": recipe}))
 
 
@@ -65,11 +65,23 @@ def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
     assert glue_table(_comparison(tmp_path)) is None
 
 
-def test_another_recipe_is_said(folder: Path, tmp_path: Path) -> None:
-    fine_tuned(write_run(tmp_path / "other", GROWN, name="other", sampler__k=4), "another", cola=0.3)
+@pytest.mark.parametrize(
+    ("recipe", "rates", "task", "said"),
+    [
+        ("another", (2e-5,), "cola", True),
+        ("one", (2e-5, 3e-5), "cola", True),  # the best of two
+        ("one", (2e-5, 3e-5), "mrpc", False),  # which nobody else has
+        ("one", (2e-5,), "cola", False),
+    ],
+)
+def test_another_recipe_is_said(
+    recipe: str, rates: tuple[float, ...], task: str, said: bool, folder: Path, tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "other", GROWN, name="other", sampler__k=4)
+    fine_tuned(other, recipe, rates, **{task: 0.3})
     glue = glue_table(_comparison(folder))
     assert glue is not None
-    assert any("same recipe" in note for note in glue.notes)
+    assert any("same recipe" in note for note in glue.notes) == said
 
 
 @pytest.mark.parametrize(
