@@ -1,6 +1,7 @@
 """Growth: N stored layers become the next N by a matrix on layers, weights and AdamW's moments alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,11 +55,23 @@ MOMENT_RULES: dict[str, Callable[[int, np.ndarray, Sequence[State]], State]] = {
 MOMENTS = (*MOMENT_RULES, "reset")
 
 
+class Optimizer(Protocol):
+    """What changes hands; torch's optimizers have it, too."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """`params` of each."""
+
+    @property
+    def state(self) -> MutableMapping[Any, Any]:
+        """Of each parameter."""
+
+
 @torch.no_grad()
 def grow(
     blocks: nn.ModuleList,
     grown: nn.ModuleList,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     growth: Growth,
     moments: str,
 ) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apollo_cli.errors import CheckpointError
@@ -79,12 +78,22 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
         for their_name, part in zip(parts, tensor.chunk(len(parts)), strict=True):
             turned = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = turned.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
-    save_torch_state_dict(theirs, folder, max_shard_size=LARGEST_FILE, metadata={"format": "pt"})
-    for file in folder.glob("model*.safetensors"):
-        file.chmod(0o644)  # the library writes 0600; colleagues load it too
+    _save_weights(theirs, folder)
     config = _CONFIGS[model.shape.kind](model.shape, len(model.blocks)) | special_ids
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
+    metadata = {"format": "pt"}
+    if sum(tensor.nbytes for tensor in tensors.values()) <= LARGEST_FILE:
+        save_file(tensors, folder / "model.safetensors", metadata)
+    else:
+        from huggingface_hub import save_torch_state_dict  # loads torch's distributed tensors, a second
+
+        save_torch_state_dict(tensors, folder, max_shard_size=LARGEST_FILE, metadata=metadata)
+    for file in folder.glob("model*.safetensors"):
+        file.chmod(0o644)  # the libraries write 0600; colleagues load it too
 
 
 def load_model(folder: Path) -> LanguageModel:

@@ -22,13 +22,14 @@ from apollo_cli.growth.schedule import Stage
 from apollo_cli.models.footprint import Footprint
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.tracking.tracker import Tracker
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state, restore_random_state
 from apollo_cli.training.device import Device
 from apollo_cli.training.diagnosis import MOST_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.interrupt import Interrupted, StopRequest
 from apollo_cli.training.memory import forget_peak, num_pieces, peak_bytes
-from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name, step_unless
+from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name
 from apollo_cli.training.placement import Placement
 from apollo_cli.training.transfer import Transfer
 
@@ -62,7 +63,7 @@ class Loop:
     plan: Plan
     device: Device
     placement: Placement
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     training: Prefetch
     validation: EvaluationBatches
     tracker: Tracker
@@ -262,13 +263,14 @@ class Loop:
     def update(self, losses: Tensor, lr: float) -> Tensor:
         """Clipped gradients into weights, unless something is not finite, now or since `settle`; returns the norm.
 
-        The device itself decides: AdamW's fused kernel leaves everything as it is where `found_inf` is 1.
+        The device itself decides: AdamW's fused kernel leaves everything as it is where `blocked` is 1.
         """
         norm = self.placement.grad_norm()
         if limit := self.config.optim.clip:
             clip_grads_with_norm_(self.model.parameters(), limit, norm)
         self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
-        step_unless(self.blocked, self.optimizer, lr)
+        self.optimizer.lr = lr
+        self.optimizer.step(self.blocked)
         return norm
 
     def settle(self) -> None:

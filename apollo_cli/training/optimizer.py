@@ -1,4 +1,4 @@
-"""AdamW, and the learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step; the optimizer of a model and its state by name."""
 
 from collections.abc import Sequence
 from math import cos, pi
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apollo_cli.sections.training import Optim
+from apollo_cli.training.adamw import AdamW
 
 
 def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:
@@ -43,35 +44,22 @@ def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[in
     return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, optim: Optim) -> AdamW:
     """AdamW over all parameters; matrices and embeddings decay, norms and biases do not."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
 
-def step_unless(blocked: Tensor, optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """An update at this learning rate where `blocked` is 0; where it is 1, all stays as it is.
-
-    The fused kernel reads the number on its device, as it does for torch's gradient scaler; nobody waits for it.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.found_inf = blocked  # type: ignore[attr-defined]
-    if blocked.device.type == "mps" and blocked:  # whether its kernel looks there is not known
-        return
-    optimizer.step()
-
-
-def state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def state_by_name(model: nn.Module, optimizer: AdamW) -> dict[str, Any]:
     """The optimizer's state under the names of its parameters: order and growth cannot confuse it."""
     return {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
 
 
-def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def restore_state(model: nn.Module, optimizer: AdamW, state: dict[str, Any]) -> None:
     """The inverse of `state_by_name`, onto the devices of the parameters.
 
     Raises:

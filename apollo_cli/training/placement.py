@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
@@ -13,6 +12,7 @@ from apollo_cli.growth.growths import Growth
 from apollo_cli.growth.routes import Route
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoint
 from apollo_cli.training.filling import Filling, enlarged
 from apollo_cli.training.optimizer import restore_state
@@ -43,7 +43,7 @@ class Placement:
         """Around a forward and backward pass; the gradients of all processes meet in the last one of a step."""
         yield
 
-    def grow(self, optimizer: torch.optim.Optimizer, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
         """Expands the layers, as the plan has it."""
         grown = nn.ModuleList(self.model.new_block() for _ in growth.matrix)
         self.compiles(grown)
@@ -70,7 +70,7 @@ class Placement:
         """What this process has of a weight or a gradient."""
         return tensor
 
-    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: AdamW) -> None:
         """Gives weights and moments the state of a checkpoint.
 
         Raises:
@@ -117,7 +117,7 @@ class Copies(Placement):
             with self.replica.no_sync():
                 yield
 
-    def grow(self, optimizer: torch.optim.Optimizer, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
         """Expands the layers of every copy, all in the same way."""
         del self.replica  # and its buckets, before there are more
         super().grow(optimizer, growth, moments)

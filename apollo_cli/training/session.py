@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from torch.optim import Optimizer
-
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
 from apollo_cli.tracking.tracker import Silence, Tracker
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoint, Progress, restore_random_state
 from apollo_cli.training.device import Device, is_out_of_memory
 from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated
@@ -98,7 +97,7 @@ class Session(ABC):
                 self._close(status, progress, tracker)
         return Result(self.directory.path, self.plan, progress.losses)
 
-    def restore(self, checkpoint: Checkpoint, placement: Placement, optimizer: Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, placement: Placement, optimizer: AdamW) -> None:
         """Gives model and optimizer, and torch's generators, the state of the checkpoint.
 
         Raises:

@@ -22,6 +22,7 @@ from apollo_cli.growth.growths import Growth
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Shape
 from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoint
 from apollo_cli.training.device import Device
 from apollo_cli.training.filling import Filling, enlarged
@@ -118,7 +119,7 @@ class Shards(Placement):
         yield
 
     @torch.no_grad()
-    def grow(self, optimizer: torch.optim.Optimizer, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
         """Expands the layers shard by shard: FSDP knows its layers from the start, so the model is a new one."""
         old, self.model = self.model, self._empty(len(growth.matrix))
         grow(old.blocks, self.model.blocks, optimizer, growth, moments)
@@ -151,7 +152,7 @@ class Shards(Placement):
         """The shard of this process."""
         return tensor.to_local()  # type: ignore[attr-defined]  # a DTensor
 
-    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: AdamW) -> None:
         """Each process reads its shards, whoever wrote the checkpoint, in whatever shards."""
         there, tensors = sizes(checkpoint.folder), self.weights()
         for name, parameter in self.model.named_parameters():

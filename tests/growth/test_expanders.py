@@ -13,6 +13,7 @@ from apollo_cli.models.build import build
 from apollo_cli.models.shape import Kind, Shape
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.sections.training import Optim
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.optimizer import build_optimizer
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
@@ -47,7 +48,7 @@ def make_model(kind: Kind, layers: int) -> LanguageModel:
     return model
 
 
-def train(model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int = 1) -> None:
+def train(model: LanguageModel, optimizer: AdamW, steps: int = 1) -> None:
     layers = len(model.blocks)
     for seed in range(steps):
         random = torch.Generator().manual_seed(seed)
@@ -58,16 +59,14 @@ def train(model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int = 1
         optimizer.zero_grad()
 
 
-def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, torch.optim.AdamW]:
+def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, AdamW]:
     model = make_model(kind, layers)
     optimizer = build_optimizer(model, OPTIM)
     train(model, optimizer, steps)
     return model, optimizer
 
 
-def expand(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, growth: str, layers: int, moments: str = "map"
-) -> None:
+def expand(model: LanguageModel, optimizer: AdamW, growth: str, layers: int, moments: str = "map") -> None:
     expander = Expander("nearest", silent=True) if growth == "net2net" else Expander(growth)
     planned = expander.growth(len(model.blocks), layers)
     grown = nn.ModuleList(model.new_block() for _ in planned.matrix)
@@ -83,7 +82,7 @@ def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
     }
 
 
-def states(blocks: nn.ModuleList, optimizer: torch.optim.Optimizer, key: str) -> dict[str, list[Any]]:
+def states(blocks: nn.ModuleList, optimizer: AdamW, key: str) -> dict[str, list[Any]]:
     """A copy of one entry of the optimizer's state by name and layer; None where there is no state."""
     found: dict[str, list[Any]] = {}
     for block in blocks:
@@ -250,7 +249,7 @@ def test_norms_and_biases_stay_without_weight_decay(kind: Kind, growth: str, mom
 def test_settings_of_the_groups_are_kept() -> None:
     model, optimizer = trained("gpt", 3)
     for group in optimizer.param_groups:
-        group["lr"] = 0.0123
+        group["weight_decay"] = 0.0123
     before = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     expand(model, optimizer, "nearest", 6, "reset")
     after = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]

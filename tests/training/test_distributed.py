@@ -89,8 +89,19 @@ def workers(parent: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def alone(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process, in two micro-steps a step and three stages."""
-    return trained(tiny, tmp_path_factory.mktemp("alone") / "run")
+    """A run of one process, in two micro-steps a step and three stages, and beside it what it imported."""
+    folder = tmp_path_factory.mktemp("alone")
+    python, *rest = command([*tiny, f"hydra.run.dir={folder}/run"])
+    (folder / "imports.txt").write_text(finished([python, "-X", "importtime", *rest]), encoding="utf-8")
+    return folder / "run"
+
+
+def test_one_process_loads_neither_the_compiler_nor_tensors_of_several(alone: Path) -> None:
+    """A second of each start; on a CPU nothing is compiled."""
+    imports = (alone.parent / "imports.txt").read_text(encoding="utf-8")
+    assert " torch.nn\n" in imports
+    for heavy in ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "sympy"):
+        assert f" {heavy}\n" not in imports
 
 
 def test_two_processes_are_as_one(tiny: tuple[str, ...], alone: Path, tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_norms_and_biases_do_not_decay(kind: str, config: Callable[..., Config])
 
 def test_betas_come_from_the_config(config: Callable[..., Config]) -> None:
     settings = config("optim.betas=[0.8,0.95]", "optim.eps=1e-6")
-    group = build_optimizer(build(settings.shape, 1), settings.optim).param_groups[0]
-    assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
+    optimizer = build_optimizer(build(settings.shape, 1), settings.optim)
+    assert (optimizer.betas, optimizer.eps) == ((0.8, 0.95), 1e-6)
 
 
 def test_state_travels_by_name(config: Callable[..., Config]) -> None:

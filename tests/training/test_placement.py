@@ -16,6 +16,7 @@ from apollo_cli.growth.routes import Route
 from apollo_cli.models.build import build
 from apollo_cli.models.shape import Initialization, Shape
 from apollo_cli.models.transformer import Batch
+from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.filling import fill
 from apollo_cli.training.placement import Copies
 
@@ -36,7 +37,8 @@ def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> N
     """A layer that runs three times has one gradient; micro-steps before the last one send nothing."""
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
     copies = Copies(model, compiled.extend, trains_all=True)
-    optimizer, first = torch.optim.AdamW(model.parameters()), [*model.blocks]
+    groups, first = [{"params": [*model.parameters()], "weight_decay": 0.0}], [*model.blocks]
+    optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     for layers in (2, 4):
         if layers != len(model.blocks):
             copies.grow(optimizer, Expander("nearest").growth(len(model.blocks), layers), "map")

@@ -1,0 +1,71 @@
+"""AdamW (Loshchilov 2019, algorithm 2) by torch's fused kernel."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+
+class AdamW:
+    """The arithmetic of `torch.optim.AdamW(fused=True)`, to the last bit, and what growth needs of it.
+
+    torch's class loads the compiler when it is made, compiled or not: a second of each start.
+
+    Attributes:
+        param_groups: `params` and their `weight_decay`; may be edited in place.
+        state: of each parameter that was updated `step` (), `exp_avg` and `exp_avg_sq` of its shape, all fp32.
+        lr: of the next update.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        self.param_groups = list(groups)
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.lr, self.betas, self.eps = lr, betas, eps
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for parameter in self._parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, blocked: Tensor | None = None) -> None:
+        """An update of what has a gradient; where `blocked`, (), is 1, all stays as it is.
+
+        The kernel reads that number on its device, as it does for torch's gradient scaler; nobody waits for it.
+        """
+        if blocked is not None and blocked.device.type == "mps" and blocked:  # is its kernel known to look there?
+            return
+        for group in self.param_groups:
+            updated = [p for p in group["params"] if p.grad is not None]
+            states = [self.state.get(p) or self._begin(p) for p in updated]
+            if not updated:
+                continue
+            adamw(
+                updated,
+                [p.grad for p in updated],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                found_inf=blocked,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=self.lr,
+                weight_decay=group["weight_decay"],
+                eps=self.eps,
+                maximize=False,
+            )
+
+    def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        return self.state[parameter]
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self.param_groups for parameter in group["params"])

@@ -1,0 +1,65 @@
+"""Against torch's own class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apollo_cli.training.adamw import AdamW
+
+
+def _parameters() -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    random = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=random) for shape in ((5, 3), (7,), (2, 2))]
+    first, second = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    return first, second
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [{"params": parameters[:1], "weight_decay": 0.3}, {"params": parameters[1:], "weight_decay": 0.0}]
+
+
+def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
+    """To all but the last parameter in the first two steps, as to layers that are frozen at first."""
+    random = torch.Generator().manual_seed(step)
+    for values in zip(*models, strict=True):
+        gradient = torch.randn(values[0].shape, generator=random)
+        for value in values:
+            value.grad = None if step < 2 and value.shape == (2, 2) else gradient.clone()
+
+
+def test_weights_and_moments_are_those_of_torch_to_the_last_bit() -> None:
+    ours, theirs = _parameters()
+    mine = AdamW(_groups(ours), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+    its = torch.optim.AdamW(_groups(theirs), lr=0.01, betas=(0.8, 0.95), eps=1e-6, fused=True)
+    for step in range(6):
+        _give_gradients(step, ours, theirs)
+        mine.lr = 0.01 / (1 + step)
+        for group in its.param_groups:
+            group["lr"] = mine.lr
+        mine.step(torch.zeros(()))
+        its.step()
+    for parameter, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(parameter, expected)
+        assert mine.state[parameter].keys() == its.state[expected].keys()
+        assert all(torch.equal(value, its.state[expected][key]) for key, value in mine.state[parameter].items())
+    mine.zero_grad()
+    assert [parameter.grad for parameter in ours] == [None] * 3
+
+
+def test_a_blocked_update_changes_nothing() -> None:
+    parameters, _ = _parameters()
+    optimizer = AdamW(_groups(parameters), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+
+    def everything() -> list[Tensor]:
+        states = [value for parameter in parameters[:2] for value in optimizer.state[parameter].values()]
+        return [tensor.clone() for tensor in (*(p.detach() for p in parameters), *states)]
+
+    _give_gradients(0, parameters)
+    optimizer.step()
+    before = everything()
+    _give_gradients(1, parameters)
+    optimizer.step(torch.ones(()))
+    assert all(map(torch.equal, everything(), before))
+    optimizer.step(torch.zeros(()))
+    assert not all(map(torch.equal, everything(), before))
