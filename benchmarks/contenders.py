@@ -60,7 +60,8 @@ def plain(config: Config, gate: Gate) -> None:
 
     transformer.linear = lambda layer, hidden: layer(hidden)
     model, batches = _model(config), _batches(config)
-    optimizer = build_optimizer(model, config.optim)
+    groups, optim = build_optimizer(model, config.optim).param_groups, config.optim
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     for step in range(LONG):
         gate.step()
         batch = batches.micro_batch(step, 0)

@@ -21,7 +21,7 @@ from apollo_cli.glue.section import compose_words, parse
 from apollo_cli.glue.tasks import TASKS, Split, Task
 from apollo_cli.report.savings import interval
 from benchmarks import results
-from benchmarks.glue import frequent
+from benchmarks.glue_table import frequent
 
 KEPT, RUNNING = Path(__file__).with_name("glue") / "trainer.json", Path("outputs/glue_trainer")
 COMPARED = ("rte", "mrpc", "stsb", "cola")

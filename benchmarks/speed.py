@@ -405,7 +405,7 @@ def main(asked: list[str]) -> None:
     from benchmarks import report
 
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available() or _is_there("gpu"):  # measured elsewhere
+    if torch.cuda.is_available() or _is_there("gpu"):  # its figures may come from another machine
         PARTS["gpu"] = gpu
     for name in asked or PARTS:
         path = FOLDER / f"{name}.json"

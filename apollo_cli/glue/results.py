@@ -69,6 +69,7 @@ def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
         "flops": summary["totals"]["flops"],
         "train_seconds": summary["totals"]["train_seconds"],
         "device": summary["device"],
+        "precision": summary["precision"],
     }
 
 

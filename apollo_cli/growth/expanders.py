@@ -56,7 +56,7 @@ MOMENTS = (*MOMENT_RULES, "reset")
 
 
 class Optimizer(Protocol):
-    """What changes hands; torch's optimizers have it, too."""
+    """What changes hands: that of a run, of which growth knows no more."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

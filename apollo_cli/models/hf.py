@@ -69,7 +69,7 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
 
     Args:
         model: what to write.
-        folder: exists already.
+        folder: exists already, and is empty.
         special_ids: `pad_token_id`, `bos_token_id` and the like, as transformers' configs name them.
     """
     theirs = {}

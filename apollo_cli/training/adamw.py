@@ -15,8 +15,10 @@ class AdamW:
 
     Attributes:
         param_groups: `params` and their `weight_decay`; may be edited in place.
-        state: of each parameter that was updated `step` (), `exp_avg` and `exp_avg_sq` of its shape, all fp32.
+        state: of each parameter that had a gradient `step` (), `exp_avg` and `exp_avg_sq` of its shape, all fp32.
         lr: of the next update.
+        betas: of the two moments.
+        eps: beside the root of the second.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class AdamW:
 
         The kernel reads that number on its device, as it does for torch's gradient scaler; nobody waits for it.
         """
-        if blocked is not None and blocked.device.type == "mps" and blocked:  # is its kernel known to look there?
+        if (
+            blocked is not None and blocked.device.type == "mps" and blocked
+        ):  # whether its kernel looks there is not known
             return
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None]

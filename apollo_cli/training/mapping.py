@@ -116,6 +116,7 @@ def learn(
         TrainingError: a loss is not finite.
     """
     losses, layer_map = [], tuple(range(len(model.blocks)))
+    # torch's own, whose kernel rounds otherwise than ours: all maps that were measured were learned by it
     optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
     for step in range(learning.steps):
         with device.autocast():

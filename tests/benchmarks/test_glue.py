@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,36 +58,47 @@ def test_models_are_trained_fine_tuned_kept_and_not_again(
     assert results.RESULTS.read_text(encoding="utf-8") == text
 
 
-def test_only_what_the_table_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rate that it does not name, for the best one counts; no other task."""
+@pytest.fixture
+def fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell]:
+    """Keeps results of SST-2, and of a task that nobody wants, at some rates and of some weights."""
     monkeypatch.setattr(reproduce, "KEPT", tmp_path / "kept")
     cell, path = glue.models(0)["scratch"], tmp_path / "glue" / "results.json"
     path.parent.mkdir()
 
-    def fine_tuned(*rates: float) -> None:
+    def keep(*rates: float, weights: str = "mine") -> Cell:
         task = {"mean": 0.5, "best": 0.5, "rates": rates}
-        found = {"pretrained": {"run_dir": "/mine", "flops": 1}, "tasks": {"sst2": task, "qnli": task}}
-        path.write_text(json.dumps(found), encoding="utf-8")
-
-    fine_tuned(3e-4)
-    glue.keep(cell, tmp_path)
-    assert set(glue.kept(cell)["tasks"]) == {"sst2"}
-    fine_tuned(3e-4, 1e-3)
-    with pytest.raises(RuntimeError, match=r"sst2 was fine-tuned at \[0.001\], too"):
+        pretrained = {"run_dir": "/mine", "flops": 1, "weights": weights}
+        path.write_text(json.dumps({"pretrained": pretrained, "tasks": {"sst2": task, "qnli": task}}), "utf-8")
         glue.keep(cell, tmp_path)
+        return cell
+
+    return keep
 
 
-def test_the_table_begins_with_what_the_frequent_label_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F1 of MRPC is 81.2 there, accuracy 68.4, as is published."""
-    runs = [{"device": "an abacus"}]
-    found = {"tasks": {name: {"mean": 0.5, "rates": [], "runs": runs} for name in ("mrpc", "rte", "wnli")}}
-    monkeypatch.setattr(glue, "kept", lambda cell: found | {"pretrained": {"flops": 2e13, "eval/loss": 1.0}})
-    table = [line for line in glue.lines() if line.startswith("| ")]
-    assert table[0].endswith("| MRPC | RTE | WNLI | average without WNLI |")
-    assert table[2] == "| always the frequent label | - | - | - | 74.8 | 52.7 | 56.3 | 63.8 |"
-    assert table[3].startswith("| scratch | 3 | 2.000e+13")
-    assert len(table) == 3 + len(glue.models(0))
-    assert "Fine-tuned on an abacus: MRPC, RTE, WNLI." in glue.lines()
+def test_only_what_the_table_says_is_kept(fine_tuned: Callable[..., Cell]) -> None:
+    """No rate that it does not name, for the best one counts; no other task; no place on this machine."""
+    kept = glue.kept(fine_tuned(3e-4))
+    assert set(kept["tasks"]) == {"sst2"}
+    assert kept["pretrained"] == {"flops": 1, "weights": "mine"}
+    with pytest.raises(RuntimeError, match=r"sst2 was fine-tuned at \[0.001\], too"):
+        fine_tuned(3e-4, 1e-3)
+
+
+def test_results_of_two_models_are_not_mixed(fine_tuned: Callable[..., Cell]) -> None:
+    cell = fine_tuned(3e-4)
+    before = glue.kept(cell)
+    with pytest.raises(RuntimeError, match=r"results\.json is of other weights than"):
+        fine_tuned(3e-4, weights="another's")
+    assert glue.kept(cell) == before
+
+
+def test_a_task_is_missing_until_every_rate_was_tried(
+    fine_tuned: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = glue.Group(("sst2",), ("1e-4", "3e-4"))
+    monkeypatch.setattr(glue, "GROUPS", (group,))
+    assert glue.Unit(fine_tuned(3e-4), group).missing == ("sst2",)
+    assert glue.Unit(fine_tuned(1e-4, 3e-4), group).missing == ()
 
 
 def test_both_sides_of_the_contest_stand_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def test_a_grid_is_run_and_typed_again_leaves_out_what_is_done(
     assert [(each["lr"], each["seed"]) for each in of_rte["runs"]] == [
         (lr, s) for lr in (0.001, 0.003) for s in (0, 1)
     ]
+    assert of_rte["rates"] == [0.001, 0.003]
+    assert {(each["device"].split()[0], each["precision"]) for each in of_rte["runs"]} == {("cpu", "fp32")}
     of_rate = [each["score"] for each in of_rte["runs"] if each["lr"] == of_rte["rate"]]
     assert of_rte["mean"] == pytest.approx(sum(of_rate) / 2)
     assert of_rte["best"] == max(each["score"] for each in of_rte["runs"])

@@ -73,6 +73,7 @@ def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
 
 def test_pieces_are_the_rows_of_the_batch(sentences: Sentences) -> None:
     batch = sentences.batch(np.arange(8))
+    assert batch.pieces(1) == [batch]
     pieces = batch.pieces(4)
     for name in ("tokens", "segments", "seen", "targets"):
         assert torch.equal(torch.cat([piece.tensors[name] for piece in pieces]), batch.tensors[name])

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from apollo_cli.training.adamw import AdamW
 
+each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
-def _parameters() -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+
+def _parameters(device: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     random = torch.Generator().manual_seed(0)
     values = [torch.randn(shape, generator=random) for shape in ((5, 3), (7,), (2, 2))]
-    first, second = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    first, second = ([nn.Parameter(value.to(device, copy=True)) for value in values] for _ in range(2))
     return first, second
 
 
@@ -25,11 +28,12 @@ def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
     for values in zip(*models, strict=True):
         gradient = torch.randn(values[0].shape, generator=random)
         for value in values:
-            value.grad = None if step < 2 and value.shape == (2, 2) else gradient.clone()
+            value.grad = None if step < 2 and value.shape == (2, 2) else gradient.to(value.device, copy=True)
 
 
-def test_weights_and_moments_are_those_of_torch_to_the_last_bit() -> None:
-    ours, theirs = _parameters()
+@each_device
+def test_weights_and_moments_are_those_of_torch_to_the_last_bit(device: str) -> None:
+    ours, theirs = _parameters(device)
     mine = AdamW(_groups(ours), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
     its = torch.optim.AdamW(_groups(theirs), lr=0.01, betas=(0.8, 0.95), eps=1e-6, fused=True)
     for step in range(6):
@@ -37,7 +41,7 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit() -> None:
         mine.lr = 0.01 / (1 + step)
         for group in its.param_groups:
             group["lr"] = mine.lr
-        mine.step(torch.zeros(()))
+        mine.step(torch.zeros((), device=device))
         its.step()
     for parameter, expected in zip(ours, theirs, strict=True):
         assert torch.equal(parameter, expected)
@@ -47,8 +51,10 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit() -> None:
     assert [parameter.grad for parameter in ours] == [None] * 3
 
 
-def test_a_blocked_update_changes_nothing() -> None:
-    parameters, _ = _parameters()
+@each_device
+def test_a_blocked_update_changes_nothing(device: str) -> None:
+    parameters, before_all = _parameters(device)
+    blocked, free = torch.ones((), device=device), torch.zeros((), device=device)
     optimizer = AdamW(_groups(parameters), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
 
     def everything() -> list[Tensor]:
@@ -56,10 +62,13 @@ def test_a_blocked_update_changes_nothing() -> None:
         return [tensor.clone() for tensor in (*(p.detach() for p in parameters), *states)]
 
     _give_gradients(0, parameters)
-    optimizer.step()
+    optimizer.step(blocked)  # the first one
+    assert all(map(torch.equal, parameters, before_all))
+    assert not any(value.any() for parameter in parameters[:2] for value in optimizer.state[parameter].values())
+    optimizer.step(free)
     before = everything()
     _give_gradients(1, parameters)
-    optimizer.step(torch.ones(()))
+    optimizer.step(blocked)
     assert all(map(torch.equal, everything(), before))
-    optimizer.step(torch.zeros(()))
+    optimizer.step(free)
     assert not all(map(torch.equal, everything(), before))
