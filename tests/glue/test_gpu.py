@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from apollo_cli.glue.command import run
 from apollo_cli.glue.finetuning import FineTuning
 from tests.conftest import read_rows
+from tests.training.test_gpu import refuse_to_wait
 
 pytestmark = pytest.mark.gpu
 
@@ -39,21 +39,8 @@ def test_between_rows_nothing_waits_for_the_device(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """CUDA itself refuses what would wait."""
-    original, quiet = FineTuning.step, []
-
-    def step(loop: FineTuning) -> None:
-        torch.cuda.set_sync_debug_mode(
-            "error" if loop.progress.step >= 2 else "default"
-        )  # before is what is done once
-        try:
-            original(loop)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        quiet.append(loop.progress.step)
-
-    monkeypatch.setattr(FineTuning, "step", step)
+    done = refuse_to_wait(FineTuning, 2, monkeypatch)  # before is what is done once
     model = f"run={pretrained}" if kind == "bert" else f"model={gpt_folder}"
     words = [model, "task=mrpc", *quick, "device=cuda", "log.every=100", "checkpoint.every=100"]
     assert run([*words, f"out={tmp_path}"]) == 0
-    assert quiet == list(range(1, 7))
+    assert done == list(range(1, 7))

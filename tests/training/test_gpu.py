@@ -64,22 +64,26 @@ def test_stopped_and_resumed_a_run_is_the_same(
     assert stopped == straight
 
 
-def test_between_rows_nothing_waits_for_the_device(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """CUDA itself refuses what would wait."""
-    original, quiet = Loop.step, []
+def refuse_to_wait(loop_class: type[Loop], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From step `first` on CUDA itself refuses what would wait; returns a list that fills with the steps done."""
+    original, done = loop_class.step, list[int]()
 
     def step(loop: Loop) -> None:
-        compiled = loop.progress.step >= 6  # before, compilation waits, and so does what is done once
-        torch.cuda.set_sync_debug_mode("error" if compiled else "default")
+        torch.cuda.set_sync_debug_mode("error" if loop.progress.step >= first else "default")
         try:
             original(loop)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        quiet.append(loop.progress.step)
+        done.append(loop.progress.step)
 
-    monkeypatch.setattr(Loop, "step", step)
+    monkeypatch.setattr(loop_class, "step", step)
+    return done
+
+
+def test_between_rows_nothing_waits_for_the_device(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = refuse_to_wait(Loop, 6, monkeypatch)  # before, compilation waits, and so does what is done once
     rare = ("log.every=12", "eval.every=12", "checkpoint.every=12", "schedule.layers=[4]", "schedule.ends=[1]")
     train(config(*WIDE, "device=cuda", *rare), tmp_path)
-    assert quiet == list(range(1, 13))
+    assert done == list(range(1, 13))
