@@ -6,6 +6,7 @@ from statistics import fmean
 
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.runs import Run
 from apollo_cli.report.savings import Interval, interval
 
 AVERAGE = "average"
@@ -24,12 +25,14 @@ class GlueTable:
         averaged: those that all runs with scores have, without WNLI; the average is over these.
         scores: of each method with scores, by task and under AVERAGE; None where a run of it lacks one.
         alike: whether each task was fine-tuned by one recipe.
+        retrained: the methods whose scores are of weights with another loss than the run has, trained anew.
     """
 
     tasks: tuple[str, ...]
     averaged: tuple[str, ...]
     scores: dict[str, dict[str, Interval | None]]
     alike: bool
+    retrained: tuple[str, ...]
 
     @property
     def head(self) -> list[str]:
@@ -51,6 +54,9 @@ class GlueTable:
             found.append("WNLI is in no average: its development rows contradict its training rows.")
         if not self.alike:
             found.append("Not all were fine-tuned by the same recipe: see glue/results.json of the runs.")
+        if self.retrained:
+            names = ", ".join(map(repr, self.retrained))
+            found.append(f"The GLUE scores of {names} are of weights with another validation loss than their runs.")
         return found
 
 
@@ -69,7 +75,14 @@ def glue_table(comparison: Comparison) -> GlueTable | None:
             averages = [fmean(scores[name] for name in shared) for scores in of_runs] if shared else []
             scores[method.label] = of_task | ({AVERAGE: interval(averages)} if averages else {})
     recipes = [{run.glue.recipes[name] for run in runs if name in run.glue.recipes} for name in tasks]
-    return GlueTable(tasks, shared, scores, alike=all(len(of_task) == 1 for of_task in recipes))
+    alike = all(len(of_task) == 1 for of_task in recipes)
+    retrained = [m.label for m in comparison.methods if any(_is_retrained(outcome.run) for outcome in m.outcomes)]
+    return GlueTable(tasks, shared, scores, alike, tuple(retrained))
+
+
+def _is_retrained(run: Run) -> bool:
+    losses = [row["eval/loss"] for row in run.evaluations]
+    return run.glue.loss is not None and run.glue.loss not in losses[-1:]
 
 
 def _over(scores: Sequence[float | None]) -> Interval | None:

@@ -21,10 +21,12 @@ class GlueScores:
     Attributes:
         scores: of each task the mean over fine-tuning seeds, from -1 or 0 to 1.
         recipes: of each task how it was fine-tuned, the learning rates that were tried too; as JSON.
+        loss: validation loss of the weights that were fine-tuned; None where it is not said.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=dict)
+    loss: float | None = None
 
 
 def read(folder: Path) -> GlueScores:
@@ -44,7 +46,10 @@ def read(folder: Path) -> GlueScores:
         if not scores.keys() <= TASKS.keys() or not all(map(_is_score, scores.values())):
             raise ValueError("a task or a score is none of GLUE's")
         recipes = {name: [found.get("recipe"), task.get("rates")] for name, task in found["tasks"].items()}
-        return GlueScores(scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()})
+        loss = found.get("pretrained", {}).get("eval/loss")
+        return GlueScores(
+            scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()}, loss
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{files.shown(path)} is damaged: {error}") from error
 
