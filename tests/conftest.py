@@ -92,6 +92,12 @@ def _read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def composed() -> dict[str, Any]:
+    """What `apollo-train` alone composes; not to be changed."""
+    return compose_values([])
+
+
+@pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 documents of random sentences over 400 made-up words, some far more frequent than others."""
     rng = random.Random(0)

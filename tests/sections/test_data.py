@@ -5,7 +5,21 @@ import yaml
 
 from apollo_cli.config import parse
 from apollo_cli.overrides import compose_values
-from tests.test_config import changed, problems_of
+from tests.config_values import changed, problems_of, refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.seq_len": 3}, ["data.seq_len=3", "greater than or equal to 4"]),
+        ({"data.validation": 1}, ["data.validation=1", "less than or equal to 0.5"]),
+        ({"data.vocab_size": True}, ["data.vocab_size=True", "integer"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+    composed: dict[str, Any], changes: dict[str, Any], says: list[str]
+) -> None:
+    refuses(composed, changes, says)
 
 
 def test_a_dataset_of_the_hub_is_chosen_by_its_name_alone() -> None:
