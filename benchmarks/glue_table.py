@@ -61,8 +61,9 @@ def _about(found: dict[str, list[Results]]) -> Iterator[str]:
     yield "weights are not kept, and rounding may part their losses from those above), fine-tuned on tasks of GLUE:"
     yield "3 epochs, batch 32, warmup 10 %, linear decay, dropout 0.1; the best of the learning rates"
     yield f"{', '.join(small.rates)}, and {', '.join(large.rates)} alone for SST-2, which has three times the rows"
-    yield "of all others. Development scores x 100 (the mean of a task's metrics), mean over the pretraining seeds;"
-    yield "± is the 95 % Student-t interval. Made by `python -m benchmarks.glue GLUE_DIR`."
+    yield "of all others. Development scores x 100 (the mean of a task's metrics), mean over the pretraining seeds,"
+    yield f"with {len(glue.FINE_TUNING_SEEDS)} fine-tuning seed each; ± is the 95 % Student-t interval. Made by"
+    yield "`python -m benchmarks.glue GLUE_DIR`."
     places: dict[str, dict[str, None]] = {}
     for name, task in (each for of in found.values() for one in of for each in one.get("tasks", {}).items()):
         for run in task["runs"]:

@@ -54,12 +54,13 @@ class Grid:
             tokenizer, shape = pretrained.tokenizer, pretrained.shape
             framing = Framing.of(shape.kind, tokenizer, min(self.config.glue.max_length, shape.positions))
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
-            for task in missing:
+            for task in self.config.tasks:
                 self._check(task, console)
             device = choose(self.config.cell(self.config.tasks[0], self.config.optim.lr[0], 0, 1).run)
             self._claim(pretrained)
             runs = sum(map(len, missing.values()))
-            console.say(f"{runs} fine-tuning runs, rows of up to {framing.max_length} tokens")
+            of_length = f"{runs} fine-tuning runs, rows of up to {framing.max_length} tokens"
+            console.say(of_length if runs else "all of these fine-tuning runs are done already")
             for task, cells in missing.items():
                 self._fine_tune(pretrained, self._data(task, framing, tokenizer), cells, device, console)
         found = self._write()
@@ -99,10 +100,23 @@ class Grid:
         return self.out / task.name / f"lr{lr:g}_seed{seed}"
 
     def _check(self, task: Task, console: Console) -> None:
-        """Reads all that will be needed: a missing file is said now, not in hours."""
+        """Reads all that will be needed: a missing file is said now, not in hours.
+
+        Raises:
+            ConfigError: there are results of other rows.
+        """
+        fingerprints = []
         for split in (task.splits.train, *task.splits.dev, *self._tests(task)):
-            if note := examples.note_on_rows(task, split, examples.read(task, split, self.config.data_dir)):
+            found = examples.read(task, split, self.config.data_dir)
+            fingerprints.append(found.fingerprint)
+            if note := examples.note_on_rows(task, split, found):
                 console.say(note)
+        learned = _joined(fingerprints[: 1 + len(task.splits.dev)])
+        if any(data["fingerprint"] != learned for data in results.data_of(self.out, task)):
+            place = files.shown(self.out / task.name)
+            raise ConfigError(
+                [f"{place} has results of other {task.title} rows: type out=DIR, or restore the files"]
+            )
         if not self._tests(task):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so nothing is written to submit")
 
@@ -125,7 +139,7 @@ class Grid:
             train=train,
             dev=[(split, sentences) for split, _, sentences in dev],
             test=[(split, sentences, found.indices) for split, found, sentences in test],
-            fingerprint="-".join([texts.fingerprint, *(found.fingerprint for _, found, _ in dev)]),
+            fingerprint=_joined([texts.fingerprint, *(found.fingerprint for _, found, _ in dev)]),
         )
 
     def _claim(self, pretrained: Pretrained) -> None:
@@ -159,6 +173,11 @@ class Grid:
                     (self.out / SUBMISSION).mkdir(exist_ok=True)
                     shutil.copyfile(path, self.out / SUBMISSION / path.name)
         return found
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    """Of the training and the development rows of a task."""
+    return "-".join(fingerprints)
 
 
 def place(config: GlueConfig, stamp: str) -> Path:

@@ -39,13 +39,15 @@ class Pretrained:
         """The model that a run of apollo-train exported.
 
         Raises:
-            CheckpointError: it is no run directory, or the run did not finish.
+            CheckpointError: it is no run directory, the run did not finish, or its model is gone.
         """
         directory = RunDirectory(run_dir)
         if not directory.is_claimed:
             raise CheckpointError(f"run={run_dir}: not a run directory (no config.yaml in it)")
         summary = directory.summary()
-        if summary.get("status") != "completed" or not directory.model.is_dir():
+        if summary.get("status") == "completed" and not directory.model.is_dir():
+            raise CheckpointError(f"run={run_dir}: its model is not there ({directory.model}); train it anew")
+        if summary.get("status") != "completed":
             command = f"{files.command('apollo-train')} resume={directory}"
             raise CheckpointError(
                 f"run={run_dir}: this run did not finish ({summary.get('status')}), so it has no model; go on with "

@@ -10,7 +10,7 @@ from rich.table import Table
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue.metrics import average
-from apollo_cli.glue.tasks import TASKS
+from apollo_cli.glue.tasks import TASKS, Task
 from apollo_cli.report.savings import interval
 from apollo_cli.run_directory import RunDirectory
 
@@ -20,16 +20,17 @@ NAME = "results.json"
 def collect(folder: Path) -> dict[str, Any]:
     """The results of all complete runs in a folder of fine-tuning runs.
 
-    Of each task: `rates`, the learning rates that were tried; `rate`, the one with the best mean score over its
-    seeds; `mean` over the seeds of that rate, with the ends of its 95 % interval; `best` of all runs, as published
-    results have it. Both are chosen by the same development rows that they are measured on.
+    Of each task: `data`, the fingerprint and the number of its training rows; `rates`, the learning rates that were
+    tried; `rate`, the one with the best mean score of those with the most seeds, the lowest of equal ones; `mean`
+    over its seeds, with the ends of the 95 % interval; `best` of all runs, as published results have it. Both are
+    chosen by the same development rows that they are measured on.
     """
     summaries = list(_complete(folder))
     tasks = {}
     for name in TASKS:
-        runs = [_run(summary) for summary in summaries if summary["task"] == name]
-        if runs:
-            tasks[name] = _of_task(runs)
+        of_task = [summary for summary in summaries if summary["task"] == name]
+        if of_task:
+            tasks[name] = {"data": of_task[0]["data"], **_of_task([_run(summary) for summary in of_task])}
     return {
         "pretrained": summaries[0]["pretrained"] if summaries else {},
         "tasks": tasks,
@@ -50,8 +51,13 @@ def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _complete(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("*/*/summary.json"), key=lambda path: files.in_order(str(path))):
+def data_of(folder: Path, task: Task) -> list[dict[str, Any]]:
+    """The fingerprint and the number of rows that each complete run of a task was trained on."""
+    return [summary["data"] for summary in _complete(folder, task.name)]
+
+
+def _complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"{task}/*/summary.json"), key=lambda path: files.in_order(str(path))):
         summary = RunDirectory(path.parent).summary()
         if summary.get("status") == "completed":
             if summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
@@ -77,7 +83,10 @@ def _of_task(runs: list[dict[str, Any]]) -> dict[str, Any]:
     rates: dict[float, list[dict[str, Any]]] = {}
     for run in runs:
         rates.setdefault(run["lr"], []).append(run)
-    of_rates = {rate: fmean(run["score"] for run in of_rate) for rate, of_rate in rates.items()}
+    seeds = max(map(len, rates.values()))
+    of_rates = {
+        rate: fmean(run["score"] for run in rates[rate]) for rate in sorted(rates) if len(rates[rate]) == seeds
+    }
     rate = max(of_rates, key=lambda rate: of_rates[rate])
     of_seeds = interval([run["score"] for run in rates[rate]])
     best = max(runs, key=lambda run: run["score"])

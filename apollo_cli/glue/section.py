@@ -182,7 +182,7 @@ def _problems_of_asked(plain: Mapping[str, Any]) -> list[str]:
     """What is wrong with names of tasks, and with what is to be fine-tuned."""
     known, named = [*TASKS, ALL], _listed(plain.get("task"))
     found = [
-        f"task={name}: no such task{closest(str(name), known)}; GLUE has {', '.join(TASKS)}, or type task=all"
+        f"task={name}: no such task{closest(str(name).lower(), known)}; GLUE has {', '.join(TASKS)}, and task=all"
         for name in named
         if name not in known
     ]

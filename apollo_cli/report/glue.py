@@ -6,7 +6,6 @@ from statistics import fmean
 
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import Run
 from apollo_cli.report.savings import Interval, interval
 
 AVERAGE = "average"
@@ -25,14 +24,14 @@ class GlueTable:
         averaged: those that all runs with scores have, without WNLI; the average is over these.
         scores: of each method with scores, by task and under AVERAGE; None where a run of it lacks one.
         alike: whether each task was fine-tuned by one recipe.
-        retrained: the methods whose scores are of weights with another loss than the run has, trained anew.
+        retrained: the methods whose scores are of other weights: their mean loss, and that of its runs.
     """
 
     tasks: tuple[str, ...]
     averaged: tuple[str, ...]
     scores: dict[str, dict[str, Interval | None]]
     alike: bool
-    retrained: tuple[str, ...]
+    retrained: dict[str, tuple[float, float]]
 
     @property
     def head(self) -> list[str]:
@@ -53,10 +52,14 @@ class GlueTable:
         if "wnli" in self.tasks:
             found.append("WNLI is in no average: its development rows contradict its training rows.")
         if not self.alike:
-            found.append("Not all were fine-tuned by the same recipe: see glue/results.json of the runs.")
-        if self.retrained:
-            names = ", ".join(map(repr, self.retrained))
-            found.append(f"The GLUE scores of {names} are of weights with another validation loss than their runs.")
+            found.append(
+                "Not all were fine-tuned by the same recipe on the same rows: see glue/results.json of the runs."
+            )
+        for label, (loss, of_runs) in self.retrained.items():
+            found.append(
+                f"The GLUE scores of '{label}' are of other weights than its runs: their validation loss is "
+                f"{loss:.4f}, not {of_runs:.4f}."
+            )
         return found
 
 
@@ -76,13 +79,19 @@ def glue_table(comparison: Comparison) -> GlueTable | None:
             scores[method.label] = of_task | ({AVERAGE: interval(averages)} if averages else {})
     recipes = [{run.glue.recipes[name] for run in runs if name in run.glue.recipes} for name in tasks]
     alike = all(len(of_task) == 1 for of_task in recipes)
-    retrained = [m.label for m in comparison.methods if any(_is_retrained(outcome.run) for outcome in m.outcomes)]
-    return GlueTable(tasks, shared, scores, alike, tuple(retrained))
+    pairs = {method.label: _losses(method) for method in comparison.methods}
+    retrained = {label: pair for label, pair in pairs.items() if pair and pair[0] != pair[1]}
+    return GlueTable(tasks, shared, scores, alike, retrained)
 
 
-def _is_retrained(run: Run) -> bool:
-    losses = [row["eval/loss"] for row in run.evaluations]
-    return run.glue.loss is not None and run.glue.loss not in losses[-1:]
+def _losses(method: Method) -> tuple[float, float] | None:
+    """The mean loss of what was fine-tuned, and that of the runs; None where it is not said."""
+    pairs = [
+        (run.glue.loss, run.evaluations[-1]["eval/loss"])
+        for run in (outcome.run for outcome in method.outcomes)
+        if run.glue.loss is not None and run.evaluations
+    ]
+    return (fmean(mine for mine, _ in pairs), fmean(its for _, its in pairs)) if pairs else None
 
 
 def _over(scores: Sequence[float | None]) -> Interval | None:

@@ -20,7 +20,7 @@ class GlueScores:
 
     Attributes:
         scores: of each task the mean over fine-tuning seeds, from -1 or 0 to 1.
-        recipes: of each task how it was fine-tuned, the learning rates that were tried too; as JSON.
+        recipes: of each task how it was fine-tuned, at which learning rates, on which rows; as JSON.
         loss: validation loss of the weights that were fine-tuned; None where it is not said.
     """
 
@@ -45,7 +45,10 @@ def read(folder: Path) -> GlueScores:
         scores = {name: task["mean"] for name, task in found["tasks"].items()}
         if not scores.keys() <= TASKS.keys() or not all(map(_is_score, scores.values())):
             raise ValueError("a task or a score is none of GLUE's")
-        recipes = {name: [found.get("recipe"), task.get("rates")] for name, task in found["tasks"].items()}
+        recipes = {
+            name: [found.get("recipe"), task.get("rates"), task.get("data")]
+            for name, task in found["tasks"].items()
+        }
         loss = found.get("pretrained", {}).get("eval/loss")
         return GlueScores(
             scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()}, loss

@@ -71,10 +71,13 @@ def headline(comparison: Comparison) -> str:
         return ""
     most, best = max(known, key=lambda pair: pair[0])
     of = cells(comparison, best)
+    measured = [method for method in comparison.methods if method.is_baseline or method is best]
+    timed = not [note for method in measured for note in _on_pace(method)]
+    seconds = f" and {of.savings['seconds']} of the seconds" if timed else ""
     none = "no method saves FLOPs; the nearest is " if most <= 0 else ""
     return (
-        f"{comparison.family.title}: {none}{best.label} saves {of.savings['flops']} of the FLOPs and "
-        f"{of.savings['seconds']} of the seconds of {comparison.baseline.label if comparison.baseline else ''} "
+        f"{comparison.family.title}: {none}{best.label} saves {of.savings['flops']} of the FLOPs"
+        f"{seconds} of {comparison.baseline.label if comparison.baseline else ''} "
         f"at validation loss {comparison.target.loss:.4f} ({of.runs})"
     )
 

@@ -61,7 +61,7 @@ def test_a_grid_is_run_and_typed_again_leaves_out_what_is_done(
     (out / "results.json").unlink()  # a command that was killed before it wrote them
     before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
     assert run(words) == 0
-    assert "0 fine-tuning runs" in capsys.readouterr().out
+    assert "all of these fine-tuning runs are done already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == before
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
 
@@ -154,6 +154,7 @@ def test_bad_words_are_refused_together_and_name_what_there_is(
     base = [f"run={run_dir}", "task=rte", *quick]
     said = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
     assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in said
+    assert "did you mean rte?" in _error([f"run={run_dir}", "task=RTE"], capsys)
     assert "glue.epochs=0" in said
     assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
     assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)
@@ -172,6 +173,11 @@ def test_a_run_that_did_not_finish_is_refused_with_the_way_on(
     assert f"resume={run_dir}" in said
     assert not (run_dir / "glue").exists()
     assert "not a run directory" in _error([f"run={run_dir}/nowhere", "task=cola", *quick], capsys)
+    (run_dir / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    shutil.rmtree(run_dir / "model")
+    said = _error([f"run={run_dir}", "task=cola", *quick], capsys)
+    assert "its model is not there" in said
+    assert "resume" not in said
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +205,25 @@ def test_without_test_rows_there_is_nothing_to_submit(
     assert run([f"run={run_dir}", "task=rte", *quick, f"glue.data_dir={tmp_path / 'tsv'}"]) == 0
     assert "RTE has no test.tsv" in capsys.readouterr().out
     assert not (run_dir / "glue" / "submission").exists()
+
+
+def test_other_rows_do_not_mix_with_results_that_are_there(
+    run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither when nothing is left to do nor with another rate."""
+    assert run([f"run={run_dir}", "task=rte", *quick, "glue.epochs=1"]) == 0
+    before = (run_dir / "glue" / "results.json").read_bytes()
+    other = tmp_path / "other"
+    shutil.copytree(glue_dir, other)
+    path = other / "RTE" / "dev.tsv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    for more in ((), ("optim.lr=3e-3",)):
+        words = [f"run={run_dir}", "task=rte", *quick, "glue.epochs=1", f"glue.data_dir={other}", *more]
+        assert "has results of other RTE rows: type out=DIR" in _error(words, capsys)
+    assert (run_dir / "glue" / "results.json").read_bytes() == before
+    missing = [f"run={run_dir}", "task=rte", *quick, "glue.epochs=1", f"glue.data_dir={tmp_path / 'nowhere'}"]
+    assert "nowhere" in _error(missing, capsys)
 
 
 def test_another_recipe_or_model_does_not_mix_with_results_that_are_there(

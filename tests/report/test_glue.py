@@ -88,14 +88,16 @@ def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
     def said() -> list[str]:
         glue = glue_table(_comparison(folder))
         assert glue is not None
-        return [note for note in glue.notes if "another validation loss" in note]
+        return [note for note in glue.notes if "other weights" in note]
 
     path = folder / "base1" / "glue" / "results.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(found | {"pretrained": {"eval/loss": FLAT[-1][-1]}}), encoding="utf-8")
     assert not said()
     path.write_text(json.dumps(found | {"pretrained": {"eval/loss": 2.9}}), encoding="utf-8")
-    assert said() == ["The GLUE scores of 'base' are of weights with another validation loss than their runs."]
+    assert said() == [
+        "The GLUE scores of 'base' are of other weights than its runs: their validation loss is 2.9000, not 3.0000."
+    ]
 
 
 @pytest.mark.parametrize(
