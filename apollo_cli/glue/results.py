@@ -60,7 +60,8 @@ def _complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(f"{task}/*/summary.json"), key=lambda path: files.in_order(str(path))):
         summary = RunDirectory(path.parent).summary()
         if summary.get("status") == "completed":
-            if summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
+            whole = {"data", "device", "precision", "totals"} <= summary.keys()
+            if not whole or summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
                 raise CheckpointError(f"{files.shown(path)} is damaged: it is of no fine-tuning run")
             yield summary
 

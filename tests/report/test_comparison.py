@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,11 @@ def test_runs_of_other_machines_and_code_are_told(tmp_path: Path) -> None:
 def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
     steady: list[Evaluation] = [(i, 100.0 * i, 10.0 * i, 9 - i / 10) for i in range(9)]
     scratch(tmp_path / "base", steady, name="base")
-    write_run(tmp_path / "slow", [(i, f, s + 500 * (i > 4), x) for i, f, s, x in steady], name="slow")
+    write_run(tmp_path / "slow", [(i, f / 2, s / 2, x) for i, f, s, x in steady], name="slow")
+    assert "50.0% of the FLOPs and 50.0% of the seconds" in headline(compared(tmp_path))
+    shutil.rmtree(tmp_path / "slow")
+    write_run(tmp_path / "slow", [(i, f / 2, s + 500 * (i > 4), x) for i, f, s, x in steady], name="slow")
+    assert "50.0% of the FLOPs of base" in headline(compared(tmp_path))
     found = [note for note in notes(compared(tmp_path)) if "lost" in note]
     assert len(found) == 1
     assert "slow ('slow') lost 500 of 580 s where it went 3 times slower" in found[0]
