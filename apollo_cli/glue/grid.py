@@ -105,14 +105,15 @@ class Grid:
         Raises:
             ConfigError: there are results of other rows.
         """
-        fingerprints = []
-        for split in (task.splits.train, *task.splits.dev, *self._tests(task)):
-            found = examples.read(task, split, self.config.data_dir)
-            fingerprints.append(found.fingerprint)
-            if note := examples.note_on_rows(task, split, found):
+        learned = (task.splits.train, *task.splits.dev)
+        found = {
+            split: examples.read(task, split, self.config.data_dir) for split in (*learned, *self._tests(task))
+        }
+        for split, of_split in found.items():
+            if note := examples.note_on_rows(task, split, of_split):
                 console.say(note)
-        learned = _joined(fingerprints[: 1 + len(task.splits.dev)])
-        if any(data["fingerprint"] != learned for data in results.data_of(self.out, task)):
+        fingerprint = _fingerprint([found[split] for split in learned])
+        if any(data["fingerprint"] != fingerprint for data in results.data_of(self.out, task)):
             place = files.shown(self.out / task.name)
             raise ConfigError(
                 [f"{place} has results of other {task.title} rows: type out=DIR, or restore the files"]
@@ -139,7 +140,7 @@ class Grid:
             train=train,
             dev=[(split, sentences) for split, _, sentences in dev],
             test=[(split, sentences, found.indices) for split, found, sentences in test],
-            fingerprint=_joined([texts.fingerprint, *(found.fingerprint for _, found, _ in dev)]),
+            fingerprint=_fingerprint([texts, *(found for _, found, _ in dev)]),
         )
 
     def _claim(self, pretrained: Pretrained) -> None:
@@ -175,9 +176,9 @@ class Grid:
         return found
 
 
-def _joined(fingerprints: Sequence[str]) -> str:
+def _fingerprint(learned: Sequence[examples.Examples]) -> str:
     """Of the training and the development rows of a task."""
-    return "-".join(fingerprints)
+    return "-".join(of_split.fingerprint for of_split in learned)
 
 
 def place(config: GlueConfig, stamp: str) -> Path:

@@ -50,6 +50,8 @@ def read(folder: Path) -> GlueScores:
             for name, task in found["tasks"].items()
         }
         loss = found.get("pretrained", {}).get("eval/loss")
+        if loss is not None and not _is_number(loss):
+            raise ValueError(f"the loss of what was fine-tuned is {loss!r}")
         return GlueScores(
             scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()}, loss
         )
@@ -58,4 +60,8 @@ def read(folder: Path) -> GlueScores:
 
 
 def _is_score(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and -1 <= value <= 1
+    return _is_number(value) and -1 <= value <= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

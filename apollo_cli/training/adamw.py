@@ -1,6 +1,6 @@
 """AdamW (Loshchilov 2019, algorithm 2) by torch's fused kernel."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ class AdamW:
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
-        for parameter in self._parameters():
-            parameter.grad = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     @torch.no_grad()
     def step(self, blocked: Tensor | None = None) -> None:
@@ -39,15 +40,12 @@ class AdamW:
 
         The kernel reads that number on its device, as it does for torch's gradient scaler; nobody waits for it.
         """
-        if (
-            blocked is not None and blocked.device.type == "mps" and blocked
-        ):  # whether its kernel looks there is not known
+        of_mps = blocked is not None and blocked.device.type == "mps"
+        if of_mps and blocked:  # whether its kernel looks there is not known
             return
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None]
             states = [self.state.get(p) or self._begin(p) for p in updated]
-            if not updated:
-                continue
             adamw(
                 updated,
                 [p.grad for p in updated],
@@ -70,6 +68,3 @@ class AdamW:
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         return self.state[parameter]
-
-    def _parameters(self) -> Iterator[Tensor]:
-        return (parameter for group in self.param_groups for parameter in group["params"])

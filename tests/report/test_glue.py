@@ -102,7 +102,14 @@ def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "found",
-    ["{", "[]", {}, {"tasks": {"colla": {"mean": 0.5}}}, {"tasks": {"cola": {"mean": 7}}}, {"tasks": {"cola": {}}}],
+    [
+        *("{", "[]", {}, {"tasks": {"colla": {"mean": 0.5}}}, {"tasks": {"cola": {"mean": 7}}}),
+        *(
+            {"tasks": {"cola": {}}},
+            {"tasks": {}, "pretrained": {"eval/loss": "low"}},
+            {"tasks": {}, "pretrained": []},
+        ),
+    ],
 )
 def test_damaged_results_are_named(found: Any, tmp_path: Path) -> None:
     run_dir = scratch(tmp_path / "base", FLAT)
