@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.outcome import BUG, DONE, MENDABLE
+from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, DataError
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
 _MORE = """\
@@ -37,18 +36,18 @@ def run(words: list[str]) -> int:
         _compare(parser().parse_args(words))
     except ApolloError as error:
         print(f"apollo-compare: {error}", file=sys.stderr)
-        return MENDABLE
+        return EXIT_USER_ERROR
     except SystemExit as stop:  # argparse has said why
-        return int(stop.code or DONE)
+        return int(stop.code or EXIT_OK)
     except BrokenPipeError:  # nobody reads any more
         sys.stdout = None
-        return DONE
+        return EXIT_OK
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         traceback.print_exception(error)
-        return BUG
-    return DONE
+        return EXIT_BUG
+    return EXIT_OK
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """Errors that the user can mend: one clear message, no traceback, exit code 2."""
 
+EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
+
 
 class ApolloError(Exception):
     """Something outside the program is wrong; the message says what, where, and what to type."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def remove_if_empty(place: Path) -> Iterator[None]:
+    """Removes `place` and its parents at the end as far as they were not there at the beginning and are empty."""
+    made = [folder for folder in (place, *place.parents) if not os.path.lexists(folder)]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError, ValueError):  # not empty, or never made
+                folder.rmdir()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli import __version__
-from apollo_cli.errors import ConfigError
-from apollo_cli.folders import leaving_none_empty
-from apollo_cli.help import page
-from apollo_cli.outcome import BUG, DONE, MENDABLE, report, stopped
-from apollo_cli.training.interrupt import Terminated, terminable
-from apollo_cli.training.place import Place, launched
+from apollo_cli.cli.exit_codes import report, report_signal
+from apollo_cli.cli.help import page
+from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ConfigError
+from apollo_cli.files import remove_if_empty
+from apollo_cli.signals import Terminated, terminable
+from apollo_cli.training.distributed.environment import ProcessEnv, launcher_start_time
 
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
 _STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S-%f"
@@ -32,12 +32,12 @@ def run(words: list[str]) -> int:
         with terminable():
             return _run(words)
     except (KeyboardInterrupt, Terminated) as stop:
-        return stopped(stop, "apollo-train")
+        return report_signal(stop, "apollo-train")
     except BrokenPipeError as error:
         if {"--help", "-h", "--version"}.isdisjoint(words):
             return report(error)
         sys.stdout = None  # nobody reads any more
-        return DONE
+        return EXIT_OK
     except Exception as error:
         return report(error)
 
@@ -45,18 +45,18 @@ def run(words: list[str]) -> int:
 def _run(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
         print(page(), flush=True)
-        return DONE
+        return EXIT_OK
     if "--version" in words:
         print(f"apollo-train {__version__}", flush=True)
-        return DONE
+        return EXIT_OK
 
-    from apollo_cli.command_line import CommandLine
-    from apollo_cli.overrides import prepare
-    from apollo_cli.resuming import resume_overrides
+    from apollo_cli.cli.arguments import CommandLine
+    from apollo_cli.cli.overrides import prepare
+    from apollo_cli.cli.resume import resume_overrides
 
     _refuse_other_encodings(words)
-    line = CommandLine.sort(words)
-    if place_of_process := Place.of(os.environ):
+    line = CommandLine.parse(words)
+    if place_of_process := ProcessEnv.of(os.environ):
         _meet(place_of_process, line.multirun)
     if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
@@ -65,31 +65,33 @@ def _run(words: list[str]) -> int:
     from apollo_cli.sweeps.job import hydra_main
     from apollo_cli.sweeps.sweep import run_sweep
 
-    with leaving_none_empty(place) if place else nullcontext():
+    with remove_if_empty(place) if place else nullcontext():
         if place and line.multirun:
             return run_sweep(line, words, place)
         code = hydra_main([*line.flags, *line.overrides])
-    return MENDABLE if code == BUG and not line.runs else code  # Hydra has said what cannot be shown
+    return EXIT_USER_ERROR if code == EXIT_BUG and not line.runs else code  # Hydra has said what cannot be shown
 
 
-def _meet(place: Place, multirun: bool) -> None:
+def _meet(place: ProcessEnv, multirun: bool) -> None:
     """Of several processes all are to take the same folder for their run, also after a restart.
 
     Raises:
         ConfigError: a sweep, of which every process would run every cell.
     """
-    from apollo_cli.training.distributed import join
+    from apollo_cli.training.distributed.group import join
 
-    ranks = join()  # then one speaks for all
+    processes = join()  # then one speaks for all
     if multirun:
         raise ConfigError(
             [
-                f"-m: each of the {place.size} processes would run the whole sweep; leave torchrun or srun out, "
-                "and type devices=N, which gives each cell as many devices, or hydra/launcher=joblib"
+                f"-m: each of the {place.world_size} processes would run the whole sweep; leave torchrun or srun "
+                "out, and type devices=N, which gives each cell as many devices, or hydra/launcher=joblib"
             ]
         )
 
-    os.environ[STAMP] = ranks.agreed("stamp", lambda: launched().strftime(_STAMP_FORMAT))
+    os.environ[STAMP] = processes.broadcast_via_store(
+        "stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT)
+    )
 
 
 def _refuse_other_encodings(words: list[str]) -> None:
@@ -117,7 +119,7 @@ def _resume(run_dir: Path, sections: dict[str, Any]) -> int:
         resume(run_dir, sections)
     except Exception as error:
         return report(error, run_dir)
-    return DONE
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from apollo_cli.config import Config, parse
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
-from apollo_cli.overrides import compose_values
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import choose
@@ -42,15 +42,15 @@ def words(kind: str, hidden: int) -> list[str]:
 
 def ours(config: Config, gate: Gate) -> None:
     """The real program."""
-    from apollo_cli.training.loop import Loop
+    from apollo_cli.training.trainer import Trainer
 
-    original = Loop.step
+    original = Trainer.step
 
-    def step(loop: Loop) -> None:
+    def step(loop: Trainer) -> None:
         gate.step()
         original(loop)
 
-    Loop.step = step  # type: ignore[method-assign, assignment]
+    Trainer.step = step  # type: ignore[method-assign, assignment]
     train(config, Path(mkdtemp()))
 
 
@@ -162,7 +162,7 @@ def _corpus(config: Config) -> Any:
 
 def _model(config: Config) -> LanguageModel:
     torch.manual_seed(config.run.seed)
-    return build(config.shape, config.model.layers)
+    return build(config.model_config, config.model.layers)
 
 
 def _batches(config: Config) -> TrainingBatches:

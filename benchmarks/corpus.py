@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.packing import prepare
+from apollo_cli.data.corpus import prepare
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.sources import PyDocs, TextFiles
 

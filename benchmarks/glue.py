@@ -152,8 +152,8 @@ def _seconds(missing: Sequence[Unit]) -> float:
     """From a pretraining micro-step timed here and now, which has rows as long as the longest ones of GLUE."""
     import torch
 
-    from apollo_cli.config import parse
-    from apollo_cli.overrides import compose_values
+    from apollo_cli.config.config import parse
+    from apollo_cli.config.hydra_syntax import compose_values
     from apollo_cli.training.calibration import seconds_by_depth
     from apollo_cli.training.device import choose
     from apollo_cli.training.planning import make_plan, make_task

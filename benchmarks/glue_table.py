@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from apollo_cli.glue.tasks import TASKS
-from apollo_cli.report.savings import interval
+from apollo_cli.intervals import interval
 from benchmarks import glue, results
 
 FREQUENT = {"sst2": (444, 872), "mrpc": (279, 408), "rte": (146, 277), "wnli": (40, 71)}  # development rows, of all

@@ -19,7 +19,7 @@ from apollo_cli.glue import examples, metrics
 from apollo_cli.glue.grid import Grid
 from apollo_cli.glue.section import compose_words, parse
 from apollo_cli.glue.tasks import TASKS, Split, Task
-from apollo_cli.report.savings import interval
+from apollo_cli.intervals import interval
 from benchmarks import results
 from benchmarks.glue_table import frequent
 

@@ -11,7 +11,7 @@ from functools import cache
 from time import perf_counter
 
 from apollo_cli import files
-from apollo_cli.overrides import compose_values
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report.comparison import Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import RunFiles, read
@@ -71,7 +71,7 @@ def seconds(kind: str, of: Corpus) -> dict[int, float]:
             began = perf_counter()
             for _ in range(timed):
                 loop.step()
-            loop.settle()
+            loop.sync_pending_steps()
             loop.device.synchronize()
             if not warming:
                 found[depth] = (perf_counter() - began) / timed

@@ -6,6 +6,7 @@ So a method is measured at the loss where it ended, not at one that it happens t
 from collections.abc import Iterator
 from statistics import fmean
 
+from apollo_cli.intervals import Interval, interval
 from apollo_cli.report import savings
 from apollo_cli.report.runs import RunFiles
 from benchmarks import results
@@ -68,11 +69,11 @@ def _row(corpus: Corpus, kind: str, method: str) -> list[str] | None:
         f"{fmean(end.cost.flops for end in ends.values()):.3e}",
         ", ".join(f"{end.loss:.4f}" for end in ends.values()),
         ", ".join(f"{cost:.3e}" if cost else "beyond" for cost in costs.values()),
-        _mean(savings.interval(saved)) if len(saved) == len(ends) else "-",
+        _mean(interval(saved)) if len(saved) == len(ends) else "-",
     ]
 
 
-def _mean(of: savings.Interval) -> str:
+def _mean(of: Interval) -> str:
     half = "" if of.half is None else f" ± {of.half:.1%}"
     return f"{of.mean:.1%}{half} (n = {of.n})"
 

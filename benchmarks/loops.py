@@ -9,19 +9,19 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
-from apollo_cli.config import parse
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
 from apollo_cli.growth.samplers import DepthSampler
 from apollo_cli.growth.schedule import Schedule, Stage
-from apollo_cli.overrides import compose_values
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.checkpoint import Progress
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import choose
-from apollo_cli.training.loop import Loop
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.pretraining import Pretraining
+from apollo_cli.training.state import TrainerState
+from apollo_cli.training.trainer import Trainer
 
 
 class FixedDepth(DepthSampler):
@@ -47,7 +47,7 @@ class _Silent:
     step = say = row
 
 
-def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_tracker: bool = False) -> Loop:
+def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_tracker: bool = False) -> Trainer:
     """A loop at its first step, with `stored` of 12 layers and depths from `sampler` (None: all layers)."""
     fixed = ["device=cpu", "schedule=scratch", "sampler=full", "budget.steps=10000"]
     typed = {word.partition("=")[0] for word in words}
@@ -57,7 +57,7 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     directory = RunDirectory(Path(mkdtemp()))
     corpus = prepare_corpus(config, cache_folder.path(config.data.cache_dir), console, plan.steps)
     session = Pretraining(config, plan, device, corpus, directory, console)
-    progress = Progress(data=corpus.content, run_id=uuid4().hex[:16])
+    progress = TrainerState(data=corpus.content, run_id=uuid4().hex[:16])
     tracker: Any = session.tracker(progress) if real_tracker else _Silent()
     loop = session.loop(None, progress, tracker)
     loop.model.blocks = loop.model.blocks[:stored]
@@ -71,7 +71,7 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     return loop
 
 
-def _of_model(loop: Loop) -> list[dict[str, Any]]:
+def _of_model(loop: Trainer) -> list[dict[str, Any]]:
     """The optimizer's groups without the layers that are not there."""
     kept = {id(p) for p in loop.model.parameters()}
     return [g | {"params": [p for p in g["params"] if id(p) in kept]} for g in loop.optimizer.param_groups]

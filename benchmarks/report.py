@@ -90,8 +90,10 @@ def _profile(figures: dict[str, Any]) -> Iterable[str]:
     for model, times in figures.items():
         shares = dict.fromkeys((*KINDS_OF_WORK, "the rest"), 0.0)
         for name, time in times.items():
-            work = (work for work, parts in KINDS_OF_WORK.items() if any(part in name for part in parts))
-            shares[next(work, "the rest")] += time / sum(times.values())
+            step_cost = (
+                step_cost for step_cost, parts in KINDS_OF_WORK.items() if any(part in name for part in parts)
+            )
+            shares[next(step_cost, "the rest")] += time / sum(times.values())
         yield results.row(model, *(f"{share:.1%}" for share in shares.values()))
 
 

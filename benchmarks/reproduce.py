@@ -22,7 +22,7 @@ from typing import TypeVar
 from apollo_cli import files
 from apollo_cli.report.runs import RunFiles
 from apollo_cli.run_directory import RunDirectory
-from apollo_cli.training.interrupt import terminable
+from apollo_cli.signals import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
@@ -185,7 +185,7 @@ class Corpus:
         if process.returncode:
             raise RuntimeError(f"{log.stem} ended with exit code {process.returncode}: see {log}")
 
-    def each(self, units: Sequence[U], work: Callable[[U, int], None], at_once: int, command: str) -> None:
+    def each(self, units: Sequence[U], step_cost: Callable[[U, int], None], at_once: int, command: str) -> None:
         """Does the work on each unit, several beside each other with their share of the cores.
 
         Args:
@@ -196,7 +196,7 @@ class Corpus:
         """
         threads = max(1, (os.cpu_count() or 1) // at_once)
         with terminable(), ThreadPoolExecutor(at_once) as pool:
-            running = [pool.submit(work, unit, threads) for unit in units]
+            running = [pool.submit(step_cost, unit, threads) for unit in units]
             try:
                 for unit in running:
                     unit.result()
@@ -245,8 +245,8 @@ def _announce(corpus: Corpus, missing: Sequence[Cell], at_once: int) -> None:
     """How long it will take, from micro-steps timed here and now; cells beside each other slow each other."""
     import torch
 
-    from apollo_cli.config import Config, parse
-    from apollo_cli.overrides import compose_values
+    from apollo_cli.config.config import Config, parse
+    from apollo_cli.config.hydra_syntax import compose_values
     from apollo_cli.training.calibration import seconds_by_depth
     from apollo_cli.training.device import choose
     from apollo_cli.training.planning import make_plan, make_task

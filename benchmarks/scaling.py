@@ -24,15 +24,15 @@ from time import perf_counter, process_time
 import torch
 
 from apollo_cli import files
-from apollo_cli.config import Config, parse
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.build import build, num_parameters
 from apollo_cli.models.communication import Kind, gathered_bytes, reduced_bytes, state_bytes, step_bytes
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, forward_flops
-from apollo_cli.models.footprint import Footprint
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch
-from apollo_cli.overrides import compose_values
 from apollo_cli.training.memory import num_pieces
 from benchmarks import results
 
@@ -130,20 +130,20 @@ class Case:
     """
 
     name: str
-    shape: Shape
+    model_config: ModelConfig
     rows: int
     predictions: int
 
     def forward_flops(self, depth: int, head: bool) -> int:
         """Of one device: so many layers, and the head if it is asked for."""
         predictions = self.rows * self.predictions if head else 0
-        return forward_flops(self.shape, self.rows, self.shape.positions, depth, predictions)
+        return forward_flops(self.model_config, self.rows, self.model_config.positions, depth, predictions)
 
 
 CASES = (
-    Case("BERT-Base", Shape("bert", 30_522, 512, 768, 12, 3072, 12), 48, 77),
-    Case("GPT-2 XL", Shape("gpt", 50_257, 1024, 1600, 25, 6400, 48), 8, 1023),
-    Case("GPT 7B", Shape("gpt", 50_257, 2048, 4096, 32, 16_384, 32), 4, 2047),
+    Case("BERT-Base", ModelConfig("bert", 30_522, 512, 768, 12, 3072, 12), 48, 77),
+    Case("GPT-2 XL", ModelConfig("gpt", 50_257, 1024, 1600, 25, 6400, 48), 8, 1023),
+    Case("GPT 7B", ModelConfig("gpt", 50_257, 2048, 4096, 32, 16_384, 32), 4, 2047),
 )
 SCRATCH, METHODS = "scratch_gpt", ("apollo_gpt", "stackbert", "gstack", "midas")  # experiments that are shipped
 
@@ -193,13 +193,13 @@ def step(kind: Kind, case: Case, layers: int, depth: int, devices: int, cluster:
     """Of a step that runs `depth` layers, of which `layers` are stored, with so many FLOP/s on each device."""
     block = case.forward_flops(1, head=False) / rate
     head = case.forward_flops(0, head=True) / rate
-    parameters, rest = num_parameters(case.shape, layers), num_parameters(case.shape, 0)
+    parameters, rest = num_parameters(case.model_config, layers), num_parameters(case.model_config, 0)
     held = parameters if kind == "ddp" else parameters / devices
     update = _UPDATE * held / cluster.memory_bandwidth
     compute = FORWARD_AND_BACKWARD * (depth * block + head) + update
     if kind == "ddp":
         return _ddp(parameters, rest, devices, cluster, compute, 2 * depth * block)
-    return _fsdp(case.shape, layers, depth, devices, cluster, compute, block)
+    return _fsdp(case.model_config, layers, depth, devices, cluster, compute, block)
 
 
 def _ddp(parameters: int, rest: int, devices: int, cluster: Cluster, compute: float, backward: float) -> Step:
@@ -215,15 +215,15 @@ def _ddp(parameters: int, rest: int, devices: int, cluster: Cluster, compute: fl
 
 
 def _fsdp(
-    shape: Shape, layers: int, depth: int, devices: int, cluster: Cluster, compute: float, block: float
+    model_config: ModelConfig, layers: int, depth: int, devices: int, cluster: Cluster, compute: float, block: float
 ) -> Step:
     """Gathers the next block while one runs, and scatters the sums of its gradients behind it (Zhao 2023, 3.3).
 
     The first gathering, and what stands around the blocks (forward and backward), hide behind nothing.
     """
-    rest = num_parameters(shape, 0)
-    one = reduced_bytes("fsdp", num_parameters(shape, 1) - rest, devices)
-    around = 2 * ring_seconds(gathered_bytes(shape, 1, 0, devices, True) / 2, devices, cluster)
+    rest = num_parameters(model_config, 0)
+    one = reduced_bytes("fsdp", num_parameters(model_config, 1) - rest, devices)
+    around = 2 * ring_seconds(gathered_bytes(model_config, 1, 0, devices, True) / 2, devices, cluster)
     gather, scatter = (ring_seconds(sent, devices, cluster) for sent in (one / 2, one))  # bf16, fp32
     tail = ring_seconds(reduced_bytes("fsdp", rest, devices), devices, cluster)
     of_backward = gather + layers / depth * scatter
@@ -234,10 +234,10 @@ def _fsdp(
 
 def memory_bytes(kind: Kind, case: Case, layers: int, depth: int, devices: int) -> int:
     """Peak of each device: the state as it lies there, and what it works on."""
-    footprint = Footprint(case.shape, "cuda", bf16=True)
-    seq_len = case.shape.positions
+    footprint = ActivationMemory(case.model_config, "cuda", bf16=True)
+    seq_len = case.model_config.positions
     pieces = num_pieces(footprint, case.rows, seq_len, depth, layers)
-    state = state_bytes(kind, case.shape, layers, devices, bf16=True)
+    state = state_bytes(kind, case.model_config, layers, devices, bf16=True)
     return state + footprint.working_bytes(case.rows * seq_len, depth, case.rows * case.predictions, pieces)
 
 
@@ -252,14 +252,14 @@ class Mean:
 
 def mean(kind: Kind, case: Case, experiment: str, devices: int, cluster: Cluster, rate: float) -> Mean:
     """Over the stages of a shipped experiment and the depths that its sampler draws."""
-    config = _config(experiment, case.shape.layers)
-    sampler, target = config.sampler.build(), case.shape.layers
+    config = _config(experiment, case.model_config.layers)
+    sampler, target = config.sampler.build(), case.model_config.layers
     flops = sent = seconds = 0.0
     for index, stage in enumerate(config.schedule.over(_STEPS).stages):
         for depth, p in sampler.in_stage(index).probabilities(stage.layers, target).items():
             share = p * stage.steps / _STEPS
             flops += share * FORWARD_AND_BACKWARD * case.forward_flops(depth, head=True)
-            sent += share * step_bytes(kind, case.shape, stage.layers, depth, devices, True, passes=1)
+            sent += share * step_bytes(kind, case.model_config, stage.layers, depth, devices, True, passes=1)
             seconds += share * step(kind, case, stage.layers, depth, devices, cluster, rate).overlapped
     return Mean(flops, sent, seconds)
 
@@ -269,20 +269,20 @@ def _config(experiment: str, layers: int) -> Config:
     return parse(compose_values([f"experiment={experiment}", f"model.layers={layers}"]))
 
 
-def block_seconds(shape: Shape, rows: int, device: torch.device) -> float:
+def block_seconds(model_config: ModelConfig, rows: int, device: torch.device) -> float:
     """Of a block's forward and backward pass here, from models of two and six layers; the fastest of some.
 
     On a CPU seconds of one core's work, so that others on the machine count little.
     """
-    shallow, deep = (_fastest(shape, depth, rows, device) for depth in (2, 6))
+    shallow, deep = (_fastest(model_config, depth, rows, device) for depth in (2, 6))
     return (deep - shallow) / 4
 
 
-def _fastest(shape: Shape, depth: int, rows: int, device: torch.device, repeats: int = 7) -> float:
-    model = build(shape, depth).to(device)
+def _fastest(model_config: ModelConfig, depth: int, rows: int, device: torch.device, repeats: int = 7) -> float:
+    model = build(model_config, depth).to(device)
     for block in model.blocks if device.type == "cuda" else ():
         block.compile()  # as in a run
-    tokens = torch.randint(shape.vocabulary, (rows, shape.positions), device=device)
+    tokens = torch.randint(model_config.vocabulary, (rows, model_config.positions), device=device)
     batch = Batch(tokens, torch.arange(rows, device=device), tokens[:, 0])  # few predictions: the head is not asked
     clock = process_time if device.type == "cpu" else perf_counter
     times = []
@@ -303,12 +303,12 @@ def measured() -> Iterator[tuple[str, float, float]]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     small = [
-        Case(f"{kind} {size}", Shape(kind, 4096, 128, width, heads, 4 * width, 12), 16, 1)
+        Case(f"{kind} {size}", ModelConfig(kind, 4096, 128, width, heads, 4 * width, 12), 16, 1)
         for kind in ("bert", "gpt")
         for size, width, heads in (("nano", 128, 2), ("mini", 256, 4))
     ]
     for case in CASES if on_gpu else small:
-        seconds = block_seconds(case.shape, case.rows, device)
+        seconds = block_seconds(case.model_config, case.rows, device)
         yield case.name, seconds, FORWARD_AND_BACKWARD * case.forward_flops(1, head=False) / seconds
 
 
@@ -379,7 +379,7 @@ def _steps(cluster: Cluster, rates: dict[str, float]) -> Iterator[str]:
     head = ("model", "GPUs", "", "tokens a step", "compute, ms", "sent by each", "step, ms", "efficiency", "memory")
     yield from results.table(head)
     for case in CASES:
-        layers = case.shape.layers
+        layers = case.model_config.layers
         rate = rates.get(case.name, cluster.peak * cluster.utilisation)
         for devices in DEVICES:
             for kind in KINDS:
@@ -389,9 +389,9 @@ def _steps(cluster: Cluster, rates: dict[str, float]) -> Iterator[str]:
                     case.name,
                     str(devices),
                     kind,
-                    f"{devices * case.rows * case.shape.positions:,}",
+                    f"{devices * case.rows * case.model_config.positions:,}",
                     f"{1e3 * found.compute:.0f}",
-                    files.in_units(step_bytes(kind, case.shape, layers, layers, devices, True, passes=1)),
+                    files.in_units(step_bytes(kind, case.model_config, layers, layers, devices, True, passes=1)),
                     f"{1e3 * found.overlapped:.0f} - {1e3 * found.in_turns:.0f}",
                     f"{found.compute / found.overlapped:.0%}",
                     files.in_units(memory) + ("" if memory <= cluster.memory else ": too much"),
@@ -406,12 +406,12 @@ def _stages(devices: int = 64) -> Iterator[str]:
     sampler = parse(compose_values(["sampler=lvps"])).sampler.build()
     for case in CASES:
         for kind in KINDS:
-            target, cells = case.shape.layers, []
+            target, cells = case.model_config.layers, []
             for part in parts:
                 layers = round(target / part)
                 cells.append(
                     sum(
-                        p * step_bytes(kind, case.shape, layers, depth, devices, True, passes=1)
+                        p * step_bytes(kind, case.model_config, layers, depth, devices, True, passes=1)
                         for depth, p in sampler.probabilities(layers, target).items()
                     )
                 )

@@ -54,8 +54,8 @@ def peers() -> dict[str, Any]:
 
 def _flops_of(words: list[str]) -> int:
     """Model FLOPs of a step at full depth."""
-    from apollo_cli.config import parse
-    from apollo_cli.overrides import compose_values
+    from apollo_cli.config.config import parse
+    from apollo_cli.config.hydra_syntax import compose_values
     from apollo_cli.training.device import choose
     from apollo_cli.training.planning import make_work
 
@@ -190,8 +190,8 @@ def reproduction() -> dict[str, Any]:
 
 def steps_of(words: list[str]) -> int:
     """Of the run that these words make."""
-    from apollo_cli.config import parse
-    from apollo_cli.overrides import compose_values
+    from apollo_cli.config.config import parse
+    from apollo_cli.config.hydra_syntax import compose_values
     from apollo_cli.training.device import choose
     from apollo_cli.training.planning import make_plan
 

@@ -22,9 +22,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and
 
 gc.disable()  # until all tests are imported: a fifth of their time went into looking at what stays
 
-from apollo_cli.config import Config, parse
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
-from apollo_cli.overrides import compose_values
 
 STEPS = 12
 TINY = (

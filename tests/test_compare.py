@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from apollo_cli.compare import run
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.report import plots, wandb_runs
 from apollo_cli.report.runs import read
 from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
 from apollo_cli.training import pretraining
 from apollo_cli.training.run import train
-from tests.faults.stub_wandb import StubServer, unused_port
-from tests.report.made_runs import Evaluation, scratch, write_run
+from tests.helpers.made_runs import Evaluation, scratch, write_run
+from tests.helpers.stub_wandb import StubServer, unused_port
 from tests.report.test_glue import fine_tuned
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]

@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 
-from apollo_cli.config import Config, parse
-from apollo_cli.growth.growths import Expander
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.growth import Ligo
+from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.growth.expanders import Expander
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.samplers import Prefixes
-from apollo_cli.overrides import compose_values
-from apollo_cli.sections.growth import Ligo
 from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import learning_rate
 from apollo_cli.training.planning import make_plan

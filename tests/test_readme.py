@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from apollo_cli.cli.help import groups
 from apollo_cli.compare import parser
-from apollo_cli.config import Config
-from apollo_cli.help import groups
+from apollo_cli.config.config import Config
+from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
-from apollo_cli.training.interrupt import Interrupted
-from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import train
-from tests.sweeps import made_slurm, test_all_methods
+from apollo_cli.training.trainer import Trainer
+from tests.helpers import made_slurm
+from tests.sweeps import test_all_methods
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -134,14 +135,14 @@ def test_every_comparison_can_be_typed(words: list[str]) -> None:
 
 
 def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Loop.save
+    original = Trainer.save
 
-    def stop(loop: Loop) -> None:
+    def stop(loop: Trainer) -> None:
         original(loop)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "save", stop)
+        patch.setattr(Trainer, "save", stop)
         with pytest.raises(Interrupted):
             train(config(), folder)
 

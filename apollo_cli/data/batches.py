@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from apollo_cli.data.row_order import RowOrder
-from apollo_cli.growth.randomness import Purpose, generator
+from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.transformer import Batch
 
 
@@ -69,24 +69,24 @@ class MaskedTokens(Task):
         count, seq_len = self.predictions(tokens.shape[1]), tokens.shape[1]
         chosen = np.empty((len(tokens), count), dtype=np.int64)
         for row, index, places in zip(tokens, indices, chosen, strict=True):
-            luck = generator(seed, purpose, int(index))
+            rng = generator(seed, purpose, int(index))
             if self.inside is None:
-                places[:] = np.sort(luck.permutation(seq_len - 2)[:count]) + 1
+                places[:] = np.sort(rng.permutation(seq_len - 2)[:count]) + 1
             else:
-                places[:] = np.sort(_of_words(self.inside[row[1:-1]], count, luck)) + 1
-            choice, other = luck.random(count), luck.integers(self.vocabulary, size=count)
+                places[:] = np.sort(_of_words(self.inside[row[1:-1]], count, rng)) + 1
+            choice, other = rng.random(count), rng.integers(self.vocabulary, size=count)
             row[places] = np.where(choice < 0.8, self.mask_id, np.where(choice < 0.9, other, row[places]))
         flat = (chosen + np.arange(len(tokens))[:, None] * seq_len).ravel()
         targets = rows.reshape(-1)[flat].astype(np.int64)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(flat), torch.from_numpy(targets))
 
 
-def _of_words(inside: np.ndarray, count: int, luck: np.random.Generator) -> np.ndarray:
+def _of_words(inside: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` positions that are whole words, as far as words fit; `inside` is of the tokens of one row."""
     starts = np.flatnonzero(~inside)
     starts = starts if len(starts) and starts[0] == 0 else np.r_[0, starts]
     ends = np.r_[starts[1:], len(inside)]
-    order = luck.permutation(len(starts))
+    order = rng.permutation(len(starts))
     chosen: list[int] = []
     left_out = []
     for word in order:
@@ -122,11 +122,11 @@ class TrainingBatches:
     micro_size: int
     order: RowOrder | None = None
     rank: int = 0
-    ranks: int = 1
+    processes: int = 1
 
     def micro_batch(self, step: int, part: int) -> Batch:
         """Micro-batch `part` of a step, or what this process has of it."""
-        share = self.micro_size // self.ranks
+        share = self.micro_size // self.processes
         samples = self._samples(step, part)[self.rank * share : (self.rank + 1) * share]
         return self.task.batch(self.rows[self._rows_of(samples)], self.seed, Purpose.MASK, samples)
 
@@ -159,7 +159,7 @@ class EvaluationBatches:
     task: Task
     micro_size: int
     rank: int = 0
-    ranks: int = 1
+    processes: int = 1
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
         """The batches of this process, each with the predictions of it that count.
@@ -167,8 +167,8 @@ class EvaluationBatches:
         All processes have as many batches, for they may have to run each together: one that has no rows left runs
         some that are another's, which then do not count.
         """
-        share = max(1, self.micro_size // self.ranks)
-        for first in range(0, len(self.rows), share * self.ranks):
+        share = max(1, self.micro_size // self.processes)
+        for first in range(0, len(self.rows), share * self.processes):
             mine = np.arange(first + self.rank * share, first + (self.rank + 1) * share)
             counted = mine[mine < len(self.rows)]
             taken = counted if len(counted) else np.array([first])

@@ -13,7 +13,7 @@ import platformdirs
 
 from apollo_cli import files
 from apollo_cli.errors import ApolloError, ConfigError
-from apollo_cli.folders import leaving_none_empty
+from apollo_cli.files import remove_if_empty
 
 _TAG = "CACHEDIR.TAG"
 _CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# Packed corpora of apollo-train; they are built again.\n"
@@ -52,7 +52,7 @@ def in_use(folder: Path) -> Iterator[None]:
     A folder that cannot be written to stays without a tag: whoever writes into it says why.
     """
     tag = folder / _TAG
-    with leaving_none_empty(folder):
+    with remove_if_empty(folder):
         new = not tag.exists()
         if new:
             with suppress(OSError):

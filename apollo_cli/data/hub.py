@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.data import network, reading
+from apollo_cli.data import network, readers
 from apollo_cli.data.sources import Part, Source, states
 from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
@@ -244,7 +244,7 @@ def _refuse_doubtful(path: str, builder: Any) -> None:
         )
         if not inside or "::" in file:
             raise DataError(f"dataset {path!r} names {file}, which is not in it: take that out of its README.md")
-        if Path(file).suffix.lower() in reading.ARCHIVES:
+        if Path(file).suffix.lower() in readers.ARCHIVES:
             raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
 
 
@@ -282,4 +282,4 @@ def _cause(error: Exception) -> Exception:
 
 def _reason(error: Exception) -> str:
     """The last cause in one line."""
-    return reading.first_line(_cause(error))
+    return readers.first_line(_cause(error))

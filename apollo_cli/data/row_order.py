@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from apollo_cli.growth.randomness import Purpose, generator
+from apollo_cli.growth.rng import Purpose, generator
 
 _ROUNDS = 8  # of the Feistel network; 4 make it pseudorandom (Luby & Rackoff 1988), small corpora like more
 _FEWEST_BITS = 4  # of each half: fewer leave too few permutations to choose from
@@ -53,12 +53,12 @@ class RowOrder:
         """The row of each sample; samples are numbered through the run, epoch after epoch."""
         if self.weights is None:
             return _epochs(sum(self.rows), seed, 0, samples)
-        parts, ranks = self._mixed(seed, samples)
+        parts, processes = self._mixed(seed, samples)
         picked = np.empty(len(samples), dtype=np.int64)
         for part in np.unique(parts):
             here = parts == part
             first = sum(self.rows[:part])
-            picked[here] = first + _epochs(self.rows[part], seed, int(part), ranks[here])
+            picked[here] = first + _epochs(self.rows[part], seed, int(part), processes[here])
         return picked
 
     def _mixed(self, seed: int, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,13 +66,13 @@ class RowOrder:
         assert self.weights is not None
         counts = np.array(allotted(_BLOCK, self.weights))
         blocks, places = np.divmod(samples, _BLOCK)
-        parts, ranks = np.empty_like(samples), np.empty_like(samples)
+        parts, processes = np.empty_like(samples), np.empty_like(samples)
         for block in np.unique(blocks):
             here = blocks == block
             part_at, rank_at = _block(self.weights, seed, int(block))
             parts[here] = part_at[places[here]]
-            ranks[here] = block * counts[parts[here]] + rank_at[places[here]]
-        return parts, ranks
+            processes[here] = block * counts[parts[here]] + rank_at[places[here]]
+        return parts, processes
 
 
 def most_needed(samples: int, weights: tuple[float, ...]) -> list[int]:
@@ -96,11 +96,11 @@ def _block(weights: tuple[float, ...], seed: int, block: int) -> tuple[np.ndarra
     """The part at each place of a block, and how many places before it in the block have the same part."""
     slots = np.repeat(np.arange(len(weights)), allotted(_BLOCK, weights))
     parts = slots[shuffled(_BLOCK, seed, block, np.arange(_BLOCK), Purpose.MIXTURE)]
-    ranks = np.empty(_BLOCK, dtype=np.int64)
+    processes = np.empty(_BLOCK, dtype=np.int64)
     for part in range(len(weights)):
         here = parts == part
-        ranks[here] = np.arange(here.sum())
-    return parts, ranks
+        processes[here] = np.arange(here.sum())
+    return parts, processes
 
 
 def _epochs(rows: int, seed: int, part: int, samples: np.ndarray) -> np.ndarray:

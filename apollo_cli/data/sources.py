@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apollo_cli.data import reading
-from apollo_cli.data.reading import Reading
+from apollo_cli.data import readers
+from apollo_cli.data.readers import Reading
 from apollo_cli.errors import DataError
 
 
@@ -239,7 +239,7 @@ class TextFiles(Source):
     def reach(self) -> None:
         """Opens every file, and takes its first line or row."""
         for path in [*self._validation_paths(), *self.paths()]:
-            next(reading.documents(path, "line", self.text_field, self.errors, Reading(0)), None)
+            next(readers.documents(path, "line", self.text_field, self.errors, Reading(0)), None)
 
     def documents(self) -> Iterator[str]:
         """File by file."""
@@ -253,7 +253,7 @@ class TextFiles(Source):
         self._under_way[:] = paths
         self._readings.update((path, Reading(path.stat().st_size)) for path in paths)
         for path in paths:
-            yield from reading.documents(path, self.document, self.text_field, self.errors, self._readings[path])
+            yield from readers.documents(path, self.document, self.text_field, self.errors, self._readings[path])
 
     def share_read(self) -> float | None:
         """By the sizes of the files as they lie on the disk."""
@@ -284,7 +284,7 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
         if not files:
             raise _nothing_in(key, pattern, bool(matches))
         for file in files:
-            reading.refuse_unsuitable(file)
+            readers.refuse_unsuitable(file)
         found |= dict.fromkeys(file.resolve() for file in files)
     return list(found)
 

@@ -18,9 +18,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from apollo_cli.data import network
-from apollo_cli.data.pieces import is_cut_anywhere, pieces
-from apollo_cli.data.reading import first_line
-from apollo_cli.data.special_tokens import SPECIAL_TOKENS
+from apollo_cli.data.chunking import is_cut_anywhere, pieces
+from apollo_cli.data.readers import first_line
+from apollo_cli.data.recipe import SPECIAL_TOKENS
 from apollo_cli.errors import DataError
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind

@@ -10,7 +10,7 @@ from apollo_cli.glue.sentences import SentenceBatch
 from apollo_cli.models.dropout import Dropout
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.models.hf import Pooler
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 
 
@@ -24,13 +24,13 @@ class Classifier(nn.Module):
 
     def __init__(self, body: LanguageModel, outputs: int, pooler: Pooler | None = None) -> None:
         super().__init__()
-        self.body, self.shape = body, body.shape
-        hidden, is_bert = body.shape.hidden, body.shape.kind == "bert"
+        self.body, self.model_config = body, body.shape
+        hidden, is_bert = body.model_config.hidden, body.model_config.kind == "bert"
         self.pooler = nn.Linear(hidden, hidden) if is_bert else None
-        self.dropout = Dropout(body.shape.dropout)
+        self.dropout = Dropout(body.model_config.dropout)
         self.answer = nn.Linear(hidden, outputs, bias=is_bert)
         for layer in filter(None, (self.pooler, self.answer)):
-            nn.init.normal_(layer.weight, std=body.shape.init.std)
+            nn.init.normal_(layer.weight, std=body.model_config.init.std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         if self.pooler and pooler:
@@ -64,7 +64,7 @@ def loss_of(answers: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(answers.float(), labels)
 
 
-def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
+def training_flops(model_config: ModelConfig, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
     """FLOPs of a step: those of the layers as `layer_flops` counts them, and per row the head's.
 
     Per row, with width h: BERT's pooler 2 h^2, answers 2 h outputs.
@@ -76,8 +76,8 @@ def training_flops(shape: Shape, outputs: int, rows: int, seq_len: int, tokens: 
         seq_len: tokens of its longest row.
         tokens: of all rows, without padding.
     """
-    head = 2 * shape.hidden * outputs + (2 * shape.hidden**2 if shape.kind == "bert" else 0)
-    layers = shape.layers * layer_flops(shape, rows, seq_len, tokens)
+    head = 2 * model_config.hidden * outputs + (2 * model_config.hidden**2 if model_config.kind == "bert" else 0)
+    layers = model_config.layers * layer_flops(model_config, rows, seq_len, tokens)
     return FORWARD_AND_BACKWARD * (layers + rows * head)
 
 

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import __version__
-from apollo_cli.errors import ConfigError
-from apollo_cli.outcome import DONE, report, stopped
-from apollo_cli.training.interrupt import Terminated, terminable
-from apollo_cli.training.place import Place
+from apollo_cli.cli.exit_codes import report, report_signal
+from apollo_cli.errors import EXIT_OK, ConfigError
+from apollo_cli.signals import Terminated, terminable
+from apollo_cli.training.distributed.environment import ProcessEnv
 
 NAME = "apollo-glue"
 PAGE = """\
@@ -47,22 +47,24 @@ def run(words: list[str]) -> int:
     """Runs `apollo-glue` with these words and returns its exit code."""
     if {"--help", "-h"} & set(words):
         print(PAGE, end="")
-        return DONE
+        return EXIT_OK
     if "--version" in words:
         print(f"{NAME} {__version__}")
-        return DONE
+        return EXIT_OK
     try:
         with terminable():
             return _run(words)
     except (KeyboardInterrupt, Terminated) as stop:
-        return stopped(stop, NAME)
+        return report_signal(stop, NAME)
     except Exception as error:
         return report(error, None, NAME)
 
 
 def _run(words: list[str]) -> int:
-    if several := Place.of(os.environ):
-        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {several.size} processes"])
+    if several := ProcessEnv.of(os.environ):
+        raise ConfigError(
+            [f"fine-tuning takes one device: start {NAME} once, not as {several.world_size} processes"]
+        )
 
     from apollo_cli.glue.grid import Grid, asked_before, place
     from apollo_cli.glue.section import beside_resume, compose_words, parse
@@ -78,7 +80,7 @@ def _run(words: list[str]) -> int:
         Grid(config, out).run()
     except Exception as error:
         return report(error, out, NAME)
-    return DONE
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -19,25 +19,25 @@ from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
 from apollo_cli.glue.sentences import Sentences, TrainingSentences
 from apollo_cli.glue.tasks import Split, Task
-from apollo_cli.growth.growths import Expander
-from apollo_cli.growth.plan import Plan, Work
-from apollo_cli.growth.routes import Route
-from apollo_cli.growth.samplers import Full
+from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.plan import Plan, StepCost
+from apollo_cli.growth.samplers import ForwardPath, Full
 from apollo_cli.growth.schedule import Schedule
 from apollo_cli.models.transformer import Batch
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.signals import interruptible
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import Identity, open_mirror
-from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
+from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
-from apollo_cli.training.interrupt import interruptible
-from apollo_cli.training.loop import Loop
+from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.memory import process_bytes
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.placement import Placement
 from apollo_cli.training.session import Result, Session
+from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import git_commit, versions
+from apollo_cli.training.trainer import Trainer
 
 TESTS = "test_predictions"  # the folder of a run with its answers to the test rows
 
@@ -68,7 +68,7 @@ class Development:
     data: TaskData
     batch_size: int
 
-    def measured(self, model: Classifier, device: Device) -> dict[str, float]:
+    def evaluate_model(self, model: Classifier, device: Device) -> dict[str, float]:
         """`eval/loss` of the first split, the metrics of all, and `eval/score`, their mean."""
         values: dict[str, float] = {}
         losses = []
@@ -77,10 +77,10 @@ class Development:
             losses.append(loss_of(given, torch.from_numpy(sentences.labels)).item())
             of_split = metrics.measured(self.data.task, sentences.labels, chosen(self.data.task, given))
             values |= {f"{name}{split.suffix}": value for name, value in of_split.items()}
-        return {"eval/loss": losses[0], **_named(values), "eval/score": metrics.score(values)}
+        return {"eval/loss": losses[0], **_check_shipped(values), "eval/score": metrics.score(values)}
 
 
-def _named(values: Mapping[str, float]) -> dict[str, float]:
+def _check_shipped(values: Mapping[str, float]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in values.items()}
 
 
@@ -103,7 +103,7 @@ def chosen(task: Task, given: Tensor) -> np.ndarray:
 
 
 @dataclass
-class FineTuning(Loop):
+class FineTuning(Trainer):
     """The loop, with steps of different lengths, and metrics beside the loss."""
 
     config: CellConfig  # type: ignore[assignment]  # has every section that a loop without growth reads
@@ -114,7 +114,7 @@ class FineTuning(Loop):
         """Of a step: its tokens, and for attention its longest row."""
         return int(self.spent[step + 1, 0] - self.spent[step, 0])
 
-    def loss(self, batch: Batch, route: Route) -> Tensor:
+    def loss(self, batch: Batch, route: ForwardPath) -> Tensor:
         """Of the labels; every layer runs and trains."""
         return self.model.loss(batch, route.layers)
 
@@ -122,10 +122,10 @@ class FineTuning(Loop):
         """Read in all steps before this one, without padding."""
         return int(self.spent[step, 1])
 
-    def measured(self) -> dict[str, float]:
+    def evaluate_model(self) -> dict[str, float]:
         """The metrics of the task."""
         assert isinstance(self.model, Classifier)
-        return self.validation.measured(self.model, self.device)
+        return self.validation.evaluate_model(self.model, self.device)
 
 
 class Cell(Session):
@@ -140,7 +140,7 @@ class Cell(Session):
         directory: its own.
     """
 
-    takes_less = "a smaller glue.max_length or batch.size needs less"
+    out_of_memory_hint = "a smaller glue.max_length or batch.size needs less"
 
     def __init__(
         self,
@@ -165,14 +165,14 @@ class Cell(Session):
         """(steps + 1, 2): FLOPs and tokens before each step."""
         steps, task = self.config.budget.steps or 0, self.rows.task
         sizes = self.training.sizes(steps).tolist()
-        each = [(training_flops(self.pretrained.shape, task.outputs, *size), size[-1]) for size in sizes]
+        each = [(training_flops(self.pretrained.model_config, task.outputs, *size), size[-1]) for size in sizes]
         return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
 
     def _plan(self, device: Device) -> Plan:
         """One stage of all layers; the work of a step is the mean, for the time that is left."""
-        steps, layers = self.config.budget.steps or 0, self.pretrained.shape.layers
+        steps, layers = self.config.budget.steps or 0, self.pretrained.model_config.layers
         flops, tokens = (int(total) // steps for total in self.spent[-1])
-        work = Work(
+        step_cost = StepCost(
             target=layers,
             accumulation=1,
             tokens_per_step=tokens,
@@ -180,7 +180,9 @@ class Cell(Session):
             parameters=lambda layers: self.pretrained.num_parameters,
             memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
         )
-        return Plan(Schedule.over(steps, [layers], [1.0]), Full(), Expander("nearest"), work, self.config.run.seed)
+        return Plan(
+            Schedule.over(steps, [layers], [1.0]), Full(), Expander("nearest"), step_cost, self.config.run.seed
+        )
 
     def start(self) -> Result:
         """Begins, or goes on where an earlier command stopped.
@@ -194,20 +196,20 @@ class Cell(Session):
                 return self.run(None)
             checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep)
             checkpoint = checkpoints.load_newest(self.console.say, self.directory.metrics_bytes())
-            if checkpoint and checkpoint.progress.data != self.data:
+            if checkpoint and checkpoint.state.data != self.data:
                 raise CheckpointError(
                     f"{self.directory}: the rows of {self.rows.task.title} are not those that this run began with. "
                     "Restore the files, or type another out="
                 )
-            self.console.say(f"resuming {self.directory} at step {checkpoint.progress.step if checkpoint else 0}")
+            self.console.say(f"resuming {self.directory} at step {checkpoint.state.step if checkpoint else 0}")
             return self.run(checkpoint)
 
-    def tracker(self, progress: Progress) -> Tracker:
+    def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
-        metrics_file = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
+        metrics_file = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
         task, name = self.rows.task, self.config.run.name
         identity = Identity(
-            progress.run_id, f"{self.group}/{name}", self.group, (self.pretrained.shape.kind, task.name), "glue"
+            state.run_id, f"{self.group}/{name}", self.group, (self.pretrained.model_config.kind, task.name), "glue"
         )
         shown = self.config.raw | {"pretrained": self.pretrained.facts}
         mirror = open_mirror(
@@ -220,7 +222,7 @@ class Cell(Session):
         )
         return Tracker(metrics_file, self.console, [mirror] if mirror else [])
 
-    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The moving parts, new or as the checkpoint has them."""
         config, device = self.config, self.device
         torch.manual_seed(config.run.seed)
@@ -228,25 +230,25 @@ class Cell(Session):
         model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
         optimizer = build_optimizer(model, config.optim)
         # of a language model it has what placement and loop ask for
-        placement = Placement(model, lambda blocks: None)  # type: ignore[arg-type]
+        strategy = ParallelStrategy(model, lambda blocks: None)  # type: ignore[arg-type]
         if checkpoint:
-            self.restore(checkpoint, placement, optimizer)
+            self.restore(checkpoint, strategy, optimizer)
         return FineTuning(
             config=config,
             plan=self.plan,
             device=device,
-            placement=placement,
+            strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
             validation=Development(self.rows, config.raw["batch"]["size"]),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,
-            progress=progress,
+            state=state,
             spent=self.spent,
         )
 
-    def finish(self, loop: Loop) -> None:
+    def finish(self, loop: Trainer) -> None:
         """Answers the test rows; the weights go, for of nine runs nobody needs them."""
         assert isinstance(loop.model, Classifier)
         task, folder = self.rows.task, self.directory.path / TESTS
@@ -256,24 +258,24 @@ class Cell(Session):
             with files.writing(folder, len(text)):
                 folder.mkdir(exist_ok=True)
                 files.write_text(folder / f"{task.title}{split.suffix}.tsv", text)
-        loop.checkpoints.settle()
+        loop.checkpoints.wait_for_removal()
         files.remove(self.directory.checkpoints)
 
-    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+    def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
         """summary.json."""
         return {
             "status": status,
             "task": self.rows.task.name,
             "lr": self.config.optim.lr,
             "seed": self.config.run.seed,
-            "losses": progress.losses,
+            "losses": state.losses,
             "totals": {
-                "steps": progress.step,
+                "steps": state.step,
                 "planned_steps": self.plan.steps,
-                "flops": progress.flops,
-                "skipped_steps": progress.skipped_steps,
-                "train_seconds": progress.train_seconds,
-                "total_seconds": progress.total_seconds,
+                "flops": state.flops,
+                "skipped_steps": state.skipped_steps,
+                "train_seconds": state.train_seconds,
+                "total_seconds": state.total_seconds,
             },
             "data": {"fingerprint": self.data, "training_rows": len(self.rows.train.rows)},
             "pretrained": self.pretrained.facts,
@@ -283,7 +285,7 @@ class Cell(Session):
             "git_commit": git_commit(),
         }
 
-    def present(self, summary: dict[str, Any]) -> None:
+    def print_summary(self, summary: dict[str, Any]) -> None:
         """One line; the table comes when all runs are done."""
         scores = ", ".join(
             f"{name.removeprefix('eval/')} {value:.4f}"

@@ -21,9 +21,9 @@ from apollo_cli.glue.section import GlueConfig, parse
 from apollo_cli.glue.sentences import Framing, Sentences
 from apollo_cli.glue.tasks import TASKS, Split, Task
 from apollo_cli.run_directory import RunDirectory, read_yaml
+from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.device import Device, choose
-from apollo_cli.training.interrupt import interruptible
 
 ASKED, FORMAT = "glue.yaml", 1
 SUBMISSION = "submission"
@@ -51,7 +51,7 @@ class Grid:
         console = Console()
         with interruptible():
             pretrained = self._pretrained()
-            tokenizer, shape = pretrained.tokenizer, pretrained.shape
+            tokenizer, shape = pretrained.tokenizer, pretrained.model_config
             framing = Framing.of(shape.kind, tokenizer, min(self.config.glue.max_length, shape.positions))
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
             for task in self.config.tasks:

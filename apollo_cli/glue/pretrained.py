@@ -12,7 +12,7 @@ from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.errors import CheckpointError, DataError
 from apollo_cli.models.hf import Pooler, load_trunk
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.wandb import identify
@@ -79,9 +79,9 @@ class Pretrained:
         return self.load(0.0)[0]
 
     @property
-    def shape(self) -> Shape:
+    def model_config(self) -> ModelConfig:
         """Its sizes."""
-        return self._body.shape
+        return self._body.model_config
 
     @property
     def num_parameters(self) -> int:
@@ -96,15 +96,15 @@ class Pretrained:
             DataError: it has none, or one that is of another model.
         """
         try:
-            tokenizer = tokenizers.load(self.shape.kind, str(self.folder.resolve()))
+            tokenizer = tokenizers.load(self.model_config.kind, str(self.folder.resolve()))
         except DataError as error:
             what = str(error).partition(": ")[2]
             padding = ". GPT's rows end, and are filled up, with that token" if "<|endoftext|>" in what else ""
             raise DataError(f"{files.shown(self.folder)}: its tokenizer: {what}{padding}") from error
-        if tokenizer.get_vocab_size() > self.shape.vocabulary:
+        if tokenizer.get_vocab_size() > self.model_config.vocabulary:
             raise DataError(
                 f"{files.shown(self.folder)}: its tokenizer has {tokenizer.get_vocab_size():,} entries, the "
-                f"model {self.shape.vocabulary:,}: they do not belong together"
+                f"model {self.model_config.vocabulary:,}: they do not belong together"
             )
         return tokenizer
 

@@ -11,7 +11,7 @@ from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue.metrics import average
 from apollo_cli.glue.tasks import TASKS, Task
-from apollo_cli.report.savings import interval
+from apollo_cli.intervals import interval
 from apollo_cli.run_directory import RunDirectory
 
 NAME = "results.json"

@@ -12,16 +12,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 
-from apollo_cli.config import DEVICE, Run
+from apollo_cli.config.config import DEVICE, Run
+from apollo_cli.config.hydra_syntax import CONF
+from apollo_cli.config.schema import Decay, List, Names, Section, Seed, Share, Size, Whole, closest, validate
+from apollo_cli.config.training import Budget, Checkpoints, Evaluation, Log, Optim, Tracking
 from apollo_cli.errors import ConfigError
 from apollo_cli.glue.tasks import TASKS, Task
-from apollo_cli.help import CONF
-from apollo_cli.schema import Decay, List, Names, Section, Seed, Share, Size, Whole, closest, validate
-from apollo_cli.sections.training import Budget, Checkpoints, Evaluation, Log, Optim, Tracking
 
 ALL = "all"
 PLACES = ("run", "model", "out", "resume", "glue.data_dir")  # paths, taken as they are typed
-RESUMABLE = ("tracking", "checkpoint", "on_nonfinite")  # cannot change the result of a run that can go on
+OVERRIDABLE_SECTIONS = (
+    "tracking",
+    "checkpoint",
+    "on_nonfinite",
+)  # cannot change the result of a run that can go on
 _LISTS = ("task", "seed", "optim.lr")
 
 
@@ -29,7 +33,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Asked(Section):
+class GlueArgs(Section):
     """The keys without a group."""
 
     run: str | None
@@ -52,13 +56,13 @@ class Recipe(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Rows(Section):
+class BatchArgs(Section):
     """`batch`."""
 
     size: Size
 
 
-class Optims(Section):
+class OptimGrid(Section):
     """`optim`: as apollo-train's, with several learning rates."""
 
     lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], List, BeforeValidator(_listed), Field(min_length=1)]
@@ -94,10 +98,10 @@ class CellConfig:
 class GlueConfig:
     """A whole valid config. `raw` is the same as plain values, as written to glue.yaml."""
 
-    asked: Asked
+    asked: GlueArgs
     glue: Recipe
-    batch: Rows
-    optim: Optims
+    batch: BatchArgs
+    optim: OptimGrid
     checkpoint: Checkpoints
     log: Log
     tracking: Tracking
@@ -149,8 +153,8 @@ class GlueConfig:
 
 _SECTIONS: dict[str, type[Section]] = {
     "glue": Recipe,
-    "batch": Rows,
-    "optim": Optims,
+    "batch": BatchArgs,
+    "optim": OptimGrid,
     "checkpoint": Checkpoints,
     "log": Log,
     "tracking": Tracking,
@@ -165,7 +169,7 @@ def parse(raw: Mapping[str, Any]) -> GlueConfig:
     """
     problems: list[str] = []
     plain = {key: value for key, value in raw.items() if key not in _SECTIONS}
-    sections: dict[str, Any] = {"asked": validate(Asked, "", plain, problems)}
+    sections: dict[str, Any] = {"asked": validate(GlueArgs, "", plain, problems)}
     for name, section in _SECTIONS.items():
         values = raw.get(name)
         if not isinstance(values, Mapping):
@@ -232,8 +236,8 @@ def beside_resume(words: Sequence[str], typed: Mapping[str, Any], before: Mappin
         ConfigError: something could change the result.
     """
     sections = {word.partition("=")[0].partition(".")[0] for word in words} - {"resume"}
-    if unfit := sorted(sections - set(RESUMABLE)):
-        can = ", ".join(RESUMABLE)
+    if unfit := sorted(sections - set(OVERRIDABLE_SECTIONS)):
+        can = ", ".join(OVERRIDABLE_SECTIONS)
         raise ConfigError(
             [f"{', '.join(unfit)}: what is resumed goes on as it was asked for; only {can} may be typed, too"]
         )

@@ -1,109 +1,63 @@
-"""Growth: N stored layers become the next N by a matrix on layers, weights and AdamW's moments alike."""
+"""What a growth does to the layers, before any tensor is there: the map, and which layers begin silent."""
 
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from apollo_cli.growth.growths import Growth
-
-State = dict[str, Tensor]
-INTO_RESIDUAL = ("attention_out.", "ffn_out.")  # the parameters by which a layer adds to the residual stream
+from apollo_cli.growth.layer_maps import mixing_matrix, repeated
 
 
-def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
-    """sum_j row[j] sources[j] over the non-zeros of `row`: a one-hot row copies bit for bit."""
-    first, *rest = np.flatnonzero(row).tolist()
-    mixed = sources[first] * float(row[first])
-    for j in rest:
-        mixed += sources[j] * float(row[j])
-    return mixed
+@dataclass(frozen=True)
+class Growth:
+    """How N stored layers become the next N.
 
-
-def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
-    """The parameter `name` of new layer `slot`, of those of the old layers; a silent one adds nothing."""
-    if slot in growth.silent and name.startswith(INTO_RESIDUAL):
-        return torch.zeros_like(sources[0])
-    return mix(growth.matrix[slot], sources)
-
-
-def keep(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """A slot that existed keeps its own moments, a new slot starts empty (the authors' release)."""
-    return states[slot] if slot < len(states) else {}
-
-
-def follow(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """The moments follow the layer map: coefficients for the first, their squares for the second.
-
-    The variance of a weighted sum of independent gradients has the squared weights. The step counts are
-    equal wherever moments exist, so the first contributing one is taken.
+    Attributes:
+        matrix: (next N, N), rows sum to 1.
+        silent: the new layers whose projections into the residual stream begin at zero.
+        entering: the new layers that enter slowly.
     """
-    contributing = [states[j] for j in np.flatnonzero(row).tolist()]
-    if not all(contributing):
-        return {}
-    return {
-        "step": contributing[0]["step"].clone(),
-        "exp_avg": mix(row, [state.get("exp_avg", torch.empty(0)) for state in states]),
-        "exp_avg_sq": mix(row**2, [state.get("exp_avg_sq", torch.empty(0)) for state in states]),
-    }
+
+    matrix: np.ndarray
+    silent: tuple[int, ...] = ()
+    entering: tuple[int, ...] = ()
 
 
-# "reset" is not a rule for one slot: it clears the whole optimizer, see `grow`
-MOMENT_RULES: dict[str, Callable[[int, np.ndarray, Sequence[State]], State]] = {"keep": keep, "map": follow}
-MOMENTS = (*MOMENT_RULES, "reset")
+@dataclass(frozen=True)
+class Learning:
+    """How a map is learned.
 
-
-class Optimizer(Protocol):
-    """What changes hands: that of a run, of which growth knows no more."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """`params` of each."""
-
-    @property
-    def state(self) -> MutableMapping[Any, Any]:
-        """Of each parameter."""
-
-
-@torch.no_grad()
-def grow(
-    blocks: nn.ModuleList,
-    grown: nn.ModuleList,
-    optimizer: Optimizer,
-    growth: Growth,
-    moments: str,
-) -> None:
-    """Expands the layers and hands the optimizer over to them.
-
-    Args:
-        blocks: the N stored layers, all of one shape.
-        grown: the new layers, of that shape and laid on their devices in that way; their weights are overwritten.
-        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
-            new parameter joining the group of its old namesake. Other parameters are not touched.
-        growth: from N layers to the new N.
-        moments: `keep`, `map`, or `reset` (the optimizer starts afresh, embeddings and head included).
-
-    Raises:
-        ValueError: `moments` is unknown or the growth is not of these numbers of layers.
+    Attributes:
+        steps: updates of the map.
+        lr: their constant learning rate.
     """
-    if moments not in MOMENTS:
-        raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
-    matrix = growth.matrix
-    if matrix.shape != (len(grown), len(blocks)):
-        raise ValueError(f"a growth of {matrix.shape[1]} layers to {len(matrix)} is not one of {len(blocks)}")
-    grown.train(blocks.training)
-    for name, first in blocks[0].named_parameters():
-        old = [block.get_parameter(name) for block in blocks]
-        new = [block.get_parameter(name) for block in grown]
-        states = [optimizer.state.pop(parameter, {}) for parameter in old]
-        for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
-            parameter.copy_(grown_tensor(growth, slot, name, old))
-            if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
-                optimizer.state[parameter] = state
-        group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))
-        gone = {id(parameter) for parameter in old}
-        group["params"] = [p for p in group["params"] if id(p) not in gone] + new
-    if moments == "reset":
-        optimizer.state.clear()
+
+    steps: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Expander:
+    """An expander of the depth.
+
+    Attributes:
+        layer_map: its name in `layer_maps`.
+        silent: a layer that comes again begins with zero projections into the residual stream, so that it adds
+            nothing (identity insertion; Net2DeeperNet, Chen 2016, arXiv 1511.05641, section 2.4). In a pre-norm
+            model the function stays exactly what it was; a post-norm layer still normalises.
+        entry: a layer that comes again enters as c layer(h) + (1 - c) h, with c from 0 to 1 over this share of all
+            steps (MSG, Yao 2024), so that no model's function changes at growth; 0: at once.
+        width: the rule in `widths` by which a narrower model becomes as wide.
+        learning: of a map, in width and in depth, that begins at this one; None where this one is the map.
+    """
+
+    layer_map: str
+    silent: bool = False
+    entry: float = 0.0
+    width: str = "fpi"
+    learning: Learning | None = None
+
+    def growth(self, source: int, target: int) -> Growth:
+        """From `source` to `target` layers."""
+        matrix = mixing_matrix(self.layer_map, source, target)
+        new = repeated(matrix) if self.silent or self.entry else ()
+        return Growth(matrix, new if self.silent else (), new if self.entry else ())

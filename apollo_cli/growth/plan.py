@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from apollo_cli.growth.growths import Expander, Growth
+from apollo_cli.growth.expanders import Expander, Growth
 from apollo_cli.growth.layer_maps import layer_map
-from apollo_cli.growth.randomness import Purpose, generator, uniforms
-from apollo_cli.growth.routes import OPEN, Route
-from apollo_cli.growth.samplers import DepthSampler
+from apollo_cli.growth.rng import Purpose, generator, uniforms
+from apollo_cli.growth.samplers import NO_GATES, DepthSampler, ForwardPath
 from apollo_cli.growth.schedule import Schedule, Stage
 
 MOST_MICRO_STEPS = 50_000_000  # half a minute of counting; the paper's GPT-2 run has 12,800,000
@@ -68,7 +67,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepCost:
     """What a plan multiplies: the size of a step and the figures of a model of one width.
 
     Attributes:
@@ -113,12 +112,12 @@ class Plan:
     schedule: Schedule
     sampler: DepthSampler
     expander: Expander
-    work: Work
+    step_cost: StepCost
     seed: int
     source_flops: int | None = 0
     source_seconds: float = 0.0
     maps: Mapping[int, int] = field(default_factory=dict)
-    narrower: Mapping[float, Work] = field(default_factory=dict)
+    narrower: Mapping[float, StepCost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -129,25 +128,25 @@ class Plan:
 
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step) and nothing else."""
-        index = self.schedule.index(micro_step // self.work.accumulation)
+        index = self.schedule.index(micro_step // self.step_cost.accumulation)
         (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
-        return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.work.target)
+        return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
 
-    def route(self, micro_step: int, depth: int) -> Route:
+    def route(self, micro_step: int, depth: int) -> ForwardPath:
         """What a micro-step of this depth runs: as much a function of (seed, micro-step)."""
-        step = micro_step // self.work.accumulation
+        step = micro_step // self.step_cost.accumulation
         index = self.schedule.index(step)
         layers = self._sampler(index).layers_run(
             depth, self.schedule.stages[index].layers, lambda: generator(self.seed, Purpose.ROUTE, micro_step)
         )
-        return Route(layers, self._frozen(index, depth), self.gates(step))
+        return ForwardPath(layers, self._frozen(index, depth), self.gates(step))
 
     def gates(self, step: int) -> Mapping[int, float]:
         """The weights of the stored layers that are entering at this step."""
         stage = self.stages[self.schedule.index(step)]
         entering = stage.growth.entering if stage.growth else ()
         if not entering or (gate := (step - stage.stage.first_step) / (self.expander.entry * self.steps)) >= 1:
-            return OPEN
+            return NO_GATES
         return dict.fromkeys(entering, gate)
 
     def flops_of(self, step: int, depth: int) -> int:
@@ -162,12 +161,12 @@ class Plan:
             set(route.layers) == set(range(part.stage.layers)) and not route.frozen
             for part in self.stages
             for depth in part.depth_counts
-            for route in [self.route(part.stage.first_step * self.work.accumulation, depth)]
+            for route in [self.route(part.stage.first_step * self.step_cost.accumulation, depth)]
         )
 
-    def work_of(self, stage: Stage) -> Work:
+    def work_of(self, stage: Stage) -> StepCost:
         """What a micro-step takes at the width of a stage."""
-        return self.work if stage.width == 1 else self.narrower[stage.width]
+        return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
     def _sampler(self, index: int) -> DepthSampler:
         return self.sampler.in_stage(index)
@@ -185,29 +184,29 @@ class Plan:
 
     def _stage_plan(self, index: int) -> StagePlan:
         stage = self.schedule.stages[index]
-        work, counts = self.work_of(stage), self._depth_counts(index)
+        step_cost, counts = self.work_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
         grows = (previous.layers, previous.width) != (stage.layers, stage.width)
         return StagePlan(
             stage=stage,
-            parameters=work.parameters(stage.layers),
-            memory_bytes=max(work.memory_bytes(stage.layers, depth) for depth in counts),
-            sent_bytes=sum(n * work.sent_bytes(stage.layers, depth) for depth, n in counts.items())
+            parameters=step_cost.parameters(stage.layers),
+            memory_bytes=max(step_cost.memory_bytes(stage.layers, depth) for depth in counts),
+            sent_bytes=sum(n * step_cost.sent_bytes(stage.layers, depth) for depth, n in counts.items())
             // sum(counts.values()),
-            flops=sum(n * work.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
+            flops=sum(n * step_cost.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
             map_flops=self.maps.get(index, 0),
-            depth_probabilities=self._sampler(index).probabilities(stage.layers, work.target),
+            depth_probabilities=self._sampler(index).probabilities(stage.layers, step_cost.target),
             depth_counts=counts,
             growth=self.expander.growth(previous.layers, stage.layers) if grows else None,
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:
         stage, sampler = self.schedule.stages[index], self._sampler(index)
-        first, end = stage.first_step * self.work.accumulation, stage.end_step * self.work.accumulation
-        totals = np.zeros(self.work.target + 1, dtype=np.int64)
+        first, end = stage.first_step * self.step_cost.accumulation, stage.end_step * self.step_cost.accumulation
+        totals = np.zeros(self.step_cost.target + 1, dtype=np.int64)
         for start in range(first, end, _DRAWS_AT_ONCE):
             u = uniforms(self.seed, Purpose.DEPTH, start, min(_DRAWS_AT_ONCE, end - start))
-            depths = sampler.depths(u, stage.layers, self.work.target)
+            depths = sampler.depths(u, stage.layers, self.step_cost.target)
             totals += np.bincount(depths, minlength=len(totals))
         return {depth: int(count) for depth, count in enumerate(totals) if count}
 
@@ -219,12 +218,12 @@ class Plan:
     @property
     def micro_steps(self) -> int:
         """Forward and backward passes."""
-        return self.steps * self.work.accumulation
+        return self.steps * self.step_cost.accumulation
 
     @property
     def tokens(self) -> int:
         """Tokens read."""
-        return self.steps * self.work.tokens_per_step
+        return self.steps * self.step_cost.tokens_per_step
 
     @property
     def map_flops(self) -> int:
@@ -239,7 +238,7 @@ class Plan:
     @property
     def scratch_flops(self) -> int:
         """Model FLOPs of as many steps at the target depth."""
-        return self.micro_steps * self.work.flops(self.work.target, 0)
+        return self.micro_steps * self.step_cost.flops(self.step_cost.target, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as it stands in plan.json."""
@@ -247,7 +246,7 @@ class Plan:
             "steps": self.steps,
             "micro_steps": self.micro_steps,
             "tokens": self.tokens,
-            "devices": self.work.devices,
+            "devices": self.step_cost.devices,
             "flops": self.flops,
             "scratch_flops": self.scratch_flops,
             "map_flops": self.map_flops,
@@ -257,8 +256,8 @@ class Plan:
         }
 
 
-def longest_within(
-    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], enough_steps: int
+def max_steps_within(
+    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], min_steps: int
 ) -> Plan:
     """The plan with the most steps whose cost stays within `budget`.
 
@@ -271,7 +270,7 @@ def longest_within(
     Raises:
         ValueError: not even that length fits.
     """
-    low = enough_steps
+    low = min_steps
     if (least := cost(plan_for(low))) > budget:
         raise ValueError(
             f"a budget of {budget:.6g} is too small: {low} steps, which give every stage one, cost {least:.6g}"

@@ -6,12 +6,30 @@ inverse CDF at one uniform number, the same line for all of them, so that two sa
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from apollo_cli.growth.layer_maps import LayerMap, layer_map
+
+NO_GATES: Mapping[int, float] = MappingProxyType({})  # no layer enters slowly
+
+
+class ForwardPath(NamedTuple):
+    """The way of a micro-step through the stored layers.
+
+    Attributes:
+        layers: the stored layer that each logical layer is.
+        frozen: so many of the lowest logical layers, and the embeddings, run forward only.
+        gates: weight c of a stored layer that enters slowly, c layer(h) + (1 - c) h; 1 for those not named.
+    """
+
+    layers: LayerMap
+    frozen: int = 0
+    gates: Mapping[int, float] = NO_GATES
 
 
 class DepthSampler(ABC):

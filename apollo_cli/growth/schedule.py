@@ -88,7 +88,7 @@ def _rise_to_one(widths: Sequence[float]) -> bool:
     return bool(widths) and widths[0] > 0 and widths[-1] == 1 and all(a <= b for a, b in pairwise(widths))
 
 
-def enough_steps(ends: Sequence[float]) -> int:
+def min_steps(ends: Sequence[float]) -> int:
     """A length from which on every run gives every stage a step: one share of it is a whole step or more."""
     return ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
 

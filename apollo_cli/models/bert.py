@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Block, LanguageModel
 
 EPS = 1e-12
@@ -14,19 +14,19 @@ SEGMENTS = 2  # kept for the export: pretraining without next-sentence pairs use
 class Bert(LanguageModel):
     """BERT with N stored layers."""
 
-    def __init__(self, shape: Shape, layers: int) -> None:
-        super().__init__(shape, layers)
-        self.segments = nn.Embedding(SEGMENTS, shape.hidden)
-        self.embedding_norm = nn.LayerNorm(shape.hidden, eps=EPS)
-        self.transform = nn.Linear(shape.hidden, shape.hidden)
-        self.transform_norm = nn.LayerNorm(shape.hidden, eps=EPS)
-        self.head_bias = nn.Parameter(torch.zeros(shape.vocabulary))
+    def __init__(self, model_config: ModelConfig, layers: int) -> None:
+        super().__init__(model_config, layers)
+        self.segments = nn.Embedding(SEGMENTS, model_config.hidden)
+        self.embedding_norm = nn.LayerNorm(model_config.hidden, eps=EPS)
+        self.transform = nn.Linear(model_config.hidden, model_config.hidden)
+        self.transform_norm = nn.LayerNorm(model_config.hidden, eps=EPS)
+        self.head_bias = nn.Parameter(torch.zeros(model_config.vocabulary))
         self.initialize()
 
     def new_block(self) -> Block:
         """A post-norm block with the exact GELU."""
         with self.device:
-            return Block(self.shape, pre_norm=False, causal=False, gelu="none", eps=EPS)
+            return Block(self.model_config, pre_norm=False, causal=False, gelu="none", eps=EPS)
 
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token, position and segment embeddings, normalised."""

@@ -10,7 +10,7 @@ and twice that to sum everywhere.
 from typing import Literal
 
 from apollo_cli.models.build import num_parameters
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 
 Kind = Literal["ddp", "fsdp"]
 
@@ -28,26 +28,30 @@ def reduced_bytes(kind: Kind, parameters: int, devices: int) -> int:
     return times * (devices - 1) * _SUM * parameters // devices
 
 
-def gathered_bytes(shape: Shape, layers: int, depth: int, devices: int, bf16: bool) -> int:
+def gathered_bytes(model_config: ModelConfig, layers: int, depth: int, devices: int, bf16: bool) -> int:
     """Bytes that each device sends under fsdp to gather the weights for one forward and backward pass.
 
     Each of the `depth` layers that run gathers its block twice, forward and backward, a block that is shared each
     time; so does what stands around the blocks, in fp32: 2 (W - 1)/W (depth b B + 4 R).
     """
-    block, rest = _parts(shape, layers)
+    block, rest = _parts(model_config, layers)
     return 2 * (devices - 1) * (depth * _size(bf16) * block + _SUM * rest) // devices
 
 
-def step_bytes(kind: Kind, shape: Shape, layers: int, depth: int, devices: int, bf16: bool, passes: int) -> int:
+def step_bytes(
+    kind: Kind, model_config: ModelConfig, layers: int, depth: int, devices: int, bf16: bool, passes: int
+) -> int:
     """Bytes that each device sends in a step of so many forward and backward passes, which all run `depth` layers.
 
     Gradients are summed once, after the last pass; under fsdp every pass gathers.
     """
-    sent = reduced_bytes(kind, num_parameters(shape, layers), devices)
-    return sent + (passes * gathered_bytes(shape, layers, depth, devices, bf16) if kind == "fsdp" else 0)
+    sent = reduced_bytes(kind, num_parameters(model_config, layers), devices)
+    return sent + (passes * gathered_bytes(model_config, layers, depth, devices, bf16) if kind == "fsdp" else 0)
 
 
-def state_bytes(kind: Kind, shape: Shape, layers: int, devices: int, bf16: bool, accumulates: bool = False) -> int:
+def state_bytes(
+    kind: Kind, model_config: ModelConfig, layers: int, devices: int, bf16: bool, accumulates: bool = False
+) -> int:
     """Bytes of weights, gradients and moments that a device holds at the peak of a backward pass.
 
     ddp: 16 a parameter, with gradients that are views of the buckets. fsdp: a W-th of that, and what is whole for a
@@ -56,19 +60,19 @@ def state_bytes(kind: Kind, shape: Shape, layers: int, devices: int, bf16: bool,
     products' precision and as fp32, in which they are summed. Where micro-steps `accumulate`, whole fp32 gradients
     wait for the last one.
     """
-    parameters = num_parameters(shape, layers)
+    parameters = num_parameters(model_config, layers)
     if kind == "ddp":
         return STATE * parameters
-    (block, rest), size = _parts(shape, layers), _size(bf16)
+    (block, rest), size = _parts(model_config, layers), _size(bf16)
     weights, gradients = _SUM * rest + size * 2 * block, _SUM * rest + size * block + _SUM * max(block, rest)
     waiting = _SUM * parameters if accumulates else 0
     return -(-STATE * parameters // devices) + weights + gradients + waiting
 
 
-def _parts(shape: Shape, layers: int) -> tuple[int, int]:
+def _parts(model_config: ModelConfig, layers: int) -> tuple[int, int]:
     """Parameters of a block, and of all that is none."""
-    rest = num_parameters(shape, 0)
-    return (num_parameters(shape, layers) - rest) // layers, rest
+    rest = num_parameters(model_config, 0)
+    return (num_parameters(model_config, layers) - rest) // layers, rest
 
 
 def _size(bf16: bool) -> int:

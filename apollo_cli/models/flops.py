@@ -1,11 +1,11 @@
 """Model FLOPs, in closed form."""
 
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 
 FORWARD_AND_BACKWARD = 3  # backward costs twice the forward pass
 
 
-def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int) -> int:
+def forward_flops(model_config: ModelConfig, rows: int, seq_len: int, depth: int, predictions: int) -> int:
     """FLOPs of one forward pass over `rows` of `seq_len` tokens that runs `depth` layers.
 
     2 per multiply-add of every matrix product (Kaplan 2020, arXiv 2001.08361, table 1; Hoffmann 2022,
@@ -23,30 +23,32 @@ def forward_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions
     Norms, softmax, GELU and embedding look-ups are not counted. `predictions` is the number of positions for
     which the head runs: the masked ones (BERT), all but the last of a row (GPT).
     """
-    per_prediction = 2 * shape.hidden * shape.vocabulary
-    if shape.kind == "bert":
-        per_prediction += 2 * shape.hidden**2
-    return depth * layer_flops(shape, rows, seq_len, rows * seq_len) + predictions * per_prediction
+    per_prediction = 2 * model_config.hidden * model_config.vocabulary
+    if model_config.kind == "bert":
+        per_prediction += 2 * model_config.hidden**2
+    return depth * layer_flops(model_config, rows, seq_len, rows * seq_len) + predictions * per_prediction
 
 
-def layer_flops(shape: Shape, rows: int, seq_len: int, tokens: int) -> int:
+def layer_flops(model_config: ModelConfig, rows: int, seq_len: int, tokens: int) -> int:
     """FLOPs of a layer's forward pass; of padded rows, attention alone works on more than their `tokens`."""
-    per_token = 8 * shape.hidden**2 + 4 * shape.hidden * shape.ffn
-    return tokens * per_token + rows * seq_len * 4 * shape.hidden * seq_len
+    per_token = 8 * model_config.hidden**2 + 4 * model_config.hidden * model_config.ffn
+    return tokens * per_token + rows * seq_len * 4 * model_config.hidden * seq_len
 
 
-def training_flops(shape: Shape, rows: int, seq_len: int, depth: int, predictions: int, frozen: int = 0) -> int:
+def training_flops(
+    model_config: ModelConfig, rows: int, seq_len: int, depth: int, predictions: int, frozen: int = 0
+) -> int:
     """FLOPs of one micro-step: forward, and a backward pass of twice its cost.
 
     The lowest `frozen` layers run forward only. With them the token embedding stands still, which is the decoder,
     too: that passes its gradient on and has none of its own. A post-norm layer above them hands no gradient on from
     Q, K and V, for nothing trains below; in a pre-norm one the norm before them does.
     """
-    whole = forward_flops(shape, rows, seq_len, depth, predictions)
+    whole = forward_flops(model_config, rows, seq_len, depth, predictions)
     if not frozen:
         return FORWARD_AND_BACKWARD * whole
-    below = forward_flops(shape, rows, seq_len, frozen, 0)
-    spared = 2 * shape.hidden * shape.vocabulary * predictions
-    if shape.kind == "bert":
-        spared += rows * seq_len * 6 * shape.hidden**2
+    below = forward_flops(model_config, rows, seq_len, frozen, 0)
+    spared = 2 * model_config.hidden * model_config.vocabulary * predictions
+    if model_config.kind == "bert":
+        spared += rows * seq_len * 6 * model_config.hidden**2
     return FORWARD_AND_BACKWARD * (whole - below) + below - spared

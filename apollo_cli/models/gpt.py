@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Block, LanguageModel
 
 EPS = 1e-5
@@ -12,15 +12,15 @@ EPS = 1e-5
 class Gpt(LanguageModel):
     """GPT-2 with N stored layers."""
 
-    def __init__(self, shape: Shape, layers: int) -> None:
-        super().__init__(shape, layers)
-        self.final_norm = nn.LayerNorm(shape.hidden, eps=EPS)
+    def __init__(self, model_config: ModelConfig, layers: int) -> None:
+        super().__init__(model_config, layers)
+        self.final_norm = nn.LayerNorm(model_config.hidden, eps=EPS)
         self.initialize()
 
     def new_block(self) -> Block:
         """A pre-norm, causal block with the tanh form of GELU."""
         with self.device:
-            return Block(self.shape, pre_norm=True, causal=True, gelu="tanh", eps=EPS)
+            return Block(self.model_config, pre_norm=True, causal=True, gelu="tanh", eps=EPS)
 
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token and position embeddings; GPT-2 has none of segments."""

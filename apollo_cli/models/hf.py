@@ -16,7 +16,7 @@ from apollo_cli.models.bert import EPS as BERT_EPS
 from apollo_cli.models.bert import SEGMENTS
 from apollo_cli.models.build import build
 from apollo_cli.models.gpt import EPS as GPT_EPS
-from apollo_cli.models.shape import Initialization, Shape
+from apollo_cli.models.model_config import Initialization, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
 # our module -> theirs, outside the blocks and within block {i}; a name that is missing keeps its own
@@ -74,12 +74,12 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
     """
     theirs = {}
     for name, tensor in model.state_dict().items():
-        parts = _their_names(model.shape.kind, name)
+        parts = _their_names(model.model_config.kind, name)
         for their_name, part in zip(parts, tensor.chunk(len(parts)), strict=True):
             turned = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = turned.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
     _save_weights(theirs, folder)
-    config = _CONFIGS[model.shape.kind](model.shape, len(model.blocks)) | special_ids
+    config = _CONFIGS[model.model_config.kind](model.model_config, len(model.blocks)) | special_ids
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -102,22 +102,22 @@ def load_model(folder: Path) -> LanguageModel:
     Raises:
         CheckpointError: a file is missing or not of such a model.
     """
-    shape, theirs = _read(folder)
-    return _filled(folder, build(shape, shape.layers), theirs)
+    model_config, theirs = _read(folder)
+    return _filled(folder, build(model_config, model_config.layers), theirs)
 
 
-def load_shape(folder: Path) -> Shape:
+def load_shape(folder: Path) -> ModelConfig:
     """What `load_model` would read there, in numbers.
 
     Raises:
         CheckpointError: `load_model` would not read it.
     """
-    shape, theirs = _read(folder)
+    model_config, theirs = _read(folder)
     with torch.device("meta"):
-        model = build(shape, shape.layers)
+        model = build(model_config, model_config.layers)
     for name, t in model.state_dict().items():
-        _our_tensor(folder, shape.kind, name, t.shape, theirs)
-    return shape
+        _our_tensor(folder, model_config.kind, name, t.shape, theirs)
+    return model_config
 
 
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | None]:
@@ -132,8 +132,10 @@ def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, Pooler | No
     Raises:
         CheckpointError: a file is missing or not of such a model.
     """
-    shape, theirs = _read(folder)
-    model = _filled(folder, build(replace(shape, dropout=dropout), shape.layers), theirs, _OF_THE_HEAD)
+    model_config, theirs = _read(folder)
+    model = _filled(
+        folder, build(replace(model_config, dropout=dropout), model_config.layers), theirs, _OF_THE_HEAD
+    )
     names = [f"bert.pooler.dense.{leaf}" for leaf in ("weight", "bias")]
     return model, Pooler(*(theirs[name] for name in names)) if set(names) <= theirs.keys() else None
 
@@ -146,20 +148,20 @@ def _with_prefix(kind: str, name: str) -> str:
     return {"bert": "bert.", "gpt": "transformer."}[kind] + name if name.startswith(bare) else name
 
 
-def _read(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         theirs = _tensors(folder)
-        shape = _SHAPES[config["model_type"]](config)
+        model_config = _SHAPES[config["model_type"]](config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT or GPT-2 model in transformers' format "
             f"(config.json and model.safetensors): {error!r}"
         ) from error
-    for key, ours in _COMPUTED[shape.kind].items():
+    for key, ours in _COMPUTED[model_config.kind].items():
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
-    return shape, {_with_prefix(shape.kind, name): tensor for name, tensor in theirs.items()}
+    return model_config, {_with_prefix(model_config.kind, name): tensor for name, tensor in theirs.items()}
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -177,7 +179,7 @@ def _filled(
     folder: Path, model: LanguageModel, theirs: dict[str, Tensor], may_lack: tuple[str, ...] = ()
 ) -> LanguageModel:
     """The model with their weights; what begins with one of `may_lack` keeps its own where they have none."""
-    kind = model.shape.kind
+    kind = model.model_config.kind
     weights = {
         name: t
         if name.startswith(may_lack) and may_lack and not theirs.keys() >= set(_their_names(kind, name))
@@ -217,50 +219,50 @@ def _their_names(kind: str, name: str) -> list[str]:
     return [f"{their_module.format(i=i)}.{leaf}" for their_module in their_modules]
 
 
-def _bert_config(shape: Shape, layers: int) -> dict[str, Any]:
+def _bert_config(model_config: ModelConfig, layers: int) -> dict[str, Any]:
     return {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
+        "vocab_size": model_config.vocabulary,
+        "hidden_size": model_config.hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.ffn,
+        "num_attention_heads": model_config.heads,
+        "intermediate_size": model_config.ffn,
         "hidden_act": "gelu",
-        "hidden_dropout_prob": shape.dropout,
-        "attention_probs_dropout_prob": shape.dropout,
-        "max_position_embeddings": shape.positions,
+        "hidden_dropout_prob": model_config.dropout,
+        "attention_probs_dropout_prob": model_config.dropout,
+        "max_position_embeddings": model_config.positions,
         "type_vocab_size": SEGMENTS,
         "layer_norm_eps": BERT_EPS,
-        "initializer_range": shape.init.std,
+        "initializer_range": model_config.init.std,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
 
 
-def _gpt_config(shape: Shape, layers: int) -> dict[str, Any]:
+def _gpt_config(model_config: ModelConfig, layers: int) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": shape.vocabulary,
-        "n_embd": shape.hidden,
+        "vocab_size": model_config.vocabulary,
+        "n_embd": model_config.hidden,
         "n_layer": layers,
-        "n_head": shape.heads,
-        "n_inner": shape.ffn,
-        "n_positions": shape.positions,
+        "n_head": model_config.heads,
+        "n_inner": model_config.ffn,
+        "n_positions": model_config.positions,
         "activation_function": "gelu_new",
-        "embd_pdrop": shape.dropout,
-        "attn_pdrop": shape.dropout,
-        "resid_pdrop": shape.dropout,
+        "embd_pdrop": model_config.dropout,
+        "attn_pdrop": model_config.dropout,
+        "resid_pdrop": model_config.dropout,
         "layer_norm_epsilon": GPT_EPS,
-        "initializer_range": shape.init.std,
+        "initializer_range": model_config.init.std,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
 
 
-def _bert_shape(config: dict[str, Any]) -> Shape:
-    return Shape(
+def _bert_shape(config: dict[str, Any]) -> ModelConfig:
+    return ModelConfig(
         kind="bert",
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],
@@ -273,8 +275,8 @@ def _bert_shape(config: dict[str, Any]) -> Shape:
     )
 
 
-def _gpt_shape(config: dict[str, Any]) -> Shape:
-    return Shape(
+def _gpt_shape(config: dict[str, Any]) -> ModelConfig:
+    return ModelConfig(
         kind="gpt",
         vocabulary=config["vocab_size"],
         positions=config["n_positions"],
@@ -287,8 +289,8 @@ def _gpt_shape(config: dict[str, Any]) -> Shape:
     )
 
 
-_CONFIGS: dict[str, Callable[[Shape, int], dict[str, Any]]] = {"bert": _bert_config, "gpt": _gpt_config}
-_SHAPES: dict[str, Callable[[dict[str, Any]], Shape]] = {"bert": _bert_shape, "gpt2": _gpt_shape}
+_CONFIGS: dict[str, Callable[[ModelConfig, int], dict[str, Any]]] = {"bert": _bert_config, "gpt": _gpt_config}
+_SHAPES: dict[str, Callable[[dict[str, Any]], ModelConfig]] = {"bert": _bert_shape, "gpt2": _gpt_shape}
 
 # what decides how the weights are used; a key that is missing has the value that ours computes with
 _COMPUTED: dict[str, dict[str, Any]] = {

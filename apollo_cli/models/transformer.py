@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apollo_cli.growth.routes import OPEN
+from apollo_cli.growth.samplers import NO_GATES
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.dropout import Dropout, attention
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.unpadding import Unpadding
 
 LONGEST_WAVE = 10_000  # of the sinusoids, in positions over 2 pi (Vaswani 2017)
@@ -65,16 +65,16 @@ def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
 class Block(nn.Module):
     """One layer: self-attention and a feed-forward part, each with a residual connection and a norm."""
 
-    def __init__(self, shape: Shape, *, pre_norm: bool, causal: bool, gelu: str, eps: float) -> None:
+    def __init__(self, model_config: ModelConfig, *, pre_norm: bool, causal: bool, gelu: str, eps: float) -> None:
         super().__init__()
-        self.heads, self.pre_norm, self.causal, self.gelu = shape.heads, pre_norm, causal, gelu
-        self.dropout = Dropout(shape.dropout)
-        self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden)
-        self.attention_out = nn.Linear(shape.hidden, shape.hidden)
-        self.attention_norm = nn.LayerNorm(shape.hidden, eps=eps)
-        self.ffn_in = nn.Linear(shape.hidden, shape.ffn)
-        self.ffn_out = nn.Linear(shape.ffn, shape.hidden)
-        self.ffn_norm = nn.LayerNorm(shape.hidden, eps=eps)
+        self.heads, self.pre_norm, self.causal, self.gelu = model_config.heads, pre_norm, causal, gelu
+        self.dropout = Dropout(model_config.dropout)
+        self.qkv = nn.Linear(model_config.hidden, 3 * model_config.hidden)
+        self.attention_out = nn.Linear(model_config.hidden, model_config.hidden)
+        self.attention_norm = nn.LayerNorm(model_config.hidden, eps=eps)
+        self.ffn_in = nn.Linear(model_config.hidden, model_config.ffn)
+        self.ffn_out = nn.Linear(model_config.ffn, model_config.hidden)
+        self.ffn_norm = nn.LayerNorm(model_config.hidden, eps=eps)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, unpadding: Unpadding | None = None) -> Tensor:
         """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
@@ -110,12 +110,12 @@ class LanguageModel(nn.Module, ABC):
 
     head_bias: nn.Parameter | None  # of the decoder, which is the token embedding
 
-    def __init__(self, shape: Shape, layers: int) -> None:
+    def __init__(self, model_config: ModelConfig, layers: int) -> None:
         super().__init__()
-        self.shape = shape
-        self.dropout = Dropout(shape.dropout)
-        self.tokens = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.positions = nn.Embedding(shape.positions, shape.hidden)
+        self.model_config = model_config
+        self.dropout = Dropout(model_config.dropout)
+        self.tokens = nn.Embedding(model_config.vocabulary, model_config.hidden)
+        self.positions = nn.Embedding(model_config.positions, model_config.hidden)
         self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))
         self.register_parameter("head_bias", None)
 
@@ -144,7 +144,7 @@ class LanguageModel(nn.Module, ABC):
         *,
         places: Tensor | None = None,
         frozen: int = 0,
-        gates: Mapping[int, float] = OPEN,
+        gates: Mapping[int, float] = NO_GATES,
     ) -> Tensor:
         """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i].
 
@@ -185,7 +185,7 @@ class LanguageModel(nn.Module, ABC):
         return F.linear(self.before_decoder(hidden), self.tokens.weight, self.head_bias)
 
     def loss(
-        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = OPEN
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
     ) -> Tensor:
         """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only.
 
@@ -196,7 +196,7 @@ class LanguageModel(nn.Module, ABC):
         return decoder_loss(self.before_decoder(hidden), decoder, self.head_bias, batch.targets)
 
     def forward(
-        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = OPEN
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
     ) -> Tensor:
         """The loss: what is trained, and what torch's wrappers call."""
         return self.loss(batch, layer_map, frozen, gates)
@@ -212,8 +212,10 @@ class LanguageModel(nn.Module, ABC):
 
     def initialize(self) -> None:
         """Draws all weights from torch's global generator, as `shape.init` says."""
-        init = self.shape.init
-        into_residual = init.std / (2 * self.shape.layers) ** 0.5 if init.residual == "by_depth" else init.std
+        init = self.model_config.init
+        into_residual = (
+            init.std / (2 * self.model_config.layers) ** 0.5 if init.residual == "by_depth" else init.std
+        )
         stds = {"positions": init.positions_std, "attention_out": into_residual, "ffn_out": into_residual}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):

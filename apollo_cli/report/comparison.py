@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 
 from apollo_cli.errors import DataError
+from apollo_cli.intervals import Interval, interval
 from apollo_cli.report import savings
 from apollo_cli.report.groups import Family, Group
 from apollo_cli.report.runs import Run
-from apollo_cli.report.savings import Cost, Curve, Interval, Point
+from apollo_cli.report.savings import Cost, Curve, Point
 
 AXES = ("flops", "seconds")
 
@@ -249,7 +250,7 @@ def _ended(runs: Sequence[Run]) -> tuple[Curve, ...]:
 def _interval(values: Sequence[float | None]) -> Interval | None:
     """None unless every run has a value."""
     known = [value for value in values if value is not None]
-    return savings.interval(known) if known and len(known) == len(values) else None
+    return interval(known) if known and len(known) == len(values) else None
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
@@ -257,7 +258,7 @@ def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
         return Target(question.target_loss, None)
     if not reference:
         return None
-    finals = savings.interval([line[-1].loss for line in reference])
+    finals = interval([line[-1].loss for line in reference])
     return Target(finals.mean, finals) if math.isfinite(finals.mean) else None
 
 

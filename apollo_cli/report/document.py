@@ -16,7 +16,7 @@ from apollo_cli.report.comparison import AXES, Comparison
 from apollo_cli.report.glue import glue_table
 from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import plain
-from apollo_cli.report.words import METHOD_OF_INTERVALS, WAY_OF_CROSSING, cells, headline, notes, spent, target
+from apollo_cli.report.words import CROSSING_NOTE, METHOD_OF_INTERVALS, cells, headline, notes, spent, target
 from apollo_cli.run_directory import RunDirectory
 
 
@@ -126,7 +126,7 @@ def _blocks(comparisons: Sequence[Comparison], warnings: Sequence[str], words: S
     yield Heading(2, "How")
     command = shlex.join([Path(words[0]).name, *words[1:]])
     yield Sentences(
-        [WAY_OF_CROSSING, METHOD_OF_INTERVALS, f"apollo-train {__version__}: {plain(command)}"], is_list=True
+        [CROSSING_NOTE, METHOD_OF_INTERVALS, f"apollo-train {__version__}: {plain(command)}"], is_list=True
     )
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from apollo_cli.glue.tasks import TASKS
+from apollo_cli.intervals import Interval, interval
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.savings import Interval, interval
 
 AVERAGE = "average"
 ABOUT = (

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from apollo_cli.config.hydra_syntax import conf_folder
 from apollo_cli.files import in_order
-from apollo_cli.help import conf_folder
 from apollo_cli.report.runs import Run, few, plain
 
 # Cannot change the result; of the data the fingerprint counts.

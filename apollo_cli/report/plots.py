@@ -7,6 +7,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from apollo_cli.intervals import Interval
 from apollo_cli.report import growth_plots, savings
 from apollo_cli.report.comparison import Comparison, Method, point
 from apollo_cli.report.runs import size
@@ -183,7 +184,7 @@ def _beside(below: Axes, start: float, lane: int, text: str) -> None:
     )
 
 
-def _saved(saved: savings.Interval, axis: str) -> str:
+def _saved(saved: Interval, axis: str) -> str:
     """`-45.2 ± 3.1% FLOPs`."""
     half = "" if saved.half is None else f" ± {100 * saved.half:.1f}"
     return f"{-100 * saved.mean:+.1f}{half}% {_NAMES[axis]}".replace("-", "\N{MINUS SIGN}")

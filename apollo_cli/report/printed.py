@@ -10,15 +10,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from apollo_cli.intervals import LEVEL, Interval
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
 from apollo_cli.report.glue import GlueTable, glue_table
 from apollo_cli.report.groups import settings
-from apollo_cli.report.savings import LEVEL, Cost, Interval
+from apollo_cli.report.savings import Cost
 from apollo_cli.report.words import (
+    CROSSING_NOTE,
     METHOD_OF_INTERVALS,
     UNITS,
-    WAY_OF_CROSSING,
     cells,
     headline,
     notes,
@@ -58,7 +59,7 @@ def show(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
             screen.print(Text(f"note: {note}"))
     for sentence in filter(None, map(headline, comparisons)):
         screen.print(Text(sentence, style="bold"))
-    screen.print(Text(f"{METHOD_OF_INTERVALS} {WAY_OF_CROSSING}", style="dim"))
+    screen.print(Text(f"{METHOD_OF_INTERVALS} {CROSSING_NOTE}", style="dim"))
 
 
 def _table(comparison: Comparison, *, with_speedup: bool) -> Table:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
+from apollo_cli.intervals import Interval, interval
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import plain
-from apollo_cli.report.savings import Interval
 
 UNITS = {"flops": "FLOPs", "seconds": "s"}
 METHOD_OF_INTERVALS = "± is the half width of the 95 % Student-t interval over seeds; n = 1 has none."
-WAY_OF_CROSSING = (
+CROSSING_NOTE = (
     "The cost of the target is where the loss of the whole model is first at or below it, linear between two "
     "evaluations, never extrapolated. Saving = 1 - cost / baseline's cost; speedup = baseline's cost / cost - 1."
 )
@@ -72,7 +72,7 @@ def headline(comparison: Comparison) -> str:
     most, best = max(known, key=lambda pair: pair[0])
     of = cells(comparison, best)
     measured = [method for method in comparison.methods if method.is_baseline or method is best]
-    timed = not [note for method in measured for note in _on_pace(method)]
+    timed = not [note for method in measured for note in _timing_notes(method)]
     seconds = f" and {of.savings['seconds']} of the seconds" if timed else ""
     none = "no method saves FLOPs; the nearest is " if most <= 0 else ""
     return (
@@ -99,7 +99,7 @@ def spent(method: Method) -> str:
     ends = [line[-1].cost.flops for line in method.curves if line]
     if not ends:
         return "-"
-    total = savings.interval(ends)
+    total = interval(ends)
     return number(total.mean, total.half or None)
 
 
@@ -143,7 +143,7 @@ def notes(comparison: Comparison) -> list[str]:
         *_on_settings(comparison),
         *(note for method in comparison.methods for note in _on_source(method)),
         *_on_machines(comparison),
-        *(note for method in comparison.methods for note in _on_pace(method)),
+        *(note for method in comparison.methods for note in _timing_notes(method)),
         *_on_noise(comparison),
         *_on_target(comparison),
         *comparison.family.notes,
@@ -256,7 +256,7 @@ def _some(parts: Sequence[str]) -> str:
     return ", ".join(parts[:_MOST]) + (f" and {len(parts) - _MOST} more" if len(parts) > _MOST else "")
 
 
-def _on_pace(method: Method) -> Iterator[str]:
+def _timing_notes(method: Method) -> Iterator[str]:
     """Runs that stood still, or shared their machine, for a while: their seconds are no measure."""
     for outcome in method.outcomes:
         rows = outcome.run.evaluations

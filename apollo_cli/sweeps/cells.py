@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from apollo_cli import files
-from apollo_cli.config import Config
+from apollo_cli.cli.resume import CACHE_KEY, OVERRIDABLE_KEYS, OVERRIDABLE_SECTIONS
+from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, CheckpointError, OccupiedError
 from apollo_cli.report.runs import flat
-from apollo_cli.resuming import DECIDABLE, PLACE, RESUMABLE
 from apollo_cli.run_directory import RunDirectory
 
 _BEGUN = "begun"
@@ -28,12 +28,12 @@ def run_cell(config: Config, run_dir: Path, label: str) -> None:
         OccupiedError: another run is in its directory, or another process works there.
         ApolloError: as `train` and `resume` raise.
     """
-    from apollo_cli.training.distributed import join
+    from apollo_cli.training.distributed.group import join
     from apollo_cli.training.run import resume, train
 
-    ranks = join()
-    found = ranks.agreed("cell", lambda: _found(RunDirectory(run_dir), config))
-    if ranks.is_first:
+    processes = join()
+    found = processes.broadcast_via_store("cell", lambda: _found(RunDirectory(run_dir), config))
+    if processes.is_main:
         print(label + (f": {found}" if found.endswith("before") else ""))
     if not found:
         train(config, run_dir)
@@ -89,13 +89,15 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
 
 def _is_resumable(key: str) -> bool:
     """Whether `resume` takes another value of it."""
-    return key in (PLACE, *DECIDABLE) or key.partition(".")[0] in RESUMABLE
+    return key in (CACHE_KEY, *OVERRIDABLE_KEYS) or key.partition(".")[0] in OVERRIDABLE_SECTIONS
 
 
 def _resumable(raw: dict[str, Any]) -> dict[str, Any]:
     """What is typed now of that."""
-    section, _, key = PLACE.partition(".")
-    return {name: raw[name] for name in (*RESUMABLE, *DECIDABLE)} | {section: {key: raw[section][key]}}
+    section, _, key = CACHE_KEY.partition(".")
+    return {name: raw[name] for name in (*OVERRIDABLE_SECTIONS, *OVERRIDABLE_KEYS)} | {
+        section: {key: raw[section][key]}
+    }
 
 
 def _is_complete(directory: RunDirectory) -> bool:

@@ -25,17 +25,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from apollo_cli.config import parse
-from apollo_cli.errors import ConfigError, OccupiedError
-from apollo_cli.outcome import DONE, report
+from apollo_cli.cli.exit_codes import report
+from apollo_cli.config.config import parse
+from apollo_cli.errors import EXIT_OK, ConfigError, OccupiedError
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.signals import Interrupted, interruptible, terminable
 from apollo_cli.sweeps import gpus
 from apollo_cli.sweeps.cells import record_failure, run_cell
-from apollo_cli.sweeps.journal import Ended, Journal
-from apollo_cli.sweeps.submitted import requeue
+from apollo_cli.sweeps.journal import JobResult, Journal
 from apollo_cli.tracking.numbered import NumberedLines
-from apollo_cli.training.interrupt import Interrupted, interruptible, terminable
-from apollo_cli.training.place import Place
+from apollo_cli.training.distributed.environment import ProcessEnv
 
 _AT_WORK = Lock()  # held while this process, one of several, has a cell
 
@@ -46,8 +45,8 @@ def hydra_main(words: list[str]) -> int:
     try:
         hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(job)()
     except SystemExit as stop:
-        return int(stop.code or DONE)
-    return DONE
+        return int(stop.code or EXIT_OK)
+    return EXIT_OK
 
 
 def job(values: Any) -> None:
@@ -56,9 +55,9 @@ def job(values: Any) -> None:
     if HydraConfig.get().mode == RunMode.RUN:
         _run(values, run_dir)
         return
-    journal, code = Journal.of_command(), DONE
+    journal, code = Journal.of_command(), EXIT_OK
     try:
-        with journal.at_work() as may_begin:
+        with journal.running() as may_begin:
             if may_begin:
                 with _surroundings(journal, run_dir.name, values.device):
                     ended = _cell(values, run_dir, journal)
@@ -67,7 +66,7 @@ def job(values: Any) -> None:
                         _note(ended, journal)
                 if is_job_stopped:
                     _requeue(ended, journal)
-                code = ended.code if ended.code > 128 else DONE
+                code = ended.code if ended.code > 128 else EXIT_OK
     finally:
         with suppress(OSError):  # not empty: the cell has begun, or has failed and says so
             run_dir.rmdir()
@@ -84,7 +83,7 @@ def _run(values: Any, run_dir: Path) -> None:
         sys.exit(report(error, run_dir))
 
 
-def _requeue(ended: Ended, journal: Journal) -> None:
+def _requeue(ended: JobResult, journal: Journal) -> None:
     """Has the job of this cell started again; comes back, and notes the end, where that is not to be."""
     try:
         requeue(ended.code - 128)
@@ -93,7 +92,7 @@ def _requeue(ended: Ended, journal: Journal) -> None:
     _note(ended, journal)
 
 
-def _note(ended: Ended, journal: Journal) -> None:
+def _note(ended: JobResult, journal: Journal) -> None:
     if _is_first():
         journal.add(ended)
 
@@ -101,15 +100,15 @@ def _note(ended: Ended, journal: Journal) -> None:
 def _is_first() -> bool:
     """Whether this process speaks for the cell, which several may train."""
     with suppress(ConfigError):
-        return not (place := Place.of(os.environ)) or place.rank == 0
+        return not (place := ProcessEnv.of(os.environ)) or place.rank == 0
     return True
 
 
-def _cell(values: Any, run_dir: Path, journal: Journal) -> Ended:
+def _cell(values: Any, run_dir: Path, journal: Journal) -> JobResult:
     """Runs a cell; how it ended."""
     words = journal.words_of(HydraConfig.get().overrides.task)
     label = " ".join(["cell", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
-    config, code, reason = None, DONE, ""
+    config, code, reason = None, EXIT_OK, ""
     try:
         with interruptible():
             config = parse(_plain(values))
@@ -126,7 +125,7 @@ def _cell(values: Any, run_dir: Path, journal: Journal) -> Ended:
         status = "interrupted" if code > 128 else "failed"  # what its processes said (devices=N)
         if status == "failed" and _is_first() and (config or not RunDirectory(run_dir).is_claimed):
             record_failure(run_dir, reason)  # else what is there is another run
-    return Ended(str(run_dir), code, status, reason, words)
+    return JobResult(str(run_dir), code, status, reason, words)
 
 
 def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
@@ -167,3 +166,22 @@ def _have_it_followed(owner: int) -> None:
 
 def _plain(values: Any) -> dict[str, Any]:
     return OmegaConf.to_container(values, resolve=True)  # type: ignore[return-value]
+
+
+def requeue(signum: int) -> None:
+    """Has Slurm start the job again, which goes on with the cell; its checkpoint is written.
+
+    SIGUSR2 comes before the time limit, and on some clusters before a preemption: what submitit does then is still
+    its handler, and exits. At SIGTERM a job is preempted, and Slurm requeues it, or it is cancelled; it looks the
+    same. A job that ends then would be taken for done, so it waits until it is killed, as do the other processes
+    of a cell at SIGUSR2, which the first one has requeued.
+
+    Raises:
+        UncompletedJobError: it may not be requeued any more (hydra.launcher.max_num_timeout).
+    """
+    if signum == signal.SIGUSR2 and callable(handler := signal.getsignal(signal.SIGUSR2)):
+        handler(signum, None)
+    elif os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return
+    while True:
+        sleep(60)

@@ -11,13 +11,13 @@ from types import FrameType
 from uuid import uuid4
 
 from apollo_cli import files
-from apollo_cli.training.interrupt import StopRequest
+from apollo_cli.signals import StopRequest
 
 _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the folder
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobResult:
     """A cell that ended.
 
     Attributes:
@@ -101,17 +101,17 @@ class Journal:
         swept = self._read()["swept"]
         return [word for word in overrides if word.partition("=")[0].lstrip("+") in swept]
 
-    def add(self, ended: Ended) -> None:
+    def add(self, ended: JobResult) -> None:
         """Notes the end of a cell, in a file of its own: other machines may write, too."""
         files.write_json(self._ended / f"{uuid4().hex}.json", asdict(ended))
 
-    def ended(self) -> list[Ended]:
+    def ended(self) -> list[JobResult]:
         """All cells, in the order of their names, numbers in them taken as numbers."""
-        cells = [Ended(**json.loads(path.read_text(encoding="utf-8"))) for path in self._ended.glob("*.json")]
+        cells = [JobResult(**json.loads(path.read_text(encoding="utf-8"))) for path in self._ended.glob("*.json")]
         return sorted(cells, key=lambda cell: files.in_order(cell.run_dir))
 
     @contextmanager
-    def at_work(self) -> Iterator[bool]:
+    def running(self) -> Iterator[bool]:
         """Lets `stop` find this process while entered; False where no cell may begin any more."""
         sign = self._working / str(os.getpid())
         sign.touch()  # before the look: a stop that comes later finds it
@@ -128,7 +128,7 @@ class Journal:
                 os.kill(int(sign.name), signum)
 
 
-class Relay(StopRequest):
+class SignalForwarder(StopRequest):
     """While entered, passes the first signal on to the cells and waits for them; the second one is for itself."""
 
     def __init__(self, journal: Journal) -> None:

@@ -9,15 +9,16 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import files
-from apollo_cli.command_line import CommandLine
-from apollo_cli.outcome import MENDABLE
-from apollo_cli.overrides import quoted
-from apollo_cli.sweeps import gpus, launchers
-from apollo_cli.sweeps.grid import num_cells
+from apollo_cli.cli import launchers
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.experiment_grid import num_cells
+from apollo_cli.config.hydra_syntax import quoted
+from apollo_cli.errors import EXIT_USER_ERROR
+from apollo_cli.signals import Terminated
+from apollo_cli.sweeps import gpus
 from apollo_cli.sweeps.job import hydra_main
-from apollo_cli.sweeps.journal import Journal, Relay
+from apollo_cli.sweeps.journal import Journal, SignalForwarder
 from apollo_cli.sweeps.table import close_sweep
-from apollo_cli.training.interrupt import Terminated
 
 
 def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
@@ -36,7 +37,7 @@ def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
                 f"hydra.launcher.n_jobs runs fewer cells at once); the sweep goes on with: {again}",
                 file=sys.stderr,
             )
-            return MENDABLE
+            return EXIT_USER_ERROR
         except Exception as error:
             if not (place and launchers.is_of_a_job(error)):
                 raise
@@ -45,7 +46,7 @@ def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
                 f"Other jobs go on; when they have ended, the sweep goes on with: {again}",
                 file=sys.stderr,
             )
-            return MENDABLE
+            return EXIT_USER_ERROR
         if signum:
             jobs = "; jobs that were submitted go on without it, when they have ended" if place else ""
             name = signal.Signals(signum).name
@@ -63,7 +64,7 @@ def _place_of_jobs(line: CommandLine, sweep_dir: Path) -> Path | None:
 
 def _run_cells(line: CommandLine, journal: Journal, place: Path | None) -> int:
     """Has Hydra run them; the signal that stopped them, or 0."""
-    relay = Relay(journal)
+    relay = SignalForwarder(journal)
     with relay if line.launcher == "joblib" else nullcontext():
         try:
             for words in line.commands:

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from apollo_cli import files
 from apollo_cli.report.runs import RunFiles
-from apollo_cli.sweeps.journal import Ended
+from apollo_cli.sweeps.journal import JobResult
 from apollo_cli.tracking.console import Screen
 
 
-def close_sweep(cells: Sequence[Ended]) -> int:
+def close_sweep(cells: Sequence[JobResult]) -> int:
     """Prints the cells of a sweep and returns the gravest of their codes."""
     values = [dict(word.lstrip("+").split("=", 1) for word in cell.words) for cell in cells]
     swept = list(dict.fromkeys(key for words in values for key in words))
@@ -34,7 +34,7 @@ def close_sweep(cells: Sequence[Ended]) -> int:
     return 1 if 1 in codes else max(codes, default=0)
 
 
-def _results(cell: Ended) -> Iterator[str]:
+def _results(cell: JobResult) -> Iterator[str]:
     """Loss, FLOPs and seconds, as far as there are any of this cell."""
     run = RunFiles(Path(cell.run_dir))
     summary: dict[str, Any] = {} if cell.status in ("refused", "planned") else run.summary

@@ -203,12 +203,12 @@ def plan_totals(plan: Plan) -> str:
     """The totals, to the last digit, and what the plan saves against scratch at equal steps."""
     saving = 1 - plan.flops / plan.scratch_flops
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
-    beside = f"\neach of {plan.work.devices} devices sends {sent} a step, stage by stage"
+    beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     return (
         f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs{learned}; scratch at equal "
         f"steps {plan.scratch_flops} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
-        f"{beside if plan.work.devices > 1 else ''}"
+        f"{beside if plan.step_cost.devices > 1 else ''}"
     )
 
 

@@ -30,8 +30,8 @@ def main() -> None:
     """Takes the order and sees it through."""
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # they are for the run, which says farewell or is gone
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.signal(signal.SIGTERM, hurry)
+    signal.signal(signal.SIGALRM, _on_timeout)
+    signal.signal(signal.SIGTERM, request_stop)
     orders, tell = open(0, "rb", buffering=0), _teller()  # noqa: SIM115 - unbuffered, for select
     order = json.loads(orders.readline())
     environment, sys.argv = os.environ.copy(), order["argv"]
@@ -52,14 +52,14 @@ def record(order: dict[str, Any], recording: "Recording", orders: Any, environme
     if not order["online"]:
         tell("offline")
     upload = Upload(Path(order["folder"]), environment if order["online"] else None, order["timeout"])
-    farewell = None
-    while farewell is None:
+    finish_message = None
+    while finish_message is None:
         signal.alarm(PATIENCE)
-        farewell = _farewell(orders)
+        finish_message = _farewell(orders)
         recording.take_rows()  # after a look at the input: all rows before a farewell are seen
         upload.go_on(tell)
-    recording.close(farewell["status"], farewell["summary"])
-    upload.finish(farewell.get("deadline", time.monotonic() + order["timeout"]), tell)
+    recording.close(finish_message["status"], finish_message["summary"])
+    upload.finish(finish_message.get("deadline", time.monotonic() + order["timeout"]), tell)
 
 
 class Recording:
@@ -231,12 +231,12 @@ def _lines(text: str) -> list[str]:
 hurried: list[int] = []
 
 
-def hurry(signum: int, frame: FrameType | None) -> None:
+def request_stop(signum: int, frame: FrameType | None) -> None:
     """The run does not wait any more: no upload is to be waited for."""
     hurried.append(signum)
 
 
-def _give_up(signum: int, frame: FrameType | None) -> None:
+def _on_timeout(signum: int, frame: FrameType | None) -> None:
     os.killpg(0, signal.SIGKILL)
 
 

@@ -51,7 +51,7 @@ class Tracker:
         self.metrics.close()
 
 
-class Silence(Tracker):
+class NullTracker(Tracker):
     """Of a process whose rows are those of the first one, which records them."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from apollo_cli import files
-from apollo_cli.sections.training import Tracking
+from apollo_cli.config.training import Tracking
 from apollo_cli.tracking import recorder
 
 FACTS = "apollo"  # beside the config: what a comparison needs to know of a run
@@ -55,7 +55,7 @@ def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Id
     return Identity(run_id, f"{group or name}/{run_dir.name}", group, tags)
 
 
-class Mirror:
+class WandbProcess:
     """A recorder at work. No method raises because of it, and only `close` waits.
 
     Args:
@@ -90,7 +90,7 @@ class Mirror:
             while self._listen() and (left := deadline - time.monotonic()) > 0:
                 select.select([self._out], [], [], left)
             if self.process:
-                self._tell(f"did not finish within {self.timeout:g} seconds")
+                self._log(f"did not finish within {self.timeout:g} seconds")
         finally:
             if self.process:
                 self.process.terminate()  # it closes its file and goes; nobody waits for it
@@ -118,14 +118,14 @@ class Mirror:
             return True
         *lines, self.heard = (self.heard + said).split(b"\n")
         for line in lines:
-            self._tell(line.decode(errors="replace"))
+            self._log(line.decode(errors="replace"))
         if said:
             return True
         if self._reap():
-            self._tell("recorder was ended; metrics.jsonl goes on")
+            self._log("recorder was ended; metrics.jsonl goes on")
         return False
 
-    def _tell(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         """A line for people; the first one has the way to upload later, if there is something to upload."""
         if not self.hinted and any(self.folder.glob("offline-run-*/*.wandb")):
             self.hinted = True
@@ -150,7 +150,7 @@ def open_mirror(
     run_dir: Path,
     skip_rows: int,
     say: Callable[[str], None],
-) -> Mirror | None:
+) -> WandbProcess | None:
     """Starts the recorder that `tracking.wandb` asks for; None where it is disabled or cannot be had.
 
     Args:
@@ -186,7 +186,7 @@ def open_mirror(
             "argv": sys.argv,
             "pid": os.getpid(),
         }
-        return Mirror(order, say)
+        return WandbProcess(order, say)
     except OSError as error:  # no process, no memory
         say(f"W&B cannot be used; metrics.jsonl has everything: {error}")
         return None

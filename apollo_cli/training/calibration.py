@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.data.batches import Task, TrainingBatches
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
@@ -21,10 +21,10 @@ def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 
     target = config.model.layers
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
     share = device.shared_by(config.run)
-    batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size, ranks=share)
+    batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size, processes=share)
 
     def measure(depth: int) -> float:
-        model = build(config.shape.narrowed(width), depth).to(device.device)
+        model = build(config.model_config.narrowed(width), depth).to(device.device)
         device.compiles(model.blocks)
         optimizer = build_optimizer(model, config.optim)
         times = []

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
-from apollo_cli.training.distributed import ALONE, Ranks
+from apollo_cli.training.distributed.group import ALONE, ProcessGroup
+from apollo_cli.training.state import Checkpoint, TrainerState, _first_line, _flat, _nested
 
 FORMAT = 6
 _CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
@@ -32,110 +32,6 @@ _PIECE = 1 << 22  # bytes that have a checksum of their own, so that all cores c
 _BLOCK = 1 << 18  # bytes read at once
 
 
-@dataclass
-class Progress:
-    """Where a run is; all of it is in every checkpoint.
-
-    Attributes:
-        step: optimizer updates done.
-        flops: model FLOPs done, exact.
-        train_seconds: in steps alone: no evaluation, checkpoints, start-up.
-        total_seconds: since the first start, without the time between an interruption and its resume.
-        loss_sum: of the micro-steps since the last training row.
-        loss_count: how many those are.
-        loss_max: the highest loss of a step since then.
-        norm_max: the highest norm of a gradient since then, before it was clipped.
-        skipped_steps: steps that were refused because something was not finite.
-        skipped_in_a_row: those since the last update.
-        growths: of each growth its step, layers, and validation loss on both sides.
-        logged_train_seconds: `train_seconds` at the last training row.
-        logged_flops: `flops` there.
-        logged_step: `step` there.
-        losses: the newest `train/loss` and `eval/...` values.
-        metrics_bytes: length of metrics.jsonl.
-        data: fingerprint of the corpus.
-        run_id: of the run in W&B.
-        planned_steps: length of the run; a budget in seconds does not give the same one twice. 0 if not known.
-        devices: that shared its micro-steps.
-    """
-
-    step: int = 0
-    flops: int = 0
-    train_seconds: float = 0.0
-    total_seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    loss_max: float = 0.0
-    norm_max: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    growths: list[dict[str, Any]] = field(default_factory=list)
-    logged_train_seconds: float = 0.0
-    logged_flops: int = 0
-    logged_step: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
-    metrics_bytes: int = 0
-    data: str = ""
-    run_id: str = ""
-    planned_steps: int = 0
-    devices: int = 1
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds.
-
-    Attributes:
-        layers: stored blocks.
-        weights: by name; empty where they are in shards on disk.
-        optimizer: AdamW's state by name, likewise.
-        rng: of torch.
-        progress: where the run is.
-        in_shards: no process has it all; each has some of every tensor.
-        folder: where it was read.
-        width: of the model, as a share of the target's.
-    """
-
-    layers: int
-    weights: dict[str, Tensor]
-    optimizer: dict[str, dict[str, Tensor]]
-    rng: dict[str, Tensor]
-    progress: Progress
-    in_shards: bool = False
-    folder: Path = Path()
-    width: float = 1.0
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and AdamW's state, by one name each."""
-        return self.weights | _flat(self.optimizer)
-
-    def read(self) -> "Checkpoint":
-        """With its tensors, whole, where they are in shards on disk.
-
-        Raises:
-            CheckpointError: they cannot be read.
-        """
-        if not self.in_shards:
-            return self
-
-        from apollo_cli.training import shards
-
-        try:
-            tensors = {name: torch.zeros(size) for name, size in shards.sizes(self.folder).items()}
-            shards.read(tensors, self.folder, alone=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"checkpoint {self.folder} cannot be read: {_first_line(error)}") from error
-        weights = {name: tensors.pop(name) for name in [*tensors] if "/" not in name}
-        return replace(self, weights=weights, optimizer=_nested(tensors), in_shards=False)
-
-    @property
-    def num_bytes(self) -> int:
-        """About what it takes on disk."""
-        tensors = self.tensors.values()
-        return sum(t.nbytes for t in tensors) + 1_000 * len(tensors)
-
-
 class _NewerFormat(CheckpointError):
     """A checkpoint that this version cannot read."""
 
@@ -143,8 +39,8 @@ class _NewerFormat(CheckpointError):
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name."""
 
-    def __init__(self, folder: Path, keep: int, ranks: Ranks = ALONE) -> None:
-        self.folder, self.keep, self.ranks = folder, keep, ranks
+    def __init__(self, folder: Path, keep: int, processes: ProcessGroup = ALONE) -> None:
+        self.folder, self.keep, self.processes = folder, keep, processes
         self.removal = Thread()  # of what is not kept, beside the steps that follow: that takes as long as a write
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -155,15 +51,15 @@ class Checkpoints:
         Raises:
             StorageError: it could not be written; what was there before still is.
         """
-        final = self.folder / f"step_{checkpoint.progress.step:08d}"
+        final = self.folder / f"step_{checkpoint.state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         size = checkpoint.num_bytes
-        if not self.ranks.is_first:
+        if not self.processes.is_main:
             if checkpoint.in_shards:
                 with files.writing(final, size):
                     self._write_shards(checkpoint, temporary)
             return final
-        self.settle()  # it may be its space that is needed
+        self.wait_for_removal()  # it may be its space that is needed
         try:
             with files.writing(self.folder, 0):
                 self._make_folder()
@@ -183,7 +79,7 @@ class Checkpoints:
         self.removal = Thread(target=_remove, args=unfinished)
         self.removal.start()
 
-    def settle(self) -> None:
+    def wait_for_removal(self) -> None:
         """Waits until what is not kept is gone from the disk."""
         if self.removal.is_alive():
             self.removal.join()
@@ -197,7 +93,7 @@ class Checkpoints:
         try:
             self._write(checkpoint, temporary)
             for path in self._newest_first():  # damaged ones that a resume passed over come again
-                if _step(path) >= checkpoint.progress.step:
+                if _step(path) >= checkpoint.state.step:
                     shutil.rmtree(path)
             files.remove(final)  # no checkpoint, if it is still there: a file of that name
             temporary.rename(final)
@@ -211,15 +107,15 @@ class Checkpoints:
         Raises:
             StorageError: they do not write into the same one.
         """
-        from apollo_cli.training import shards
+        from apollo_cli.training.distributed import sharded_files
 
-        self.ranks.highest(0)  # none goes on before all are here
-        shards.write(checkpoint.tensors, folder)
+        self.processes.max(0)  # none goes on before all are here
+        sharded_files.write(checkpoint.tensors, folder)
         # to the others it may have its final name by now
-        if self.ranks.is_first and len(list(folder.glob(_SHARDS))) != self.ranks.size:
+        if self.processes.is_main and len(list(folder.glob(_SHARDS))) != self.processes.world_size:
             raise StorageError(
-                f"{folder}: not all {self.ranks.size} processes wrote there; with distributed=fsdp the run "
-                "directory must be on a disk that all machines share"
+                f"{folder}: not all {self.processes.world_size} processes wrote there; with distributed=fsdp the "
+                "run directory must be on a disk that all machines share"
             )
 
     def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
@@ -247,7 +143,7 @@ class Checkpoints:
                 "format": FORMAT,
                 "layers": checkpoint.layers,
                 "width": checkpoint.width,
-                "progress": asdict(checkpoint.progress),
+                "progress": asdict(checkpoint.state),
                 "sha256": {name: [each.result() for each in digests] for name, digests in sums.items()},
             }
             meta["sha256_of_meta"] = _digest_of_meta(meta)
@@ -274,7 +170,7 @@ class Checkpoints:
         for path in self._newest_first():
             try:
                 checkpoint = _load(path)
-                if (seen := checkpoint.progress.metrics_bytes) > metrics_bytes:
+                if (seen := checkpoint.state.metrics_bytes) > metrics_bytes:
                     raise CheckpointError(
                         f"checkpoint {path}: metrics.jsonl had {seen} bytes then and has {metrics_bytes} now, rows "
                         "are lost"
@@ -322,16 +218,16 @@ def _load(path: Path) -> Checkpoint:
         for name in _CONTENTS_BEFORE_3 if old else ["state.pt", *in_shards] if in_shards else _CONTENTS:
             if not _is_whole(path / name, meta["sha256"][name]):
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
-        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        progress = _progress(meta["progress"])
+        saved = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        state = _progress(meta["progress"])
         width = float(meta.get("width", 1.0))  # from format 6 on
-        known = Checkpoint(meta["layers"], {}, {}, state["rng"], progress, folder=path, width=width)
+        known = Checkpoint(meta["layers"], {}, {}, saved["rng"], state, folder=path, width=width)
         if in_shards:
             return replace(known, in_shards=True)
         return replace(
             known,
             weights=load_file(path / "model.safetensors"),
-            optimizer=state["optimizer"] if old else _nested(load_file(path / "optimizer.safetensors")),
+            optimizer=saved["optimizer"] if old else _nested(load_file(path / "optimizer.safetensors")),
         )
     except OSError as error:  # its text names the file
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
@@ -341,44 +237,24 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error
 
 
-def _flat(optimizer: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """AdamW's state as `parameter/key`."""
-    return {
-        f"{name}/{key}": value.contiguous() for name, state in optimizer.items() for key, value in state.items()
-    }
-
-
-def _nested(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of `_flat`."""
-    optimizer: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        optimizer.setdefault(parameter, {})[key] = value.clone()  # AdamW works on it; the file may go meanwhile
-    return optimizer
-
-
-def _progress(values: dict[str, Any]) -> Progress:
+def _progress(values: dict[str, Any]) -> TrainerState:
     """Progress from plain values; a stranger's may be anything."""
-    progress, fresh = Progress(**values), Progress()
-    for key, value in vars(progress).items():
+    state, fresh = TrainerState(**values), TrainerState()
+    for key, value in vars(state).items():
         expected = type(getattr(fresh, key))
         kinds = (int, float) if expected is float else expected
         if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0 and key != "loss_sum"):
             raise TypeError(f"progress.{key} is {value!r}")
-    numbers = [*progress.losses.values(), *(number for growth in progress.growths for number in growth.values())]
+    numbers = [*state.losses.values(), *(number for growth in state.growths for number in growth.values())]
     if not all(number is None or isinstance(number, int | float) for number in numbers):
         raise TypeError("progress has text where numbers should be")
-    if not re.fullmatch("[0-9a-f]*", progress.run_id):  # W&B names a folder by it
-        raise TypeError(f"progress.run_id is {progress.run_id!r}")
-    return progress
+    if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
+        raise TypeError(f"progress.run_id is {state.run_id!r}")
+    return state
 
 
 def _digest_of_meta(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _is_whole(path: Path, sha256: list[str] | str) -> bool:
@@ -402,23 +278,3 @@ def _digest(path: Path, first: int) -> str:
         for _ in range(_PIECE // _BLOCK):
             digest.update(file.read(_BLOCK))
     return digest.hexdigest()
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Torch's generators, of the CPU and of `device`; only dropout draws from them after the weights are made."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state(*_index(device))
-    return state
-
-
-def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """The inverse of `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if device.type != "cpu" and device.type in state:
-        torch.get_device_module(device).set_rng_state(state[device.type], *_index(device))
-
-
-def _index(device: torch.device) -> tuple[torch.device, ...]:
-    """CUDA has a generator for each device, mps has one."""
-    return (device,) if device.type == "cuda" else ()

@@ -2,28 +2,37 @@
 
 from pathlib import Path
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
+from apollo_cli.config.data import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.data import sources
 from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.data.corpus import Corpus, prepare
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture as MixtureOfSources
-from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.recipe import Bound, Recipe
-from apollo_cli.sections.data import Mixture, OfHub, OfPyDocs, OfText
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.distributed import ALONE, Ranks
+from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 from apollo_cli.training.planning import make_task
 
 
-def training_batches(config: Config, corpus: Corpus, ranks: Ranks = ALONE) -> TrainingBatches:
+def training_batches(config: Config, corpus: Corpus, processes: ProcessGroup = ALONE) -> TrainingBatches:
     """The micro-batches of a run on this corpus, or what this process has of them."""
     batch, task, seed = config.batch, make_task(config, corpus.tokenizer), config.run.seed
     return TrainingBatches(
-        corpus.training, task, seed, batch.size, batch.micro_size, corpus.order, ranks.rank, ranks.size
+        corpus.training,
+        task,
+        seed,
+        batch.size,
+        batch.micro_size,
+        corpus.order,
+        processes.rank,
+        processes.world_size,
     )
 
 
-def prepare_corpus(config: Config, cache: Path, console: Console, steps: int, ranks: Ranks = ALONE) -> Corpus:
+def prepare_corpus(
+    config: Config, cache: Path, console: Console, steps: int, processes: ProcessGroup = ALONE
+) -> Corpus:
     """The packed corpus of a config, from the folder of all packed corpora or built there now.
 
     Of a source without an end, as much as so many steps need. Of several processes of a machine one builds.
@@ -38,7 +47,7 @@ def prepare_corpus(config: Config, cache: Path, console: Console, steps: int, ra
         validation_seed=data.validation_seed,
         bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_endless else None,
     )
-    with ranks.first_of_machine_first("corpus"):
+    with processes.local_rank_zero_first("corpus"):
         corpus = prepare(source, recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from apollo_cli.config import Run
+from apollo_cli.config.config import Run
 from apollo_cli.errors import ConfigError
-from apollo_cli.training.distributed import ALONE, Ranks
+from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Device:
     device: torch.device
     bf16: bool
     compile: bool
-    ranks: Ranks = ALONE
+    processes: ProcessGroup = ALONE
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""
@@ -56,14 +56,14 @@ class Device:
 
     def shared_by(self, run: Run) -> int:
         """How many devices share each micro-step: those that compute together now, or that are to be started."""
-        return self.ranks.size if self.ranks.place else run.devices or 1
+        return self.processes.world_size if self.processes.place else run.devices or 1
 
     def sentence(self, run: Run) -> str:
         """What was decided, and by whom."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
-        beside = f", with those of {self.ranks.size - 1} more processes" if self.ranks.place else ""
+        beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.place else ""
         return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
 
 
@@ -72,7 +72,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def choose(run: Run, ranks: Ranks = ALONE) -> Device:
+def choose(run: Run, processes: ProcessGroup = ALONE) -> Device:
     """The device, precision and compilation that `auto` means here, or that were asked for.
 
     Raises:
@@ -80,23 +80,25 @@ def choose(run: Run, ranks: Ranks = ALONE) -> Device:
     """
     name = run.device
     if name == "auto":
-        has_mps = torch.backends.mps.is_available() and not ranks.place
+        has_mps = torch.backends.mps.is_available() and not processes.place
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     device = torch.device(name)
-    if ranks.place:
+    if processes.place:
         if device.index is not None or device.type == "mps":
-            problem = f"device={name}: {ranks.size} processes need one each; type device=cuda or device=cpu"
+            problem = (
+                f"device={name}: {processes.world_size} processes need one each; type device=cuda or device=cpu"
+            )
             raise ConfigError([problem])
         if device.type == "cuda":
             one = torch.cuda.device_count() == 1  # srun may let each process see its own alone
-            device = torch.device("cuda", 0 if one else ranks.local)
+            device = torch.device("cuda", 0 if one else processes.local_rank)
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= present[device.type]:
-        if ranks.place and present[device.type]:
+        if processes.place and present[device.type]:
             raise ConfigError(
                 [
-                    f"device {device}: this machine has {present[device.type]}, and at least {ranks.local + 1} "
-                    "processes: start one for each device"
+                    f"device {device}: this machine has {present[device.type]}, and at least "
+                    f"{processes.local_rank + 1} processes: start one for each device"
                 ]
             )
         raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
@@ -106,5 +108,5 @@ def choose(run: Run, ranks: Ranks = ALONE) -> Device:
         # without hardware for it bf16 is hundreds of times slower, so auto never means it on a CPU
         bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
         compile=on_gpu if run.compile == "auto" else run.compile,
-        ranks=ranks,
+        processes=processes,
     )

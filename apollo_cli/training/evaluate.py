@@ -7,17 +7,17 @@ import torch
 
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.growth.layer_maps import layer_map
-from apollo_cli.growth.routes import OPEN
+from apollo_cli.growth.samplers import NO_GATES
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.training.device import Device
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float] = OPEN
+    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float] = NO_GATES
 ) -> dict[str, float]:
     """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first."""
-    stored, target = len(model.blocks), model.shape.layers
+    stored, target = len(model.blocks), model.model_config.layers
     was_training = model.training
     model.eval()
     losses = {depth: _mean_loss(model, batches, device, depth, gates) for depth in {stored, target}}
@@ -40,5 +40,5 @@ def _mean_loss(
             loss = model.loss(batch.to(device.device), logical, gates=gates)
         total += loss.item() * counted
         predictions += counted
-    total, counted_by_all = device.ranks.total(total, predictions)
+    total, counted_by_all = device.processes.total(total, predictions)
     return total / counted_by_all

@@ -11,7 +11,7 @@ import torch
 from apollo_cli import files
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
-from apollo_cli.models.footprint import Footprint
+from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.training.device import Device
 
 FEWEST_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
@@ -22,7 +22,7 @@ _PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
 _DOUBT = 2  # the plan's figure is an estimate: what needs less than twice the memory is tried
 
 
-def num_pieces(footprint: Footprint, rows: int, seq_len: int, depth: int, layers: int) -> int:
+def num_pieces(footprint: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int) -> int:
     """In how many equal pieces a micro-batch goes through `depth` layers, of which `layers` are stored.
 
     Activations are kept for each layer that runs. A piece has so few rows that all of them together are no more
@@ -40,7 +40,7 @@ def num_pieces(footprint: Footprint, rows: int, seq_len: int, depth: int, layers
     return count
 
 
-def refuse_what_cannot_fit(plan: Plan, device: Device) -> None:
+def check_fits_in_memory(plan: Plan, device: Device) -> None:
     """Refuses a run before it takes memory that is not there.
 
     Raises:
@@ -87,7 +87,7 @@ def peak_bytes(device: Device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak(device: Device) -> None:
+def reset_peak(device: Device) -> None:
     """Lets `peak_bytes` begin anew, where the system can."""
     if device.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device.device)

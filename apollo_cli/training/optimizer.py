@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from apollo_cli.sections.training import Optim
+from apollo_cli.config.training import Optim
 from apollo_cli.training.adamw import AdamW
 
 

@@ -5,22 +5,22 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
+from apollo_cli.config.model import Bert
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.plan import Plan, StagePlan, Work, longest_within
-from apollo_cli.growth.schedule import enough_steps
+from apollo_cli.growth.plan import Plan, StagePlan, StepCost, max_steps_within
+from apollo_cli.growth.schedule import min_steps
+from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.communication import Kind, state_bytes, step_bytes
 from apollo_cli.models.flops import training_flops
-from apollo_cli.models.footprint import Footprint
-from apollo_cli.sections.model import Bert
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
-from apollo_cli.training.mapping import map_flops as map_flops_of_step
+from apollo_cli.training.init_from.learned_map import map_flops as map_flops_of_step
+from apollo_cli.training.init_from.source import Source, find
 from apollo_cli.training.memory import num_pieces, process_bytes
-from apollo_cli.training.source import Source, find
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
@@ -35,11 +35,11 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 
-def make_work(config: Config, device: Device, width: float = 1.0) -> Work:
+def make_work(config: Config, device: Device, width: float = 1.0) -> StepCost:
     """The figures of one micro-step and one step, at this share of the model's width."""
-    shape, seq_len, rows = config.shape.narrowed(width), config.data.seq_len, config.batch.micro_size
+    model_config, seq_len, rows = config.model_config.narrowed(width), config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
-    footprint = Footprint(shape, device.device.type, device.bf16)
+    footprint = ActivationMemory(model_config, device.device.type, device.bf16)
     devices, batch = device.shared_by(config.run), config.batch
     kind: Kind = config.distributed.kind if devices > 1 else "ddp"
     if rows % devices:
@@ -55,19 +55,19 @@ def make_work(config: Config, device: Device, width: float = 1.0) -> Work:
         here = rows // devices
         pieces = num_pieces(footprint, here, seq_len, depth, layers)
         tensors = footprint.working_bytes(here * seq_len, depth, predictions // devices, pieces)
-        tensors += state_bytes(kind, shape, layers, devices, device.bf16, batch.accumulation * pieces > 1)
+        tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:
         passes = batch.accumulation * num_pieces(footprint, rows // devices, seq_len, depth, layers)
-        return step_bytes(kind, shape, layers, depth, devices, device.bf16, passes)
+        return step_bytes(kind, model_config, layers, depth, devices, device.bf16, passes)
 
-    return Work(
+    return StepCost(
         target=config.model.layers,
         accumulation=config.batch.accumulation,
         tokens_per_step=config.batch.size * seq_len,
-        flops=lambda depth, frozen: training_flops(shape, rows, seq_len, depth, predictions, frozen),
-        parameters=lambda layers: num_parameters(shape, layers),
+        flops=lambda depth, frozen: training_flops(model_config, rows, seq_len, depth, predictions, frozen),
+        parameters=lambda layers: num_parameters(model_config, layers),
         memory_bytes=memory_bytes,
         devices=devices,
         sent_bytes=sent_bytes,
@@ -80,17 +80,17 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
     Raises:
         ConfigError: the budget is too small for the stages, or a micro-step cannot be dealt to the devices.
     """
-    work = make_work(config, device)
+    step_cost = make_work(config, device)
     narrower = {width: make_work(config, device, width) for width in config.schedule.shares if width != 1}
     source = find(config)
-    maps = _maps(config, source, {1.0: work, **narrower})
+    maps = _maps(config, source, {1.0: step_cost, **narrower})
 
     def plan_for(steps: int) -> Plan:
         return Plan(
             schedule=config.schedule.over(steps),
             sampler=config.sampler.build(),
             expander=config.expander.build(),
-            work=work,
+            step_cost=step_cost,
             seed=config.run.seed,
             source_flops=source.flops if source else 0,
             source_seconds=source.seconds if source else 0.0,
@@ -103,9 +103,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         if steps is None:
             steps = budget.steps
         if steps is None and budget.tokens is not None:
-            steps = budget.tokens // work.tokens_per_step
+            steps = budget.tokens // step_cost.tokens_per_step
             if not steps:
-                raise ValueError(f"this is less than a step of {work.tokens_per_step}")
+                raise ValueError(f"this is less than a step of {step_cost.tokens_per_step}")
         if steps is not None:
             return plan_for(steps)
         cost: Callable[[Plan], float]
@@ -113,14 +113,14 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        longest = longest_within(limit, cost, plan_for, enough_steps(config.schedule.ends))
-        return plan_for(device.ranks.of_first(longest.steps))  # each has timed it for itself
+        longest = max_steps_within(limit, cost, plan_for, min_steps(config.schedule.ends))
+        return plan_for(device.processes.broadcast(longest.steps))  # each has timed it for itself
     except ValueError as error:
         key, value = next((key, value) for key, value in budget if value is not None)
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
-def _maps(config: Config, source: Source | None, works: Mapping[float, Work]) -> dict[int, int]:
+def _maps(config: Config, source: Source | None, works: Mapping[float, StepCost]) -> dict[int, int]:
     """FLOPs of learning each map, by the stage that it begins.
 
     Each of its steps is a micro-step of the new model, whose stored layers run once, and the map's own products.
@@ -129,12 +129,12 @@ def _maps(config: Config, source: Source | None, works: Mapping[float, Work]) ->
     if learning is None:
         return {}
     sizes = list(zip(schedule.layers, schedule.shares, strict=True))
-    shapes = [replace(config.shape.narrowed(share), layers=layers) for layers, share in sizes]
+    shapes = [replace(config.model_config.narrowed(share), layers=layers) for layers, share in sizes]
     found = {}
-    for index, ((layers, share), shape) in enumerate(zip(sizes, shapes, strict=True)):
-        before = shapes[index - 1] if index else source and source.shape
+    for index, ((layers, share), model_config) in enumerate(zip(sizes, shapes, strict=True)):
+        before = shapes[index - 1] if index else source and source.model_config
         if before and (not index or sizes[index - 1] != sizes[index]):
-            step = works[share].flops(layers, 0) + map_flops_of_step(before, shape, layers)
+            step = works[share].flops(layers, 0) + map_flops_of_step(before, model_config, layers)
             found[index] = learning.steps * step
     return found
 
@@ -148,8 +148,8 @@ def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
     seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
 
     def of_stage(plan: Plan, part: StagePlan) -> float:
-        of_depth, layers, work = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
-        of_map = part.map_flops / work.flops(layers, 0) * work.devices * of_depth(layers)
+        of_depth, layers, step_cost = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
+        of_map = part.map_flops / step_cost.flops(layers, 0) * step_cost.devices * of_depth(layers)
         return of_map + sum(count * of_depth(depth) for depth, count in part.depth_counts.items())
 
     return lambda plan: sum(of_stage(plan, part) for part in plan.stages)

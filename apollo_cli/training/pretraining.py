@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError
 
 from apollo_cli import files
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.data.batches import EvaluationBatches
-from apollo_cli.data.packing import Corpus
+from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import CheckpointError
@@ -20,19 +20,20 @@ from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
-from apollo_cli.tracking.tracker import Silence, Tracker
+from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
-from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress
+from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
-from apollo_cli.training.loop import Loop
+from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
+from apollo_cli.training.init_from.source import check_tokenizer, find
+from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.placement import Copies, Placement
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session
-from apollo_cli.training.source import check_tokenizer, find
+from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
-from apollo_cli.training.transfer import Transfer
+from apollo_cli.training.trainer import Trainer
 
 
 class Pretraining(Session):
@@ -49,7 +50,7 @@ class Pretraining(Session):
         """The fingerprint of the corpus."""
         return self.corpus.content
 
-    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+    def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
         """summary.json."""
         return summarize(
             config=self.config,
@@ -58,27 +59,27 @@ class Pretraining(Session):
             corpus=self.corpus,
             run_dir=self.directory.path,
             status=status,
-            progress=progress,
+            state=state,
         )
 
-    def present(self, summary: dict[str, Any]) -> None:
+    def print_summary(self, summary: dict[str, Any]) -> None:
         """The closing summary on the screen."""
         self.console.show(summary_table(summary))
 
-    def finish(self, loop: Loop) -> None:
+    def finish(self, loop: Trainer) -> None:
         """Exports the model."""
-        model = loop.placement.whole()
-        if self.device.ranks.is_first:
+        model = loop.strategy.whole()
+        if self.device.processes.is_main:
             self._export(model)
 
-    def tracker(self, progress: Progress) -> Tracker:
+    def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
         config = self.config
-        if not self.device.ranks.is_first:
-            return Silence()
-        metrics = MetricsFile(self.directory.metrics_file, progress.metrics_bytes)
+        if not self.device.processes.is_main:
+            return NullTracker()
+        metrics = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
         tags = (config.model.kind, config.sampler.kind, config.expander.kind)
-        identity = identify(self.directory.path, config.run.name, tags, progress.run_id)
+        identity = identify(self.directory.path, config.run.name, tags, state.run_id)
         facts = {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}
         shown = {"format": FORMAT, **config.raw, FACTS: facts}
         mirror = open_mirror(
@@ -86,7 +87,7 @@ class Pretraining(Session):
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
 
-    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The moving parts, new or as the checkpoint has them.
 
         Raises:
@@ -97,63 +98,66 @@ class Pretraining(Session):
         stages = self.plan.schedule.stages
         first = checkpoint or stages[0]
         layers, width = first.layers, first.width
-        if (layers, width) not in ((s.layers, s.width) for s in stages) or progress.step > self.plan.steps:
+        if (layers, width) not in ((s.layers, s.width) for s in stages) or state.step > self.plan.steps:
             share = f" of {width:g} of the width" if width != 1 else ""
             raise CheckpointError(
-                f"{self.directory}: the checkpoint (step {progress.step}, {layers} layers{share}) is of another "
-                "plan"
+                f"{self.directory}: the checkpoint (step {state.step}, {layers} layers{share}) is of another plan"
             )
-        batches = training_batches(config, self.corpus, device.ranks)
+        batches = training_batches(config, self.corpus, device.processes)
         whole = training_batches(config, self.corpus)
-        transfer = Transfer(self.plan, device, whole, progress, self.console.say)
-        placement = self._placed(layers, width, None if checkpoint else transfer)
-        optimizer = build_optimizer(placement.model, config.optim)
+        transfer = WeightTransfer(self.plan, device, whole, state, self.console.say)
+        strategy = self._placed(layers, width, None if checkpoint else transfer)
+        optimizer = build_optimizer(strategy.model, config.optim)
         if checkpoint:
-            self.restore(checkpoint if placement.in_shards else checkpoint.read(), placement, optimizer)
+            self.restore(checkpoint if strategy.in_shards else checkpoint.read(), strategy, optimizer)
         task = make_task(config, self.corpus.tokenizer)
         batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
-        return Loop(
+        return Trainer(
             config=config,
             plan=self.plan,
             device=device,
-            placement=placement,
+            strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(batches, device.device),
-            validation=EvaluationBatches(rows, task, batch.micro_size, device.ranks.rank, device.ranks.size),
+            validation=EvaluationBatches(
+                rows, task, batch.micro_size, device.processes.rank, device.processes.world_size
+            ),
             tracker=tracker,
-            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.ranks),
+            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.processes),
             refused_steps=self.directory.refused_steps,
-            progress=progress,
+            state=state,
             width=width,
             transfer=transfer,
         )
 
-    def _placed(self, layers: int, width: float, transfer: Transfer | None) -> Placement:
+    def _placed(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:
         """The model on its devices, with the weights that it begins with; None where a checkpoint has them."""
         config, device = self.config, self.device
-        if device.ranks.place and config.distributed.kind == "fsdp":
-            from apollo_cli.training.shards import Shards
+        if device.processes.place and config.distributed.kind == "fsdp":
+            from apollo_cli.training.distributed.fsdp import FullyShardedDataParallel
 
-            placement = Shards(config.shape.narrowed(width), layers, device)
+            strategy = FullyShardedDataParallel(config.model_config.narrowed(width), layers, device)
             if transfer:
                 on_cpu = torch.device("cpu")
-                placement.take(self._new_model(layers, width, on_cpu, transfer) if device.ranks.is_first else None)
-            return placement
+                strategy.load_from_rank_zero(
+                    self._new_model(layers, width, on_cpu, transfer) if device.processes.is_main else None
+                )
+            return strategy
         model = self._new_model(layers, width, device.device, transfer)
-        if device.ranks.place:
-            return Copies(model, device.compiles, self.plan.trains_all)
-        return Placement(model, device.compiles)
+        if device.processes.place:
+            return DataParallel(model, device.compiles, self.plan.trains_all)
+        return ParallelStrategy(model, device.compiles)
 
     def _new_model(
-        self, layers: int, width: float, device: torch.device, transfer: Transfer | None
+        self, layers: int, width: float, device: torch.device, transfer: WeightTransfer | None
     ) -> LanguageModel:
         """With the weights that it begins with."""
-        model = build(self.config.shape.narrowed(width), layers).to(device)
+        model = build(self.config.model_config.narrowed(width), layers).to(device)
         if transfer:
             self._begin_from_source(model, transfer)
         return model
 
-    def _begin_from_source(self, model: LanguageModel, transfer: Transfer) -> None:
+    def _begin_from_source(self, model: LanguageModel, transfer: WeightTransfer) -> None:
         """Gives a new model the weights of the source, if there is one, grown to its size."""
         source = find(self.config)
         if source is None:

@@ -10,14 +10,14 @@ from apollo_cli import files
 from apollo_cli.errors import CheckpointError, TrainingError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.signals import Interrupted, StopRequest, Terminated
 from apollo_cli.tracking.console import Console
-from apollo_cli.tracking.tracker import Silence, Tracker
+from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.training.adamw import AdamW
-from apollo_cli.training.checkpoint import Checkpoint, Progress, restore_random_state
 from apollo_cli.training.device import Device, is_out_of_memory
-from apollo_cli.training.interrupt import Interrupted, StopRequest, Terminated
-from apollo_cli.training.loop import Loop
-from apollo_cli.training.placement import Placement
+from apollo_cli.training.distributed.ddp import ParallelStrategy
+from apollo_cli.training.state import Checkpoint, TrainerState, restore_random_state
+from apollo_cli.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Result:
 class Session(ABC):
     """The story of a run; what it trains, and on what, is said by a subclass."""
 
-    takes_less = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
+    out_of_memory_hint = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
 
     def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console) -> None:
         self.plan, self.device, self.directory, self.console = plan, device, directory, console
@@ -43,41 +43,41 @@ class Session(ABC):
         """The fingerprint of what it trains on."""
 
     @abstractmethod
-    def tracker(self, progress: Progress) -> Tracker:
+    def tracker(self, state: TrainerState) -> Tracker:
         """Where rows go."""
 
     @abstractmethod
-    def loop(self, checkpoint: Checkpoint | None, progress: Progress, tracker: Tracker) -> Loop:
+    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The moving parts, new or as the checkpoint has them."""
 
     @abstractmethod
-    def finish(self, loop: Loop) -> None:
+    def finish(self, loop: Trainer) -> None:
         """What is made of a model that is trained."""
 
     @abstractmethod
-    def summary(self, status: str, progress: Progress) -> dict[str, Any]:
+    def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
         """summary.json; `status` is completed, interrupted or failed."""
 
     @abstractmethod
-    def present(self, summary: dict[str, Any]) -> None:
+    def print_summary(self, summary: dict[str, Any]) -> None:
         """What a person is told at the end."""
 
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """Trains from the checkpoint or from the start, finishes, and writes summary.json whatever happens."""
-        if self.device.ranks.is_first:
+        if self.device.processes.is_main:
             self.console.log_to(self.directory.log_file)
-        progress = checkpoint.progress if checkpoint else Progress(data=self.data, run_id=uuid4().hex[:16])
-        progress.planned_steps, ranks = self.plan.steps, self.device.ranks
-        if progress.devices != ranks.size and checkpoint:
+        state = checkpoint.state if checkpoint else TrainerState(data=self.data, run_id=uuid4().hex[:16])
+        state.planned_steps, processes = self.plan.steps, self.device.processes
+        if state.devices != processes.world_size and checkpoint:
             self.console.say(
-                f"note: it ran on {progress.devices} and goes on with {ranks.size} devices: the same rows, depths "
-                "and FLOPs, but sums in another order, so that losses differ in their last digits"
+                f"note: it ran on {state.devices} and goes on with {processes.world_size} devices: the same rows, "
+                "depths and FLOPs, but sums in another order, so that losses differ in their last digits"
             )
-        progress.devices = ranks.size
-        tracker = self.tracker(progress)
+        state.devices = processes.world_size
+        tracker = self.tracker(state)
         status = "failed"
         try:
-            loop = self.loop(checkpoint, progress, tracker)
+            loop = self.loop(checkpoint, state, tracker)
             self.console.start(self.plan)
             with StopRequest() as stop:
                 loop.run(stop)
@@ -89,34 +89,34 @@ class Session(ABC):
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise TrainingError(
-                    f"step {progress.step}: the memory of {self.device.name} is used up; {self.takes_less}"
+                    f"step {state.step}: the memory of {self.device.name} is used up; {self.out_of_memory_hint}"
                 ) from error
             raise
         finally:
             with StopRequest():  # what is done is done; only a second signal cuts the closing short
-                self._close(status, progress, tracker)
-        return Result(self.directory.path, self.plan, progress.losses)
+                self._close(status, state, tracker)
+        return Result(self.directory.path, self.plan, state.losses)
 
-    def restore(self, checkpoint: Checkpoint, placement: Placement, optimizer: AdamW) -> None:
+    def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
         """Gives model and optimizer, and torch's generators, the state of the checkpoint.
 
         Raises:
             CheckpointError: it is of another model.
         """
         try:
-            placement.restore(checkpoint, optimizer)
+            strategy.restore(checkpoint, optimizer)
             restore_random_state(checkpoint.rng, self.device.device)
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"{self.directory}: the checkpoint is of another model than config.yaml says"
             ) from error
 
-    def _close(self, status: str, progress: Progress, tracker: Tracker) -> None:
+    def _close(self, status: str, state: TrainerState, tracker: Tracker) -> None:
         """The summary, for the directory, for whoever listens and for the screen."""
-        if isinstance(tracker, Silence):
+        if isinstance(tracker, NullTracker):
             return
         self.console.stop()
-        summary = self.summary(status, progress)
+        summary = self.summary(status, state)
         try:
             files.write_json(self.directory.summary_file, summary)
         except OSError as error:  # the disk is full or gone; why the run ended is said by its own message
@@ -124,4 +124,4 @@ class Session(ABC):
                 raise files.unwritable(self.directory.summary_file, 10_000, error) from error
         finally:
             tracker.close(status, summary["totals"] | summary["losses"])
-            self.present(summary)
+            self.print_summary(summary)

@@ -7,45 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli import __version__
-from apollo_cli.config import Config
-from apollo_cli.data.packing import Corpus
+from apollo_cli.config.config import Config
+from apollo_cli.data.corpus import Corpus
 from apollo_cli.growth.plan import Plan
-from apollo_cli.training.checkpoint import Progress
 from apollo_cli.training.device import Device
+from apollo_cli.training.state import TrainerState
 
 _PACKAGES = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
 
 
 def summarize(
-    config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, status: str, progress: Progress
+    config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, status: str, state: TrainerState
 ) -> dict[str, Any]:
     """The summary; `status` is completed, interrupted or failed."""
-    micro_steps = progress.step * plan.work.accumulation
+    micro_steps = state.step * plan.step_cost.accumulation
     return {
         "status": status,
         "run_dir": str(run_dir.resolve()),
         "name": config.run.name,
         "seed": config.run.seed,
-        "run_id": progress.run_id,
-        "losses": progress.losses,
-        "growths": progress.growths,
+        "run_id": state.run_id,
+        "losses": state.losses,
+        "growths": state.growths,
         "totals": {
-            "steps": progress.step,
+            "steps": state.step,
             "planned_steps": plan.steps,
             "micro_steps": micro_steps,
-            "tokens": progress.step * plan.work.tokens_per_step,
-            "flops": progress.flops,
+            "tokens": state.step * plan.step_cost.tokens_per_step,
+            "flops": state.flops,
             "source_flops": plan.source_flops,
             "source_seconds": plan.source_seconds,
-            "scratch_flops": micro_steps * plan.work.flops(plan.work.target, 0),
-            "layers": plan.schedule.at(max(0, progress.step - 1)).layers,
-            "skipped_steps": progress.skipped_steps,
-            "train_seconds": progress.train_seconds,
-            "total_seconds": progress.total_seconds,
+            "scratch_flops": micro_steps * plan.step_cost.flops(plan.step_cost.target, 0),
+            "layers": plan.schedule.at(max(0, state.step - 1)).layers,
+            "skipped_steps": state.skipped_steps,
+            "train_seconds": state.train_seconds,
+            "total_seconds": state.total_seconds,
         },
         "data": data_facts(config, corpus),
         "device": device.name,
-        "devices": device.ranks.size,
+        "devices": device.processes.world_size,
         "precision": "bf16" if device.bf16 else "fp32",
         "versions": versions(),
         "git_commit": git_commit(),

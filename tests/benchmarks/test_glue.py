@@ -10,7 +10,7 @@ import pytest
 from apollo_cli.glue.tasks import TASKS
 from benchmarks import glue, glue_trainer, reproduce, results
 from benchmarks.reproduce import Cell, Corpus
-from tests.glue import made_glue
+from tests.helpers import made_glue
 
 
 def test_every_model_is_a_cell_of_the_reproduction() -> None:

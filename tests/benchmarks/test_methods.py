@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from apollo_cli.config import parse
-from apollo_cli.overrides import compose_values
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report import plots, savings
 from apollo_cli.report.comparison import Method, Outcome, Question, compare
 from apollo_cli.report.groups import families

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.config import parse
-from apollo_cli.overrides import compose_values
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report import plots, savings
 from apollo_cli.report.runs import RunFiles
 from benchmarks import gpu, ladder, methods, report, reproduce, results, saved

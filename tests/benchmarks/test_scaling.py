@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from apollo_cli.models.communication import step_bytes
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from benchmarks import results, scaling
 from benchmarks.scaling import CASES, CLUSTERS, Case, Cluster
 
 US = 1e-6
 CLUSTER = Cluster("made", 2e12, 0.5, 1e9, 1e12, link=100e9, network=5e9, reached=0.5, source="")
 # A block of 3280 parameters and 1760 around, as in tests/models/test_communication.py
-CASE = Case("made", Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6), 2, 7)
+CASE = Case("made", ModelConfig("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6), 2, 7)
 
 
 def test_within_a_node_links_decide_and_beyond_it_all_adapters_together() -> None:
@@ -67,7 +67,7 @@ def test_shards_leave_room() -> None:
 
 def test_a_run_is_the_mean_of_its_stages() -> None:
     case = CASES[0]
-    few, all_of_them = (step_bytes("ddp", case.shape, layers, layers, 64, True, 1) for layers in (3, 12))
+    few, all_of_them = (step_bytes("ddp", case.model_config, layers, layers, 64, True, 1) for layers in (3, 12))
     found = scaling.mean("ddp", case, "gstack", 64, CLUSTERS[0], 1e14)
     assert found.sent == pytest.approx(0.1 * few + 0.9 * all_of_them)
     whole = scaling.mean("ddp", case, "scratch_gpt", 64, CLUSTERS[0], 1e14)
@@ -89,8 +89,8 @@ def test_bert_base_of_transformers_on_a_node() -> None:
 
 
 def test_a_block_is_what_four_more_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_fastest", lambda shape, depth, rows, device: {2: 1.0, 6: 3.0}[depth])
-    assert scaling.block_seconds(CASE.shape, 2, torch.device("cpu")) == 0.5
+    monkeypatch.setattr(scaling, "_fastest", lambda model_config, depth, rows, device: {2: 1.0, 6: 3.0}[depth])
+    assert scaling.block_seconds(CASE.model_config, 2, torch.device("cpu")) == 0.5
 
 
 @pytest.mark.slow

@@ -22,8 +22,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     """Distinct documents of 5 to 80 words each, every one with a first word of its own."""
-    luck = random.Random(0)
-    words = ["".join(luck.choices("abcdefghijklmnop", k=luck.randint(2, 8))) for _ in range(150)]
-    return [
-        " ".join([f"doc{i}", *luck.choices(words, k=luck.randint(4, 79)), luck.choice(".!?")]) for i in range(300)
-    ]
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(150)]
+    return [" ".join([f"doc{i}", *rng.choices(words, k=rng.randint(4, 79)), rng.choice(".!?")]) for i in range(300)]

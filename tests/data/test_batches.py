@@ -5,7 +5,7 @@ from scipy.stats import chisquare, spearmanr
 
 from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches
 from apollo_cli.data.row_order import shuffled
-from apollo_cli.growth.randomness import Purpose
+from apollo_cli.growth.rng import Purpose
 from apollo_cli.models.transformer import Batch
 
 MASK_ID, VOCABULARY = 4, 1000
@@ -234,9 +234,9 @@ def test_evaluation_is_the_same_every_time_and_not_masked_as_training_is() -> No
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 5, 10, 13])
-def test_evaluation_of_several_processes_counts_every_row_once(ranks: int, count: int) -> None:
+def test_evaluation_of_several_processes_counts_every_row_once(processes: int, count: int) -> None:
     rows = framed(count, 32)
-    shares = [list(EvaluationBatches(rows, MASKED, 6, rank, ranks)) for rank in range(ranks)]
+    shares = [list(EvaluationBatches(rows, MASKED, 6, rank, processes)) for rank in range(processes)]
     assert len({len(share) for share in shares}) == 1  # a model in shards needs all of them in each
     counted = [batch.targets for turn in zip(*shares, strict=True) for batch, n in turn if n]
     ((whole, _),) = list(EvaluationBatches(rows, MASKED, count))
@@ -245,10 +245,10 @@ def test_evaluation_of_several_processes_counts_every_row_once(ranks: int, count
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 6])
-def test_processes_share_a_micro_step_row_by_row(ranks: int) -> None:
+def test_processes_share_a_micro_step_row_by_row(processes: int) -> None:
     rows = framed(20, 32)
     whole = TrainingBatches(rows, MASKED, 3, 12, 6)
-    shares = [TrainingBatches(rows, MASKED, 3, 12, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [TrainingBatches(rows, MASKED, 3, 12, 6, rank=rank, processes=processes) for rank in range(processes)]
     for step, part in [(0, 0), (0, 1), (4, 1)]:
         parts = [share.micro_batch(step, part) for share in shares]
         assert torch.equal(torch.cat([p.tokens for p in parts]), whole.micro_batch(step, part).tokens)

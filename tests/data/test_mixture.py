@@ -10,9 +10,9 @@ import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import NextToken, TrainingBatches
-from apollo_cli.data.copies import hash_of, held_out
+from apollo_cli.data.corpus import Corpus, prepare
+from apollo_cli.data.dedup import hash_of, held_out
 from apollo_cli.data.mixture import Mixture
-from apollo_cli.data.packing import Corpus, prepare
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, Source
 from apollo_cli.errors import DataError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.corpus import prepare
 from apollo_cli.data.mixture import Mixture
-from apollo_cli.data.packing import prepare
 from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, Source

@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from apollo_cli.config import parse
+from apollo_cli.config.config import parse
+from apollo_cli.config.data import Hub as HubConfig
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import sources
+from apollo_cli.data.corpus import prepare
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture
-from apollo_cli.data.packing import prepare
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
 from apollo_cli.errors import DataError
-from apollo_cli.overrides import compose_values
-from apollo_cli.sections.data import Hub as HubConfig
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -628,9 +628,9 @@ def test_files_for_validation_are_not_for_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> None:
-    luck = random.Random(0)
+    rng = random.Random(0)
     for name in ("a", "b"):
-        content = "\n\n".join(luck.randbytes(2000).hex() for _ in range(500)).encode()
+        content = "\n\n".join(rng.randbytes(2000).hex() for _ in range(500)).encode()
         write(tmp_path / f"{name}.txt{suffix}", COMPRESS[suffix](content) if suffix else content)
     source = TextFiles((str(tmp_path / "*.txt*"),))
     shares: list[Any] = [source.share_read() for _ in source.documents()]

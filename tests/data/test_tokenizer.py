@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast  # type: ignore[attr-defined]
 
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.special_tokens import SPECIAL_TOKENS, entries_of_bytes
+from apollo_cli.data.recipe import SPECIAL_TOKENS, entries_of_bytes
 from apollo_cli.errors import DataError
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -374,7 +374,7 @@ def test_words_begin_where_a_text_has_them(
 
 def varied_lines(count: int) -> list[str]:
     """Words of the vocabularies here, unicode, emoji, numbers, very long words, odd spaces."""
-    luck = random.Random(0)
+    rng = random.Random(0)
     alphabets = [
         "abcdefghijklmnop",
         "éüßñçøåÀ",
@@ -386,10 +386,10 @@ def varied_lines(count: int) -> list[str]:
     ]
     lines = []
     for _ in range(count):
-        words = ["".join(luck.choices(luck.choice(alphabets), k=luck.choice([1, 3, 7, 120]))) for _ in range(8)]
-        words += luck.choices(["the", "unaffable", "THING", "[MASK]", EOS, "don't", "12"], k=4)
-        luck.shuffle(words)
-        lines.append(luck.choice([" ", " ", "  ", "\n", "\t", ""]).join(words))
+        words = ["".join(rng.choices(rng.choice(alphabets), k=rng.choice([1, 3, 7, 120]))) for _ in range(8)]
+        words += rng.choices(["the", "unaffable", "THING", "[MASK]", EOS, "don't", "12"], k=4)
+        rng.shuffle(words)
+        lines.append(rng.choice([" ", " ", "  ", "\n", "\t", ""]).join(words))
     return lines
 
 

@@ -23,12 +23,12 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.config import parse
-from apollo_cli.data import reading
-from apollo_cli.data.packing import Corpus, Recipe, prepare
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.data import readers
+from apollo_cli.data.corpus import Corpus, Recipe, prepare
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import ConfigError, DataError
-from apollo_cli.overrides import compose_values
 
 RECIPE = Recipe("gpt", "auto", 260, 16, 0.1)
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -108,11 +108,11 @@ def answer(output: str, word: str) -> str:
 
 @pytest.fixture(scope="module")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    luck = random.Random(0)
-    words = ["".join(luck.choices("abcdefghij", k=luck.randint(2, 8))) for _ in range(300)]
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 8))) for _ in range(300)]
     return write(
         tmp_path_factory.mktemp("corpus") / "corpus.txt",
-        "\n\n".join(" ".join(luck.choices(words, k=50)) for _ in range(2000)),
+        "\n\n".join(" ".join(rng.choices(words, k=50)) for _ in range(2000)),
     )
 
 
@@ -378,7 +378,7 @@ def test_the_key_has_two_values(value: str) -> None:
 def test_a_line_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, document: str
 ) -> None:
-    monkeypatch.setattr(reading, "LONGEST", 100_000)
+    monkeypatch.setattr(readers, "LONGEST", 100_000)
     content = COMPRESS.get(suffix, bytes)(b"a" * 5_000_000)
     message = refusal(write(tmp_path / f"a.txt{suffix}", content), tmp_path / "cache", document=document)
     assert re.search(rf"a\.txt{suffix}, line 1: longer than 100\.0 kB", message)
@@ -388,7 +388,7 @@ def test_a_line_beyond_the_limit_is_refused(
 def test_a_document_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
 ) -> None:
-    monkeypatch.setattr(reading, "LONGEST", 1_000)
+    monkeypatch.setattr(readers, "LONGEST", 1_000)
     path = write(tmp_path / "a.txt", TEXT)
     message = refusal(path, tmp_path / "cache", document=document)
     assert re.search(r"a\.txt: a document of more than 1\.0 kB .*type data\.document=line", message)

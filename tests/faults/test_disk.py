@@ -104,8 +104,8 @@ def test_disks_of_every_size(
     words: tuple[str, ...], undisturbed: Ending, tmp_path: Path, record_count: Callable[[str], None]
 ) -> None:
     """From one that holds nothing to one that holds all: whatever is written last fails."""
-    luck = random.Random(0)
-    sizes = [4, 8, 12, 16, 20, 24, 32, *(luck.randrange(36, 900, 4) for _ in range(23))]
+    rng = random.Random(0)
+    sizes = [4, 8, 12, 16, 20, 24, 32, *(rng.randrange(36, 900, 4) for _ in range(23))]
     full = 0
     for size in sizes:
         stopped = on_small_disk(tmp_path / f"disk{size}", size, *words, "hydra.run.dir=run")

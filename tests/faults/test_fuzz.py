@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.help import groups
-from apollo_cli.overrides import compose_values
+from apollo_cli.cli.help import groups
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.train import run
 from apollo_cli.training import memory
 

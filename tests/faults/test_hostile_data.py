@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.data import packing
+from apollo_cli.data import corpus
 from apollo_cli.data import tokenizer as tokenizers
+from apollo_cli.data.corpus import Corpus, Recipe, prepare
 from apollo_cli.data.hub import Hub
-from apollo_cli.data.packing import Corpus, Recipe, prepare
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 
@@ -156,10 +156,10 @@ def test_the_name_of_a_format_does_not_read_the_working_directory(folder: Path, 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_damaged_files_of_a_dataset_are_refused_in_one_line(folder: Path, suffix: str, streaming: bool) -> None:
-    luck = random.Random(0)
+    rng = random.Random(0)
     rows = io.StringIO()
     csv.writer(rows).writerows([["text"], ["fine"], ["one", "too", "many"]])
-    content = rows.getvalue().encode() if suffix == "csv" else ROW + luck.randbytes(500)
+    content = rows.getvalue().encode() if suffix == "csv" else ROW + rng.randbytes(500)
     (folder / f"a.{suffix}").write_bytes(content)
     with pytest.raises(DataError, match="stranger") as error:
         list(Hub((str(folder),), (None,), streaming=streaming).documents())
@@ -349,7 +349,7 @@ def beyond_the_vocabulary(folder: Path) -> None:
     content = bytearray((folder / "training.bin").read_bytes())
     content[0:2] = b"\xff\xff"
     (folder / "training.bin").write_bytes(bytes(content))
-    crc = packing._checksums(folder / "training.bin")
+    crc = corpus._checksums(folder / "training.bin")
     change_facts(folder, lambda facts: facts["training"].update(crc32=crc))
 
 
@@ -435,20 +435,20 @@ def test_a_flipped_bit_is_found(
 def test_of_a_large_corpus_a_limited_number_of_blocks_is_read(
     built: Callable[[], tuple[Corpus, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_BLOCK", 64)
-    monkeypatch.setattr(packing, "_BLOCKS_CHECKED", 3)
+    monkeypatch.setattr(corpus, "_BLOCK", 64)
+    monkeypatch.setattr(corpus, "_BLOCKS_CHECKED", 3)
     built()
     read: list[bytes] = []
-    original = packing.zlib.crc32
+    original = corpus.zlib.crc32
 
     def checksum(block: bytes) -> int:
         read.append(block)
         return original(block)
 
-    monkeypatch.setattr(packing.zlib, "crc32", checksum)
+    monkeypatch.setattr(corpus.zlib, "crc32", checksum)
     assert built()[1] == []
     assert len(read) == 6
-    monkeypatch.setattr(packing, "_BLOCKS_CHECKED", 10**6)
+    monkeypatch.setattr(corpus, "_BLOCKS_CHECKED", 10**6)
     with (entry(tmp_path) / "training.bin").open("r+b") as file:
         file.seek(1000)
         file.write(b"\xff")
@@ -460,7 +460,7 @@ def test_what_cannot_be_repaired_is_refused_with_what_to_delete(
 ) -> None:
     built()
     folder = entry(tmp_path)
-    monkeypatch.setattr(packing, "_digest_of", lambda facts: str(random.random()))
+    monkeypatch.setattr(corpus, "_digest_of", lambda facts: str(random.random()))
     with pytest.raises(DataError, match=rf"{folder} is damaged .*: delete it"):
         built()
 

@@ -20,7 +20,7 @@ import torch
 
 from apollo_cli.training.checkpoint import Checkpoints
 from tests.conftest import TINY, read_rows, without_clocks
-from tests.faults.watched import MOMENTS
+from tests.helpers.watched import MOMENTS
 
 # a kill before the first checkpoint, between two, in a step with growth; dropout needs torch's generator too
 WORDS = (*TINY, "model.dropout=0.1", "budget.steps=16", "checkpoint.every=3", "eval.every=4")
@@ -52,7 +52,7 @@ def start(
     """
     reading, writing = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.watched", str(writing), *words],
+        [sys.executable, "-m", "tests.helpers.watched", str(writing), *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=[writing],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -157,11 +157,11 @@ def undisturbed(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return words, outcome, ending(folder / "run")
 
 
-def moments_of(calls: dict[str, list[float]], moment: str, luck: random.Random) -> tuple[str, int, float]:
+def moments_of(calls: dict[str, list[float]], moment: str, rng: random.Random) -> tuple[str, int, float]:
     """A call of this moment, and how far into it: anywhere."""
     durations = calls[moment]
-    call = luck.randrange(len(durations))
-    return moment, call, luck.random() * durations[call]
+    call = rng.randrange(len(durations))
+    return moment, call, rng.random() * durations[call]
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_twenty_five_killed_runs_of_each_model_end_like_one_that_was_not(
     outcome = start([*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"])
     assert outcome.code == 0, outcome.error
     expected, calls = ending(folder / "run"), outcome.calls | {"loading": [0.02]}
-    luck = random.Random(kind)
+    rng = random.Random(kind)
     trials = [Trial(words, tmp_path / str(i)) for i in range(25)]
     plans = []
     for i in range(len(trials)):
         first = MOMENTS[i % (len(MOMENTS) - 1)]  # all but loading, which only a resumed run does
-        more = [luck.choice(MOMENTS) for _ in range(luck.choice((0, 0, 1, 2)))]
-        plans.append([moments_of(calls, moment, luck) for moment in (first, *more)])
+        more = [rng.choice(MOMENTS) for _ in range(rng.choice((0, 0, 1, 2)))]
+        plans.append([moments_of(calls, moment, rng) for moment in (first, *more)])
     with ThreadPoolExecutor(2) as pool:
         for _ in pool.map(lambda pair: pair[0].run(pair[1]), zip(trials, plans, strict=True)):
             pass

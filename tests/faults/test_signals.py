@@ -34,12 +34,12 @@ def test_a_signal_at_any_moment_stops_in_good_order(
     record_count: Callable[[str], None],
 ) -> None:
     words, undisturbed_outcome, expected = undisturbed
-    luck = random.Random(signum)
+    rng = random.Random(signum)
     for moment in MOMENTS:
         run_dir = tmp_path / moment / "run"
         outcome = start(
             [*words, f"data.cache_dir={tmp_path}/{moment}/cache", f"hydra.run.dir={run_dir}"],
-            *moments_of(undisturbed_outcome.calls, moment, luck),
+            *moments_of(undisturbed_outcome.calls, moment, rng),
             signals=[signum],
         )
         assert outcome.code in (128 + signum, 0), (moment, outcome.error)  # 0: it was at its end

@@ -18,8 +18,8 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import read_rows
-from tests.faults.stub_wandb import StubServer, unused_port
-from tests.wandb_file import exit_codes, history
+from tests.helpers.stub_wandb import StubServer, unused_port
+from tests.helpers.wandb_file import exit_codes, history
 
 pytestmark = [
     pytest.mark.faults,
@@ -29,7 +29,7 @@ pytestmark = [
 KEY = "5e7e" * 10
 TIMEOUT = 4.0
 ROOT = Path(__file__).parents[2]
-OPEN, ROW, EXIT = 0.5, 0.1, 1.0  # seconds at most, on a machine that does other things too
+NO_GATES, ROW, EXIT = 0.5, 0.1, 1.0  # seconds at most, on a machine that does other things too
 
 
 class Bench:
@@ -51,7 +51,7 @@ class Bench:
     ) -> subprocess.Popen[str]:
         """A run; `more` is for its environment, or for Popen."""
         numbers = [str(TIMEOUT), str(rows), str(gap), str(first)]
-        words = [sys.executable, "-m", "tests.faults.mirrored", str(self.run_dir), mode, *numbers]
+        words = [sys.executable, "-m", "tests.helpers.mirrored", str(self.run_dir), mode, *numbers]
         options = {name: more.pop(name) for name in list(more) if name.islower()}
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         streams |= {"stderr": subprocess.STDOUT, "text": True} | options
@@ -69,7 +69,7 @@ class Bench:
         assert KEY not in said
         *lines, clocks = said.splitlines()
         seconds = json.loads(clocks)
-        assert seconds["open"] < OPEN
+        assert seconds["open"] < NO_GATES
         assert seconds["row"] < ROW
         assert seconds["close"] < TIMEOUT + 0.3
         assert now - seconds["ended"] < EXIT

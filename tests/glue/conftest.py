@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.training.run import train
-from tests.glue import made_glue
+from tests.helpers import made_glue
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from apollo_cli.glue.classifier import Classifier, loss_of, training_flops
 from apollo_cli.glue.sentences import Framing, SentenceBatch, Sentences
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
-from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.model_config import Kind, ModelConfig
 
 IDS = {"bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}, "gpt": {"eos": 0}}
 
@@ -144,11 +144,11 @@ def test_new_weights_have_the_deviation_of_the_models_own(pretrained: Path, tmp_
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
-    shape = Shape(kind, vocabulary=31, positions=16, hidden=24, heads=3, ffn=50, layers=4)
-    model = Classifier(build(shape, 4), 3)
+    model_config = ModelConfig(kind, vocabulary=31, positions=16, hidden=24, heads=3, ffn=50, layers=4)
+    model = Classifier(build(model_config, 4), 3)
     batch = _batch(kind, 31, np.array([0, 2, 1]))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model.loss(batch, range(4)).backward()
     rows, length = batch.tokens.shape
     assert not batch.seen.all()
-    assert training_flops(shape, 3, rows, length, int(batch.seen.sum())) == counted.get_total_flops()
+    assert training_flops(model_config, 3, rows, length, int(batch.seen.sum())) == counted.get_total_flops()

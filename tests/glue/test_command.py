@@ -17,7 +17,7 @@ from apollo_cli.glue.finetuning import FineTuning
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.tracking.wandb import Identity, identify
 from tests.conftest import read_rows, without_clocks
-from tests.glue.made_glue import ROWS
+from tests.helpers.made_glue import ROWS
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stop(loop: FineTuning) -> None:
         original(loop)
-        if loop.progress.step == step:
+        if loop.state.step == step:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(FineTuning, "step", stop)

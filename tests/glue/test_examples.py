@@ -10,7 +10,7 @@ from apollo_cli.errors import DataError
 from apollo_cli.glue import examples
 from apollo_cli.glue.examples import note_on_rows, read
 from apollo_cli.glue.tasks import TASKS, Task
-from tests.glue.made_glue import ROWS
+from tests.helpers.made_glue import ROWS
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

@@ -17,8 +17,8 @@ def test_the_metrics_are_what_their_formulas_say() -> None:
     matthews = (5 * 2 - 2 * 1) / ((5 + 2) * (5 + 1) * (2 + 2) * (2 + 1)) ** 0.5
     assert measured(TASKS["mrpc"], LABELS, ANSWERS) == pytest.approx({"f1": f1, "accuracy": accuracy})
     assert measured(TASKS["cola"], LABELS, ANSWERS) == pytest.approx({"matthews": matthews})
-    ranks = np.array([2, 1, 4, 3, 5])  # of the guesses; those of the scores are 1 to 5
-    spearman = 1 - 6 * ((ranks - np.arange(1, 6)) ** 2).sum() / (5 * (25 - 1))
+    processes = np.array([2, 1, 4, 3, 5])  # of the guesses; those of the scores are 1 to 5
+    spearman = 1 - 6 * ((processes - np.arange(1, 6)) ** 2).sum() / (5 * (25 - 1))
     pearson = np.corrcoef(SCORES, GUESSES)[0, 1]
     assert measured(TASKS["stsb"], SCORES, GUESSES) == pytest.approx({"pearson": pearson, "spearman": spearman})
 

@@ -5,12 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apollo_cli.growth.growths import Expander
-from apollo_cli.growth.plan import Plan, Work, longest_within
-from apollo_cli.growth.randomness import Purpose, uniforms
-from apollo_cli.growth.routes import Route
-from apollo_cli.growth.samplers import LVPS, DepthSampler, Edge, Full, Prefixes, Shallow, Subset, Uniform
-from apollo_cli.growth.schedule import Schedule, enough_steps
+from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.plan import Plan, StepCost, max_steps_within
+from apollo_cli.growth.rng import Purpose, uniforms
+from apollo_cli.growth.samplers import (
+    LVPS,
+    DepthSampler,
+    Edge,
+    ForwardPath,
+    Full,
+    Prefixes,
+    Shallow,
+    Subset,
+    Uniform,
+)
+from apollo_cli.growth.schedule import Schedule, min_steps
 
 SAMPLERS = [LVPS(), LVPS(k=0.0), Edge(), Uniform(), Full(), Shallow()]
 
@@ -25,7 +34,7 @@ def make_plan(
     kind: str = "nearest",
     seed: int = 0,
 ) -> Plan:
-    work = Work(
+    step_cost = StepCost(
         target=layers[-1],
         accumulation=accumulation,
         tokens_per_step=640,
@@ -33,7 +42,7 @@ def make_plan(
         parameters=lambda stored: 1000 + 50 * stored,
         memory_bytes=lambda stored, depth: 9 * stored + depth,
     )
-    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), Expander(kind), work, seed)
+    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), Expander(kind), step_cost, seed)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
@@ -83,10 +92,10 @@ def test_flops_are_the_sum_over_micro_steps(sampler: DepthSampler) -> None:
 
 
 def test_flops_beyond_64_bits_stay_exact() -> None:
-    work = Work(
+    step_cost = StepCost(
         2, 1, 1, lambda depth, frozen: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored
     )
-    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), Expander("nearest"), work, 0)
+    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), Expander("nearest"), step_cost, 0)
     assert plan.flops == 15 * 10**20 + 10
     assert plan.scratch_flops == 20 * 10**20 + 10
 
@@ -165,10 +174,10 @@ def test_longest_plan_within_a_budget_is_the_longest_of_all(sampler: DepthSample
     def plan_for(steps: int) -> Plan:
         return make_plan(steps, sampler, ends=ends, accumulation=2)
 
-    enough = enough_steps(ends)
+    enough = min_steps(ends)
     costs = {steps: plan_for(steps).flops for steps in range(enough, 90)}
     for budget in (b for cost in list(costs.values())[:30] for b in (cost, cost + 1, cost + 500)):
-        plan = longest_within(budget, lambda plan: plan.flops, plan_for, enough)
+        plan = max_steps_within(budget, lambda plan: plan.flops, plan_for, enough)
         assert plan.steps == longest_of_all(costs, budget)
 
 
@@ -178,12 +187,12 @@ def test_longer_run_that_costs_less_is_found() -> None:
 
     costs = {steps: plan_for(steps).flops for steps in range(25, 150)}
     assert costs[38] < costs[37]  # both growths come a step later and save more than a step costs
-    plan = longest_within(costs[38], lambda plan: plan.flops, plan_for, 25)
+    plan = max_steps_within(costs[38], lambda plan: plan.flops, plan_for, 25)
     assert plan.steps == longest_of_all(costs, costs[38]) == 38
 
 
 def test_budget_of_exactly_the_shortest_run_pays_for_it() -> None:
-    assert longest_within(make_plan(10).flops, lambda plan: plan.flops, make_plan, 10).steps == 10
+    assert max_steps_within(make_plan(10).flops, lambda plan: plan.flops, make_plan, 10).steps == 10
 
 
 def test_budget_below_the_shortest_run_is_refused() -> None:
@@ -193,39 +202,39 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
     # 3 micro-steps in each of 1, 1, 3, 5 steps at 1, 3, 6, 12 layers
     assert plan_for(10).flops == 3 * (107 + 307 + 3 * 607 + 5 * 1207) == 24_810
     with pytest.raises(ValueError, match="a budget of 20000 is too small: 10 steps"):
-        longest_within(20_000, lambda plan: plan.flops, plan_for, 10)
+        max_steps_within(20_000, lambda plan: plan.flops, plan_for, 10)
     with pytest.raises(ValueError, match=r"a budget of 24809 is too small.*cost 24810"):
-        longest_within(24_809, lambda plan: plan.flops, plan_for, 10)
+        max_steps_within(24_809, lambda plan: plan.flops, plan_for, 10)
 
 
 def test_frozen_layers_are_charged_forward_only() -> None:
     """100 a layer and 60 less where it is frozen, 7 for the head."""
     schedule = Schedule.over(8, (3, 6, 6), (0.25, 0.75, 1), ("all", "new", "all"))
-    plan = Plan(schedule, Shallow(), Expander("append"), replace(make_plan(10).work, target=6), 0)
+    plan = Plan(schedule, Shallow(), Expander("append"), replace(make_plan(10).step_cost, target=6), 0)
     assert [stage.flops for stage in plan.stages] == [6 * 307, 12 * (607 - 180), 6 * 607]
-    assert plan.route(0, 3) == Route((0, 1, 2))
-    assert plan.route(6, 6) == Route((0, 1, 2, 3, 4, 5), frozen=3)
-    assert plan.route(23, 6) == Route((0, 1, 2, 3, 4, 5))
+    assert plan.route(0, 3) == ForwardPath((0, 1, 2))
+    assert plan.route(6, 6) == ForwardPath((0, 1, 2, 3, 4, 5), frozen=3)
+    assert plan.route(23, 6) == ForwardPath((0, 1, 2, 3, 4, 5))
     assert plan.stages[2].growth is None
     assert [stage["frozen_layers"] for stage in plan.as_dict()["stages"]] == [0, 3, 0]
 
 
 def test_flops_of_prefixes_are_the_sum_over_micro_steps() -> None:
     schedule = Schedule.over(40, (12, 12), (0.25, 1))
-    plan = Plan(schedule, Prefixes(), Expander("stack"), make_plan(40).work, 0)
+    plan = Plan(schedule, Prefixes(), Expander("stack"), make_plan(40).step_cost, 0)
     depths = [plan.depth(i) for i in range(120)]
     assert set(depths[:30]) == {3, 6, 9, 12}
     assert set(depths[30:]) == {12}
     first = sum(100 * depth + 7 - 60 * (depth - 3) for depth in depths[:30])
     assert [stage.flops for stage in plan.stages] == [first, 90 * 1207]
     assert plan.flops == sum(plan.flops_of(i // 3, depth) for i, depth in enumerate(depths))
-    assert plan.route(depths.index(9), 9) == Route(tuple(range(9)), frozen=6)
+    assert plan.route(depths.index(9), 9) == ForwardPath(tuple(range(9)), frozen=6)
 
 
 def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
-    def routes(seed: int) -> list[Route]:
+    def routes(seed: int) -> list[ForwardPath]:
         schedule = Schedule.over(10, (12, 12), (0.5, 1))
-        plan = Plan(schedule, Subset((6, 8)), Expander("nearest"), make_plan(10).work, seed)
+        plan = Plan(schedule, Subset((6, 8)), Expander("nearest"), make_plan(10).step_cost, seed)
         return [plan.route(i, plan.depth(i)) for i in range(30)]
 
     assert routes(1) == routes(1) != routes(2)
@@ -235,13 +244,13 @@ def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
 
 def test_new_layers_enter_over_their_share_of_the_steps() -> None:
     schedule = Schedule.over(100, (2, 4, 8), (0.2, 0.5, 1))
-    plan = Plan(schedule, Shallow(), Expander("stack", entry=0.2), make_plan(10).work, 0)
+    plan = Plan(schedule, Shallow(), Expander("stack", entry=0.2), make_plan(10).step_cost, 0)
     assert plan.gates(19) == {}
     assert plan.gates(20) == {2: 0.0, 3: 0.0}
     assert plan.gates(35) == {2: 0.75, 3: 0.75}
     assert plan.gates(40) == {}
     assert plan.gates(50) == dict.fromkeys((4, 5, 6, 7), 0.0)
-    assert plan.route(3 * 55, 8) == Route(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
+    assert plan.route(3 * 55, 8) == ForwardPath(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
 
 
 def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> None:
@@ -255,9 +264,9 @@ def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> N
 def test_a_narrow_stage_has_the_figures_of_its_width() -> None:
     """Half the width takes a tenth here: 3 micro-steps in each of 2, 2 and 4 steps of 3, 3 and 6 layers."""
     schedule = Schedule.over(8, (3, 3, 6), (0.25, 0.5, 1), widths=(0.5, 1, 1))
-    work = replace(make_plan(10).work, target=6)
-    narrow = replace(work, flops=lambda depth, frozen: 10 * depth, parameters=lambda stored: 5 * stored)
-    plan = Plan(schedule, Shallow(), Expander("stack"), work, 0, narrower={0.5: narrow})
+    step_cost = replace(make_plan(10).step_cost, target=6)
+    narrow = replace(step_cost, flops=lambda depth, frozen: 10 * depth, parameters=lambda stored: 5 * stored)
+    plan = Plan(schedule, Shallow(), Expander("stack"), step_cost, 0, narrower={0.5: narrow})
     assert [stage.flops for stage in plan.stages] == [6 * 30, 6 * 307, 12 * 607]
     assert [stage.parameters for stage in plan.stages] == [15, 1150, 1300]
     assert [plan.flops_of(step, 3) for step in (1, 2)] == [30, 307]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from apollo_cli.growth.randomness import Purpose, generator, uniforms
+from apollo_cli.growth.rng import Purpose, generator, uniforms
 from apollo_cli.growth.samplers import LVPS, SAMPLERS, DepthSampler, Edge, Full, Prefixes, Shallow, Subset, Uniform
 
 PAIRS = [(1, 12), (3, 12), (6, 12), (11, 12), (1, 2), (5, 7), (2, 24), (7, 24)]

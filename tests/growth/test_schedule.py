@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.growth.schedule import Schedule, Stage, enough_steps, layers_of, problems
+from apollo_cli.growth.schedule import Schedule, Stage, layers_of, min_steps, problems
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
 FALLING = "schedule.layers must be 1 or more and never fall, stage by stage, not "
@@ -209,7 +209,7 @@ def test_shortest_apollo_run_has_fifteen_steps() -> None:
     ("ends", "steps"), [(ENDS, 20), ((1.0,), 1), ((0.25, 0.5, 1), 4), ((0.125, 0.175, 1), 20), ((0.8, 1), 5)]
 )
 def test_enough_steps_give_the_shortest_stage_one(ends: tuple[float, ...], steps: int) -> None:
-    assert steps <= enough_steps(ends) <= steps + 1  # a share such as 1 - 0.8 is a little less than 0.2 in floats
+    assert steps <= min_steps(ends) <= steps + 1  # a share such as 1 - 0.8 is a little less than 0.2 in floats
 
 
 @settings(deadline=None)
@@ -217,7 +217,7 @@ def test_enough_steps_give_the_shortest_stage_one(ends: tuple[float, ...], steps
 def test_every_run_of_enough_steps_gives_every_stage_a_step(parts: int, data: st.DataObject) -> None:
     inner = data.draw(st.lists(st.integers(1, parts - 1), max_size=6, unique=True))
     ends = [part / parts for part in (*sorted(inner), parts)]
-    enough = enough_steps(ends)
+    enough = min_steps(ends)
     for steps in range(enough, enough + 50):
         schedule = Schedule.over(steps, range(1, len(ends) + 1), ends)
         assert all(stage.steps > 0 for stage in schedule.stages)

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from apollo_cli.models.bert import Bert
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 
-SHAPE = Shape("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
+SHAPE = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apollo_cli.models.build import build, num_parameters
 from apollo_cli.models.communication import gathered_bytes, reduced_bytes, state_bytes, step_bytes
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch
 
-SHAPE = Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+SHAPE = ModelConfig("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
 BLOCK = 4 * 16 * 16 + 4 * 16 + 2 * 16 * 64 + 64 + 16 + 4 * 16  # attention, feed-forward, two norms
 REST = 108 * 16 + 2 * 16  # embeddings, the last norm
 

@@ -12,11 +12,11 @@ with_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias
 def _inputs(
     bias: bool, predictions: int = 11, width: int = 6, vocabulary: int = 13, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    luck = torch.Generator().manual_seed(0)
-    hidden = torch.randn(predictions, width, generator=luck, dtype=dtype).requires_grad_()
-    weight = torch.randn(vocabulary, width, generator=luck, dtype=dtype).requires_grad_()
-    offsets = torch.randn(vocabulary, generator=luck, dtype=dtype).requires_grad_() if bias else None
-    return hidden, weight, offsets, torch.randint(vocabulary, (predictions,), generator=luck)
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(predictions, width, generator=rng, dtype=dtype).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=rng, dtype=dtype).requires_grad_()
+    offsets = torch.randn(vocabulary, generator=rng, dtype=dtype).requires_grad_() if bias else None
+    return hidden, weight, offsets, torch.randint(vocabulary, (predictions,), generator=rng)
 
 
 @pytest.fixture(params=[1, 4, 11, 1000])

@@ -11,7 +11,7 @@ probabilities = pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 
 
 @pytest.fixture(autouse=True)
-def luck() -> None:
+def rng() -> None:
     torch.manual_seed(0)
 
 

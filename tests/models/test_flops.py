@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.models.flops import forward_flops, training_flops
-from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import Batch
 
 SIZES = [  # vocabulary, hidden, heads, ffn; rows, seq_len; stored, depth; predictions
@@ -38,8 +38,8 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
     depth: int,
     predictions: int,
 ) -> None:
-    shape = Shape(kind, vocabulary, seq_len, hidden, heads, ffn, layers=12)
-    model = build(shape, stored)
+    model_config = ModelConfig(kind, vocabulary, seq_len, hidden, heads, ffn, layers=12)
+    model = build(model_config, stored)
     tokens = torch.randint(vocabulary, (rows, seq_len))
     positions = torch.randperm(rows * seq_len)[:predictions]
     batch = Batch(tokens, positions, tokens.flatten()[positions])
@@ -48,8 +48,8 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
         model.loss(batch, logical)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as both:
         model.loss(batch, logical).backward()
-    assert forward_flops(shape, rows, seq_len, depth, predictions) == forward.get_total_flops()
-    assert training_flops(shape, rows, seq_len, depth, predictions) == both.get_total_flops()
+    assert forward_flops(model_config, rows, seq_len, depth, predictions) == forward.get_total_flops()
+    assert training_flops(model_config, rows, seq_len, depth, predictions) == both.get_total_flops()
 
 
 @each_kind
@@ -57,17 +57,17 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
 def test_frozen_layers_and_a_decoder_that_stands_still_are_counted_as_torch_does(
     kind: Kind, layers: int, frozen: int
 ) -> None:
-    shape = Shape(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers)
-    model = build(shape, layers)
+    model_config = ModelConfig(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers)
+    model = build(model_config, layers)
     tokens = torch.randint(97, (3, 11))
     batch = Batch(tokens, torch.arange(7), tokens.flatten()[:7])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.loss(batch, range(layers), frozen=frozen).backward()
-    assert training_flops(shape, 3, 11, layers, 7, frozen) == counter.get_total_flops()
+    assert training_flops(model_config, 3, 11, layers, 7, frozen) == counter.get_total_flops()
 
 
 def test_bert_by_hand() -> None:
-    shape = Shape("bert", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+    model_config = ModelConfig("bert", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
     layer = (
         4 * 2 * 16 * 16 * 16  # Q, K, V, O: 16 tokens, 16 -> 16
         + 2 * 2 * 16 * 16 * 64  # feed-forward: 16 tokens, 16 -> 64 -> 16
@@ -75,21 +75,21 @@ def test_bert_by_hand() -> None:
     )
     assert layer == 106_496
     head = 4 * (2 * 16 * 16 + 2 * 16 * 100)
-    assert forward_flops(shape, rows=2, seq_len=8, depth=3, predictions=4) == 3 * layer + head == 334_336
-    assert training_flops(shape, rows=2, seq_len=8, depth=3, predictions=4) == 1_003_008
+    assert forward_flops(model_config, rows=2, seq_len=8, depth=3, predictions=4) == 3 * layer + head == 334_336
+    assert training_flops(model_config, rows=2, seq_len=8, depth=3, predictions=4) == 1_003_008
 
 
 def test_gpt_by_hand() -> None:
-    shape = Shape("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
+    model_config = ModelConfig("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
     decoder = 14 * 2 * 16 * 100
-    assert forward_flops(shape, rows=2, seq_len=8, depth=3, predictions=14) == 319_488 + decoder == 364_288
-    assert training_flops(shape, rows=2, seq_len=8, depth=3, predictions=14) == 1_092_864
+    assert forward_flops(model_config, rows=2, seq_len=8, depth=3, predictions=14) == 319_488 + decoder == 364_288
+    assert training_flops(model_config, rows=2, seq_len=8, depth=3, predictions=14) == 1_092_864
 
 
 @each_kind
 def test_heads_and_stored_layers_do_not_change_the_cost(kind: Kind) -> None:
     costs = {
-        forward_flops(Shape(kind, 100, 8, 16, heads, 64, layers), 2, 8, 3, 4)
+        forward_flops(ModelConfig(kind, 100, 8, 16, heads, 64, layers), 2, 8, 3, 4)
         for heads in (1, 4)
         for layers in (3, 12)
     }
@@ -98,6 +98,6 @@ def test_heads_and_stored_layers_do_not_change_the_cost(kind: Kind) -> None:
 
 @each_kind
 def test_counts_beyond_64_bits_stay_exact(kind: Kind) -> None:
-    shape = Shape(kind, 100, 10**6, 10**6, 1, 4 * 10**6, 1)
+    model_config = ModelConfig(kind, 100, 10**6, 10**6, 1, 4 * 10**6, 1)
     per_token = 8 * 10**12 + 16 * 10**12 + 4 * 10**12
-    assert forward_flops(shape, 10**3, 10**6, 10**3, 0) == per_token * 10**12
+    assert forward_flops(model_config, 10**3, 10**6, 10**3, 0) == per_token * 10**12

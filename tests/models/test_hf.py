@@ -20,18 +20,20 @@ from transformers import (
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model, save_model
-from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
 AUTO: dict[Kind, Any] = {"bert": AutoModelForMaskedLM, "gpt": AutoModelForCausalLM}
 SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": {"bos_token_id": 4, "eos_token_id": 4}}
-SHAPES = [
-    Shape("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
-    Shape("bert", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
-    Shape("gpt", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
-    Shape("gpt", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+MODEL_CONFIGS = [
+    ModelConfig("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
+    ModelConfig("bert", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+    ModelConfig("gpt", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
+    ModelConfig("gpt", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
 ]
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.hidden}")
+each_model = pytest.mark.parametrize(
+    "model_config", MODEL_CONFIGS, ids=lambda model_config: f"{model_config.kind}-{model_config.hidden}"
+)
 each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
 
 
@@ -43,8 +45,8 @@ def perturb(model: nn.Module) -> None:
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
 
 
-def make_model(shape: Shape, layers: int) -> LanguageModel:
-    model = build(shape, layers).eval()
+def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
+    model = build(model_config, layers).eval()
     perturb(model)
     return model
 
@@ -53,8 +55,8 @@ def make_tokens(vocabulary: int, length: int) -> Tensor:
     return torch.randint(vocabulary, (4, length), generator=torch.Generator().manual_seed(1))
 
 
-def small(kind: Kind) -> Shape:
-    return next(shape for shape in SHAPES if shape.kind == kind)
+def small(kind: Kind) -> ModelConfig:
+    return next(model_config for model_config in MODEL_CONFIGS if model_config.kind == kind)
 
 
 def exported(folder: Path, kind: Kind = "bert", layers: int = 2) -> Path:
@@ -68,18 +70,20 @@ def rewrite(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("layers", [1, 3])
 @torch.no_grad()
-def test_export_loads_in_transformers_and_gives_the_same_logits(shape: Shape, layers: int, tmp_path: Path) -> None:
-    model = make_model(shape, layers)
-    save_model(model, tmp_path, SPECIAL[shape.kind])
-    theirs, loading = AUTO[shape.kind].from_pretrained(tmp_path, output_loading_info=True)
+def test_export_loads_in_transformers_and_gives_the_same_logits(
+    model_config: ModelConfig, layers: int, tmp_path: Path
+) -> None:
+    model = make_model(model_config, layers)
+    save_model(model, tmp_path, SPECIAL[model_config.kind])
+    theirs, loading = AUTO[model_config.kind].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.num_parameters() == model.num_parameters()
     assert theirs.config.num_hidden_layers == layers
     theirs.eval()
-    tokens = make_tokens(shape.vocabulary, shape.positions)
+    tokens = make_tokens(model_config.vocabulary, model_config.positions)
     ours = model.logits(tokens, range(layers))
     assert ours.std() > 0.5  # nothing collapsed, so that the comparison means something
     torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
@@ -109,14 +113,14 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
-def test_padded_batches_agree_with_transformers(shape: Shape, side: str, tmp_path: Path) -> None:
-    model = make_model(shape, 3)
-    save_model(model, tmp_path, SPECIAL[shape.kind])
-    theirs = AUTO[shape.kind].from_pretrained(tmp_path).eval()
-    tokens = make_tokens(shape.vocabulary, 10)
+def test_padded_batches_agree_with_transformers(model_config: ModelConfig, side: str, tmp_path: Path) -> None:
+    model = make_model(model_config, 3)
+    save_model(model, tmp_path, SPECIAL[model_config.kind])
+    theirs = AUTO[model_config.kind].from_pretrained(tmp_path).eval()
+    tokens = make_tokens(model_config.vocabulary, 10)
     seen = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
     if side == "left":
         seen = seen.flip(1)
@@ -150,7 +154,7 @@ def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path
         "gpt": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
     }[kind]
     assert [getattr(config, name) for name in names] == [0.25] * len(names)
-    assert load_model(tmp_path).shape.dropout == 0.25
+    assert load_model(tmp_path).model_config.dropout == 0.25
 
 
 @each_kind
@@ -162,17 +166,17 @@ def test_export_has_one_name_for_each_tensor_of_transformers(kind: Kind, tmp_pat
     assert all(tensor.shape == theirs.get_parameter(name).shape for name, tensor in ours.items())
 
 
-@each_shape
+@each_model
 @torch.no_grad()
-def test_own_export_comes_back_bit_for_bit(shape: Shape, tmp_path: Path) -> None:
-    model = make_model(shape, 3)
-    save_model(model, tmp_path, SPECIAL[shape.kind])
+def test_own_export_comes_back_bit_for_bit(model_config: ModelConfig, tmp_path: Path) -> None:
+    model = make_model(model_config, 3)
+    save_model(model, tmp_path, SPECIAL[model_config.kind])
     loaded = load_model(tmp_path).eval()
-    assert loaded.shape == replace(shape, layers=3)
+    assert loaded.shape == replace(model_config, layers=3)
     assert len(loaded.blocks) == 3
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    tokens = make_tokens(shape.vocabulary, shape.positions)
+    tokens = make_tokens(model_config.vocabulary, model_config.positions)
     assert torch.equal(loaded.logits(tokens, range(3)), model.logits(tokens, range(3)))
 
 
@@ -201,7 +205,7 @@ def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
     perturb(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).eval()
-    assert ours.shape == Shape("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
+    assert ours.shape == ModelConfig("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
     tokens = make_tokens(50, 16)
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 
@@ -214,7 +218,7 @@ def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: P
     perturb(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).eval()
-    assert ours.shape == Shape("gpt", 50, 16, 24, 3, inner or 96, 3, dropout=0.1)
+    assert ours.shape == ModelConfig("gpt", 50, 16, 24, 3, inner or 96, 3, dropout=0.1)
     tokens = make_tokens(50, 16)
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 

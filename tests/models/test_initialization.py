@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from apollo_cli.models.build import build
-from apollo_cli.models.shape import Initialization, Kind, Shape
+from apollo_cli.models.model_config import Initialization, Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel, sinusoids
 
 each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -14,8 +14,10 @@ each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
 
 def make(kind: Kind, init: Initialization, stored: int = 3, target: int = 12) -> LanguageModel:
     torch.manual_seed(0)
-    shape = Shape(kind, vocabulary=50, positions=64, hidden=64, heads=4, ffn=256, layers=target, init=init)
-    return build(shape, stored)
+    model_config = ModelConfig(
+        kind, vocabulary=50, positions=64, hidden=64, heads=4, ffn=256, layers=target, init=init
+    )
+    return build(model_config, stored)
 
 
 def assert_std(weight: torch.Tensor, std: float) -> None:

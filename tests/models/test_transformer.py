@@ -11,34 +11,34 @@ from torch import Tensor
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models import dropout, transformer
 from apollo_cli.models.build import build, num_parameters
-from apollo_cli.models.shape import Kind, Shape
+from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 
-BERT = Shape("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
+BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
 GPT = replace(BERT, kind="gpt")
-each_shape = pytest.mark.parametrize("shape", [BERT, GPT], ids=lambda shape: shape.kind)
+each_model = pytest.mark.parametrize("model_config", [BERT, GPT], ids=lambda model_config: model_config.kind)
 
 
-def make_model(shape: Shape, layers: int) -> LanguageModel:
+def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
     """A model none of whose parameters is at a round value."""
     torch.manual_seed(0)
-    model = build(shape, layers)
+    model = build(model_config, layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
-def make_batch(shape: Shape, rows: int = 3, length: int = 10) -> Batch:
+def make_batch(model_config: ModelConfig, rows: int = 3, length: int = 10) -> Batch:
     random = torch.Generator().manual_seed(1)
-    tokens, targets = (torch.randint(shape.vocabulary, (rows, length), generator=random) for _ in range(2))
+    tokens, targets = (torch.randint(model_config.vocabulary, (rows, length), generator=random) for _ in range(2))
     positions = torch.tensor([0, 4, 9, 13, 29])
     return Batch(tokens, positions, targets.flatten()[positions])
 
 
 def unshared(model: LanguageModel, indices: tuple[int, ...]) -> LanguageModel:
     """A model that stores a copy of a layer for each of its uses."""
-    copy = build(model.shape, len(indices)).to(model.tokens.weight.dtype)
+    copy = build(model.model_config, len(indices)).to(model.tokens.weight.dtype)
     copy.load_state_dict(model.state_dict(), strict=False)
     for block, i in zip(copy.blocks, indices, strict=True):
         block.load_state_dict(model.blocks[i].state_dict())
@@ -51,18 +51,22 @@ def gradient(model: LanguageModel, name: str) -> Tensor:
     return found
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("indices", [(0,), (0, 0, 1), (0, 1, 2, 1, 2), layer_map("nearest", 3, 8)])
-def test_shared_layers_compute_what_copies_of_them_compute(shape: Shape, indices: tuple[int, ...]) -> None:
-    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+def test_shared_layers_compute_what_copies_of_them_compute(
+    model_config: ModelConfig, indices: tuple[int, ...]
+) -> None:
+    model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
     copy = unshared(model, indices)
     assert torch.equal(model.logits(tokens, indices), copy.logits(tokens, range(len(indices))))
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("indices", [(0, 1, 2), (0, 0, 1, 2), layer_map("nearest", 3, 8), (0, 1, 2, 1, 2)])
-def test_shared_layer_gets_the_sum_of_gradients_over_its_uses(shape: Shape, indices: tuple[int, ...]) -> None:
-    model, batch = make_model(shape, 3).double(), make_batch(shape)
+def test_shared_layer_gets_the_sum_of_gradients_over_its_uses(
+    model_config: ModelConfig, indices: tuple[int, ...]
+) -> None:
+    model, batch = make_model(model_config, 3).double(), make_batch(model_config)
     copy = unshared(model, indices)
     model.loss(batch, indices).backward()
     copy.loss(batch, range(len(indices))).backward()
@@ -77,23 +81,23 @@ def test_shared_layer_gets_the_sum_of_gradients_over_its_uses(shape: Shape, indi
         torch.testing.assert_close(gradient(model, name), expected, rtol=1e-10, atol=1e-14)
 
 
-@each_shape
-def test_layer_outside_the_map_gets_no_gradient(shape: Shape) -> None:
-    model = make_model(shape, 3)
-    model.loss(make_batch(shape), (0, 2)).backward()
+@each_model
+def test_layer_outside_the_map_gets_no_gradient(model_config: ModelConfig) -> None:
+    model = make_model(model_config, 3)
+    model.loss(make_batch(model_config), (0, 2)).backward()
     assert all(parameter.grad is None for parameter in model.blocks[1].parameters())
     assert all(parameter.grad is not None for parameter in model.blocks[2].parameters())
 
 
-@each_shape
-def test_logical_layers_run_in_the_order_of_the_map(shape: Shape) -> None:
-    model, tokens = make_model(shape, 2), make_batch(shape).tokens
+@each_model
+def test_logical_layers_run_in_the_order_of_the_map(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 2), make_batch(model_config).tokens
     assert not torch.allclose(model.logits(tokens, (0, 1)), model.logits(tokens, (1, 0)), atol=1e-3)
 
 
-@each_shape
-def test_loss_is_the_mean_cross_entropy_at_the_positions_by_hand(shape: Shape) -> None:
-    model, batch = make_model(shape, 3), make_batch(shape)
+@each_model
+def test_loss_is_the_mean_cross_entropy_at_the_positions_by_hand(model_config: ModelConfig) -> None:
+    model, batch = make_model(model_config, 3), make_batch(model_config)
     logits = model.logits(batch.tokens, (0, 0, 1, 2)).detach().double().numpy()
     losses = []
     for position, target in zip(batch.positions.tolist(), batch.targets.tolist(), strict=True):
@@ -102,20 +106,20 @@ def test_loss_is_the_mean_cross_entropy_at_the_positions_by_hand(shape: Shape) -
     assert model.loss(batch, (0, 0, 1, 2)).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-@each_shape
-def test_untrained_loss_is_near_that_of_a_uniform_guess(shape: Shape) -> None:
+@each_model
+def test_untrained_loss_is_near_that_of_a_uniform_guess(model_config: ModelConfig) -> None:
     torch.manual_seed(0)
-    loss = build(shape, 3).loss(make_batch(shape), range(3)).item()
-    assert loss == pytest.approx(np.log(shape.vocabulary), abs=0.1)
+    loss = build(model_config, 3).loss(make_batch(model_config), range(3)).item()
+    assert loss == pytest.approx(np.log(model_config.vocabulary), abs=0.1)
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("padded", [slice(7, None), slice(0, 3), slice(4, 6)], ids=["right", "left", "middle"])
-def test_padding_does_not_change_the_logits_of_real_tokens(shape: Shape, padded: slice) -> None:
-    model, tokens = make_model(shape, 3).eval(), make_batch(shape).tokens
+def test_padding_does_not_change_the_logits_of_real_tokens(model_config: ModelConfig, padded: slice) -> None:
+    model, tokens = make_model(model_config, 3).eval(), make_batch(model_config).tokens
     seen = torch.ones_like(tokens, dtype=torch.bool)
     seen[1, padded] = False
-    other = torch.where(seen, tokens, (tokens + 7) % shape.vocabulary)
+    other = torch.where(seen, tokens, (tokens + 7) % model_config.vocabulary)
     logits, changed = (model.logits(ids, range(3), seen) for ids in (tokens, other))
     assert torch.isfinite(logits).all()
     torch.testing.assert_close(logits[seen], changed[seen], rtol=0, atol=1e-6)
@@ -123,9 +127,9 @@ def test_padding_does_not_change_the_logits_of_real_tokens(shape: Shape, padded:
     torch.testing.assert_close(logits[[0, 2]], unmasked[[0, 2]], rtol=0, atol=1e-5)
 
 
-@each_shape
-def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
-    model, tokens = make_model(shape, 3).eval(), make_batch(shape).tokens
+@each_model
+def test_right_padding_equals_the_shorter_row_alone(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 3).eval(), make_batch(model_config).tokens
     seen = torch.ones_like(tokens, dtype=torch.bool)
     seen[:, 6:] = False
     padded, alone = model.logits(tokens, range(3), seen), model.logits(tokens[:, :6], range(3))
@@ -135,7 +139,7 @@ def test_right_padding_equals_the_shorter_row_alone(shape: Shape) -> None:
 def unpadded(model: LanguageModel, tokens: Tensor, seen: Tensor, **more: Any) -> Tensor:
     """Logits of what is seen, (tokens, vocabulary); a causal model needs no mask for padding at the end."""
     places = seen.flatten().nonzero().squeeze(1)
-    mask = None if model.shape.kind == "gpt" else seen
+    mask = None if model.model_config.kind == "gpt" else seen
     hidden = model.trunk(tokens, range(len(model.blocks)), mask, places=places, **more)
     assert not hidden[~seen].any()
     return model.head(hidden[seen])
@@ -144,12 +148,14 @@ def unpadded(model: LanguageModel, tokens: Tensor, seen: Tensor, **more: Any) ->
 LENGTHS = torch.tensor([10, 1, 6])
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("more", [{}, {"frozen": 1}, {"gates": {2: 0.3}}], ids=["plain", "frozen", "gates"])
-def test_without_padding_rows_and_gradients_are_those_of_each_row_alone(shape: Shape, more: dict[str, Any]) -> None:
-    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+def test_without_padding_rows_and_gradients_are_those_of_each_row_alone(
+    model_config: ModelConfig, more: dict[str, Any]
+) -> None:
+    model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
     seen = torch.arange(10) < LENGTHS[:, None]
-    weights = torch.randn(*tokens.shape, shape.vocabulary)
+    weights = torch.randn(*tokens.shape, model_config.vocabulary)
     logits = unpadded(model, tokens, seen, **more)
     (logits * weights[seen]).sum().backward()
     together = [parameter.grad for parameter in model.parameters()]
@@ -173,25 +179,25 @@ def test_padding_that_sees_nothing_leaves_gradients_finite(dropout: float) -> No
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@each_shape
-def test_mask_that_hides_nothing_changes_nothing(shape: Shape) -> None:
-    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+@each_model
+def test_mask_that_hides_nothing_changes_nothing(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
     seen = torch.ones_like(tokens, dtype=torch.bool)
     torch.testing.assert_close(model.logits(tokens, range(3), seen), model.logits(tokens, range(3)))
 
 
-@each_shape
-def test_rows_of_a_batch_do_not_see_each_other(shape: Shape) -> None:
-    model, tokens = make_model(shape, 3), make_batch(shape).tokens
+@each_model
+def test_rows_of_a_batch_do_not_see_each_other(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
     together = model.logits(tokens, range(3))
     for row, expected in zip(tokens, together, strict=True):
         torch.testing.assert_close(model.logits(row[None], range(3))[0], expected, rtol=0, atol=1e-5)
 
 
-@each_shape
-def test_dropout_acts_in_training_only(shape: Shape) -> None:
-    model, tokens = make_model(replace(shape, dropout=0.3), 3), make_batch(shape).tokens
-    plain = build(shape, 3)
+@each_model
+def test_dropout_acts_in_training_only(model_config: ModelConfig) -> None:
+    model, tokens = make_model(replace(model_config, dropout=0.3), 3), make_batch(model_config).tokens
+    plain = build(model_config, 3)
     plain.load_state_dict(model.state_dict())
     expected = plain.logits(tokens, range(3))
     model.train()
@@ -204,9 +210,9 @@ def test_dropout_acts_in_training_only(shape: Shape) -> None:
     assert torch.equal(plain.train().logits(tokens, range(3)), expected)
 
 
-@each_shape
+@each_model
 def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
-    shape: Shape, monkeypatch: pytest.MonkeyPatch
+    model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
 
@@ -220,7 +226,7 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
 
     monkeypatch.setattr(dropout, "dropout", spy_dropout)
     monkeypatch.setattr(transformer, "attention", spy_attention)
-    model, tokens = make_model(replace(shape, dropout=0.3), 2), make_batch(shape).tokens
+    model, tokens = make_model(replace(model_config, dropout=0.3), 2), make_batch(model_config).tokens
     model.train().logits(tokens, (0, 1))
     assert seen == [0.3] * 7
     seen.clear()
@@ -228,40 +234,40 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
     assert seen == [0.0] * 7
 
 
-@each_shape
-def test_weights_begin_at_the_published_spread(shape: Shape) -> None:
+@each_model
+def test_weights_begin_at_the_published_spread(model_config: ModelConfig) -> None:
     torch.manual_seed(0)
-    model = build(replace(shape, hidden=64, ffn=256, vocabulary=500, positions=64), 4)
+    model = build(replace(model_config, hidden=64, ffn=256, vocabulary=500, positions=64), 4)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
         elif name.endswith("bias"):
             assert (parameter == 0).all(), name
-        elif shape.kind == "bert" or not name.endswith(("attention_out.weight", "ffn_out.weight")):
+        elif model_config.kind == "bert" or not name.endswith(("attention_out.weight", "ffn_out.weight")):
             tolerance = 4 * 0.02 / (2 * parameter.numel()) ** 0.5  # four standard errors
             assert parameter.std().item() == pytest.approx(0.02, abs=tolerance), name
             assert parameter.mean().item() == pytest.approx(0, abs=4 * 0.02 / parameter.numel() ** 0.5), name
 
 
-@each_shape
-def test_initial_weights_follow_the_seed(shape: Shape) -> None:
+@each_model
+def test_initial_weights_follow_the_seed(model_config: ModelConfig) -> None:
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        states.append(build(shape, 2).tokens.weight)
+        states.append(build(model_config, 2).tokens.weight)
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
 
-@each_shape
-def test_layers_of_a_fresh_model_differ(shape: Shape) -> None:
-    first, second = (block.get_parameter("qkv.weight") for block in build(shape, 2).blocks)
+@each_model
+def test_layers_of_a_fresh_model_differ(model_config: ModelConfig) -> None:
+    first, second = (block.get_parameter("qkv.weight") for block in build(model_config, 2).blocks)
     assert not torch.equal(first, second)
 
 
-@each_shape
-def test_new_block_fits_among_the_others(shape: Shape) -> None:
-    model, tokens = make_model(shape, 2), make_batch(shape).tokens
+@each_model
+def test_new_block_fits_among_the_others(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 2), make_batch(model_config).tokens
     expected = model.logits(tokens, (0, 1))
     block = model.new_block()
     block.load_state_dict(model.blocks[1].state_dict())
@@ -270,27 +276,27 @@ def test_new_block_fits_among_the_others(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "parameters"),
+    ("model_config", "parameters"),
     [  # counted by transformers: BertForMaskedLM of bert-base-uncased, GPT2LMHeadModel of gpt2 and gpt2-medium
-        (Shape("bert", 30522, 512, 768, 12, 3072, 12), 109_514_298),
-        (Shape("gpt", 50257, 1024, 768, 12, 3072, 12), 124_439_808),
-        (Shape("gpt", 50257, 1024, 1024, 16, 4096, 24), 354_823_168),
+        (ModelConfig("bert", 30522, 512, 768, 12, 3072, 12), 109_514_298),
+        (ModelConfig("gpt", 50257, 1024, 768, 12, 3072, 12), 124_439_808),
+        (ModelConfig("gpt", 50257, 1024, 1024, 16, 4096, 24), 354_823_168),
     ],
 )
-def test_published_models_have_their_published_size(shape: Shape, parameters: int) -> None:
-    assert num_parameters(shape, shape.layers) == parameters
+def test_published_models_have_their_published_size(model_config: ModelConfig, parameters: int) -> None:
+    assert num_parameters(model_config, model_config.layers) == parameters
 
 
-@each_shape
+@each_model
 @pytest.mark.parametrize("layers", [1, 3, 6])
-def test_parameters_are_counted_by_stored_layers(shape: Shape, layers: int) -> None:
-    model = build(shape, layers)
+def test_parameters_are_counted_by_stored_layers(model_config: ModelConfig, layers: int) -> None:
+    model = build(model_config, layers)
     assert len(model.blocks) == layers
-    assert num_parameters(shape, layers) == model.num_parameters()
+    assert num_parameters(model_config, layers) == model.num_parameters()
     assert model.num_parameters() == sum(tensor.numel() for tensor in model.state_dict().values())
     # Q K V and O 4 h^2 + 4 h, feed-forward 2 h f + f + h, two norms 4 h
     block = 4 * 16**2 + 4 * 16 + 2 * 16 * 40 + 40 + 16 + 4 * 16
-    assert num_parameters(shape, layers) - num_parameters(shape, 1) == (layers - 1) * block
+    assert num_parameters(model_config, layers) - num_parameters(model_config, 1) == (layers - 1) * block
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])

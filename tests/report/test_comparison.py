@@ -16,7 +16,7 @@ from apollo_cli.report.comparison import Comparison, Method, Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read
 from apollo_cli.report.words import cells, headline, notes
-from tests.report.made_runs import Evaluation, scratch, write_run
+from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
 
@@ -299,14 +299,14 @@ def test_the_loss_at_an_equal_budget(tmp_path: Path) -> None:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, luck: random.Random) -> None:
+def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, rng: random.Random) -> None:
     if not any(tmp_path.iterdir()):
         for seed in (0, 1, 2):
             scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
             write_run(tmp_path / f"fast{seed}", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", seed=seed)
     places = sorted(tmp_path.iterdir())
     expected = printed.as_json([compared(*places)], [])
-    luck.shuffle(places)
+    rng.shuffle(places)
     assert printed.as_json([compared(*places)], []) == expected
 
 

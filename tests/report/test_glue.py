@@ -9,7 +9,7 @@ from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.glue import AVERAGE, glue_table
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read
-from tests.report.made_runs import Evaluation, scratch, write_run
+from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
 GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]

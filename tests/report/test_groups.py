@@ -6,7 +6,7 @@ import pytest
 
 from apollo_cli.report.groups import Family, families
 from apollo_cli.report.runs import Run, flat, plain
-from tests.report.made_runs import CONFIG
+from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from apollo_cli.report import growth_plots as module
 from apollo_cli.report.comparison import whole_model
 from apollo_cli.report.runs import read
-from tests.report.made_runs import write_run
+from tests.helpers.made_runs import write_run
 
 WIDER = {"growth/from": 4, "growth/to": 4, "growth/width_from": 0.5, "growth/width_to": 1.0}
 

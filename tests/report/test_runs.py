@@ -9,7 +9,7 @@ import pytest
 from apollo_cli.errors import DataError
 from apollo_cli.report import runs as runs_module
 from apollo_cli.report.runs import RunFiles, read
-from tests.report.made_runs import write_run
+from tests.helpers.made_runs import write_run
 
 CURVE = [(0, 0, 0.0, 5.0), (10, 100, 1.0, 4.0)]
 

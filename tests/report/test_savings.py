@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
+from apollo_cli.intervals import Interval, interval
 from apollo_cli.report import savings
 from apollo_cli.report.savings import Cost, Curve, Point
 
@@ -61,7 +62,7 @@ def test_the_mean_curve_has_the_steps_that_all_have() -> None:
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 5.0, 4.0, 9.0]])
 def test_the_interval_is_students(values: list[float]) -> None:
-    found = savings.interval(values)
+    found = interval(values)
     expected = t.interval(0.95, len(values) - 1, found.mean, _sem(values))
     assert found.ends == pytest.approx(expected)
 
@@ -72,8 +73,8 @@ def _sem(values: list[float]) -> float:
 
 
 def test_one_value_and_values_that_are_not_finite_have_no_interval() -> None:
-    assert savings.interval([2.0]) == savings.Interval(2.0, None, 1)
-    assert savings.interval([2.0, math.inf]).ends is None
+    assert interval([2.0]) == Interval(2.0, None, 1)
+    assert interval([2.0, math.inf]).ends is None
 
 
 @pytest.mark.parametrize(("cost", "saved", "faster"), [(55, 0.45, 45 / 55), (100, 0, 0), (200, -1, -0.5)])
@@ -130,6 +131,6 @@ def test_the_loss_at_a_budget_is_between_its_neighbours(line: Curve, share: floa
 
 @given(LOSSES, st.integers(2, 8))
 def test_equal_seeds_have_an_interval_without_width(value: float, n: int) -> None:
-    found = savings.interval([value] * n)
+    found = interval([value] * n)
     assert found.mean == pytest.approx(value)
     assert found.half == 0

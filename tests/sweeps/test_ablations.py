@@ -9,10 +9,11 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from apollo_cli.command_line import CommandLine
-from apollo_cli.config import Config, parse
-from apollo_cli.help import groups
-from apollo_cli.overrides import compose_values, prepare
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.help import groups
+from apollo_cli.cli.overrides import prepare
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report.runs import flat
 from apollo_cli.train import run
 
@@ -36,7 +37,7 @@ OWN: dict[str, dict[tuple[str, ...], set[tuple[Any, ...]]]] = {
 
 def cells(words: Sequence[str]) -> list[list[Config]]:
     """What runs before and the grid of a command, as Hydra composes them."""
-    line = CommandLine.sort(["-m", *words])
+    line = CommandLine.parse(["-m", *words])
     prepare(line)
     sweeps = []
     for overrides in line.commands:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from apollo_cli.help import groups
-from apollo_cli.sweeps import grid
+from apollo_cli.cli import experiment_grid
+from apollo_cli.cli.help import groups
 from apollo_cli.train import run
 from benchmarks import methods
 from tests.sweeps.test_ablations import cells
@@ -25,7 +25,7 @@ def small(tiny: tuple[str, ...]) -> list[str]:
 
 def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
     typed = ["experiment=[all_methods,gstack],[all_methods,lemon]", "seed=0,1", "model=gpt", "sampler.k=3"]
-    scratch, source = grid.before("all_methods", OverridesParser.create().parse_overrides(typed))
+    scratch, source = experiment_grid.before("all_methods", OverridesParser.create().parse_overrides(typed))
     assert {"name=scratch", "experiment=all_methods", "schedule=scratch", "seed=0,1", "model=gpt"} <= set(scratch)
     assert {"experiment=[all_methods,_source]", "seed=0,1", "model=gpt"} <= set(source)
     assert not [word for word in (*scratch, *source) if "gstack" in word or "sampler" in word]
@@ -33,10 +33,10 @@ def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
 
 def test_its_sentence_says_how_many_runs_it_is() -> None:
     typed = OverridesParser.create().parse_overrides(["experiment=all_methods"])
-    swept = grid.grid("all_methods", typed)
+    swept = experiment_grid.grid("all_methods", typed)
     assert swept is not None
-    sweeps = [*grid.before("all_methods", swept), [o.input_line or "" for o in swept]]
-    runs = sum(grid.num_cells(words) or 0 for words in sweeps)
+    sweeps = [*experiment_grid.before("all_methods", swept), [o.input_line or "" for o in swept]]
+    runs = sum(experiment_grid.num_cells(words) or 0 for words in sweeps)
     assert groups()["experiment"]["all_methods"].endswith(f"; {runs} runs")
     assert len(sweeps) == 3
 
@@ -56,9 +56,9 @@ def test_what_would_part_methods_from_their_sources_is_refused(word: str, said: 
     parser = OverridesParser.create()
     typed = parser.parse_overrides(["experiment=all_methods", "seed=0,1", "model=bert,gpt", "optim.clip=2", word])
     swept = parser.parse_overrides(["experiment=[all_methods,gstack],[all_methods,lemon]"])
-    (problem,) = grid.problems("all_methods", typed, swept)
+    (problem,) = experiment_grid.problems("all_methods", typed, swept)
     assert re.match(said, problem)
-    assert grid.problems("ablation_k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
+    assert experiment_grid.problems("ablation_k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ import pytest
 import submitit.slurm.slurm
 
 from apollo_cli import train
-from apollo_cli.command_line import CommandLine
+from apollo_cli.cli import launchers
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.overrides import prepare
 from apollo_cli.errors import ConfigError
-from apollo_cli.overrides import prepare
-from apollo_cli.sweeps import gpus, launchers
+from apollo_cli.sweeps import gpus
 from apollo_cli.sweeps.journal import Journal
 from tests.conftest import read_rows
-from tests.sweeps import made_slurm
+from tests.helpers import made_slurm
 from tests.sweeps.test_sweep import LONG, started, status, wait_for_rows
 
 
@@ -35,7 +36,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def refused(*words: str) -> str:
     with pytest.raises(ConfigError) as error:
-        prepare(CommandLine.sort(words))
+        prepare(CommandLine.parse(words))
     (problem,) = error.value.problems
     return problem
 

@@ -16,8 +16,9 @@ from typing import Any
 import joblib
 import pytest
 
-from apollo_cli.command_line import CommandLine
-from apollo_cli.overrides import compose_values, prepare, quoted
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.overrides import prepare
+from apollo_cli.config.hydra_syntax import compose_values, quoted
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.train import run
 from apollo_cli.training.checkpoint import Checkpoints
@@ -321,4 +322,4 @@ def test_cells_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str
 def test_a_number_of_cells_at_once_that_is_none_is_refused(value: str) -> None:
     words = ["-m", "seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={value}"]
     with pytest.raises(Exception, match=r"n_jobs"):
-        prepare(CommandLine.sort(words))
+        prepare(CommandLine.parse(words))

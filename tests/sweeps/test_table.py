@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.sweeps.journal import Ended
+from apollo_cli.sweeps.journal import JobResult
 from apollo_cli.sweeps.table import close_sweep
 
 
-def _cell(folder: Path, seed: int, status: str = "completed", code: int = 0, reason: str = "") -> Ended:
+def _cell(folder: Path, seed: int, status: str = "completed", code: int = 0, reason: str = "") -> JobResult:
     folder.mkdir(parents=True)
     totals = {"flops": 10**12 * (seed + 1), "train_seconds": 5.0}
     summary = {"status": status, "losses": {"eval/loss": 3.25 + seed}, "totals": totals}
     (folder / "summary.json").write_text(json.dumps(summary))
-    return Ended(str(folder), code, status, reason, [f"seed={seed}"])
+    return JobResult(str(folder), code, status, reason, [f"seed={seed}"])
 
 
 def test_the_table_names_what_is_swept_and_each_cells_end(
@@ -45,7 +45,7 @@ def test_of_a_refused_cell_nothing_is_shown_that_is_of_another_run(
     cells = [_cell(tmp_path / "0", 0), _cell(tmp_path / "1", 7, "refused", 2, "holds another run")]
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "plan.json").write_text('{"flops": 5000}')
-    assert close_sweep([*cells, Ended(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])]) == 2
+    assert close_sweep([*cells, JobResult(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])]) == 2
     out = capsys.readouterr().out
     assert "refused" in out
     assert "10.25" not in out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.tracking import console as module
 from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
 from apollo_cli.training.device import choose

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.config import Config
-from apollo_cli.sections.training import Tracking
+from apollo_cli.config.config import Config
+from apollo_cli.config.training import Tracking
 from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
 from apollo_cli.tracking.recorder import Recording
 from apollo_cli.tracking.wandb import Identity, has_key, identify, open_mirror
 from apollo_cli.training.run import train
 from tests.conftest import read_rows
-from tests.faults.stub_wandb import StubServer, unused_port
-from tests.wandb_file import exit_codes, history
+from tests.helpers.stub_wandb import StubServer, unused_port
+from tests.helpers.wandb_file import exit_codes, history
 
 IDENTITY = Identity("abc", "name/run", None, ("bert", "lvps"))
 KEY = "k" * 40
@@ -146,7 +146,7 @@ def test_a_mode_and_an_address_that_mean_nothing_are_named(monkeypatch: pytest.M
 
 
 def test_disabled_starts_no_process(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "Mirror", None)  # would be called
+    monkeypatch.setattr(mirror, "WandbProcess", None)  # would be called
     assert open_mirror(_tracking("disabled"), IDENTITY, {}, metrics.parent, 0, print) is None
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert open_mirror(_tracking("auto"), IDENTITY, {}, metrics.parent, 0, print) is None

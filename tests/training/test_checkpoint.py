@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
 from apollo_cli.training import checkpoint as module
-from apollo_cli.training.checkpoint import Checkpoint, Checkpoints, Progress, random_state
+from apollo_cli.training.checkpoint import Checkpoints
+from apollo_cli.training.state import Checkpoint, TrainerState, random_state
 
 
 def _checkpoint(step: int) -> Checkpoint:
@@ -24,7 +25,7 @@ def _checkpoint(step: int) -> Checkpoint:
         weights={"w": torch.full((3,), float(step))},
         optimizer={"w": {"step": torch.tensor(float(step)), "exp_avg": torch.ones(3)}},
         rng=random_state(torch.device("cpu")),
-        progress=Progress(step=step, flops=2**70 + step, loss_sum=0.1 + 0.2),
+        state=TrainerState(step=step, flops=2**70 + step, loss_sum=0.1 + 0.2),
     )
 
 
@@ -51,7 +52,7 @@ def test_the_newest_few_stay_and_latest_names_the_newest(checkpoints: Checkpoint
 def test_what_was_saved_comes_back_exactly(checkpoints: Checkpoints) -> None:
     loaded, saved = checkpoints.load_newest(print), _checkpoint(100)
     assert loaded is not None
-    assert loaded.progress == saved.progress
+    assert loaded.state == saved.state
     assert loaded.layers == 2
     assert torch.equal(loaded.weights["w"], saved.weights["w"])
     assert torch.equal(loaded.optimizer["w"]["exp_avg"], torch.ones(3))
@@ -75,7 +76,7 @@ def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoi
     said: list[str] = []
     loaded = checkpoints.load_newest(said.append)
     assert loaded is not None
-    assert loaded.progress.step == 10
+    assert loaded.state.step == 10
     assert "step_00000100" in said[0]
 
 
@@ -102,7 +103,7 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(
     monkeypatch.undo()
     loaded = checkpoints.load_newest(print)
     assert loaded is not None
-    assert loaded.progress.step == 100
+    assert loaded.state.step == 100
     checkpoints.save(_checkpoint(200))
     assert _names(checkpoints) == {"step_00000100", "step_00000200", "latest"}
 
@@ -148,7 +149,7 @@ def test_a_forged_progress_is_refused(key: str, value: Any, checkpoints: Checkpo
     loaded = checkpoints.load_newest(said.append)
     assert "step_00000100 cannot be read" in said[0]
     assert loaded is not None
-    assert loaded.progress.step == 10
+    assert loaded.state.step == 10
 
 
 def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints) -> None:
@@ -156,7 +157,7 @@ def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints)
     _forge(checkpoints.folder / "step_00000100", lambda meta: meta["sha256"].update({"/dev/zero": "0"}))
     loaded = checkpoints.load_newest(print)
     assert loaded is not None
-    assert loaded.progress.step == 100
+    assert loaded.state.step == 100
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -165,7 +166,7 @@ def test_one_of_an_older_format_is_read(version: int, checkpoints: Checkpoints) 
     written_by_format(version, checkpoints.folder / "step_00000100", saved)
     loaded = checkpoints.load_newest(pytest.fail)
     assert loaded is not None
-    assert loaded.progress == saved.progress
+    assert loaded.state == saved.state
     assert torch.equal(loaded.weights["w"], saved.weights["w"])
     assert loaded.optimizer.keys() == saved.optimizer.keys()
     assert all(torch.equal(loaded.optimizer["w"][key], value) for key, value in saved.optimizer["w"].items())
@@ -187,7 +188,7 @@ def test_a_large_file_is_checked_in_pieces(
     path /= "model.safetensors"
     content = path.read_bytes()
     assert len(json.loads((path.parent / "meta.json").read_text())["sha256"][path.name]) == 17
-    assert checkpoints.load_newest(pytest.fail).progress.step == 200  # type: ignore[union-attr]
+    assert checkpoints.load_newest(pytest.fail).state.step == 200  # type: ignore[union-attr]
     changed = {
         "swap": content[:size] + content[2 * size : 3 * size] + content[size : 2 * size] + content[3 * size :],
         "cut": content[: 16 * size],
@@ -195,7 +196,7 @@ def test_a_large_file_is_checked_in_pieces(
     }
     path.write_bytes(changed[damage])
     said: list[str] = []
-    assert checkpoints.load_newest(said.append).progress.step == 199  # type: ignore[union-attr]
+    assert checkpoints.load_newest(said.append).state.step == 199  # type: ignore[union-attr]
     assert "model.safetensors is damaged" in said[0]
 
 
@@ -208,7 +209,7 @@ def test_one_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> N
 def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> None:
     (checkpoints.folder / ".step_00000150.tmp").mkdir()
     (checkpoints.folder / "step_notes").mkdir()
-    assert checkpoints.load_newest(print).progress.step == 100  # type: ignore[union-attr]
+    assert checkpoints.load_newest(print).state.step == 100  # type: ignore[union-attr]
     assert not (checkpoints.folder / ".step_00000150.tmp").exists()
 
 
@@ -225,12 +226,12 @@ def test_what_is_no_checkpoint_stands_in_no_ones_way(
     said: list[str] = []
     loaded = checkpoints.load_newest(said.append)
     assert loaded is not None
-    assert loaded.progress.step == 100
+    assert loaded.state.step == 100
     assert said == []
     checkpoints.save(_checkpoint(200))
     loaded = checkpoints.load_newest(said.append)
     assert loaded is not None
-    assert loaded.progress.step == 200
+    assert loaded.state.step == 200
     left = _names(checkpoints) - {"step_00009999"}
     assert left == {"step_00000100", "step_00000200", "latest"}
 
@@ -300,7 +301,7 @@ def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -
     loaded = checkpoints.load_newest(said.append)
     assert "holds something that is refused" in said[0]
     assert loaded is not None
-    assert loaded.progress.step == 10
+    assert loaded.state.step == 10
     assert not (tmp_path / "owned").exists()
 
 
@@ -309,6 +310,6 @@ def test_damaged_newer_ones_do_not_push_out_good_ones(tmp_path: Path) -> None:
     for step in (50, 100):
         Checkpoints(checkpoints.folder, keep=2).save(_checkpoint(step))
     (checkpoints.folder / "step_00000100" / "state.pt").write_bytes(b"")
-    assert checkpoints.load_newest(print).progress.step == 50  # type: ignore[union-attr]
+    assert checkpoints.load_newest(print).state.step == 50  # type: ignore[union-attr]
     checkpoints.save(_checkpoint(75))
     assert _names(checkpoints) == {"step_00000075", "latest"}

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from apollo_cli.config import Config, parse
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
 from apollo_cli.errors import CheckpointError
-from apollo_cli.overrides import compose_values
+from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
-from apollo_cli.training.interrupt import Interrupted
-from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
 from tests.conftest import STEPS, TINY, read_rows, without_clocks
 
 
@@ -38,14 +38,14 @@ def streamed(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Loop.step
+    original = Trainer.step
 
-    def stopping(loop: Loop) -> None:
+    def stopping(loop: Trainer) -> None:
         original(loop)
-        if loop.progress.step == step:
+        if loop.state.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
 
 
 @pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])

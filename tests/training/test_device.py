@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError, TrainingError
 from apollo_cli.training.device import choose, is_out_of_memory
-from apollo_cli.training.distributed import Ranks
-from apollo_cli.training.loop import Loop
-from apollo_cli.training.place import Place
+from apollo_cli.training.distributed.environment import ProcessEnv
+from apollo_cli.training.distributed.group import ProcessGroup
 from apollo_cli.training.run import train
+from apollo_cli.training.trainer import Trainer
 
 
 def test_auto_on_a_cpu_is_fp32_and_not_compiled(config: Callable[..., Config]) -> None:
@@ -34,7 +34,7 @@ def test_a_device_that_is_not_here_is_refused(config: Callable[..., Config]) -> 
 def test_each_of_several_processes_takes_a_device_of_its_own(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    third = Ranks(Place(rank=7, size=8, local=2, host="", port=0))
+    third = ProcessGroup(ProcessEnv(rank=7, world_size=8, local_rank=2, host="", port=0))
     assert choose(config("device=cpu").run, third).device == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
@@ -74,12 +74,12 @@ def test_an_allocation_that_fails_is_known_as_such() -> None:
 def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Loop.backward
+    original = Trainer.backward
 
-    def backward(loop: Loop, step: int, depths: list[int]) -> torch.Tensor:
+    def backward(loop: Trainer, step: int, depths: list[int]) -> torch.Tensor:
         return torch.empty(10**15) if step == 5 else original(loop, step, depths)
 
-    monkeypatch.setattr(Loop, "backward", backward)
+    monkeypatch.setattr(Trainer, "backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):
         train(config(), tmp_path)
 

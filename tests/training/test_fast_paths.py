@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.errors import TrainingError
 from apollo_cli.models import cross_entropy, transformer
-from apollo_cli.models.footprint import Footprint
-from apollo_cli.models.shape import Shape
-from apollo_cli.training import loop as loops
+from apollo_cli.models.activation_memory import ActivationMemory
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.training import memory
+from apollo_cli.training import trainer as loops
 from apollo_cli.training.device import Device
-from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import train
+from apollo_cli.training.trainer import Trainer
 from tests.conftest import read_rows, without_clocks
-from tests.training.test_refused_steps import poison
+from tests.training.test_nonfinite import poison
 
 LONG = (
     "budget.steps=100",
@@ -147,26 +147,26 @@ def test_between_rows_nothing_waits_for_the_device(
             Watch.waits += function.overloadpacket is torch.ops.aten._local_scalar_dense
             return function(*arguments, **(named or {}))
 
-    original, take_in = Loop.step, Loop.settle
+    original, record_step = Trainer.step, Trainer.sync_pending_steps
     settled: list[int] = []
 
-    def step(loop: Loop) -> None:
+    def step(loop: Trainer) -> None:
         with Watch():
             original(loop)
 
-    def settle(loop: Loop) -> None:
-        settled.append(loop.progress.step)
-        take_in(loop)
+    def sync_pending_steps(loop: Trainer) -> None:
+        settled.append(loop.state.step)
+        record_step(loop)
 
-    monkeypatch.setattr(Loop, "settle", settle)
-    monkeypatch.setattr(Loop, "step", step)
+    monkeypatch.setattr(Trainer, "sync_pending_steps", sync_pending_steps)
+    monkeypatch.setattr(Trainer, "step", step)
     train(config("eval.every=5", "log.every=4", "checkpoint.every=8"), tmp_path)
     assert Watch.waits == 0
     assert settled == [3, 4, 5, 6, 8, 10, 12]  # growths at 3 and 6, evaluations, rows
 
 
 def test_pieces_hold_no_more_layers_than_are_stored() -> None:
-    nano = Footprint(Shape("bert", 4096, 128, 128, 2, 512, 12), "cpu", bf16=False)
+    nano = ActivationMemory(ModelConfig("bert", 4096, 128, 128, 2, 512, 12), "cpu", bf16=False)
 
     def pieces(rows: int, seq_len: int, depth: int, layers: int) -> int:
         return memory.num_pieces(nano, rows, seq_len, depth, layers)
@@ -189,8 +189,8 @@ def test_pieces_hold_no_more_layers_than_are_stored() -> None:
 
 
 def test_on_a_cpu_activations_stay_below_a_limit() -> None:
-    mini = Shape("bert", 8192, 512, 256, 4, 1024, 12)
-    cpu, gpu = (Footprint(mini, device, bf16=False) for device in ("cpu", "cuda"))
+    mini = ModelConfig("bert", 8192, 512, 256, 4, 1024, 12)
+    cpu, gpu = (ActivationMemory(mini, device, bf16=False) for device in ("cpu", "cuda"))
     count = memory.num_pieces(cpu, 64, 512, 12, 12)
     assert 64 * 512 * 12 * cpu.of_layer / count <= memory.CPU_ACTIVATIONS
     assert 64 * 512 * 12 * cpu.of_layer / (count / 2) > memory.CPU_ACTIVATIONS  # and are not far below it

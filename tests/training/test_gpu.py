@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from apollo_cli.config import Config
-from apollo_cli.training.loop import Loop
+from apollo_cli.config.config import Config
 from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
 from tests.conftest import read_rows, without_clocks
 from tests.training.test_resume import interrupt
 
@@ -64,17 +64,17 @@ def test_stopped_and_resumed_a_run_is_the_same(
     assert stopped == straight
 
 
-def refuse_to_wait(loop_class: type[Loop], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def refuse_to_wait(loop_class: type[Trainer], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From step `first` on CUDA itself refuses what would wait; returns a list that fills with the steps done."""
     original, done = loop_class.step, list[int]()
 
-    def step(loop: Loop) -> None:
-        torch.cuda.set_sync_debug_mode("error" if loop.progress.step >= first else "default")
+    def step(loop: Trainer) -> None:
+        torch.cuda.set_sync_debug_mode("error" if loop.state.step >= first else "default")
         try:
             original(loop)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        done.append(loop.progress.step)
+        done.append(loop.state.step)
 
     monkeypatch.setattr(loop_class, "step", step)
     return done
@@ -83,7 +83,7 @@ def refuse_to_wait(loop_class: type[Loop], first: int, monkeypatch: pytest.Monke
 def test_between_rows_nothing_waits_for_the_device(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = refuse_to_wait(Loop, 6, monkeypatch)  # before, compilation waits, and so does what is done once
+    done = refuse_to_wait(Trainer, 6, monkeypatch)  # before, compilation waits, and so does what is done once
     rare = ("log.every=12", "eval.every=12", "checkpoint.every=12", "schedule.layers=[4]", "schedule.ends=[1]")
     train(config(*WIDE, "device=cuda", *rare), tmp_path)
     assert done == list(range(1, 13))

@@ -3,13 +3,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError
-from apollo_cli.models.footprint import Footprint
-from apollo_cli.models.shape import Shape
+from apollo_cli.models.activation_memory import ActivationMemory
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.training import memory
 from apollo_cli.training.device import choose
-from apollo_cli.training.memory import num_pieces, refuse_what_cannot_fit, total_bytes
+from apollo_cli.training.memory import check_fits_in_memory, num_pieces, total_bytes
 from apollo_cli.training.planning import make_plan
 
 
@@ -21,11 +21,11 @@ def test_what_surely_does_not_fit_is_refused_with_need_and_memory(
     needed = max(stage.memory_bytes for stage in plan.stages)
     monkeypatch.setattr(memory, "total_bytes", lambda device: needed // 2 - 1)
     with pytest.raises(ConfigError, match=r"needs about \d+\.\d MB of memory and cpu .* has .*batch\.micro"):
-        refuse_what_cannot_fit(plan, device)
+        check_fits_in_memory(plan, device)
     monkeypatch.setattr(memory, "total_bytes", lambda device: needed // 2 + 1)  # an estimate may be wrong by two
-    refuse_what_cannot_fit(plan, device)
+    check_fits_in_memory(plan, device)
     monkeypatch.setattr(memory, "total_bytes", lambda device: None)
-    refuse_what_cannot_fit(plan, device)
+    check_fits_in_memory(plan, device)
 
 
 def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> None:
@@ -36,7 +36,7 @@ def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> N
 
 @pytest.mark.parametrize("rows", [1, 2, 97, 360, 10**9, 2**31 - 1, 10**15, 10**400])
 def test_pieces_of_any_batch_are_found_at_once(rows: int) -> None:
-    footprint = Footprint(Shape("gpt", 300, 16, 16, 2, 32, 4), "cpu", bf16=False)
+    footprint = ActivationMemory(ModelConfig("gpt", 300, 16, 16, 2, 32, 4), "cpu", bf16=False)
     count = num_pieces(footprint, rows, 16, depth=4, layers=1)
     assert rows % count == 0
 

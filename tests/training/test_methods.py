@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apollo_cli.config import Config
-from apollo_cli.training.interrupt import Interrupted
-from apollo_cli.training.loop import Loop
+from apollo_cli.config.config import Config
+from apollo_cli.signals import Interrupted
 from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
 from tests.conftest import read_rows, without_clocks
 
 TWO = "schedule.ends=[0.5,1]"
@@ -43,15 +43,15 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     settings = config(f"model={kind}", *METHODS[name])
     result = train(settings, tmp_path / "straight")
     assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
-    original = Loop.step
+    original = Trainer.step
 
-    def stopping(loop: Loop) -> None:
+    def stopping(loop: Trainer) -> None:
         original(loop)
-        if loop.progress.step in (6, 7):  # where a stage ends, and within what enters slowly
+        if loop.state.step in (6, 7):  # where a stage ends, and within what enters slowly
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "step", stopping)
+        patch.setattr(Trainer, "step", stopping)
         with pytest.raises(Interrupted):
             train(settings, tmp_path / "run")
         with pytest.raises(Interrupted):

@@ -5,9 +5,9 @@ from math import cos, pi
 import pytest
 import torch
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
+from apollo_cli.config.training import Optim
 from apollo_cli.models.build import build
-from apollo_cli.sections.training import Optim
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
 
 
@@ -123,7 +123,7 @@ def test_no_warmup(optim: Callable[..., Optim]) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_norms_and_biases_do_not_decay(kind: str, config: Callable[..., Config]) -> None:
-    model = build(config(f"model={kind}").shape, 2)
+    model = build(config(f"model={kind}").model_config, 2)
     decaying, still = build_optimizer(model, config("optim.weight_decay=0.3").optim).param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.3, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -134,13 +134,13 @@ def test_norms_and_biases_do_not_decay(kind: str, config: Callable[..., Config])
 
 def test_betas_come_from_the_config(config: Callable[..., Config]) -> None:
     settings = config("optim.betas=[0.8,0.95]", "optim.eps=1e-6")
-    optimizer = build_optimizer(build(settings.shape, 1), settings.optim)
+    optimizer = build_optimizer(build(settings.model_config, 1), settings.optim)
     assert (optimizer.betas, optimizer.eps) == ((0.8, 0.95), 1e-6)
 
 
 def test_state_travels_by_name(config: Callable[..., Config]) -> None:
     settings = config("model=gpt")
-    models = [build(settings.shape, 2) for _ in range(2)]
+    models = [build(settings.model_config, 2) for _ in range(2)]
     optimizers = [build_optimizer(model, settings.optim) for model in models]
     models[1].load_state_dict(models[0].state_dict())
     tokens = torch.arange(8).view(1, 8)
@@ -173,7 +173,7 @@ def test_state_travels_by_name(config: Callable[..., Config]) -> None:
 def test_the_state_of_another_optimizer_is_refused(
     part: dict[str, torch.Tensor | None], config: Callable[..., Config]
 ) -> None:
-    model = build(config().shape, 1)
+    model = build(config().model_config, 1)
     optimizer = build_optimizer(model, config().optim)
     parameter = model.get_parameter("embedding_norm.weight")
     assert parameter.shape == (16,)

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.training.device import choose
@@ -44,4 +44,4 @@ def test_the_masked_fraction_decides_the_heads_flops(
     settings = config("model=bert", f"model.mask_fraction={fraction}", "batch.micro=1")
     per_layer = 16 * (8 * 16**2 + 4 * 16 * 32 + 4 * 16 * 16)
     head = masked * (2 * 16 * 300 + 2 * 16**2)
-    assert _plan(settings).work.flops(3, 0) == 3 * (3 * per_layer + head)
+    assert _plan(settings).step_cost.flops(3, 0) == 3 * (3 * per_layer + head)

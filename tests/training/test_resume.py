@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from apollo_cli.config import Config
+from apollo_cli.config.config import Config
 from apollo_cli.errors import CheckpointError
+from apollo_cli.signals import Interrupted
 from apollo_cli.training import planning
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import choose
-from apollo_cli.training.interrupt import Interrupted
-from apollo_cli.training.loop import Loop
 from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
 from tests.conftest import STEPS, read_rows, without_clocks
 from tests.training.test_checkpoint import written_by_format
 
@@ -39,14 +39,14 @@ def straight(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
 
 
 def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Loop.step
+    original = Trainer.step
 
-    def stopping(loop: Loop) -> None:
+    def stopping(loop: Trainer) -> None:
         original(loop)
-        if loop.progress.step == step:
+        if loop.state.step == step:
             how()
 
-    monkeypatch.setattr(Loop, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
 
 
 def interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def timed(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Cal
 
     def make(steps: int) -> Config:
         plan = planning.make_plan(config(), choose(config().run), steps)
-        monkeypatch.setattr(planning, "longest_within", lambda *_: plan)
+        monkeypatch.setattr(planning, "max_steps_within", lambda *_: plan)
         return config("budget.steps=null", "budget.seconds=1000")
 
     return make

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.config import Config, parse
-from apollo_cli.help import groups
-from apollo_cli.overrides import compose_values
+from apollo_cli.cli.help import groups
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import train

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from apollo_cli.config import Config, parse
-from apollo_cli.overrides import compose_values
-from apollo_cli.training.loop import Loop
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.training.run import train
+from apollo_cli.training.trainer import Trainer
 
 PRESETS = {  # steps of a run in which each stage has enough
     "gstack": 20,
@@ -72,10 +72,10 @@ class Enough(Exception):
 def watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[Step]:
     """Fills with so many first steps of each stage; a run that has shown those of its last ends with `Enough`."""
     seen: list[Step] = []
-    original = Loop.step
+    original = Trainer.step
 
-    def step(loop: Loop) -> None:
-        stage = loop.plan.schedule.index(loop.progress.step)
+    def step(loop: Trainer) -> None:
+        stage = loop.plan.schedule.index(loop.state.step)
         if sum(each.stage == stage for each in seen) == number:
             original(loop)
             return
@@ -93,7 +93,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[Step]:
         if [each.stage for each in seen[-number:]] == [len(loop.plan.stages) - 1] * number:
             raise Enough
 
-    monkeypatch.setattr(Loop, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     return seen
 
 
@@ -121,22 +121,22 @@ def source(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> C
 
 def expected(name: str, kind: str, step: Step) -> set[str]:
     """The parameters that are to train in a step, by the papers."""
-    layers, outside = set(range(12)), EMBEDDINGS[kind]
+    layers, non_block_params = set(range(12)), EMBEDDINGS[kind]
     if name == "mslt" and step.stage in (1, 2, 3):  # Yang 2020: three more on top, alone, and the head
-        layers, outside = set(range(3 * step.stage, 3 * step.stage + 3)), set()
+        layers, non_block_params = set(range(3 * step.stage, 3 * step.stage + 3)), set()
     if name == "raptr":  # Panigrahi 2024: what is left out is not there; 6, 8, 10, 12 with the first and the last
         layers = set(step.ran)
         assert len(step.ran) == 6 + 2 * step.stage
         assert {0, 11} <= layers
     if name == "bert2bert" and step.stage == 0:  # Chen 2022, 3.4: the top three layers of a bottom of the model
         depth = len(step.ran)
-        layers, outside = set(range(depth - 3, depth)), outside if depth == 3 else set()
+        layers, non_block_params = set(range(depth - 3, depth)), non_block_params if depth == 3 else set()
         assert step.ran == tuple(range(depth))
-    outside = outside | HEAD[kind]
+    non_block_params = non_block_params | HEAD[kind]
 
     def trains(parameter: str) -> bool:
         layer = layer_of(parameter)
-        return parameter.split(".")[0] in outside if layer is None else layer in layers
+        return parameter.split(".")[0] in non_block_params if layer is None else layer in layers
 
     return set(filter(trains, step.parameters))
 

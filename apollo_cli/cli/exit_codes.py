@@ -1,0 +1,82 @@
+"""How a command ends: its exit code, and what is said about an error."""
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from apollo_cli import files
+from apollo_cli.errors import (
+    EXIT_BUG,
+    EXIT_USER_ERROR,
+    ApolloError,
+    ConfigError,
+    SaidError,
+    StorageError,
+    TrainingError,
+)
+from apollo_cli.signals import Interrupted, Terminated
+from apollo_cli.training.distributed.environment import ProcessEnv
+
+_MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can go on with
+
+
+def report(error: Exception, run_dir: Path | None = None, program: str = "apollo-train") -> int:
+    """Says what went wrong, on standard error, and returns the exit code for it.
+
+    Args:
+        error: of a run or of the command.
+        run_dir: where the run is that may go on.
+        program: the command.
+    """
+    if isinstance(error, SaidError):
+        return error.code
+    if isinstance(error, ApolloError):
+        code = 128 + error.signum if isinstance(error, Interrupted) else EXIT_USER_ERROR
+        goes_on = isinstance(error, Interrupted | StorageError) or (
+            isinstance(error, TrainingError) and error.goes_on
+        )
+        text = f"{error}{resume_hint(run_dir, program) if run_dir and goes_on else ''}"
+    elif _is_of_the_command_line(error):
+        code, text = EXIT_USER_ERROR, str(error).strip().splitlines()[0]
+    else:
+        code, text = EXIT_BUG, "".join(traceback.format_exception(error)).rstrip()
+    if speaker := _speaker(program, text, error):
+        print(text if code == EXIT_BUG else f"{speaker}: {text}", file=sys.stderr)
+    return code
+
+
+def _speaker(program: str, text: str, error: Exception) -> str:
+    """Who says this: of several processes each on its own account, but not what the first one says too."""
+    with suppress(ConfigError):
+        if ProcessEnv.of(os.environ):
+            from apollo_cli.training.distributed.group import joined
+
+            processes = joined()
+            return f"{program} (process {processes.rank})" if processes.speaks(text, error) else ""
+    return program
+
+
+def report_signal(stop: BaseException, program: str) -> int:
+    """Says that a signal came before or after a run, or Ctrl-C, and returns the exit code for it."""
+    signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
+    print(f"{program}: stopped by {signum.name}; no run was under way", file=sys.stderr)
+    return 128 + signum
+
+
+def resume_hint(run_dir: Path, program: str) -> str:
+    """The command that resumes, as it is to be typed here; nothing where no run is."""
+    if not any((run_dir / name).is_file() for name in _MARKS):
+        return ""
+    return f"; go on with: {files.command(program)} {shlex.quote(f'resume={files.shown(run_dir)}')}"
+
+
+def _is_of_the_command_line(error: Exception) -> bool:
+    """Whether Hydra could not compose what was typed, or not make the run directory."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, HydraException | OmegaConfBaseException | OSError)

@@ -1,0 +1,64 @@
+"""The help page: groups with their options, read from `conf/` itself, and examples."""
+
+import re
+
+from apollo_cli.config.hydra_syntax import conf_folder
+
+_HEAD = """\
+apollo-train: pretrain BERT and GPT while their depth grows (Apollo, arXiv 2401.09192).
+
+usage: apollo-train [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
+"""
+
+_TAIL = """\
+keys, for example (all of them: apollo-train --cfg job)
+  seed=0  name=apollo  device=auto  precision=auto  compile=auto
+  plan=true                    print the plan and its exact FLOPs, train nothing
+  resume=RUN_DIR               go on with an interrupted run
+  budget.steps=400             or budget.tokens, budget.flops, budget.seconds
+  batch.size=16  batch.micro=8 sequences a step, and a micro-step
+  devices=2                    of this machine, a process each; or torchrun, srun (README)
+  sampler.k=2  expander.moments=map  schedule.ends=[0.05,0.1,0.25,1]  optim.lr=1e-3
+
+examples
+  apollo-train
+  apollo-train model=gpt sampler=lvps sampler.k=2
+  apollo-train experiment=scratch_bert
+  apollo-train data=text 'data.files=["corpus/*.txt"]' size=mini budget.tokens=1e8
+  apollo-train -m seed=0,1 sampler=lvps,uniform,edge,full
+  apollo-train -m experiment=ablation_k model=gpt
+
+flags
+  -m, --multirun               sweep over comma-separated values, one run each; typed again with the
+                               hydra.sweep.dir that it prints, it goes on; hydra/launcher=joblib: in parallel,
+                               hydra/launcher=slurm: as jobs of Slurm
+  --cfg job                    print the config and exit
+  --version                    print the version and exit
+  --hydra-help                 Hydra's own flags
+
+Exit codes: 0 done; 2 something to mend, said in one message; 130 / 143 interrupted, resumable; 1 a bug.
+"""
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """{group: {option: the first sentence of its file}}."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(conf_folder().glob("*/[!_]*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+        found.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    order = ("model", "size", "sampler", "expander", "schedule", "data", "optim", "tracking", "experiment")
+    known = groups()
+    lines = []
+    for group in (*order, *(g for g in known if g not in order)):
+        lines.append(group)
+        width = max(map(len, known[group]))
+        for option, sentence in known[group].items():
+            sentence = re.sub(rf"^apollo-train (-m )?experiment={option}: ", "", sentence)
+            lines.append(f"  {option:<{max(width, 14)}}  {sentence}")
+    return "\n".join([_HEAD, *lines, "", _TAIL])

@@ -1,0 +1,55 @@
+"""What may be typed beside `resume=`, and what is typed to go on with a run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.config.hydra_syntax import parse_overrides
+from apollo_cli.errors import ConfigError
+
+OVERRIDABLE_SECTIONS = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
+CACHE_KEY = "data.cache_dir"  # where what can be built again is kept
+OVERRIDABLE_KEYS = ("on_nonfinite", "devices")  # keys for a run that cannot go on as it is, or where it was
+_RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
+
+
+def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
+    """The run directory of `resume=`, and the sections typed beside it; None without `resume=`.
+
+    Raises:
+        ConfigError: something beside it could change the result.
+    """
+    typed = [word for word in line.overrides if _RESUME.match(word)]
+    if not typed:
+        return None
+    folder = _as_typed(typed[-1].partition("=")[2])
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    for override in parse_overrides([word for word in line.overrides if word not in typed], problems):
+        section, _, key = override.key_or_group.partition(".")
+        if (
+            (section in OVERRIDABLE_SECTIONS or override.key_or_group == CACHE_KEY)
+            and key
+            and not override.is_sweep_override()
+        ):
+            sections.setdefault(section, {})[key] = override.value()
+        elif override.key_or_group in OVERRIDABLE_KEYS and not override.is_sweep_override():
+            sections[override.key_or_group] = override.value()
+        else:
+            problems.append(
+                f"{override.input_line}: a resumed run keeps its own config; only keys of "
+                f"{', '.join(OVERRIDABLE_SECTIONS)}, {CACHE_KEY}, {' and '.join(OVERRIDABLE_KEYS)} may be typed "
+                "beside resume="
+            )
+    if line.multirun:
+        problems.append("resume= goes on with one run; leave -m out")
+    if problems:
+        raise ConfigError(problems)
+    return folder, sections
+
+
+def _as_typed(path: str) -> str:
+    """The path as it is, for it may hold what Hydra cannot read; without quotes that only Hydra would need."""
+    quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
+    return path[1:-1] if quoted and not Path(path).exists() else path

@@ -1,0 +1,1 @@
+"""The typed config: its sections and the rules that join them."""

@@ -1,0 +1,206 @@
+"""The schema of `data`: which corpus, how it is read, what becomes of it."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from apollo_cli.config.schema import List, Names, Section, Seed, Size
+from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, entries_of_bytes
+
+
+class OfPyDocs(Section):
+    """What is said of this machine's documentation."""
+
+    kind: Literal["pydocs"]
+
+
+class OfText(Section):
+    """What is said of text files."""
+
+    kind: Literal["text"]
+    files: Names
+    validation_files: Names
+    document: Literal["blank_line", "line", "file", "row"]
+    text_field: str
+    errors: Literal["strict", "replace"]
+
+
+class OfHub(Section):
+    """What is said of datasets of the hub."""
+
+    kind: Literal["hub"]
+    path: Names
+    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+    split: str
+    validation_split: str | None
+    streaming: bool
+    text_field: str
+
+
+Weight = Annotated[float, Field(gt=0)] | None
+
+
+class PyDocsSource(OfPyDocs):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+class TextSource(OfText):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+class HubSource(OfHub):
+    """A source of a mixture."""
+
+    weight: Weight
+
+
+_FINEST = 10_000  # rows among which each source has its share
+_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
+MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """`data`: the corpus, its tokenizer, its rows."""
+
+    kind: str
+    seq_len: Annotated[Size, Field(ge=4)]
+    vocab_size: Size
+    tokenizer: str
+    validation: Annotated[float, Field(gt=0, le=0.5)]  # more would be the share for training, mistyped
+    validation_seed: Seed
+    cache_dir: str | None
+    inspect: bool
+
+
+class PyDocs(Data, OfPyDocs):
+    """data=pydocs."""
+
+    kind: Literal["pydocs"]
+
+
+class Text(Data, OfText):
+    """data=text."""
+
+    kind: Literal["text"]
+
+
+class Hub(Data, OfHub):
+    """data=hub and its presets."""
+
+    kind: Literal["hub"]
+
+
+class Mixture(Data):
+    """data=mixture: what a source leaves out is taken from the keys that stand beside `sources`."""
+
+    kind: Literal["mixture"]
+    sources: Annotated[tuple[MixedSource, ...], List]
+    validation_files: Names
+    document: str
+    text_field: str
+    errors: str
+    name: str | None
+    split: str
+    validation_split: str | None
+    streaming: bool
+    weight: Weight
+
+    @classmethod
+    def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
+        """Within `sources`, the key of one of them."""
+        if detail["loc"][0] != "sources" or len(detail["loc"]) == 1:
+            return super().located(prefix, detail)
+        number, *rest = detail["loc"][1:]
+        detail["loc"] = detail["loc"][:1]
+        source = f"{prefix}sources[{number}]"
+        if not rest:
+            if detail["type"] == "union_tag_invalid":
+                detail["input"] = detail["input"]["kind"]
+                detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
+                return f"{source}.kind", []
+            if detail["type"] == "union_tag_not_found":
+                detail["type"] = "missing"
+                return f"{source}.kind", []
+            return source, []
+        kind, *key = rest
+        known = [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]
+        return ".".join([source, *map(str, key[:1])]), known
+
+
+FAMILY: tuple[type[Section], ...] = (PyDocs, Text, Hub, Mixture)
+
+
+def completed(values: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+    """The plain values of the section, with what follows from others.
+
+    In a mixture each source has what it left out from the keys beside `sources`. With data.tokenizer=bytes
+    `vocab_size` is what that tokenizer has.
+
+    Args:
+        values: as they were typed or saved, valid or not.
+        model: the kind of the model, valid or not.
+    """
+    values = dict(values)
+    if values.get("tokenizer") == BYTES and model in list(SPECIAL_TOKENS):
+        values["vocab_size"] = entries_of_bytes(model)
+    if values.get("kind") == "mixture" and isinstance(sources := values.get("sources"), list):
+        values["sources"] = [_whole_source(source, values) for source in sources]
+    return values
+
+
+def _whole_source(source: Any, beside: Mapping[str, Any]) -> Any:
+    kind = source.get("kind") if isinstance(source, Mapping) else None
+    if kind not in list(_SOURCES):
+        return source
+    shared = {key: beside[key] for key in _SOURCES[kind].model_fields if key in beside and key != "kind"}
+    return deepcopy(shared | dict(source))  # YAML would alias what is the same
+
+
+def problems(data: Data) -> list[str]:
+    """The rules between keys that are broken, a sentence for each."""
+    mixed = data.sources if isinstance(data, Mixture) else ()
+    of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]
+    found = [problem for where, of in of_one if isinstance(of, OfHub) for problem in _problems_of_hub(where, of)]
+    return found + _problems_of_weights(mixed) + _problems_of_validation(mixed)
+
+
+def _problems_of_hub(where: str, of: OfHub) -> list[str]:
+    if of.path and len(of.path) != len(of.name):
+        return [f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"]
+    if of.streaming and len(of.path) > 1:
+        return [
+            f"{where}.streaming=true reads no dataset to its end, so several need weights: type data=mixture with "
+            "each of them in data.sources"
+        ]
+    return []
+
+
+def _problems_of_weights(mixed: tuple[MixedSource, ...]) -> list[str]:
+    weights = [source.weight for source in mixed]
+    found = []
+    if None in weights and any(weight is not None for weight in weights):
+        found.append("data.sources: some have a weight and some have none; give it to all or to none")
+    elif None in weights and len(weights) > 1 and any(isinstance(s, OfHub) and s.streaming for s in mixed):
+        found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
+    shares = [weight for weight in weights if weight is not None]
+    return found + [
+        f"data.sources: a weight of {weight} is under 0.01 % of all: raise it or leave that source out"
+        for weight in shares
+        if weight < sum(shares) / _FINEST
+    ]
+
+
+def _problems_of_validation(mixed: tuple[MixedSource, ...]) -> list[str]:
+    given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
+    if not any(given) or all(given):
+        return []
+    return [
+        "data.sources: validation_files or validation_split are given for some sources and not for others; "
+        "give them for all, or for none, and data.validation of each is held out"
+    ]

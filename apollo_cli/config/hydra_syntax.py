@@ -1,0 +1,71 @@
+"""Hydra's grammar and configs: quoting, parsing of words, composition without a run."""
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from apollo_cli.errors import ConfigError
+
+CONF = "apollo_cli.conf"
+
+
+def conf_folder() -> Path:
+    """Where the YAML groups are installed.
+
+    Raises:
+        ConfigError: the package is not installed, only its sources are there.
+    """
+    try:
+        return Path(next(iter(import_module(CONF).__path__)))
+    except ModuleNotFoundError as error:
+        raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra takes it for what it is."""
+    return value if re.fullmatch(r"[\w./+-]+", value) else in_quotes(value)
+
+
+def in_quotes(text: str) -> str:
+    """A text in Hydra's grammar."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed config as plain values, interpolations resolved."""
+    with initialize_config_module(CONF, version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+
+
+def parse_overrides(words: Sequence[str], problems: list[str]) -> Iterator[Override]:
+    """The overrides that these words are; adds the words that are none to the problems."""
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            yield parser.parse_override(word)
+        except HydraException:
+            problems.append(f"{word}: not understood; overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes")
+
+
+def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
+    """The inverse of `resume_overrides`: what is to be typed for it."""
+    typed = []
+    for name, values in sections.items():
+        of_section = {f"{name}.{key}": value for key, value in values.items()} if isinstance(values, dict) else None
+        typed += [f"{key}={_literal(value)}" for key, value in (of_section or {name: values}).items()]
+    return [f"resume={folder}", *typed]
+
+
+def _literal(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+    if isinstance(value, str):
+        return in_quotes(value)
+    return {None: "null", True: "true", False: "false"}.get(value, str(value))

@@ -1,0 +1,53 @@
+"""The schema of `model` and `size`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from apollo_cli.config.schema import Section, Size
+from apollo_cli.models.model_config import Kind, PositionInit, ResidualInit
+
+MOST_LAYERS = 10_000
+
+
+class Model(Section):
+    """`model` and `size`: what is trained."""
+
+    kind: Kind
+    layers: Annotated[Size, Field(le=MOST_LAYERS)]
+    hidden: Annotated[Size, Field(le=1_000_000)]
+    heads: Size
+    ffn: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    init_std: Annotated[float, Field(gt=0, le=10)]
+    init_positions: PositionInit
+    init_positions_std: Annotated[float, Field(gt=0, le=10)]
+    init_residual: ResidualInit
+
+
+class Bert(Model):
+    """model=bert."""
+
+    kind: Literal["bert"]
+    mask_fraction: Annotated[float, Field(gt=0, lt=1)]
+    mask_words: bool
+
+
+class Gpt(Model):
+    """model=gpt."""
+
+    kind: Literal["gpt"]
+
+
+FAMILY: tuple[type[Model], ...] = (Bert, Gpt)
+
+
+def problems(model: Model) -> list[str]:
+    """What does not go together of valid keys."""
+    if not model.hidden % model.heads:
+        return []
+    fitting = [h for h in range(1, min(model.hidden, 1024) + 1) if model.hidden % h == 0]
+    near = min(fitting, key=lambda h: abs(h - model.heads))
+    return [
+        f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
+    ]

@@ -1,0 +1,162 @@
+"""The schema of what concerns the training, and its rules."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from apollo_cli.config.schema import Decay, List, Section, Share, Whole
+
+
+def _line(knots: Any) -> Any:
+    """Refuses what is no line from knot to knot."""
+    example = "for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+    if not isinstance(knots, list | tuple) or not knots or not all(map(_is_pair, knots)):
+        raise ValueError(f"should be pairs [share of all steps, share of the peak], {example}")
+    if not all(0 <= share <= 1 for knot in knots for share in knot):
+        raise ValueError("both numbers of a knot are shares, of all steps and of the peak: from 0 to 1")
+    reached = [knot[0] for knot in knots]
+    if reached[-1] != 1 or any(b <= a for a, b in pairwise(reached)):
+        raise ValueError(f"the shares of all steps must rise to 1, knot by knot, {example}")
+    return tuple(map(tuple, knots))
+
+
+def _is_pair(knot: Any) -> bool:
+    return isinstance(knot, list | tuple) and len(knot) == 2 and all(type(share) in (int, float) for share in knot)
+
+
+Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
+
+
+class Optim(Section):
+    """`optim`: AdamW and the learning rate."""
+
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "linear", "wsd", "constant", "piecewise"]
+    knots: Knots | None
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    decay: Annotated[float, Field(gt=0, le=1)]
+    final_lr: Share
+    at_growth: Literal["continue", "rewarm", "restart", "rewind"]
+    betas: Annotated[tuple[Decay, Decay], List]
+    eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1000)]
+    clip: Annotated[float, Field(ge=0)]
+
+
+class Budget(Section):
+    """`budget`: how long; exactly one is set."""
+
+    steps: Whole | None
+    tokens: Whole | None
+    flops: Whole | None
+    seconds: Annotated[float, Field(gt=0)] | None
+
+
+class Batch(Section):
+    """`batch`: sequences a step and a micro-step."""
+
+    size: Whole
+    micro: Whole | None
+
+    @property
+    def micro_size(self) -> int:
+        """Sequences a micro-step on one device."""
+        return self.micro or self.size
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps a step."""
+        return self.size // self.micro_size
+
+
+class Evaluation(Section):
+    """`eval`: how often, on how much."""
+
+    every: Whole
+    rows: Whole
+
+
+class Checkpoints(Section):
+    """`checkpoint`: how often, how many."""
+
+    every: Whole
+    keep: Whole
+
+
+class Log(Section):
+    """`log`: how often a training row is written."""
+
+    every: Whole
+
+
+class Tracking(Section):
+    """`tracking`: Weights & Biases beside the local files."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    timeout: Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Distributed(Section):
+    """`distributed`: how a model lies on several devices, and their patience with each other."""
+
+    kind: Literal["ddp", "fsdp"]
+    timeout: Annotated[float, Field(ge=1, le=86_400)]
+
+
+def problems_of_budget(budget: Budget) -> list[str]:
+    """Whether it is one."""
+    chosen = [key for key, value in budget if value is not None]
+    if len(chosen) == 1:
+        return []
+    return [
+        f"exactly one budget must be set, not {' and '.join(f'budget.{c}' for c in chosen) or 'none'}; "
+        "set one of budget.steps, budget.tokens, budget.flops, budget.seconds and leave the rest null"
+    ]
+
+
+def problems_of_batch(batch: Batch) -> list[str]:
+    """Whether its micro-steps are whole."""
+    if not batch.size % batch.micro_size:
+        return []
+    near = max(m for m in range(1, batch.micro_size) if batch.size % m == 0)
+    return [f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"]
+
+
+def problems_of_rate(optim: Optim) -> list[str]:
+    """What does not go together of a valid learning rate."""
+    found = []
+    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
+        found.append(
+            f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
+            "make one of them smaller"
+        )
+    if optim.schedule != "piecewise":
+        if optim.knots is not None:
+            found.append(
+                f"optim.knots are given and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
+                "optim.knots=null"
+            )
+        return found
+    if optim.knots is None:
+        found.append(
+            "optim.schedule=piecewise: optim.knots is missing, the pairs [share of all steps, share of the peak] "
+            "that the rate goes through; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+        )
+    elif optim.knots[0][0] <= optim.warmup:
+        found.append(
+            f"optim.knots={[list(knot) for knot in optim.knots]}: the first one must come after "
+            f"optim.warmup={optim.warmup}, where the rate is at its peak"
+        )
+    if optim.final_lr:
+        found.append(
+            f"optim.final_lr={optim.final_lr}: under optim.schedule=piecewise the last of optim.knots is what the "
+            "rate ends at; type optim.final_lr=0"
+        )
+    if optim.at_growth in ("restart", "rewind"):
+        found.append(
+            f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise goes through its knots once; type "
+            "optim.at_growth=continue or rewarm"
+        )
+    return found

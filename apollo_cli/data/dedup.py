@@ -1,0 +1,87 @@
+"""Exact copies among documents, found by 64-bit hashes: a billion documents have 0.03 false ones expected."""
+
+import hashlib
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from apollo_cli.data.chunking import pieces
+
+_AT_ONCE = 1 << 24  # hashes that are sorted together: 128 MB
+_LONGEST_PIECE = 1_000_000  # characters that are encoded at once
+_BUFFER = 1 << 17  # hashes that are written, or read, together: 1 MB
+
+
+def hash_of(text: str) -> int:
+    """The hash of a document, of 64 bits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces(text, _LONGEST_PIECE):
+        digest.update(piece.encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def held_out(document: int, share: float, seed: int) -> bool:
+    """Whether a document is for validation, by its hash: so that a copy never crosses over."""
+    if seed:  # 0 takes the hash as it is
+        digest = hashlib.blake2b(document.to_bytes(8, "big"), digest_size=8, salt=seed.to_bytes(16, "big"))
+        document = int.from_bytes(digest.digest(), "big")
+    return document < share * 2**64
+
+
+class CopyCounter:
+    """Counts copies among any number of documents: 8 bytes each on the disk, a bounded number in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w+b")
+        self.waiting = array("Q")
+        self.documents = 0
+
+    def add(self, document: int) -> None:
+        """One more, by its hash."""
+        self.waiting.append(document)
+        if len(self.waiting) == _BUFFER:
+            self._write()
+
+    def copies(self) -> int:
+        """How many of all are copies of an earlier one; a pass over the file for each 16 million."""
+        self._write()
+        passes = -(-self.documents // _AT_ONCE)
+        different = sum(self._different(number, passes) for number in range(passes))
+        return self.documents - different
+
+    def _different(self, number: int, passes: int) -> int:
+        """How many different hashes have this remainder."""
+        self.file.seek(0)
+        chosen = []
+        while block := self.file.read(8 * _BUFFER):
+            hashes = np.frombuffer(block, np.uint64)
+            chosen.append(hashes[hashes % np.uint64(passes) == number])
+        ordered = np.concatenate(chosen)
+        ordered.sort()
+        return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + min(1, len(ordered))
+
+    def _write(self) -> None:
+        self.file.write(self.waiting.tobytes())
+        self.documents += len(self.waiting)
+        self.waiting = array("Q")
+
+
+class GivenDocuments:
+    """The documents that are given for validation, to leave their copies out of training: 8 bytes each."""
+
+    def __init__(self) -> None:
+        self.waiting = array("Q")
+        self.ordered = np.empty(0, np.uint64)
+
+    def add(self, document: int) -> None:
+        """One more, by its hash."""
+        self.waiting.append(document)
+
+    def close(self) -> None:
+        """All are there."""
+        self.ordered = np.unique(np.frombuffer(self.waiting, np.uint64)) if self.waiting else self.ordered
+
+    def __contains__(self, document: int) -> bool:
+        place = int(np.searchsorted(self.ordered, np.uint64(document)))
+        return place < len(self.ordered) and int(self.ordered[place]) == document

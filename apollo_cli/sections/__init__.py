@@ -1,1 +1,0 @@
-"""The schema of each config group, and its rules."""

@@ -1,0 +1,1 @@
+"""Weights that a new model begins with, taken from a smaller one."""

@@ -1,0 +1,175 @@
+"""LiGO (Wang 2023, arXiv 2303.00980): a map from a small model to a large one, learned on the large one's loss.
+
+Every new layer is sum_j w[j] (B W_j A^T): one matrix for each space (`growth/widths.py`; what reads has the matrix
+of what writes), and for each module of a layer the weights w of the source's layers. The source stands still.
+"""
+
+import math
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from apollo_cli.errors import TrainingError
+from apollo_cli.growth.expanders import Expander, Learning
+from apollo_cli.growth.layer_maps import LayerMap
+from apollo_cli.growth.width import PARTS_OF_QKV, Space, Spaces, State, flops_of_widening, widened
+from apollo_cli.models.build import build
+from apollo_cli.models.flops import FORWARD_AND_BACKWARD
+from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.training.device import Device
+from apollo_cli.training.init_from.weights import fitting, layers_of, non_block_params
+
+_NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
+_BLUR = 0.03  # added to the depth weights at the start, uniform (the paper's release)
+
+
+def widths_of(model_config: ModelConfig) -> dict[str, int]:
+    """The size of each space; heads are not kept apart."""
+    return dict.fromkeys(PARTS_OF_QKV, model_config.hidden) | {
+        "residual": model_config.hidden,
+        "ffn": model_config.ffn,
+    }
+
+
+class LearnedMap(nn.Module):
+    """What is learned: `extra` rows of B below the identity, and `depth` weights (layers, source layers) by module.
+
+    Args:
+        source: the small model.
+        shape: of the large one.
+        expander: whose depth map the weights begin at, but for a little blur.
+        layers: of the large one.
+        random: draws what is new.
+    """
+
+    def __init__(
+        self,
+        source: LanguageModel,
+        model_config: ModelConfig,
+        expander: Expander,
+        layers: int,
+        random: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        self.layers = layers_of(source)
+        self._source = (source,)  # not a part of this module: it stands still
+        old, new = widths_of(source.model_config), widths_of(model_config)
+        self.extra = nn.ParameterDict(
+            {space: _tensor(random.normal(0, _NEW_STD, (new[space] - n, n))) for space, n in old.items()}
+        )
+        start = expander.growth(len(self.layers), layers).matrix
+        modules = dict.fromkeys(module for name in self.layers[0] for module in _modules(name))
+        self.depth = nn.ParameterDict(
+            {name: _tensor(_rows_of_one(start + random.uniform(0, _BLUR, start.shape))) for name in modules}
+        )
+
+    def spaces(self) -> Spaces:
+        """B = [I; extra] for what writes and what reads."""
+        eyes = {name: torch.eye(extra.shape[1], device=extra.device) for name, extra in self.extra.items()}
+        return {name: Space(*[torch.cat((eyes[name], extra))] * 2) for name, extra in self.extra.items()}
+
+    def state(self) -> State:
+        """The large model's parameters, differentiable in the map."""
+        chosen = self.spaces()
+        state = non_block_params(self._source[0], chosen)
+        for name in self.layers[0]:
+            wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers])
+            modules = _modules(name)
+            parts = zip(modules, wide.chunk(len(modules), dim=1), strict=True)
+            mixed = torch.cat([torch.tensordot(self.depth[module], part, dims=1) for module, part in parts], dim=1)
+            state |= {f"blocks.{slot}.{name}": tensor for slot, tensor in enumerate(mixed)}
+        return state
+
+
+def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
+    """FLOPs of the map's own products in one of its steps: forward, and a backward pass of twice its cost."""
+    old, new = widths_of(source), widths_of(target)
+    both = {name: (new[name], old[name]) for name in old}
+    model, wide = _on_meta(source, 1), _on_meta(target, 1)
+    total = 0
+    for name, parameter in model.named_parameters():
+        inner = name.removeprefix("blocks.0.")
+        times = source.layers if inner != name else 1
+        total += times * flops_of_widening(inner, tuple(parameter.shape), both)
+        if inner != name:
+            total += 2 * layers * source.layers * prod(wide.get_parameter(name).shape)
+    return FORWARD_AND_BACKWARD * total
+
+
+def learn(
+    model: LanguageModel,
+    learned: LearnedMap,
+    batch: Callable[[int], Batch],
+    learning: Learning,
+    device: Device,
+) -> tuple[float, float]:
+    """Trains the map by AdamW on the loss of the stored layers, each run once, then gives the model what it makes.
+
+    Args:
+        model: the large one; its own weights are not used.
+        learned: is changed.
+        batch: the micro-batch of a step.
+        learning: its steps and its rate.
+        device: computes.
+
+    Returns:
+        The losses of the first batch at the start and at the end.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    losses, layer_map = [], tuple(range(len(model.blocks)))
+    # torch's own, whose kernel rounds otherwise than ours: all maps that were measured were learned by it
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
+    for step in range(learning.steps):
+        with device.autocast():
+            loss = loss_of(model, learned, batch(step), layer_map)
+        losses.append(_finite(loss.item(), f"step {step}", learning.lr))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        with device.autocast():
+            loss = loss_of(model, learned, batch(0), layer_map)
+        losses.append(_finite(loss.item(), "the end", learning.lr))
+        model.load_state_dict(fitting(learned.state(), model))
+    return losses[0], losses[-1]
+
+
+def _finite(loss: float, where: str, lr: float) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise TrainingError(
+        f"{where} of the map that is learned: its loss is {loss}; in a new run a lower expander.lr than {lr:g} may "
+        "help",
+        goes_on=False,
+    )
+
+
+def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:
+    """The large model's loss with the parameters that the map makes."""
+    return functional_call(model, fitting(learned.state(), model), (batch, layer_map))
+
+
+def _modules(name: str) -> tuple[str, ...]:
+    """What a parameter of a layer belongs to; queries, keys and values lie together and are three."""
+    module = name.partition(".")[0]
+    return PARTS_OF_QKV if module == "qkv" else (module,)
+
+
+def _on_meta(model_config: ModelConfig, layers: int) -> LanguageModel:
+    with torch.device("meta"):
+        return build(model_config, layers)
+
+
+def _tensor(values: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(values).float())
+
+
+def _rows_of_one(matrix: np.ndarray) -> np.ndarray:
+    return matrix / matrix.sum(axis=1, keepdims=True)

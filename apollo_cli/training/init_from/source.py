@@ -1,0 +1,116 @@
+"""What a run may begin from: a smaller model that was trained before, by us or by others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from apollo_cli import files
+from apollo_cli.config.config import Config, parse
+from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.growth.width import problems
+from apollo_cli.models.hf import load_shape
+from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.training.init_from.weights import sizes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model, and what it took.
+
+    Attributes:
+        folder: in transformers' format.
+        shape: of it.
+        flops: of its training, its own source's included; None where nobody knows.
+        seconds: of its training; 0 where nobody knows.
+    """
+
+    folder: Path
+    model_config: ModelConfig
+    flops: int | None
+    seconds: float
+
+
+def find(config: Config) -> Source | None:
+    """The source of a config: a run directory of ours, or a folder in transformers' format; None without one.
+
+    Raises:
+        CheckpointError: it is not there, not complete, or no such model.
+        ConfigError: it cannot grow to the model of the config.
+    """
+    if config.expander.source is None:
+        return None
+    place = Path(config.expander.source)
+    directory = RunDirectory(place)
+    if not place.is_dir():
+        raise CheckpointError(
+            f"expander.source={place}: there is no such folder; a run that begins from one needs it until its end: "
+            "restore it, or correct the path"
+        )
+    if directory.is_claimed:
+        found = _run(directory, planned=config.run.plan)
+    else:
+        found = Source(place, load_shape(place), None, 0.0)
+    if config.expander.source_flops is not None:
+        found = Source(found.folder, found.model_config, config.expander.source_flops, found.seconds)
+    if wrong := _problems(found.model_config, config):
+        raise ConfigError([f"expander.source={files.shown(place)}: {problem}" for problem in wrong])
+    return found
+
+
+def _run(directory: RunDirectory, *, planned: bool) -> Source:
+    """A run of ours; where nothing is to be trained yet, one that is planned will do.
+
+    Raises:
+        CheckpointError: it is not complete.
+    """
+    if directory.summary().get("status") == "completed":
+        totals = directory.summary().get("totals", {})
+        before = totals.get("source_flops", 0)  # of its own source
+        flops = None if before is None else int(totals["flops"]) + int(before)
+        seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
+        return Source(directory.model, load_shape(directory.model), flops, seconds)
+    plan = directory.plan()
+    if not planned or not plan:
+        raise CheckpointError(
+            f"expander.source={files.shown(directory.path)}: this run is not complete; finish it first"
+        )
+    before = plan.get("source_flops", 0)
+    flops = None if before is None else int(plan["flops"]) + int(before)
+    return Source(directory.model, parse(directory.config()).model_config, flops, 0.0)
+
+
+def _problems(source: ModelConfig, config: Config) -> list[str]:
+    share, layers = config.schedule.shares[0], config.schedule.layers[0]
+    target = config.model_config.narrowed(share)
+    if source.kind != target.kind:
+        return [f"it is a {source.kind} and model={target.kind}; take a source of the same kind"]
+    narrow = f" (in the first stage, of schedule.widths={share:g})" if share != 1 else ""
+    found = [
+        f"{problem}{narrow}" for problem in problems(config.expander.build().width, sizes(source), sizes(target))
+    ]
+    if source.vocabulary != target.vocabulary:
+        found.append(
+            f"it has {source.vocabulary} tokens and data.vocab_size is {target.vocabulary}; take its tokenizer: "
+            "data.tokenizer=FOLDER, with its model"
+        )
+    if source.positions < target.positions:
+        found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
+    if source.layers > layers:
+        found.append(f"it has {source.layers} layers and schedule.layers begins with {layers}: nothing shrinks")
+    return found
+
+
+def check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+    """The tokens of a source are those of the corpus, where the source has its tokenizer with it.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    file = source.folder / "tokenizer.json"
+    if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != tokenizer.get_vocab():
+        raise CheckpointError(
+            f"expander.source: {files.shown(file)} has other tokens than the corpus; type "
+            f"data.tokenizer={files.shown(file)}"
+        )

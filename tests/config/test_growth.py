@@ -1,0 +1,159 @@
+"""Samplers, expanders, schedules: what may be typed, and what goes with what."""
+
+import re
+from typing import Any
+
+import pytest
+
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.errors import ConfigError
+from apollo_cli.growth.samplers import DepthSampler
+from tests.helpers.config_values import problems_of, refuses
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sampler.k": -1}, ["sampler.k=-1", "greater than or equal to 0"]),
+        ({"sampler.lower": 0}, ["sampler.lower=0", "0.01"]),
+        ({"expander.mode": "near"}, ["expander.mode=near", "nearest", "linear"]),
+        ({"expander.moments": "drop"}, ["expander.moments=drop", "keep", "map", "reset"]),
+        ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "never fall"]),
+        ({"schedule.layers": [0, 3, 6, 12]}, ["schedule.layers", "[0, 3, 6, 12]", "1 or more"]),
+        (
+            {"schedule.trained": ["all", "new"]},
+            ["schedule.trained has 2", "schedule.layers 4", "one for each stage"],
+        ),
+        ({"schedule.trained": ["all", "new", "new", "none"]}, ["schedule.trained", "'all' or 'new'"]),
+        (
+            {"schedule.trained": ["all", "new", "new", "all"]},
+            ["expander=interpolate", "between the old ones", "append"],
+        ),
+        (
+            {"sampler": {"kind": "subset", "sizes": [6, 8]}},
+            ["sampler.sizes has 2 values and schedule.layers 4: give one for each stage"],
+        ),
+        (
+            {"sampler": {"kind": "subset", "sizes": [2, 2, 8, 10]}},
+            ["sampler.sizes=[2, 2, 8, 10]", "from 2, the first and the last", "[1, 3, 6, 12]"],
+        ),
+        (
+            {"sampler": {"kind": "prefixes", "multiple": 3, "trained": 2, "stages": 1}},
+            ["sampler.trained=2", "sampler.multiple=3", "never train"],
+        ),
+        (
+            {
+                "sampler": {"kind": "prefixes", "multiple": 3, "trained": 3, "stages": 1},
+                "expander": {"kind": "append", "moments": "keep", "source": None, "source_flops": None},
+                "schedule.trained": ["all", "new", "new", "all"],
+            },
+            ["sampler=prefixes chooses the layers itself", "shallow"],
+        ),
+        (
+            {"expander": {"kind": "msg", "moments": "keep", "source": None, "source_flops": None, "entry": 0.1}},
+            ["expander.entry=0.1", "a stage is shorter", "longer"],
+        ),
+        ({"schedule.widths": [0.5, 1]}, ["schedule.widths has 2 values and schedule.layers 4", "for each stage"]),
+        ({"schedule.widths": [0.5, 1, 0.5, 1]}, ["schedule.widths", "[0.5, 1.0, 0.5, 1.0]", "[0.5,0.5,0.5,1]"]),
+        ({"schedule.widths": [0.5, 0.5, 1, "whole"]}, ["schedule.widths", "whole", "number"]),
+        (
+            {"schedule.widths": [0.5, 0.5, 0.5, 1]},
+            ["expander.moments=keep", "schedule.widths", "type expander.moments=reset"],
+        ),
+        (
+            {"schedule.widths": [0.25, 0.5, 0.5, 1], "expander.moments": "reset"},
+            ["schedule.widths=[0.25, 0.5, 0.5, 1.0]", "0.25 of model.heads=2 is 0.5", "whole numbers"],
+        ),
+        (
+            {
+                **{"model.hidden": 129, "model.heads": 3, "model.ffn": 513},
+                **{"schedule.widths": [0.3333, 0.6667, 0.6667, 1]},
+                "expander": {"kind": "lemon", "moments": "reset", "source": None, "source_flops": None},
+            },
+            ["schedule.widths", "hidden grows as [43, 86, 86, 129]", "LEMON", "expander=bert2bert"],
+        ),
+        ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
+        ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
+        ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),
+        ({"expander.source_flops": -1}, ["expander.source_flops=-1", "greater than or equal to 0"]),
+        ({"schedule.layers": "all"}, ["schedule.layers=all"]),
+        ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.05,0.1,0.25,1]"]),
+        ({"schedule.ends": [0.3, 0.2, 0.5, 1]}, ["schedule.ends", "[0.3, 0.2, 0.5, 1.0]", "rise to 1"]),
+        ({"schedule.ends": [0, 0.2, 0.5, 1]}, ["schedule.ends", "[0.0, 0.2, 0.5, 1.0]", "rise to 1"]),
+        ({"schedule.ends": [0.1, 0.2, 1, 2]}, ["schedule.ends", "rise to 1"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+    composed: dict[str, Any], changes: dict[str, Any], says: list[str]
+) -> None:
+    refuses(composed, changes, says)
+
+
+def test_stages_are_parts_of_the_depth() -> None:
+    config = parse(compose_values(["size=large"]))
+    assert config.schedule.layers == (1, 6, 12, 24)
+    assert config.raw["schedule"]["layers"] == [1, 6, 12, 24]
+    typed = compose_values(["size=large", "schedule.layers=[1,5L/8,L]", "schedule.ends=[0.1,0.2,1]"])
+    assert parse(typed).schedule.layers == (1, 15, 24)
+
+
+@pytest.mark.parametrize("sampler", ["lvps", "uniform", "edge", "full", "shallow"])
+def test_every_sampler_can_be_built(sampler: str) -> None:
+    built = parse(compose_values([f"sampler={sampler}"])).sampler.build()
+    assert isinstance(built, DepthSampler)
+    assert sum(built.probabilities(3, 12).values()) == pytest.approx(1)
+
+
+def test_a_kind_that_is_none_names_all_there_are() -> None:
+    values = compose_values([]) | {"sampler": {"kind": "foo"}}
+    with pytest.raises(ConfigError, match=r"sampler\.kind=foo: should be one of lvps, edge, .*sampler=NAME"):
+        parse(values)
+
+
+@pytest.mark.parametrize(
+    ("target", "example"), [(24, r"\[2,6,12,24\]"), (2, r"\[1,2\]"), (1, r"\[1\]"), (13, r"\[1,3,6,13\]")]
+)
+def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(target: int, example: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(compose_values([f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
+    assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bert2bert", "lemon", "ligo"])
+def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> None:
+    (problem,) = problems_of(compose_values([f"experiment={name}"]))
+    assert f"expander={name} begins from a smaller model: type expander.source=FOLDER" in problem
+
+
+@pytest.mark.parametrize(
+    "words", [["schedule=apollo"], ["schedule=wider"], ["schedule=wider", "schedule.layers=[L,L]"]]
+)
+def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: list[str]) -> None:
+    assert parse(compose_values(["experiment=ligo", *words])).expander.source is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["schedule=apollo", "expander.moments=keep"],
+            "expander.moments=keep: where a map is learned AdamW begins",
+        ),
+        (
+            ["schedule=scratch"],
+            r"expander.source=FOLDER, .*, or let schedule.layers or schedule.widths grow within",
+        ),
+        (["schedule=apollo", "distributed=fsdp"], "its map is learned on whole weights; take distributed=ddp"),
+        (["schedule=mslt"], "expander=ligo puts new layers between the old ones"),
+    ],
+)
+def test_a_learned_map_that_cannot_be_is_refused(words: list[str], said: str) -> None:
+    (problem,) = problems_of(compose_values(["experiment=ligo", *words]))
+    assert re.search(said, problem)
+
+
+@pytest.mark.parametrize("name", ["bert2bert", "lemon"])
+def test_a_run_that_grows_in_width_needs_no_source(name: str) -> None:
+    config = parse(compose_values([f"expander={name}", "schedule=wider"]))
+    assert config.model_config.narrowed(config.schedule.shares[0]).hidden == config.model.hidden // 2

@@ -1,0 +1,62 @@
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.data import dedup
+from apollo_cli.data.dedup import CopyCounter, GivenDocuments, hash_of, held_out
+
+
+def test_the_hash_is_that_of_the_bytes_however_long_the_text_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "naïve words 😀 " * 50
+    expected = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    assert hash_of(text) == expected
+    monkeypatch.setattr(dedup, "_LONGEST_PIECE", 7)
+    assert hash_of(text) == expected
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+@pytest.mark.parametrize("buffer", [1, 5, 1000])
+def test_copies_are_counted_in_any_number_of_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, buffer: int
+) -> None:
+    monkeypatch.setattr(dedup, "_AT_ONCE", at_once)
+    monkeypatch.setattr(dedup, "_BUFFER", buffer)
+    rng = random.Random(0)
+    hashes = [rng.choice([0, 2**64 - 1, *range(20)]) for _ in range(60)]
+    counter = CopyCounter(tmp_path / "hashes")
+    for document in hashes:
+        counter.add(document)
+    assert counter.copies() == 60 - len(set(hashes))
+    counter.file.close()
+
+
+def test_no_documents_have_no_copies(tmp_path: Path) -> None:
+    counter = CopyCounter(tmp_path / "hashes")
+    assert counter.copies() == 0
+    counter.file.close()
+
+
+def test_given_documents_are_found_and_no_others() -> None:
+    given, rng = GivenDocuments(), random.Random(0)
+    inside = {rng.getrandbits(64) for _ in range(100)} | {0, 2**64 - 1}
+    assert 5 not in given
+    for document in inside:
+        given.add(document)
+    given.close()
+    assert all(document in given for document in inside)
+    assert not any(rng.getrandbits(64) in given for _ in range(100))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_the_share_that_is_held_out_is_the_one_that_was_asked_for(seed: int) -> None:
+    documents = [hash_of(str(i)) for i in range(20_000)]
+    held = sum(held_out(document, 0.1, seed) for document in documents)
+    assert held == pytest.approx(2000, abs=200)
+
+
+def test_each_seed_holds_out_others() -> None:
+    documents = [hash_of(str(i)) for i in range(2000)]
+    parts = [{document for document in documents if held_out(document, 0.1, seed)} for seed in range(3)]
+    assert all(len(one & other) < 60 for one in parts for other in parts if one is not other)

@@ -1,0 +1,383 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apollo_cli.config.training import Optim
+from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expansion import MOMENTS, grow
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.build import build
+from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.optimizer import build_optimizer
+
+KINDS: tuple[Kind, ...] = ("bert", "gpt")
+MAPS = ("nearest", "stack", "linear", "net2net")
+VOCABULARY, LENGTH, TARGET = 23, 8, 12
+OPTIM = Optim(
+    lr=1e-2,
+    schedule="constant",
+    knots=None,
+    warmup=0.0,
+    decay=0.1,
+    final_lr=0.0,
+    at_growth="continue",
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.1,
+    clip=1.0,
+)
+
+each_model = pytest.mark.parametrize("kind", KINDS)
+each_map = pytest.mark.parametrize("growth", MAPS)
+each_rule = pytest.mark.parametrize("moments", MOMENTS)
+
+
+def make_model(kind: Kind, layers: int) -> LanguageModel:
+    """A model none of whose parameters is at a round value."""
+    torch.manual_seed(0)
+    model = build(ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET), layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def train(model: LanguageModel, optimizer: AdamW, steps: int = 1) -> None:
+    layers = len(model.blocks)
+    for seed in range(steps):
+        random = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(VOCABULARY, (4, LENGTH), generator=random)
+        batch = Batch(tokens, torch.arange(4 * LENGTH), tokens.roll(-1, dims=1).flatten())
+        model.loss(batch, layer_map("nearest", layers, layers + 1)).backward()  # one layer runs twice
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, AdamW]:
+    model = make_model(kind, layers)
+    optimizer = build_optimizer(model, OPTIM)
+    train(model, optimizer, steps)
+    return model, optimizer
+
+
+def expand(model: LanguageModel, optimizer: AdamW, growth: str, layers: int, moments: str = "map") -> None:
+    expander = Expander("nearest", silent=True) if growth == "net2net" else Expander(growth)
+    planned = expander.growth(len(model.blocks), layers)
+    grown = nn.ModuleList(model.new_block() for _ in planned.matrix)
+    grow(model.blocks, grown, optimizer, planned, moments)
+    model.blocks = grown
+
+
+def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
+    """A copy of every parameter, (layers, ...), by its name within a layer."""
+    return {
+        name: torch.stack([block.get_parameter(name).detach() for block in blocks])
+        for name, _ in blocks[0].named_parameters()
+    }
+
+
+def states(blocks: nn.ModuleList, optimizer: AdamW, key: str) -> dict[str, list[Any]]:
+    """A copy of one entry of the optimizer's state by name and layer; None where there is no state."""
+    found: dict[str, list[Any]] = {}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            state = optimizer.state.get(parameter)
+            found.setdefault(name, []).append(state[key].clone() if state else None)
+    return found
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def weighted(coefficients: np.ndarray, tensors: Sequence[Tensor]) -> Tensor:
+    return torch.tensordot(torch.from_numpy(coefficients), torch.stack(list(tensors)).double(), dims=1)
+
+
+@each_model
+@pytest.mark.parametrize("growth", ["nearest", "stack"])
+@pytest.mark.parametrize(("source", "target"), [(1, 3), (3, 6), (3, 5), (5, 12), (4, 4)])
+def test_copying_growth_copies_bit_for_bit(kind: Kind, growth: str, source: int, target: int) -> None:
+    model, optimizer = trained(kind, source)
+    with torch.no_grad():
+        bias = model.blocks[0].get_parameter("ffn_out.bias")
+        bias[:2] = torch.tensor([-0.0, 1e-42])  # lost by an addition or a flush to zero
+    before = weights(model.blocks)
+    expand(model, optimizer, growth, target)
+    assert len(model.blocks) == target
+    for name, grown in weights(model.blocks).items():
+        assert same_bits(grown, before[name][list(layer_map(growth, source, target))]), name
+
+
+@each_model
+@pytest.mark.parametrize(("source", "target"), [(2, 3), (3, 5), (3, 6), (5, 12)])
+def test_linear_growth_blends_neighbours(kind: Kind, source: int, target: int) -> None:
+    model, optimizer = trained(kind, source)
+    before = weights(model.blocks)
+    expand(model, optimizer, "linear", target)
+    for name, grown in weights(model.blocks).items():
+        for i, layer in enumerate(grown):
+            position = i * (source - 1) / (target - 1)
+            low, high = before[name][int(position)], before[name][min(int(position) + 1, source - 1)]
+            expected = torch.lerp(low.double(), high.double(), position - int(position))
+            torch.testing.assert_close(layer.double(), expected, rtol=0, atol=1e-6)
+        assert same_bits(grown[[0, -1]], before[name][[0, -1]])
+
+
+def test_blend_of_two_layers_by_hand() -> None:
+    model, optimizer = trained("gpt", 2)
+    before = weights(model.blocks)["ffn_in.weight"]
+    expand(model, optimizer, "linear", 3)
+    torch.testing.assert_close(model.blocks[1].get_parameter("ffn_in.weight").detach(), (before[0] + before[1]) / 2)
+
+
+@each_model
+@each_rule
+def test_embeddings_and_head_are_not_touched(kind: Kind, moments: str) -> None:
+    model, optimizer = trained(kind, 3)
+    non_block_params = {name: p for name, p in model.named_parameters() if not name.startswith("blocks.")}
+    before = {name: parameter.detach().clone() for name, parameter in non_block_params.items()}
+    expand(model, optimizer, "nearest", 6, moments)
+    after = dict(model.named_parameters())
+    for name, parameter in non_block_params.items():
+        assert after[name] is parameter
+        assert same_bits(parameter.detach(), before[name]), name
+
+
+@each_model
+def test_nearest_growth_preserves_the_full_depth_function_exactly(kind: Kind) -> None:
+    model, optimizer = trained(kind, 1)
+    model.eval()
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    for layers in (3, 6, 12):
+        before = model.logits(tokens, layer_map("nearest", len(model.blocks), TARGET))
+        expand(model, optimizer, "nearest", layers)
+        assert len(model.blocks) == layers
+        assert same_bits(model.logits(tokens, layer_map("nearest", layers, TARGET)), before)
+        train(model, optimizer)  # so that the copies differ before they are copied again
+
+
+@pytest.mark.parametrize(("source", "target"), [(3, 6), (3, 5), (1, 4)])
+def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: int) -> None:
+    model, optimizer = trained("gpt", source)
+    model.eval()
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    before = model.logits(tokens, range(source))
+    expand(model, optimizer, "net2net", target)
+    assert same_bits(model.logits(tokens, range(target)), before)
+
+
+def test_what_is_inserted_by_hand() -> None:
+    """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream."""
+    model, optimizer = trained("bert", 2)
+    before = weights(model.blocks)
+    expand(model, optimizer, "net2net", 4)
+    for name, grown in weights(model.blocks).items():
+        assert same_bits(grown[[0, 2]], before[name]), name
+        copies = torch.zeros_like(before[name]) if "_out." in name else before[name]
+        assert same_bits(grown[[1, 3]], copies), name
+
+
+def test_inserted_layers_part_from_their_originals_at_the_first_step() -> None:
+    model, optimizer = trained("gpt", 3)
+    expand(model, optimizer, "net2net", 6, "reset")
+    train(model, optimizer)
+    assert all((block.get_parameter("ffn_out.weight") != 0).float().mean() > 0.9 for block in model.blocks)
+    train(model, optimizer, steps=2)
+    after = weights(model.blocks)["qkv.weight"]
+    assert not torch.allclose(after[0], after[1])
+
+
+@each_model
+def test_stored_depth_function_changes_where_layers_are_added(kind: Kind) -> None:
+    model, optimizer = trained(kind, 3)
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    before = model.logits(tokens, range(3))
+    expand(model, optimizer, "nearest", 6)
+    assert not torch.allclose(model.logits(tokens, range(6)), before, atol=1e-3)
+
+
+@each_model
+@each_map
+@each_rule
+def test_every_parameter_of_every_layer_trains_after_growth(kind: Kind, growth: str, moments: str) -> None:
+    model, optimizer = trained(kind, 3)
+    for layers in (5, 12):
+        expand(model, optimizer, growth, layers, moments)
+        if growth == "net2net":
+            train(model, optimizer)  # what is behind a zero projection has its first gradient at the second step
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        train(model, optimizer)
+        assert len(model.blocks) == layers
+        for name, parameter in model.named_parameters():
+            changed = (parameter.detach() != before[name]).float().mean()
+            assert changed > 0.9, name
+
+
+@each_model
+@each_map
+@each_rule
+def test_optimizer_holds_the_model_and_nothing_else(kind: Kind, growth: str, moments: str) -> None:
+    model, optimizer = trained(kind, 3)
+    old = {id(parameter) for parameter in model.blocks.parameters()}
+    expand(model, optimizer, growth, 6, moments)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(parameter) for parameter in model.parameters()}
+    assert not old & set(held)
+    assert {id(parameter) for parameter in optimizer.state} <= set(held)
+
+
+@each_model
+@each_map
+@each_rule
+def test_norms_and_biases_stay_without_weight_decay(kind: Kind, growth: str, moments: str) -> None:
+    model, optimizer = trained(kind, 3)
+    expand(model, optimizer, growth, 6, moments)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        is_matrix = name.endswith("weight") and "norm" not in name
+        assert decay[id(parameter)] == (0.1 if is_matrix else 0.0), name
+
+
+def test_settings_of_the_groups_are_kept() -> None:
+    model, optimizer = trained("gpt", 3)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0123
+    before = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    expand(model, optimizer, "nearest", 6, "reset")
+    after = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    assert after == before
+
+
+@each_model
+@pytest.mark.parametrize("growth", ["nearest", "stack"])
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+def test_mapped_moments_are_copied_with_their_layer(kind: Kind, growth: str, key: str) -> None:
+    model, optimizer = trained(kind, 3)
+    before = states(model.blocks, optimizer, key)
+    expand(model, optimizer, growth, 5, "map")
+    for name, after in states(model.blocks, optimizer, key).items():
+        for slot, source in enumerate(layer_map(growth, 3, 5)):
+            assert same_bits(after[slot], before[name][source]), name
+
+
+@each_model
+def test_mapped_moments_blend_by_coefficients_and_by_their_squares(kind: Kind) -> None:
+    model, optimizer = trained(kind, 3)
+    first, second = (states(model.blocks, optimizer, key) for key in ("exp_avg", "exp_avg_sq"))
+    expand(model, optimizer, "linear", 5, "map")
+    shares = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    squares = np.array([[1, 0, 0], [0.25, 0.25, 0], [0, 1, 0], [0, 0.25, 0.25], [0, 0, 1]])
+    for old, key, matrix in ((first, "exp_avg", shares), (second, "exp_avg_sq", squares)):
+        for name, after in states(model.blocks, optimizer, key).items():
+            expected = weighted(matrix, old[name])
+            torch.testing.assert_close(torch.stack(after).double(), expected, rtol=1e-6, atol=1e-12)
+    assert all(step == 3 for steps in states(model.blocks, optimizer, "step").values() for step in steps)
+
+
+@each_map
+def test_mapped_second_moments_are_never_negative(growth: str) -> None:
+    model, optimizer = trained("bert", 5)
+    expand(model, optimizer, growth, 12, "map")
+    second = states(model.blocks, optimizer, "exp_avg_sq")
+    assert all((moment >= 0).all() for layers in second.values() for moment in layers)
+
+
+@each_map
+@pytest.mark.parametrize("moments", ["map", "keep"])
+def test_layers_of_one_source_have_moments_of_their_own(growth: str, moments: str) -> None:
+    model, optimizer = trained("gpt", 2)
+    expand(model, optimizer, growth, 6, moments)
+    memory = [tensor.data_ptr() for state in optimizer.state.values() for tensor in state.values()]
+    assert len(memory) == len(set(memory))
+    had_state = {p for p in model.parameters() if p in optimizer.state}
+    train(model, optimizer)
+    assert all(optimizer.state[p]["step"] == (4 if p in had_state else 1) for p in model.parameters())
+
+
+@each_model
+@each_map
+def test_kept_moments_stay_in_their_slot_and_new_slots_start_empty(kind: Kind, growth: str) -> None:
+    model, optimizer = trained(kind, 3)
+    before = {key: states(model.blocks, optimizer, key) for key in ("exp_avg", "exp_avg_sq", "step")}
+    expand(model, optimizer, growth, 6, "keep")
+    for key, old in before.items():
+        for name, after in states(model.blocks, optimizer, key).items():
+            assert all(same_bits(now, then) for now, then in zip(after[:3], old[name], strict=True)), name
+            assert after[3:] == [None] * 3
+    train(model, optimizer)
+    assert all(
+        [float(step) for step in steps] == [4, 4, 4, 1, 1, 1]
+        for steps in states(model.blocks, optimizer, "step").values()
+    )
+
+
+@each_model
+@pytest.mark.parametrize("moments", ["map", "keep"])
+def test_moments_of_embeddings_and_head_stay(kind: Kind, moments: str) -> None:
+    model, optimizer = trained(kind, 3)
+    non_block_params = {name: p for name, p in model.named_parameters() if not name.startswith("blocks.")}
+    before = {name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in non_block_params.items()}
+    expand(model, optimizer, "nearest", 6, moments)
+    for name, parameter in non_block_params.items():
+        after = optimizer.state[parameter]
+        assert all(same_bits(after[key], tensor) for key, tensor in before[name].items()), name
+
+
+@each_model
+@each_map
+def test_reset_starts_the_whole_optimizer_afresh(kind: Kind, growth: str) -> None:
+    model, optimizer = trained(kind, 3)
+    expand(model, optimizer, growth, 6, "reset")
+    assert len(optimizer.state) == 0
+    train(model, optimizer)
+    assert all(optimizer.state[parameter]["step"] == 1 for parameter in model.parameters())
+
+
+@each_map
+@each_rule
+def test_growth_before_the_first_step_leaves_the_optimizer_fresh(growth: str, moments: str) -> None:
+    model, optimizer = trained("bert", 2, steps=0)
+    expand(model, optimizer, growth, 4, moments)
+    assert len(optimizer.state) == 0
+    train(model, optimizer)
+    assert all(optimizer.state[parameter]["step"] == 1 for parameter in model.parameters())
+
+
+@each_model
+@pytest.mark.parametrize("training", [True, False])
+def test_new_layers_are_ready_to_train(kind: Kind, training: bool) -> None:
+    model, optimizer = trained(kind, 1)
+    model.train(training)
+    expand(model, optimizer, "linear", 3)
+    assert all(module.training == training for block in model.blocks for module in block.modules())
+    for parameter in model.blocks.parameters():
+        assert parameter.is_leaf
+        assert parameter.requires_grad
+        assert parameter.grad is None
+
+
+def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
+    model, optimizer = trained("gpt", 3)
+    blocks = model.blocks
+    held = [list(group["params"]) for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match="unknown rule for the moments 'copy': choose one of keep, map, reset"):
+        expand(model, optimizer, "nearest", 6, "copy")
+    assert model.blocks is blocks
+    assert len(optimizer.state) == len(list(model.parameters()))
+    for group, parameters in zip(optimizer.param_groups, held, strict=True):
+        assert all(a is b for a, b in zip(group["params"], parameters, strict=True))
+
+
+def test_matrix_for_another_number_of_layers_is_refused() -> None:
+    model, optimizer = trained("gpt", 3)
+    grown = nn.ModuleList(model.new_block() for _ in range(6))
+    with pytest.raises(ValueError, match="a growth of 2 layers to 6 is not one of 3"):
+        grow(model.blocks, grown, optimizer, Expander("nearest").growth(2, 6), "map")

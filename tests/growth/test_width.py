@@ -1,0 +1,142 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.width import AXES, Sizes, Space, problems, spaces, widened, widened_layers
+from apollo_cli.models.build import build
+from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.training.init_from.weights import fill, sizes
+
+BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
+GPT = replace(BERT, kind="gpt")
+each_model = pytest.mark.parametrize("model_config", [BERT, GPT], ids=lambda model_config: model_config.kind)
+
+
+def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
+    """None of its parameters is at a round value."""
+    torch.manual_seed(0)
+    model = build(model_config, layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def grown(source: LanguageModel, model_config: ModelConfig, layers: int, expander: Expander) -> LanguageModel:
+    model = build(model_config, layers).eval()
+    fill(model, source, expander, np.random.default_rng(0))
+    return model
+
+
+def logits(model: LanguageModel) -> torch.Tensor:
+    tokens = torch.arange(30).view(3, 10) % 31
+    with torch.no_grad():
+        return model.logits(tokens, range(len(model.blocks)))
+
+
+@each_model
+def test_every_parameter_has_its_axes(model_config: ModelConfig) -> None:
+    model = build(model_config, 1)
+    names = {name.removeprefix("blocks.0."): p for name, p in model.named_parameters()}
+    assert {name for name in names if name not in AXES} <= {"head_bias"}
+    assert all(len(AXES[name]) == parameter.ndim for name, parameter in names.items() if name in AXES)
+
+
+@pytest.mark.parametrize("rule", ["fpi", "aki", "lemon"])
+def test_what_reads_copies_reads_what_was_there(rule: str) -> None:
+    found = spaces(rule, Sizes(8, 2, 12), Sizes(16, 4, 30), np.random.default_rng(1))
+    for space in found.values():
+        old = space.out.shape[1]
+        torch.testing.assert_close(space.into.t() @ space.out, torch.eye(old))
+        assert torch.equal(space.out[:old], torch.eye(old))
+        assert torch.equal(space.out.sum(1), torch.ones(len(space.out)))
+
+
+@each_model
+@pytest.mark.parametrize("rule", ["fpi", "lemon"])
+def test_heads_and_feed_forward_of_any_width_keep_the_function(rule: str, model_config: ModelConfig) -> None:
+    source = make_model(model_config, 2)
+    wide = grown(source, replace(model_config, ffn=29), 2, Expander("stack", width=rule))
+    torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
+
+
+@each_model
+@pytest.mark.parametrize("times", [2, 3])
+def test_lemon_keeps_the_function_exactly_but_for_rounding(model_config: ModelConfig, times: int) -> None:
+    source = make_model(model_config, 2)
+    large = replace(model_config, hidden=8 * times, heads=2 * times, ffn=12 * times + 5)
+    wide = grown(source, large, 2, Expander("nearest", silent=True, width="lemon"))
+    torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
+
+
+def test_lemon_keeps_the_function_of_a_pre_norm_model_in_depth_too() -> None:
+    source = make_model(GPT, 2)
+    large = replace(GPT, hidden=16, heads=4, ffn=30)
+    deep = grown(source, large, 5, Expander("nearest", silent=True, width="lemon"))
+    torch.testing.assert_close(logits(deep), logits(source), rtol=1e-4, atol=1e-4)
+
+
+def test_copies_of_lemon_are_read_with_different_weights() -> None:
+    space = spaces("lemon", Sizes(8, 2, 12), Sizes(16, 4, 24), np.random.default_rng(0))["residual"]
+    read = space.into.sum(1).view(2, 8)
+    assert ((read[0] - read[1]).abs() > 1e-3).all()
+
+
+@each_model
+def test_fpi_keeps_the_function_up_to_the_statistics_of_the_norms(model_config: ModelConfig) -> None:
+    """A width that is no multiple counts some units twice and others once; AKI changes far more."""
+    source = make_model(model_config, 2)
+    large = replace(model_config, hidden=12, heads=3, ffn=20)
+    before = logits(source)
+    off = {rule: (logits(grown(source, large, 2, Expander("stack", width=rule))) - before).std() for rule in
+           ("fpi", "aki")}  # fmt: skip
+    assert 0.001 < off["fpi"] < 0.8 * before.std()
+    assert off["aki"] > 0.001
+
+
+def test_fpi_by_hand() -> None:
+    """bert2BERT's figure: 2 -> 3 units, the new one a copy of the first."""
+    out = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
+    into = torch.tensor([[0.5, 0], [0, 1], [0.5, 0]])
+    found = {name: Space(out, into) for name in ("residual", "ffn", "query", "key", "value")}
+    weight = torch.tensor([[1.0, 2], [3, 4]])  # (out, in)
+    expected = torch.tensor([[0.5, 2, 0.5], [1.5, 4, 1.5], [0.5, 2, 0.5]])
+    assert torch.equal(widened("ffn_in.weight", weight, found), expected)
+    assert torch.equal(widened("ffn_out.weight", weight, found), expected)
+    qkv = widened("qkv.weight", torch.cat((weight, 10 * weight, 100 * weight)), found)
+    assert torch.equal(qkv, torch.cat((expected, 10 * expected, 100 * expected)))
+    assert torch.equal(widened("ffn_in.bias", torch.tensor([1.0, 2]), found), torch.tensor([1.0, 2, 1]))
+    assert torch.equal(widened("final_norm.weight", torch.tensor([1.0, 2]), found), torch.tensor([0.5, 2, 0.5]))
+    assert torch.equal(widened("tokens.weight", torch.tensor([[1.0, 2]]), found), torch.tensor([[1.0, 2, 1]]))
+    assert torch.equal(widened("head_bias", torch.tensor([1.0, 2]), found), torch.tensor([1.0, 2]))
+
+
+def test_aki_by_hand() -> None:
+    """New output units come from the layer above, read as in the own layer; the last layer has its own."""
+    out = torch.tensor([[1.0, 0], [0, 1], [0, 1]])
+    into = torch.tensor([[1.0, 0], [0, 0.5], [0, 0.5]])
+    found = {name: Space(out, into) for name in ("residual", "ffn", "query", "key", "value")}
+    layers = [
+        {"ffn_in.weight": torch.tensor([[1.0, 2], [3, 4]]) * k, "ffn_norm.weight": torch.tensor([5.0, 6]) * k}
+        for k in (1, 10)
+    ]
+    low, high = widened_layers(layers, found, new_from_above=True)
+    assert torch.equal(low["ffn_in.weight"], torch.tensor([[1.0, 1, 1], [3, 2, 2], [30, 20, 20]]))
+    assert torch.equal(high["ffn_in.weight"], torch.tensor([[10.0, 10, 10], [30, 20, 20], [30, 20, 20]]))
+    assert torch.equal(low["ffn_norm.weight"], torch.tensor([5.0, 6, 6]))
+
+
+def test_what_cannot_grow_is_said() -> None:
+    assert problems("fpi", Sizes(8, 2, 12), Sizes(12, 3, 12)) == []
+    (shrinks,) = problems("fpi", Sizes(8, 2, 12), Sizes(8, 2, 6))
+    assert "model.ffn=6 is less than the source's 12" in shrinks
+    (heads,) = problems("fpi", Sizes(8, 2, 12), Sizes(16, 2, 12))
+    assert "heads are copied whole" in heads
+    assert "model.heads=4" in heads
+    (multiple,) = problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
+    assert "no whole multiple" in multiple
+    assert sizes(BERT) == Sizes(8, 2, 12)

@@ -1,0 +1,54 @@
+"""The real command, telling a pipe when it enters and leaves the moments in which it may be killed.
+
+python -m tests.helpers.watched PIPE WORDS...
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+MOMENTS = ("claiming", "caching", "stepping", "evaluating", "growing", "saving", "exporting", "closing", "loading")
+
+
+def main(pipe: int, words: list[str]) -> int:
+    """`apollo-train WORDS`."""
+    from apollo_cli.data import corpus
+    from apollo_cli.run_directory import RunDirectory
+    from apollo_cli.train import run
+    from apollo_cli.training import trainer
+    from apollo_cli.training.checkpoint import Checkpoints
+    from apollo_cli.training.pretraining import Pretraining
+
+    places: dict[str, tuple[Any, str]] = {
+        "claiming": (RunDirectory, "claim"),
+        "caching": (corpus, "build"),
+        "stepping": (trainer.Trainer, "step"),
+        "evaluating": (trainer, "evaluate"),
+        "growing": (trainer.Trainer, "grow"),
+        "saving": (Checkpoints, "save"),
+        "exporting": (Pretraining, "_export"),
+        "closing": (Pretraining, "_close"),
+        "loading": (Checkpoints, "load_newest"),
+    }
+    assert tuple(places) == MOMENTS
+    for moment, (owner, name) in places.items():
+        setattr(owner, name, _telling(pipe, moment, getattr(owner, name)))
+    return run(words)
+
+
+def _telling(pipe: int, moment: str, function: Callable) -> Callable:
+    @wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        os.write(pipe, f"+{moment}\n".encode())
+        try:
+            return function(*args, **kwargs)
+        finally:
+            os.write(pipe, f"-{moment}\n".encode())
+
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

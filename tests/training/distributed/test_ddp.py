@@ -1,0 +1,83 @@
+"""When copies of a model speak with each other."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.growth.samplers import ForwardPath
+from apollo_cli.models.build import build
+from apollo_cli.models.model_config import Initialization, ModelConfig
+from apollo_cli.models.transformer import Batch
+from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.distributed.ddp import DataParallel
+from apollo_cli.training.init_from.weights import fill
+
+SHAPE = ModelConfig("gpt", 50, 8, 16, 2, 32, 6, 0.0, Initialization(0.02, "random", 0.02, "plain"))
+TOKENS = torch.arange(16).view(2, 8)
+BATCH = Batch(TOKENS, torch.arange(7), TOKENS.flatten()[torch.arange(7) + 1])
+
+
+@pytest.fixture
+def _group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/meet", world_size=1, rank=0)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_group")
+def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> None:
+    """A layer that runs three times has one gradient; micro-steps before the last one send nothing."""
+    model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
+    copies = DataParallel(model, compiled.extend, trains_all=True)
+    groups, first = [{"params": [*model.parameters()], "weight_decay": 0.0}], [*model.blocks]
+    optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    for layers in (2, 4):
+        if layers != len(model.blocks):
+            copies.grow(optimizer, Expander("nearest").growth(len(model.blocks), layers), "map")
+        sent: list[int] = []
+
+        def count(
+            state: Any, bucket: dist.GradBucket, sent: list[int] = sent
+        ) -> torch.futures.Future[torch.Tensor]:
+            sent.append(bucket.buffer().numel())
+            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        copies.replica.register_comm_hook(None, count)
+        for last in (False, False, True):
+            assert not sent
+            with copies.no_sync(last):
+                copies.loss(BATCH, ForwardPath(layer_map("nearest", layers, 6))).backward()
+        assert sum(sent) == model.num_parameters()
+        once = build(SHAPE, layers)
+        once.load_state_dict(model.state_dict())
+        once.loss(BATCH, layer_map("nearest", layers, 6)).backward()
+        for mine, whole in zip(model.parameters(), once.parameters(), strict=True):
+            assert mine.grad is not None
+            assert whole.grad is not None
+            torch.testing.assert_close(mine.grad, 3 * whole.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert compiled == [*first, *model.blocks]
+
+
+@pytest.mark.usefixtures("_group")
+def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
+    model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
+    copies = DataParallel(model, compiled.extend, trains_all=True)
+    large = replace(SHAPE, hidden=32, heads=4, ffn=64)
+    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), np.random.default_rng(0)))
+    assert copies.model.shape == large
+    assert compiled == [*model.blocks, *copies.model.blocks]
+    assert copies.replica.module is copies.model
+    copies.loss(BATCH, ForwardPath((0, 1, 2))).backward()
+    assert all(p.grad is not None for p in copies.model.parameters())

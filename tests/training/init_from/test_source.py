@@ -1,0 +1,319 @@
+"""Runs that begin from a smaller model."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from apollo_cli.config.config import Config
+from apollo_cli.errors import ApolloError, TrainingError
+from apollo_cli.growth.expanders import Expander, Learning
+from apollo_cli.growth.layer_maps import mixing_matrix
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import load_model
+from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.signals import Interrupted
+from apollo_cli.training.device import choose
+from apollo_cli.training.init_from.learned_map import LearnedMap, learn, loss_of, map_flops
+from apollo_cli.training.planning import make_plan
+from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
+from tests.conftest import read_rows, without_clocks
+
+SMALL = ("model.layers=2", "schedule.layers=[1,2]", "schedule.ends=[0.5,1]", "sampler=shallow")
+LARGE = ("model.hidden=32", "model.heads=4", "model.ffn=64", "schedule.ends=[1]", "schedule.layers=[4]")
+METHODS = {
+    "bert2bert": ("expander=bert2bert", "sampler=prefixes", "sampler.multiple=2", "sampler.trained=2", *LARGE[:3],
+                  "schedule.layers=[4,4]", "schedule.ends=[0.5,1]"),
+    "fpi": ("expander=bert2bert", "expander.width=fpi", "sampler=shallow", *LARGE),
+    "lemon": ("expander=lemon", "sampler=shallow", *LARGE),
+    "ligo": ("expander=ligo", "expander.steps=4", "sampler=shallow", *LARGE),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sources(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A complete small run of each model."""
+    folders = {}
+    for kind in ("bert", "gpt"):
+        folders[kind] = tmp_path_factory.mktemp("source") / kind
+        train(config(f"model={kind}", *SMALL), folders[kind])
+    return folders
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
+    name: str,
+    kind: str,
+    sources: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config(f"model={kind}", *METHODS[name], f"expander.source={sources[kind]}")
+    result = train(settings, tmp_path / "straight")
+    rows = read_rows(tmp_path / "straight")
+    assert rows[-1]["flops"] == result.plan.flops
+    assert rows[0]["flops"] == result.plan.map_flops
+    assert (result.plan.map_flops > 0) == (name == "ligo")
+    summary = json.loads((tmp_path / "straight" / "summary.json").read_text())
+    source = json.loads((sources[kind] / "summary.json").read_text())
+    assert summary["totals"]["source_flops"] == result.plan.source_flops == source["totals"]["flops"]
+    assert summary["totals"]["source_seconds"] == source["totals"]["train_seconds"]
+    original = Trainer.step
+
+    def stopping(loop: Trainer) -> None:
+        original(loop)
+        if loop.state.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        with pytest.raises(Interrupted):
+            train(settings, tmp_path / "run")
+    resume(tmp_path / "run")
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
+    ours, theirs = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "straight"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_lemon_begins_at_the_loss_of_its_source(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config("model=gpt", *METHODS["lemon"], f"expander.source={sources['gpt']}"), tmp_path)
+    end = read_rows(sources["gpt"])[-1]["eval/loss"]
+    assert read_rows(tmp_path)[0]["eval/loss"] == pytest.approx(end, abs=1e-5)
+
+
+def test_a_model_in_transformers_format_is_a_source_whose_cost_is_not_known(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    words = ("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt'] / 'model'}")
+    plan = train(config(*words), tmp_path).plan
+    assert plan.source_flops is None
+    assert make_plan(config(*words, "expander.source_flops=1e9"), choose(config().run)).source_flops == 10**9
+
+
+def test_the_cost_of_a_sources_source_is_charged_too(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    first = train(config("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt']}"), tmp_path).plan
+    again = config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path}")
+    assert first.source_flops is not None
+    assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
+
+
+def test_a_source_whose_own_source_cost_nobody_knows_what_does_so_too(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt'] / 'model'}"), tmp_path)
+    again = config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path}")
+    assert make_plan(again, choose(again.run)).source_flops is None
+
+
+def test_a_source_that_is_gone_is_said_when_a_run_goes_on(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(sources["gpt"], tmp_path / "source")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda loop: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            train(config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'source'}"), tmp_path / "run")
+    (tmp_path / "source").rename(tmp_path / "moved")
+    with pytest.raises(ApolloError, match=r"expander\.source=.*no such folder.*restore it"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model=bert",), "it is a gpt and model=bert"),
+        (("model=gpt", "model.heads=2"), "heads are copied whole.*model.heads=4"),
+        (("model=gpt", "model.ffn=16"), "model.ffn=16 is less than the source's 32"),
+        (("model=gpt", "data.vocab_size=280"), "it has 300 tokens and data.vocab_size is 280"),
+        (("model=gpt", "data.seq_len=32"), "its rows have at most 16 tokens"),
+        (
+            ("model=gpt", "model.layers=1", "schedule.layers=[1]"),
+            "schedule.layers begins with 1",
+        ),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused(
+    words: tuple[str, ...], said: str, sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(ApolloError, match=said):
+        train(config(*METHODS["fpi"], f"expander.source={sources['gpt']}", *words), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_without_a_head_is_refused_before_there_is_a_run(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    shutil.copytree(sources["bert"] / "model", tmp_path / "bare")
+    file = tmp_path / "bare" / "model.safetensors"
+    bare = {name: t for name, t in load_file(file).items() if not name.startswith("cls.")}
+    save_file(bare, file, metadata={"format": "pt"})
+    with pytest.raises(ApolloError, match=r"no tensor cls\.predictions"):
+        train(config("model=bert", *METHODS["fpi"], f"expander.source={tmp_path / 'bare'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> None:
+    with pytest.raises(ApolloError, match=r"source_flops=5 and expander\.source is null"):
+        config("model=gpt", "expander.source_flops=5")
+
+
+def test_lemon_refuses_what_is_no_whole_multiple(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    words = (*METHODS["lemon"], "model.hidden=24", "model.heads=3", f"expander.source={sources['gpt']}")
+    with pytest.raises(ApolloError, match="no whole multiple"):
+        train(config("model=gpt", *words), tmp_path / "run")
+
+
+def test_a_source_with_other_tokens_is_refused(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("\n\n".join(f"entirely other words number {i * 7919} {i * 104729}" for i in range(400)))
+    words = ("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt']}", f"data.files=[{text}]")
+    with pytest.raises(ApolloError, match=r"other tokens than the corpus; type data\.tokenizer="):
+        train(config(*words), tmp_path / "run")
+
+
+def test_a_run_that_did_not_end_is_no_source(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    shutil.copytree(sources["gpt"], tmp_path / "source")
+    (tmp_path / "source" / "summary.json").unlink()
+    with pytest.raises(ApolloError, match="this run is not complete"):
+        train(config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'source'}"), tmp_path / "run")
+
+
+def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    small = train(config("model=gpt", *SMALL, "plan=true"), tmp_path / "small").plan
+    words = ("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'small'}")
+    planned = train(config(*words, "plan=true"), tmp_path / "planned").plan
+    whole = train(config(*words[:-1], f"expander.source={sources['gpt']}", "plan=true"), tmp_path / "whole").plan
+    assert planned.source_flops == small.flops == whole.source_flops
+    assert planned.flops == whole.flops
+    with pytest.raises(ApolloError, match="this run is not complete; finish it first"):
+        train(config(*words), tmp_path / "run")
+
+
+BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
+
+
+def ligo(kind: str) -> tuple[LearnedMap, LanguageModel, Callable[[int], Batch]]:
+    torch.manual_seed(0)
+    model_config = replace(BERT, kind=kind)  # type: ignore[arg-type]
+    large = replace(model_config, hidden=16, heads=4, ffn=24, layers=4)
+    source, model = build(model_config, 2), build(large, 4)
+    learned = LearnedMap(source, large, Expander("stack"), 4, np.random.default_rng(0))
+
+    def batch(step: int) -> Batch:
+        tokens = torch.randint(31, (4, 10), generator=torch.Generator().manual_seed(step)) % 7
+        return Batch(tokens, torch.arange(40), tokens.flatten())
+
+    return learned, model, batch
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) -> None:
+    learned, model, batch = ligo(kind)
+    names = {"residual", "ffn", "query", "key", "value"}
+    modules = {"query", "key", "value", "attention_out", "attention_norm", "ffn_in", "ffn_out", "ffn_norm"}
+    assert {name for name, _ in learned.named_parameters()} == {f"extra.{n}" for n in names} | {
+        f"depth.{n}" for n in modules
+    }
+    loss_of(model, learned, batch(0), (0, 1, 2, 3)).backward()
+    for name, parameter in learned.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).all(), name
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_learned_map_is_better_than_its_beginning_and_is_what_the_model_gets(
+    kind: str, config: Callable[..., Config]
+) -> None:
+    learned, model, batch = ligo(kind)
+    first, last = learn(model, learned, batch, Learning(100, 1e-2), choose(config().run))
+    assert last < first - 0.1
+    with torch.no_grad():
+        assert model.loss(batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-6)
+        assert loss_of(model, learned, batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-5)
+
+
+def test_the_map_begins_as_stacking_with_rows_of_one() -> None:
+    learned, _, _ = ligo("gpt")
+    for weights in learned.depth.values():
+        torch.testing.assert_close(weights.sum(1), torch.ones(4))
+        assert (weights - torch.from_numpy(mixing_matrix("stack", 2, 4)).float()).abs().max() < 0.06
+    spaces = learned.spaces()
+    assert torch.equal(spaces["residual"].out[:8], torch.eye(8))
+    assert spaces["ffn"].out.shape == (24, 12)
+
+
+def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., Config]) -> None:
+    learned, model, batch = ligo("gpt")
+    with pytest.raises(TrainingError, match=r"map that is learned: its loss is (nan|inf).*lower expander\.lr"):
+        learn(model, learned, batch, Learning(20, 1e30), choose(config().run))
+
+
+def map_flops_by_hand(h: int, f: int, big: int, wide: int, embeddings: int, layers: int, new: int) -> int:
+    """GPT's map in one step: h -> big, f -> wide, so many rows of embeddings; forward, and twice that backward."""
+    outer = 2 * big * h * embeddings + 2 * (2 * big * h)  # and weight and bias of the final norm
+    qkv = 3 * (2 * big * h * h) + 2 * big * h * 3 * big + 3 * (2 * big * h)  # out, then in, then the bias
+    attention_out = 2 * big * h * h + 2 * big * h * big + 2 * big * h
+    ffn_in = 2 * wide * f * h + 2 * big * h * wide + 2 * wide * f
+    ffn_out = 2 * big * h * f + 2 * wide * f * big + 2 * big * h
+    norms = 4 * (2 * big * h)
+    parameters = (3 * big * big + 3 * big) + (big * big + big) + (2 * big * wide + big + wide) + 4 * big
+    mixing = 2 * new * layers * parameters
+    return 3 * (outer + layers * (qkv + attention_out + ffn_in + ffn_out + norms) + mixing)
+
+
+def test_flops_of_the_map_by_hand() -> None:
+    small = replace(BERT, kind="gpt")
+    large = replace(small, hidden=16, heads=4, ffn=24, layers=4)
+    assert map_flops(small, large, 4) == map_flops_by_hand(8, 12, 16, 24, 31 + 12, 2, 4)
+
+
+def test_a_shipped_model_of_another_library_loads_as_a_source(sources: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_inner=12))
+    theirs.save_pretrained(tmp_path)
+    assert load_model(tmp_path).model_config.hidden == 8
+
+
+def renamed(folder: Path, change: Callable[[str], str]) -> None:
+    file = folder / "model.safetensors"
+    save_file({change(name): t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gpt", lambda name: name.removeprefix("transformer.")),
+        ("bert", lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")),
+    ],
+)
+def test_the_hubs_own_files_of_gpt2_and_bert_name_some_tensors_otherwise(
+    kind: str, change: Callable[[str], str], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(sources[kind] / "model", tmp_path / "hub")
+    renamed(tmp_path / "hub", change)
+    ours, theirs = (load_model(folder).state_dict() for folder in (sources[kind] / "model", tmp_path / "hub"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

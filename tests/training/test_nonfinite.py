@@ -1,0 +1,233 @@
+"""A loss or a gradient that is not finite never reaches the weights."""
+
+import json
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from apollo_cli.config.config import Config
+from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.errors import TrainingError
+from apollo_cli.training import planning
+from apollo_cli.training.checkpoint import Checkpoints
+from apollo_cli.training.device import Device
+from apollo_cli.training.nonfinite import MOST_SKIPS_IN_A_ROW
+from apollo_cli.training.run import resume, train
+from apollo_cli.training.state import Checkpoint
+from apollo_cli.training.trainer import Trainer
+from tests.conftest import STEPS, read_rows, without_clocks
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -> None:
+    """At these steps (as counted before the step), one number of the loss or of a gradient is not finite."""
+    original = Trainer.backward
+
+    def backward(loop: Trainer, step: int, depths: list[int]) -> Tensor:
+        losses = original(loop, step, depths)
+        if step in steps:
+            if what == "loss":
+                losses[1] = math.nan
+            else:
+                gradient = loop.model.blocks[0].get_parameter("qkv.weight").grad
+                assert isinstance(gradient, Tensor)
+                gradient[3, 2] = -math.inf if what == "-inf" else math.nan
+        return losses
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+
+
+def _newest(run_dir: Path) -> Checkpoint:
+    found = Checkpoints(run_dir / "checkpoints", 1).load_newest(print)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "-inf"])
+@pytest.mark.parametrize("step", [0, 3, 7])  # the first of all, the first after a growth, one in between
+def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
+    what: str, step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("model.dropout=0.1", f"checkpoint.every={step or 99}")
+    with monkeypatch.context() as patch:
+        poison(patch, [step], what)
+        with pytest.raises(TrainingError, match=rf"step {step}: .*(nan|inf).*on_nonfinite=skip"):
+            train(config(*words), tmp_path / "run")
+    if step:
+        assert _newest(tmp_path / "run").state.step == step
+        assert all(t.isfinite().all() for t in _newest(tmp_path / "run").weights.values())
+    found = json.loads((tmp_path / "run" / "refused_steps" / f"step_{step:08d}.json").read_text())
+    assert (found["step"], len(found["depths"]), len(found["rows"])) == (step, 2, 2)
+    assert [len(rows) for rows in found["rows"]] == [2, 2]
+    assert (found["losses"][1] is None) == (what == "loss")
+    assert (found["grad_norm"] is None) == (what != "loss")
+    assert found["parameters"] == ([] if what == "loss" else ["blocks.0.qkv.weight"])
+    # what was kept is the state before: without the poison, the run ends as if nothing had happened
+    resume(tmp_path / "run")
+    train(config(*words), tmp_path / "straight")
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
+    ours, theirs = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "straight"))
+    assert ours == theirs
+
+
+def test_the_rows_of_a_diagnosis_are_those_of_the_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[Any]] = {}
+    original = Trainer.backward
+
+    def backward(loop: Trainer, step: int, depths: list[int]) -> Tensor:
+        batches = loop.training.batches
+        assert isinstance(batches, TrainingBatches)
+        seen[step] = [
+            (batches.rows[batches.row_numbers(step, part)], loop.training.micro_batch(step, part).targets)
+            for part in (0, 1)
+        ]
+        return original(loop, step, depths)
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    train(config("model=gpt"), tmp_path)
+    for parts in seen.values():
+        for rows, targets in parts:  # a GPT's targets are its rows without their first token
+            assert torch.equal(torch.from_numpy(rows[:, 1:].astype("int64")).flatten(), targets)
+
+
+def test_skip_goes_on_without_the_step_and_counts_it(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    poison(monkeypatch, [4, 6], "gradient")
+    weights: dict[int, list[Tensor]] = {}
+    original = Trainer.step
+
+    def step(loop: Trainer) -> None:
+        before = [p.detach().clone() for p in loop.model.parameters()]
+        number = loop.state.step
+        original(loop)
+        after = list(loop.model.parameters())
+        same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert same == (number in (4, 6))
+        weights[number] = before
+
+    monkeypatch.setattr(Trainer, "step", step)
+    result = train(config("on_nonfinite=skip", "log.every=1"), tmp_path)
+    assert len(weights) == STEPS
+    rows = [row for row in read_rows(tmp_path) if "train/lr" in row]
+    assert [row["train/skipped_steps"] for row in rows] == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert [row["step"] for row in rows if row["train/loss"] is None] == [5, 7]
+    assert rows[-1]["flops"] == result.plan.flops  # they were spent
+    assert json.loads((tmp_path / "summary.json").read_text())["totals"]["skipped_steps"] == 2
+    assert capsys.readouterr().out.count("; skipped, see ") == 2
+    assert sorted(p.name for p in (tmp_path / "refused_steps").iterdir()) == [
+        "step_00000004.json", "step_00000006.json",
+    ]  # fmt: skip
+
+
+def test_skip_does_not_skip_for_ever(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, range(1, 99), "loss")
+    with pytest.raises(TrainingError, match=f"as in the {MOST_SKIPS_IN_A_ROW} steps before it"):
+        train(config("on_nonfinite=skip"), tmp_path)
+    assert len(list((tmp_path / "refused_steps").iterdir())) == MOST_SKIPS_IN_A_ROW + 1
+
+
+def test_a_stopped_run_goes_on_with_skip(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [5], "loss")
+    with pytest.raises(TrainingError):
+        train(config(), tmp_path)
+    resume(tmp_path, {"on_nonfinite": "skip"})
+    assert json.loads((tmp_path / "summary.json").read_text())["totals"]["skipped_steps"] == 1
+
+
+def test_a_learning_rate_beyond_reason_ends_with_a_message(config: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"a lower optim\.lr"):
+        train(config("optim.lr=1e38", "optim.warmup=0"), tmp_path)
+
+
+def test_peaks_between_two_rows_are_recorded(config: Callable[..., Config], tmp_path: Path) -> None:
+    """The mean over log.every steps hides a spike; the rows of every single step tell the truth."""
+    train(config("log.every=1"), tmp_path / "all")
+    train(config("log.every=3"), tmp_path / "few")
+    every = [row for row in read_rows(tmp_path / "all") if "train/lr" in row]
+    for row in (row for row in read_rows(tmp_path / "few") if "train/lr" in row):
+        inside = [r for r in every if row["step"] - 3 < r["step"] <= row["step"]]
+        assert row["train/loss_max"] == max(r["train/loss"] for r in inside)
+        assert row["train/grad_norm_max"] == max(r["train/grad_norm"] for r in inside)
+        assert row["train/loss"] == pytest.approx(sum(r["train/loss"] for r in inside) / len(inside))
+
+
+def test_the_summary_says_what_each_growth_did_to_the_loss(config: Callable[..., Config], tmp_path: Path) -> None:
+    train(config("expander=stack"), tmp_path)
+    rows = [row for row in read_rows(tmp_path) if "growth/to" in row]
+    expected = [
+        {
+            "step": before["step"], "from": before["growth/from"], "to": before["growth/to"],
+            "eval/loss_before": before["eval/loss"], "eval/loss_after": after["eval/loss"],
+        }
+        for before, after in zip(rows[::2], rows[1::2], strict=True)
+    ]  # fmt: skip
+    assert len(expected) == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["growths"] == expected
+
+
+def test_skip_keeps_the_state_before_the_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [5], "loss")
+    train(config("on_nonfinite=skip", "checkpoint.every=99", "checkpoint.keep=9"), tmp_path)
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert saved == ["step_00000003", "step_00000005", "step_00000006", "step_00000012"]  # growths, and the end
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_weights_that_an_update_spoiled_are_neither_saved_nor_exported(
+    steps: int, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """The loss and the gradient of the last step were finite, its update was not."""
+    words = ("optim.lr=1e38", "optim.warmup=0", f"budget.steps={steps}", "schedule.layers=[4]", "schedule.ends=[1]")
+    with pytest.raises(TrainingError, match=r"weights that are not finite.*a lower optim\.lr"):
+        train(config(*words), tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step_*"))
+    assert not (tmp_path / "model").exists()
+    assert not list((tmp_path).glob("*.tmp"))
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_refusals_in_a_row_do_not_push_good_checkpoints_out(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them would hold the same weights."""
+    poison(monkeypatch, range(7, 99), "loss")
+    words = ("on_nonfinite=skip", "budget.steps=40", "checkpoint.every=3", "checkpoint.keep=3")
+    with pytest.raises(TrainingError, match="in the 10 steps before it") as caught:
+        train(config(*words, "schedule.layers=[4]", "schedule.ends=[1]"), tmp_path)
+    assert not caught.value.goes_on
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert "step_00000007" in saved  # the state before the first of them
+
+
+def test_a_budget_in_seconds_looks_at_the_clock_after_each_step(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that runs ahead, too."""
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    settled: list[int] = []
+    original = Trainer.sync_pending_steps
+
+    def sync_pending_steps(loop: Trainer) -> None:
+        settled.append(loop.state.step)
+        original(loop)
+
+    monkeypatch.setattr(Trainer, "sync_pending_steps", sync_pending_steps)
+    monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.01)
+    train(config("budget.steps=null", "budget.seconds=0.3", "log.every=1000"), tmp_path)
+    assert {*range(1, 6)} <= {*settled}

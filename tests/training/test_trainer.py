@@ -1,0 +1,128 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apollo_cli.config.config import Config
+from apollo_cli.models.hf import load_model
+from apollo_cli.training import planning
+from apollo_cli.training.run import train
+from tests.conftest import read_rows
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_accumulated_micro_steps_equal_one_large_one(
+    kind: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """At a fixed depth; the gradients differ by the order of a sum alone."""
+    words = (f"model={kind}", "sampler=full", "optim.eps=1e-4")  # a larger eps keeps rounding small
+    for micro in (1, 4):
+        train(config(*words, f"batch.micro={micro}"), tmp_path / str(micro))
+    one, four = (load_file(tmp_path / m / "model" / "model.safetensors") for m in ("1", "4"))
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-4)
+    flops = [json.loads((tmp_path / m / "plan.json").read_text())["flops"] for m in ("1", "4")]
+    assert flops[0] == flops[1]
+
+
+def test_each_micro_step_has_a_depth_of_its_own(config: Callable[..., Config], tmp_path: Path) -> None:
+    result = train(config("batch.micro=1", "sampler=uniform"), tmp_path)
+    first = result.plan.stages[0]
+    assert sum(first.depth_counts.values()) == first.stage.steps * 4
+    assert len(first.depth_counts) > 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
+    kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from apollo_cli.training import pretraining
+
+    seen = []
+    original = pretraining.EvaluationBatches
+
+    def spy(*arguments: object) -> object:
+        seen.append(original(*arguments))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(pretraining, "EvaluationBatches", spy)
+    result = train(config(f"model={kind}"), tmp_path)
+    auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
+    model = auto.from_pretrained(tmp_path / "model").eval()
+    losses, count = 0.0, 0
+    for batch, _ in seen[0]:
+        with torch.no_grad():
+            logits = model(input_ids=batch.tokens).logits.flatten(0, 1)[batch.positions]
+        losses += torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").item()
+        count += len(batch.targets)
+    assert result.losses["eval/loss"] == pytest.approx(losses / count, abs=1e-5)
+
+
+def test_growth_by_interpolation_leaves_the_loss_at_full_depth_as_it_was(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config(), tmp_path)
+    growths = [row for row in read_rows(tmp_path) if "growth/to" in row]
+    for before, after in zip(growths[::2], growths[1::2], strict=True):
+        assert before["eval/loss_full_depth"] == after["eval/loss_full_depth"]
+
+
+@pytest.mark.parametrize("expander", ["stack", "interpolate"])
+def test_after_every_growth_every_layer_is_trained_and_none_is_left_over(
+    expander: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config(f"expander={expander}", "checkpoint.every=1", "checkpoint.keep=100"), tmp_path)
+    for grown, layers in ((4, 2), (7, 4)):  # the first step of a stage, and its second
+        before, after = (
+            load_file(tmp_path / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+            for step in (grown, grown + 1)
+        )
+        blocks = {name.split(".")[1] for name in after if name.startswith("blocks.")}
+        assert blocks == {str(i) for i in range(layers)}
+        for name in after:
+            assert not torch.equal(before[name], after[name]) or _untrainable(name), name
+
+
+def _untrainable(name: str) -> bool:
+    return name.endswith("segments.weight")  # its unused row keeps still; the used one moves
+
+
+def test_the_clip_is_in_the_config(config: Callable[..., Config], tmp_path: Path) -> None:
+    norms = {}
+    for clip in ("0", "1e-3"):
+        train(config(f"optim.clip={clip}", "log.every=1"), tmp_path / clip)
+        norms[clip] = [row["train/grad_norm"] for row in read_rows(tmp_path / clip) if "train/loss" in row]
+    assert norms["0"][0] == norms["1e-3"][0]  # the norm before clipping
+    assert norms["0"][1:] != norms["1e-3"][1:]
+
+
+def test_a_run_under_seconds_ends_by_the_clock(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when the calibration promised far too many steps."""
+    monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 1e-5)
+    result = train(config("budget.steps=null", "budget.seconds=0.4"), tmp_path)
+    rows = read_rows(tmp_path)
+    assert result.plan.steps > 10_000
+    assert rows[-1]["step"] < 1_000
+    assert 0.4 <= rows[-1]["train_seconds"] < 1.5
+
+
+def test_blocks_compile(config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    train(config("compile=true"), tmp_path)
+    assert len(compiled) == 1 + 2 + 4
+
+
+def test_an_exported_model_loads_back(config: Callable[..., Config], tmp_path: Path) -> None:
+    train(config("model=gpt"), tmp_path)
+    model = load_model(tmp_path / "model")
+    weights = load_file(tmp_path / "checkpoints" / "step_00000012" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name])
