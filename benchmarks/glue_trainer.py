@@ -16,9 +16,9 @@ from datasets import Dataset
 
 from apollo_cli import files
 from apollo_cli.glue import examples, metrics
-from apollo_cli.glue.grid import Grid
+from apollo_cli.glue.grid import FineTuningGrid
 from apollo_cli.glue.section import compose_words, parse
-from apollo_cli.glue.tasks import TASKS, Split, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.intervals import interval
 from benchmarks import results
 from benchmarks.glue_table import frequent
@@ -36,14 +36,14 @@ class Contest:
     model: Path
     data_dir: Path
 
-    def ours(self, task: Task, seed: int) -> float:
+    def ours(self, task: GlueTask, seed: int) -> float:
         """The score of apollo-glue."""
         words = [f"model={self.model}", f"glue.data_dir={self.data_dir}", f"task={task.name}", f"seed={seed}"]
         config = parse(compose_words([*words, f"optim.lr={LR}", "tracking=local", "device=cpu", "log.every=500"]))
-        found = Grid(config, RUNNING / self.model.parent.name).run()["tasks"][task.name]["runs"]
+        found = FineTuningGrid(config, RUNNING / self.model.parent.name).run()["tasks"][task.name]["runs"]
         return next(run["score"] for run in found if run["seed"] == seed)
 
-    def theirs(self, task: Task, seed: int) -> float:
+    def theirs(self, task: GlueTask, seed: int) -> float:
         """The score of transformers' Trainer with AutoModelForSequenceClassification."""
         from transformers import (
             AutoModelForSequenceClassification,
@@ -90,7 +90,7 @@ class Contest:
         answers = numbers.argmax(-1) if task.labels else numbers.squeeze(-1)
         return metrics.score(metrics.measured(task, labels, answers))
 
-    def _rows(self, task: Task, split: Split, tokenizer: Any) -> Any:
+    def _rows(self, task: GlueTask, split: Split, tokenizer: Any) -> Any:
         found = examples.read(task, split, self.data_dir)
         columns = [list(column) for column in zip(*found.texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=128, return_token_type_ids=True)

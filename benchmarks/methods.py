@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from apollo_cli import files
+from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import parse
-from apollo_cli.config.hydra_syntax import compose_values, conf_folder
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report import plots, words
 from apollo_cli.report.comparison import Comparison, Method, Question, compare
 from apollo_cli.report.groups import families

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from apollo_cli.config.config import Config, parse
-from apollo_cli.config.growth import Ligo
+from apollo_cli.config.growth import LigoArgs
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.growth.expanders import Expander
 from apollo_cli.growth.plan import Plan
@@ -141,7 +141,7 @@ def test_bert2bert_widens_by_aki_and_begins_with_prefixes() -> None:
 
 def test_the_map_of_ligo_is_learned_in_a_hundred_steps_with_a_rate_of_its_own() -> None:
     expander = parse(compose_values(["experiment=ligo", "expander.source=somewhere"])).expander
-    assert isinstance(expander, Ligo)
+    assert isinstance(expander, LigoArgs)
     assert (expander.steps, expander.lr) == (100, 1e-3)
 
 

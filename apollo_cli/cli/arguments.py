@@ -7,7 +7,7 @@ from itertools import islice
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from apollo_cli.config.config import Run
+from apollo_cli.config.config import RunArgs
 from apollo_cli.config.schema import closest
 from apollo_cli.errors import ConfigError
 
@@ -119,6 +119,6 @@ class CommandLine:
 
 def _unknown_flag(flag: str) -> str:
     key = flag.lstrip("-")
-    if key in Run.model_fields:
+    if key in RunArgs.model_fields:
         return f"{flag}: no such flag; keys have no dashes: type {key}=VALUE"
     return f"{flag}: no such flag{closest(flag, list(_FLAGS))}; apollo-train --help lists what there is"

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 
 from apollo_cli.cli import launchers
+from apollo_cli.config.conf_folder import CONF, conf_folder
 from apollo_cli.config.config import problems_of_name
-from apollo_cli.config.hydra_syntax import CONF, conf_folder
 from apollo_cli.data import cache_folder
 
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir")

@@ -2,7 +2,7 @@
 
 import re
 
-from apollo_cli.config.hydra_syntax import conf_folder
+from apollo_cli.config.conf_folder import conf_folder
 
 _HEAD = """\
 apollo-train: pretrain BERT and GPT while their depth grows (Apollo, arXiv 2401.09192).

@@ -13,11 +13,20 @@ from apollo_cli.config import data as of_data
 from apollo_cli.config import growth as of_growth
 from apollo_cli.config import model as of_model
 from apollo_cli.config import training as of_training
-from apollo_cli.config.data import Data
-from apollo_cli.config.growth import Expander, Ligo, Sampler, Schedule
-from apollo_cli.config.model import Model
+from apollo_cli.config.data import DataArgs
+from apollo_cli.config.growth import ExpanderArgs, LigoArgs, SamplerArgs, ScheduleArgs
+from apollo_cli.config.model import ModelArgs
 from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
-from apollo_cli.config.training import Batch, Budget, Checkpoints, Distributed, Evaluation, Log, Optim, Tracking
+from apollo_cli.config.training import (
+    BatchArgs,
+    BudgetArgs,
+    CheckpointArgs,
+    DistributedArgs,
+    EvalArgs,
+    LogArgs,
+    OptimArgs,
+    TrackingArgs,
+)
 from apollo_cli.errors import ConfigError
 from apollo_cli.models.model_config import Initialization, ModelConfig
 
@@ -26,7 +35,7 @@ DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps
 MOST_DEVICES = 64  # of one machine
 
 
-class Run(Section):
+class RunArgs(Section):
     """The keys without a group."""
 
     seed: Seed
@@ -44,20 +53,20 @@ class Run(Section):
 class Config:
     """A whole valid config. `raw` is the same as plain values, as written to config.yaml."""
 
-    run: Run
-    model: Model
-    sampler: Sampler
-    expander: Expander
-    schedule: Schedule
-    data: Data
-    optim: Optim
-    budget: Budget
-    batch: Batch
-    eval: Evaluation
-    checkpoint: Checkpoints
-    log: Log
-    tracking: Tracking
-    distributed: Distributed
+    run: RunArgs
+    model: ModelArgs
+    sampler: SamplerArgs
+    expander: ExpanderArgs
+    schedule: ScheduleArgs
+    data: DataArgs
+    optim: OptimArgs
+    budget: BudgetArgs
+    batch: BatchArgs
+    eval: EvalArgs
+    checkpoint: CheckpointArgs
+    log: LogArgs
+    tracking: TrackingArgs
+    distributed: DistributedArgs
     raw: dict[str, Any]
 
     @property
@@ -85,16 +94,16 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": of_model.FAMILY,
     "sampler": of_growth.SAMPLER_FAMILY,
     "expander": of_growth.EXPANDER_FAMILY,
-    "schedule": (Schedule,),
+    "schedule": (ScheduleArgs,),
     "data": of_data.FAMILY,
-    "optim": (Optim,),
-    "budget": (Budget,),
-    "batch": (Batch,),
-    "eval": (Evaluation,),
-    "checkpoint": (Checkpoints,),
-    "log": (Log,),
-    "tracking": (Tracking,),
-    "distributed": (Distributed,),
+    "optim": (OptimArgs,),
+    "budget": (BudgetArgs,),
+    "batch": (BatchArgs,),
+    "eval": (EvalArgs,),
+    "checkpoint": (CheckpointArgs,),
+    "log": (LogArgs,),
+    "tracking": (TrackingArgs,),
+    "distributed": (DistributedArgs,),
 }
 
 
@@ -111,7 +120,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         raw = {**raw, "data": of_data.completed(data, kind)}
     raw = of_growth.with_numbers_of_layers(raw)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
-    sections: dict[str, Any] = {"run": validate(Run, "", plain, problems)}
+    sections: dict[str, Any] = {"run": validate(RunArgs, "", plain, problems)}
     for name, family in _FAMILIES.items():
         if not isinstance(raw.get(name), Mapping):
             problems.append(f"{name}: missing, it must be a group of keys")
@@ -148,7 +157,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found += of_training.problems_of_budget(budget)
     if batch := sections["batch"]:
         found += of_training.problems_of_batch(batch)
-    if (spread := sections["distributed"]) and spread.kind == "fsdp" and isinstance(expander, Ligo):
+    if (spread := sections["distributed"]) and spread.kind == "fsdp" and isinstance(expander, LigoArgs):
         found.append(
             "distributed=fsdp and expander=ligo: its map is learned on whole weights; take distributed=ddp"
         )

@@ -10,13 +10,13 @@ from apollo_cli.config.schema import List, Names, Section, Seed, Size
 from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, entries_of_bytes
 
 
-class OfPyDocs(Section):
+class PyDocsKeys(Section):
     """What is said of this machine's documentation."""
 
     kind: Literal["pydocs"]
 
 
-class OfText(Section):
+class TextKeys(Section):
     """What is said of text files."""
 
     kind: Literal["text"]
@@ -27,7 +27,7 @@ class OfText(Section):
     errors: Literal["strict", "replace"]
 
 
-class OfHub(Section):
+class HubKeys(Section):
     """What is said of datasets of the hub."""
 
     kind: Literal["hub"]
@@ -42,19 +42,19 @@ class OfHub(Section):
 Weight = Annotated[float, Field(gt=0)] | None
 
 
-class PyDocsSource(OfPyDocs):
+class PyDocsSource(PyDocsKeys):
     """A source of a mixture."""
 
     weight: Weight
 
 
-class TextSource(OfText):
+class TextSource(TextKeys):
     """A source of a mixture."""
 
     weight: Weight
 
 
-class HubSource(OfHub):
+class HubSource(HubKeys):
     """A source of a mixture."""
 
     weight: Weight
@@ -65,7 +65,7 @@ _SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource
 MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
 
 
-class Data(Section):
+class DataArgs(Section):
     """`data`: the corpus, its tokenizer, its rows."""
 
     kind: str
@@ -78,25 +78,25 @@ class Data(Section):
     inspect: bool
 
 
-class PyDocs(Data, OfPyDocs):
+class PyDocsArgs(DataArgs, PyDocsKeys):
     """data=pydocs."""
 
     kind: Literal["pydocs"]
 
 
-class Text(Data, OfText):
+class TextArgs(DataArgs, TextKeys):
     """data=text."""
 
     kind: Literal["text"]
 
 
-class Hub(Data, OfHub):
+class HubArgs(DataArgs, HubKeys):
     """data=hub and its presets."""
 
     kind: Literal["hub"]
 
 
-class Mixture(Data):
+class MixtureArgs(DataArgs):
     """data=mixture: what a source leaves out is taken from the keys that stand beside `sources`."""
 
     kind: Literal["mixture"]
@@ -133,7 +133,7 @@ class Mixture(Data):
         return ".".join([source, *map(str, key[:1])]), known
 
 
-FAMILY: tuple[type[Section], ...] = (PyDocs, Text, Hub, Mixture)
+FAMILY: tuple[type[Section], ...] = (PyDocsArgs, TextArgs, HubArgs, MixtureArgs)
 
 
 def completed(values: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
@@ -162,15 +162,15 @@ def _whole_source(source: Any, beside: Mapping[str, Any]) -> Any:
     return deepcopy(shared | dict(source))  # YAML would alias what is the same
 
 
-def problems(data: Data) -> list[str]:
+def problems(data: DataArgs) -> list[str]:
     """The rules between keys that are broken, a sentence for each."""
-    mixed = data.sources if isinstance(data, Mixture) else ()
+    mixed = data.sources if isinstance(data, MixtureArgs) else ()
     of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]
-    found = [problem for where, of in of_one if isinstance(of, OfHub) for problem in _problems_of_hub(where, of)]
+    found = [problem for where, of in of_one if isinstance(of, HubKeys) for problem in _problems_of_hub(where, of)]
     return found + _problems_of_weights(mixed) + _problems_of_validation(mixed)
 
 
-def _problems_of_hub(where: str, of: OfHub) -> list[str]:
+def _problems_of_hub(where: str, of: HubKeys) -> list[str]:
     if of.path and len(of.path) != len(of.name):
         return [f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"]
     if of.streaming and len(of.path) > 1:
@@ -186,7 +186,7 @@ def _problems_of_weights(mixed: tuple[MixedSource, ...]) -> list[str]:
     found = []
     if None in weights and any(weight is not None for weight in weights):
         found.append("data.sources: some have a weight and some have none; give it to all or to none")
-    elif None in weights and len(weights) > 1 and any(isinstance(s, OfHub) and s.streaming for s in mixed):
+    elif None in weights and len(weights) > 1 and any(isinstance(s, HubKeys) and s.streaming for s in mixed):
         found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
     shares = [weight for weight in weights if weight is not None]
     return found + [

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field, create_model
 
-from apollo_cli.config.model import MOST_LAYERS, Model
+from apollo_cli.config.model import MOST_LAYERS, ModelArgs
 from apollo_cli.config.schema import List, Section, Size, Whole, whole
 from apollo_cli.growth import expanders, layer_maps, plugins, samplers  # noqa: F401 - own registers what is in it
 from apollo_cli.growth import schedule as stages
@@ -16,7 +16,7 @@ from apollo_cli.growth.samplers import DepthSampler
 _NEAR = 2e-4  # relative: a share of the width may be typed as 0.3333
 
 
-class Sampler(Section):
+class SamplerArgs(Section):
     """`sampler`: P(depth | N, L)."""
 
     kind: str
@@ -26,7 +26,7 @@ class Sampler(Section):
         return samplers.SAMPLERS[self.kind](**self.model_dump(exclude={"kind"}))
 
 
-class Lvps(Sampler):
+class LvpsArgs(SamplerArgs):
     """sampler=lvps."""
 
     kind: Literal["lvps"]
@@ -35,7 +35,7 @@ class Lvps(Sampler):
     overshoot: Annotated[float, Field(ge=0.01, le=100)]
 
 
-class Edge(Sampler):
+class EdgeArgs(SamplerArgs):
     """sampler=edge."""
 
     kind: Literal["edge"]
@@ -44,20 +44,20 @@ class Edge(Sampler):
     steepness: Annotated[float, Field(gt=0)]
 
 
-class PlainSampler(Sampler):
+class PlainSamplerArgs(SamplerArgs):
     """The samplers without parameters."""
 
     kind: Literal["uniform", "full", "shallow"]
 
 
-class Subset(Sampler):
+class SubsetArgs(SamplerArgs):
     """sampler=subset."""
 
     kind: Literal["subset"]
     sizes: Annotated[tuple[Size, ...], List]
 
 
-class Prefixes(Sampler):
+class PrefixesArgs(SamplerArgs):
     """sampler=prefixes."""
 
     kind: Literal["prefixes"]
@@ -66,7 +66,7 @@ class Prefixes(Sampler):
     stages: Size
 
 
-class Expander(Section):
+class ExpanderArgs(Section):
     """`expander`: how the layers grow."""
 
     kind: str
@@ -79,7 +79,7 @@ class Expander(Section):
         return expanders.Expander(self.kind)
 
 
-class Interpolate(Expander):
+class InterpolateArgs(ExpanderArgs):
     """expander=interpolate."""
 
     kind: Literal["interpolate"]
@@ -90,19 +90,19 @@ class Interpolate(Expander):
         return expanders.Expander(self.mode)
 
 
-class Stack(Expander):
+class StackArgs(ExpanderArgs):
     """expander=stack."""
 
     kind: Literal["stack"]
 
 
-class Inserted(Expander):
+class InsertedArgs(ExpanderArgs):
     """expander=append, middle and boundary: part of the layers again, at one place."""
 
     kind: Literal["append", "middle", "boundary"]
 
 
-class Net2Net(Expander):
+class Net2NetArgs(ExpanderArgs):
     """expander=net2net."""
 
     kind: Literal["net2net"]
@@ -112,7 +112,7 @@ class Net2Net(Expander):
         return expanders.Expander("nearest", silent=True)
 
 
-class Msg(Expander):
+class MsgArgs(ExpanderArgs):
     """expander=msg."""
 
     kind: Literal["msg"]
@@ -123,11 +123,11 @@ class Msg(Expander):
         return expanders.Expander("stack", entry=self.entry)
 
 
-class FromSource(Expander):
+class FromSourceArgs(ExpanderArgs):
     """An expander whose method is to begin from a smaller model."""
 
 
-class Bert2Bert(FromSource):
+class Bert2BertArgs(FromSourceArgs):
     """expander=bert2bert."""
 
     kind: Literal["bert2bert"]
@@ -138,7 +138,7 @@ class Bert2Bert(FromSource):
         return expanders.Expander("stack", width=self.width)
 
 
-class Lemon(FromSource):
+class LemonArgs(FromSourceArgs):
     """expander=lemon."""
 
     kind: Literal["lemon"]
@@ -148,7 +148,7 @@ class Lemon(FromSource):
         return expanders.Expander("nearest", silent=True, width="lemon")
 
 
-class Ligo(FromSource):
+class LigoArgs(FromSourceArgs):
     """expander=ligo."""
 
     kind: Literal["ligo"]
@@ -160,7 +160,7 @@ class Ligo(FromSource):
         return expanders.Expander("stack", learning=expanders.Learning(self.steps, self.lr))
 
 
-class Schedule(Section):
+class ScheduleArgs(Section):
     """`schedule`: stored layers and width of each stage, where it ends, and which layers train."""
 
     layers: Annotated[tuple[int, ...], List]
@@ -178,32 +178,39 @@ class Schedule(Section):
         return stages.Schedule.over(steps, self.layers, self.ends, self.trained, self.widths)
 
 
-def _own_samplers() -> Iterator[type[Sampler]]:
+def _own_samplers() -> Iterator[type[SamplerArgs]]:
     """Those of `growth/own`: the fields of the dataclass are the keys."""
     for kind in samplers.OWN:
         cls = samplers.SAMPLERS[kind]
         keys: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(cls).items()}
         keys["kind"] = (Literal[kind], ...)
-        yield create_model(cls.__name__, __base__=Sampler, **keys)
+        yield create_model(cls.__name__, __base__=SamplerArgs, **keys)
 
 
-def _own_expanders() -> Iterator[type[Expander]]:
+def _own_expanders() -> Iterator[type[ExpanderArgs]]:
     """Those of `growth/own`: a layer map by its own name."""
     for kind in layer_maps.OWN:
         keys: dict[str, Any] = {"kind": (Literal[kind], ...)}
-        yield create_model(kind, __base__=Expander, **keys)
+        yield create_model(kind, __base__=ExpanderArgs, **keys)
 
 
-SAMPLER_FAMILY: tuple[type[Sampler], ...] = (Lvps, Edge, PlainSampler, Subset, Prefixes, *_own_samplers())
-EXPANDER_FAMILY: tuple[type[Expander], ...] = (
-    Interpolate,
-    Stack,
-    Inserted,
-    Net2Net,
-    Msg,
-    Bert2Bert,
-    Lemon,
-    Ligo,
+SAMPLER_FAMILY: tuple[type[SamplerArgs], ...] = (
+    LvpsArgs,
+    EdgeArgs,
+    PlainSamplerArgs,
+    SubsetArgs,
+    PrefixesArgs,
+    *_own_samplers(),
+)
+EXPANDER_FAMILY: tuple[type[ExpanderArgs], ...] = (
+    InterpolateArgs,
+    StackArgs,
+    InsertedArgs,
+    Net2NetArgs,
+    MsgArgs,
+    Bert2BertArgs,
+    LemonArgs,
+    LigoArgs,
     *_own_expanders(),
 )
 
@@ -227,7 +234,7 @@ def _with_numbers(raw: Mapping[str, Any], name: str, key: str) -> Mapping[str, A
 
 
 def problems(
-    schedule: Schedule, sampler: Sampler | None, expander: Expander | None, model: Model | None
+    schedule: ScheduleArgs, sampler: SamplerArgs | None, expander: ExpanderArgs | None, model: ModelArgs | None
 ) -> list[str]:
     """What is wrong with stages, and what does not go together; None is a section that is not valid by itself."""
     found = stages.problems(schedule.layers, schedule.ends, schedule.trained, schedule.widths)
@@ -254,14 +261,14 @@ def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:
     return [*dict.fromkeys(n for n in scaled if n < target), target]
 
 
-def _problems_of_depths(schedule: Schedule, sampler: Sampler | None) -> list[str]:
+def _problems_of_depths(schedule: ScheduleArgs, sampler: SamplerArgs | None) -> list[str]:
     """Which stages give a sampler too few or too many layers."""
-    if isinstance(sampler, Prefixes) and sampler.trained < sampler.multiple:
+    if isinstance(sampler, PrefixesArgs) and sampler.trained < sampler.multiple:
         return [
             f"sampler.trained={sampler.trained}: with fewer than sampler.multiple={sampler.multiple} some layers "
             "would never train"
         ]
-    if not isinstance(sampler, Subset):
+    if not isinstance(sampler, SubsetArgs):
         return []
     if len(sampler.sizes) != len(schedule.layers):
         return [
@@ -276,17 +283,19 @@ def _problems_of_depths(schedule: Schedule, sampler: Sampler | None) -> list[str
     return []
 
 
-def _problems_of_trained(schedule: Schedule, sampler: Sampler | None, expander: Expander | None) -> list[str]:
+def _problems_of_trained(
+    schedule: ScheduleArgs, sampler: SamplerArgs | None, expander: ExpanderArgs | None
+) -> list[str]:
     """Why the new layers cannot train alone."""
     found: list[str] = []
     if not schedule.trained or "new" not in schedule.trained:
         return found
-    if isinstance(sampler, Subset | Prefixes):
+    if isinstance(sampler, SubsetArgs | PrefixesArgs):
         found.append(
             f"schedule.trained={list(schedule.trained)}: sampler={sampler.kind} chooses the layers itself; "
             "take sampler=shallow"
         )
-    if expander and not isinstance(expander, Stack | Msg) and expander.kind != "append":
+    if expander and not isinstance(expander, StackArgs | MsgArgs) and expander.kind != "append":
         found.append(
             f"schedule.trained={list(schedule.trained)}: expander={expander.kind} puts new layers between the "
             "old ones, and only those on top can train alone; take expander=append or stack"
@@ -294,14 +303,14 @@ def _problems_of_trained(schedule: Schedule, sampler: Sampler | None, expander: 
     return found
 
 
-def _problems_of_source(schedule: Schedule, expander: Expander | None) -> list[str]:
+def _problems_of_source(schedule: ScheduleArgs, expander: ExpanderArgs | None) -> list[str]:
     """What an expander lacks to begin from, or gives without need."""
     found: list[str] = []
     if expander is None:
         return found
-    grows_in_width, learns = schedule.shares[0] != 1, isinstance(expander, Ligo)
+    grows_in_width, learns = schedule.shares[0] != 1, isinstance(expander, LigoArgs)
     begins_afresh = grows_in_width or (learns and schedule.layers[0] != schedule.layers[-1])
-    if isinstance(expander, FromSource) and expander.source is None and not begins_afresh:
+    if isinstance(expander, FromSourceArgs) and expander.source is None and not begins_afresh:
         grows = "schedule.layers or schedule.widths grow" if learns else "schedule.widths grow"
         found.append(
             f"expander.source is null and expander={expander.kind} begins from a smaller model: type "
@@ -321,9 +330,9 @@ def _problems_of_source(schedule: Schedule, expander: Expander | None) -> list[s
     return found
 
 
-def _problems_of_entry(schedule: Schedule, expander: Expander | None) -> list[str]:
+def _problems_of_entry(schedule: ScheduleArgs, expander: ExpanderArgs | None) -> list[str]:
     """Whether a stage is too short for its new layers to enter."""
-    if not isinstance(expander, Msg):
+    if not isinstance(expander, MsgArgs):
         return []
     shares = [end - start for start, end in pairwise(schedule.ends)]
     grown = [after > before for before, after in pairwise(schedule.layers)]
@@ -335,7 +344,7 @@ def _problems_of_entry(schedule: Schedule, expander: Expander | None) -> list[st
     ]
 
 
-def _problems_of_widths(schedule: Schedule, model: Model, expander: Expander | None) -> list[str]:
+def _problems_of_widths(schedule: ScheduleArgs, model: ModelArgs, expander: ExpanderArgs | None) -> list[str]:
     """Which widths of valid stages are no whole numbers, or are not reached by the expander's rule."""
     found = []
     for share in sorted(set(schedule.shares)):
@@ -347,7 +356,7 @@ def _problems_of_widths(schedule: Schedule, model: Model, expander: Expander | N
                     "share should give whole numbers of hidden, heads and ffn"
                 )
     hidden = [round(share * model.hidden) for share in schedule.shares]
-    if not found and isinstance(expander, Lemon) and any(b % a for a, b in pairwise(hidden)):
+    if not found and isinstance(expander, LemonArgs) and any(b % a for a, b in pairwise(hidden)):
         found.append(
             f"schedule.widths={list(schedule.shares)}: hidden grows as {hidden}, and LEMON is lossless for whole "
             "multiples alone; take such shares or expander=bert2bert"

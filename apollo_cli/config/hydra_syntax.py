@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from apollo_cli.errors import ConfigError
-
-CONF = "apollo_cli.conf"
-
-
-def conf_folder() -> Path:
-    """Where the YAML groups are installed.
-
-    Raises:
-        ConfigError: the package is not installed, only its sources are there.
-    """
-    try:
-        return Path(next(iter(import_module(CONF).__path__)))
-    except ModuleNotFoundError as error:
-        raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
+from apollo_cli.config.conf_folder import CONF
 
 
 def quoted(value: str) -> str:

@@ -10,7 +10,7 @@ from apollo_cli.models.model_config import Kind, PositionInit, ResidualInit
 MOST_LAYERS = 10_000
 
 
-class Model(Section):
+class ModelArgs(Section):
     """`model` and `size`: what is trained."""
 
     kind: Kind
@@ -25,7 +25,7 @@ class Model(Section):
     init_residual: ResidualInit
 
 
-class Bert(Model):
+class BertArgs(ModelArgs):
     """model=bert."""
 
     kind: Literal["bert"]
@@ -33,16 +33,16 @@ class Bert(Model):
     mask_words: bool
 
 
-class Gpt(Model):
+class GptArgs(ModelArgs):
     """model=gpt."""
 
     kind: Literal["gpt"]
 
 
-FAMILY: tuple[type[Model], ...] = (Bert, Gpt)
+FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
 
 
-def problems(model: Model) -> list[str]:
+def problems(model: ModelArgs) -> list[str]:
     """What does not go together of valid keys."""
     if not model.hidden % model.heads:
         return []

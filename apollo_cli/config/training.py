@@ -28,7 +28,7 @@ def _is_pair(knot: Any) -> bool:
 Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
 
 
-class Optim(Section):
+class OptimArgs(Section):
     """`optim`: AdamW and the learning rate."""
 
     lr: Annotated[float, Field(gt=0)]
@@ -44,7 +44,7 @@ class Optim(Section):
     clip: Annotated[float, Field(ge=0)]
 
 
-class Budget(Section):
+class BudgetArgs(Section):
     """`budget`: how long; exactly one is set."""
 
     steps: Whole | None
@@ -53,7 +53,7 @@ class Budget(Section):
     seconds: Annotated[float, Field(gt=0)] | None
 
 
-class Batch(Section):
+class BatchArgs(Section):
     """`batch`: sequences a step and a micro-step."""
 
     size: Whole
@@ -70,27 +70,27 @@ class Batch(Section):
         return self.size // self.micro_size
 
 
-class Evaluation(Section):
+class EvalArgs(Section):
     """`eval`: how often, on how much."""
 
     every: Whole
     rows: Whole
 
 
-class Checkpoints(Section):
+class CheckpointArgs(Section):
     """`checkpoint`: how often, how many."""
 
     every: Whole
     keep: Whole
 
 
-class Log(Section):
+class LogArgs(Section):
     """`log`: how often a training row is written."""
 
     every: Whole
 
 
-class Tracking(Section):
+class TrackingArgs(Section):
     """`tracking`: Weights & Biases beside the local files."""
 
     wandb: Literal["auto", "online", "offline", "disabled"]
@@ -98,14 +98,14 @@ class Tracking(Section):
     timeout: Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Distributed(Section):
+class DistributedArgs(Section):
     """`distributed`: how a model lies on several devices, and their patience with each other."""
 
     kind: Literal["ddp", "fsdp"]
     timeout: Annotated[float, Field(ge=1, le=86_400)]
 
 
-def problems_of_budget(budget: Budget) -> list[str]:
+def problems_of_budget(budget: BudgetArgs) -> list[str]:
     """Whether it is one."""
     chosen = [key for key, value in budget if value is not None]
     if len(chosen) == 1:
@@ -116,7 +116,7 @@ def problems_of_budget(budget: Budget) -> list[str]:
     ]
 
 
-def problems_of_batch(batch: Batch) -> list[str]:
+def problems_of_batch(batch: BatchArgs) -> list[str]:
     """Whether its micro-steps are whole."""
     if not batch.size % batch.micro_size:
         return []
@@ -124,7 +124,7 @@ def problems_of_batch(batch: Batch) -> list[str]:
     return [f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"]
 
 
-def problems_of_rate(optim: Optim) -> list[str]:
+def problems_of_rate(optim: OptimArgs) -> list[str]:
     """What does not go together of a valid learning rate."""
     found = []
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:

@@ -24,7 +24,7 @@ class Classifier(nn.Module):
 
     def __init__(self, body: LanguageModel, outputs: int, pooler: Pooler | None = None) -> None:
         super().__init__()
-        self.body, self.model_config = body, body.shape
+        self.body, self.model_config = body, body.model_config
         hidden, is_bert = body.model_config.hidden, body.model_config.kind == "bert"
         self.pooler = nn.Linear(hidden, hidden) if is_bert else None
         self.dropout = Dropout(body.model_config.dropout)

@@ -66,7 +66,7 @@ def _run(words: list[str]) -> int:
             [f"fine-tuning takes one device: start {NAME} once, not as {several.world_size} processes"]
         )
 
-    from apollo_cli.glue.grid import Grid, asked_before, place
+    from apollo_cli.glue.grid import FineTuningGrid, asked_before, place
     from apollo_cli.glue.section import beside_resume, compose_words, parse
 
     if flags := [word for word in words if word.startswith("-")]:
@@ -77,7 +77,7 @@ def _run(words: list[str]) -> int:
     config = parse(raw)
     out = place(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     try:
-        Grid(config, out).run()
+        FineTuningGrid(config, out).run()
     except Exception as error:
         return report(error, out, NAME)
     return EXIT_OK

@@ -11,7 +11,7 @@ import numpy as np
 from apollo_cli import files
 from apollo_cli.data.hub import Hub
 from apollo_cli.errors import DataError
-from apollo_cli.glue.tasks import HUB, Split, Task
+from apollo_cli.glue.tasks import HUB, GlueTask, Split
 
 _HIGHEST = 5.0  # similarity of STS-B
 _UNSURE = "-"  # MNLI's label where annotators did not agree
@@ -42,7 +42,7 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
-def read(task: Task, split: Split, data_dir: Path | None) -> Examples:
+def read(task: GlueTask, split: Split, data_dir: Path | None) -> Examples:
     """The examples of a split, from `data_dir` (of the original files) or from the hub.
 
     Raises:
@@ -55,7 +55,7 @@ def read(task: Task, split: Split, data_dir: Path | None) -> Examples:
     return _collect(task, _of_file(task, path, labelled), files.shown(path), labelled)
 
 
-def note_on_rows(task: Task, split: Split, examples: Examples) -> str | None:
+def note_on_rows(task: GlueTask, split: Split, examples: Examples) -> str | None:
     """What a reader should know where these are not the published rows."""
     found = []
     if len(examples.texts) != split.rows:
@@ -70,7 +70,7 @@ _Row = tuple[
 ]  # number of the line, and the cells by column: sentence1, sentence2, label, index
 
 
-def _collect(task: Task, rows: Iterator[_Row], where: str, labelled: bool) -> Examples:
+def _collect(task: GlueTask, rows: Iterator[_Row], where: str, labelled: bool) -> Examples:
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
     indices: list[str] = []
@@ -90,7 +90,7 @@ def _collect(task: Task, rows: Iterator[_Row], where: str, labelled: bool) -> Ex
     return Examples(texts, np.array(labels, dtype=np.int64 if task.labels else np.float32), indices, left_out)
 
 
-def _label(task: Task, label: Any, where: str) -> float:
+def _label(task: GlueTask, label: Any, where: str) -> float:
     """Its number; the hub has that already."""
     if not task.labels:
         try:
@@ -107,7 +107,7 @@ def _label(task: Task, label: Any, where: str) -> float:
     return task.labels.index(label)
 
 
-def _of_file(task: Task, path: Path, labelled: bool) -> Iterator[_Row]:
+def _of_file(task: GlueTask, path: Path, labelled: bool) -> Iterator[_Row]:
     """Tab-separated, one row a line. Quotes are letters, and only a line feed ends a line."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # MRPC's begin with a byte-order mark
@@ -132,7 +132,7 @@ def _of_file(task: Task, path: Path, labelled: bool) -> Iterator[_Row]:
         yield number, {name: cells[place] for name, place in at.items() if place < len(cells)}
 
 
-def _of_hub(task: Task, split: Split) -> Iterator[_Row]:
+def _of_hub(task: GlueTask, split: Split) -> Iterator[_Row]:
     """Labels are numbers there, and rows have an `idx`."""
     source = Hub((HUB,), (task.name,), split.hub)
     for number, row in enumerate(source.rows(), 1):

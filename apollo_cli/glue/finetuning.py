@@ -18,7 +18,7 @@ from apollo_cli.glue.console import GlueConsole
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
 from apollo_cli.glue.sentences import Sentences, TrainingSentences
-from apollo_cli.glue.tasks import Split, Task
+from apollo_cli.glue.tasks import GlueTask, Split
 from apollo_cli.growth.expanders import Expander
 from apollo_cli.growth.plan import Plan, StepCost
 from apollo_cli.growth.samplers import ForwardPath, Full
@@ -54,7 +54,7 @@ class TaskData:
         fingerprint: of training and development rows.
     """
 
-    task: Task
+    task: GlueTask
     train: Sentences
     dev: list[tuple[Split, Sentences]]
     test: list[tuple[Split, Sentences, list[str]]]
@@ -97,7 +97,7 @@ def answered(model: Classifier, sentences: Sentences, device: Device, batch_size
     return found
 
 
-def chosen(task: Task, given: Tensor) -> np.ndarray:
+def chosen(task: GlueTask, given: Tensor) -> np.ndarray:
     """(rows,): numbers of labels, or similarities."""
     return given.argmax(-1).numpy() if task.labels else given.squeeze(-1).numpy()
 
@@ -295,7 +295,7 @@ class Cell(Session):
         self.console.say(f"{self.config.run.name} {summary['status']}: {scores or 'no evaluation'}")
 
 
-def submission(task: Task, indices: list[str], given: np.ndarray) -> str:
+def submission(task: GlueTask, indices: list[str], given: np.ndarray) -> str:
     """The answers as gluebenchmark.com takes them: `index`, `prediction`, in the words of the task."""
     if task.labels:
         said = [task.labels[number] for number in given]

@@ -19,7 +19,7 @@ from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import GlueConfig, parse
 from apollo_cli.glue.sentences import Framing, Sentences
-from apollo_cli.glue.tasks import TASKS, Split, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
@@ -30,7 +30,7 @@ SUBMISSION = "submission"
 
 
 @dataclass(frozen=True)
-class Grid:
+class FineTuningGrid:
     """The runs that a command asks for.
 
     Attributes:
@@ -90,16 +90,16 @@ class Grid:
         asked = self.config.asked
         return Pretrained.of_run(Path(asked.run)) if asked.run else Pretrained.of_folder(Path(asked.model or ""))
 
-    def _missing(self, task: Task) -> Iterator[tuple[float, int]]:
+    def _missing(self, task: GlueTask) -> Iterator[tuple[float, int]]:
         for lr in dict.fromkeys(self.config.optim.lr):
             for seed in dict.fromkeys(self.config.asked.seed):
                 if RunDirectory(self._folder(task, lr, seed)).summary().get("status") != "completed":
                     yield lr, seed
 
-    def _folder(self, task: Task, lr: float, seed: int) -> Path:
+    def _folder(self, task: GlueTask, lr: float, seed: int) -> Path:
         return self.out / task.name / f"lr{lr:g}_seed{seed}"
 
-    def _check(self, task: Task, console: Console) -> None:
+    def _check(self, task: GlueTask, console: Console) -> None:
         """Reads all that will be needed: a missing file is said now, not in hours.
 
         Raises:
@@ -121,13 +121,13 @@ class Grid:
         if not self._tests(task):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so nothing is written to submit")
 
-    def _tests(self, task: Task) -> list[Split]:
+    def _tests(self, task: GlueTask) -> list[Split]:
         folder = self.config.data_dir
         return [
             split for split in task.splits.test if folder is None or (folder / task.title / split.file).exists()
         ]
 
-    def _data(self, task: Task, framing: Framing, tokenizer: Any) -> TaskData:
+    def _data(self, task: GlueTask, framing: Framing, tokenizer: Any) -> TaskData:
         def read(split: Split) -> tuple[examples.Examples, Sentences]:
             found = examples.read(task, split, self.config.data_dir)
             return found, Sentences.encode(found.texts, found.labels, framing, tokenizer)

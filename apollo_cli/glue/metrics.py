@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-from apollo_cli.glue.tasks import Task
+from apollo_cli.glue.tasks import GlueTask
 
 
 def _correlation(of: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -31,7 +31,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def measured(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def measured(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """The metrics of a task, each from -1 or 0 to 1; predictions that are all the same correlate with nothing: 0.
 
     Args:

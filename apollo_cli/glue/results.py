@@ -10,7 +10,7 @@ from rich.table import Table
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue.metrics import average
-from apollo_cli.glue.tasks import TASKS, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask
 from apollo_cli.intervals import interval
 from apollo_cli.run_directory import RunDirectory
 
@@ -51,7 +51,7 @@ def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def data_of(folder: Path, task: Task) -> list[dict[str, Any]]:
+def data_of(folder: Path, task: GlueTask) -> list[dict[str, Any]]:
     """The fingerprint and the number of rows that each complete run of a task was trained on."""
     return [summary["data"] for summary in _complete(folder, task.name)]
 

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 
-from apollo_cli.config.config import DEVICE, Run
-from apollo_cli.config.hydra_syntax import CONF
+from apollo_cli.config.conf_folder import CONF
+from apollo_cli.config.config import DEVICE, RunArgs
 from apollo_cli.config.schema import Decay, List, Names, Section, Seed, Share, Size, Whole, closest, validate
-from apollo_cli.config.training import Budget, Checkpoints, Evaluation, Log, Optim, Tracking
+from apollo_cli.config.training import BudgetArgs, CheckpointArgs, EvalArgs, LogArgs, OptimArgs, TrackingArgs
 from apollo_cli.errors import ConfigError
-from apollo_cli.glue.tasks import TASKS, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask
 
 ALL = "all"
 PLACES = ("run", "model", "out", "resume", "glue.data_dir")  # paths, taken as they are typed
@@ -47,7 +47,7 @@ class GlueArgs(Section):
     on_nonfinite: Literal["stop", "skip"]
 
 
-class Recipe(Section):
+class GlueRecipe(Section):
     """`glue`: the data, and how long a model learns from it."""
 
     data_dir: str | None
@@ -56,7 +56,7 @@ class Recipe(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-class BatchArgs(Section):
+class GlueBatchArgs(Section):
     """`batch`."""
 
     size: Size
@@ -75,22 +75,22 @@ class OptimGrid(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1000)]
     clip: Annotated[float, Field(ge=0)]
 
-    def at(self, lr: float) -> Optim:
+    def at(self, lr: float) -> OptimArgs:
         """With one of the learning rates."""
-        return Optim(**self.model_dump(exclude={"lr"}), lr=lr, knots=None, at_growth="continue")
+        return OptimArgs(**self.model_dump(exclude={"lr"}), lr=lr, knots=None, at_growth="continue")
 
 
 @dataclass(frozen=True)
 class CellConfig:
     """What a fine-tuning run is, in the sections that the training loop reads. `raw` is for config.yaml and W&B."""
 
-    run: Run
-    optim: Optim
-    budget: Budget
-    eval: Evaluation
-    checkpoint: Checkpoints
-    log: Log
-    tracking: Tracking
+    run: RunArgs
+    optim: OptimArgs
+    budget: BudgetArgs
+    eval: EvalArgs
+    checkpoint: CheckpointArgs
+    log: LogArgs
+    tracking: TrackingArgs
     raw: dict[str, Any]
 
 
@@ -99,16 +99,16 @@ class GlueConfig:
     """A whole valid config. `raw` is the same as plain values, as written to glue.yaml."""
 
     asked: GlueArgs
-    glue: Recipe
-    batch: BatchArgs
+    glue: GlueRecipe
+    batch: GlueBatchArgs
     optim: OptimGrid
-    checkpoint: Checkpoints
-    log: Log
-    tracking: Tracking
+    checkpoint: CheckpointArgs
+    log: LogArgs
+    tracking: TrackingArgs
     raw: dict[str, Any]
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[GlueTask]:
         """Those that are asked for, each once, in the order of GLUE."""
         return [task for name, task in TASKS.items() if name in self.asked.task or ALL in self.asked.task]
 
@@ -124,13 +124,13 @@ class GlueConfig:
         recipe = {key: value for key, value in self.raw["glue"].items() if key != "data_dir"}
         return {"glue": recipe, "batch": self.raw["batch"], "optim": optim}
 
-    def cell(self, task: Task, lr: float, seed: int, rows: int) -> CellConfig:
+    def cell(self, task: GlueTask, lr: float, seed: int, rows: int) -> CellConfig:
         """The run of a task with this learning rate and seed, on so many training rows."""
         steps_per_epoch = -(-rows // self.batch.size)
         name = f"{task.name}_lr{lr:g}_seed{seed}"
         asked = self.asked
         return CellConfig(
-            run=Run(
+            run=RunArgs(
                 seed=seed,
                 name=name,
                 device=asked.device,
@@ -142,8 +142,8 @@ class GlueConfig:
                 resume=None,
             ),
             optim=self.optim.at(lr),
-            budget=Budget(steps=self.glue.epochs * steps_per_epoch, tokens=None, flops=None, seconds=None),
-            eval=Evaluation(every=steps_per_epoch, rows=rows),
+            budget=BudgetArgs(steps=self.glue.epochs * steps_per_epoch, tokens=None, flops=None, seconds=None),
+            eval=EvalArgs(every=steps_per_epoch, rows=rows),
             checkpoint=self.checkpoint,
             log=self.log,
             tracking=self.tracking,
@@ -152,12 +152,12 @@ class GlueConfig:
 
 
 _SECTIONS: dict[str, type[Section]] = {
-    "glue": Recipe,
-    "batch": BatchArgs,
+    "glue": GlueRecipe,
+    "batch": GlueBatchArgs,
     "optim": OptimGrid,
-    "checkpoint": Checkpoints,
-    "log": Log,
-    "tracking": Tracking,
+    "checkpoint": CheckpointArgs,
+    "log": LogArgs,
+    "tracking": TrackingArgs,
 }
 
 

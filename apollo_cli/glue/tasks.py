@@ -49,7 +49,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Task:
+class GlueTask:
     """A task.
 
     Attributes:
@@ -85,30 +85,30 @@ class Task:
 _PAIR, _BINARY, _ENTAILMENT = ("sentence1", "sentence2"), ("0", "1"), ("entailment", "not_entailment")
 _SIDES = ("entailment", "neutral", "contradiction")
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
-        Task(
+        GlueTask(
             "cola", "CoLA", ("sentence",), ("sentence",), "label", _BINARY, ("matthews",),
             Splits.plain(8551, 1043, 1063), headless=("source", "label", "mark", "sentence"),
         ),
-        Task(
+        GlueTask(
             "sst2", "SST-2", ("sentence",), ("sentence",), "label", _BINARY, ("accuracy",),
             Splits.plain(67349, 872, 1821),
         ),
-        Task(
+        GlueTask(
             "mrpc", "MRPC", ("#1 String", "#2 String"), _PAIR, "Quality", _BINARY, ("f1", "accuracy"),
             Splits.plain(3668, 408, 1725),
         ),
-        Task(
+        GlueTask(
             "stsb", "STS-B", _PAIR, _PAIR, "score", (), ("pearson", "spearman"),
             Splits.plain(5749, 1500, 1379),
         ),
-        Task(
+        GlueTask(
             "qqp", "QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", _BINARY,
             ("f1", "accuracy"), Splits.plain(363846, 40430, 390965), index="id",
         ),
-        Task(
+        GlueTask(
             "mnli", "MNLI", _PAIR, ("premise", "hypothesis"), "gold_label", _SIDES, ("accuracy",),
             Splits(
                 Split("train", "train.tsv", "train", 392702),
@@ -122,15 +122,15 @@ TASKS: dict[str, Task] = {
                 ),
             ),
         ),
-        Task(
+        GlueTask(
             "qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", _ENTAILMENT,
             ("accuracy",), Splits.plain(104743, 5463, 5463),
         ),
-        Task(
+        GlueTask(
             "rte", "RTE", _PAIR, _PAIR, "label", _ENTAILMENT, ("accuracy",),
             Splits.plain(2490, 277, 3000),
         ),
-        Task(
+        GlueTask(
             "wnli", "WNLI", _PAIR, _PAIR, "label", _BINARY, ("accuracy",), Splits.plain(635, 71, 146),
         ),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from apollo_cli.config.hydra_syntax import conf_folder
+from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.files import in_order
 from apollo_cli.report.runs import Run, few, plain
 

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from apollo_cli import files
-from apollo_cli.config.training import Tracking
+from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking import recorder
 
 FACTS = "apollo"  # beside the config: what a comparison needs to know of a run
@@ -144,7 +144,7 @@ class WandbProcess:
 
 
 def open_mirror(
-    tracking: Tracking,
+    tracking: TrackingArgs,
     identity: Identity,
     config: dict[str, Any],
     run_dir: Path,
@@ -192,7 +192,7 @@ def open_mirror(
         return None
 
 
-def _mode(tracking: Tracking, say: Callable[[str], None]) -> str:
+def _mode(tracking: TrackingArgs, say: Callable[[str], None]) -> str:
     """online, offline or disabled; `auto` leaves it to WANDB_MODE, and all need a key to be online."""
     asked = os.environ.get("WANDB_MODE") or "online" if tracking.wandb == "auto" else tracking.wandb
     if asked == "disabled":

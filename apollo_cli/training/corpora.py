@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from apollo_cli.config.config import Config
-from apollo_cli.config.data import Mixture, OfHub, OfPyDocs, OfText
+from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys
 from apollo_cli.data import sources
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.data.corpus import Corpus, prepare
@@ -59,17 +59,17 @@ def prepare_corpus(
 
 def _source(config: Config) -> sources.Source:
     data = config.data
-    if isinstance(data, Mixture):
+    if isinstance(data, MixtureArgs):
         return MixtureOfSources(
             tuple(sources.Part(_plain_source(source), source.weight) for source in data.sources)
         )
-    assert isinstance(data, OfPyDocs | OfText | OfHub)
+    assert isinstance(data, PyDocsKeys | TextKeys | HubKeys)
     return _plain_source(data)
 
 
-def _plain_source(of: OfPyDocs | OfText | OfHub) -> sources.Source:
-    if isinstance(of, OfText):
+def _plain_source(of: PyDocsKeys | TextKeys | HubKeys) -> sources.Source:
+    if isinstance(of, TextKeys):
         return sources.TextFiles(of.files, of.document, of.text_field, of.errors, of.validation_files)
-    if isinstance(of, OfHub):
+    if isinstance(of, HubKeys):
         return Hub(of.path, of.name, of.split, of.streaming, of.text_field, of.validation_split)
     return sources.PyDocs()

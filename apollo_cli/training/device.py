@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from apollo_cli.config.config import Run
+from apollo_cli.config.config import RunArgs
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 
@@ -54,11 +54,11 @@ class Device:
         for block in blocks if self.compile else ():
             block.compile()
 
-    def shared_by(self, run: Run) -> int:
+    def shared_by(self, run: RunArgs) -> int:
         """How many devices share each micro-step: those that compute together now, or that are to be started."""
         return self.processes.world_size if self.processes.place else run.devices or 1
 
-    def sentence(self, run: Run) -> str:
+    def sentence(self, run: RunArgs) -> str:
         """What was decided, and by whom."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
@@ -72,7 +72,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def choose(run: Run, processes: ProcessGroup = ALONE) -> Device:
+def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     """The device, precision and compilation that `auto` means here, or that were asked for.
 
     Raises:

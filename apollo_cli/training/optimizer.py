@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from apollo_cli.config.training import Optim
+from apollo_cli.config.training import OptimArgs
 from apollo_cli.training.adamw import AdamW
 
 
-def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:
+def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:
     """The learning rate of update `step`, counted from 0, in a run of `steps`.
 
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
@@ -44,7 +44,7 @@ def learning_rate(optim: Optim, step: int, steps: int, growth_steps: Sequence[in
     return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> AdamW:
+def build_optimizer(model: nn.Module, optim: OptimArgs) -> AdamW:
     """AdamW over all parameters; matrices and embeddings decay, norms and biases do not."""
     parameters = list(model.parameters())
     groups = [

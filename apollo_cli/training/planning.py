@@ -6,7 +6,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer
 
 from apollo_cli.config.config import Config
-from apollo_cli.config.model import Bert
+from apollo_cli.config.model import BertArgs
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
@@ -19,14 +19,14 @@ from apollo_cli.models.flops import training_flops
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.learned_map import map_flops as map_flops_of_step
-from apollo_cli.training.init_from.source import Source, find
+from apollo_cli.training.init_from.source import SourceModel, find
 from apollo_cli.training.memory import num_pieces, process_bytes
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     """What the model is asked; without a tokenizer only good for counting."""
     model = config.model
-    if not isinstance(model, Bert):
+    if not isinstance(model, BertArgs):
         return NextToken()
     if tokenizer is None:
         return MaskedTokens(model.mask_fraction, 0, config.data.vocab_size)
@@ -120,7 +120,7 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
-def _maps(config: Config, source: Source | None, works: Mapping[float, StepCost]) -> dict[int, int]:
+def _maps(config: Config, source: SourceModel | None, works: Mapping[float, StepCost]) -> dict[int, int]:
     """FLOPs of learning each map, by the stage that it begins.
 
     Each of its steps is a micro-step of the new model, whose stored layers run once, and the map's own products.

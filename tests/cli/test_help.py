@@ -8,7 +8,7 @@ import pytest
 
 from apollo_cli.cli.help import groups, page
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/[!_]*.yaml"))
 
 

@@ -12,7 +12,7 @@ from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.errors import ApolloError, ConfigError
 from tests.helpers.config_values import changed, problems_of, refuses
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
 
 FROM = "expander.source=a_smaller_model"

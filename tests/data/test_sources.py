@@ -25,7 +25,7 @@ import pytest
 import zstandard
 
 from apollo_cli.config.config import parse
-from apollo_cli.config.data import Hub as HubConfig
+from apollo_cli.config.data import HubArgs as HubConfig
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import sources
 from apollo_cli.data.corpus import prepare
@@ -659,7 +659,10 @@ def test_what_is_out_of_reach_is_said_before_anything_is_read(
 ) -> None:
     """Neither is the rest of a mixture packed, nor a dataset downloaded."""
     write(tmp_path / "a.txt", "one\n\ntwo\n\n" * 500)
-    here, there = Hub((str(hub),), (None,), streaming=streaming), Hub(("no/such",), (None,), streaming=streaming)
+    here, there = (
+        Hub((str(hub),), (None,), streaming=streaming),
+        Hub(("no/such",), (None,), streaming=streaming),
+    )
     text, late = TextFiles((str(tmp_path / "a.txt"),)), TextFiles((str(hub / "a.jsonl"),), text_field="body")
     recipe = Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(10, 2) if streaming else None)
     for source, tokenizer, said in (

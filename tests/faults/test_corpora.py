@@ -42,7 +42,7 @@ LETTERS = " ".join(random.Random(0).choices([f"{i}x{i * i}" for i in range(10_00
 CHILD = """
 import resource, sys
 from pathlib import Path
-from apollo_cli.data.packing import Recipe, prepare
+from apollo_cli.data.corpus import Recipe, prepare
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 file, cache = sys.argv[1:]

@@ -9,12 +9,12 @@ from datasets import Dataset
 from apollo_cli.errors import DataError
 from apollo_cli.glue import examples
 from apollo_cli.glue.examples import note_on_rows, read
-from apollo_cli.glue.tasks import TASKS, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask
 from tests.helpers.made_glue import ROWS
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_every_file_of_every_task_is_read(task: Task, glue_dir: Path) -> None:
+def test_every_file_of_every_task_is_read(task: GlueTask, glue_dir: Path) -> None:
     for split in (task.splits.train, *task.splits.dev, *task.splits.test):
         part = split.name.partition("_")[0]
         found = read(task, split, glue_dir)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apollo_cli.config.training import Optim
+from apollo_cli.config.training import OptimArgs
 from apollo_cli.growth.expanders import Expander
 from apollo_cli.growth.expansion import MOMENTS, grow
 from apollo_cli.growth.layer_maps import layer_map
@@ -19,7 +19,7 @@ from apollo_cli.training.optimizer import build_optimizer
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
 MAPS = ("nearest", "stack", "linear", "net2net")
 VOCABULARY, LENGTH, TARGET = 23, 8, 12
-OPTIM = Optim(
+OPTIM = OptimArgs(
     lr=1e-2,
     schedule="constant",
     knots=None,

@@ -12,7 +12,7 @@ import pytest
 from apollo_cli.growth.layer_maps import copies
 from apollo_cli.growth.samplers import sampler
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("## A method of your own")[2].partition("\n## ")[0]
 FILES = dict(re.findall(r"`((?:apollo_cli|conf|tests)/\S+\.\w+)`:\n\n```\w+\n(.*?)```", SECTION, flags=re.DOTALL))
@@ -40,7 +40,9 @@ def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_sampler_an_expander_and_a_schedule_are_shown_each_in_under_20_lines() -> None:
     kinds = [name.rpartition("/")[0] for name in FILES]
-    assert {"apollo_cli/growth/own", "conf/sampler", "conf/expander", "conf/schedule", "tests/growth"} == set(kinds)
+    assert {"apollo_cli/growth/plugins", "conf/sampler", "conf/expander", "conf/schedule", "tests/growth"} == set(
+        kinds
+    )
     assert all(len(text.splitlines()) < 20 for name, text in FILES.items() if not name.startswith("tests/"))
 
 

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from apollo_cli.glue.tasks import TASKS, Task
+from apollo_cli.glue.tasks import TASKS, GlueTask
 
 ROWS = {"train": 24, "dev": 12, "test": 8}
 WORDS = [f"{a}{b}" for a in "bdfghklmnprst" for b in ("al", "on", "ie", "ur")]
@@ -21,7 +21,7 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def _lines(task: Task, part: str, rng: random.Random) -> list[str]:
+def _lines(task: GlueTask, part: str, rng: random.Random) -> list[str]:
     """The rows of a file; a label can be told from the sentences."""
     labelled = part != "test"
     columns = _columns(task, labelled)
@@ -38,7 +38,7 @@ def _lines(task: Task, part: str, rng: random.Random) -> list[str]:
     return lines
 
 
-def _columns(task: Task, labelled: bool) -> list[str]:
+def _columns(task: GlueTask, labelled: bool) -> list[str]:
     """Of a file, as the original has them as far as it matters."""
     if labelled and task.headless:
         return list(task.headless)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.config.training import Tracking
+from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.wandb import Identity, open_mirror
 
@@ -20,7 +20,7 @@ def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first:
     path = run_dir / "metrics.jsonl"
     kept = path.read_bytes().splitlines(keepends=True)[:first] if first else []
     metrics = MetricsFile(path, sum(map(len, kept)))
-    tracking = Tracking.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
+    tracking = TrackingArgs.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
     identity = Identity("abc", "n", None, ("bert",))
     times: dict[str, float] = {"row": 0.0}
     start = time.monotonic()

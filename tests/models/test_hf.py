@@ -172,7 +172,7 @@ def test_own_export_comes_back_bit_for_bit(model_config: ModelConfig, tmp_path: 
     model = make_model(model_config, 3)
     save_model(model, tmp_path, SPECIAL[model_config.kind])
     loaded = load_model(tmp_path).eval()
-    assert loaded.shape == replace(model_config, layers=3)
+    assert loaded.model_config == replace(model_config, layers=3)
     assert len(loaded.blocks) == 3
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -205,7 +205,7 @@ def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
     perturb(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).eval()
-    assert ours.shape == ModelConfig("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
+    assert ours.model_config == ModelConfig("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
     tokens = make_tokens(50, 16)
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 
@@ -218,7 +218,7 @@ def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: P
     perturb(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).eval()
-    assert ours.shape == ModelConfig("gpt", 50, 16, 24, 3, inner or 96, 3, dropout=0.1)
+    assert ours.model_config == ModelConfig("gpt", 50, 16, 24, 3, inner or 96, 3, dropout=0.1)
     tokens = make_tokens(50, 16)
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 

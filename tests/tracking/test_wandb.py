@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.config.config import Config
-from apollo_cli.config.training import Tracking
+from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
 from apollo_cli.tracking.recorder import Recording
@@ -24,8 +24,8 @@ IDENTITY = Identity("abc", "name/run", None, ("bert", "lvps"))
 KEY = "k" * 40
 
 
-def _tracking(mode: str, timeout: float = 1.0) -> Tracking:
-    return Tracking.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
+def _tracking(mode: str, timeout: float = 1.0) -> TrackingArgs:
+    return TrackingArgs.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
 
 
 class FakeRun:

@@ -6,43 +6,43 @@ import pytest
 import torch
 
 from apollo_cli.config.config import Config
-from apollo_cli.config.training import Optim
+from apollo_cli.config.training import OptimArgs
 from apollo_cli.models.build import build
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
 
 
 @pytest.fixture
-def optim(config: Callable[..., Config]) -> Callable[..., Optim]:
+def optim(config: Callable[..., Config]) -> Callable[..., OptimArgs]:
     return lambda *words: config("optim.lr=2.0", "optim.warmup=0.1", *words).optim
 
 
-def test_warmup_reaches_the_peak_at_its_last_step(optim: Callable[..., Optim]) -> None:
+def test_warmup_reaches_the_peak_at_its_last_step(optim: Callable[..., OptimArgs]) -> None:
     plain = optim()
     rates = [learning_rate(plain, step, 100) for step in range(11)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
     assert rates[10] == pytest.approx(2.0)
 
 
-def test_cosine(optim: Callable[..., Optim]) -> None:
+def test_cosine(optim: Callable[..., OptimArgs]) -> None:
     assert learning_rate(optim(), 55, 100) == pytest.approx(1.0)  # half-way between 10 and 100
     assert learning_rate(optim(), 99, 100) == pytest.approx(1 + cos(pi * 89 / 90))
     assert learning_rate(optim("optim.final_lr=0.1"), 55, 100) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
 
 
-def test_linear(optim: Callable[..., Optim]) -> None:
+def test_linear(optim: Callable[..., OptimArgs]) -> None:
     linear = optim("optim.schedule=linear")
     assert learning_rate(linear, 55, 100) == pytest.approx(1.0)
     assert learning_rate(linear, 99, 100) == pytest.approx(2.0 / 90)
 
 
-def test_wsd_is_flat_and_then_falls_linearly_over_its_last_share(optim: Callable[..., Optim]) -> None:
+def test_wsd_is_flat_and_then_falls_linearly_over_its_last_share(optim: Callable[..., OptimArgs]) -> None:
     wsd = optim("optim.schedule=wsd", "optim.decay=0.2")
     assert {learning_rate(wsd, step, 100) for step in range(10, 81)} == {2.0}
     assert learning_rate(wsd, 90, 100) == pytest.approx(1.0)
     assert learning_rate(wsd, 99, 100) == pytest.approx(2.0 / 20)
 
 
-def test_constant(optim: Callable[..., Optim]) -> None:
+def test_constant(optim: Callable[..., OptimArgs]) -> None:
     constant = optim("optim.schedule=constant")
     assert {learning_rate(constant, step, 100) for step in range(10, 100)} == {2.0}
 
@@ -53,7 +53,7 @@ STACKBERT = (  # Gong 2019, on the scale of 1000 steps: 400, of them 10 of warmu
 )
 
 
-def test_piecewise_is_the_published_rate_of_stackbert(optim: Callable[..., Optim]) -> None:
+def test_piecewise_is_the_published_rate_of_stackbert(optim: Callable[..., OptimArgs]) -> None:
     stackbert = optim(*STACKBERT)
     published = {0: 8e-5, 4: 4e-4, 9: 8e-4, 10: 8e-4, 50: 5.5e-4, 70: 3e-4}
     between = {30: 6.75e-4, 60: 4.25e-4, 235: 1.5e-4, 399: 3e-4 / 330}  # half-way; one step before it is 0
@@ -63,7 +63,7 @@ def test_piecewise_is_the_published_rate_of_stackbert(optim: Callable[..., Optim
     assert after == sorted(after, reverse=True)  # no new warmup
 
 
-def test_piecewise_may_warm_up_again_and_need_not_fall(optim: Callable[..., Optim]) -> None:
+def test_piecewise_may_warm_up_again_and_need_not_fall(optim: Callable[..., OptimArgs]) -> None:
     again = optim(*STACKBERT, "optim.at_growth=rewarm")
     assert learning_rate(again, 50, 400, (50, 70)) == pytest.approx(5.5e-5)
     assert learning_rate(again, 60, 400, (50, 70)) == pytest.approx(4.25e-4)
@@ -73,7 +73,7 @@ def test_piecewise_may_warm_up_again_and_need_not_fall(optim: Callable[..., Opti
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
-    schedule: str, optim: Callable[..., Optim]
+    schedule: str, optim: Callable[..., OptimArgs]
 ) -> None:
     going_on = optim(f"optim.schedule={schedule}")
     plain = [learning_rate(going_on, step, 100) for step in range(100)]
@@ -90,7 +90,7 @@ def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_growth_restarts_the_schedule_over_the_steps_that_are_left(
-    schedule: str, optim: Callable[..., Optim]
+    schedule: str, optim: Callable[..., OptimArgs]
 ) -> None:
     plain = optim(f"optim.schedule={schedule}")
     again = optim(f"optim.schedule={schedule}", "optim.at_growth=restart")
@@ -101,7 +101,7 @@ def test_a_growth_restarts_the_schedule_over_the_steps_that_are_left(
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_a_growth_rewinds_the_rate_to_its_peak(schedule: str, optim: Callable[..., Optim]) -> None:
+def test_a_growth_rewinds_the_rate_to_its_peak(schedule: str, optim: Callable[..., OptimArgs]) -> None:
     again = optim(f"optim.schedule={schedule}", "optim.at_growth=rewind")
     rates = [learning_rate(again, step, 100, (40, 60)) for step in range(100)]
     assert rates[40] == rates[60] == 2.0
@@ -111,13 +111,13 @@ def test_a_growth_rewinds_the_rate_to_its_peak(schedule: str, optim: Callable[..
 
 
 @pytest.mark.parametrize("at_growth", ["restart", "rewind"])
-def test_the_decay_of_wsd_is_at_the_end_all_the_same(at_growth: str, optim: Callable[..., Optim]) -> None:
+def test_the_decay_of_wsd_is_at_the_end_all_the_same(at_growth: str, optim: Callable[..., OptimArgs]) -> None:
     wsd = optim("optim.schedule=wsd", "optim.decay=0.2", f"optim.at_growth={at_growth}")
     assert {learning_rate(wsd, step, 100, (40,)) for step in range(50, 81)} == {2.0}
     assert learning_rate(wsd, 90, 100, (40,)) == pytest.approx(1.0)
 
 
-def test_no_warmup(optim: Callable[..., Optim]) -> None:
+def test_no_warmup(optim: Callable[..., OptimArgs]) -> None:
     assert learning_rate(optim("optim.warmup=0"), 0, 100) == 2.0
 
 

@@ -16,7 +16,7 @@ from apollo_cli.training.init_from.weights import sizes
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A trained model, and what it took.
 
     Attributes:
@@ -32,7 +32,7 @@ class Source:
     seconds: float
 
 
-def find(config: Config) -> Source | None:
+def find(config: Config) -> SourceModel | None:
     """The source of a config: a run directory of ours, or a folder in transformers' format; None without one.
 
     Raises:
@@ -51,15 +51,15 @@ def find(config: Config) -> Source | None:
     if directory.is_claimed:
         found = _run(directory, planned=config.run.plan)
     else:
-        found = Source(place, load_shape(place), None, 0.0)
+        found = SourceModel(place, load_shape(place), None, 0.0)
     if config.expander.source_flops is not None:
-        found = Source(found.folder, found.model_config, config.expander.source_flops, found.seconds)
+        found = SourceModel(found.folder, found.model_config, config.expander.source_flops, found.seconds)
     if wrong := _problems(found.model_config, config):
         raise ConfigError([f"expander.source={files.shown(place)}: {problem}" for problem in wrong])
     return found
 
 
-def _run(directory: RunDirectory, *, planned: bool) -> Source:
+def _run(directory: RunDirectory, *, planned: bool) -> SourceModel:
     """A run of ours; where nothing is to be trained yet, one that is planned will do.
 
     Raises:
@@ -70,7 +70,7 @@ def _run(directory: RunDirectory, *, planned: bool) -> Source:
         before = totals.get("source_flops", 0)  # of its own source
         flops = None if before is None else int(totals["flops"]) + int(before)
         seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
-        return Source(directory.model, load_shape(directory.model), flops, seconds)
+        return SourceModel(directory.model, load_shape(directory.model), flops, seconds)
     plan = directory.plan()
     if not planned or not plan:
         raise CheckpointError(
@@ -78,7 +78,7 @@ def _run(directory: RunDirectory, *, planned: bool) -> Source:
         )
     before = plan.get("source_flops", 0)
     flops = None if before is None else int(plan["flops"]) + int(before)
-    return Source(directory.model, parse(directory.config()).model_config, flops, 0.0)
+    return SourceModel(directory.model, parse(directory.config()).model_config, flops, 0.0)
 
 
 def _problems(source: ModelConfig, config: Config) -> list[str]:
@@ -102,7 +102,7 @@ def _problems(source: ModelConfig, config: Config) -> list[str]:
     return found
 
 
-def check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+def check_tokenizer(source: SourceModel, tokenizer: Tokenizer) -> None:
     """The tokens of a source are those of the corpus, where the source has its tokenizer with it.
 
     Raises:

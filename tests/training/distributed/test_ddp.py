@@ -76,7 +76,7 @@ def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
     copies = DataParallel(model, compiled.extend, trains_all=True)
     large = replace(SHAPE, hidden=32, heads=4, ffn=64)
     copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), np.random.default_rng(0)))
-    assert copies.model.shape == large
+    assert copies.model.model_config == large
     assert compiled == [*model.blocks, *copies.model.blocks]
     assert copies.replica.module is copies.model
     copies.loss(BATCH, ForwardPath((0, 1, 2))).backward()

@@ -18,7 +18,7 @@ from apollo_cli.models.transformer import Batch
 from apollo_cli.signals import Interrupted
 from apollo_cli.tracking.console import plan_totals
 from apollo_cli.training import planning
-from apollo_cli.training.init_from import weights
+from apollo_cli.training.init_from import transfer
 from apollo_cli.training.init_from.learned_map import learn
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -123,7 +123,7 @@ def test_stopped_or_killed_around_the_growth_it_goes_on_exactly(
         with pytest.MonkeyPatch.context() as patch:
             stopping((GROWN - 1, GROWN, GROWN + 1), patch)
             if wrapped:
-                patch.setattr(weights, "learn", wrapped)
+                patch.setattr(transfer, "learn", wrapped)
             with pytest.raises(Interrupted):
                 resume(run) if run.exists() else train(settings, run)
         torch.manual_seed(999)

@@ -190,6 +190,6 @@ def test_filling_does_not_touch_the_luck_of_torch() -> None:
     random = np.random.default_rng(0)
     wide = enlarged(narrow, large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), random))
     assert torch.equal(torch.get_rng_state(), rng)
-    assert wide.shape == large
+    assert wide.model_config == large
     assert len(wide.blocks) == 3
     assert all(parameter.isfinite().all() for parameter in wide.parameters())

@@ -1,0 +1,20 @@
+"""Where the YAML groups are installed. Imports nothing heavy, for `--help` is to be fast."""
+
+from importlib import import_module
+from pathlib import Path
+
+from apollo_cli.errors import ConfigError
+
+CONF = "apollo_cli.conf"
+
+
+def conf_folder() -> Path:
+    """Where the YAML groups are installed.
+
+    Raises:
+        ConfigError: the package is not installed, only its sources are there.
+    """
+    try:
+        return Path(next(iter(import_module(CONF).__path__)))
+    except ModuleNotFoundError as error:
+        raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
