@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import report, report_signal
 from apollo_cli.cli.help import page
-from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ConfigError
-from apollo_cli.files import remove_if_empty
+from apollo_cli.errors import EXIT_OK, ConfigError
 from apollo_cli.signals import Terminated, terminable
 from apollo_cli.training.distributed.environment import ProcessEnv, launcher_start_time
 
@@ -51,47 +49,26 @@ def _run(words: list[str]) -> int:
         return EXIT_OK
 
     from apollo_cli.cli.arguments import CommandLine
-    from apollo_cli.cli.overrides import prepare
     from apollo_cli.cli.resume import resume_overrides
 
     _refuse_other_encodings(words)
     line = CommandLine.parse(words)
-    if place_of_process := ProcessEnv.of(os.environ):
-        _meet(place_of_process, line.multirun)
+    if ProcessEnv.of(os.environ):
+        _agree_on_stamp()
     if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
-    place = prepare(line)
 
-    from apollo_cli.sweeps.job import hydra_main
-    from apollo_cli.sweeps.sweep import run_sweep
+    from apollo_cli.sweeps.sweep import run_hydra
 
-    with remove_if_empty(place) if place else nullcontext():
-        if place and line.multirun:
-            return run_sweep(line, words, place)
-        code = hydra_main([*line.flags, *line.overrides])
-    return EXIT_USER_ERROR if code == EXIT_BUG and not line.runs else code  # Hydra has said what cannot be shown
+    return run_hydra(line)
 
 
-def _meet(place: ProcessEnv, multirun: bool) -> None:
-    """Of several processes all are to take the same folder for their run, also after a restart.
-
-    Raises:
-        ConfigError: a sweep, of which every process would run every cell.
-    """
+def _agree_on_stamp() -> None:
+    """Gives all processes of a run the same run directory, also after a restart."""
     from apollo_cli.training.distributed.group import join
 
-    processes = join()  # then one speaks for all
-    if multirun:
-        raise ConfigError(
-            [
-                f"-m: each of the {place.world_size} processes would run the whole sweep; leave torchrun or srun "
-                "out, and type devices=N, which gives each cell as many devices, or hydra/launcher=joblib"
-            ]
-        )
-
-    os.environ[STAMP] = processes.broadcast_via_store(
-        "stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT)
-    )
+    stamp = join().broadcast_via_store("stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT))
+    os.environ[STAMP] = stamp
 
 
 def _refuse_other_encodings(words: list[str]) -> None:

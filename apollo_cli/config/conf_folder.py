@@ -18,3 +18,9 @@ def conf_folder() -> Path:
         return Path(next(iter(import_module(CONF).__path__)))
     except ModuleNotFoundError as error:
         raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
+
+
+def group_names() -> list[str]:
+    """The groups of the defaults list: the folders of `conf/` but for Hydra's own."""
+    names = [path.name for path in conf_folder().iterdir() if path.is_dir()]
+    return sorted(name for name in names if name[0] not in "_." and name != "hydra")

@@ -9,9 +9,13 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from apollo_cli.config.conf_folder import CONF
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.training import BudgetArgs
+from apollo_cli.data.recipe import BYTES
+from apollo_cli.errors import ConfigError
 
 
 def quoted(value: str) -> str:
@@ -28,6 +32,37 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The composed config as plain values, interpolations resolved."""
     with initialize_config_module(CONF, version_base="1.3"):
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+
+
+def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
+    """The typed config of a job.
+
+    Args:
+        values: as Hydra composed them.
+        overrides: the words of the job; a budget among them replaces the one that the configs set.
+
+    Raises:
+        ConfigError: with every problem.
+        OmegaConfBaseException: an interpolation cannot be resolved.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
+    keys = {word.lstrip("+").partition("=")[0] for word in overrides}
+    budget = plain.get("budget")
+    if isinstance(budget, dict) and any(f"budget.{key}" in keys and budget.get(key) is not None for key in budget):
+        plain["budget"] = {
+            key: value if f"budget.{key}" in keys else None if key in BudgetArgs.model_fields else value
+            for key, value in budget.items()
+        }
+    typed_size = plain.get("data", {}).get("vocab_size") if "data.vocab_size" in keys else None
+    config = parse(plain)
+    if config.data.tokenizer == BYTES and typed_size not in (None, config.data.vocab_size):
+        raise ConfigError(
+            [
+                f"data.vocab_size={typed_size}: data.tokenizer=bytes has {config.data.vocab_size} entries for "
+                f"model={config.model.kind}; leave data.vocab_size out"
+            ]
+        )
+    return config
 
 
 def parse_overrides(words: Sequence[str], problems: list[str]) -> Iterator[Override]:

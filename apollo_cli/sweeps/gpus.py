@@ -1,4 +1,4 @@
-"""A GPU for each of the processes that run cells beside each other here."""
+"""A GPU for each process that runs jobs on this machine at the same time."""
 
 import os
 from functools import cache

@@ -1,6 +1,9 @@
-"""What Hydra runs: a run on its own, or a cell of a sweep, which must not take the others along."""
+"""What Hydra runs: a run on its own, or a job of a sweep, whose failure leaves the other jobs alone."""
 
+import logging
+import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,163 +21,185 @@ from functools import cache
 from pathlib import Path
 from threading import Lock, Thread
 from time import sleep
-from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from apollo_cli.cli.exit_codes import report
-from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import job_config
 from apollo_cli.errors import EXIT_OK, ConfigError, OccupiedError
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import Interrupted, interruptible, terminable
 from apollo_cli.sweeps import gpus
-from apollo_cli.sweeps.cells import record_failure, run_cell
+from apollo_cli.sweeps.continuation import record_failure, train_or_continue
 from apollo_cli.sweeps.journal import JobResult, Journal
 from apollo_cli.tracking.numbered import NumberedLines
 from apollo_cli.training.distributed.environment import ProcessEnv
 
-_AT_WORK = Lock()  # held while this process, one of several, has a cell
+log = logging.getLogger(__name__)
+
+AS_FOLDER = "apollo_folder"  # resolver: a value as the name of one folder
+OmegaConf.register_new_resolver(AS_FOLDER, lambda value: re.sub(r"[/\\]", "_", str(value)), replace=True)
+
+_BUSY = Lock()  # held while this process, one of several, runs a job
 
 
-def hydra_main(words: list[str]) -> int:
-    """Has Hydra do what these words say; its exit code, or that of a job."""
-    sys.argv[1:] = words
-    try:
-        hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(job)()
-    except SystemExit as stop:
-        return int(stop.code or EXIT_OK)
-    return EXIT_OK
+def job(values: DictConfig) -> float | None:
+    """One job of Hydra's.
 
+    Returns:
+        The final `eval/loss`, also of a job that was completed before; None where there is no finite one (NaN would
+        end a search).
 
-def job(values: Any) -> None:
-    """One job of Hydra's; exits with a code where it is not done, but for a cell that failed."""
+    Raises:
+        SystemExit: a run on its own failed, or a signal stopped it or a job in this process.
+    """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.RUN:
-        _run(values, run_dir)
-        return
-    journal, code = Journal.of_command(), EXIT_OK
+        return _run(values, run_dir)
+    journal, code, losses = Journal.of_command(), EXIT_OK, dict[str, float]()
     try:
         with journal.running() as may_begin:
             if may_begin:
-                with _surroundings(journal, run_dir.name, values.device):
-                    ended = _cell(values, run_dir, journal)
-                    is_job_stopped = journal.is_of_submitted and ended.status == "interrupted"
-                    if not is_job_stopped:
-                        _note(ended, journal)
-                if is_job_stopped:
-                    _requeue(ended, journal)
-                code = ended.code if ended.code > 128 else EXIT_OK
+                with _surroundings(journal, run_dir.name, values.get("device", "auto")):
+                    result, losses = _run_job(values, run_dir, journal)
+                    is_requeued = journal.is_of_submitted and result.status == "interrupted"
+                    if not is_requeued:
+                        _note(result, journal)
+                if is_requeued:
+                    _requeue(result, journal)
+                code = result.code if result.code > 128 else EXIT_OK
     finally:
-        with suppress(OSError):  # not empty: the cell has begun, or has failed and says so
+        with suppress(OSError):  # not empty: the run has begun, or failed with a summary
             run_dir.rmdir()
     if code and not journal.is_of_another_process:
         sys.exit(code)
+    return _finite_loss(losses)
 
 
-def _run(values: Any, run_dir: Path) -> None:
+def _run(values: DictConfig, run_dir: Path) -> float | None:
     from apollo_cli.training.run import train
 
     try:
-        train(parse(_plain(values)), run_dir)
+        _check_sweep_options()
+        config = job_config(values, HydraConfig.get().overrides.task)
+        log.debug("config is valid; run directory %s", run_dir)
+        return _finite_loss(train(config, run_dir).losses)
     except Exception as error:
         sys.exit(report(error, run_dir))
 
 
-def _requeue(ended: JobResult, journal: Journal) -> None:
-    """Has the job of this cell started again; comes back, and notes the end, where that is not to be."""
+def _check_sweep_options() -> None:
+    """Refuses what has an effect in a sweep alone."""
+    config = HydraConfig.get()
+    problems = [
+        f"hydra/{part}={name}: it is for the jobs of a sweep; add -m"
+        for part in ("launcher", "sweeper")
+        if (name := config.runtime.choices[f"hydra/{part}"]) != "basic"
+    ]
+    if config.sweeper.get("params"):
+        problems.append(f"experiment={config.runtime.choices['experiment']}: it is a sweep; add -m")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _finite_loss(losses: dict[str, float]) -> float | None:
+    loss = losses.get("eval/loss")
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def _requeue(result: JobResult, journal: Journal) -> None:
+    """Has the submitted job started again; returns, with a note of the reason, where that is not possible."""
     try:
-        requeue(ended.code - 128)
+        requeue(result.code - 128)
     except Exception as error:
-        ended = replace(ended, reason=str(error))
-    _note(ended, journal)
+        result = replace(result, reason=str(error))
+    _note(result, journal)
 
 
-def _note(ended: JobResult, journal: Journal) -> None:
-    if _is_first():
-        journal.add(ended)
+def _note(result: JobResult, journal: Journal) -> None:
+    if _is_main_process():
+        journal.add(result)
 
 
-def _is_first() -> bool:
-    """Whether this process speaks for the cell, which several may train."""
+def _is_main_process() -> bool:
     with suppress(ConfigError):
-        return not (place := ProcessEnv.of(os.environ)) or place.rank == 0
+        return not (env := ProcessEnv.of(os.environ)) or env.rank == 0
     return True
 
 
-def _cell(values: Any, run_dir: Path, journal: Journal) -> JobResult:
-    """Runs a cell; how it ended."""
-    words = journal.words_of(HydraConfig.get().overrides.task)
-    label = " ".join(["cell", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
-    config, code, reason = None, EXIT_OK, ""
+def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobResult, dict[str, float]]:
+    """Runs a job; its result and its losses."""
+    overrides = HydraConfig.get().overrides.task
+    words = journal.words_of(overrides)
+    label = " ".join(["job", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
+    config, code, reason, losses = None, EXIT_OK, "", dict[str, float]()
     try:
         with interruptible():
-            config = parse(_plain(values))
-            run_cell(config, run_dir, label)
+            config = job_config(values, overrides)
+            losses = train_or_continue(config, run_dir, label)
         status = "planned" if config.run.plan else "completed"
+        if status == "completed" and _finite_loss(losses) is None:
+            reason = "no finite validation loss"
     except Interrupted as stop:
         status, code = "interrupted", 128 + stop.signum
     except OccupiedError as error:
         status, code, reason = "refused", report(error), str(error)
     except Exception as error:
-        if not config and _is_first():
+        if not config and _is_main_process():
             print(label)
         code, reason = report(error, run_dir), str(error) or repr(error)
-        status = "interrupted" if code > 128 else "failed"  # what its processes said (devices=N)
-        if status == "failed" and _is_first() and (config or not RunDirectory(run_dir).is_claimed):
-            record_failure(run_dir, reason)  # else what is there is another run
-    return JobResult(str(run_dir), code, status, reason, words)
+        status = "interrupted" if code > 128 else "failed"  # the code of its processes (devices=N)
+        if status == "failed" and _is_main_process() and (config or not RunDirectory(run_dir).is_claimed):
+            record_failure(run_dir, reason)  # otherwise the folder holds another run
+    log.debug("job %s: %s", run_dir, status)
+    return JobResult(str(run_dir), code, status, reason, words), losses
 
 
 def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
-    """What a cell needs beyond those of the command: nothing where it runs in its process."""
+    """What a job needs in a process other than the command's."""
     if not journal.is_of_another_process:
         return nullcontext()
     if journal.is_of_submitted:
         return terminable()
     gpus.take_one(journal.gpus, journal.numbers, device)
-    return _aside(name, journal.owner)
+    return _beside_others(name, journal.owner)
 
 
 @contextmanager
-def _aside(name: str, owner: int) -> Iterator[None]:
-    """A cell among others: its lines are numbered, and Ctrl-C is for the command, which passes it on."""
+def _beside_others(name: str, owner: int) -> Iterator[None]:
+    """Numbers the lines of a job, and leaves Ctrl-C to the command, which forwards it."""
     with suppress(OSError):
         os.setpgid(0, 0)
-    _have_it_followed(owner)
+    _stop_with(owner)
     out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
-    with _AT_WORK, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+    with _BUSY, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
         yield
 
 
 @cache
-def _have_it_followed(owner: int) -> None:
-    """Stops the cell, and then this process, if the command is killed: its pool would wait for ever."""
+def _stop_with(owner: int) -> None:
+    """Stops the job, and then this process, if the command is killed: its pool would wait for ever."""
 
-    def follow() -> None:
+    def watch() -> None:
         while os.getppid() == owner:
             sleep(1)
-        if _AT_WORK.locked():
+        if _BUSY.locked():
             os.kill(os.getpid(), signal.SIGTERM)
-        with _AT_WORK:
+        with _BUSY:
             os._exit(128 + signal.SIGTERM)
 
-    Thread(target=follow, daemon=True).start()
-
-
-def _plain(values: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(values, resolve=True)  # type: ignore[return-value]
+    Thread(target=watch, daemon=True).start()
 
 
 def requeue(signum: int) -> None:
-    """Has Slurm start the job again, which goes on with the cell; its checkpoint is written.
+    """Has Slurm start a submitted job again, which continues; its checkpoint is written.
 
-    SIGUSR2 comes before the time limit, and on some clusters before a preemption: what submitit does then is still
-    its handler, and exits. At SIGTERM a job is preempted, and Slurm requeues it, or it is cancelled; it looks the
-    same. A job that ends then would be taken for done, so it waits until it is killed, as do the other processes
-    of a cell at SIGUSR2, which the first one has requeued.
+    SIGUSR2 comes before the time limit, and on some clusters before a preemption: then submitit's own handler
+    requeues the job and exits. At SIGTERM a job is preempted, and Slurm requeues it, or it is cancelled; the two
+    look the same. A job that ended then would be taken for completed, so it waits until it is killed, as do at
+    SIGUSR2 the other processes of a job, which the first one has requeued.
 
     Raises:
         UncompletedJobError: it may not be requeued any more (hydra.launcher.max_num_timeout).

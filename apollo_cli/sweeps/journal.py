@@ -1,4 +1,4 @@
-"""What became of the cells of a sweep, whichever processes they ran in, and how these are asked to stop."""
+"""The results of a sweep's jobs, whichever processes ran them, and the signal that stops these."""
 
 import json
 import os
@@ -18,14 +18,14 @@ _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the fol
 
 @dataclass(frozen=True)
 class JobResult:
-    """A cell that ended.
+    """A job that ended.
 
     Attributes:
         run_dir: its directory.
         code: exit code, as of a run on its own.
-        status: completed, planned, interrupted, failed, or refused: what is in the directory is another run.
-        reason: the message of a code that is not 0.
-        words: the overrides that tell it from the others.
+        status: completed, planned, interrupted, failed, or refused (the directory holds another run).
+        reason: why the code is not 0, or why there is no loss.
+        words: the overrides in which it differs from the others.
     """
 
     run_dir: str
@@ -36,13 +36,13 @@ class JobResult:
 
 
 class Journal:
-    """A folder that lasts as long as the command, or for good where cells are submitted.
+    """A folder that lasts as long as the command, or for good where jobs are submitted.
 
-    `sweep.json` has the keys that are swept and the GPUs, `ended/` a file for each cell, `working/` one for each
-    process that runs one, `numbers/` one for each that ran one, and `stop` is there once no further cell may begin.
+    `sweep.json` has the keys that are swept and the GPUs, `ended/` a file for each job, `working/` one for each
+    process that runs one, `numbers/` one for each that ran one, and `stop` exists once no further job may begin.
 
     Attributes:
-        owner: number of the command's process; 0 where cells are submitted and do not depend on it.
+        owner: number of the command's process; 0 where jobs are submitted and do not depend on it.
     """
 
     def __init__(self, folder: Path, owner: int) -> None:
@@ -54,12 +54,12 @@ class Journal:
     @classmethod
     @contextmanager
     def kept(cls, swept: Sequence[str], gpus: Sequence[str] = (), place: Path | None = None) -> Iterator["Journal"]:
-        """A new one, which the processes that this one starts find with `of_command`.
+        """A new journal, which the processes started by this one find with `of_command`.
 
         Args:
             swept: the keys that have several values.
-            gpus: that the processes divide among them.
-            place: of the folder, where cells are submitted: other machines see it, and it stays.
+            gpus: shared out among the processes.
+            place: the folder where jobs are submitted: other machines see it, and it stays.
         """
         with TemporaryDirectory(prefix="apollo-train-") if place is None else nullcontext(place) as folder:
             journal = cls(Path(folder).absolute(), 0 if place else os.getpid())
@@ -74,54 +74,54 @@ class Journal:
 
     @classmethod
     def of_command(cls) -> "Journal":
-        """The one of the command that this process belongs to."""
+        """The journal of the command that this process belongs to."""
         owner, _, folder = os.environ[_VARIABLE].partition(" ")
         return cls(Path(folder), int(owner))
 
     @property
     def is_of_submitted(self) -> bool:
-        """Whether cells are jobs that do not depend on the command."""
+        """Whether jobs are submitted and do not depend on the command."""
         return not self.owner
 
     @property
     def is_of_another_process(self) -> bool:
-        """Whether cells run beside each other, of which this process has one."""
+        """Whether this process is not the command's own."""
         return self.owner != os.getpid()
 
     @property
     def gpus(self) -> list[str]:
-        """Those that the processes divide among them."""
+        """Shared out among the processes."""
         return self._read()["gpus"]
 
     def _read(self) -> dict[str, list[str]]:
         return json.loads(self._sweep.read_text(encoding="utf-8"))
 
     def words_of(self, overrides: Sequence[str]) -> list[str]:
-        """Those of a cell's overrides that tell it from the others."""
+        """The overrides of a job whose keys are swept."""
         swept = self._read()["swept"]
         return [word for word in overrides if word.partition("=")[0].lstrip("+") in swept]
 
     def add(self, ended: JobResult) -> None:
-        """Notes the end of a cell, in a file of its own: other machines may write, too."""
+        """Records the end of a job, in a file of its own: other machines may write as well."""
         files.write_json(self._ended / f"{uuid4().hex}.json", asdict(ended))
 
     def ended(self) -> list[JobResult]:
-        """All cells, in the order of their names, numbers in them taken as numbers."""
-        cells = [JobResult(**json.loads(path.read_text(encoding="utf-8"))) for path in self._ended.glob("*.json")]
-        return sorted(cells, key=lambda cell: files.in_order(cell.run_dir))
+        """All jobs, in the order of their names, numbers in them taken as numbers."""
+        jobs = [JobResult(**json.loads(path.read_text(encoding="utf-8"))) for path in self._ended.glob("*.json")]
+        return sorted(jobs, key=lambda job: files.in_order(job.run_dir))
 
     @contextmanager
     def running(self) -> Iterator[bool]:
-        """Lets `stop` find this process while entered; False where no cell may begin any more."""
+        """Lets `stop` find this process while entered; False where no job may begin any more."""
         sign = self._working / str(os.getpid())
-        sign.touch()  # before the look: a stop that comes later finds it
+        sign.touch()  # before the check: a later `stop` finds it
         try:
             yield not self._stop.exists()
         finally:
             sign.unlink(missing_ok=True)
 
     def stop(self, signum: int) -> None:
-        """Lets no cell begin, and passes the signal on to the processes that run one."""
+        """Lets no job begin, and forwards the signal to the processes that run one."""
         self._stop.touch()
         for sign in self._working.iterdir():
             with suppress(ProcessLookupError):
@@ -129,7 +129,7 @@ class Journal:
 
 
 class SignalForwarder(StopRequest):
-    """While entered, passes the first signal on to the cells and waits for them; the second one is for itself."""
+    """While entered, forwards the first signal to the jobs; the second one is for the command itself."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()

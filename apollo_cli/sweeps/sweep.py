@@ -1,98 +1,322 @@
-"""A sweep from its first cell to its last, or to the command that goes on with it."""
+"""A command from Hydra's start to its exit code: one run, or the jobs of a sweep and their closing table."""
 
+import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from shutil import which
+from types import TracebackType
+from typing import Any, ClassVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli import files
-from apollo_cli.cli import launchers
 from apollo_cli.cli.arguments import CommandLine
-from apollo_cli.cli.experiment_grid import num_cells
-from apollo_cli.config.hydra_syntax import quoted
-from apollo_cli.errors import EXIT_USER_ERROR
+from apollo_cli.cli.error_help import explained
+from apollo_cli.cli.exit_codes import report
+from apollo_cli.config.hydra_syntax import in_quotes, job_config, quoted
+from apollo_cli.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError
 from apollo_cli.signals import Terminated
-from apollo_cli.sweeps import gpus
-from apollo_cli.sweeps.job import hydra_main
+from apollo_cli.sweeps import gpus, grid
+from apollo_cli.sweeps.job import AS_FOLDER, job
 from apollo_cli.sweeps.journal import Journal, SignalForwarder
 from apollo_cli.sweeps.table import close_sweep
+from apollo_cli.training.distributed.environment import ProcessEnv
+
+_HYDRA_ERRORS = (HydraException, OmegaConfBaseException, OSError, ValueError)  # of what was typed
+_GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-def run_sweep(line: CommandLine, words: list[str], sweep_dir: Path) -> int:
-    """Runs the cells of a sweep, and closes with a table, or with the command that goes on."""
-    again, place = _again(words, sweep_dir), _place_of_jobs(line, sweep_dir)
-    print(f"sweep in {files.shown(sweep_dir)}; whenever it ends early, it goes on with: {again}")
-    beside = gpus.visible() if line.launcher == "joblib" else []
-    with Journal.kept(line.swept, beside, place and place / "journal") as journal:
+def run_hydra(line: CommandLine) -> int:
+    """Has Hydra run, sweep or show what was typed; returns the exit code."""
+    with Command(line) as command, _new_folders_removed(command.new_folders):
         try:
-            signum = _run_cells(line, journal, place)
-        except (KeyboardInterrupt, Terminated) as stop:  # between two cells, or the second signal
-            signum = stop.signum if isinstance(stop, Terminated) else signal.SIGINT
-        except BrokenExecutor:
-            print(
-                "apollo-train: a process that ran a cell was killed, perhaps because memory was used up (a smaller "
-                f"hydra.launcher.n_jobs runs fewer cells at once); the sweep goes on with: {again}",
-                file=sys.stderr,
-            )
-            return EXIT_USER_ERROR
+            for overrides in grid.commands(line):
+                if code := _hydra_main([*line.flags, *overrides]):
+                    break
+            if command.refusal:
+                raise command.refusal
+        except (KeyboardInterrupt, Terminated) as stop:  # between two jobs, or the second signal
+            if not command.folder:
+                raise
+            code = 128 + (stop.signum if isinstance(stop, Terminated) else signal.SIGINT)
+        except ConfigError:
+            raise
         except Exception as error:
-            if not (place and launchers.is_of_a_job(error)):
+            if command.folder and not command.refusal:
+                code = command.failure(error)
+            elif not line.runs or isinstance(error, _HYDRA_ERRORS):
+                raise explained(line, error) from error
+            else:
                 raise
+        return command.close(code)
+
+
+def _hydra_main(words: list[str]) -> int:
+    """Calls Hydra with these words; returns the code that it or the job exits with."""
+    sys.argv[1:] = words
+    try:
+        hydra.main(config_path="pkg://apollo_cli.conf", config_name="config", version_base="1.3")(job)()
+    except SystemExit as stop:
+        if isinstance(stop, Terminated):
+            raise
+        return int(stop.code or EXIT_OK)
+    return EXIT_OK
+
+
+@contextmanager
+def _new_folders_removed(new_folders: list[Path]) -> Iterator[None]:
+    """At the end, removes the folders of this list that are empty."""
+    try:
+        yield
+    finally:
+        for folder in new_folders:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+class Command:
+    """What one `apollo-train` command does through Hydra. Its callback finds it in `current`.
+
+    Attributes:
+        line: what was typed.
+        refusal: why a sweep does not begin.
+        new_folders: run or sweep folder and its parents, as far as they did not exist; the innermost first.
+        folder: of the sweep; None for a run on its own, and before a sweep has begun.
+    """
+
+    current: ClassVar["Command | None"] = None
+
+    def __init__(self, line: CommandLine) -> None:
+        self.line = line
+        self.refusal: Exception | None = None
+        self.new_folders: list[Path] = []
+        self.folder: Path | None = None
+        self._continues_with = ""
+        self._submitted: Path | None = None  # folder of the logs of submitted jobs
+        self._forwarder: SignalForwarder | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Command":
+        Command.current = self
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        Command.current = None
+        self._open.close()
+        if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
+            sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
+
+    def note_folder(self, folder: Path) -> None:
+        """Remembers what Hydra is about to make."""
+        self.new_folders += [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+    def begin_sweep(self, config: DictConfig) -> None:
+        """Checks the jobs of a sweep, opens its journal and says how it continues; edits Hydra's part of `config`.
+
+        Raises:
+            ConfigError: no job could run.
+        """
+        if self.folder is None:
+            _check_processes()
+        is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
+        jobs = self._checked_jobs(config, is_grid)
+        _escape_slashes(config)
+        if self.folder is None:
+            self._open_sweep(config, is_grid)
+        launcher = config.hydra.launcher
+        with read_write(config.hydra):
+            if self._submitted:
+                launcher.submitit_folder = f"{self._submitted}/%j"
+            elif is_grid and "n_jobs" in launcher:  # no more processes than jobs: each has its share of the CPUs
+                from joblib import effective_n_jobs
+
+                launcher.n_jobs = min(len(jobs), effective_n_jobs(launcher.n_jobs))
+
+    def _checked_jobs(self, config: DictConfig, is_grid: bool) -> list[list[str]]:
+        """The words of each job, every one composed and parsed once.
+
+        Raises:
+            ConfigError: with the problems that all jobs have. Those of some are printed: these jobs fail alone.
+        """
+        loader = GlobalHydra.instance().config_loader()
+        swept = _sweep_overrides(config)
+        jobs = grid.combinations(swept, is_grid)
+        fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
+        found: dict[str, int] = {}
+        for words in jobs:
+            composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
+            with read_write(composed.hydra), open_dict(composed.hydra):
+                composed.hydra.job.update(num=0, id="0")
+                composed.hydra.runtime.merge_with(config.hydra.runtime)
+                composed.hydra.runtime.output_dir = "."
+            HydraConfig.instance().set_config(composed)
+            try:
+                with open_dict(composed):
+                    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+                job_config(values, words)
+            except (ConfigError, OmegaConfBaseException) as error:
+                of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
+                for problem in dict.fromkeys(of_job):
+                    found[problem] = found.get(problem, 0) + 1
+        HydraConfig.instance().set_config(config)
+        if common := [problem for problem, count in found.items() if count == len(jobs)]:
+            raise ConfigError(common)
+        if found:
+            listed = "".join(f"\n  - {problem}" for problem in found)
+            print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)
+        return jobs
+
+    def _open_sweep(self, config: DictConfig, is_grid: bool) -> None:
+        """Makes the journal, and prints the folder and the command that continues."""
+        target = str(config.hydra.launcher._target_)
+        if target.endswith(".SlurmLauncher") and not (which("sbatch") and which("srun")):
+            name = HydraConfig.get().runtime.choices["hydra/launcher"]
+            raise ConfigError(
+                [f"hydra/launcher={name}: no sbatch and srun here; type the command on a machine of the cluster"]
+            )
+        if not is_grid:
+            _continue_study(config)
+        folder = Path(config.hydra.sweep.dir)
+        self.note_folder(folder)
+        if ".hydra_submitit_launcher." in target:  # a new folder, so that nothing pickled earlier is loaded
+            self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        is_joblib = target.endswith(".JoblibLauncher")
+        swept = [o.key_or_group for o in _sweep_overrides(config) if o.is_sweep_override()]
+        journal = self._open.enter_context(
+            Journal.kept(
+                swept, gpus.visible() if is_joblib else [], self._submitted and self._submitted / "journal"
+            )
+        )
+        self._journal = journal
+        if is_joblib:
+            self._forwarder = SignalForwarder(journal)
+            self._open.enter_context(self._forwarder)
+        self.folder = folder
+        self._continues_with = _continuing(self.line, folder if is_grid else None)
+        print(
+            f"sweep in {files.shown(folder)}; if it ends early, continue with: {self._continues_with}", flush=True
+        )
+
+    def failure(self, error: Exception) -> int:
+        """Says why a sweep ended before its time; the exit code."""
+        if self._forwarder and self._forwarder.signum:
+            return 128 + self._forwarder.signum
+        if isinstance(error, BrokenExecutor):
+            reason = (
+                "a process that ran a job was killed, perhaps because memory was used up (a smaller "
+                "hydra.launcher.n_jobs runs fewer jobs at once)"
+            )
+        elif self._submitted and type(error).__module__.startswith("submitit."):
+            reason = (
+                f"{' '.join(str(error).splitlines()[:2])}; logs are in {files.shown(self._submitted)}. Jobs that "
+                "were submitted continue; when they have ended, type"
+            )
+        elif self._journal.ended() and isinstance(error, ValueError):  # a search without a single loss
+            return EXIT_OK
+        else:
+            return report(error)
+        print(f"apollo-train: {reason}; continue with: {self._continues_with}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+    def close(self, code: int) -> int:
+        """Prints the table of a sweep, or how it continues after a signal; the exit code of the command."""
+        if self.folder is None:
+            return code
+        if self._forwarder and self._forwarder.signum:
+            code = 128 + self._forwarder.signum
+        if code > 128:
+            jobs = "; submitted jobs run without this command" if self._submitted else ""
+            name = signal.Signals(code - 128).name
             print(
-                f"apollo-train: {' '.join(str(error).splitlines()[:2])}; logs are in {files.shown(place)}. "
-                f"Other jobs go on; when they have ended, the sweep goes on with: {again}",
+                f"apollo-train: stopped by {name}{jobs}; continue with: {self._continues_with}",
                 file=sys.stderr,
             )
-            return EXIT_USER_ERROR
-        if signum:
-            jobs = "; jobs that were submitted go on without it, when they have ended" if place else ""
-            name = signal.Signals(signum).name
-            print(f"apollo-train: stopped by {name}{jobs}; the sweep goes on with: {again}", file=sys.stderr)
-            return 128 + signum
-        return close_sweep(journal.ended())
+        return code or close_sweep(self._journal.ended())
 
 
-def _place_of_jobs(line: CommandLine, sweep_dir: Path) -> Path | None:
-    """Where submitted cells keep their logs and what they pickle: a new folder, so that nobody else's is loaded."""
-    if not launchers.submits(line.launcher):
-        return None
-    return sweep_dir / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+class SweepCallback(Callback):
+    """Lets the command of this process act before Hydra makes a folder or runs a job; named in conf/config.yaml."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with suppress(OmegaConfBaseException):  # Hydra raises it again when it makes the folder
+            if Command.current:
+                Command.current.note_folder(Path(config.hydra.run.dir))
 
-def _run_cells(line: CommandLine, journal: Journal, place: Path | None) -> int:
-    """Has Hydra run them; the signal that stopped them, or 0."""
-    relay = SignalForwarder(journal)
-    with relay if line.launcher == "joblib" else nullcontext():
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        command = Command.current
+        if command is None:
+            return
         try:
-            for words in line.commands:
-                folder = [f"hydra.launcher.submitit_folder={quoted(f'{place}/%j')}"] if place else []
-                code = hydra_main([*line.flags, *words, *_at_once(line, words), *folder])
-                if code > 128:  # a signal stopped a cell in this process
-                    return code - 128
-        except Exception:
-            if not relay.signum:
-                raise
-        finally:
-            if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
-                sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
-    return relay.signum or 0
+            command.begin_sweep(config)
+        except Exception as error:  # Hydra would turn it into a warning
+            command.refusal = error
+            sys.exit(EXIT_USER_ERROR)
 
 
-def _at_once(line: CommandLine, words: list[str]) -> list[str]:
-    """No more processes than cells: each has its share of the CPUs, and none waits for nothing."""
-    if line.launcher != "joblib" or not (cells := num_cells(words)):
-        return []
+def _check_processes() -> None:
+    """Refuses a sweep that several processes were started for: each would run all of it."""
+    if process := ProcessEnv.of(os.environ):
+        raise ConfigError(
+            [
+                f"-m: each of the {process.world_size} processes would run the whole sweep; leave torchrun or srun "
+                "out, and type devices=N, which gives each job as many devices, or hydra/launcher=joblib"
+            ]
+        )
 
-    from joblib import effective_n_jobs
 
-    typed = [int(word.partition("=")[2]) for word in words if word.startswith("hydra.launcher.n_jobs=")]
-    return [f"hydra.launcher.n_jobs={min(cells, effective_n_jobs(typed[-1] if typed else -1))}"]
+def _sweep_overrides(config: DictConfig) -> list[Override]:
+    """What Hydra's sweepers read: the parameters in a config, then the words of the command."""
+    params = config.hydra.sweeper.get("params") or {}
+    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return list({o.key_or_group: o for o in parser.parse_overrides(words)}.values())
 
 
-def _again(words: list[str], sweep_dir: Path) -> str:
-    """The command that goes on with a sweep, as it is to be typed here."""
-    kept = [word for word in words if not word.lstrip("+").startswith("hydra.sweep.dir=")]
-    return shlex.join([files.command("apollo-train"), *kept, f"hydra.sweep.dir={quoted(files.shown(sweep_dir))}"])
+def _escape_slashes(config: DictConfig) -> None:
+    """A value with a slash in hydra.sweep.subdir names one folder, not several."""
+    raw = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+    escaped = raw.replace("${", f"${{{AS_FOLDER}:${{").replace("}", "}}")
+    if raw not in (escaped, "${hydra.job.num}"):
+        _set(config, "hydra.sweep.subdir", escaped)
+
+
+def _set(config: DictConfig, key: str, value: str) -> None:
+    """Sets a key of Hydra's, here and in the config of every job, which Hydra composes anew."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        OmegaConf.update(config, key, value)
+        config.hydra.overrides.hydra.append(f"{key}={in_quotes(value)}")
+
+
+def _continue_study(config: DictConfig) -> None:
+    """A search with a storage has a name, by which it continues when it is typed again, in a new folder."""
+    sweeper, folder = config.hydra.sweeper, Path(config.hydra.sweep.dir)
+    if sweeper.get("storage") and not sweeper.get("study_name"):
+        with read_write(config.hydra), open_dict(config.hydra):
+            sweeper.study_name = config.name
+    if folder.exists() and any(folder.iterdir()):
+        number = next(n for n in range(2, 1_000_000) if not Path(f"{folder}_{n}").exists())
+        _set(config, "hydra.sweep.dir", f"{folder}_{number}")
+        study = f"study {sweeper.study_name} continues" if sweeper.get("storage") else "a new study begins"
+        print(f"{files.shown(folder)} holds trials already: {study} in {files.shown(folder)}_{number}")
+
+
+def _continuing(line: CommandLine, folder: Path | None) -> str:
+    """The command that continues a sweep, as it is typed here; a search has a new folder each time."""
+    typed = [word for word in line.overrides if not word.lstrip("+").startswith("hydra.sweep.dir=")]
+    place = [f"hydra.sweep.dir={quoted(files.shown(folder))}"] if folder else []
+    return shlex.join([files.command("apollo-train"), *line.flags, *typed, *place])

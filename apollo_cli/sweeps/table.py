@@ -1,4 +1,4 @@
-"""The end of a sweep: a table of all cells."""
+"""The closing table of a sweep."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,33 +13,33 @@ from apollo_cli.sweeps.journal import JobResult
 from apollo_cli.tracking.console import Screen
 
 
-def close_sweep(cells: Sequence[JobResult]) -> int:
-    """Prints the cells of a sweep and returns the gravest of their codes."""
-    values = [dict(word.lstrip("+").split("=", 1) for word in cell.words) for cell in cells]
+def close_sweep(jobs: Sequence[JobResult]) -> int:
+    """Prints the jobs of a sweep and returns the exit code: 1 if a job has it, else the highest."""
+    values = [dict(word.lstrip("+").split("=", 1) for word in job.words) for job in jobs]
     swept = list(dict.fromkeys(key for words in values for key in words))
-    table = Table(title=f"Sweep of {len(cells)}", title_justify="left")
-    for name in ("cell", *(key.replace(".", ".\n") for key in swept)):
+    table = Table(title=f"Sweep of {len(jobs)}", title_justify="left")
+    for name in ("job", *(key.replace(".", ".\n") for key in swept)):
         table.add_column(name)
     for name in ("status", "validation\nloss", "FLOPs", "training\nseconds"):
         table.add_column(name, no_wrap=True)
-    for cell, words in zip(cells, values, strict=True):
+    for job, words in zip(jobs, values, strict=True):
         table.add_row(
-            Path(cell.run_dir).name, *(escape(words.get(key, "-")) for key in swept), cell.status, *_results(cell)
+            Path(job.run_dir).name, *(escape(words.get(key, "-")) for key in swept), job.status, *_results(job)
         )
     Screen().print(table)
-    for cell in cells:
-        if cell.code:
-            print(f"{files.shown(Path(cell.run_dir))} {cell.status}: {cell.reason}")
-    codes = {cell.code for cell in cells}
+    for job in jobs:
+        if job.code or job.reason:
+            print(f"{files.shown(Path(job.run_dir))} {job.status}: {job.reason}")
+    codes = {job.code for job in jobs}
     return 1 if 1 in codes else max(codes, default=0)
 
 
-def _results(cell: JobResult) -> Iterator[str]:
-    """Loss, FLOPs and seconds, as far as there are any of this cell."""
-    run = RunFiles(Path(cell.run_dir))
-    summary: dict[str, Any] = {} if cell.status in ("refused", "planned") else run.summary
+def _results(job: JobResult) -> Iterator[str]:
+    """Loss, FLOPs and seconds, as far as there are any of this job."""
+    run = RunFiles(Path(job.run_dir))
+    summary: dict[str, Any] = {} if job.status in ("refused", "planned") else run.summary
     losses, totals = summary.get("losses", {}), summary.get("totals", {})
-    planned = run.plan["flops"] if cell.status == "planned" else None
+    planned = run.plan["flops"] if job.status == "planned" else None
     yield f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-"
     yield f"{totals.get('flops', planned):.3e}" if totals or planned else "-"
     yield f"{totals['train_seconds']:.0f}" if totals else "-"

@@ -1,4 +1,4 @@
-"""A cell of a sweep: it is new, goes on, or was completed before."""
+"""The run of a job: new, continued, or completed by an earlier start of the sweep."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +16,11 @@ from apollo_cli.run_directory import RunDirectory
 _BEGUN = "begun"
 
 
-def run_cell(config: Config, run_dir: Path, label: str) -> None:
-    """Trains a cell, goes on with it, or passes over it.
+def train_or_continue(config: Config, run_dir: Path, label: str) -> dict[str, float]:
+    """Trains a new run, continues one, or passes over one that is complete; returns its losses.
 
     Args:
-        config: of the cell.
+        config: of the job.
         run_dir: its directory; an earlier start of the sweep may have left a run there.
         label: the line that announces it.
 
@@ -31,18 +31,19 @@ def run_cell(config: Config, run_dir: Path, label: str) -> None:
     from apollo_cli.training.distributed.group import join
     from apollo_cli.training.run import resume, train
 
-    processes = join()
-    found = processes.broadcast_via_store("cell", lambda: _found(RunDirectory(run_dir), config))
+    processes, directory = join(), RunDirectory(run_dir)
+    found = processes.broadcast_via_store("job", lambda: _found(directory, config))
     if processes.is_main:
-        print(label + (f": {found}" if found.endswith("before") else ""))
+        print(label + (f": {found}" if found.endswith("before") else ""), flush=True)
     if not found:
-        train(config, run_dir)
-    elif found == _BEGUN:
-        resume(run_dir, _resumable(config.raw))
+        return train(config, run_dir).losses
+    if found == _BEGUN:
+        return resume(run_dir, _resumable(config.raw)).losses
+    return directory.summary().get("losses", {})
 
 
 def _found(directory: RunDirectory, config: Config) -> str:
-    """What an earlier start of the sweep left there, in a word; none where it left nothing.
+    """What an earlier start of the sweep left there, in a word; empty where it left nothing.
 
     Raises:
         OccupiedError: it is another run.
@@ -56,16 +57,16 @@ def _found(directory: RunDirectory, config: Config) -> str:
 
 
 def record_failure(run_dir: Path, error: str) -> None:
-    """Leaves in the cell's directory why it failed; a run that is complete there stays as it is."""
+    """Writes the reason of a failure into the job's directory; a run that is complete there stays as it is."""
     directory = RunDirectory(run_dir)
-    with suppress(OSError, ApolloError), directory.owned():  # else the screen has the error
+    with suppress(OSError, ApolloError), directory.owned():  # otherwise the screen has the error
         before = directory.summary()
         if before["status"] != "completed":
             files.write_json(directory.summary_file, before | {"status": "failed", "error": error})
 
 
 def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
-    """Refuses a directory in which something else began.
+    """Refuses a directory in which another run began.
 
     Raises:
         OccupiedError: names the keys that differ.
@@ -88,16 +89,15 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
 
 
 def _is_resumable(key: str) -> bool:
-    """Whether `resume` takes another value of it."""
+    """Whether `resume` accepts another value of it."""
     return key in (CACHE_KEY, *OVERRIDABLE_KEYS) or key.partition(".")[0] in OVERRIDABLE_SECTIONS
 
 
 def _resumable(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is typed now of that."""
+    """The values of those keys in this command."""
     section, _, key = CACHE_KEY.partition(".")
-    return {name: raw[name] for name in (*OVERRIDABLE_SECTIONS, *OVERRIDABLE_KEYS)} | {
-        section: {key: raw[section][key]}
-    }
+    values = {name: raw[name] for name in (*OVERRIDABLE_SECTIONS, *OVERRIDABLE_KEYS)}
+    return values | {section: {key: raw[section][key]}}
 
 
 def _is_complete(directory: RunDirectory) -> bool:

@@ -1,0 +1,151 @@
+"""Why Hydra could not compose what was typed: every wrong name and value in one message, with the closest name.
+
+Nothing here runs while all is well. It may compose as often as it needs to.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
+from itertools import product
+from typing import Any
+
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.help import groups
+from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
+from apollo_cli.config.schema import closest
+from apollo_cli.errors import ConfigError
+
+_PLUGINS = {"optuna": ("hydra/sweeper", "optuna"), "submitit": ("hydra/launcher", "slurm")}  # its extra of ours
+
+
+def explained(line: CommandLine, error: Exception) -> ConfigError:
+    """The message for an error of Hydra's.
+
+    Args:
+        line: what was typed.
+        error: what Hydra raised.
+
+    Returns:
+        Every problem of the words that this program can name itself; without one, the first line of `error`.
+    """
+    if line.completes:
+        return ConfigError([_first_line(error)])
+    problems = _missing_plugins(line.overrides)
+    typed = list(parse_overrides(line.overrides, problems))
+    if not line.has_user_configs:  # which may bring groups and keys of their own
+        problems += _problems_of_words(typed, line.multirun)
+    elif not line.multirun:
+        problems += _sweeps_without_multirun(typed)
+    return ConfigError(problems or [_first_line(error)])
+
+
+def _first_line(error: Exception) -> str:
+    """The first sentence, with Hydra's advice if the second line is one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[1:] and lines[1].startswith("To append") else 1])
+
+
+def _missing_plugins(words: Sequence[str]) -> list[str]:
+    """Options that a plugin which is not installed would bring."""
+    found = []
+    for plugin, (group, extra) in _PLUGINS.items():
+        package = f"hydra-{plugin}-{group.partition('/')[2]}"
+        for word in words:
+            named = re.fullmatch(rf"{group}=({plugin}\w*|{extra}\w*)", word)
+            if named and find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+                found.append(f"{word}: it needs {package}; type pip install 'apollo-train[{extra}]'")
+    return found
+
+
+def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
+    """What is wrong with words that our configs alone have to understand."""
+    problems = [] if multirun else _sweeps_without_multirun(typed)
+    known = groups()
+    chosen = [o for o in typed if o.key_or_group in known and not o.is_delete()]
+    wrong_options = {id(o): _problems_of_option(o, known) for o in chosen}
+    problems += [problem for found in wrong_options.values() for problem in found]
+    valid = [o for o in chosen if not wrong_options[id(o)]]
+    keys = _known_keys(valid)
+    for override in typed:
+        if override in chosen or re.match(r"hydra([./]|$)", override.key_or_group):
+            continue
+        if not override.is_add() and override.key_or_group not in keys:
+            problems.append(_problem_of_key(override, keys, known))
+        else:
+            valid.append(override)
+    return problems + _problems_of_values([o for o in valid if not o.is_sweep_override()])
+
+
+def _sweeps_without_multirun(typed: list[Override]) -> list[str]:
+    swept = [o.input_line for o in typed if o.is_sweep_override()]
+    return [f"{swept[0]}: several values are a sweep; add -m, or quote a value with a comma"] if swept else []
+
+
+def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) -> list[str]:
+    """What is wrong with GROUP=OPTION."""
+    group, value = override.key_or_group, override.value()
+    options = list(known[group])
+    if isinstance(value, Glob):
+        return []
+    picked = value.list if isinstance(value, ChoiceSweep) else [value]
+    texts = [getattr(option, "text", option) for option in picked]
+    flat = [option for text in texts for option in (text if isinstance(text, list) else [text])]
+    return [
+        f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {', '.join(options)}"
+        for option in flat
+        if option not in options and not (option is None and group == "experiment")
+    ]
+
+
+def _known_keys(chosen: list[Override]) -> set[str]:
+    """The keys that exist with the chosen options; of a swept group, those that its options share."""
+    single = tuple(o.input_line or "" for o in chosen if not o.is_sweep_override())
+    swept = [o for o in chosen if isinstance(o.value(), ChoiceSweep)]
+    choices = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
+    return set(frozenset.intersection(*(_keys_of((*single, *words)) for words in product(*choices))))
+
+
+@cache
+def _keys_of(options: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(_leaves("", compose_values(options)))
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield prefix
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
+    else:
+        yield prefix
+
+
+def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[str, str]]) -> str:
+    key = override.key_or_group
+    group = key.partition(".")[0]
+    homes = [
+        f"{group}={option}"
+        for option in known.get(group, {})
+        if group != "experiment" and key in _keys_of((f"{group}={option}",))
+    ]
+    if homes:
+        return f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)}"
+    return f"{key}: no such key or group{closest(key, [*keys, *known])}"
+
+
+def _problems_of_values(fixed: list[Override]) -> list[str]:
+    """What is wrong with the values that are typed, beside words that may be wrong themselves."""
+    words = [o.input_line or "" for o in fixed]
+    try:
+        job_config(OmegaConf.create(compose_values(words)), words)
+    except ConfigError as error:
+        typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in words)
+        return [problem for problem in error.problems if problem.startswith(typed)]
+    except (HydraException, OmegaConfBaseException) as error:
+        return [_first_line(error)]
+    return []
