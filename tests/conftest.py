@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import random
 import re
@@ -22,6 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and
 
 gc.disable()  # until all tests are imported: a fifth of their time went into looking at what stays
 
+from apollo_cli.cli.logs import OwnOrWarning
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
@@ -70,6 +72,16 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", "/nonexistent/netrc")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # as in an active environment
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Removes the handler that Hydra installs for a command: its stream ends with the test."""
+    yield
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if any(isinstance(f, OwnOrWarning) for f in h.filters)]:
+        root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session", autouse=True)

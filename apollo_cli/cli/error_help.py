@@ -79,7 +79,7 @@ def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
             problems.append(_problem_of_key(override, keys, known))
         else:
             valid.append(override)
-    return problems + _problems_of_values([o for o in valid if not o.is_sweep_override()])
+    return problems + _problems_of_values(valid)
 
 
 def _sweeps_without_multirun(typed: list[Override]) -> list[str]:
@@ -138,14 +138,14 @@ def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[st
     return f"{key}: no such key or group{closest(key, [*keys, *known])}"
 
 
-def _problems_of_values(fixed: list[Override]) -> list[str]:
-    """What is wrong with the values that are typed, beside words that may be wrong themselves."""
-    words = [o.input_line or "" for o in fixed]
+def _problems_of_values(valid: list[Override]) -> list[str]:
+    """What is wrong with the values of these overrides; beside a sweep, which may bring others, the typed ones."""
+    words = [o.input_line or "" for o in valid if not o.is_sweep_override()]
     try:
         job_config(OmegaConf.create(compose_values(words)), words)
     except ConfigError as error:
         typed = tuple(f"{word.partition('=')[0].lstrip('+')}=" for word in words)
-        return [problem for problem in error.problems if problem.startswith(typed)]
+        return [p for p in error.problems if len(words) == len(valid) or p.startswith(typed)]
     except (HydraException, OmegaConfBaseException) as error:
         return [_first_line(error)]
     return []

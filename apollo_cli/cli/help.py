@@ -14,7 +14,7 @@ _TAIL = """\
 keys, for example (all of them: apollo-train --cfg job)
   seed=0  name=apollo  device=auto  precision=auto  compile=auto
   plan=true                    print the plan and its exact FLOPs, train nothing
-  resume=RUN_DIR               go on with an interrupted run
+  resume=RUN_DIR               continue an interrupted run
   budget.steps=400             or budget.tokens, budget.flops, budget.seconds
   batch.size=16  batch.micro=8 sequences a step, and a micro-step
   devices=2                    of this machine, a process each; or torchrun, srun (README)
@@ -30,13 +30,15 @@ examples
 
 flags
   -m, --multirun               sweep over comma-separated values, one run each; typed again with the
-                               hydra.sweep.dir that it prints, it goes on; hydra/launcher=joblib: in parallel,
-                               hydra/launcher=slurm: as jobs of Slurm
+                               hydra.sweep.dir that it prints, it continues; hydra/launcher=joblib: in parallel,
+                               hydra/launcher=slurm: as jobs of Slurm; hydra/sweeper=optuna: search intervals
+  --config-dir DIR             presets of your own beside the shipped ones: DIR/experiment/mine.yaml, ...
+  -sc install=SHELL            completion of groups and keys: eval "$(apollo-train -sc install=bash)"; zsh, fish
   --cfg job                    print the config and exit
   --version                    print the version and exit
   --hydra-help                 Hydra's own flags
 
-Exit codes: 0 done; 2 something to mend, said in one message; 130 / 143 interrupted, resumable; 1 a bug.
+Exit codes: 0 done; 2 wrong input, explained in one message; 130 / 143 interrupted, resumable; 1 a bug.
 """
 
 

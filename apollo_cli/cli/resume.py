@@ -1,4 +1,4 @@
-"""What may be typed beside `resume=`, and what is typed to go on with a run."""
+"""`resume=RUN_DIR`: the run that continues, and what may be typed beside it."""
 
 import re
 from pathlib import Path
@@ -43,7 +43,7 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
                 "beside resume="
             )
     if line.multirun:
-        problems.append("resume= goes on with one run; leave -m out")
+        problems.append("resume= continues one run; leave -m out")
     if problems:
         raise ConfigError(problems)
     return folder, sections

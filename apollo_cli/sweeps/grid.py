@@ -16,7 +16,7 @@ from apollo_cli.errors import ConfigError
 
 _OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # without effect on a run that never grows
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
-_NO_PARAMS = "hydra.sweeper.params=null"  # the grid is in the words
+NO_PARAMS = "hydra.sweeper.params=null"  # the grid is in the words
 _SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml looks for it
 
 
@@ -74,7 +74,7 @@ def commands(line: CommandLine) -> list[list[str]]:
         ConfigError: words that cannot stand beside a shipped sweep.
     """
     name = next((w.partition("=")[2] for w in reversed(line.overrides) if w.startswith("experiment=")), "")
-    params = _shipped_params(name)
+    params = shipped_params(name)
     if not line.multirun or not params:
         return [list(line.overrides)]
     typed = OverridesParser.create().parse_overrides(list(line.overrides))
@@ -89,14 +89,14 @@ def commands(line: CommandLine) -> list[list[str]]:
     left_out = (f"{_SUBDIR}=", "experiment=") if over_methods else (f"{_SUBDIR}=",)
     kept = [w for w in words if not _is_of_growth(w) and not w.startswith(left_out)]
     subdir = [o.get_value_element_as_str() for o in typed if o.key_or_group == _SUBDIR]
-    scratch = [*kept, "schedule=scratch", _NO_PARAMS, f"{_SUBDIR}=scratch-{subdir[-1] if subdir else _NUMBER}"]
+    scratch = [*kept, "schedule=scratch", NO_PARAMS, f"{_SUBDIR}=scratch-{subdir[-1] if subdir else _NUMBER}"]
     if not over_methods:
         return [scratch, list(line.overrides)]
-    source = [*kept, f"experiment=[{name},_source]", _NO_PARAMS, f"{_SUBDIR}={_SOURCE}"]
-    return [["name=scratch", *scratch, f"experiment={name}"], source, [*words, _NO_PARAMS]]
+    source = [*kept, f"experiment=[{name},_source]", NO_PARAMS, f"{_SUBDIR}={_SOURCE}"]
+    return [["name=scratch", *scratch, f"experiment={name}"], source, [*words, NO_PARAMS]]
 
 
-def _shipped_params(experiment: str) -> dict[str, Any]:
+def shipped_params(experiment: str) -> dict[str, Any]:
     """What the shipped experiment of this name is swept over; empty if it is no sweep, or not shipped."""
     file = conf_folder() / "experiment" / f"{experiment}.yaml"
     if not experiment or not file.resolve().is_relative_to(conf_folder().resolve()) or not file.is_file():

@@ -148,22 +148,27 @@ class Command:
                 launcher.n_jobs = min(len(jobs), effective_n_jobs(launcher.n_jobs))
 
     def _checked_jobs(self, config: DictConfig, is_grid: bool) -> list[list[str]]:
-        """The words of each job, every one composed and parsed once.
+        """The words of each job, all composed and parsed once.
 
         Raises:
-            ConfigError: with the problems that all jobs have. Those of some are printed: these jobs fail alone.
+            ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
         """
+        if is_grid and (size := config.hydra.sweeper.max_batch_size) is not None and size < 1:
+            raise ConfigError([f"hydra.sweeper.max_batch_size={size}: should be greater than 0"])
         loader = GlobalHydra.instance().config_loader()
         swept = _sweep_overrides(config)
         jobs = grid.combinations(swept, is_grid)
         fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
-        found: dict[str, int] = {}
+        found: dict[str, None] = {}  # in order
+        failing = 0
         for words in jobs:
             composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
+            if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
+                name = composed.hydra.runtime.choices["experiment"]
+                raise ConfigError([f"experiment={name}: it is a sweep itself; type no other experiment beside it"])
             with read_write(composed.hydra), open_dict(composed.hydra):
                 composed.hydra.job.update(num=0, id="0")
-                composed.hydra.runtime.merge_with(config.hydra.runtime)
-                composed.hydra.runtime.output_dir = "."
+                composed.hydra.runtime.update(output_dir=".", cwd=str(Path.cwd()))
             HydraConfig.instance().set_config(composed)
             try:
                 with open_dict(composed):
@@ -171,11 +176,11 @@ class Command:
                 job_config(values, words)
             except (ConfigError, OmegaConfBaseException) as error:
                 of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
-                for problem in dict.fromkeys(of_job):
-                    found[problem] = found.get(problem, 0) + 1
+                found |= dict.fromkeys(of_job)
+                failing += 1
         HydraConfig.instance().set_config(config)
-        if common := [problem for problem, count in found.items() if count == len(jobs)]:
-            raise ConfigError(common)
+        if failing == len(jobs):
+            raise ConfigError(list(found))
         if found:
             listed = "".join(f"\n  - {problem}" for problem in found)
             print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)

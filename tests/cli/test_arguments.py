@@ -16,6 +16,8 @@ from apollo_cli.errors import ConfigError
         ("--cfg job --package model seed=1", ["--cfg", "job", "--package", "model"], ["seed=1"]),
         ("--config-dir other seed=1", ["--config-dir", "other"], ["seed=1"]),
         ("--hydra-help", ["--hydra-help"], []),
+        ("--config-name=mine -cp elsewhere", ["--config-name", "mine", "-cp", "elsewhere"], []),
+        ("+experiment=stackbert +tracking.x=1 experiment=null", [], ["experiment=stackbert", "+tracking.x=1"]),
         ("~tracking +x=-1", [], ["~tracking", "+x=-1"]),
     ],
 )
@@ -49,8 +51,8 @@ def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multiru
     [
         ("--plan", r"--plan: no such flag; keys have no dashes: type plan=VALUE"),
         ("--multrun", r"--multrun: no such flag; did you mean --multirun\?"),
-        ("--experimental-rerun", r"--experimental-rerun: no such flag"),
-        ("--config-path=.", r"--config-path: no such flag"),
+        ("--config-di", r"--config-di: no such flag; did you mean --config-dir\?"),
+        ("--optim.lr=1e-3", r"--optim.lr: no such flag; keys have no dashes: type optim.lr=VALUE"),
     ],
 )
 def test_flags_are_not_guessed(flag: str, said: str) -> None:
@@ -59,6 +61,14 @@ def test_flags_are_not_guessed(flag: str, said: str) -> None:
 
 
 def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:
-    for words in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
-        assert CommandLine.parse([*words, "seed=1"]).config_dir == "mine"
-        assert CommandLine.parse([*words, "seed=1"]).overrides == ["seed=1"]
+    for words in (["--config-dir", "mine"], ["--config-dir=mine"]):
+        line = CommandLine.parse([*words, "seed=1"])
+        assert (line.flags, line.overrides) == (["--config-dir", "mine"], ["seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("seed=1", False), ("-cd mine", True), ("--config-name=mine", True), ("hydra.searchpath=[file:///x]", True)],
+)
+def test_configs_of_the_user_are_recognised(words: str, expected: bool) -> None:
+    assert CommandLine.parse(words.split()).has_user_configs == expected

@@ -133,8 +133,8 @@ def how_it_ends(tiny: tuple[str, ...], words: list[str]) -> str:
             known = {*typed, *(() if typed.isdisjoint(GROUPS) else keys())}  # an option types keys for its user
             named = [name for name in known if name and name in said] or [word for word in words if word in said]
             assert named or "=" in typed or "" in typed, (words, said)
-            cells = "-m" in words or "--multirun" in words  # a cell that fails stays on record
-            assert cells or not run_dir.exists() or not list(run_dir.iterdir()), (words, list(run_dir.iterdir()))
+            jobs = "-m" in words or "--multirun" in words  # a job that fails stays on record
+            assert jobs or not run_dir.exists() or not list(run_dir.iterdir()), (words, list(run_dir.iterdir()))
             return "refused"
         if (run_dir / "metrics.jsonl").exists() or list(run_dir.glob("*/metrics.jsonl")):
             return "trained"

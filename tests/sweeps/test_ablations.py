@@ -1,4 +1,4 @@
-"""The shipped sweeps: each cell is a config that trains, and something to compare it with is among them."""
+"""The shipped sweeps: each job is a config that trains, and a run to compare it with is among them."""
 
 import json
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
-from apollo_cli.cli.overrides import prepare
-from apollo_cli.config.config import Config, parse
-from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.config.config import Config
+from apollo_cli.config.hydra_syntax import compose_values, job_config
 from apollo_cli.report.runs import flat
-from apollo_cli.train import run
+from apollo_cli.sweeps import grid
+from apollo_cli.train import STAMP, run
 
 ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation_"))
 SEEDS = 3
@@ -35,16 +35,26 @@ OWN: dict[str, dict[tuple[str, ...], set[tuple[Any, ...]]]] = {
 }
 
 
-def cells(words: Sequence[str]) -> list[list[Config]]:
-    """What runs before and the grid of a command, as Hydra composes them."""
-    line = CommandLine.parse(["-m", *words])
-    prepare(line)
+@pytest.fixture(autouse=True)
+def _stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STAMP, "now")
+
+
+def jobs(words: Sequence[str]) -> list[list[Config]]:
+    """The runs that come first and the grid of a command, as Hydra composes them."""
     sweeps = []
-    for overrides in line.commands:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        (batch,) = BasicSweeper.split_arguments(parsed, None)
-        sweeps.append([parse(compose_values(cell)) for cell in batch])
+    for overrides in grid.commands(CommandLine.parse(["-m", *words])):
+        params = {} if grid.NO_PARAMS in overrides else grid.shipped_params(_experiment(overrides))
+        typed = [f"{key}={value}" for key, value in params.items()] + overrides
+        by_key = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(typed)}
+        of_jobs = [o for key, o in by_key.items() if not key.startswith("hydra.")]
+        words_of_jobs = grid.combinations(of_jobs, is_grid=True)
+        sweeps.append([job_config(OmegaConf.create(compose_values(job)), job) for job in words_of_jobs])
     return sweeps
+
+
+def _experiment(overrides: Sequence[str]) -> str:
+    return next((word.partition("=")[2] for word in overrides if word.startswith("experiment=")), "")
 
 
 def test_the_ablations_of_the_paper_are_shipped() -> None:
@@ -59,41 +69,41 @@ def test_the_ablations_of_the_paper_are_shipped() -> None:
         for model in ("bert", "gpt")
     ],
 )
-def test_every_cell_is_valid_and_differs_in_what_is_swept_alone(name: str, model: str) -> None:
-    baseline, grid = cells([f"experiment={name}", f"model={model}"])
-    assert {config.model.kind for config in [*baseline, *grid]} == {model}
+def test_every_job_is_valid_and_differs_in_what_is_swept_alone(name: str, model: str) -> None:
+    baseline, swept = jobs([f"experiment={name}", f"model={model}"])
+    assert {config.model.kind for config in [*baseline, *swept]} == {model}
     assert sorted(config.run.seed for config in baseline) == list(range(SEEDS))
     assert all(config.schedule.layers == (config.model.layers,) for config in baseline)
-    values: list[dict[str, Any]] = [flat(config.raw) for config in grid]
-    assert len({json.dumps(value, sort_keys=True) for value in values}) == len(grid)
+    values: list[dict[str, Any]] = [flat(config.raw) for config in swept]
+    assert len({json.dumps(value, sort_keys=True) for value in values}) == len(swept)
     for keys, expected in OWN.get(name, {}).items():
         assert {tuple(value.get(key) for key in keys) for value in values} == expected
-    assert len(grid) % SEEDS == 0
+    assert len(swept) % SEEDS == 0
     growth = ("sampler.", "expander.", "schedule.", "optim.at_growth", "seed")
     common = [{k: str(v) for k, v in value.items() if not k.startswith(growth)} for value in values]
     common += [{k: str(v) for k, v in flat(c.raw).items() if not k.startswith(growth)} for c in baseline]
     assert all(value == common[0] for value in common)
     sentence = groups()["experiment"][name]
-    assert sentence.endswith(f"; {len(grid) + len(baseline)} runs")
+    assert sentence.endswith(f"; {len(swept) + len(baseline)} runs")
 
 
 @pytest.mark.slow
 def test_stages_and_ends_are_both_ablated() -> None:
-    _, grid = cells(["experiment=ablation_schedule", "seed=0"])
-    layers, ends = {config.schedule.layers for config in grid}, {config.schedule.ends for config in grid}
+    _, swept = jobs(["experiment=ablation_schedule", "seed=0"])
+    layers, ends = {config.schedule.layers for config in swept}, {config.schedule.ends for config in swept}
     assert len(layers) >= 3
     assert len(ends) >= 3
-    assert len(grid) == len(layers) * len(ends)
+    assert len(swept) == len(layers) * len(ends)
 
 
 def test_what_is_typed_replaces_what_is_swept() -> None:
     words = ["experiment=ablation_k", "model=bert,gpt", "seed=7", "sampler.k=1,5", "budget.tokens=1e6"]
-    baseline, grid = cells(words)
+    baseline, swept = jobs(words)
     assert [(c.model.kind, c.run.seed) for c in baseline] == [("bert", 7), ("gpt", 7)]
-    assert [(c.model.kind, c.sampler.k) for c in grid] == [  # type: ignore[attr-defined]
+    assert [(c.model.kind, c.sampler.k) for c in swept] == [  # type: ignore[attr-defined]
         ("bert", 1), ("bert", 5), ("gpt", 1), ("gpt", 5)
     ]  # fmt: skip
-    assert {config.budget.tokens for config in [*baseline, *grid]} == {10**6}
+    assert {config.budget.tokens for config in [*baseline, *swept]} == {10**6}
 
 
 def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> None:
@@ -104,13 +114,13 @@ def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> Non
         "sampler.k=1,2",
         "schedule=stackbert",
     ]
-    baseline, grid = cells([*words, "expander=stack", "expander.moments=keep"])
+    baseline, swept = jobs([*words, "expander=stack", "expander.moments=keep"])
     assert [(c.run.seed, c.optim.lr) for c in baseline] == [(1, 1e-3), (1, 2e-3)]
     assert {config.schedule.layers for config in baseline} == {(12,)}
-    assert len(grid) == 2 * 2 * 2
+    assert len(swept) == 2 * 2 * 2
 
 
-TWO_CELLS = {
+TWO_JOBS = {
     "ablation_samplers": ["sampler=edge,shallow"],
     "ablation_k": ["sampler.k=0,4"],
     "ablation_expander": ["expander=stack,linear", "expander.moments=map", "optim.at_growth=rewarm"],
@@ -120,12 +130,12 @@ TWO_CELLS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "model"), list(zip(ABLATIONS, ["bert", "gpt"] * 2, strict=True)))
-def test_an_ablation_trains_its_baseline_and_its_cells_and_goes_on_when_it_is_typed_again(
+def test_an_ablation_trains_its_baseline_and_its_jobs_and_continues_when_typed_again(
     name: str, model: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = {word.partition("=")[0] for word in TWO_CELLS[name]} | {"data.vocab_size"}
+    typed = {word.partition("=")[0] for word in TWO_JOBS[name]} | {"data.vocab_size"}
     rest = [word for word in tiny if word.partition("=")[0] not in typed]
-    words = ["-m", f"experiment={name}", f"model={model}", "seed=0", *rest, *TWO_CELLS[name]]
+    words = ["-m", f"experiment={name}", f"model={model}", "seed=0", *rest, *TWO_JOBS[name]]
     words.append(f"hydra.sweep.dir={tmp_path}/sweep")
     assert run(words) == 0
     assert {path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json")} == {"0", "1", "scratch-0"}

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from apollo_cli.cli import experiment_grid
+from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
-from apollo_cli.train import run
+from apollo_cli.errors import ConfigError
+from apollo_cli.sweeps import grid
+from apollo_cli.train import STAMP, run
 from benchmarks import methods
-from tests.sweeps.test_ablations import cells
+from tests.sweeps.test_ablations import jobs
 
 GROWN = {*methods.OWN, *methods.FROM_SOURCE, "net2net_width", "apollo_as_released"}
 
@@ -23,26 +25,36 @@ def small(tiny: tuple[str, ...]) -> list[str]:
     return [*(word for word in tiny if word.startswith(kept)), *rows, "budget.flops=6e10", "seed=0"]
 
 
-def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
-    typed = ["experiment=[all_methods,gstack],[all_methods,lemon]", "seed=0,1", "model=gpt", "sampler.k=3"]
-    scratch, source = experiment_grid.before("all_methods", OverridesParser.create().parse_overrides(typed))
-    assert {"name=scratch", "experiment=all_methods", "schedule=scratch", "seed=0,1", "model=gpt"} <= set(scratch)
-    assert {"experiment=[all_methods,_source]", "seed=0,1", "model=gpt"} <= set(source)
-    assert not [word for word in (*scratch, *source) if "gstack" in word or "sampler" in word]
+@pytest.fixture(autouse=True)
+def _stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STAMP, "now")
+
+
+def commands(*words: str) -> list[list[str]]:
+    return grid.commands(CommandLine.parse(["-m", "experiment=all_methods", *words]))
+
+
+def test_scratch_and_the_smaller_model_run_before_the_methods() -> None:
+    scratch, source, methods_ = commands("seed=0,1", "model=gpt", "optim.clip=2")
+    common = {"seed=0,1", "model=gpt", "optim.clip=2", "hydra.sweep.dir=outputs/all_methods/now"}
+    assert {"name=scratch", "experiment=all_methods", "schedule=scratch"} | common <= set(scratch)
+    assert {"experiment=[all_methods,_source]"} | common <= set(source)
+    assert not [word for word in (*scratch, *source) if "gstack" in word]
+    (swept,) = [word for word in methods_ if word.startswith("experiment=")]
+    assert "[all_methods,gstack]," in swept
+    assert common <= set(methods_)
 
 
 def test_its_sentence_says_how_many_runs_it_is() -> None:
-    typed = OverridesParser.create().parse_overrides(["experiment=all_methods"])
-    swept = experiment_grid.grid("all_methods", typed)
-    assert swept is not None
-    sweeps = [*experiment_grid.before("all_methods", swept), [o.input_line or "" for o in swept]]
-    runs = sum(experiment_grid.num_cells(words) or 0 for words in sweeps)
+    parsed = [OverridesParser.create().parse_overrides(words) for words in commands()]
+    runs = sum(
+        len(grid.combinations([o for o in sweep if o.is_sweep_override()], is_grid=True)) for sweep in parsed
+    )
     assert groups()["experiment"]["all_methods"].endswith(f"; {runs} runs")
-    assert len(sweeps) == 3
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("model.hidden=128", r"model\.hidden: experiment=all_methods has models and methods of its own"),
         ("schedule=stackbert", r"schedule: experiment=all_methods has models and methods of its own"),
@@ -52,19 +64,17 @@ def test_its_sentence_says_how_many_runs_it_is() -> None:
         ),
     ],
 )
-def test_what_would_part_methods_from_their_sources_is_refused(word: str, said: str) -> None:
-    parser = OverridesParser.create()
-    typed = parser.parse_overrides(["experiment=all_methods", "seed=0,1", "model=bert,gpt", "optim.clip=2", word])
-    swept = parser.parse_overrides(["experiment=[all_methods,gstack],[all_methods,lemon]"])
-    (problem,) = experiment_grid.problems("all_methods", typed, swept)
-    assert re.match(said, problem)
-    assert experiment_grid.problems("ablation_k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
+def test_what_would_part_methods_from_their_sources_is_refused(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        commands("seed=0,1", "model=bert,gpt", "optim.clip=2", word)
+    (problem,) = error.value.problems
+    assert re.match(message, problem)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind: str) -> None:
-    scratch, sources, grown = cells(["experiment=all_methods", f"model={kind}", "seed=1"])
+    scratch, sources, grown = jobs(["experiment=all_methods", f"model={kind}", "seed=1"])
     assert [config.run.name for config in scratch] == ["scratch"]
     names = [config.run.name for config in grown]
     assert sorted(names) == sorted(GROWN)
@@ -84,7 +94,7 @@ def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind:
 
 
 @pytest.mark.slow
-def test_the_whole_sweep_runs_and_goes_on(
+def test_the_whole_sweep_runs_and_continues(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-m", "experiment=all_methods", *small(tiny), f"hydra.sweep.dir={tmp_path}/sweep"]

@@ -1,4 +1,4 @@
-"""Cells of a sweep as jobs of Slurm, or as if there were one; cells beside each other on GPUs of their own."""
+"""Jobs of a sweep as jobs of Slurm, or as if there were one; jobs beside each other on GPUs of their own."""
 
 import os
 import re
@@ -14,10 +14,6 @@ import pytest
 import submitit.slurm.slurm
 
 from apollo_cli import train
-from apollo_cli.cli import launchers
-from apollo_cli.cli.arguments import CommandLine
-from apollo_cli.cli.overrides import prepare
-from apollo_cli.errors import ConfigError
 from apollo_cli.sweeps import gpus
 from apollo_cli.sweeps.journal import Journal
 from tests.conftest import read_rows
@@ -32,13 +28,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made_slurm.enter(place, monkeypatch)
     yield place
     made_slurm.leave(place)
-
-
-def refused(*words: str) -> str:
-    with pytest.raises(ConfigError) as error:
-        prepare(CommandLine.parse(words))
-    (problem,) = error.value.problems
-    return problem
 
 
 PRESETS = [
@@ -85,7 +74,7 @@ SHORT = (*LONG, "budget.steps=150", "seed=0,1", "hydra/launcher=slurm", "hydra.s
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_near_its_time_limit_or_preempted_goes_on_in_its_job(
+def test_a_job_that_is_near_its_time_limit_or_preempted_goes_on_in_its_job(
     tiny: tuple[str, ...], slurm: Path, tmp_path: Path
 ) -> None:
     with started(["-m", *tiny, *SHORT], tmp_path) as command:
@@ -98,19 +87,17 @@ def test_a_cell_that_is_near_its_time_limit_or_preempted_goes_on_in_its_job(
         _signal(slurm, "100_1", signal.SIGKILL)
         out, err = command.communicate(timeout=240)
     assert command.returncode == 0, err
-    for cell in "01":
-        assert status(tmp_path / "sweep" / cell) == "completed"
-        steps = [row["step"] for row in read_rows(tmp_path / "sweep" / cell) if "train/loss" in row]
+    for job in "01":
+        assert status(tmp_path / "sweep" / job) == "completed"
+        steps = [row["step"] for row in read_rows(tmp_path / "sweep" / job) if "train/loss" in row]
         assert steps == list(range(1, 151))
-        (log,) = (tmp_path / "sweep").rglob(f"100_{cell}_0_log.out")
-        assert re.search(rf"resuming sweep/{cell} at step [1-9]\d*\n", log.read_text())
+        (log,) = (tmp_path / "sweep").rglob(f"100_{job}_0_log.out")
+        assert re.search(rf"resuming sweep/{job} at step [1-9]\d*\n", log.read_text())
     assert out.count("│ completed") == 2
 
 
 @pytest.mark.slow
-def test_the_processes_of_a_cell_stop_and_go_on_together(
-    tiny: tuple[str, ...], slurm: Path, tmp_path: Path
-) -> None:
+def test_the_processes_of_a_job_stop_and_go_on_together(tiny: tuple[str, ...], slurm: Path, tmp_path: Path) -> None:
     words = [*SHORT, "budget.steps=30", "seed=0", "hydra/launcher=slurm_node", "hydra.launcher.gpus_per_node=2"]
     with started(["-m", *tiny, *words], tmp_path) as command:
         wait_for_rows(tmp_path / "sweep", "0")
@@ -137,8 +124,8 @@ def _wait(until: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def _status(cell: Path) -> str:
-    return status(cell) if (cell / "summary.json").exists() else ""
+def _status(job: Path) -> str:
+    return status(job) if (job / "summary.json").exists() else ""
 
 
 @pytest.mark.slow
@@ -150,32 +137,40 @@ def test_jobs_go_on_without_the_command(tiny: tuple[str, ...], slurm: Path, tmp_
     assert command.returncode == 130, err
     assert "jobs that were submitted go on without it" in err
     _wait(lambda: (slurm / "100_0.state").exists() and (slurm / "100_1.state").exists())
-    assert [status(tmp_path / "sweep" / cell) for cell in "01"] == ["completed", "completed"]
+    assert [status(tmp_path / "sweep" / job) for job in "01"] == ["completed", "completed"]
 
 
 @pytest.mark.slow
-def test_without_a_cluster_cells_are_jobs_here(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_without_a_cluster_jobs_are_jobs_here(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, "seed=0,1", "sampler.k=2,-1", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
     with started(words, tmp_path) as command:
         out, err = command.communicate(timeout=240)
     assert command.returncode == 2, err
-    states = [status(tmp_path / "sweep" / cell) for cell in "0123"]
+    states = [status(tmp_path / "sweep" / job) for job in "0123"]
     assert states == ["completed", "failed", "completed", "failed"]
     assert "sweep/1 failed: config: sampler.k=-1" in out
     assert "Traceback" not in err
 
 
-def test_what_is_missing_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_a_launcher_of_slurm_is_refused(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert refused("-m", "seed=0,1", "hydra/launcher=slurm") == (
-        "hydra/launcher=slurm: no sbatch and srun here; type the command where jobs are submitted to Slurm"
-    )
-    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
-    assert refused("-m", "seed=0,1", "hydra/launcher=submitit_local").endswith("pip install 'apollo-train[slurm]'")
+    monkeypatch.chdir(tmp_path)
+    assert train.run(["-m", *tiny, "seed=0,1", "hydra/launcher=slurm"]) == 2
+    message = "hydra/launcher=slurm: no sbatch and srun here; type the command on a machine of the cluster"
+    assert capsys.readouterr().err == f"apollo-train: config: {message}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_launcher_without_a_sweep_is_refused() -> None:
-    assert refused("hydra/launcher=joblib") == "hydra/launcher=joblib: it runs the cells of a sweep; add -m"
+@pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra/sweeper=optuna", "experiment=ablation_k"])
+def test_what_needs_a_sweep_is_refused_without_one(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.run([word]) == 2
+    assert capsys.readouterr().err.startswith(f"apollo-train: config: {word}: it is ")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +188,7 @@ def test_the_gpus_of_a_sweep_are_those_of_the_command(
     assert gpus.visible() == names
 
 
-_CELL = """
+_JOB = """
 import sys, time, pathlib
 from apollo_cli.sweeps import gpus
 gpus.take_one(["3", "1"], pathlib.Path(sys.argv[1]), sys.argv[2])
@@ -207,32 +202,32 @@ def test_processes_beside_each_other_have_a_gpu_each_unless_one_is_chosen(tmp_pa
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
 
     def begin(device: str) -> tuple["subprocess.Popen[str]", str]:
-        cell = subprocess.Popen(
-            [sys.executable, "-c", _CELL, str(tmp_path), device],
+        job = subprocess.Popen(
+            [sys.executable, "-c", _JOB, str(tmp_path), device],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        assert cell.stdout
-        return cell, cell.stdout.readline().strip()
+        assert job.stdout
+        return job, job.stdout.readline().strip()
 
-    cells = [begin(device) for device in ("auto", "cuda", "cuda:0", "cpu")]
-    assert [gpu for _, gpu in cells] == ["3", "1", "None", "None"]
-    cells[0][0].kill()
-    cells[0][0].wait()
-    cells.append(begin("auto"))  # in the place of the one that is gone
-    assert cells[-1][1] == "3"
-    for cell, _ in cells:
-        cell.communicate()
+    jobs = [begin(device) for device in ("auto", "cuda", "cuda:0", "cpu")]
+    assert [gpu for _, gpu in jobs] == ["3", "1", "None", "None"]
+    jobs[0][0].kill()
+    jobs[0][0].wait()
+    jobs.append(begin("auto"))  # in the place of the one that is gone
+    assert jobs[-1][1] == "3"
+    for job, _ in jobs:
+        job.communicate()
 
 
-def test_a_cell_takes_its_gpu_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_takes_its_gpu_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from apollo_cli.sweeps import job
 
     taken = []
     monkeypatch.setattr(gpus, "take_one", lambda *args: taken.append(args))
-    monkeypatch.setattr(job, "_aside", lambda *args: SimpleNamespace())
+    monkeypatch.setattr(job, "_beside_others", lambda *args: SimpleNamespace())
     with Journal.kept([], ["0", "1"]) as journal:
         job._surroundings(journal, "3", "auto")
-        assert not taken  # in the command's own process cells come one after the other
+        assert not taken  # in the command's own process jobs come one after the other
         other = Journal(journal.numbers.parent, owner=1)
         job._surroundings(other, "3", "auto")
     assert taken == [(["0", "1"], journal.numbers, "auto")]

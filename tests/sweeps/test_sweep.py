@@ -1,4 +1,4 @@
-"""A sweep that is typed again goes on; cells may run beside each other."""
+"""A sweep that is typed again goes on; jobs may run beside each other."""
 
 import json
 import os
@@ -16,23 +16,21 @@ from typing import Any
 import joblib
 import pytest
 
-from apollo_cli.cli.arguments import CommandLine
-from apollo_cli.cli.overrides import prepare
 from apollo_cli.config.hydra_syntax import compose_values, quoted
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.train import run
 from apollo_cli.training.checkpoint import Checkpoints
 from tests.conftest import read_rows, without_clocks
 
-CELLS = ("seed=0,1", "sampler=lvps,uniform")
+JOBS = ("seed=0,1", "sampler=lvps,uniform")
 
 
-def status(cell: Path) -> str:
-    return json.loads((cell / "summary.json").read_text())["status"]
+def status(job: Path) -> str:
+    return json.loads((job / "summary.json").read_text())["status"]
 
 
 def rows(sweep: Path) -> list[list[dict[str, Any]]]:
-    return [without_clocks(read_rows(sweep / str(cell))) for cell in range(4)]
+    return [without_clocks(read_rows(sweep / str(job))) for job in range(4)]
 
 
 @contextmanager
@@ -55,16 +53,16 @@ def stopped_at(saves: int) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = tmp_path_factory.mktemp("undisturbed") / "sweep"
-    assert run(["-m", *tiny, *CELLS, f"hydra.sweep.dir={sweep}"]) == 0
+    assert run(["-m", *tiny, *JOBS, f"hydra.sweep.dir={sweep}"]) == 0
     return sweep
 
 
-def test_a_sweep_that_is_typed_again_passes_over_what_is_complete_and_goes_on_with_the_rest(
+def test_a_sweep_typed_again_passes_over_completed_jobs_and_continues_the_rest(
     tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
-    words = ["-m", *tiny, *CELLS, f"hydra.sweep.dir={sweep}"]
-    with stopped_at(saves=8):  # of five in a cell: in the second one
+    words = ["-m", *tiny, *JOBS, f"hydra.sweep.dir={sweep}"]
+    with stopped_at(saves=8):  # of five in a job: in the second one
         assert run(words) == 130
     said = capsys.readouterr().err
     assert said.count("stopped by SIGINT") == 1
@@ -78,7 +76,7 @@ def test_a_sweep_that_is_typed_again_passes_over_what_is_complete_and_goes_on_wi
     RunDirectory(sweep / "2").claim(_saved(undisturbed / "2"), {"steps": 12})
     assert run(words) == 0
     out = capsys.readouterr().out
-    assert "cell 0 (seed=0 sampler=lvps): completed before\n" in out
+    assert "job 0 (seed=0 sampler=lvps): completed before\n" in out
     assert f"resuming {sweep}/1 at step" in out
     assert f"resuming {sweep}/2 at step 0" in out
     assert out.count("completed before") == 1
@@ -87,18 +85,18 @@ def test_a_sweep_that_is_typed_again_passes_over_what_is_complete_and_goes_on_wi
     assert rows(sweep) == rows(undisturbed)
 
 
-def _saved(cell: Path) -> dict[str, Any]:
-    return RunDirectory(cell).config()
+def _saved(job: Path) -> dict[str, Any]:
+    return RunDirectory(job).config()
 
 
 @pytest.mark.slow
-def test_the_command_that_is_printed_goes_on_wherever_the_sweep_is(
+def test_the_command_that_is_printed_continues_wherever_the_sweep_is(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with stopped_at(saves=1):
         assert run(["-m", *tiny, "seed=1", "name='a=b'"]) == 130
-    command = capsys.readouterr().err.rpartition(" goes on with: ")[2]
+    command = capsys.readouterr().err.rpartition(" continue with: ")[2]
     assert "hydra.sweep.dir='\"'\"'outputs/a=b/" in command
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -111,7 +109,7 @@ def test_hydra_takes_a_quoted_path_for_what_it_is(path: str) -> None:
     assert compose_values([f"tracking.project={quoted(path)}"])["tracking"]["project"] == path
 
 
-def test_a_cell_that_failed_is_tried_again(
+def test_a_job_that_failed_is_tried_again(
     tiny: tuple[str, ...], corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
@@ -122,11 +120,11 @@ def test_a_cell_that_failed_is_tried_again(
     assert "later.txt" in json.loads((sweep / "1" / "summary.json").read_text())["error"]
     (tmp_path / "later.txt").write_bytes(corpus_file.read_bytes())
     assert run(words) == 0
-    assert [status(sweep / cell) for cell in "01"] == ["completed", "completed"]
+    assert [status(sweep / job) for job in "01"] == ["completed", "completed"]
     assert "error" not in json.loads((sweep / "1" / "summary.json").read_text())
 
 
-def test_what_another_grid_left_in_a_cell_is_refused_by_the_keys_that_differ_and_stays(
+def test_a_folder_with_another_run_is_refused_by_the_keys_that_differ_and_kept(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-m", *tiny, f"hydra.sweep.dir={tmp_path}/sweep"]
@@ -140,7 +138,7 @@ def test_what_another_grid_left_in_a_cell_is_refused_by_the_keys_that_differ_and
     assert "another hydra.sweep.dir" in said.err
     assert "sweep/1 refused: " in said.out
     assert {path: path.read_bytes() for path in before} == before
-    assert [status(tmp_path / "sweep" / cell) for cell in "012"] == ["completed", "interrupted", "completed"]
+    assert [status(tmp_path / "sweep" / job) for job in "012"] == ["completed", "interrupted", "completed"]
 
 
 @pytest.mark.slow
@@ -152,7 +150,7 @@ def test_what_cannot_change_a_result_may_be_typed_differently(tiny: tuple[str, .
     assert len(list((tmp_path / "sweep" / "1" / "checkpoints").glob("step_*"))) == 1
 
 
-def test_a_cell_in_which_another_process_works_is_refused_and_the_others_run(
+def test_a_job_in_which_another_process_works_is_refused_and_the_others_run(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sweep" / "0").mkdir(parents=True)
@@ -197,22 +195,22 @@ def started(words: Sequence[str], folder: Path, **environment: str) -> Iterator[
 LONG = ("budget.steps=4000", "log.every=1", "checkpoint.every=100000", "eval.every=100000")
 
 
-def wait_for_rows(folder: Path, cells: Sequence[str]) -> None:
+def wait_for_rows(folder: Path, jobs: Sequence[str]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        files = [folder / cell / "metrics.jsonl" for cell in cells]
+        files = [folder / job / "metrics.jsonl" for job in jobs]
         if all(file.exists() and file.read_text().count("\n") > 5 for file in files):
             return
         time.sleep(0.05)
-    raise AssertionError("no cell trains")
+    raise AssertionError("no job trains")
 
 
 @pytest.mark.slow
-def test_cells_beside_each_other_end_as_those_one_after_the_other(
+def test_jobs_beside_each_other_end_as_those_one_after_the_other(
     tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
     beside = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
-    with started(["-m", *tiny, *CELLS, *beside], tmp_path) as process:
+    with started(["-m", *tiny, *JOBS, *beside], tmp_path) as process:
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert rows(tmp_path / "sweep") == rows(undisturbed)
@@ -220,23 +218,23 @@ def test_cells_beside_each_other_end_as_those_one_after_the_other(
     assert threads == {f"cpu ({max(1, joblib.cpu_count() // 2)} threads)"}  # each has its share
     lines = out[: out.index("Sweep of 4")].splitlines()[1:]
     assert all(re.match(r" [0123] \| ", line) for line in lines)
-    assert " 2 | cell 2 (seed=1 sampler=lvps)" in lines
+    assert " 2 | job 2 (seed=1 sampler=lvps)" in lines
 
 
 @pytest.mark.slow
-def test_cells_beside_each_other_are_passed_over_where_they_are_complete(
+def test_jobs_beside_each_other_are_passed_over_where_they_are_complete(
     tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed, tmp_path / "sweep")
     beside = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
-    with started(["-m", *tiny, *CELLS, *beside], tmp_path) as process:
+    with started(["-m", *tiny, *JOBS, *beside], tmp_path) as process:
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.count("completed before") == 4
 
 
 @pytest.mark.slow
-def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_of_jobs_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, "sampler.k=-1,2", "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=sweep"]
     with started([*words, "hydra.launcher.n_jobs=2"], tmp_path) as process:
         out, err = process.communicate(timeout=240)
@@ -244,7 +242,7 @@ def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[s
     assert err.count("sampler.k=-1") == 2
     assert "Traceback" not in err
     assert "sweep/0 failed: config: sampler.k=-1" in out
-    assert [status(tmp_path / "sweep" / cell) for cell in "0123"] == ["failed", "failed", "completed", "completed"]
+    assert [status(tmp_path / "sweep" / job) for job in "0123"] == ["failed", "failed", "completed", "completed"]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ def test_of_cells_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[s
         ),
     ],
 )
-def test_a_signal_stops_all_cells_in_good_order(
+def test_a_signal_stops_all_jobs_in_good_order(
     signum: int, code: int, at_once: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     words = ["-m", *tiny, *LONG, "seed=0,1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={at_once}"]
@@ -271,9 +269,9 @@ def test_a_signal_stops_all_cells_in_good_order(
         _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    assert "the sweep goes on with: " in err
-    for cell in "01"[:at_once]:
-        folder = tmp_path / "sweep" / cell
+    assert "continue with: " in err
+    for job in "01"[:at_once]:
+        folder = tmp_path / "sweep" / job
         assert status(folder) == "interrupted"
         step = read_rows(folder)[-1]["step"]
         assert (folder / "checkpoints" / f"step_{step:08d}").is_dir()
@@ -281,7 +279,7 @@ def test_a_signal_stops_all_cells_in_good_order(
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_killed_is_named_as_such(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_job_that_is_killed_is_named_as_such(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, *LONG, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:
         wait_for_rows(tmp_path / "sweep", "01")
@@ -291,13 +289,13 @@ def test_a_cell_that_is_killed_is_named_as_such(tiny: tuple[str, ...], tmp_path:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "Traceback" not in err
-    assert "a process that ran a cell was killed" in err
+    assert "a process that ran a job was killed" in err
     assert "hydra.sweep.dir=sweep\n" in err
 
 
 @pytest.mark.faults
 def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Path, tmp_path: Path) -> None:
-    words = ["-m", *tiny, *CELLS, "hydra.sweep.dir=sweep"]
+    words = ["-m", *tiny, *JOBS, "hydra.sweep.dir=sweep"]
     with started(words, tmp_path, OMP_NUM_THREADS="1") as process:
         wait_for_rows(tmp_path / "sweep", "1")
         process.kill()
@@ -307,19 +305,12 @@ def test_a_sweep_that_was_killed_goes_on(tiny: tuple[str, ...], undisturbed: Pat
 
 
 @pytest.mark.faults
-def test_cells_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_jobs_beside_each_other_stop_when_the_command_is_killed(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = ["-m", *tiny, *LONG, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     with started([*words, "hydra.sweep.dir=sweep"], tmp_path, OMP_NUM_THREADS="1") as process:
         wait_for_rows(tmp_path / "sweep", "01")
         process.kill()
         process.communicate(timeout=120)  # which ends when nobody can write any more
-    assert [status(tmp_path / "sweep" / cell) for cell in "01"] == ["interrupted", "interrupted"]
+    assert [status(tmp_path / "sweep" / job) for job in "01"] == ["interrupted", "interrupted"]
     assert not list(tmp_path.glob("sweep/*/.lock"))
     assert not (tmp_path / "sweep" / "2").exists()
-
-
-@pytest.mark.parametrize("value", ["0", "1.5", "many"])
-def test_a_number_of_cells_at_once_that_is_none_is_refused(value: str) -> None:
-    words = ["-m", "seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={value}"]
-    with pytest.raises(Exception, match=r"n_jobs"):
-        prepare(CommandLine.parse(words))

@@ -1,0 +1,85 @@
+import pytest
+from hydra.errors import HydraException
+
+from apollo_cli.cli import error_help
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.error_help import explained
+
+OF_HYDRA = HydraException(
+    "Could not override 'hydra.nothing'.\nTo append to your config use +hydra.nothing=1\nmore"
+)
+
+
+def problems(*words: str) -> list[str]:
+    return explained(CommandLine.parse(words), OF_HYDRA).problems
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("smapler=lvps", ["smapler: no such key or group", "did you mean sampler?"]),
+        (
+            "sampler=lvp",
+            [
+                "sampler=lvp: no such option",
+                "did you mean lvps?",
+                "edge, full, lvps, prefixes, shallow, subset, uniform",
+            ],
+        ),
+        ("sampler.kk=2", ["sampler.kk: no such key", "did you mean sampler.k?"]),
+        ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),
+        (
+            "sampler=uniform sampler.k=2",
+            ["sampler.k", "a chosen sampler has no such key", "sampler=lvps"],
+        ),
+        ("expander=stack expander.mode=linear", ["expander.mode", "expander=interpolate"]),
+        ("foo", ["foo: not understood", "KEY=VALUE"]),
+        ("schedule.layers=[1,3", ["schedule.layers=[1,3: not understood", "'KEY=[1,2]' in quotes"]),
+        ("+foo=1", ["foo: no such key"]),
+        ("seed=0,1", ["seed=0,1", "a sweep", "-m"]),
+        ("sampler=lvps,uniform", ["sampler=lvps,uniform", "a sweep", "-m"]),
+        ("seed=abc", ["seed=abc", "integer"]),
+        ("model=null", ["model=None: no such option", "bert, gpt"]),
+        ("hydra.nothing=1", ["Could not override 'hydra.nothing'", "+hydra.nothing=1"]),
+        (
+            "data.tokenizer=bytes data.vocab_size=300",
+            ["data.vocab_size=300", "bytes has 261 entries for model=bert", "leave data.vocab_size out"],
+        ),
+        ("-m sampler=lvps,uniform sampler.kk=2", ["sampler.kk: no such key"]),
+        ("-m sampler=lvps,uniform sampler.k=2", ["sampler.k", "a chosen sampler", "sampler=lvps"]),
+        ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "a chosen model", "model=bert"]),
+        ("-m sampler=lvps,unifrm", ["sampler=unifrm: no such option; did you mean uniform?"]),
+        ("-m sede=0,1", ["sede: no such key or group; did you mean seed?"]),
+        ("experiment=[apollo_bert,apolo_gpt]", ["experiment=apolo_gpt: no such option; did you mean apollo_gpt?"]),
+        ("budget.steps=10 budget.tokens=5e3", ["exactly one budget"]),
+    ],
+)
+def test_a_wrong_word_is_named_with_the_closest_name(words: str, parts: list[str]) -> None:
+    (problem,) = problems(*words.split())
+    assert all(part in problem for part in parts), problem
+
+
+def test_all_problems_of_a_command_line_are_in_one_message() -> None:
+    found = problems("foo", "smapler=lvps", "sampler=lvp", "optim.lrr=1", "seed=abc", "batch.micro=5")
+    assert len(found) == 6
+    for words in ("foo: ", "smapler: ", "sampler=lvp: ", "optim.lrr: ", "seed=abc: ", "batch.micro=5 "):
+        assert sum(problem.startswith(words) for problem in found) == 1, words
+
+
+@pytest.mark.parametrize(
+    "words", ["-cd mine nothing=1", "hydra.searchpath=[file:///x] nothing=1", "seed=1 model=gpt"]
+)
+def test_what_cannot_be_judged_here_is_left_to_hydra(words: str) -> None:
+    assert problems(*words.split()) == [
+        "Could not override 'hydra.nothing'. To append to your config use +hydra.nothing=1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "extra"), [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=slurm_node", "slurm")]
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(
+    word: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(error_help, "find_spec", lambda name: None)
+    assert problems("-m", "seed=0,1", word)[0].endswith(f"type pip install 'apollo-train[{extra}]'")
