@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,12 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+import apollo_cli
 from apollo_cli import files
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
@@ -37,7 +38,6 @@ from apollo_cli.sweeps.journal import Journal, SignalForwarder
 from apollo_cli.sweeps.table import close_sweep
 from apollo_cli.training.distributed.environment import ProcessEnv
 
-_HYDRA_ERRORS = (HydraException, OmegaConfBaseException, OSError, ValueError)  # of what was typed
 _GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -59,11 +59,17 @@ def run_hydra(line: CommandLine) -> int:
         except Exception as error:
             if command.folder and not command.refusal:
                 code = command.failure(error)
-            elif not line.runs or isinstance(error, _HYDRA_ERRORS):
-                raise explained(line, error) from error
-            else:
+            elif _is_ours(error):
                 raise
+            else:
+                raise explained(line, error) from error
         return command.close(code)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this program raised it, which is a bug; Hydra raises all sorts for words that it does not expect."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return Path(last[0].f_code.co_filename).is_relative_to(Path(apollo_cli.__file__).parent)
 
 
 def _hydra_main(words: list[str]) -> int:
