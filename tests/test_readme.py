@@ -175,7 +175,7 @@ def test_the_paper_and_the_project_can_be_cited() -> None:
 
 
 def test_every_promise_has_a_test_that_is_there() -> None:
-    section = README.partition("### What is promised")[2].partition("### ")[0]
+    section = README.partition("### Guarantees and their tests")[2].partition("### ")[0]
     promises = [line for line in section.splitlines() if line.startswith("| ") and "`tests/" in line]
     assert len(promises) >= 14
     for line in promises:
