@@ -162,7 +162,7 @@ def test_a_plan_knows_the_flops_of_the_run_to_the_last_digit(
         (["--cfg", "job", "-m"], ["Only one of", "--multirun, --cfg"]),
         (["--package", "nope", "--cfg", "job"], ["'nope' not found"]),
         (["--shell-completion", "install=nope"], ["nope"]),
-        (["--shell-completion"], ["shell"]),
+        (["--shell-completion"], ["install"]),
         (["seed=abc", "smapler=lvps", "model.heads=3"], ["3 problems", "seed=abc", "sampler?", "model.heads=2"]),
     ],
 )

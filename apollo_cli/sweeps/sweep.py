@@ -30,7 +30,7 @@ from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.config.hydra_syntax import in_quotes, job_config, quoted
-from apollo_cli.errors import EXIT_OK, EXIT_USER_ERROR, ConfigError
+from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ConfigError
 from apollo_cli.signals import Terminated
 from apollo_cli.sweeps import gpus, grid
 from apollo_cli.sweeps.job import AS_FOLDER, job
@@ -63,6 +63,8 @@ def run_hydra(line: CommandLine) -> int:
                 raise
             else:
                 raise explained(line, error) from error
+        if code == EXIT_BUG and not line.runs:  # Hydra printed why it cannot show what was asked for
+            code = EXIT_USER_ERROR
         return command.close(code)
 
 
@@ -91,7 +93,7 @@ def _new_folders_removed(new_folders: list[Path]) -> Iterator[None]:
         yield
     finally:
         for folder in new_folders:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # not empty, never made, or no name that a folder may have
                 folder.rmdir()
 
 
