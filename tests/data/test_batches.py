@@ -232,7 +232,7 @@ def test_evaluation_is_the_same_every_time_and_not_masked_as_training_is() -> No
     assert not torch.equal(first.positions, MASKED.batch(rows, 0, Purpose.MASK, np.arange(10)).positions)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 5, 10, 13])
 def test_evaluation_of_several_processes_counts_every_row_once(processes: int, count: int) -> None:
     rows = framed(count, 32)
@@ -244,7 +244,7 @@ def test_evaluation_of_several_processes_counts_every_row_once(processes: int, c
     assert all(n in (0, len(batch.targets)) for share in shares for batch, n in share)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 6])
+@pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_share_a_micro_step_row_by_row(processes: int) -> None:
     rows = framed(20, 32)
     whole = TrainingBatches(rows, MASKED, 3, 12, 6)
