@@ -159,7 +159,7 @@ def _problems_of_places(config: DictConfig, changed: Mapping[str, Any], typed: C
             found.append(f"{key}={raw}: this is {place}, elsewhere than it looks; write the path itself")
     cache_dir = _resolved(config, "data.cache_dir")
     if cache_dir and "data.cache_dir" not in typed:
-        found += cache_folder.problems(str(cache_dir))
+        found += cache_folder.cache_folder_problems(str(cache_dir))
     return found
 
 

@@ -12,7 +12,7 @@ SPACES = st.sampled_from([" ", "  ", "\n", "\r\n", "\t", " \n\t ", "\u3000 ", " 
 
 @pytest.fixture(scope="session")
 def trained(documents: list[str]) -> dict[str, Tokenizer]:
-    return {kind: tokenizers.train(kind, entries, documents) for kind, entries in ENTRIES.items()}
+    return {kind: tokenizers.train_tokenizer(kind, entries, documents) for kind, entries in ENTRIES.items()}
 
 
 @pytest.mark.parametrize(

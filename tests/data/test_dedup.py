@@ -12,7 +12,7 @@ def test_the_hash_is_that_of_the_bytes_however_long_the_text_is(monkeypatch: pyt
     text = "naïve words 😀 " * 50
     expected = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
     assert hash_of(text) == expected
-    monkeypatch.setattr(dedup, "_LONGEST_PIECE", 7)
+    monkeypatch.setattr(dedup, "_PIECE", 7)
     assert hash_of(text) == expected
 
 

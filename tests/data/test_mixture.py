@@ -10,11 +10,11 @@ import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import NextToken, TrainingBatches
-from apollo_cli.data.corpus import Corpus, prepare
+from apollo_cli.data.corpus import Corpus, load_corpus
 from apollo_cli.data.dedup import hash_of, held_out
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Bound, Recipe
-from apollo_cli.data.sources import Part, Source
+from apollo_cli.data.sources import Part, Source, interleaved
 from apollo_cli.errors import DataError
 
 SEQ_LEN = 16
@@ -37,7 +37,7 @@ class Memory(Source):
         return None if self.given is None else iter(self.given)
 
     @property
-    def is_endless(self) -> bool:
+    def is_streamed(self) -> bool:
         return self.endless
 
     def identity(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def mixed(*members: tuple[Source, float | None]) -> Mixture:
 
 def pack(source: Source, cache: Path, recipe: Recipe = RECIPE) -> tuple[Corpus, list[str]]:
     said: list[str] = []
-    return prepare(source, recipe, cache, said.append), said
+    return load_corpus(source, recipe, cache, said.append), said
 
 
 def documents(corpus: Corpus, rows: np.ndarray) -> list[str]:
@@ -98,7 +98,7 @@ def test_evaluation_takes_of_each_part_its_share(tmp_path: Path) -> None:
     source = mixed((Memory(named("a", 400)), 0.75), (Memory(named("b", 400)), 0.25))
     corpus, _ = pack(source, tmp_path)
     rows = corpus.evaluation(40)
-    first, second = (part["validation"] for part in corpus.packed.parts)
+    first, second = (part.validation for part in corpus.packed.parts)
     assert np.array_equal(rows[:30], corpus.validation[:30])
     assert np.array_equal(rows[30:], corpus.validation[first : first + 10])
     assert len(corpus.evaluation(10**6)) == len(corpus.validation) == first + second
@@ -118,9 +118,8 @@ def test_other_weights_are_another_corpus_to_compare_by(tmp_path: Path) -> None:
     assert found[0] == found[2] != found[1]
 
 
-def test_a_tokenizer_learns_from_all_parts_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = mixed((Memory(named("a", 1000)), 3.0), (Memory(named("b", 1000)), 1.0))
-    sample = source.sample()
+def test_a_tokenizer_is_trained_on_all_parts_by_their_weights() -> None:
+    sample = interleaved([3.0, 1.0], [Memory(named(name, 1000)).documents for name in "ab"])
     letters = [next(sample)[0] for _ in range(400)]
     assert letters.count("a") == pytest.approx(300, abs=5)
     assert len([*letters, *sample]) == 2000
@@ -260,7 +259,7 @@ class TestStreams:
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), 0.75), (Memory(named("b", 9000, 20), endless=True), 0.25))
         corpus, _ = pack(source, tmp_path, self.bounded(20_000))
-        assert [part["training"] for part in corpus.packed.parts] == [15_000, 5_000]
+        assert [part.training for part in corpus.packed.parts] == [15_000, 5_000]
 
     def test_streams_are_mixed_by_weights_alone(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), None), (Memory(named("b", 9), endless=True), None))

@@ -28,12 +28,12 @@ from apollo_cli.config.config import parse
 from apollo_cli.config.data import HubArgs as HubConfig
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import sources
-from apollo_cli.data.corpus import prepare
+from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
-from apollo_cli.errors import DataError
+from apollo_cli.errors import ConfigError, DataError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -205,7 +205,7 @@ def test_a_file_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "one"}')
     source = Hub((str(path),), (None,))
     with pytest.raises(DataError, match=r"cannot be opened.*it is a file: type data=text data\.files=.*a\.jsonl"):
-        source.reach()
+        source.check_readable()
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "one"), ("a.jsonl", '{"text": "one"}\n')])
@@ -553,13 +553,13 @@ FORMATS: dict[str, bytes] = {
 def test_every_format_gives_its_texts_plain_and_compressed(tmp_path: Path, name: str, suffix: str) -> None:
     content = COMPRESS[suffix](FORMATS[name]) if suffix else FORMATS[name]
     path = write(tmp_path / f"{name}{suffix}", content)
-    assert read(path) == read(path, document="row") == EXPECTED
+    assert read(path) == read(path, document="line") == EXPECTED
     assert read(path, document="file") == ["\n".join(EXPECTED)]
 
 
-@pytest.mark.parametrize("document", ["line", "row"])
-def test_a_row_of_a_txt_is_its_line(tmp_path: Path, document: str) -> None:
-    assert read(write(tmp_path / "a.txt", "one\n\ntwo\n"), document=document) == ["one", "two"]
+def test_the_former_name_of_a_line_is_refused_with_its_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"data\.document=row: renamed to data\.document=line$"):
+        parse(compose_values(["data=text", "data.files=[a.txt]", "data.document=row"]))
 
 
 @pytest.mark.parametrize(
@@ -633,11 +633,11 @@ def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> No
         content = "\n\n".join(rng.randbytes(2000).hex() for _ in range(500)).encode()
         write(tmp_path / f"{name}.txt{suffix}", COMPRESS[suffix](content) if suffix else content)
     source = TextFiles((str(tmp_path / "*.txt*"),))
-    shares: list[Any] = [source.share_read() for _ in source.documents()]
+    shares: list[Any] = [source.fraction_read() for _ in source.documents()]
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.2
     assert 0.4 < shares[500] < 0.7
-    assert source.share_read() == 1
+    assert source.fraction_read() == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -649,7 +649,7 @@ def test_a_split_of_the_hub_is_for_validation(hub: Path, streaming: bool) -> Non
     given = source.validation()
     assert given is not None
     assert (list(source.documents()), list(given)) == (["t"], ["v"])
-    assert source.share_read() == (None if streaming else 1)
+    assert source.fraction_read() == (None if streaming else 1)
     assert Hub((str(hub),), (None,)).validation() is None
 
 
@@ -673,7 +673,7 @@ def test_what_is_out_of_reach_is_said_before_anything_is_read(
         for reading_class in (Hub, TextFiles):
             monkeypatch.setattr(reading_class, "_read", lambda *_: pytest.fail("something was read"))
         with pytest.raises(DataError, match=said):
-            prepare(source, replace(recipe, tokenizer=tokenizer), tmp_path / "packed", lambda _: None)
+            load_corpus(source, replace(recipe, tokenizer=tokenizer), tmp_path / "packed", lambda _: None)
     assert not list(tmp_path.glob("cache/**/*.arrow"))
 
 
@@ -685,10 +685,10 @@ def test_a_column_or_split_that_the_hub_says_is_not_there_is_refused_before_a_do
     info = "dataset_info:\n  features:\n  - name: body\n    dtype: string\n  splits:\n  - name: train\n"
     write(hub / "README.md", f"---\n{info}---\n")
     with pytest.raises(DataError, match=r"no column 'text' \(it has: body\)"):
-        Hub((str(hub),), (None,)).reach()
+        Hub((str(hub),), (None,)).check_readable()
     with pytest.raises(DataError, match=r"has no split 'tset' \(it has: train\)"):
-        Hub((str(hub),), (None,), "tset", text_field="body").reach()
-    Hub((str(hub),), (None,), "train[:10%]", text_field="body").reach()
+        Hub((str(hub),), (None,), "tset", text_field="body").check_readable()
+    Hub((str(hub),), (None,), "train[:10%]", text_field="body").check_readable()
 
 
 def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -710,11 +710,11 @@ def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatc
     versions = iter("aab")
     for _ in range(3):
         source = Hub(("some/stream",), (None,), streaming=True)
-        found.append(prepare(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)
+        found.append(load_corpus(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)
         with monkeypatch.context() as offline:
             offline.setattr("datasets.load_dataset_builder", lambda *_: pytest.fail("the hub was asked"))
             source = Hub(("some/stream",), (None,), streaming=True)
-            prepare(source, recipe, hub.parent / f"packed{len(found) - 1}", lambda _: None)
+            load_corpus(source, recipe, hub.parent / f"packed{len(found) - 1}", lambda _: None)
     assert found[0] == found[1] != found[2]
 
 

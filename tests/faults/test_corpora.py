@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import readers
-from apollo_cli.data.corpus import Corpus, Recipe, prepare
+from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import ConfigError, DataError
 
@@ -42,13 +42,13 @@ LETTERS = " ".join(random.Random(0).choices([f"{i}x{i * i}" for i in range(10_00
 CHILD = """
 import resource, sys
 from pathlib import Path
-from apollo_cli.data.corpus import Recipe, prepare
+from apollo_cli.data.corpus import Recipe, load_corpus
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 file, cache = sys.argv[1:]
 say = lambda line: print(line, flush=True)
 try:
-    corpus = prepare(TextFiles((file,)), Recipe("gpt", "auto", 300, 16, 0.1), Path(cache), say)
+    corpus = load_corpus(TextFiles((file,)), Recipe("gpt", "auto", 300, 16, 0.1), Path(cache), say)
     print("fingerprint", corpus.fingerprint)
 except DataError as error:
     print("DataError", error)
@@ -66,7 +66,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def pack(file: Path | str, cache: Path, errors: str = "strict", document: str = "file") -> tuple[Corpus, list[str]]:
     said: list[str] = []
-    return prepare(TextFiles((str(file),), document, "text", errors), RECIPE, cache, said.append), said
+    return load_corpus(TextFiles((str(file),), document, "text", errors), RECIPE, cache, said.append), said
 
 
 def text_of(corpus: Corpus) -> str:
@@ -220,7 +220,7 @@ def test_what_cannot_train_is_refused_by_name_with_what_to_do(
 def test_a_corpus_of_less_than_two_rows_is_refused_by_name(tmp_path: Path) -> None:
     recipe = Recipe("gpt", "auto", 257, 16, 0.1)
     with pytest.raises(DataError, match=r"too small: .*few\.txt fills 1 rows of data\.seq_len=16.*Give more text"):
-        prepare(TextFiles((str(write(tmp_path / "few.txt", "a" * 20)),)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles((str(write(tmp_path / "few.txt", "a" * 20)),)), recipe, tmp_path / "cache", print)
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -378,7 +378,7 @@ def test_the_key_has_two_values(value: str) -> None:
 def test_a_line_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, document: str
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 100_000)
+    monkeypatch.setattr(readers, "MAX_LENGTH", 100_000)
     content = COMPRESS.get(suffix, bytes)(b"a" * 5_000_000)
     message = refusal(write(tmp_path / f"a.txt{suffix}", content), tmp_path / "cache", document=document)
     assert re.search(rf"a\.txt{suffix}, line 1: longer than 100\.0 kB", message)
@@ -388,7 +388,7 @@ def test_a_line_beyond_the_limit_is_refused(
 def test_a_document_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 1_000)
+    monkeypatch.setattr(readers, "MAX_LENGTH", 1_000)
     path = write(tmp_path / "a.txt", TEXT)
     message = refusal(path, tmp_path / "cache", document=document)
     assert re.search(r"a\.txt: a document of more than 1\.0 kB .*type data\.document=line", message)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from apollo_cli.data import corpus
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.corpus import Corpus, Recipe, prepare
+from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
@@ -187,7 +187,7 @@ def bpe(tokens: list[str], merges: list[str], prefix: str) -> str:
 
 def refusal(path: Path, kind: str = "gpt") -> str:
     with pytest.raises(DataError) as error:
-        tokenizers.load(kind, str(path))
+        tokenizers.load_tokenizer(kind, str(path))
     assert str(error.value).startswith(f"data.tokenizer={path}: ")
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -271,7 +271,7 @@ def test_a_name_that_is_no_tokenizer_is_refused(name: str, tmp_path: Path, monke
     recipe = Recipe("gpt", name, 300, 16, 0.1)
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     with pytest.raises(DataError, match=re.escape("data.tokenizer=")):
-        prepare(TextFiles(("a.txt",)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles(("a.txt",)), recipe, tmp_path / "cache", print)
 
 
 def test_a_tokenizer_without_a_token_for_the_rest_is_refused_where_it_fails(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_tokenizer_without_a_token_for_the_rest_is_refused_where_it_fails(tmp_
     (tmp_path / "a.txt").write_text("other words")
     recipe = Recipe("gpt", str(tmp_path / "tokenizer.json"), len(WORDS), 16, 0.1)
     with pytest.raises(DataError, match=r"cannot tokenize .*a\.txt \(WordLevel error: Missing \[UNK\]"):
-        prepare(TextFiles((str(tmp_path / "a.txt"),)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles((str(tmp_path / "a.txt"),)), recipe, tmp_path / "cache", print)
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -289,7 +289,7 @@ def test_no_module_of_the_working_directory_is_loaded_with_a_tokenizer(
     (tmp_path / "tokenizers.py").write_text("open('EXECUTED', 'w')")
     (tmp_path / "tokenizer.json").write_text(word_level())
     monkeypatch.chdir(tmp_path)
-    assert tokenizers.load("gpt", "tokenizer.json").get_vocab_size() == len(WORDS)
+    assert tokenizers.load_tokenizer("gpt", "tokenizer.json").get_vocab_size() == len(WORDS)
     assert not (tmp_path / "EXECUTED").exists()
 
 
@@ -308,7 +308,7 @@ def test_a_damaged_byte_in_tokenizer_json_is_loaded_or_refused(tmp_path: Path, p
     (tmp_path / "tokenizer.json").write_bytes(bytes(content))
     refused = "data.tokenizer="
     try:
-        assert tokenizers.load("gpt", str(tmp_path / "tokenizer.json")).get_vocab_size() > len(SPECIAL)
+        assert tokenizers.load_tokenizer("gpt", str(tmp_path / "tokenizer.json")).get_vocab_size() > len(SPECIAL)
     except DataError as error:
         refused = str(error)
     assert refused.startswith("data.tokenizer=")
@@ -323,7 +323,7 @@ def built(tmp_path: Path) -> Callable[[], tuple[Corpus, list[str]]]:
 
     def again() -> tuple[Corpus, list[str]]:
         said.clear()
-        corpus = prepare(
+        corpus = load_corpus(
             TextFiles((str(path),)), Recipe("gpt", "auto", 300, 16, 0.1), tmp_path / "cache", said.append
         )
         return corpus, said
