@@ -62,22 +62,3 @@ class CopyCounter:
         self.file.write(self.waiting.tobytes())
         self.documents += len(self.waiting)
         self.waiting = array("Q")
-
-
-class GivenDocuments:
-    """The documents given for validation, whose copies are left out of training: 8 bytes each."""
-
-    def __init__(self) -> None:
-        self.waiting = array("Q")
-        self.ordered = np.empty(0, np.uint64)
-
-    def add(self, document: int) -> None:
-        self.waiting.append(document)
-
-    def close(self) -> None:
-        """Ends the adding; before, no document is found."""
-        self.ordered = np.unique(np.frombuffer(self.waiting, np.uint64)) if self.waiting else self.ordered
-
-    def __contains__(self, document: int) -> bool:
-        index = int(np.searchsorted(self.ordered, np.uint64(document)))
-        return index < len(self.ordered) and int(self.ordered[index]) == document

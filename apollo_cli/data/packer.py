@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.chunking import pieces
-from apollo_cli.data.dedup import CopyCounter, GivenDocuments, hash_of, held_out
+from apollo_cli.data.dedup import CopyCounter, hash_of, held_out
 from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
@@ -191,7 +191,8 @@ class Packer:
         self.tokenizer, self.at = tokenizer, at
         special = tokenizers.special_ids(recipe.kind, tokenizer)
         self.writers = {split: _RowWriter(folder / f"{split}.bin", recipe, special) for split in SPLITS}
-        self.copies, self.given = CopyCounter(folder / "hashes"), GivenDocuments()
+        self.copies = CopyCounter(folder / "hashes")
+        self.given: set[int] = set()  # hashes of the documents given for validation
         self.seen: set[int] | None = set() if distinct else None
         self.packed = PackingStats(distinct=distinct)
         self.length: int | None = None  # tokens so far of a document that has not ended
@@ -211,7 +212,6 @@ class Packer:
             for i, documents in enumerate(given):
                 if documents is not None:
                     self._pack_part(i, documents, ("validation",), needed[i])
-            self.given.close()
             for i, read in enumerate(self.documents):
                 self._pack_part(i, read(), ("training",) if packed.given else SPLITS, needed[i])
             if self.seen is None:

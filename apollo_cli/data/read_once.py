@@ -1,14 +1,12 @@
 """A stream is downloaded once, though a tokenizer is trained on it before it is packed."""
 
-import struct
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 from apollo_cli.data.sources import Documents
-
-_LENGTH = struct.Struct("<Q")  # bytes of the document that follows
 
 
 class ReadOnce:
@@ -20,26 +18,25 @@ class ReadOnce:
 
     def __init__(self, documents: Documents, folder: Path) -> None:
         self.documents, self.folder = documents, folder
-        self._taken: tuple[IO[bytes], Iterator[str]] | None = None  # by the first pass, and the rest
+        self._taken: tuple[IO[str], Iterator[str]] | None = None  # by the first pass, and the rest
 
     def __call__(self) -> Iterator[str]:
         if self._taken is None:
-            self._taken = TemporaryFile(dir=self.folder), self.documents()  # noqa: SIM115 - closed by the second pass
+            file = TemporaryFile("w+", dir=self.folder)  # noqa: SIM115 - closed by the second pass
+            self._taken = file, self.documents()
             return _recorded(*self._taken)
         taken, self._taken = self._taken, None
         return _continued(*taken)
 
 
-def _recorded(file: IO[bytes], documents: Iterator[str]) -> Iterator[str]:
+def _recorded(file: IO[str], documents: Iterator[str]) -> Iterator[str]:
     for document in documents:
-        content = document.encode()
-        file.write(_LENGTH.pack(len(content)) + content)
+        file.write(json.dumps(document) + "\n")
         yield document
 
 
-def _continued(file: IO[bytes], rest: Iterator[str]) -> Iterator[str]:
+def _continued(file: IO[str], rest: Iterator[str]) -> Iterator[str]:
     with file:
         file.seek(0)
-        while length := file.read(_LENGTH.size):
-            yield file.read(_LENGTH.unpack(length)[0]).decode()
+        yield from map(json.loads, file)
     yield from rest

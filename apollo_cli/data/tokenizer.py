@@ -79,8 +79,7 @@ def _train_bpe(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(documents), trainer)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, [])  # the trainer has added them
 
 
 def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
@@ -102,9 +101,7 @@ def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Toke
     ordered = _in_order([(entry, round(score, 6)) for entry, score in found])
     unknown = special.index("[UNK]") if kind == "bert" else None
     tokenizer = surround(models.Unigram([*((token, 0.0) for token in special), *ordered], unk_id=unknown))
-    tokenizer.add_special_tokens(special)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, special)
 
 
 def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
@@ -129,9 +126,7 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
     )
     learner.train_from_iterator(texts, trainer)
     tokenizer = _word_level(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.add_special_tokens(special)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, special)
 
 
 def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -151,10 +146,7 @@ def byte_tokenizer(kind: str) -> Tokenizer:
     special = list(SPECIAL_TOKENS[kind].values())
     entries = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = _byte_level(models.BPE({token: i for i, token in enumerate(entries)}, []))
-    tokenizer.add_special_tokens(special)
-    if kind == "bert":
-        _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, special)
 
 
 def existing_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -362,9 +354,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         words = [token for token in vocabulary if not (token.startswith("[") and token.endswith("]"))]
         model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
         tokenizer = _word_level(model, cased=any(letter in word for word in words for letter in ascii_uppercase))
-        tokenizer.add_special_tokens([t for t in SPECIAL_TOKENS["bert"].values() if t in vocabulary])
-        _frame(tokenizer)
-        return tokenizer
+        return _with_special_tokens(tokenizer, [t for t in SPECIAL_TOKENS["bert"].values() if t in vocabulary])
     if path.name == "vocab.json":
         tokenizer = _byte_level(models.BPE.from_file(str(path), str(path.with_name("merges.txt"))))
         tokenizer.add_special_tokens(
@@ -401,13 +391,15 @@ def _byte_level(model: Any) -> Tokenizer:
     return tokenizer
 
 
-def _frame(tokenizer: Tokenizer) -> None:
-    """Makes it encode sentences as [CLS] ... [SEP], pairs as [CLS] ... [SEP] ... [SEP]."""
+def _with_special_tokens(tokenizer: Tokenizer, special: list[str]) -> Tokenizer:
+    """Adds them; [CLS] and [SEP] then enclose sentences and pairs: [CLS] ... [SEP], [CLS] ... [SEP] ... [SEP]."""
+    tokenizer.add_special_tokens(special)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     if all(i is not None for _, i in ends):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
         )
+    return tokenizer
 
 
 def _sample(documents: Iterable[str]) -> Iterator[str]:

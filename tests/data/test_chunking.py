@@ -54,7 +54,7 @@ def test_a_cut_between_words_changes_no_token(
     assert apart == trained[kind].encode(text, add_special_tokens=False).ids
 
 
-def test_a_run_that_was_cut_is_told_from_words() -> None:
+def test_a_cut_inside_a_run_without_whitespace_is_recognized() -> None:
     assert is_cut_anywhere("abcde", 5)
     assert not is_cut_anywhere("ab de", 5)
     assert not is_cut_anywhere("abcd", 5)

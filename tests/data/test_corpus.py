@@ -202,7 +202,7 @@ def test_a_corpus_of_one_document_holds_out_its_tail(
     assert len(corpus.validation) == pytest.approx(0.1 * rows, abs=1)
 
 
-def test_a_corpus_of_one_document_is_enough_whatever_its_text(
+def test_every_corpus_of_one_document_is_enough(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     for i in range(40):
@@ -305,7 +305,7 @@ def test_rows_come_from_the_disk_and_cannot_be_changed(
         assert not rows.flags.writeable
 
 
-def test_a_folder_called_bytes_changes_nothing(
+def test_a_folder_named_bytes_changes_nothing(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(recipes["gpt"], tokenizer="bytes", vocabulary=257)
@@ -372,7 +372,7 @@ def test_a_tokenizer_file_that_changed_packs_again(
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 @pytest.mark.parametrize("tokenizer", ["auto", "file"])
-def test_equal_content_has_an_equal_fingerprint_wherever_it_was_packed(
+def test_equal_content_has_an_equal_fingerprint(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path, kind: str, tokenizer: str
 ) -> None:
     recipe = recipes[kind] if tokenizer == "file" else replace(recipes[kind], tokenizer="auto")
@@ -389,7 +389,7 @@ def test_other_rows_have_another_fingerprint(
     assert pack(swapped, recipes["bert"], tmp_path / "two").fingerprint != first.fingerprint
 
 
-def test_an_interrupted_build_leaves_nothing_that_is_taken_for_a_corpus(
+def test_an_interrupted_build_leaves_no_corpus(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     whole = pack(documents, recipes["bert"], tmp_path / "other")
@@ -401,7 +401,7 @@ def test_an_interrupted_build_leaves_nothing_that_is_taken_for_a_corpus(
     assert load_corpus(source, recipes["bert"], tmp_path / "cache", silent).fingerprint == whole.fingerprint
 
 
-def test_what_a_killed_build_left_is_not_taken_for_a_corpus(
+def test_files_of_a_killed_build_are_not_used(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     source = Memory(documents)
@@ -471,7 +471,9 @@ def test_a_cache_that_cannot_be_written_is_refused_with_the_key(
         pack(documents, recipes["bert"], file / inside)
 
 
-def test_a_source_that_cannot_be_read_says_so_itself(recipes: dict[str, Recipe], tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_refused_with_its_own_message(
+    recipes: dict[str, Recipe], tmp_path: Path
+) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2, byte offset 4 of the file: 0xff is not UTF-8"):

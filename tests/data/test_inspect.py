@@ -13,7 +13,7 @@ from apollo_cli.data.tokenizer import special_ids
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_it_shows_the_numbers_of_the_corpus_and_rows_with_their_masks(
+def test_inspection_shows_statistics_and_rows_with_their_masks(
     documents: list[str], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join([*documents, documents[0]]), encoding="utf-8")

@@ -36,7 +36,7 @@ class Stream(Source):
 
 
 @pytest.mark.parametrize("taken", [0, 1, 50])
-def test_the_second_reading_goes_on_where_the_first_one_stopped(tmp_path: Path, taken: int) -> None:
+def test_the_second_pass_continues_where_the_first_one_stopped(tmp_path: Path, taken: int) -> None:
     stream, expected = Stream(), list(islice(Stream().documents(), 80))
     read = ReadOnce(stream.documents, tmp_path)
     assert list(islice(read(), taken)) == expected[:taken]
@@ -45,7 +45,7 @@ def test_the_second_reading_goes_on_where_the_first_one_stopped(tmp_path: Path, 
     assert not any(tmp_path.iterdir())
 
 
-def test_a_stream_that_ends_is_read_whole_both_times(tmp_path: Path) -> None:
+def test_a_stream_that_ends_is_read_completely_by_both_passes(tmp_path: Path) -> None:
     class Short(Stream):
         def documents(self) -> Iterator[str]:
             return islice(super().documents(), 5)
@@ -58,7 +58,7 @@ def test_a_stream_that_ends_is_read_whole_both_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_what_a_tokenizer_learned_from_is_what_is_packed(
+def test_the_documents_a_tokenizer_is_trained_on_are_packed(
     mixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that would not be the same a second time gives the rows of its first reading."""
@@ -79,7 +79,7 @@ def test_what_a_tokenizer_learned_from_is_what_is_packed(
     assert np.array_equal(first, second)
 
 
-def test_a_tokenizer_that_is_not_trained_needs_nothing_kept(tmp_path: Path) -> None:
+def test_a_stream_is_not_recorded_if_no_tokenizer_is_trained(tmp_path: Path) -> None:
     stream, recipe = Stream(), Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(200, 8))
     load_corpus(stream, recipe, tmp_path, lambda _: None)
     load_corpus(stream, replace(recipe, validation_seed=1), tmp_path, lambda _: None)

@@ -201,7 +201,7 @@ def test_lines_of_old_macs_are_lines_where_no_line_feed_is(tmp_path: Path) -> No
     assert read(write(tmp_path / "a.jsonl", b'{"text": "one"}\r{"text": "two"}')) == ["one", "two"]
 
 
-def test_a_file_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_dataset_of_the_hub(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "one"}')
     source = Hub((str(path),), (None,))
     with pytest.raises(DataError, match=r"cannot be opened.*it is a file: type data=text data\.files=.*a\.jsonl"):
@@ -267,7 +267,9 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_a_file_that_is_not_the_archive_it_claims_is_refused_with_a_reason(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused_with_a_reason(
+    tmp_path: Path, suffix: str
+) -> None:
     with pytest.raises(DataError, match=rf"a\.txt\{suffix}: .*\([^)]+\)"):
         read(write(tmp_path / f"a.txt{suffix}", "plain text, not compressed"))
 
@@ -428,7 +430,7 @@ def test_hub_rows_without_text_are_blank(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_is_another_corpus_when_its_files_change_or_its_name_means_another(
+def test_a_folder_whose_files_or_place_changed_is_another_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     found = []
@@ -501,7 +503,7 @@ def test_the_advice_for_a_json_array_works_and_keeps_the_file(name: str, tmp_pat
     assert new.read_bytes() == content
 
 
-def test_where_a_relative_name_was_looked_for_is_said() -> None:
+def test_the_folder_of_a_relative_name_is_in_the_message() -> None:
     for pattern, said in (("gone/*.txt", True), ("/gone/*.txt", False), ("~/gone.txt", False)):
         with pytest.raises(DataError, match="no file matches") as error:
             TextFiles((pattern,)).paths()
@@ -627,7 +629,7 @@ def test_files_for_validation_are_not_for_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> None:
+def test_the_fraction_read_grows_to_one(tmp_path: Path, suffix: str) -> None:
     rng = random.Random(0)
     for name in ("a", "b"):
         content = "\n\n".join(rng.randbytes(2000).hex() for _ in range(500)).encode()
@@ -654,7 +656,7 @@ def test_a_split_of_the_hub_is_for_validation(hub: Path, streaming: bool) -> Non
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_is_out_of_reach_is_said_before_anything_is_read(
+def test_what_cannot_be_read_is_refused_before_anything_is_packed(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     """Neither is the rest of a mixture packed, nor a dataset downloaded."""
@@ -691,8 +693,10 @@ def test_a_column_or_split_that_the_hub_says_is_not_there_is_refused_before_a_do
     Hub((str(hub),), (None,), "train[:10%]", text_field="body").check_readable()
 
 
-def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packed rows are found without a network; what is measured on another version is told apart."""
+def test_the_version_of_a_stream_on_the_hub_is_in_its_fingerprint(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed rows are found without a network; another version has another fingerprint."""
 
     class Builder:
         __module__ = "datasets.packaged_modules.parquet.parquet"
@@ -718,12 +722,14 @@ def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatc
     assert found[0] == found[1] != found[2]
 
 
-def test_offline_is_said_with_what_to_do(hub: Path) -> None:
+def test_offline_variables_are_named_with_what_to_do(hub: Path) -> None:
     with pytest.raises(DataError, match=r"; unset HF_HUB_OFFLINE.*HF_HOME, or put text into files"):
         list(Hub(("nobody/nothing",), (None,)).documents())
 
 
-def test_without_a_network_what_to_do_is_said_in_one_sentence(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_message_has_what_to_do_in_one_sentence(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 

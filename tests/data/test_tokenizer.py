@@ -143,7 +143,7 @@ def test_bert_lower_cases_strips_accents_and_frames(trained: dict[str, Tokenizer
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_gpt_gives_every_byte_back(trained: dict[str, Tokenizer], line: str) -> None:
+def test_gpt_restores_every_text(trained: dict[str, Tokenizer], line: str) -> None:
     assert trained["gpt"].decode(trained["gpt"].encode(line).ids, skip_special_tokens=False) == line
 
 
@@ -329,7 +329,7 @@ def test_each_algorithm_fills_its_vocabulary_the_same_every_time(
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("key", [("bert", "bpe"), ("gpt", "unigram")])
-def test_tokenizers_of_bytes_give_every_text_back(
+def test_byte_level_tokenizers_restore_every_text(
     by_algorithm: dict[tuple[str, str], Tokenizer], key: tuple[str, str], line: str
 ) -> None:
     tokenizer = Tokenizer.from_str(by_algorithm[key].to_str())
@@ -338,7 +338,7 @@ def test_tokenizers_of_bytes_give_every_text_back(
     assert tokenizer.decode(ids, skip_special_tokens=False) == line
 
 
-def test_a_unigram_for_bert_lower_cases_frames_and_has_a_token_for_the_rest(
+def test_a_unigram_for_bert_lower_cases_frames_and_has_an_unknown_token(
     by_algorithm: dict[tuple[str, str], Tokenizer],
 ) -> None:
     tokenizer = by_algorithm["bert", "unigram"]
