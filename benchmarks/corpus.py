@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.corpus import prepare
+from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.sources import PyDocs, TextFiles
 
@@ -56,12 +56,12 @@ def speed(kind: str, path: Path, cache: Path) -> dict[str, Any]:
     found: dict[str, list[Any]] = {"ours": [], "library": []}
     file = cache / "tokenizer.json"
     cache.mkdir(parents=True, exist_ok=True)
-    tokenizers.train(kind, VOCABULARY, islice(source.documents(), 5000)).save(str(file))
+    tokenizers.train_tokenizer(kind, VOCABULARY, islice(source.documents(), 5000)).save(str(file))
     recipe = Recipe(kind, str(file), VOCABULARY, SEQ_LEN, 0.02)
-    tokenizer, documents = tokenizers.load(kind, str(file)), list(source.documents())
+    tokenizer, documents = tokenizers.load_tokenizer(kind, str(file)), list(source.documents())
 
     def ours() -> None:
-        prepare(source, recipe, cache / "ours", lambda line: None)
+        load_corpus(source, recipe, cache / "ours", lambda line: None)
         shutil.rmtree(cache / "ours")
 
     def library() -> None:
@@ -87,9 +87,9 @@ def scale(kind: str, path: Path, cache: Path) -> dict[str, Any]:
     def say(line: str) -> None:
         steps.append((line, perf_counter(), process_time()))
 
-    prepare(TextFiles((str(path),)), recipe, cache, say)
+    load_corpus(TextFiles((str(path),)), recipe, cache, say)
     with watched(opened):
-        corpus = prepare(TextFiles((str(path),)), recipe, cache, say)
+        corpus = load_corpus(TextFiles((str(path),)), recipe, cache, say)
     named = (
         "training a tokenizer",
         "tokenizing and packing",

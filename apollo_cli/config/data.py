@@ -7,28 +7,34 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from apollo_cli.config.schema import List, Names, Section, Seed, Size
-from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, entries_of_bytes
+from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, byte_vocabulary
+
+
+def _renamed_document(value: Any) -> Any:
+    if value == "row":
+        raise ValueError("renamed to data.document=line")
+    return value
 
 
 class PyDocsKeys(Section):
-    """What is said of this machine's documentation."""
+    """Keys of a source: the documentation on this machine."""
 
     kind: Literal["pydocs"]
 
 
 class TextKeys(Section):
-    """What is said of text files."""
+    """Keys of a source: text files."""
 
     kind: Literal["text"]
     files: Names
     validation_files: Names
-    document: Literal["blank_line", "line", "file", "row"]
+    document: Annotated[Literal["blank_line", "line", "file"], BeforeValidator(_renamed_document)]
     text_field: str
     errors: Literal["strict", "replace"]
 
 
 class HubKeys(Section):
-    """What is said of datasets of the hub."""
+    """Keys of a source: datasets of the hub."""
 
     kind: Literal["hub"]
     path: Names
@@ -43,19 +49,19 @@ Weight = Annotated[float, Field(gt=0)] | None
 
 
 class PyDocsSource(PyDocsKeys):
-    """A source of a mixture."""
+    """`kind: pydocs` in `data.sources`."""
 
     weight: Weight
 
 
 class TextSource(TextKeys):
-    """A source of a mixture."""
+    """`kind: text` in `data.sources`."""
 
     weight: Weight
 
 
 class HubSource(HubKeys):
-    """A source of a mixture."""
+    """`kind: hub` in `data.sources`."""
 
     weight: Weight
 
@@ -97,7 +103,7 @@ class HubArgs(DataArgs, HubKeys):
 
 
 class MixtureArgs(DataArgs):
-    """data=mixture: what a source leaves out is taken from the keys that stand beside `sources`."""
+    """data=mixture: keys that a source leaves out are taken from those beside `sources`."""
 
     kind: Literal["mixture"]
     sources: Annotated[tuple[MixedSource, ...], List]
@@ -148,7 +154,7 @@ def completed(values: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
     """
     values = dict(values)
     if values.get("tokenizer") == BYTES and model in list(SPECIAL_TOKENS):
-        values["vocab_size"] = entries_of_bytes(model)
+        values["vocab_size"] = byte_vocabulary(model)
     if values.get("kind") == "mixture" and isinstance(sources := values.get("sources"), list):
         values["sources"] = [_whole_source(source, values) for source in sources]
     return values

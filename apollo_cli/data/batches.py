@@ -1,4 +1,4 @@
-"""Rows to batches: which rows, and what is to be predicted, as functions of (seed, sample)."""
+"""Rows to batches: the rows and what is to be predicted, as functions of (seed, sample)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from apollo_cli.models.transformer import Batch
 
 
 class Task(ABC):
-    """What is asked of a row. Every row has the same number of predictions, so shapes and FLOPs are fixed."""
+    """What is to be predicted in a row: the same number of tokens in each, so that shapes and FLOPs are fixed."""
 
     @abstractmethod
     def predictions(self, seq_len: int) -> int:
@@ -21,7 +21,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
-        """The batch of `rows` (n, seq_len); the i-th row's luck belongs to (seed, purpose, indices[i])."""
+        """The batch of `rows` (n, seq_len); the i-th row's random numbers depend on (seed, purpose, indices[i])."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,9 @@ class NextToken(Task):
     """GPT: at every position but the last, the next token."""
 
     def predictions(self, seq_len: int) -> int:
-        """All positions but the last."""
         return seq_len - 1
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
-        """No luck is needed."""
         tokens = torch.from_numpy(rows.astype(np.int64))
         positions = torch.arange(tokens.numel()).view(tokens.shape)[:, :-1]
         return Batch(tokens, positions.flatten(), tokens[:, 1:].flatten())
@@ -47,11 +45,11 @@ class MaskedTokens(Task):
 
     Attributes:
         fraction: of the maskable positions.
-        mask_id: of [MASK].
+        mask_id: the token [MASK].
         vocabulary: entries, from which the random ones are drawn.
-        inside: which entries go on with the word of the token before them; None masks tokens one by one. Else
-            whole words are chosen at random; one that is too long is passed over, and only what no word fits
-            takes the first tokens of one, so that every row has the same number.
+        inside: (vocabulary,) of bool, the tokens that continue the word before them; None masks single tokens.
+            Else whole words are chosen at random; one that is too long is skipped, and where no word fits the
+            first tokens of one are taken, so that every row has the same number.
     """
 
     fraction: float
@@ -64,25 +62,30 @@ class MaskedTokens(Task):
         return max(1, round(self.fraction * (seq_len - 2)))
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
-        """Exactly `predictions` masked positions in every row."""
         tokens = rows.astype(np.int64)
         count, seq_len = self.predictions(tokens.shape[1]), tokens.shape[1]
         chosen = np.empty((len(tokens), count), dtype=np.int64)
-        for row, index, places in zip(tokens, indices, chosen, strict=True):
+        for row, index, positions in zip(tokens, indices, chosen, strict=True):
             rng = generator(seed, purpose, int(index))
             if self.inside is None:
-                places[:] = np.sort(rng.permutation(seq_len - 2)[:count]) + 1
+                positions[:] = np.sort(rng.permutation(seq_len - 2)[:count]) + 1
             else:
-                places[:] = np.sort(_of_words(self.inside[row[1:-1]], count, rng)) + 1
+                positions[:] = np.sort(_word_positions(self.inside[row[1:-1]], count, rng)) + 1
             choice, other = rng.random(count), rng.integers(self.vocabulary, size=count)
-            row[places] = np.where(choice < 0.8, self.mask_id, np.where(choice < 0.9, other, row[places]))
+            row[positions] = np.where(choice < 0.8, self.mask_id, np.where(choice < 0.9, other, row[positions]))
         flat = (chosen + np.arange(len(tokens))[:, None] * seq_len).ravel()
         targets = rows.reshape(-1)[flat].astype(np.int64)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(flat), torch.from_numpy(targets))
 
 
-def _of_words(inside: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` positions that are whole words, as far as words fit; `inside` is of the tokens of one row."""
+def _word_positions(inside: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` positions that are whole words as far as words fit.
+
+    Args:
+        inside: which tokens of the row continue the word before them.
+        count: of positions.
+        rng: chooses the words.
+    """
     starts = np.flatnonzero(~inside)
     starts = starts if len(starts) and starts[0] == 0 else np.r_[0, starts]
     ends = np.r_[starts[1:], len(inside)]
@@ -106,13 +109,13 @@ class TrainingBatches:
 
     Attributes:
         rows: (rows, seq_len), the training rows.
-        task: what is asked.
+        task: what is to be predicted.
         seed: of the run.
         batch_size: sequences a step.
         micro_size: sequences a micro-step.
         order: of the rows; None for a corpus of one part.
         rank: of this process among those that share a micro-step.
-        ranks: how many share it; they divide `micro_size`.
+        processes: number of these; a divisor of `micro_size`.
     """
 
     rows: np.ndarray
@@ -125,13 +128,13 @@ class TrainingBatches:
     processes: int = 1
 
     def micro_batch(self, step: int, part: int) -> Batch:
-        """Micro-batch `part` of a step, or what this process has of it."""
+        """Micro-batch `part` of a step, or this process's share of it."""
         share = self.micro_size // self.processes
         samples = self._samples(step, part)[self.rank * share : (self.rank + 1) * share]
         return self.task.batch(self.rows[self._rows_of(samples)], self.seed, Purpose.MASK, samples)
 
     def row_numbers(self, step: int, part: int) -> np.ndarray:
-        """Which rows these are, of all processes."""
+        """The numbers of the rows in that micro-batch, of all processes."""
         return self._rows_of(self._samples(step, part))
 
     def _rows_of(self, samples: np.ndarray) -> np.ndarray:
@@ -145,14 +148,14 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """The same rows and masks for every run on the same corpus, whatever its seed.
+    """The same rows and masks for every run on the same corpus, with any seed.
 
     Attributes:
         rows: (rows, seq_len), held out.
-        task: what is asked.
+        task: what is to be predicted.
         micro_size: sequences at once, of all processes.
         rank: of this process among those that share the rows.
-        ranks: how many.
+        processes: number of these.
     """
 
     rows: np.ndarray
@@ -162,10 +165,10 @@ class EvaluationBatches:
     processes: int = 1
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
-        """The batches of this process, each with the predictions of it that count.
+        """The batches of this process, each with the number of its predictions that count.
 
-        All processes have as many batches, for they may have to run each together: one that has no rows left runs
-        some that are another's, which then do not count.
+        All processes have equally many batches, because they may have to run each together: a process that has no
+        rows left repeats a row of another one, and none of its predictions count.
         """
         share = max(1, self.micro_size // self.processes)
         for first in range(0, len(self.rows), share * self.processes):

@@ -1,7 +1,7 @@
-"""The folder of all packed corpora: where it is, and how it is told from any other folder.
+"""The folder of all packed corpora: its path, and the tag that distinguishes it from other folders.
 
-A folder that a user types is ours from then on and carries a CACHEDIR.TAG (https://bford.info/cachedir/). One that
-only a config names, perhaps a stranger's, must carry it already: nobody else's folder is written to.
+A folder that the user types is made a cache and tagged by a CACHEDIR.TAG (https://bford.info/cachedir/). A folder
+that only a config names, which may be someone else's, must have the tag already: else nothing is written there.
 """
 
 import os
@@ -23,7 +23,7 @@ def path(named: str | None) -> Path:
     """The folder of `data.cache_dir`; None is the user's cache folder.
 
     Raises:
-        ConfigError: it names the home of a user who is not known here.
+        ConfigError: it begins with the home of an unknown user.
     """
     if not named:
         return Path(platformdirs.user_cache_dir("apollo-train"))
@@ -33,8 +33,8 @@ def path(named: str | None) -> Path:
         raise ConfigError([f"data.cache_dir={named}: no such user; ./~ begins a name with ~"]) from error
 
 
-def problems(named: str) -> list[str]:
-    """What is wrong with a `data.cache_dir` that only a config names; nothing if it is one of ours."""
+def cache_folder_problems(named: str) -> list[str]:
+    """The problem with a `data.cache_dir` that only a config names; none if it has our tag."""
     with suppress(OSError, ValueError, ConfigError):
         tag = path(named) / _TAG
         if tag.is_file() and tag.read_bytes() == _CONTENT.encode():
@@ -47,9 +47,9 @@ def problems(named: str) -> list[str]:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Makes the folder and tags it as ours; both are taken back if the corpus is refused before anything is in it.
+    """Makes the folder and its tag; removes both if the corpus is refused before anything else is written.
 
-    A folder that cannot be written to stays without a tag: whoever writes into it says why.
+    If the folder cannot be written to, there is no error here: the next write reports it.
     """
     tag = folder / _TAG
     with remove_if_empty(folder):

@@ -6,31 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from apollo_cli.data.chunking import pieces
-
 _AT_ONCE = 1 << 24  # hashes that are sorted together: 128 MB
-_LONGEST_PIECE = 1_000_000  # characters that are encoded at once
+_PIECE = 1_000_000  # characters that are encoded at once
 _BUFFER = 1 << 17  # hashes that are written, or read, together: 1 MB
 
 
 def hash_of(text: str) -> int:
     """The hash of a document, of 64 bits."""
     digest = hashlib.blake2b(digest_size=8)
-    for piece in pieces(text, _LONGEST_PIECE):
-        digest.update(piece.encode())
+    for start in range(0, len(text), _PIECE):
+        digest.update(text[start : start + _PIECE].encode())
     return int.from_bytes(digest.digest(), "big")
 
 
 def held_out(document: int, share: float, seed: int) -> bool:
-    """Whether a document is for validation, by its hash: so that a copy never crosses over."""
-    if seed:  # 0 takes the hash as it is
+    """Whether a document is for validation: decided by its hash, so that all copies of it are in one split."""
+    if seed:  # 0 uses the hash itself
         digest = hashlib.blake2b(document.to_bytes(8, "big"), digest_size=8, salt=seed.to_bytes(16, "big"))
         document = int.from_bytes(digest.digest(), "big")
     return document < share * 2**64
 
 
 class CopyCounter:
-    """Counts copies among any number of documents: 8 bytes each on the disk, a bounded number in memory."""
+    """Counts copies among any number of documents, with 8 bytes on the disk for each, in bounded memory."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("w+b")
@@ -38,20 +36,19 @@ class CopyCounter:
         self.documents = 0
 
     def add(self, document: int) -> None:
-        """One more, by its hash."""
         self.waiting.append(document)
         if len(self.waiting) == _BUFFER:
             self._write()
 
     def copies(self) -> int:
-        """How many of all are copies of an earlier one; a pass over the file for each 16 million."""
+        """The number of copies of an earlier document; reads the file once for each 16 million documents."""
         self._write()
         passes = -(-self.documents // _AT_ONCE)
         different = sum(self._different(number, passes) for number in range(passes))
         return self.documents - different
 
     def _different(self, number: int, passes: int) -> int:
-        """How many different hashes have this remainder."""
+        """The number of different hashes that have the remainder `number`."""
         self.file.seek(0)
         chosen = []
         while block := self.file.read(8 * _BUFFER):
@@ -65,23 +62,3 @@ class CopyCounter:
         self.file.write(self.waiting.tobytes())
         self.documents += len(self.waiting)
         self.waiting = array("Q")
-
-
-class GivenDocuments:
-    """The documents that are given for validation, to leave their copies out of training: 8 bytes each."""
-
-    def __init__(self) -> None:
-        self.waiting = array("Q")
-        self.ordered = np.empty(0, np.uint64)
-
-    def add(self, document: int) -> None:
-        """One more, by its hash."""
-        self.waiting.append(document)
-
-    def close(self) -> None:
-        """All are there."""
-        self.ordered = np.unique(np.frombuffer(self.waiting, np.uint64)) if self.waiting else self.ordered
-
-    def __contains__(self, document: int) -> bool:
-        place = int(np.searchsorted(self.ordered, np.uint64(document)))
-        return place < len(self.ordered) and int(self.ordered[place]) == document

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apollo_cli.data import network, readers
-from apollo_cli.data.sources import Part, Source, states
+from apollo_cli.data import network
+from apollo_cli.data.readers import ARCHIVES, first_line
+from apollo_cli.data.sources import Part, Source, file_states
 from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
 
 _Key = tuple[str, str | None, str]  # path, configuration, split
+_FORMATS = {"arrow", "csv", "json", "parquet", "text"} | {"cache"}  # cache: prepared by datasets from one of them
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,11 @@ class Hub(Source):
 
     Attributes:
         paths: names or folders.
-        names: the configuration of each; None where it has only one.
-        split: which split to train on.
-        streaming: read while downloading, no further than a run needs, and keep nothing on disk but the packed
-            rows.
+        names: the configuration of each; None if it has only one.
+        split: for training.
+        streaming: read while downloading, no further than a run needs, and keep only the packed rows on the disk.
         text_field: the column that holds the text.
-        validation_split: the split for validation; None where some documents of `split` are to be held out.
+        validation_split: the split for validation; None if some documents of `split` are to be held out.
     """
 
     paths: tuple[str, ...]
@@ -40,15 +41,14 @@ class Hub(Source):
     validation_split: str | None = None
     _builders: dict[tuple[str, str | None], Any] = field(default_factory=dict, compare=False, repr=False)
     _opened: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
-    _passed: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all
+    _progress: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all
 
     def title(self) -> str:
-        """Their names."""
         return f"dataset {', '.join(self.paths)}"
 
     def identity(self) -> dict[str, Any]:
-        """Names, the version on the hub of what is not streamed, and the files of what is a folder."""
-        splits = self._splits()
+        """Names, the versions on the hub of what is not streamed, and the states of the files of folders."""
+        splits = [split for split in (self.split, self.validation_split) if split]
         keys = [key for split in splits for key in self._keys(split)]
         return {
             "paths": self.paths,
@@ -56,61 +56,55 @@ class Hub(Source):
             "splits": splits,
             "text_field": self.text_field,
             "versions": None if self.streaming else [self._builder(key).hash for key in keys],
-            "files": [states(_files_of(Path(path))) for path in self.paths if Path(path).is_dir()],
+            "files": [file_states(_files_in(Path(path))) for path in self.paths if Path(path).is_dir()],
         }
 
     def edition(self) -> list[str] | None:
-        """Of what is streamed from the hub its versions there: a stream that was packed is found without asking."""
+        """The versions on the hub of what is streamed: not in `identity`, so that packed rows are found offline."""
         if not self.streaming or all(Path(path).is_dir() for path in self.paths):
             return None
         return [self._builder(key).hash for key in self._keys(self.split)]
 
-    def reach(self) -> None:
-        """Asks the hub, or its cache, for every dataset and its splits, and for the column where that is known."""
-        for key in [key for split in self._splits() for key in self._keys(split)]:
-            builder, split = self._builder(key), key[-1]
-            columns = builder.info.features
-            if columns is not None and self.text_field not in columns:
-                raise self._no_column(key[0], columns)
-            known = builder.info.splits
-            if known and split.isidentifier() and split not in known:
-                raise DataError(f"dataset {key[0]!r} has no split {split!r} (it has: {', '.join(known)})")
+    def check_readable(self) -> None:
+        """Requests every dataset and its splits from the hub or its cache, and checks the column if it is known."""
+        for split in filter(None, (self.split, self.validation_split)):
+            for key in self._keys(split):
+                info = self._builder(key).info
+                if info.features is not None and self.text_field not in info.features:
+                    raise self._no_column(key[0], info.features)
+                if info.splits and split.isidentifier() and split not in info.splits:
+                    raise DataError(f"dataset {key[0]!r} has no split {split!r} (it has: {', '.join(info.splits)})")
 
-    def fetch(self, say: Callable[[str], None]) -> None:
-        """Downloads and prepares what is not streamed and not in the cache of the library yet, with its bars."""
+    def download(self, say: Callable[[str], None]) -> None:
+        """Downloads and prepares what is not streamed and not in the library's cache, with its progress bars."""
         for key in [] if self.streaming else self._keys(self.split):
             if not Path(self._builder(key).cache_dir).exists():
                 say(f"downloading and preparing dataset {key[0]}")
                 self._prepare(key, bars=sys.stderr.isatty())
 
     def parts(self) -> list[Part]:
-        """Each dataset for itself."""
         if len(self.paths) < 2:
             return [Part(self, None)]
         pairs = zip(self.paths, self.names, strict=True)
         return [Part(replace(self, paths=(path,), names=(name,)), None) for path, name in pairs]
 
     @property
-    def is_endless(self) -> bool:
-        """What is streamed is read no further than a run needs."""
+    def is_streamed(self) -> bool:
         return self.streaming
 
     def documents(self) -> Iterator[str]:
-        """Dataset by dataset, row by row."""
         return self._read(self.split)
 
     def validation(self) -> Iterator[str] | None:
-        """The split that is given for it."""
         return self._read(self.validation_split) if self.validation_split else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the split with all their columns, dataset by dataset."""
-        for path, name in zip(self.paths, self.names, strict=False):
-            yield from self._rows((path, name, self.split))
+        for key in self._keys(self.split):
+            yield from self._rows(key)
 
-    def share_read(self) -> float | None:
-        """By rows; unknown while streaming."""
-        return self._passed[0] / max(1, self._passed[1]) if self._passed else None
+    def fraction_read(self) -> float | None:
+        return self._progress[0] / max(1, self._progress[1]) if self._progress else None
 
     def _read(self, split: str) -> Iterator[str]:
         for key in self._keys(split):
@@ -123,19 +117,16 @@ class Hub(Source):
                 yield text or ""
 
     def _rows(self, key: _Key) -> Iterator[dict[str, Any]]:
-        """The rows of a dataset; every backend has errors of its own."""
+        """The rows of a dataset; turns every error of the library's readers into a DataError."""
         dataset = self._open(key)
-        self._passed[:] = [] if self.streaming else [0, len(dataset)]
+        self._progress[:] = [] if self.streaming else [0, len(dataset)]
         try:
             for row in dataset:
-                if self._passed:
-                    self._passed[0] += 1
+                if self._progress:
+                    self._progress[0] += 1
                 yield row
         except Exception as error:
-            raise DataError(f"dataset {key[0]!r} cannot be read: {_reason(error)}") from error
-
-    def _splits(self) -> list[str]:
-        return [split for split in (self.split, self.validation_split) if split]
+            raise DataError(f"dataset {key[0]!r} cannot be read: {first_line(_cause(error))}") from error
 
     def _keys(self, split: str) -> list[_Key]:
         if not self.paths:
@@ -163,20 +154,21 @@ class Hub(Source):
             builder.download_and_prepare()
 
     def _builder(self, key: _Key) -> Any:
-        """What the library knows of a dataset before it downloads it."""
+        """The library's object for a dataset, made without a download of its rows."""
         from datasets import load_dataset_builder
+        from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
         path, name, _ = key
         if (path, name) not in self._builders:
             with _opening(path):
-                if path in _formats():
+                if path in _PACKAGED_DATASETS_MODULES:  # it would read all files of the working directory
                     raise DataError(
                         f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
                     )
                 if not Path(path).is_dir():
-                    network.look_into_the_cache_alone()
+                    network.go_offline_if_needed()
                 builder = load_dataset_builder(path, name)
-                _refuse_doubtful(path, builder)
+                _refuse_unsafe(path, builder)
             self._builders[path, name] = builder
         return self._builders[path, name]
 
@@ -188,49 +180,30 @@ class Hub(Source):
 
 @contextmanager
 def _opening(path: str) -> Iterator[None]:
-    """Turns whatever the library raises into a DataError about this dataset."""
+    """Turns every error of the library into a DataError about this dataset."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        if _says_full(_cause(error)):
+        cause = _cause(error)
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "Not enough disk space" in str(cause):  # which datasets finds before it begins
             raise _full(path) from error
-        raise DataError(f"dataset {path!r} cannot be opened: {_reason(error)}; {_hint(path)}") from error
+        hint = f"{network.what_to_do(path)}, or put text into files and use data=text data.files=..."
+        if Path(path).is_dir():
+            hint = "put its text into files and use data=text data.files=..."
+        elif Path(path).is_file():
+            hint = f"it is a file: type data=text data.files={path}"
+        raise DataError(f"dataset {path!r} cannot be opened: {first_line(cause)}; {hint}") from error
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.absolute().rglob("*") if path.is_file())
 
 
-def _hint(path: str) -> str:
-    """What to do about a dataset that cannot be opened, as words that go on a sentence."""
-    if Path(path).is_dir():
-        return "put its text into files and use data=text data.files=..."
-    if Path(path).is_file():
-        return f"it is a file: type data=text data.files={path}"
-    return f"{network.what_to_do(path)}, or put text into files and use data=text data.files=..."
-
-
-_FORMATS = {
-    "arrow",
-    "csv",
-    "json",
-    "parquet",
-    "text",
-    "cache",
-}  # cache: what datasets prepared from one of the others
-
-
-def _formats() -> Iterable[str]:
-    """Names that mean a format and all files of the working directory, not a dataset."""
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-
-    return _PACKAGED_DATASETS_MODULES
-
-
-def _refuse_doubtful(path: str, builder: Any) -> None:
-    """Refuses what may run code, unpack archives, or read files elsewhere, before a row is read."""
+def _refuse_unsafe(path: str, builder: Any) -> None:
+    """Refuses a dataset that may run code, unpack archives, or read files elsewhere, before a row is read."""
     format_ = type(builder).__module__.rpartition(".")[2]
     if format_ not in _FORMATS:
         raise DataError(
@@ -244,16 +217,16 @@ def _refuse_doubtful(path: str, builder: Any) -> None:
         )
         if not inside or "::" in file:
             raise DataError(f"dataset {path!r} names {file}, which is not in it: take that out of its README.md")
-        if Path(file).suffix.lower() in readers.ARCHIVES:
+        if Path(file).suffix.lower() in ARCHIVES:
             raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
 
 
 def _full(path: str) -> DataError:
-    """The message for a disk that the library has filled, and cleared again, with what it keeps of a dataset."""
+    """The error for a disk that the library filled, after it removed the unfinished files."""
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    free = {folder: _free(Path(folder)) for folder in (str(config.HF_DATASETS_CACHE), HF_HUB_CACHE)}
+    free = {str(folder): _free_bytes(Path(folder)) for folder in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)}
     fullest = min(free, key=lambda folder: free[folder])
     space = in_units(free[fullest])
     return DataError(
@@ -263,23 +236,13 @@ def _full(path: str) -> DataError:
     )
 
 
-def _says_full(error: Exception) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "Not enough disk space" in str(error)  # what datasets finds before it begins
-
-
-def _free(folder: Path) -> int:
-    """Bytes on the disk that the folder is on, or will be."""
+def _free_bytes(folder: Path) -> int:
+    """Free space on the disk of a folder that may not exist yet."""
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
 
 
 def _cause(error: Exception) -> Exception:
-    """The last cause; datasets wraps what its readers say."""
+    """The innermost cause, because datasets wraps the errors of its readers."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
-
-
-def _reason(error: Exception) -> str:
-    """The last cause in one line."""
-    return readers.first_line(_cause(error))

@@ -1,4 +1,4 @@
-"""What `data.inspect=true` shows: the numbers of a corpus, and the first rows as the model will see them."""
+"""What `data.inspect=true` shows: statistics of a corpus, and the first rows as the model will see them."""
 
 from collections.abc import Iterator
 
@@ -9,28 +9,31 @@ from tokenizers import Tokenizer
 
 from apollo_cli.data.batches import MaskedTokens, TrainingBatches
 from apollo_cli.data.corpus import Corpus
-from apollo_cli.data.packer import PackingStats
 
 _ROWS_SHOWN = 3
 
 
 def inspection(corpus: Corpus, batches: TrainingBatches) -> Iterator[Table]:
-    """Tables for a terminal: the numbers, the parts of a mixture, the lengths of documents, the first rows."""
-    yield _numbers(corpus)
+    """Tables for a terminal: statistics, the parts of a mixture, the lengths of documents, the first rows."""
+    yield _statistics(corpus)
     if len(corpus.packed.parts) > 1:
         yield _parts(corpus)
     yield _lengths(corpus)
     yield _first_rows(corpus.tokenizer, batches)
 
 
-def _numbers(corpus: Corpus) -> Table:
+def _statistics(corpus: Corpus) -> Table:
     packed, seq_len = corpus.packed, corpus.training.shape[1]
     documents = sum(packed.documents.values())
+    held_out = "given" if packed.given else "held out"
+    if packed.tail:
+        held_out = "the last rows, for documents are too few"
+    copies = "copies of others were left out" if packed.distinct else "of them are copies of an earlier one"
     table = Table(title="The corpus", title_justify="left", show_header=False)
     rows = {
         "documents": f"{documents:,}: {packed.documents['training']:,} training, "
-        f"{packed.documents['validation']:,} validation ({_of_validation(packed)})",
-        "exact copies": f"{packed.copies:,} {_of_copies(packed)}; a copy never is in both parts",
+        f"{packed.documents['validation']:,} validation ({held_out})",
+        "exact copies": f"{packed.copies:,} {copies}; a copy never is in both parts",
         "left out": f"{packed.left_out:,} for training that validation has, too; {packed.empty:,} without text",
         "text": f"{packed.num_bytes:,} bytes of UTF-8",
         "tokens": f"{packed.tokens:,} of a vocabulary of {corpus.tokenizer.get_vocab_size():,}",
@@ -44,28 +47,18 @@ def _numbers(corpus: Corpus) -> Table:
     return table
 
 
-def _of_validation(packed: PackingStats) -> str:
-    if packed.tail:
-        return "the last rows, for documents are too few"
-    return "given" if packed.given else "held out"
-
-
-def _of_copies(packed: PackingStats) -> str:
-    return "copies of others were left out" if packed.distinct else "of them are copies of an earlier one"
-
-
 def _parts(corpus: Corpus) -> Table:
     table = Table(title="Its parts", title_justify="left")
     for name in ("part", "weight", "training rows", "validation rows"):
         table.add_column(name)
     for part in corpus.packed.parts:
-        weight = "by its rows" if part["weight"] is None else f"{part['weight']:g}"
-        table.add_row(Text(part["title"]), weight, f"{part['training']:,}", f"{part['validation']:,}")
+        weight = "by its rows" if part.weight is None else f"{part.weight:g}"
+        table.add_row(Text(part.title), weight, f"{part.training:,}", f"{part.validation:,}")
     return table
 
 
 def _lengths(corpus: Corpus) -> Table:
-    """Between powers of two."""
+    """The numbers of documents whose lengths are between two powers of two."""
     table = Table(title="Lengths of the documents", title_justify="left")
     for name in ("tokens", "documents", "share", "up to here"):
         table.add_column(name, justify="right")
@@ -80,27 +73,27 @@ def _lengths(corpus: Corpus) -> Table:
 
 
 def _first_rows(tokenizer: Tokenizer, batches: TrainingBatches) -> Table:
-    """The first rows of the run; where a token is asked for that was masked, ⟦it→what stands there⟧."""
+    """The first rows of the run; a token to be predicted that was masked is shown as ⟦it→its replacement⟧."""
     masked = isinstance(batches.task, MaskedTokens)
     batch, rows = batches.micro_batch(0, 0), batches.rows[batches.row_numbers(0, 0)]
     title = "The first rows of this run" + (": ⟦token→what the model sees instead⟧ is asked for" if masked else "")
     table = Table(title=title, title_justify="left", show_header=False, show_lines=True)
-    asked = np.zeros(rows.shape, dtype=bool)
+    predicted = np.zeros(rows.shape, dtype=bool)
     if masked:
-        asked.reshape(-1)[batch.positions.numpy()] = True
-    for row, seen, marks in list(zip(rows, batch.tokens.numpy(), asked, strict=True))[:_ROWS_SHOWN]:
-        table.add_row(Text(_marked(tokenizer, row, seen, marks)))  # no markup of rich's
+        predicted.reshape(-1)[batch.positions.numpy()] = True
+    for row, seen, marks in list(zip(rows, batch.tokens.numpy(), predicted, strict=True))[:_ROWS_SHOWN]:
+        table.add_row(Text(_marked(tokenizer, row, seen, marks)))  # Text: no markup is interpreted
     return table
 
 
 def _marked(tokenizer: Tokenizer, row: np.ndarray, seen: np.ndarray, marks: np.ndarray) -> str:
-    """A row as text, decoded between its marks."""
+    """A row as text, with its marked tokens beside what the model sees."""
     edges = np.flatnonzero(np.diff(marks, prepend=False, append=False))
-    texts, place = [], 0
+    texts, done = [], 0
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        texts.append(tokenizer.decode(row[place:start].tolist(), skip_special_tokens=False))
+        texts.append(tokenizer.decode(row[done:start].tolist(), skip_special_tokens=False))
         pairs = zip(row[start:end].tolist(), seen[start:end].tolist(), strict=True)
         texts += [f"⟦{tokenizer.id_to_token(was)}→{tokenizer.id_to_token(now)}⟧" for was, now in pairs]
-        place = int(end)
-    texts.append(tokenizer.decode(row[place:].tolist(), skip_special_tokens=False))
+        done = int(end)
+    texts.append(tokenizer.decode(row[done:].tolist(), skip_special_tokens=False))
     return " ".join(text for text in texts if text)

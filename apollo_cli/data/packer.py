@@ -3,108 +3,135 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field
 from tokenizers import Tokenizer
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.chunking import pieces
-from apollo_cli.data.dedup import CopyCounter, GivenDocuments, hash_of, held_out
-from apollo_cli.data.read_once import read_once
-from apollo_cli.data.recipe import BYTES, Recipe
+from apollo_cli.data.dedup import CopyCounter, hash_of, held_out
+from apollo_cli.data.read_once import ReadOnce
+from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
-from apollo_cli.data.sources import Part, Source
+from apollo_cli.data.sources import Documents, Part, Source, interleaved
 from apollo_cli.errors import DataError
 
-PARTS = ("training", "validation")
-_LONGEST_PIECE = 100_000  # characters that are tokenized at once: long documents use all cores, too
+SPLITS = ("training", "validation")
+_LONGEST_PIECE = 100_000  # characters that are tokenized at once, so that long documents use all cores, too
 _PIECES_AT_ONCE, _CHARACTERS_AT_ONCE = 2048, 1_000_000  # about 130 bytes of memory for each character
 
-Say = Callable[[str], None]
-At = Callable[[float | None], None]  # takes the share that is done
-Bar = Callable[[str], AbstractContextManager[At]]  # shows the progress of what it is told
+Say = Callable[[str], None]  # takes one line of progress
+At = Callable[[float | None], None]  # takes the fraction that is done
+Bar = Callable[[str], AbstractContextManager[At]]  # shows a progress bar under this title
+
+Count = Annotated[int, Field(ge=0)]
+_EXACT = ConfigDict(strict=True, extra="forbid")  # when they are read from a file
 
 
 def no_bar(_: str) -> AbstractContextManager[At]:
-    """Shows nothing."""
     return nullcontext(lambda _: None)
 
 
 @dataclass
+class PartStats:
+    """A packed part of the corpus: its title, its weight, and its rows of training and of validation."""
+
+    title: str
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    training: Count = 0
+    validation: Count = 0
+
+    __pydantic_config__ = _EXACT
+
+
+@dataclass
 class PackingStats:
-    """What was found while packing.
+    """What was counted while packing.
 
     Attributes:
-        documents: of training and of validation, that were packed.
+        documents: packed ones of training and of validation.
         num_bytes: of their text in UTF-8.
         tokens: without those that are added between documents or around rows.
-        left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a source
-            without an end behind the last row that is needed.
+        left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
+            after the last row that is needed.
         copies: documents that are exact copies of an earlier one.
         distinct: whether the copies were left out; else they are among `documents`.
         left_out: documents for training that validation has, too.
-        empty: documents without text, and rows without any.
+        empty: documents and rows without text.
         lengths: how many documents have a number of tokens with so many binary digits.
         longest: the most tokens that a document has.
         given: whether the documents for validation were given.
-        tail: whether the last rows are for validation, where documents were too few; all count as training then.
-        parts: title, weight, and rows of training and of validation.
+        tail: whether the last rows are for validation, because documents were too few; all count as training then.
+        parts: of the corpus.
     """
 
-    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    num_bytes: int = 0
-    tokens: int = 0
-    left_over: int = 0
-    copies: int = 0
+    documents: Annotated[
+        dict[Annotated[str, Field(pattern="^(training|validation)$")], Count], Field(min_length=len(SPLITS))
+    ] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    num_bytes: Count = 0
+    tokens: Count = 0
+    left_over: Count = 0
+    copies: Count = 0
     distinct: bool = False
-    left_out: int = 0
-    empty: int = 0
-    lengths: dict[int, int] = field(default_factory=dict)
-    longest: int = 0
+    left_out: Count = 0
+    empty: Count = 0
+    lengths: dict[int, Count] = field(default_factory=dict)
+    longest: Count = 0
     given: bool = False
     tail: bool = False
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[PartStats] = field(default_factory=list)
 
-    def rows(self, part: str) -> int:
-        """Of training or of validation."""
-        return sum(found[part] for found in self.parts)
+    __pydantic_config__ = _EXACT
+
+    def rows(self, split: str) -> int:
+        """The rows of all parts for training or for validation."""
+        return sum(getattr(part, split) for part in self.parts)
 
 
-def build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> PackingStats:
+def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> PackingStats:
     """Writes tokenizer.json, training.bin and validation.bin into the folder.
 
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
-    tokenizer = _ready_made(recipe)
-    source.fetch(say)
+    tokenizer = tokenizers.existing_tokenizer(recipe)
+    source.download(say)
+    parts = source.parts()
+    documents: list[Documents] = [part.source.documents for part in parts]
     if tokenizer is None:
         if recipe.bound:
-            source = read_once(source, folder)
-        tokenizer = _trained(source, recipe, say, bar)
+            streams = [part.source.is_streamed for part in parts]
+            documents = [ReadOnce(d, folder) if s else d for d, s in zip(documents, streams, strict=True)]
+        say(f"training a tokenizer of {recipe.vocabulary} entries")
+        with bar("training a tokenizer") as at:
+            learned_from = _with_progress(source, interleaved([part.weight for part in parts], documents), at, say)
+            tokenizer = tokenizers.train_tokenizer(
+                recipe.kind, recipe.vocabulary, learned_from, source.title(), algorithm=recipe.tokenizer
+            )
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     say("tokenizing and packing")
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
     with bar("tokenizing and packing") as at:
-        packed = Packer(source, recipe, folder, tokenizer, at).run()
-        if _needs_a_cut(packed) and packed.copies:  # none may stand on both sides of it
+        packed = Packer(parts, documents, recipe, folder, tokenizer, at).run()
+        if _lacks_documents(packed) and packed.copies:  # no copy may be in both splits
             say(f"documents are too few to hold whole ones out; {packed.copies:,} exact copies are left out")
-            packed = Packer(source, recipe, folder, tokenizer, at, distinct=True).run()
+            packed = Packer(parts, documents, recipe, folder, tokenizer, at, distinct=True).run()
     for remark in source.remarks():
         say(remark)
-    if _needs_a_cut(packed):
+    if _lacks_documents(packed):
         _hold_out_the_tail(packed, recipe, folder)
-    _refuse_empty_parts(packed, recipe, source)
-    say(_sentence(packed, recipe))
+    _check_rows(packed, recipe, source)
+    say(_summary(packed, recipe))
     return packed
 
 
-def _sentence(packed: PackingStats, recipe: Recipe) -> str:
-    rows = " and ".join(f"{packed.rows(part):,} {part}" for part in PARTS)
+def _summary(packed: PackingStats, recipe: Recipe) -> str:
+    rows = " and ".join(f"{packed.rows(split):,} {split}" for split in SPLITS)
     documents = f"{sum(packed.documents.values()):,} documents"
     if packed.copies:
         documents += f", {packed.copies:,} {'more were' if packed.distinct else 'of them'} exact copies of others"
@@ -115,42 +142,13 @@ def _sentence(packed: PackingStats, recipe: Recipe) -> str:
     return f"packed {rows} rows of {recipe.seq_len}: {documents}"
 
 
-def _trained(source: Source, recipe: Recipe, say: Say, bar: Bar) -> Tokenizer:
-    """The tokenizer of the recipe, which learns from the corpus."""
-    say(f"training a tokenizer of {recipe.vocabulary} entries")
-    with bar("training a tokenizer") as at:
-        documents = _watched(source, at, say)
-        return tokenizers.train(
-            recipe.kind, recipe.vocabulary, documents, source.title(), algorithm=recipe.tokenizer
-        )
-
-
-def _ready_made(recipe: Recipe) -> Tokenizer | None:
-    """The tokenizer of the recipe, made or loaded; None where it is to be trained.
-
-    Raises:
-        DataError: it cannot be loaded, or does not suit the model or its vocabulary.
-    """
-    if recipe.tokenizer in tokenizers.TRAINED:
-        return None
-    if recipe.tokenizer == BYTES:
-        return tokenizers.of_bytes(recipe.kind)
-    tokenizer = tokenizers.load(recipe.kind, recipe.tokenizer)
-    if tokenizer.get_vocab_size() != recipe.vocabulary:
-        raise DataError(
-            f"data.tokenizer={recipe.tokenizer} has {tokenizer.get_vocab_size()} entries and "
-            f"data.vocab_size={recipe.vocabulary}: type data.vocab_size={tokenizer.get_vocab_size()}"
-        )
-    return tokenizer
-
-
-def _watched(source: Source, at: At, say: Say) -> Iterator[str]:
-    """The documents that a tokenizer is to learn from."""
+def _with_progress(source: Source, documents: Iterator[str], at: At, say: Say) -> Iterator[str]:
+    """The documents with text, as far as a tokenizer is trained on them; updates the progress bar."""
     characters, limit, number = 0, tokenizers.SAMPLE_CHARACTERS, -1
-    for number, document in enumerate(text for text in source.sample() if text and not text.isspace()):
+    for number, document in enumerate(text for text in documents if text and not text.isspace()):
         characters += len(document)
         if number % 1000 == 0:
-            at(min(1.0, max(characters / limit, source.share_read() or 0)))
+            at(min(1.0, max(characters / limit, source.fraction_read() or 0)))
         if characters > limit:  # where the trainer stops
             say(f"it learns from the first {limit:,} characters")
             at(None)
@@ -164,129 +162,132 @@ class _Piece(NamedTuple):
     """A document or a part of a long one.
 
     Attributes:
-        text: of it.
-        fate: one of `PARTS`, or the field of `Packed` that counts what is not packed.
-        document: its hash, with its first piece.
+        text: empty for a document that is not packed.
+        goes_to: one of `SPLITS`, or the field of `PackingStats` that counts such documents that are not packed.
+        document: the hash of the document, in its first piece.
         is_last: whether the document ends with it.
     """
 
     text: str
-    fate: str
+    goes_to: str
     document: int | None = None
     is_last: bool = True
 
 
 class Packer:
-    """One reading of a source, into files of rows."""
+    """One pass over the documents of all parts, into files of rows."""
 
     def __init__(
-        self, source: Source, recipe: Recipe, folder: Path, tokenizer: Tokenizer, at: At, distinct: bool = False
+        self,
+        parts: list[Part],
+        documents: list[Documents],
+        recipe: Recipe,
+        folder: Path,
+        tokenizer: Tokenizer,
+        at: At,
+        distinct: bool = False,
     ) -> None:
-        self.source, self.recipe, self.folder, self.tokenizer, self.at = source, recipe, folder, tokenizer, at
+        self.parts, self.documents, self.recipe, self.folder = parts, documents, recipe, folder
+        self.tokenizer, self.at = tokenizer, at
         special = tokenizers.special_ids(recipe.kind, tokenizer)
-        self.writers = {part: _RowWriter(folder / f"{part}.bin", recipe, special) for part in PARTS}
-        self.copies, self.held = CopyCounter(folder / "hashes"), GivenDocuments()
+        self.writers = {split: _RowWriter(folder / f"{split}.bin", recipe, special) for split in SPLITS}
+        self.copies = CopyCounter(folder / "hashes")
+        self.given: set[int] = set()  # hashes of the documents given for validation
         self.seen: set[int] | None = set() if distinct else None
         self.packed = PackingStats(distinct=distinct)
-        self.length: int | None = None  # tokens so far of the document that is under way
+        self.length: int | None = None  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
-        """Reads what is given for validation, then the rest."""
-        parts, packed = self.source.parts(), self.packed
-        given = [part.source.validation() for part in parts]
+        """Packs what is given for validation, then the rest."""
+        packed = self.packed
+        given = [part.source.validation() for part in self.parts]
         packed.given = given[0] is not None
         if any((documents is not None) != packed.given for documents in given):
             raise DataError("data.sources: documents for validation are given for some; give them for all or none")
-        needed = self._needed(parts)
-        packed.parts = [{"title": part.source.title(), "weight": part.weight} for part in parts]
-        with closing(self.copies.file), closing(self.writers[PARTS[0]].file), closing(self.writers[PARTS[1]].file):
-            for part, documents, found, most in zip(parts, given, packed.parts, needed, strict=True):
+        needed = self._rows_needed()
+        packed.parts = [PartStats(part.source.title(), part.weight) for part in self.parts]
+        with ExitStack() as opened:
+            for file in (self.copies.file, *(writer.file for writer in self.writers.values())):
+                opened.callback(file.close)
+            for i, documents in enumerate(given):
                 if documents is not None:
-                    self._feed(part, documents, ("validation",), found, most)
-            self.held.close()
-            into = ("training",) if packed.given else PARTS
-            for part, found, most in zip(parts, packed.parts, needed, strict=True):
-                self._feed(part, part.source.documents(), into, found, most)
+                    self._pack_part(i, documents, ("validation",), needed[i])
+            for i, read in enumerate(self.documents):
+                self._pack_part(i, read(), ("training",) if packed.given else SPLITS, needed[i])
             if self.seen is None:
                 packed.copies = self.copies.copies()
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
         (self.folder / "hashes").unlink()
         return packed
 
-    def _needed(self, parts: list[Part]) -> list[dict[str, int] | None]:
-        """Rows of training and validation after which a part is read no further; None where it is read whole."""
-        if self.recipe.bound is None:
-            return [None] * len(parts)
-        if any(part.weight is None for part in parts) and len(parts) > 1:
+    def _rows_needed(self) -> list[dict[str, int] | None]:
+        """Rows of training and validation after which each part is read no further; None if it is read whole."""
+        bound, weights = self.recipe.bound, [part.weight for part in self.parts]
+        if bound is None:
+            return [None] * len(weights)
+        if None in weights and len(weights) > 1:
             raise DataError("data.sources: what is streamed is mixed by weights: give every source a weight")
-        rows = most_needed(self.recipe.bound.training, tuple(part.weight or 1.0 for part in parts))
-        return [{"training": count, "validation": self.recipe.bound.validation} for count in rows]
+        rows = most_needed(bound.training, tuple(weight or 1.0 for weight in weights))
+        return [{"training": count, "validation": bound.validation} for count in rows]
 
-    def _feed(
-        self,
-        part: Part,
-        documents: Iterator[str],
-        into: tuple[str, ...],
-        found: dict[str, Any],
-        needed: dict[str, int] | None,
+    def _pack_part(
+        self, number: int, documents: Iterator[str], splits: tuple[str, ...], needed: dict[str, int] | None
     ) -> None:
-        """Packs documents into one of `PARTS` or, by their hashes, into both; `found` gets the rows."""
-        for batch, encodings in self._encoded(_batched(self._pieces(documents, into))):
+        """Packs documents of a part into one of `SPLITS` or, by their hashes, into both."""
+        writers = {split: self.writers[split] for split in splits}
+        for batch, encodings in self._tokenized(_batched(self._pieces(documents, splits))):
             for piece, encoding in zip(batch, encodings, strict=True):
                 self._add(piece, encoding.ids)  # counted here: what is read ahead may not be needed
-            for name in into:
-                self.writers[name].flush()
-            share = part.source.share_read()
+            for writer in writers.values():
+                writer.flush()
+            fraction = self.parts[number].source.fraction_read()
             if needed:
-                shares = [self.writers[name].rows_of_part / max(1, needed[name]) for name in into]
-                share = min(*shares, 1.0)
-                if share == 1:
+                shares = [writer.rows_of_part / max(1, needed[split]) for split, writer in writers.items()]
+                fraction = min(*shares, 1.0)
+                if fraction == 1:
                     break
-            self.at(share)
-        if self.length is not None:  # the last document was needed in part
+            self.at(fraction)
+        if self.length is not None:  # only the beginning of the last document was needed
             self._end_document()
-        for name in into:
-            found[name] = self.writers[name].end_part(needed[name] if needed else None)
+        for split, writer in writers.items():
+            setattr(self.packed.parts[number], split, writer.end_part(needed[split] if needed else None))
 
-    def _pieces(self, documents: Iterator[str], into: tuple[str, ...]) -> Iterator[_Piece]:
-        """The pieces of the documents that are to be packed, and an empty one for each that is not."""
+    def _pieces(self, documents: Iterator[str], splits: tuple[str, ...]) -> Iterator[_Piece]:
+        """The pieces of the documents that are to be packed, and an empty one for each other document."""
         for text in documents:
             if not text or text.isspace():
                 yield _Piece("", "empty")
                 continue
             document = hash_of(text)
-            fate = self._split_of(document, into)
-            if fate not in PARTS:
-                yield _Piece("", fate)
+            goes_to = self._goes_to(document, splits)
+            if goes_to not in SPLITS:
+                yield _Piece("", goes_to)
                 continue
-            first: int | None = document
-            waiting = None
+            start = 0
             for piece in pieces(text, _LONGEST_PIECE):
-                if waiting is not None:
-                    yield _Piece(waiting, fate, first, is_last=False)
-                    first = None
-                waiting = piece
-            yield _Piece(waiting or "", fate, first)
+                end = start + len(piece)
+                yield _Piece(piece, goes_to, None if start else document, is_last=end == len(text))
+                start = end
 
-    def _split_of(self, document: int, into: tuple[str, ...]) -> str:
-        """Where a document belongs, by its hash."""
-        part, recipe = into[-1], self.recipe
-        if into == PARTS and not held_out(document, recipe.validation, recipe.validation_seed):
-            part = "training"
-        if self.packed.given and part == "validation":
-            self.held.add(document)
-        elif self.packed.given and document in self.held:
+    def _goes_to(self, document: int, splits: tuple[str, ...]) -> str:
+        """The split of a document, by its hash, or the field of `PackingStats` that counts it if it is left out."""
+        split, recipe = splits[-1], self.recipe
+        if splits == SPLITS and not held_out(document, recipe.validation, recipe.validation_seed):
+            split = "training"
+        if self.packed.given and split == "validation":
+            self.given.add(document)
+        elif self.packed.given and document in self.given:
             return "left_out"
         if self.seen is not None:
             if document in self.seen:
                 return "copies"
             self.seen.add(document)
-        return part
+        return split
 
-    def _encoded(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
+    def _tokenized(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
         """Each batch with its tokens; while they are used, a thread tokenizes the next one on all cores."""
+        waiting: tuple[list[_Piece], Future[list[Any]]] | None = None
         with ThreadPoolExecutor(1) as worker:
-            waiting = None
             for batch in batches:
                 texts = [piece.text for piece in batch]
                 job = worker.submit(self.tokenizer.encode_batch_fast, texts, add_special_tokens=False)
@@ -297,26 +298,26 @@ class Packer:
                 yield waiting[0], self._result(waiting[1])
 
     def _result(self, job: Future[list[Any]]) -> list[Any]:
-        with tokenizers.refusing(f"data.tokenizer={self.recipe.tokenizer}: cannot tokenize {self.source.title()}"):
+        titles = "; ".join(part.title for part in self.packed.parts)
+        with tokenizers.refusing(f"data.tokenizer={self.recipe.tokenizer}: cannot tokenize {titles}"):
             return job.result()
 
     def _add(self, piece: _Piece, ids: list[int]) -> None:
         packed = self.packed
-        if piece.fate not in PARTS:
-            setattr(packed, piece.fate, getattr(packed, piece.fate) + 1)
+        if piece.goes_to not in SPLITS:
+            setattr(packed, piece.goes_to, getattr(packed, piece.goes_to) + 1)
             return
         if piece.document is not None:
-            packed.documents[piece.fate] += 1
+            packed.documents[piece.goes_to] += 1
             self.copies.add(piece.document)
         packed.num_bytes += len(piece.text.encode())
         packed.tokens += len(ids)
-        self.writers[piece.fate].add(ids, piece.is_last)
+        self.writers[piece.goes_to].add(ids, piece.is_last)
         self.length = (self.length or 0) + len(ids)
         if piece.is_last:
             self._end_document()
 
     def _end_document(self) -> None:
-        """Counts its length."""
         length, self.length = self.length or 0, None
         digits = length.bit_length()
         self.packed.lengths[digits] = self.packed.lengths.get(digits, 0) + 1
@@ -324,7 +325,7 @@ class Packer:
 
 
 class _RowWriter:
-    """Appends tokens to a file of whole rows; what fills no row waits, and is counted at the end of a part."""
+    """Appends tokens to a file of rows; those that fill no row are kept back, and counted at the end of a part."""
 
     def __init__(self, path: Path, recipe: Recipe, special: dict[str, int]) -> None:
         self.dtype, self.seq_len = recipe.dtype, recipe.seq_len
@@ -342,7 +343,6 @@ class _RowWriter:
             self.waiting += self.between
 
     def flush(self) -> None:
-        """Writes the rows that are full."""
         width = self.width
         count = len(self.waiting) // width
         if count:
@@ -356,7 +356,7 @@ class _RowWriter:
             self.waiting = self.waiting[count * width :]
 
     def end_part(self, most: int | None) -> int:
-        """Ends a part, cut to so many rows; how many it has."""
+        """Ends a part, and cuts it to at most so many rows; returns how many it has."""
         count = self.rows_of_part if most is None else min(most, self.rows_of_part)
         self.rows += count
         self.file.truncate(self.rows * self.seq_len * self.dtype.itemsize)
@@ -366,56 +366,57 @@ class _RowWriter:
         return count
 
 
-def _needs_a_cut(packed: PackingStats) -> bool:
-    """Whether too few documents leave training or validation without a row, though together they have two."""
-    rows = [packed.rows(part) for part in PARTS]
+def _lacks_documents(packed: PackingStats) -> bool:
+    """Whether documents are too few for a row in each split, though there are two rows in all."""
+    rows = [packed.rows(split) for split in SPLITS]
     return len(packed.parts) == 1 and not packed.given and 0 in rows and sum(rows) > 1
 
 
 def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> None:
-    """The share of all rows that is for validation is cut from their end."""
-    training, validation = (folder / f"{part}.bin" for part in PARTS)
-    (found,) = packed.parts
-    rows = packed.rows("training") + packed.rows("validation")
-    if not found["training"]:
+    """Moves the share of all rows that is for validation from their end."""
+    training, validation = (folder / f"{split}.bin" for split in SPLITS)
+    (part,) = packed.parts
+    rows = part.training + part.validation
+    if not part.training:
         validation.replace(training)
-    found["validation"] = max(1, int(rows * recipe.validation))
-    found["training"] = rows - found["validation"]
+    part.validation = max(1, int(rows * recipe.validation))
+    part.training = rows - part.validation
     packed.tail, packed.documents = True, {"training": sum(packed.documents.values()), "validation": 0}
-    size = found["training"] * recipe.seq_len * recipe.dtype.itemsize
+    size = part.training * recipe.seq_len * recipe.dtype.itemsize
     with training.open("rb+") as file, validation.open("wb") as tail:
         file.seek(size)
         shutil.copyfileobj(file, tail)
         file.truncate(size)
 
 
-def _refuse_empty_parts(packed: PackingStats, recipe: Recipe, source: Source) -> None:
+def _check_rows(packed: PackingStats, recipe: Recipe, source: Source) -> None:
+    """Raises a DataError if training, validation, or a part with a weight has no row."""
     rows = packed.rows("training") + packed.rows("validation")
     if rows < 2:
         raise DataError(
             f"the corpus is too small: {source.title()} fills {rows} rows of data.seq_len={recipe.seq_len}, and "
             "one for training and one for validation are needed. Give more text or a smaller data.seq_len"
         )
-    for name in PARTS:
-        if not packed.rows(name):
-            if name == "training" and packed.left_out:
+    for split in SPLITS:
+        if not packed.rows(split):
+            if split == "training" and packed.left_out:
                 raise DataError(
                     f"{packed.left_out:,} documents for training are left out, for validation has them, and the "
                     f"rest fills no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
                 )
             raise DataError(
-                f"the corpus is too small: what is for {name} fills no row of data.seq_len={recipe.seq_len}. Give "
+                f"the corpus is too small: what is for {split} fills no row of data.seq_len={recipe.seq_len}. Give "
                 "more text for it or a smaller data.seq_len"
             )
     for part in packed.parts:
-        if not part["training"] and part["weight"] is not None:
+        if not part.training and part.weight is not None:
             raise DataError(
-                f"data.sources: {part['title']} fills no row and has a weight: give more text or leave it out"
+                f"data.sources: {part.title} fills no row and has a weight: give more text or leave it out"
             )
 
 
 def _batched(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces to be tokenized together, limited in number and in characters, for memory."""
+    """Pieces to be tokenized together, limited in number and in characters to bound memory."""
     batch: list[_Piece] = []
     characters = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The next micro-batch, made while the device computes this one."""
+"""Makes the next micro-batch while the device computes the current one."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -13,29 +13,25 @@ Copied = tuple[Batch, torch.cuda.Event]
 
 
 class MicroBatches(Protocol):
-    """What a run trains on, as a function of step and part."""
+    """Training data as a function of step and part; sizes are in sequences."""
 
     @property
-    def batch_size(self) -> int:
-        """Sequences a step."""
+    def batch_size(self) -> int: ...
 
     @property
-    def micro_size(self) -> int:
-        """Sequences a micro-step."""
+    def micro_size(self) -> int: ...
 
-    def micro_batch(self, step: int, part: int) -> Batch:
-        """Micro-batch `part` of a step."""
+    def micro_batch(self, step: int, part: int) -> Batch: ...
 
-    def row_numbers(self, step: int, part: int) -> np.ndarray:
-        """Which rows these are."""
+    def row_numbers(self, step: int, part: int) -> np.ndarray: ...
 
 
 class Prefetch:
     """Micro-batches on the device of a run.
 
-    A micro-batch is a function of its step and part, so nothing has to be kept in order: the next one is made by a
-    thread, pinned, and copied on a stream of its own; if another one is asked for, that one is made instead.
-    A CPU has no time to spare beside its computing, so there they are made when they are asked for.
+    A micro-batch is a function of its step and part, so any one may be requested at any time. On a GPU the next one
+    is made by a thread, pinned, and copied on a separate stream; if another one is requested, it is made instead.
+    On a CPU they are made when they are requested, because a thread would slow down the training.
     """
 
     def __init__(self, batches: MicroBatches, device: torch.device) -> None:
@@ -46,7 +42,6 @@ class Prefetch:
             self.stream = torch.cuda.Stream(device)
 
     def micro_batch(self, step: int, part: int) -> Batch:
-        """Micro-batch `part` of a step."""
         if self.device.type != "cuda":
             return self.batches.micro_batch(step, part).to(self.device)
         ahead = self.ahead if self.ahead and self.ahead[0] == (step, part) else self._begin((step, part))
@@ -55,7 +50,7 @@ class Prefetch:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
         for tensor in batch.tensors.values():
-            tensor.record_stream(current)  # its memory is not free before this stream is done
+            tensor.record_stream(current)  # its memory is not reused before this stream has used it
         return batch
 
     def _begin(self, key: Key) -> tuple[Key, Future[Copied]]:

@@ -1,4 +1,4 @@
-"""Files of a corpus to documents. What is no text is refused in one sentence, and memory is bounded."""
+"""Documents from files. A file that holds no text is refused with one sentence, and memory is bounded."""
 
 import bz2
 import csv
@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from typing import IO, Any
 from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
 
-LONGEST = 512_000_000  # bytes of a line and characters of a document: more is a mistake or a decompression bomb
+MAX_LENGTH = 512_000_000  # bytes of a line, characters of a document: more is an error or a decompression bomb
 _UNPACK = {".gz": "gzip -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc", ".zst": "zstd -dc"}
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar", ".jar", ".whl"}
 _OTHER_COMPRESSION = {".z", ".lz", ".lz4", ".lzma", ".lzo", ".br"}
@@ -36,49 +36,48 @@ _MARKS = {  # at the start of a file; the longer ones first
     b"\xfe\xff": "utf-16",
 }
 _UTF8_MARK = b"\xef\xbb\xbf"
-
-
-_ARROW = (".arrow", ".feather", ".ipc")
-_SHOWN = 300  # characters of the names of columns in a message
+_COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
+_STRINGS = ("string", "large_string", "string_view")  # types of pyarrow
+_MAX_NAMES = 300  # characters of the names of columns in a message
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 @dataclass
 class Reading:
-    """How far a file was read, and what `data.errors=replace` replaced in it.
+    """Progress of reading a file, and the count of what `data.errors=replace` replaced.
 
     Attributes:
         size: bytes of the file.
-        tell: its position, while it is open, in bytes before they are decompressed.
+        file: the file as it is on the disk, before decompression; None before it is opened.
+        replaced_bytes, replaced_lines: not UTF-8.
     """
 
     size: int
+    file: IO[bytes] | None = None
     replaced_bytes: int = 0
     replaced_lines: int = 0
-    tell: Callable[[], int] | None = None
 
     @property
     def position(self) -> int:
         """Bytes of the file that were read."""
-        try:
-            return self.tell() if self.tell else 0
-        except ValueError:  # it was closed at its end
-            return self.size
+        if self.file is None:
+            return 0
+        return self.size if self.file.closed else self.file.tell()
 
 
 def refuse_unsuitable(path: Path) -> None:
-    """Refuses what cannot be a file of text, by its kind and its name, before it is opened.
+    """Checks a file by its type and its name, before it is opened.
 
     Raises:
-        DataError: a broken link, a pipe or device, an archive, out of reach.
+        DataError: a broken link, a pipe or device, an archive, another format than text, or no permission.
     """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink() and isinstance(error, FileNotFoundError):
             raise DataError(
-                f"{path} is a broken link: it points to {path.readlink()}, and nothing is there. Mend the link or "
-                "leave it out of data.files"
+                f"{path} is a broken link: it points to {path.readlink()}, and nothing is there. Correct the link "
+                "or leave it out of data.files"
             ) from error
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(mode):
@@ -98,16 +97,16 @@ def refuse_unsuitable(path: Path) -> None:
         )
 
 
-def documents(path: Path, document: str, text_field: str, errors: str, reading: Reading) -> Iterator[str]:
-    """The documents of a file, by the ending of its name.
+def read_documents(path: Path, document: str, text_field: str, errors: str, reading: Reading) -> Iterator[str]:
+    """The documents of a file; the suffix of its name decides the format.
 
     Args:
         path: txt, jsonl, json, csv, tsv, parquet or arrow, each also compressed as .gz, .xz, .bz2 or .zst.
-        document: where a document of a .txt file ends: at a `blank_line`, a `line` (or `row`), or the end of the
-            `file`. In other files every row is a document, but with `file` they are one together.
+        document: where a document of a .txt file ends: at a `blank_line`, a `line`, or the end of the `file`. In
+            other formats every record is a document, but with `file` all of them are one.
         text_field: the field (json) or column (csv, parquet, arrow) that holds the text.
         errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
-        reading: counts the latter.
+        reading: is updated while the file is read.
 
     Raises:
         DataError: names the file, and the line where there are lines.
@@ -116,18 +115,20 @@ def documents(path: Path, document: str, text_field: str, errors: str, reading: 
     if suffixes and suffixes[-1] in _UNPACK:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ".txt"
-    if kind in (".parquet", *_ARROW):
-        rows = _columnar(path, kind, text_field, reading)
-    elif kind in (".jsonl", ".ndjson"):
-        rows = _json_lines(path, _lines(path, errors, reading), text_field)
-    elif kind == ".json":
-        rows = _json_values(path, _lines(path, errors, reading), text_field)
-    elif kind in (".csv", ".tsv"):
-        rows = _csv_column(path, _lines(path, errors, reading), text_field, "," if kind == ".csv" else "\t")
+    if kind in _COLUMNAR:
+        records = _columnar(path, kind, text_field, reading)
     else:
-        yield from _split(path, _lines(path, errors, reading), document)
-        return
-    yield from _split(path, (f"{row}\n" for row in rows if row), document) if document == "file" else rows
+        lines = _lines(path, errors, reading)
+        if kind in (".jsonl", ".ndjson"):
+            records = _json_lines(path, lines, text_field)
+        elif kind == ".json":
+            records = _json_values(path, lines, text_field)
+        elif kind in (".csv", ".tsv"):
+            records = _csv_column(path, lines, text_field, "," if kind == ".csv" else "\t")
+        else:
+            yield from _split(path, lines, document)
+            return
+    yield from _split(path, (f"{text}\n" for text in records if text), "file") if document == "file" else records
 
 
 def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
@@ -135,16 +136,16 @@ def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
     number = offset = 0
     try:
         with ExitStack() as opened:
-            next_line = partial(_open_binary(path, opened, reading).readline, LONGEST + 1)
+            next_line = partial(_open_binary(path, opened, reading).readline, MAX_LENGTH + 1)
             while line := next_line():
-                if not number and b"\r" in line and not line.endswith(b"\n") and len(line) <= LONGEST:
+                if not number and b"\r" in line and not line.endswith(b"\n") and len(line) <= MAX_LENGTH:
                     next_line = partial(next, iter(line.splitlines(keepends=True)), b"")  # as on old Macs
                     line = next_line()
                 number += 1
-                if len(line) > LONGEST:
+                if len(line) > MAX_LENGTH:
                     raise DataError(
-                        f"{path}, line {number}: longer than {in_units(LONGEST)}, the most that a line may have. "
-                        "Break it into lines, or leave the file out if it is not what it claims to be"
+                        f"{path}, line {number}: longer than {in_units(MAX_LENGTH)}, the most that a line may have."
+                        " Break it into lines, or leave the file out if it is not what its name says"
                     )
                 start, offset = offset, offset + len(line)
                 if number == 1:
@@ -159,7 +160,7 @@ def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
                     text = line.decode(errors="replace")
                     reading.replaced_bytes += len(line) - len(line.decode(errors="ignore").encode())
                     reading.replaced_lines += 1
-                del line  # a long one is not held twice while it is used
+                del line  # so that a long one is not in memory twice
                 yield text
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -171,9 +172,8 @@ def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
 
 
 def _open_binary(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
-    """Opens a file by its ending; each of these readers notices a stream that is cut off."""
-    file = opened.enter_context(path.open("rb"))
-    reading.tell = file.tell
+    """Opens a file by its suffix; each decompressor detects a truncated stream."""
+    file = reading.file = opened.enter_context(path.open("rb"))
     suffix = path.suffix.lower()
     if suffix == ".zst":
         import pyarrow
@@ -207,12 +207,11 @@ def _not_utf8(path: Path, number: int, offset: int, bad: int) -> DataError:
 
 
 def _conversion(path: Path, encoding: str) -> str:
-    """A command that writes a file in UTF-8 beside this one."""
     return _command(path, ["iconv", "-f", encoding, "-t", "utf-8"], "utf8")
 
 
 def _command(path: Path, words: list[str], mark: str) -> str:
-    """A command that has these words read the file and writes what they say beside it, under a name with `mark`."""
+    """A shell command that runs `words` on the file and writes their output beside it, under a name with `mark`."""
     unpack = _UNPACK.get(path.suffix.lower())
     plain = path.with_suffix("") if unpack else path
     new = shlex.quote(f"{plain.stem}.{mark}{plain.suffix}")
@@ -222,7 +221,7 @@ def _command(path: Path, words: list[str], mark: str) -> str:
 
 
 def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
-    """Lines to documents: `line` (or `row`), `blank_line`, or the whole `file`."""
+    """Joins lines to documents that end at each `line`, at each `blank_line`, or at the end of the `file`."""
     waiting: list[str] = []
     length = 0
     for line in lines:
@@ -230,13 +229,13 @@ def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
         if not blank or document == "file":
             waiting.append(line)
             length += len(line)
-            if length > LONGEST:
+            if length > MAX_LENGTH:
                 raise DataError(
-                    f"{path}: a document of more than {in_units(LONGEST)} (data.document={document}); type "
+                    f"{path}: a document of more than {in_units(MAX_LENGTH)} (data.document={document}); type "
                     "data.document=line, or put blank lines between documents"
                 )
         del line
-        if waiting and (document in ("line", "row") or (document == "blank_line" and blank)):
+        if waiting and (document == "line" or (document == "blank_line" and blank)):
             yield _joined(waiting)
             length = 0
     if text := _joined(waiting):
@@ -244,7 +243,7 @@ def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
 
 
 def _joined(waiting: list[str]) -> str:
-    """The document of these lines; the list is emptied, so that a long one is not held twice."""
+    """The document of these lines; empties the list, so that a long one is not in memory twice."""
     text = "".join(waiting)
     waiting.clear()
     return text.strip()
@@ -252,32 +251,28 @@ def _joined(waiting: list[str]) -> str:
 
 def _json_lines(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
+        if number == 1 and line.lstrip().startswith("["):
+            raise DataError(
+                f"{path} is one JSON array, and one object a line is read in such a file. Name it .json, or "
+                f"convert it: {_command(path, ['jq', '-c', '.[]'], 'lines')}"
+            )
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _not_a_row(path, number, line, str(error)) from error
-        if isinstance(row, list) and number == 1:
-            raise _not_a_row(path, number, line, "a list")
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error}); one object a line is read: correct that line"
+            ) from error
         yield _text_of(path, number, row, text_field)
         del row
 
 
-def _not_a_row(path: Path, number: int, line: str, reason: str) -> DataError:
-    if number == 1 and line.lstrip().startswith("["):
-        return DataError(
-            f"{path} is one JSON array, and one object a line is read in such a file. Name it .json, or convert "
-            f"it: {_command(path, ['jq', '-c', '.[]'], 'lines')}"
-        )
-    return DataError(f"{path}, line {number}: not JSON ({reason}); one object a line is read: mend that line")
-
-
 def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
-    """The text of a row of JSON; a null is a blank one.
+    """The text of a JSON object; empty for null.
 
     Raises:
-        DataError: it has none, or none that can be written as UTF-8.
+        DataError: it has no text, or none that can be written as UTF-8.
     """
     if not isinstance(row, dict) or text_field not in row:
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
@@ -294,15 +289,15 @@ def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{path}, line {number}: half of a surrogate pair is not text ({error}); mend that row"
+            f"{path}, line {number}: half of a surrogate pair is not text ({error}); correct that row"
         ) from error
     return text
 
 
 def _json_values(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
-    """The objects of one JSON array, or of a sequence of objects, however they are broken into lines.
+    """The texts of one JSON array, or of a sequence of objects, with line breaks anywhere.
 
-    Lines wait until all brackets in them are closed again, so that each is parsed once.
+    Lines are collected until every bracket in them is closed, so that each is parsed once.
     """
     waiting: list[str] = []
     depth, outer, first, number = 0, 0, 1, 0
@@ -325,68 +320,73 @@ def _json_values(path: Path, lines: Iterator[str], text_field: str) -> Iterator[
 
 
 def _values_in(path: Path, text: str, first: int, text_field: str, *, in_array: bool) -> Iterator[str]:
-    """The texts of whole objects, between which there are commas in an array; `first` is the text's line."""
-    decoder, place, ends = json.JSONDecoder(), 0, False
-    while place < len(text):
-        mark = text[place]
-        if mark.isspace() or (in_array and mark == "," and not ends):
-            place += 1
-        elif in_array and mark == "]" and not ends:
-            place, ends = place + 1, True
+    """The texts of complete objects, with commas between them in an array; `first` is the line where they begin."""
+    decoder, position, ended = json.JSONDecoder(), 0, False
+    while position < len(text):
+        character = text[position]
+        if character.isspace() or (in_array and character == "," and not ended):
+            position += 1
+        elif in_array and character == "]" and not ended:
+            position, ended = position + 1, True
         else:
-            number = first + text.count("\n", 0, place)
+            number = first + text.count("\n", 0, position)
             try:
-                if ends:
+                if ended:
                     raise ValueError("something follows the array")
-                row, place = decoder.raw_decode(text, place)
+                row, position = decoder.raw_decode(text, position)
             except (ValueError, RecursionError) as error:
                 reason = str(error).replace(f": line {getattr(error, 'lineno', 0)} column", ": column")
-                raise DataError(f"{path}, line {number}: not JSON ({reason}); mend it there") from error
+                raise DataError(f"{path}, line {number}: not JSON ({reason}); correct it there") from error
             yield _text_of(path, number, row, text_field)
 
 
 def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Iterator[str]:
-    """A column of a table whose first row has the names; a row without text in it is a blank document."""
-    csv.field_size_limit(LONGEST)
+    """A column of a table whose first row has the names; a row without text gives an empty document."""
+    csv.field_size_limit(MAX_LENGTH)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = next((row for row in rows if row), [])
         if names and column not in names:
             raise _no_column(path, column, names)
-        place = names.index(column) if names else 0
+        index = names.index(column) if names else 0
         for row in rows:
             if row and len(row) != len(names):
                 raise DataError(
-                    f"{path}, line {rows.line_num}: {len(row)} columns, and the first row names {len(names)}; mend "
-                    "that row (a text with commas or quotes is written in quotes)"
+                    f"{path}, line {rows.line_num}: {len(row)} columns, and the first row names {len(names)}; "
+                    "correct that row (a text with commas or quotes is written in quotes)"
                 )
             if row:
-                yield row[place]
+                yield row[index]
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); mend that row") from error
+        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); correct that row") from error
 
 
 def _no_column(path: Path, column: str, names: Iterable[str]) -> DataError:
     known = ", ".join(names)
-    known = known if len(known) <= _SHOWN else f"{known[:_SHOWN]}..."  # a table without names has a text there
+    if len(known) > _MAX_NAMES:  # of a table without names they are a text
+        known = f"{known[:_MAX_NAMES]}..."
     return DataError(f"{path}: no column {column!r} (it has: {known}); set data.text_field")
 
 
 def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:
-    """A column of a parquet or arrow file, batch by batch; a row without text in it is a blank document."""
+    """A column of a parquet or arrow file, batch by batch; a row without text gives an empty document."""
     import pyarrow
+    from pyarrow import parquet
 
     what = "parquet" if kind == ".parquet" else "arrow"
     try:
         with ExitStack() as opened:
-            file = _seekable(path, opened, reading)
-            schema, batches = _parquet(file, column) if what == "parquet" else _arrow(file)
+            file = _open_seekable(path, opened, reading)
+            if what == "parquet":
+                table = parquet.ParquetFile(file)
+                schema, batches = table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
+            else:
+                schema, batches = _arrow(file)
             if column not in schema.names:
                 raise _no_column(path, column, schema.names)
-            if not _holds_text(kind_of_column := schema.field(column).type):
-                raise DataError(
-                    f"{path}: the column {column!r} holds {kind_of_column}, not text; set data.text_field"
-                )
+            type_ = schema.field(column).type
+            if str(type_.value_type if pyarrow.types.is_dictionary(type_) else type_) not in _STRINGS:
+                raise DataError(f"{path}: the column {column!r} holds {type_}, not text; set data.text_field")
             for batch in batches:
                 yield from (text or "" for text in batch.column(column).to_pylist())
     except UnicodeDecodeError as error:
@@ -395,8 +395,8 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
         raise DataError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
 
 
-def _seekable(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
-    """The file, decompressed where it is compressed: these formats are not read from front to back."""
+def _open_seekable(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
+    """Opens a file for random access; a compressed one is decompressed into a temporary file first."""
     stream = _open_binary(path, opened, reading)
     if path.suffix.lower() not in _UNPACK:
         return stream
@@ -406,15 +406,8 @@ def _seekable(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
     return whole
 
 
-def _parquet(file: IO[bytes], column: str) -> tuple[Any, Iterator[Any]]:
-    import pyarrow.parquet as parquet
-
-    table = parquet.ParquetFile(file)
-    return table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
-
-
 def _arrow(file: IO[bytes]) -> tuple[Any, Iterator[Any]]:
-    """Both of its formats: the file, and the stream, which `datasets` writes."""
+    """Schema and batches of Arrow's file format, or of its stream format, which `datasets` writes."""
     import pyarrow
 
     if file.read(6) == b"ARROW1":
@@ -425,14 +418,6 @@ def _arrow(file: IO[bytes]) -> tuple[Any, Iterator[Any]]:
     return stream.schema, iter(stream)
 
 
-def _holds_text(kind: Any) -> bool:
-    return str(getattr(kind, "value_type", kind)) in (
-        "string",
-        "large_string",
-        "string_view",
-    ) and "list" not in str(kind)
-
-
 def first_line(error: BaseException) -> str:
-    """What a library says, without its report."""
+    """The first line of an error's message, or the name of its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

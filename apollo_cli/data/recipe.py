@@ -1,4 +1,4 @@
-"""What determines the packed rows, apart from their source: the tokenizer, its special tokens, the row length."""
+"""What determines the packed rows, besides their source: the tokenizer, its special tokens, the row length."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ import numpy as np
 
 BYTES = "bytes"  # data.tokenizer: the byte values, nothing trained
 
-# the names that transformers' configs use, and the tokens, in the order of their ids in tokenizers made here
+# by their names in transformers' configs, in the order of their ids in tokenizers made here
 SPECIAL_TOKENS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "gpt": {"eos": "<|endoftext|>"},
 }
 
 
-def entries_of_bytes(kind: str) -> int:
+def byte_vocabulary(kind: str) -> int:
     """The size of the vocabulary of data.tokenizer=bytes."""
     return 256 + len(SPECIAL_TOKENS[kind])
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Rows that a run needs; a source without an end is read no further."""
+    """Rows that a run needs; a stream is read no further."""
 
     training: int
     validation: int
@@ -32,12 +32,12 @@ class Recipe:
 
     Attributes:
         kind: bert ([CLS] text [SEP] in each row) or gpt (documents separated by the end-of-text token).
-        tokenizer: an algorithm to train one by, `bytes`, or what `tokenizer.load` takes.
+        tokenizer: an algorithm to train one by, `bytes`, or what `load_tokenizer` takes.
         vocabulary: entries of the tokenizer.
         seq_len: tokens in a row.
-        validation: share of the documents held out, where none are given.
-        validation_seed: decides which; 0 takes the hash of a document as it is.
-        bound: for a source without an end, what is needed of it.
+        validation: share of the documents held out, if none are given.
+        validation_seed: decides which; 0 uses the hash of a document itself.
+        bound: the rows needed of a stream.
     """
 
     kind: str
@@ -50,5 +50,5 @@ class Recipe:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of a token on disk: 2 bytes where the vocabulary allows, else 4."""
+        """The type of a token on disk: 2 bytes if the vocabulary allows, else 4."""
         return np.dtype(np.uint16 if self.vocabulary <= 1 << 16 else np.uint32)

@@ -1,4 +1,4 @@
-"""Where documents come from: this machine's documentation, or text files; others have a module of their own."""
+"""Where documents come from: the interface of every source, the documentation on this machine, and text files."""
 
 import ast
 import os
@@ -14,9 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apollo_cli.data import readers
-from apollo_cli.data.readers import Reading
+from apollo_cli.data.readers import Reading, read_documents, refuse_unsuitable
 from apollo_cli.errors import DataError
+
+Documents = Callable[[], Iterator[str]]  # starts a new pass over a source
 
 
 class Source(ABC):
@@ -24,7 +25,7 @@ class Source(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """The documents, in the same order every time; a row without text is a blank one.
+        """The documents, in the same order every time; a row without text gives an empty one.
 
         Raises:
             DataError: something cannot be read; the message says what and where.
@@ -35,49 +36,44 @@ class Source(ABC):
         """What decides the documents, for the cache: equal identities mean equal documents."""
 
     def edition(self) -> Any:
-        """What tells one state of a source that is somebody else's from a later one; None where `identity` does."""
+        """The version of a remote source that `identity` does not include; None where it includes all."""
         return None
 
-    def reach(self) -> None:
-        """Refuses what cannot be read, as far as a look at each beginning shows, before anything long begins.
+    def check_readable(self) -> None:
+        """Opens everything and looks at its beginning, before any long work.
 
         Raises:
-            DataError: says what and where.
+            DataError: something cannot be read; the message says what and where.
         """
         return
 
-    def fetch(self, say: Callable[[str], None]) -> None:
-        """Gets what is to be downloaded whole, and says so."""
+    def download(self, say: Callable[[str], None]) -> None:
+        """Downloads what is needed as a whole; `say` takes a line of progress."""
         return
 
     def validation(self) -> Iterator[str] | None:
-        """The documents that are given for validation; None where some of the others are to be held out."""
+        """The documents given for validation; None if a share of the others is to be held out."""
         return None
 
-    def sample(self) -> Iterator[str]:
-        """The documents in an order whose beginning has something of every part."""
-        parts = self.parts()
-        return self.documents() if len(parts) == 1 else _interleaved(parts)
-
     def parts(self) -> "list[Part]":
-        """What is packed apart; most sources are one part."""
+        """The sources that are packed one after another."""
         return [Part(self, None)]
 
     @property
-    def is_endless(self) -> bool:
-        """Whether it is too large to be read whole: then as much is packed as a run needs."""
+    def is_streamed(self) -> bool:
+        """Whether it is read only as far as a run needs."""
         return False
 
     def title(self) -> str:
-        """What a message calls it."""
+        """Its name in messages."""
         return "the corpus"
 
     def remarks(self) -> list[str]:
-        """What the last reading noticed, as lines of progress."""
+        """Lines about the last pass, for the user."""
         return []
 
-    def share_read(self) -> float | None:
-        """How much of it the reading that is under way has passed, from 0 to 1; None where nobody knows."""
+    def fraction_read(self) -> float | None:
+        """The fraction of it that the current pass has read; None if unknown."""
         return None
 
 
@@ -93,17 +89,17 @@ class Part(NamedTuple):
     weight: float | None
 
 
-def _interleaved(parts: list[Part]) -> Iterator[str]:
-    """The documents of all parts, by their weights in characters, until each has come to its end."""
-    waiting = {i: part.source.documents() for i, part in enumerate(parts)}
-    given = [0.0] * len(parts)  # characters, divided by the weight
-    while waiting:
-        i = min(waiting, key=lambda i: given[i])
-        document = next(waiting[i], None)
+def interleaved(weights: list[float | None], documents: list[Documents]) -> Iterator[str]:
+    """The documents of all parts, mixed by their weights in characters, until each is exhausted."""
+    iterators = {i: read() for i, read in enumerate(documents)}
+    taken = [0.0] * len(documents)  # characters, divided by the weight
+    while iterators:
+        i = min(iterators, key=lambda i: taken[i])
+        document = next(iterators[i], None)
         if document is None:
-            del waiting[i]
+            del iterators[i]
         else:
-            given[i] += len(document) / (parts[i].weight or 1)
+            taken[i] += len(document) / (weights[i] or 1)
             yield document
 
 
@@ -115,27 +111,25 @@ _NOT_PROSE = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib
 
 @dataclass(frozen=True)
 class PyDocs(Source):
-    """English prose that is on every machine that runs this program, so that nothing is downloaded.
+    """English prose that every installation of this program has, so that nothing is downloaded.
 
     The language reference in `pydoc_data`, and the docstrings of the standard library and of our pinned
     dependencies. Each topic and each docstring is a document.
     """
 
     def title(self) -> str:
-        """Where it is."""
         return "the documentation on this machine"
 
     def identity(self) -> dict[str, Any]:
-        """The versions decide the text."""
         return {"python": sys.version.split()[0], **{name: _version(name) for name in DOCUMENTED_PACKAGES}}
 
     def documents(self) -> Iterator[str]:
-        """The language reference, then modules by path."""
         yield from _documentation()
 
 
 @cache  # read twice: for the tokenizer and for the rows
 def _documentation() -> list[str]:
+    """The language reference, then the docstrings of all modules, sorted by path."""
     from pydoc_data.topics import topics
 
     roots = [Path(sysconfig.get_paths()["stdlib"])]
@@ -151,11 +145,11 @@ def _documentation() -> list[str]:
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_HOLDERS = (*_DOCUMENTED, ast.If)  # definitions may stand under a condition
+_CONTAINERS = (*_DOCUMENTED, ast.If)  # definitions may stand under a condition
 
 
 def _docstrings(path: Path) -> list[str]:
-    """The docstrings of a module, its classes and functions, in order; none when it does not parse."""
+    """The docstrings of a module, its classes and functions, in order; none if it does not parse."""
     try:
         source = path.read_text(encoding="utf-8")
         if '"""' not in source and "'''" not in source:
@@ -169,7 +163,7 @@ def _docstrings(path: Path) -> list[str]:
         if isinstance(node, _DOCUMENTED):
             if (text := ast.get_docstring(node)) and not text.isspace():
                 texts.append(text)
-            waiting += reversed([n for n in node.body if isinstance(n, _HOLDERS)])
+            waiting += reversed([n for n in node.body if isinstance(n, _CONTAINERS)])
         elif isinstance(node, ast.If):
             waiting += reversed(node.body)
     return texts
@@ -188,11 +182,11 @@ class TextFiles(Source):
 
     Attributes:
         patterns: paths or globs; `**` matches folders.
-        document: where a document of a .txt file ends: `blank_line`, `line` (or `row`) or `file`; in other files
-            every row is one, but with `file` they are one together.
-        text_field: the field or column that holds the text, where there are such.
+        document: where a document of a .txt file ends: `blank_line`, `line` or `file`; in other formats every
+            record is one, but with `file` all of them are one.
+        text_field: the field or column that holds the text, in formats that have them.
         errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
-        validation_patterns: the files for validation; those that `patterns` match, too, are for validation alone.
+        validation_patterns: the files for validation; files that `patterns` match, too, are only for validation.
     """
 
     patterns: tuple[str, ...]
@@ -201,13 +195,13 @@ class TextFiles(Source):
     errors: str = "strict"
     validation_patterns: tuple[str, ...] = ()
     _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)
-    _under_way: list[Path] = field(default_factory=list, compare=False, repr=False)
+    _current: list[Reading] = field(default_factory=list, compare=False, repr=False)  # of the current pass
 
     def paths(self) -> list[Path]:
         """The files for training, sorted within each pattern.
 
         Raises:
-            DataError: a pattern matches nothing, or something that is no file of text.
+            DataError: a pattern matches nothing, or something that is not a text file.
         """
         if not self.patterns:
             raise DataError("data.files is empty: name your files, for example 'data.files=[\"corpus/*.txt\"]'")
@@ -221,47 +215,40 @@ class TextFiles(Source):
         return _matches("data.validation_files", self.validation_patterns)
 
     def title(self) -> str:
-        """The first file, and how many more."""
         paths = self.paths()
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         return f"{paths[0]}{more}"
 
     def identity(self) -> dict[str, Any]:
-        """Paths, sizes and times of change, and how they are read."""
         return {
-            "files": states(self.paths()),
-            "validation_files": states(self._validation_paths()),
+            "files": file_states(self.paths()),
+            "validation_files": file_states(self._validation_paths()),
             "document": self.document,
             "text_field": self.text_field,
             "errors": self.errors,
         }
 
-    def reach(self) -> None:
-        """Opens every file, and takes its first line or row."""
+    def check_readable(self) -> None:
         for path in [*self._validation_paths(), *self.paths()]:
-            next(readers.documents(path, "line", self.text_field, self.errors, Reading(0)), None)
+            next(read_documents(path, "line", self.text_field, self.errors, Reading(0)), None)
 
     def documents(self) -> Iterator[str]:
-        """File by file."""
         return self._read(self.paths())
 
     def validation(self) -> Iterator[str] | None:
-        """Those of the files that are given for it."""
         return self._read(self._validation_paths()) if self.validation_patterns else None
 
     def _read(self, paths: list[Path]) -> Iterator[str]:
-        self._under_way[:] = paths
-        self._readings.update((path, Reading(path.stat().st_size)) for path in paths)
-        for path in paths:
-            yield from readers.documents(path, self.document, self.text_field, self.errors, self._readings[path])
+        readings = {path: Reading(path.stat().st_size) for path in paths}
+        self._readings.update(readings)
+        self._current[:] = readings.values()
+        for path, reading in readings.items():
+            yield from read_documents(path, self.document, self.text_field, self.errors, reading)
 
-    def share_read(self) -> float | None:
-        """By the sizes of the files as they lie on the disk."""
-        readings = [self._readings[path] for path in self._under_way]
-        return sum(one.position for one in readings) / max(1, sum(one.size for one in readings))
+    def fraction_read(self) -> float | None:
+        return sum(one.position for one in self._current) / max(1, sum(one.size for one in self._current))
 
     def remarks(self) -> list[str]:
-        """What was replaced, in one line."""
         replaced = [one for one in self._readings.values() if one.replaced_bytes]
         if not replaced:
             return []
@@ -273,32 +260,31 @@ class TextFiles(Source):
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
-    """The files of globs, each once."""
+    """The files that match, each once.
+
+    Raises:
+        DataError: a pattern matches no file, or something that is not a text file; `key` is named.
+    """
     found: dict[Path, None] = {}
     for pattern in patterns:
         literal = os.path.expanduser(pattern)  # noqa: PTH111 - of an unknown user it stays as it is
         matches = sorted(glob(literal, recursive=True))  # noqa: PTH207 - takes absolute patterns too
-        if os.path.lexists(literal):  # its name may hold brackets
+        if os.path.lexists(literal):  # its name may contain brackets
             matches = [literal]
         files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
+        if not files and matches:
+            example = str(Path(pattern) / "*.txt")
+            raise DataError(f"{key}: {pattern} is a directory: name its files, for example '{key}=[\"{example}\"]'")
         if not files:
-            raise _nothing_in(key, pattern, bool(matches))
+            started = f"(looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
+            relative = not pattern.startswith(("/", "~"))
+            raise DataError(f"{key}: no file matches {pattern!r}{f' {started}' if relative else ''}")
         for file in files:
-            readers.refuse_unsuitable(file)
+            refuse_unsuitable(file)
         found |= dict.fromkeys(file.resolve() for file in files)
     return list(found)
 
 
-def states(paths: list[Path]) -> list[list[Any]]:
-    """What tells that a file is another one: path, size, time of the last change."""
+def file_states(paths: list[Path]) -> list[list[Any]]:
+    """Path, size and time of the last change of each file: a file that changed has another state."""
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-
-
-def _nothing_in(key: str, pattern: str, folders: bool) -> DataError:
-    if folders:
-        example = str(Path(pattern) / "*.txt")
-        return DataError(f"{key}: {pattern} is a directory: name its files, for example '{key}=[\"{example}\"]'")
-    message = f"{key}: no file matches {pattern!r}"
-    if not pattern.startswith(("/", "~")):
-        message += f" (looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
-    return DataError(message)

@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the corpus, or loaded from the files that the field uses."""
+"""Tokenizers: trained on the corpus, or loaded from the usual files."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from apollo_cli.data import network
 from apollo_cli.data.chunking import is_cut_anywhere, pieces
 from apollo_cli.data.readers import first_line
-from apollo_cli.data.recipe import SPECIAL_TOKENS
+from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, Recipe
 from apollo_cli.errors import DataError
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
@@ -28,29 +28,25 @@ ALGORITHMS = {"bert": ("wordpiece", "bpe", "unigram"), "gpt": ("bpe", "unigram")
 TRAINED = (AUTO, "wordpiece", "bpe", "unigram")
 SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for stable merges
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
-_UNBROKEN_COST = 50  # of such a run's characters in the sample: they take time and memory, and teach few words
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the best first
-_SPACES = {
-    "ByteLevel": ("Ġ", "Ċ", "ĉ", "č"),
-    "Metaspace": ("▁",),
-    "▁": ("▁",),
-}  # with which a word begins, by the decoder
-_PATIENCE = 120  # seconds for loading a tokenizer
+_UNBROKEN_COST = 50  # factor for the characters of such a run in the sample: slow to train on, of little use
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # in the order of preference
+_SPACES = {"ByteLevel": ("Ġ", "Ċ", "ĉ", "č"), "Metaspace": ("▁",), "▁": ("▁",)}  # begin a word, by decoder
+_TIMEOUT = 120  # seconds for loading a tokenizer
 
 
-def train(
+def train_tokenizer(
     kind: str, vocabulary: int, documents: Iterable[str], corpus: str = "this corpus", algorithm: str = AUTO
 ) -> Tokenizer:
     """A tokenizer with exactly `vocabulary` entries.
 
-    A lower-casing WordPiece (only bert), a byte-level BPE, which gives every text back as it was, or a Unigram:
-    lower-casing for bert, of bytes for gpt.
+    A lower-casing WordPiece (only bert), a byte-level BPE, which restores every text exactly, or a Unigram:
+    lower-casing for bert, byte-level for gpt.
 
     Args:
         kind: of the model.
         vocabulary: entries, with the special tokens.
-        documents: to learn from; those at the start are enough.
-        corpus: what messages call them.
+        documents: to train on; no more than `SAMPLE_CHARACTERS` are read.
+        corpus: the name of the documents in messages.
         algorithm: one of `TRAINED`.
 
     Raises:
@@ -83,12 +79,11 @@ def _train_bpe(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(documents), trainer)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, [])  # the trainer has added them
 
 
 def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
-    """The library's trainer orders entries by scores whose last digits differ from run to run: not here."""
+    """Rounds the scores, because their last digits, and with them the order of entries, differ from run to run."""
     special = list(SPECIAL_TOKENS[kind].values())
     surround = _lower_cased_pieces if kind == "bert" else _byte_level
     learner = surround(models.Unigram())
@@ -106,15 +101,13 @@ def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Toke
     ordered = _in_order([(entry, round(score, 6)) for entry, score in found])
     unknown = special.index("[UNK]") if kind == "bert" else None
     tokenizer = surround(models.Unigram([*((token, 0.0) for token in special), *ordered], unk_id=unknown))
-    tokenizer.add_special_tokens(special)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, special)
 
 
 def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> Tokenizer:
-    """The library's trainer numbers letters in the order of a hash table, so they are given to it in ours.
+    """Passes the letters sorted, because the library's trainer would number them in the order of a hash table.
 
-    A letter costs two entries (inside a word it is ##x): rare ones must not eat a small vocabulary.
+    A letter takes two entries (inside a word it is ##x), so that rare ones are left out of a small vocabulary.
     """
     texts = list(_sample(documents))
     special = list(SPECIAL_TOKENS[kind].values())
@@ -133,13 +126,11 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
     )
     learner.train_from_iterator(texts, trainer)
     tokenizer = _word_level(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.add_special_tokens(special)
-    _frame(tokenizer)
-    return tokenizer
+    return _with_special_tokens(tokenizer, special)
 
 
 def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """By score; letters that are not in the text come last, not in the random order of their scores."""
+    """Sorted by score; letters that are not in the text are last, because the order of their scores is random."""
     ordered = sorted(entries, key=lambda pair: (-pair[1], pair[0]))
     lowest = min((score for entry, score in entries if len(entry) > 1), default=0.0)
     first = next((i for i, (_, score) in enumerate(ordered) if score < lowest), len(ordered))
@@ -150,41 +141,57 @@ def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
 _LEARNERS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
 
 
-def of_bytes(kind: str) -> Tokenizer:
-    """The special tokens of a `kind` model, then the 256 byte values; any text comes back as it was."""
+def byte_tokenizer(kind: str) -> Tokenizer:
+    """The special tokens of a `kind` model and the 256 byte values; it restores every text exactly."""
     special = list(SPECIAL_TOKENS[kind].values())
     entries = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = _byte_level(models.BPE({token: i for i, token in enumerate(entries)}, []))
-    tokenizer.add_special_tokens(special)
-    if kind == "bert":
-        _frame(tokenizer)
+    return _with_special_tokens(tokenizer, special)
+
+
+def existing_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of the recipe, made or loaded; None if it is to be trained.
+
+    Raises:
+        DataError: it cannot be loaded, or does not suit the model or its vocabulary.
+    """
+    if recipe.tokenizer in TRAINED:
+        return None
+    if recipe.tokenizer == BYTES:
+        return byte_tokenizer(recipe.kind)
+    tokenizer = load_tokenizer(recipe.kind, recipe.tokenizer)
+    if tokenizer.get_vocab_size() != recipe.vocabulary:
+        raise DataError(
+            f"data.tokenizer={recipe.tokenizer} has {tokenizer.get_vocab_size()} entries and "
+            f"data.vocab_size={recipe.vocabulary}: type data.vocab_size={tokenizer.get_vocab_size()}"
+        )
     return tokenizer
 
 
-def load(kind: str, name: str) -> Tokenizer:
-    """The tokenizer that `name` means: a file, a folder, or a name on the hub.
+def load_tokenizer(kind: str, name: str) -> Tokenizer:
+    """Loads a tokenizer from a file, a folder, or a name on the hub.
 
     Files: `tokenizer.json`; `vocab.txt`, or another .txt (WordPiece, lower-casing unless it has capitals);
-    `vocab.json` with `merges.txt` beside it (byte-level BPE); a folder that holds one of these.
+    `vocab.json` with `merges.txt` beside it (byte-level BPE); a folder that contains one of these.
 
     Raises:
-        DataError: nothing there, unreadable, or without the special tokens of a `kind` model.
+        DataError: it does not exist, cannot be read, or lacks the special tokens of a `kind` model.
     """
     hint = (
         "Give a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, a folder with one of these, or a "
         "name on the hub"
     )
     with refusing(f"data.tokenizer={name}: cannot be loaded", hint):
-        path = _file_of(name) or _download(name)
-        _try_out(path, *_digests(path))
-        tokenizer = from_file(path)
-    check(kind, tokenizer, f"data.tokenizer={name}")
+        path = _find_file(name) or _download(name)
+        _load_in_subprocess(path, *_digests(path))
+        tokenizer = read_tokenizer(path)
+    check_tokenizer(kind, tokenizer, f"data.tokenizer={name}")
     return tokenizer
 
 
 def _download(name: str) -> Path:
     """The file of a tokenizer on the hub, or in its cache; older ones have no tokenizer.json."""
-    network.look_into_the_cache_alone()
+    network.go_offline_if_needed()
     reached = True
     for file in _FILES:
         try:
@@ -205,9 +212,9 @@ _TRIAL = """
 import sys
 from contextlib import suppress
 from pathlib import Path
-from apollo_cli.data.tokenizer import first_line, from_file
+from apollo_cli.data.tokenizer import first_line, read_tokenizer
 try:
-    tokenizer = from_file(Path(sys.argv[1]))
+    tokenizer = read_tokenizer(Path(sys.argv[1]))
     with suppress(Exception):
         tokenizer.encode_batch_fast(["A text of 8 words, as they come."], add_special_tokens=False)
 except BaseException as error:
@@ -217,28 +224,28 @@ except BaseException as error:
 
 
 @cache
-def _try_out(path: Path, *digests: str) -> None:
-    """Loads a stranger's file in another process first: some files abort the process, or never return.
+def _load_in_subprocess(path: Path, *digests: str) -> None:
+    """Loads an untrusted file in another process first: some files abort the process, or never return.
 
     Raises:
-        ValueError: why it cannot be loaded.
+        ValueError: it cannot be loaded; says why.
     """
     command = [sys.executable, "-P", "-c", _TRIAL, str(path)]  # -P: no module of the working directory
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"loading it takes more than {_PATIENCE} seconds") from error
+        raise ValueError(f"loading it takes more than {_TIMEOUT} seconds") from error
     if done.returncode < 0:
         raise ValueError("it makes the tokenizers library crash")
     if done.returncode:
         raise ValueError(first_line(ValueError(done.stdout or done.stderr)))
 
 
-def check(kind: str, tokenizer: Tokenizer, name: str) -> None:
-    """Makes it take documents whole, and refuses ids that an embedding cannot have.
+def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:
+    """Switches off truncation and padding, and checks the ids and the special tokens.
 
     Raises:
-        DataError: calls it `name`.
+        DataError: an embedding cannot have its ids, or a special token is missing; begins with `name`.
     """
     with refusing(f"{name}: cannot be used"):
         tokenizer.no_truncation()
@@ -256,9 +263,9 @@ def check(kind: str, tokenizer: Tokenizer, name: str) -> None:
 
 @contextmanager
 def refusing(what: str, hint: str = "") -> Iterator[None]:
-    """Turns whatever the library raises into a DataError that begins with `what`.
+    """Turns every error of the library into a DataError that begins with `what`.
 
-    It raises bare Exceptions, and its panics are BaseExceptions of a class that cannot be imported.
+    The library raises bare Exceptions, and its panics are BaseExceptions of a class that cannot be imported.
     """
     try:
         yield
@@ -268,11 +275,11 @@ def refusing(what: str, hint: str = "") -> Iterator[None]:
         raise DataError(f"{what} ({first_line(error)}){'. ' if hint else ''}{hint}") from error
 
 
-def identity(name: str) -> list[Any]:
-    """What decides a loaded tokenizer, for the cache: the name, and the content of the files that it means."""
+def tokenizer_identity(name: str) -> list[Any]:
+    """What decides a loaded tokenizer, for the cache: its name, and a hash of each of its files."""
     with refusing(f"data.tokenizer={name}: cannot be read"):
         try:
-            path = _file_of(name)
+            path = _find_file(name)
         except FileNotFoundError:
             return [name]
         return [name, *(_digests(path) if path else [])]
@@ -290,9 +297,9 @@ def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def inside_words(tokenizer: Tokenizer) -> np.ndarray:
-    """Which entries go on with the word of the token before them, (vocabulary,) of bool.
+    """Which entries continue the word of the token before them, (vocabulary,) of bool.
 
-    A word is what whitespace ends; in WordPiece, whose tokens do not know of it, also what BERT's rules end.
+    A word ends at whitespace; in WordPiece, which drops whitespace, also where BERT's rules split.
     """
     parts = json.loads(tokenizer.to_str())
     decoder = json.dumps(parts.get("decoder"), ensure_ascii=False)
@@ -314,20 +321,20 @@ def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path)
     """Writes `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {f"{name}_token": token for name, token in SPECIAL_TOKENS[kind].items()}
-    if kind == "gpt":  # GPT-2 has one special token for all ends, and pads with nothing
+    if kind == "gpt":  # GPT-2 has one special token for all purposes, and none for padding
         tokens |= {"bos_token": tokens["eos_token"], "unk_token": tokens["eos_token"]}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": seq_len, **tokens}
-    if kind == "bert":  # else transformers says nothing of the second sentence of a pair
+    if kind == "bert":  # else transformers leaves out the token types of pairs
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
 
 
-def _file_of(name: str) -> Path | None:
-    """The file that `name` means; None where it can only be a name on the hub.
+def _find_file(name: str) -> Path | None:
+    """The file that `name` means; None if it can only be a name on the hub.
 
     Raises:
-        FileNotFoundError: it names a file, and there is none.
+        FileNotFoundError: it is the name of a file that does not exist.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -339,17 +346,15 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
-def from_file(path: Path) -> Tokenizer:
-    """A tokenizer by the name of its file; the library raises what it likes."""
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer; the name of the file decides its format. Raises the errors of the library."""
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may hold other breaks
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a token may contain other breaks
         vocabulary = {token: i for i, token in enumerate(lines)}
         words = [token for token in vocabulary if not (token.startswith("[") and token.endswith("]"))]
         model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
         tokenizer = _word_level(model, cased=any(letter in word for word in words for letter in ascii_uppercase))
-        tokenizer.add_special_tokens([t for t in SPECIAL_TOKENS["bert"].values() if t in vocabulary])
-        _frame(tokenizer)
-        return tokenizer
+        return _with_special_tokens(tokenizer, [t for t in SPECIAL_TOKENS["bert"].values() if t in vocabulary])
     if path.name == "vocab.json":
         tokenizer = _byte_level(models.BPE.from_file(str(path), str(path.with_name("merges.txt"))))
         tokenizer.add_special_tokens(
@@ -360,7 +365,7 @@ def from_file(path: Path) -> Tokenizer:
 
 
 def _word_level(model: Any, cased: bool = False) -> Tokenizer:
-    """BERT's surroundings of a WordPiece model, which make its words lower-case unless it is `cased`."""
+    """A WordPiece model with BERT's normalizer, which lower-cases unless it is `cased`, and its pre-tokenizer."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -369,7 +374,7 @@ def _word_level(model: Any, cased: bool = False) -> Tokenizer:
 
 
 def _lower_cased_pieces(model: Any) -> Tokenizer:
-    """Surroundings of a Unigram model for BERT: lower case, no accents, a space is part of the word behind it."""
+    """A Unigram model for BERT: lower case, no accents, a space is part of the word after it."""
     tokenizer = Tokenizer(model)
     one_space = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.BertNormalizer(lowercase=True), *one_space])
@@ -379,24 +384,26 @@ def _lower_cased_pieces(model: Any) -> Tokenizer:
 
 
 def _byte_level(model: Any) -> Tokenizer:
-    """GPT-2's surroundings of a BPE model."""
+    """A model with GPT-2's byte-level pre-tokenizer and decoder."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _frame(tokenizer: Tokenizer) -> None:
-    """Sentences come out as [CLS] ... [SEP], pairs as [CLS] ... [SEP] ... [SEP]."""
+def _with_special_tokens(tokenizer: Tokenizer, special: list[str]) -> Tokenizer:
+    """Adds them; [CLS] and [SEP] then enclose sentences and pairs: [CLS] ... [SEP], [CLS] ... [SEP] ... [SEP]."""
+    tokenizer.add_special_tokens(special)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     if all(i is not None for _, i in ends):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
         )
+    return tokenizer
 
 
 def _sample(documents: Iterable[str]) -> Iterator[str]:
-    """Documents from the start, the long ones in pieces, until they hold SAMPLE_CHARACTERS."""
+    """The first documents, long ones in pieces, up to SAMPLE_CHARACTERS."""
     total, document = 0, None
     for document in documents:
         for piece in pieces(document, _LONGEST):

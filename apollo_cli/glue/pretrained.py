@@ -96,7 +96,7 @@ class Pretrained:
             DataError: it has none, or one that is of another model.
         """
         try:
-            tokenizer = tokenizers.load(self.model_config.kind, str(self.folder.resolve()))
+            tokenizer = tokenizers.load_tokenizer(self.model_config.kind, str(self.folder.resolve()))
         except DataError as error:
             what = str(error).partition(": ")[2]
             padding = ". GPT's rows end, and are filled up, with that token" if "<|endoftext|>" in what else ""

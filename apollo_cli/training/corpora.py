@@ -6,7 +6,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys
 from apollo_cli.data import sources
 from apollo_cli.data.batches import TrainingBatches
-from apollo_cli.data.corpus import Corpus, prepare
+from apollo_cli.data.corpus import Corpus, load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture as MixtureOfSources
 from apollo_cli.data.recipe import Bound, Recipe
@@ -45,10 +45,10 @@ def prepare_corpus(
         seq_len=data.seq_len,
         validation=data.validation,
         validation_seed=data.validation_seed,
-        bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_endless else None,
+        bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_streamed else None,
     )
     with processes.local_rank_zero_first("corpus"):
-        corpus = prepare(source, recipe, cache, console.say, console.progress)
+        corpus = load_corpus(source, recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
             f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "

@@ -244,7 +244,7 @@ def _cache_to_resume(config: Config, directory: RunDirectory, overrides: dict[st
     """
     named = config.data.cache_dir
     typed = "cache_dir" in overrides.get("data", {})
-    if named and not typed and (problems := cache_folder.problems(named)):
+    if named and not typed and (problems := cache_folder.cache_folder_problems(named)):
         raise ConfigError([f"{directory.config_file}: {problem}, beside resume=" for problem in problems])
     return cache_folder.path(named)
 

@@ -46,7 +46,7 @@ def test_a_shuffle_has_every_row_once(seed: int) -> None:
         assert np.array_equal(np.sort(order(rows, seed)), np.arange(rows)), rows
 
 
-def test_a_shuffle_can_be_asked_position_by_position() -> None:
+def test_a_shuffle_can_be_computed_position_by_position() -> None:
     whole = order(1000, seed=3, epoch=2)
     asked = np.array([999, 0, 17, 17, 500])
     assert np.array_equal(shuffled(1000, 3, 2, asked), whole[asked])
@@ -63,7 +63,7 @@ def test_every_row_is_as_likely_to_come_first(rows: int) -> None:
     assert chisquare(np.bincount(first, minlength=rows)).pvalue > 0.001
 
 
-def test_a_shuffle_keeps_nothing_of_the_order() -> None:
+def test_a_shuffle_has_no_correlation_with_the_order() -> None:
     fixed = 0
     for seed in range(30):
         shuffle = order(2000, seed)
@@ -87,7 +87,7 @@ def test_bert_masks_the_rounded_share_of_every_row(seq_len: int, count: int) -> 
     assert columns.max() <= seq_len - 2
 
 
-def test_bert_asks_for_the_original_tokens_and_changes_no_other() -> None:
+def test_bert_predicts_the_original_tokens_and_changes_no_other() -> None:
     rows = framed(50, 64)
     before = rows.copy()
     batch = MASKED.batch(rows, 0, Purpose.MASK, np.arange(50))
@@ -113,14 +113,14 @@ def test_bert_replaces_80_10_10() -> None:
     assert chisquare(np.bincount(random * 20 // VOCABULARY, minlength=20)).pvalue > 0.001
 
 
-def test_bert_masks_every_place_alike() -> None:
+def test_bert_masks_every_position_equally_often() -> None:
     columns = masks(MASKED.batch(framed(2000, 128), 1, Purpose.MASK, np.arange(2000)))
     counts = np.bincount(columns.ravel(), minlength=128)[1:-1]
     expected = 2000 * 19 / 126
     assert np.abs(counts - expected).max() < 5 * expected**0.5
 
 
-def test_the_masks_of_a_row_belong_to_seed_purpose_and_sample() -> None:
+def test_the_masks_of_a_row_depend_on_seed_purpose_and_sample() -> None:
     row = framed(1, 128)
 
     def mask(seed: int, purpose: Purpose, sample: int) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ def test_the_masks_of_a_row_belong_to_seed_purpose_and_sample() -> None:
     assert [mask(*key) for key in asked] == [mask(*key) for key in asked]
 
 
-def test_gpt_asks_for_the_next_token_at_all_places_but_the_last() -> None:
+def test_gpt_predicts_the_next_token_at_all_positions_but_the_last() -> None:
     rows = np.array([[5, 6, 7], [8, 9, 10]], dtype=np.uint16)
     batch = NextToken().batch(rows, 0, Purpose.MASK, np.arange(2))
     assert batch.tokens.tolist() == [[5, 6, 7], [8, 9, 10]]
@@ -148,7 +148,7 @@ def test_gpt_asks_for_the_next_token_at_all_places_but_the_last() -> None:
 
 @pytest.mark.parametrize("task", [MASKED, NextToken()])
 @pytest.mark.parametrize("step", [0, 3, 11])
-def test_a_step_is_the_same_however_it_is_split(task: MaskedTokens | NextToken, step: int) -> None:
+def test_a_step_is_the_same_for_every_micro_size(task: MaskedTokens | NextToken, step: int) -> None:
     rows = framed(37, 32)  # the fifth step of 8 crosses into the second epoch
 
     def samples(micro: int) -> list[tuple[list[int], list[int], list[int]]]:
@@ -198,7 +198,7 @@ def test_every_row_comes_once_an_epoch_and_each_epoch_in_an_order_of_its_own(
         assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_seeds_see_other_orders_and_other_masks() -> None:
+def test_seeds_have_other_orders_and_other_masks() -> None:
     first, second = (TrainingBatches(framed(64, 32), MASKED, seed, 16, 16).micro_batch(0, 0) for seed in (0, 1))
     assert not torch.equal(first.tokens[:, 1], second.tokens[:, 1])
     assert not torch.equal(first.positions, second.positions)
@@ -209,7 +209,7 @@ def test_a_row_is_masked_anew_in_each_epoch() -> None:
     assert len({tuple(batches.micro_batch(step, 0).positions.tolist()) for step in range(10)}) == 10
 
 
-def test_evaluation_sees_every_row_in_order_with_the_same_masks_however_it_is_split() -> None:
+def test_evaluation_has_every_row_in_order_with_the_same_masks_for_every_micro_size() -> None:
     rows = framed(10, 32)
     split = {micro: [b for b, _ in EvaluationBatches(rows, MASKED, micro)] for micro in (1, 4, 10, 64)}
     assert [len(batch.tokens) for batch in split[4]] == [4, 4, 2]
@@ -232,7 +232,7 @@ def test_evaluation_is_the_same_every_time_and_not_masked_as_training_is() -> No
     assert not torch.equal(first.positions, MASKED.batch(rows, 0, Purpose.MASK, np.arange(10)).positions)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 5, 10, 13])
 def test_evaluation_of_several_processes_counts_every_row_once(processes: int, count: int) -> None:
     rows = framed(count, 32)
@@ -244,7 +244,7 @@ def test_evaluation_of_several_processes_counts_every_row_once(processes: int, c
     assert all(n in (0, len(batch.targets)) for share in shares for batch, n in share)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 6])
+@pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_share_a_micro_step_row_by_row(processes: int) -> None:
     rows = framed(20, 32)
     whole = TrainingBatches(rows, MASKED, 3, 12, 6)
@@ -317,7 +317,7 @@ def test_a_word_that_fills_the_row_gives_as_many_tokens_as_are_needed() -> None:
     assert masks(WORDS.batch(rows, 0, Purpose.MASK, np.arange(1)))[0].tolist() == list(range(1, 10))
 
 
-def test_masks_of_whole_words_belong_to_the_sample_however_a_batch_is_split() -> None:
+def test_masks_of_whole_words_depend_on_the_sample_alone() -> None:
     rows = framed(10, 64)
     whole = masks(WORDS.batch(rows, 3, Purpose.EVALUATION_MASK, np.arange(10)))
     split = [masks(batch) for batch, _ in EvaluationBatches(rows, WORDS, 3)]

@@ -12,7 +12,7 @@ SPACES = st.sampled_from([" ", "  ", "\n", "\r\n", "\t", " \n\t ", "\u3000 ", " 
 
 @pytest.fixture(scope="session")
 def trained(documents: list[str]) -> dict[str, Tokenizer]:
-    return {kind: tokenizers.train(kind, entries, documents) for kind, entries in ENTRIES.items()}
+    return {kind: tokenizers.train_tokenizer(kind, entries, documents) for kind, entries in ENTRIES.items()}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_cut_between_words_changes_no_token(
     assert apart == trained[kind].encode(text, add_special_tokens=False).ids
 
 
-def test_a_run_that_was_cut_is_told_from_words() -> None:
+def test_a_cut_inside_a_run_without_whitespace_is_recognized() -> None:
     assert is_cut_anywhere("abcde", 5)
     assert not is_cut_anywhere("ab de", 5)
     assert not is_cut_anywhere("abcd", 5)

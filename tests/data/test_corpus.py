@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from apollo_cli.data import packer
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.corpus import Corpus, Recipe, prepare
+from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
 from apollo_cli.data.sources import Source, TextFiles
 from apollo_cli.errors import DataError
 
@@ -51,7 +51,7 @@ def tokenizer_files(documents: list[str], tmp_path_factory: pytest.TempPathFacto
     files = {}
     for kind, entries in ENTRIES.items():
         files[kind] = tmp_path_factory.mktemp(kind) / "tokenizer.json"
-        tokenizers.train(kind, entries, documents).save(str(files[kind]))
+        tokenizers.train_tokenizer(kind, entries, documents).save(str(files[kind]))
     return files
 
 
@@ -61,7 +61,7 @@ def recipes(tokenizer_files: dict[str, Path]) -> dict[str, Recipe]:
 
 
 def pack(texts: list[str], recipe: Recipe, cache: Path) -> Corpus:
-    return prepare(Memory(texts), recipe, cache, silent)
+    return load_corpus(Memory(texts), recipe, cache, silent)
 
 
 def stream(kind: str, rows: np.ndarray) -> list[int]:
@@ -202,7 +202,7 @@ def test_a_corpus_of_one_document_holds_out_its_tail(
     assert len(corpus.validation) == pytest.approx(0.1 * rows, abs=1)
 
 
-def test_a_corpus_of_one_document_is_enough_whatever_its_text(
+def test_every_corpus_of_one_document_is_enough(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     for i in range(40):
@@ -284,10 +284,10 @@ def test_a_cached_corpus_does_not_read_its_source(
 ) -> None:
     recipe = recipes["bert"] if tokenizer == "file" else replace(recipes["bert"], tokenizer="auto")
     source = Memory(documents)
-    first = prepare(source, recipe, tmp_path, silent)
+    first = load_corpus(source, recipe, tmp_path, silent)
     reads = source.reads
     said: list[str] = []
-    second = prepare(source, recipe, tmp_path, said.append)
+    second = load_corpus(source, recipe, tmp_path, said.append)
     assert source.reads == reads > 0
     assert said == []
     assert np.array_equal(first.training, second.training)
@@ -305,7 +305,7 @@ def test_rows_come_from_the_disk_and_cannot_be_changed(
         assert not rows.flags.writeable
 
 
-def test_a_folder_called_bytes_changes_nothing(
+def test_a_folder_named_bytes_changes_nothing(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(recipes["gpt"], tokenizer="bytes", vocabulary=257)
@@ -352,7 +352,9 @@ def test_a_text_file_that_changed_is_packed_again(
     fingerprints = []
     for texts in (documents, documents[::-1][:-1]):
         path.write_text("\n\n".join(texts), encoding="utf-8")
-        fingerprints.append(prepare(TextFiles((str(path),)), recipes["bert"], tmp_path / "c", silent).fingerprint)
+        fingerprints.append(
+            load_corpus(TextFiles((str(path),)), recipes["bert"], tmp_path / "c", silent).fingerprint
+        )
     assert fingerprints[0] != fingerprints[1]
 
 
@@ -363,14 +365,14 @@ def test_a_tokenizer_file_that_changed_packs_again(
     shutil.copy(recipes["gpt"].tokenizer, path)
     recipe = replace(recipes["gpt"], tokenizer=str(path))
     pack(documents, recipe, tmp_path / "cache")
-    other = tokenizers.train("gpt", ENTRIES["gpt"], [text[::-1] for text in documents])
+    other = tokenizers.train_tokenizer("gpt", ENTRIES["gpt"], [text[::-1] for text in documents])
     other.save(str(path))
     assert pack(documents, recipe, tmp_path / "cache").tokenizer.get_vocab() == other.get_vocab()
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 @pytest.mark.parametrize("tokenizer", ["auto", "file"])
-def test_equal_content_has_an_equal_fingerprint_wherever_it_was_packed(
+def test_equal_content_has_an_equal_fingerprint(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path, kind: str, tokenizer: str
 ) -> None:
     recipe = recipes[kind] if tokenizer == "file" else replace(recipes[kind], tokenizer="auto")
@@ -387,27 +389,27 @@ def test_other_rows_have_another_fingerprint(
     assert pack(swapped, recipes["bert"], tmp_path / "two").fingerprint != first.fingerprint
 
 
-def test_an_interrupted_build_leaves_nothing_that_is_taken_for_a_corpus(
+def test_an_interrupted_build_leaves_no_corpus(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     whole = pack(documents, recipes["bert"], tmp_path / "other")
     source = Memory(documents, broken_after=200)
     with pytest.raises(KeyboardInterrupt):
-        prepare(source, recipes["bert"], tmp_path / "cache", silent)
+        load_corpus(source, recipes["bert"], tmp_path / "cache", silent)
     assert not list((tmp_path / "cache").glob("*/*"))
     source.broken_after = None
-    assert prepare(source, recipes["bert"], tmp_path / "cache", silent).fingerprint == whole.fingerprint
+    assert load_corpus(source, recipes["bert"], tmp_path / "cache", silent).fingerprint == whole.fingerprint
 
 
-def test_what_a_killed_build_left_is_not_taken_for_a_corpus(
+def test_files_of_a_killed_build_are_not_used(
     documents: list[str], recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     source = Memory(documents)
-    whole = prepare(source, recipes["bert"], tmp_path, silent).fingerprint
+    whole = load_corpus(source, recipes["bert"], tmp_path, silent).fingerprint
     (folder,) = (path.parent for path in tmp_path.glob("*/corpus.json"))
     (folder / "training.bin").write_bytes(b"half a row")
     folder.rename(folder.with_suffix(".building"))
-    assert prepare(source, recipes["bert"], tmp_path, silent).fingerprint == whole
+    assert load_corpus(source, recipes["bert"], tmp_path, silent).fingerprint == whole
     assert source.reads == 2
     assert not list(tmp_path.glob("*.building"))
 
@@ -415,14 +417,14 @@ def test_what_a_killed_build_left_is_not_taken_for_a_corpus(
 def test_threads_at_once_build_once(documents: list[str], recipes: dict[str, Recipe], tmp_path: Path) -> None:
     source = Memory(documents)
     with ThreadPoolExecutor(4) as pool:
-        corpora = list(pool.map(lambda _: prepare(source, recipes["bert"], tmp_path, silent), range(4)))
+        corpora = list(pool.map(lambda _: load_corpus(source, recipes["bert"], tmp_path, silent), range(4)))
     assert source.reads == 1
     assert len({corpus.fingerprint for corpus in corpora}) == 1
 
 
 def prepare_elsewhere(path: Path, recipe: Recipe, cache: Path) -> tuple[list[str], str]:
     said: list[str] = []
-    corpus = prepare(TextFiles((str(path),)), recipe, cache, said.append)
+    corpus = load_corpus(TextFiles((str(path),)), recipe, cache, said.append)
     return said, corpus.fingerprint
 
 
@@ -454,9 +456,9 @@ def test_a_tokenizer_is_the_same_whether_it_was_trained_on_whole_documents_or_pi
     documents: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     text = ["\n".join(documents)]
-    whole = tokenizers.train(kind, ENTRIES[kind], text)
+    whole = tokenizers.train_tokenizer(kind, ENTRIES[kind], text)
     monkeypatch.setattr(tokenizers, "_LONGEST", 100)
-    assert tokenizers.train(kind, ENTRIES[kind], text).to_str() == whole.to_str()
+    assert tokenizers.train_tokenizer(kind, ENTRIES[kind], text).to_str() == whole.to_str()
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/still"])
@@ -469,8 +471,10 @@ def test_a_cache_that_cannot_be_written_is_refused_with_the_key(
         pack(documents, recipes["bert"], file / inside)
 
 
-def test_a_source_that_cannot_be_read_says_so_itself(recipes: dict[str, Recipe], tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_refused_with_its_own_message(
+    recipes: dict[str, Recipe], tmp_path: Path
+) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"one\n\xff\n")
     with pytest.raises(DataError, match="line 2, byte offset 4 of the file: 0xff is not UTF-8"):
-        prepare(TextFiles((str(path),)), recipes["bert"], tmp_path / "cache", silent)
+        load_corpus(TextFiles((str(path),)), recipes["bert"], tmp_path / "cache", silent)

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from apollo_cli.data.batches import MaskedTokens, NextToken, TrainingBatches
-from apollo_cli.data.corpus import prepare
+from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.inspect import inspection
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Recipe
@@ -13,14 +13,14 @@ from apollo_cli.data.tokenizer import special_ids
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_it_shows_the_numbers_of_the_corpus_and_rows_with_their_masks(
+def test_inspection_shows_statistics_and_rows_with_their_masks(
     documents: list[str], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join([*documents, documents[0]]), encoding="utf-8")
     (tmp_path / "b.txt").write_text("\n\n".join(documents[:50]), encoding="utf-8")
     source = Mixture(tuple(Part(TextFiles((str(tmp_path / f"{name}.txt"),)), 1.0) for name in "ab"))
     entries = {"bert": 200, "gpt": 300}[kind]
-    corpus = prepare(source, Recipe(kind, "auto", entries, 32, 0.1), tmp_path / "cache", lambda line: None)
+    corpus = load_corpus(source, Recipe(kind, "auto", entries, 32, 0.1), tmp_path / "cache", lambda line: None)
     task = (
         MaskedTokens(0.15, special_ids(kind, corpus.tokenizer)["mask"], entries) if kind == "bert" else NextToken()
     )

@@ -10,11 +10,11 @@ import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import NextToken, TrainingBatches
-from apollo_cli.data.corpus import Corpus, prepare
+from apollo_cli.data.corpus import Corpus, load_corpus
 from apollo_cli.data.dedup import hash_of, held_out
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Bound, Recipe
-from apollo_cli.data.sources import Part, Source
+from apollo_cli.data.sources import Part, Source, interleaved
 from apollo_cli.errors import DataError
 
 SEQ_LEN = 16
@@ -37,7 +37,7 @@ class Memory(Source):
         return None if self.given is None else iter(self.given)
 
     @property
-    def is_endless(self) -> bool:
+    def is_streamed(self) -> bool:
         return self.endless
 
     def identity(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def mixed(*members: tuple[Source, float | None]) -> Mixture:
 
 def pack(source: Source, cache: Path, recipe: Recipe = RECIPE) -> tuple[Corpus, list[str]]:
     said: list[str] = []
-    return prepare(source, recipe, cache, said.append), said
+    return load_corpus(source, recipe, cache, said.append), said
 
 
 def documents(corpus: Corpus, rows: np.ndarray) -> list[str]:
@@ -66,7 +66,7 @@ def whole_tokens(corpus: Corpus) -> int:
     return corpus.training.size + corpus.validation.size
 
 
-def test_a_run_sees_each_part_by_its_weight_and_learns_the_tokens_of_all(tmp_path: Path) -> None:
+def test_a_run_has_rows_of_each_part_by_its_weight(tmp_path: Path) -> None:
     source = mixed((Memory(named("a", 400)), 0.8), (Memory(named("b", 100)), 0.2))
     corpus, _ = pack(source, tmp_path)
     batches = TrainingBatches(corpus.training, NextToken(), 0, 8, 8, corpus.order)
@@ -98,7 +98,7 @@ def test_evaluation_takes_of_each_part_its_share(tmp_path: Path) -> None:
     source = mixed((Memory(named("a", 400)), 0.75), (Memory(named("b", 400)), 0.25))
     corpus, _ = pack(source, tmp_path)
     rows = corpus.evaluation(40)
-    first, second = (part["validation"] for part in corpus.packed.parts)
+    first, second = (part.validation for part in corpus.packed.parts)
     assert np.array_equal(rows[:30], corpus.validation[:30])
     assert np.array_equal(rows[30:], corpus.validation[first : first + 10])
     assert len(corpus.evaluation(10**6)) == len(corpus.validation) == first + second
@@ -109,7 +109,7 @@ def test_evaluation_of_one_part_is_its_beginning(tmp_path: Path) -> None:
     assert np.array_equal(corpus.evaluation(7), corpus.validation[:7])
 
 
-def test_other_weights_are_another_corpus_to_compare_by(tmp_path: Path) -> None:
+def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
     texts = named("a", 100), named("b", 100)
     found = [
         pack(mixed((Memory(texts[0]), weight), (Memory(texts[1]), 1.0)), tmp_path)[0].fingerprint
@@ -118,15 +118,14 @@ def test_other_weights_are_another_corpus_to_compare_by(tmp_path: Path) -> None:
     assert found[0] == found[2] != found[1]
 
 
-def test_a_tokenizer_learns_from_all_parts_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = mixed((Memory(named("a", 1000)), 3.0), (Memory(named("b", 1000)), 1.0))
-    sample = source.sample()
+def test_a_tokenizer_is_trained_on_all_parts_by_their_weights() -> None:
+    sample = interleaved([3.0, 1.0], [Memory(named(name, 1000)).documents for name in "ab"])
     letters = [next(sample)[0] for _ in range(400)]
     assert letters.count("a") == pytest.approx(300, abs=5)
     assert len([*letters, *sample]) == 2000
 
 
-def test_a_copy_is_in_one_part_alone_whatever_source_it_comes_from(tmp_path: Path) -> None:
+def test_all_copies_of_a_document_are_in_one_split(tmp_path: Path) -> None:
     texts = named("both", 300)
     source = mixed((Memory(texts), 1.0), (Memory(texts[::-1]), 1.0))
     corpus, said = pack(source, tmp_path)
@@ -148,7 +147,7 @@ def test_what_is_given_for_validation_is_left_out_of_training_and_counted(tmp_pa
     assert "6 for training left out, for validation has them" in said[-1]
 
 
-def test_what_one_source_gives_for_validation_no_other_trains_on(tmp_path: Path) -> None:
+def test_documents_for_validation_of_one_source_are_not_for_training_of_another(tmp_path: Path) -> None:
     shared = named("shared", 10)
     source = mixed((Memory(named("a", 50), shared), 1.0), (Memory(shared + named("b", 50), named("h", 10)), 1.0))
     corpus, _ = pack(source, tmp_path)
@@ -167,7 +166,7 @@ def test_given_validation_of_less_than_a_row_is_refused(tmp_path: Path) -> None:
         pack(Memory(named("a", 50), ["x"]), tmp_path)
 
 
-def test_copies_of_a_single_document_never_stand_on_both_sides_of_the_cut(tmp_path: Path) -> None:
+def test_copies_of_a_single_document_are_never_in_both_splits(tmp_path: Path) -> None:
     text = " ".join(f"w{i}" for i in range(40))
     corpus, said = pack(Memory([text] * 9), tmp_path)
     assert "documents are too few to hold whole ones out; 8 exact copies are left out" in said
@@ -183,7 +182,7 @@ def test_copies_of_a_single_document_never_stand_on_both_sides_of_the_cut(tmp_pa
     assert packed.tokens + 1 == whole_tokens(corpus) + packed.left_over
 
 
-def test_blank_documents_are_none(tmp_path: Path) -> None:
+def test_blank_documents_are_counted_and_not_packed(tmp_path: Path) -> None:
     corpus, said = pack(Memory(["", "  \n", *named("a", 50)]), tmp_path)
     assert sum(corpus.packed.documents.values()) == 50
     assert corpus.packed.empty == 2
@@ -199,7 +198,7 @@ def test_the_seed_of_validation_holds_out_others(tmp_path: Path) -> None:
     assert len(held[0] & held[1]) < 10
 
 
-def test_what_was_counted_adds_up(tmp_path: Path) -> None:
+def test_the_counts_of_packing_add_up(tmp_path: Path) -> None:
     texts = [*named("a", 200), *named("a", 50), "x" * 300]
     packed = pack(Memory(texts), tmp_path)[0].packed
     assert sum(packed.documents.values()) == sum(packed.lengths.values()) == 251
@@ -246,7 +245,7 @@ class TestStreams:
         assert packed.longest < len(text)
         assert packed.lengths[packed.longest.bit_length()] == 1
 
-    def test_a_longer_run_begins_with_the_same_rows_and_is_measured_by_the_same(self, tmp_path: Path) -> None:
+    def test_a_longer_run_begins_with_the_same_rows_and_has_the_same_fingerprint(self, tmp_path: Path) -> None:
         short, long = (pack(Memory(self.TEXTS, endless=True), tmp_path, self.bounded(n))[0] for n in (100, 900))
         assert np.array_equal(short.training, long.training[:100])
         assert np.array_equal(short.validation, long.validation)
@@ -260,7 +259,7 @@ class TestStreams:
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), 0.75), (Memory(named("b", 9000, 20), endless=True), 0.25))
         corpus, _ = pack(source, tmp_path, self.bounded(20_000))
-        assert [part["training"] for part in corpus.packed.parts] == [15_000, 5_000]
+        assert [part.training for part in corpus.packed.parts] == [15_000, 5_000]
 
     def test_streams_are_mixed_by_weights_alone(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), None), (Memory(named("b", 9), endless=True), None))
@@ -284,7 +283,9 @@ def test_a_part_with_a_weight_and_no_row_is_refused_by_name(tmp_path: Path) -> N
         pack(source, tmp_path)
 
 
-def test_a_tokenizer_is_told_how_much_it_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_characters_a_tokenizer_is_trained_on_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokenizers, "SAMPLE_CHARACTERS", 2000)
     recipe = replace(RECIPE, tokenizer="auto", vocabulary=260)
     assert "it learns from the first 2,000 characters" in pack(Memory(named("a", 300)), tmp_path, recipe)[1]

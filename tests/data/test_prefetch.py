@@ -60,13 +60,13 @@ def _equal(one: Batch, other: Batch) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "positions", "targets"))
 
 
-def test_in_order_out_of_order_and_again(batches: TrainingBatches, prefetch: Prefetch) -> None:
+def test_micro_batches_may_be_requested_in_any_order(batches: TrainingBatches, prefetch: Prefetch) -> None:
     in_order = [(step, part) for step in range(4) for part in range(3)]
     for key in [*in_order, (1, 2), (1, 2), (9, 0), (9, 1), (0, 0)]:
         assert _equal(prefetch.micro_batch(*key), batches.micro_batch(*key)), key
 
 
-def test_each_batch_is_made_once_and_waited_for(
+def test_each_batch_is_made_once_ahead_of_time(
     batches: TrainingBatches, prefetch: Prefetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
@@ -86,7 +86,7 @@ def test_each_batch_is_made_once_and_waited_for(
     assert [event.waited for event in events] == [1] * 9 + [0]
 
 
-def test_on_a_cpu_they_are_made_when_asked_for(batches: TrainingBatches) -> None:
+def test_on_a_cpu_they_are_made_when_requested(batches: TrainingBatches) -> None:
     prefetch = Prefetch(batches, torch.device("cpu"))
     assert _equal(prefetch.micro_batch(2, 1), batches.micro_batch(2, 1))
     assert prefetch.ahead is None

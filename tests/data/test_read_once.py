@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.corpus import prepare
+from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Bound, Recipe
@@ -31,33 +31,34 @@ class Stream(Source):
         return {"stream": self.fickle}
 
     @property
-    def is_endless(self) -> bool:
+    def is_streamed(self) -> bool:
         return True
 
 
 @pytest.mark.parametrize("taken", [0, 1, 50])
-def test_the_second_reading_goes_on_where_the_first_one_stopped(tmp_path: Path, taken: int) -> None:
+def test_the_second_pass_continues_where_the_first_one_stopped(tmp_path: Path, taken: int) -> None:
     stream, expected = Stream(), list(islice(Stream().documents(), 80))
-    source = ReadOnce(stream, tmp_path)
-    assert list(islice(source.documents(), taken)) == expected[:taken]
-    assert list(islice(source.documents(), 80)) == expected
+    read = ReadOnce(stream.documents, tmp_path)
+    assert list(islice(read(), taken)) == expected[:taken]
+    assert list(islice(read(), 80)) == expected
     assert (stream.readings, stream.given) == (1, 80)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_stream_that_ends_is_read_whole_both_times(tmp_path: Path) -> None:
+def test_a_stream_that_ends_is_read_completely_by_both_passes(tmp_path: Path) -> None:
     class Short(Stream):
         def documents(self) -> Iterator[str]:
             return islice(super().documents(), 5)
 
-    source = ReadOnce(stream := Short(), tmp_path)
-    first = list(source.documents())
-    assert list(source.documents()) == first
+    stream = Short()
+    read = ReadOnce(stream.documents, tmp_path)
+    first = list(read())
+    assert list(read()) == first
     assert stream.readings == 1
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_what_a_tokenizer_learned_from_is_what_is_packed(
+def test_the_documents_a_tokenizer_is_trained_on_are_packed(
     mixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that would not be the same a second time gives the rows of its first reading."""
@@ -71,15 +72,15 @@ def test_what_a_tokenizer_learned_from_is_what_is_packed(
             source = Mixture(
                 tuple(Part(stream, weight) for stream, weight in zip(streams, (3.0, 1.0), strict=True))
             )
-        corpus = prepare(source, recipe, tmp_path / "cache", lambda _: None)
+        corpus = load_corpus(source, recipe, tmp_path / "cache", lambda _: None)
         assert [stream.readings for stream in streams] == [1] * len(streams)
         rows.append(np.concatenate([corpus.training, corpus.validation]))
     first, second = rows
     assert np.array_equal(first, second)
 
 
-def test_a_tokenizer_that_is_not_trained_needs_nothing_kept(tmp_path: Path) -> None:
+def test_a_stream_is_not_recorded_if_no_tokenizer_is_trained(tmp_path: Path) -> None:
     stream, recipe = Stream(), Recipe("gpt", "bytes", 257, 16, 0.1, bound=Bound(200, 8))
-    prepare(stream, recipe, tmp_path, lambda _: None)
-    prepare(stream, replace(recipe, validation_seed=1), tmp_path, lambda _: None)
+    load_corpus(stream, recipe, tmp_path, lambda _: None)
+    load_corpus(stream, replace(recipe, validation_seed=1), tmp_path, lambda _: None)
     assert stream.readings == 2

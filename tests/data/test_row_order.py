@@ -18,7 +18,7 @@ def part_of(rows: np.ndarray) -> np.ndarray:
     ("count", "weights", "expected"),
     [(10, (1, 1), [5, 5]), (10, (1, 1, 1), [4, 3, 3]), (0, (1, 2), [0, 0]), (7, (0.5, 0.25, 0.25), [3, 2, 2])],
 )
-def test_things_are_shared_out_whole(count: int, weights: tuple[float, ...], expected: list[int]) -> None:
+def test_a_number_is_divided_into_whole_shares(count: int, weights: tuple[float, ...], expected: list[int]) -> None:
     assert allotted(count, weights) == expected
 
 
@@ -45,7 +45,7 @@ def test_each_part_goes_through_its_rows_epoch_by_epoch() -> None:
             assert sorted(mine[first : first + size]) == list(range(size))
 
 
-def test_a_mixture_can_be_asked_sample_by_sample() -> None:
+def test_the_rows_of_a_mixture_can_be_computed_one_by_one() -> None:
     whole = ORDER.row_numbers(5, np.arange(25_000))
     asked = np.array([24_999, 0, 9_999, 10_000, 17, 17])
     assert np.array_equal(ORDER.row_numbers(5, asked), whole[asked])
@@ -57,7 +57,7 @@ def test_seeds_mix_differently() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 100, 9_999, 10_000, 23_456])
-def test_no_part_is_asked_for_more_rows_than_are_said_to_be_needed(samples: int) -> None:
+def test_no_part_gives_more_rows_than_the_bound(samples: int) -> None:
     large = RowOrder((10**6, 10**6, 10**6), ORDER.weights)
     assert ORDER.weights
     most = most_needed(samples, ORDER.weights)

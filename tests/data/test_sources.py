@@ -28,12 +28,12 @@ from apollo_cli.config.config import parse
 from apollo_cli.config.data import HubArgs as HubConfig
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import sources
-from apollo_cli.data.corpus import prepare
+from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
-from apollo_cli.errors import DataError
+from apollo_cli.errors import ConfigError, DataError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -201,11 +201,11 @@ def test_lines_of_old_macs_are_lines_where_no_line_feed_is(tmp_path: Path) -> No
     assert read(write(tmp_path / "a.jsonl", b'{"text": "one"}\r{"text": "two"}')) == ["one", "two"]
 
 
-def test_a_file_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_dataset_of_the_hub(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "one"}')
     source = Hub((str(path),), (None,))
     with pytest.raises(DataError, match=r"cannot be opened.*it is a file: type data=text data\.files=.*a\.jsonl"):
-        source.reach()
+        source.check_readable()
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "one"), ("a.jsonl", '{"text": "one"}\n')])
@@ -267,7 +267,9 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_a_file_that_is_not_the_archive_it_claims_is_refused_with_a_reason(tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused_with_a_reason(
+    tmp_path: Path, suffix: str
+) -> None:
     with pytest.raises(DataError, match=rf"a\.txt\{suffix}: .*\([^)]+\)"):
         read(write(tmp_path / f"a.txt{suffix}", "plain text, not compressed"))
 
@@ -428,7 +430,7 @@ def test_hub_rows_without_text_are_blank(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_is_another_corpus_when_its_files_change_or_its_name_means_another(
+def test_a_folder_whose_files_or_place_changed_is_another_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     found = []
@@ -501,7 +503,7 @@ def test_the_advice_for_a_json_array_works_and_keeps_the_file(name: str, tmp_pat
     assert new.read_bytes() == content
 
 
-def test_where_a_relative_name_was_looked_for_is_said() -> None:
+def test_the_folder_of_a_relative_name_is_in_the_message() -> None:
     for pattern, said in (("gone/*.txt", True), ("/gone/*.txt", False), ("~/gone.txt", False)):
         with pytest.raises(DataError, match="no file matches") as error:
             TextFiles((pattern,)).paths()
@@ -553,13 +555,13 @@ FORMATS: dict[str, bytes] = {
 def test_every_format_gives_its_texts_plain_and_compressed(tmp_path: Path, name: str, suffix: str) -> None:
     content = COMPRESS[suffix](FORMATS[name]) if suffix else FORMATS[name]
     path = write(tmp_path / f"{name}{suffix}", content)
-    assert read(path) == read(path, document="row") == EXPECTED
+    assert read(path) == read(path, document="line") == EXPECTED
     assert read(path, document="file") == ["\n".join(EXPECTED)]
 
 
-@pytest.mark.parametrize("document", ["line", "row"])
-def test_a_row_of_a_txt_is_its_line(tmp_path: Path, document: str) -> None:
-    assert read(write(tmp_path / "a.txt", "one\n\ntwo\n"), document=document) == ["one", "two"]
+def test_the_former_name_of_a_line_is_refused_with_its_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"data\.document=row: renamed to data\.document=line$"):
+        parse(compose_values(["data=text", "data.files=[a.txt]", "data.document=row"]))
 
 
 @pytest.mark.parametrize(
@@ -627,17 +629,17 @@ def test_files_for_validation_are_not_for_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_how_much_was_read_grows_to_the_whole(tmp_path: Path, suffix: str) -> None:
+def test_the_fraction_read_grows_to_one(tmp_path: Path, suffix: str) -> None:
     rng = random.Random(0)
     for name in ("a", "b"):
         content = "\n\n".join(rng.randbytes(2000).hex() for _ in range(500)).encode()
         write(tmp_path / f"{name}.txt{suffix}", COMPRESS[suffix](content) if suffix else content)
     source = TextFiles((str(tmp_path / "*.txt*"),))
-    shares: list[Any] = [source.share_read() for _ in source.documents()]
+    shares: list[Any] = [source.fraction_read() for _ in source.documents()]
     assert shares == sorted(shares)
     assert 0 < shares[0] < 0.2
     assert 0.4 < shares[500] < 0.7
-    assert source.share_read() == 1
+    assert source.fraction_read() == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -649,12 +651,12 @@ def test_a_split_of_the_hub_is_for_validation(hub: Path, streaming: bool) -> Non
     given = source.validation()
     assert given is not None
     assert (list(source.documents()), list(given)) == (["t"], ["v"])
-    assert source.share_read() == (None if streaming else 1)
+    assert source.fraction_read() == (None if streaming else 1)
     assert Hub((str(hub),), (None,)).validation() is None
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_is_out_of_reach_is_said_before_anything_is_read(
+def test_what_cannot_be_read_is_refused_before_anything_is_packed(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     """Neither is the rest of a mixture packed, nor a dataset downloaded."""
@@ -673,7 +675,7 @@ def test_what_is_out_of_reach_is_said_before_anything_is_read(
         for reading_class in (Hub, TextFiles):
             monkeypatch.setattr(reading_class, "_read", lambda *_: pytest.fail("something was read"))
         with pytest.raises(DataError, match=said):
-            prepare(source, replace(recipe, tokenizer=tokenizer), tmp_path / "packed", lambda _: None)
+            load_corpus(source, replace(recipe, tokenizer=tokenizer), tmp_path / "packed", lambda _: None)
     assert not list(tmp_path.glob("cache/**/*.arrow"))
 
 
@@ -685,14 +687,16 @@ def test_a_column_or_split_that_the_hub_says_is_not_there_is_refused_before_a_do
     info = "dataset_info:\n  features:\n  - name: body\n    dtype: string\n  splits:\n  - name: train\n"
     write(hub / "README.md", f"---\n{info}---\n")
     with pytest.raises(DataError, match=r"no column 'text' \(it has: body\)"):
-        Hub((str(hub),), (None,)).reach()
+        Hub((str(hub),), (None,)).check_readable()
     with pytest.raises(DataError, match=r"has no split 'tset' \(it has: train\)"):
-        Hub((str(hub),), (None,), "tset", text_field="body").reach()
-    Hub((str(hub),), (None,), "train[:10%]", text_field="body").reach()
+        Hub((str(hub),), (None,), "tset", text_field="body").check_readable()
+    Hub((str(hub),), (None,), "train[:10%]", text_field="body").check_readable()
 
 
-def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packed rows are found without a network; what is measured on another version is told apart."""
+def test_the_version_of_a_stream_on_the_hub_is_in_its_fingerprint(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed rows are found without a network; another version has another fingerprint."""
 
     class Builder:
         __module__ = "datasets.packaged_modules.parquet.parquet"
@@ -710,20 +714,22 @@ def test_a_stream_of_the_hub_is_known_by_its_version_there(hub: Path, monkeypatc
     versions = iter("aab")
     for _ in range(3):
         source = Hub(("some/stream",), (None,), streaming=True)
-        found.append(prepare(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)
+        found.append(load_corpus(source, recipe, hub.parent / f"packed{len(found)}", lambda _: None).fingerprint)
         with monkeypatch.context() as offline:
             offline.setattr("datasets.load_dataset_builder", lambda *_: pytest.fail("the hub was asked"))
             source = Hub(("some/stream",), (None,), streaming=True)
-            prepare(source, recipe, hub.parent / f"packed{len(found) - 1}", lambda _: None)
+            load_corpus(source, recipe, hub.parent / f"packed{len(found) - 1}", lambda _: None)
     assert found[0] == found[1] != found[2]
 
 
-def test_offline_is_said_with_what_to_do(hub: Path) -> None:
+def test_offline_variables_are_named_with_what_to_do(hub: Path) -> None:
     with pytest.raises(DataError, match=r"; unset HF_HUB_OFFLINE.*HF_HOME, or put text into files"):
         list(Hub(("nobody/nothing",), (None,)).documents())
 
 
-def test_without_a_network_what_to_do_is_said_in_one_sentence(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_message_has_what_to_do_in_one_sentence(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast  # type: ignore[attr-defined]
 
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.recipe import SPECIAL_TOKENS, entries_of_bytes
+from apollo_cli.data.recipe import SPECIAL_TOKENS, byte_vocabulary
 from apollo_cli.errors import DataError
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -70,14 +70,14 @@ def vocab_json(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(documents: list[str]) -> dict[str, Tokenizer]:
-    return {kind: tokenizers.train(kind, entries, documents) for kind, entries in ENTRIES.items()}
+    return {kind: tokenizers.train_tokenizer(kind, entries, documents) for kind, entries in ENTRIES.items()}
 
 
 @pytest.mark.parametrize(
     ("kind", "entries"), [("bert", 100), ("bert", 200), ("bert", 257), ("gpt", 258), ("gpt", 300), ("gpt", 401)]
 )
 def test_training_gives_exactly_the_vocabulary_asked_for(documents: list[str], kind: str, entries: int) -> None:
-    vocabulary = tokenizers.train(kind, entries, documents).get_vocab(with_added_tokens=True)
+    vocabulary = tokenizers.train_tokenizer(kind, entries, documents).get_vocab(with_added_tokens=True)
     assert sorted(vocabulary.values()) == list(range(entries))
 
 
@@ -94,21 +94,21 @@ def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_one_that_it_ca
     documents: list[str], kind: str, entries: int, reason: str
 ) -> None:
     with pytest.raises(DataError, match=rf"data\.vocab_size={entries} is {reason}") as error:
-        tokenizers.train(kind, entries, documents)
+        tokenizers.train_tokenizer(kind, entries, documents)
     offer = re.search(r"Type data\.vocab_size=(\d+)", str(error.value))
     assert offer
-    assert tokenizers.train(kind, int(offer[1]), documents).get_vocab_size() == int(offer[1])
+    assert tokenizers.train_tokenizer(kind, int(offer[1]), documents).get_vocab_size() == int(offer[1])
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_an_empty_corpus_is_refused(kind: str) -> None:
     with pytest.raises(DataError, match="the corpus is empty"):
-        tokenizers.train(kind, 300, [])
+        tokenizers.train_tokenizer(kind, 300, [])
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_training_twice_gives_the_same_tokenizer(documents: list[str], kind: str) -> None:
-    first, second = (tokenizers.train(kind, ENTRIES[kind], documents) for _ in range(2))
+    first, second = (tokenizers.train_tokenizer(kind, ENTRIES[kind], documents) for _ in range(2))
     assert first.get_vocab() == second.get_vocab()
     assert first.to_str() == second.to_str()
 
@@ -116,7 +116,7 @@ def test_training_twice_gives_the_same_tokenizer(documents: list[str], kind: str
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_rare_letters_that_are_equally_rare_do_not_make_trainings_differ(documents: list[str], kind: str) -> None:
     rare = [*documents, *(chr(0x4E00 + i) for i in range(300))]
-    first, second = (tokenizers.train(kind, ENTRIES[kind], rare) for _ in range(2))
+    first, second = (tokenizers.train_tokenizer(kind, ENTRIES[kind], rare) for _ in range(2))
     assert set(first.get_vocab()) == set(second.get_vocab())
 
 
@@ -129,7 +129,7 @@ def test_training_reads_only_the_start_of_a_large_corpus(monkeypatch: pytest.Mon
             read.append(1)
             yield "some words of a large corpus"
 
-    assert tokenizers.train("gpt", 260, endless()).get_vocab_size() == 260
+    assert tokenizers.train_tokenizer("gpt", 260, endless()).get_vocab_size() == 260
     assert len(read) <= 1000 // len("some words of a large corpus") + 2
 
 
@@ -143,11 +143,11 @@ def test_bert_lower_cases_strips_accents_and_frames(trained: dict[str, Tokenizer
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_gpt_gives_every_byte_back(trained: dict[str, Tokenizer], line: str) -> None:
+def test_gpt_restores_every_text(trained: dict[str, Tokenizer], line: str) -> None:
     assert trained["gpt"].decode(trained["gpt"].encode(line).ids, skip_special_tokens=False) == line
 
 
-BYTES = {kind: tokenizers.of_bytes(kind) for kind in SPECIAL_TOKENS}
+BYTES = {kind: tokenizers.byte_tokenizer(kind) for kind in SPECIAL_TOKENS}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # a lone surrogate is in no UTF-8 text
 
 
@@ -155,10 +155,10 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # a lone
 def test_bytes_are_the_special_tokens_and_256_values(kind: str) -> None:
     vocabulary = BYTES[kind].get_vocab(with_added_tokens=True)
     special = SPECIAL_TOKENS[kind]
-    assert len(vocabulary) == entries_of_bytes(kind) == {"bert": 261, "gpt": 257}[kind]
+    assert len(vocabulary) == byte_vocabulary(kind) == {"bert": 261, "gpt": 257}[kind]
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     assert list(tokenizers.special_ids(kind, BYTES[kind]).values()) == list(range(len(special)))
-    tokenizers.check(kind, BYTES[kind], "bytes")
+    tokenizers.check_tokenizer(kind, BYTES[kind], "bytes")
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -184,14 +184,14 @@ def test_a_saved_tokenizer_loads_from_its_file_and_its_folder(
     trained: dict[str, Tokenizer], tmp_path: Path, kind: str, inside: str
 ) -> None:
     trained[kind].save(str(tmp_path / "tokenizer.json"))
-    assert tokenizers.load(kind, str(tmp_path / inside)).to_str() == trained[kind].to_str()
+    assert tokenizers.load_tokenizer(kind, str(tmp_path / inside)).to_str() == trained[kind].to_str()
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_vocab_txt_gives_the_ids_of_transformers(vocab_txt: Path, special: bool) -> None:
     theirs = BertTokenizerFast.from_pretrained(vocab_txt.parent)
     for name in (vocab_txt, vocab_txt.parent):
-        ours = tokenizers.load("bert", str(name))
+        ours = tokenizers.load_tokenizer("bert", str(name))
         for line in LINES:
             expected = theirs(line, add_special_tokens=special)["input_ids"]
             assert ours.encode(line, add_special_tokens=special).ids == expected, line
@@ -200,16 +200,16 @@ def test_a_vocab_txt_gives_the_ids_of_transformers(vocab_txt: Path, special: boo
 def test_a_vocab_json_with_merges_gives_the_ids_of_transformers(vocab_json: Path) -> None:
     theirs = GPT2TokenizerFast.from_pretrained(vocab_json.parent)
     for name in (vocab_json, vocab_json.parent):
-        ours = tokenizers.load("gpt", str(name))
+        ours = tokenizers.load_tokenizer("gpt", str(name))
         for line in LINES:
             assert ours.encode(line).ids == theirs(line)["input_ids"], line
 
 
 def test_the_vocabularies_of_these_tests_are_really_used(vocab_txt: Path, vocab_json: Path) -> None:
-    assert tokenizers.load("bert", str(vocab_txt)).encode("Unaffable thing").tokens == [
+    assert tokenizers.load_tokenizer("bert", str(vocab_txt)).encode("Unaffable thing").tokens == [
         *("[CLS]", "un", "##aff", "##able", "the"[:1], "##h", "##ing", "[SEP]")
     ]
-    assert tokenizers.load("gpt", str(vocab_json)).encode("the the thing").tokens == [
+    assert tokenizers.load_tokenizer("gpt", str(vocab_json)).encode("the the thing").tokens == [
         "the",
         "Ġthe",
         "Ġ",
@@ -221,7 +221,7 @@ def test_the_vocabularies_of_these_tests_are_really_used(vocab_txt: Path, vocab_
 def test_the_id_of_a_token_is_its_line_in_vocab_txt(tmp_path: Path) -> None:
     tokens = [*BERT_SPECIAL, "\u2028", "\x85", "\x1c", "\x0b", "the"]
     (tmp_path / "vocab.txt").write_bytes("\n".join([*tokens, ""]).encode())
-    assert tokenizers.load("bert", str(tmp_path)).token_to_id("the") == 9
+    assert tokenizers.load_tokenizer("bert", str(tmp_path)).token_to_id("the") == 9
     assert BertTokenizerFast.from_pretrained(tmp_path).convert_tokens_to_ids("the") == 9
 
 
@@ -231,15 +231,15 @@ def test_a_vocab_txt_without_a_special_token_is_refused_by_its_name(
 ) -> None:
     vocab_txt.write_text("\n".join(token for token in bert_vocabulary if token != missing), encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(missing)) as error:
-        tokenizers.load("bert", str(vocab_txt))
+        tokenizers.load_tokenizer("bert", str(vocab_txt))
     assert not any(token in str(error.value) for token in BERT_SPECIAL if token != missing)
 
 
 def test_a_tokenizer_of_the_other_model_is_refused(vocab_txt: Path, vocab_json: Path) -> None:
     with pytest.raises(DataError, match=r"model=gpt needs the token <\|endoftext\|>"):
-        tokenizers.load("gpt", str(vocab_txt))
+        tokenizers.load_tokenizer("gpt", str(vocab_txt))
     with pytest.raises(DataError, match=r"model=bert needs the token \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"):
-        tokenizers.load("bert", str(vocab_json))
+        tokenizers.load_tokenizer("bert", str(vocab_json))
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_what_can(tmp_path: Path, vocab_json: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused_with_what_can(tmp_path: Pa
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "tokenizer.json", vocab_json, tmp_path / "empty", tmp_path / "gone.json", "no/such"):
         with pytest.raises(DataError, match=re.escape(f"data.tokenizer={name}: cannot be loaded")) as error:
-            tokenizers.load("gpt", str(name))
+            tokenizers.load_tokenizer("gpt", str(name))
         assert "tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt" in str(error.value)
 
 
@@ -266,7 +266,7 @@ def test_auto_tokenizer_reads_what_is_exported(
 ) -> None:
     own = {"bert": vocab_txt, "gpt": vocab_json}
     made = {"trained": trained, "bytes": BYTES}
-    original = made[origin][kind] if origin in made else tokenizers.load(kind, str(own[kind]))
+    original = made[origin][kind] if origin in made else tokenizers.load_tokenizer(kind, str(own[kind]))
     tokenizers.save_companions(kind, original, 64, tmp_path)
     if beside_a_model:
         config = BertConfig if kind == "bert" else GPT2Config
@@ -293,13 +293,13 @@ def test_auto_tokenizer_reads_what_is_exported(
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_what_is_exported_loads_here_too(trained: dict[str, Tokenizer], tmp_path: Path, kind: str) -> None:
     tokenizers.save_companions(kind, trained[kind], 64, tmp_path)
-    assert tokenizers.load(kind, str(tmp_path)).to_str() == trained[kind].to_str()
+    assert tokenizers.load_tokenizer(kind, str(tmp_path)).to_str() == trained[kind].to_str()
 
 
 def test_a_word_level_tokenizer_with_the_special_tokens_is_taken(tmp_path: Path) -> None:
     words = {token: i for i, token in enumerate([*BERT_SPECIAL, "one", "two"])}
     Tokenizer(models.WordLevel(words, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    assert tokenizers.load("bert", str(tmp_path)).get_vocab() == words
+    assert tokenizers.load_tokenizer("bert", str(tmp_path)).get_vocab() == words
 
 
 TRAINED = [("bert", "bpe"), ("bert", "unigram"), ("gpt", "unigram")]
@@ -309,7 +309,9 @@ FILLED = {"bert": {"bpe": 300, "unigram": 100}, "gpt": {"bpe": 300, "unigram": 2
 @pytest.fixture(scope="module")
 def by_algorithm(documents: list[str]) -> dict[tuple[str, str], Tokenizer]:
     keys = [*TRAINED, ("gpt", "bpe")]
-    return {key: tokenizers.train(key[0], FILLED[key[0]][key[1]], documents, algorithm=key[1]) for key in keys}
+    return {
+        key: tokenizers.train_tokenizer(key[0], FILLED[key[0]][key[1]], documents, algorithm=key[1]) for key in keys
+    }
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), TRAINED)
@@ -317,17 +319,17 @@ def test_each_algorithm_fills_its_vocabulary_the_same_every_time(
     documents: list[str], by_algorithm: dict[tuple[str, str], Tokenizer], kind: str, algorithm: str
 ) -> None:
     first = by_algorithm[kind, algorithm]
-    tokenizers.check(kind, first, algorithm)
+    tokenizers.check_tokenizer(kind, first, algorithm)
     assert first.get_vocab_size() == FILLED[kind][algorithm]
     assert list(tokenizers.special_ids(kind, first).values()) == list(range(len(SPECIAL_TOKENS[kind])))
     for _ in range(2):
-        again = tokenizers.train(kind, FILLED[kind][algorithm], documents, algorithm=algorithm)
+        again = tokenizers.train_tokenizer(kind, FILLED[kind][algorithm], documents, algorithm=algorithm)
         assert again.to_str() == first.to_str()
 
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("key", [("bert", "bpe"), ("gpt", "unigram")])
-def test_tokenizers_of_bytes_give_every_text_back(
+def test_byte_level_tokenizers_restore_every_text(
     by_algorithm: dict[tuple[str, str], Tokenizer], key: tuple[str, str], line: str
 ) -> None:
     tokenizer = Tokenizer.from_str(by_algorithm[key].to_str())
@@ -336,7 +338,7 @@ def test_tokenizers_of_bytes_give_every_text_back(
     assert tokenizer.decode(ids, skip_special_tokens=False) == line
 
 
-def test_a_unigram_for_bert_lower_cases_frames_and_has_a_token_for_the_rest(
+def test_a_unigram_for_bert_lower_cases_frames_and_has_an_unknown_token(
     by_algorithm: dict[tuple[str, str], Tokenizer],
 ) -> None:
     tokenizer = by_algorithm["bert", "unigram"]
@@ -348,13 +350,14 @@ def test_a_unigram_for_bert_lower_cases_frames_and_has_a_token_for_the_rest(
 
 def test_a_wordpiece_for_gpt_is_refused_with_what_there_is(documents: list[str]) -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer=wordpiece: model=gpt has no token .*=bpe or unigram"):
-        tokenizers.train("gpt", 300, documents, algorithm="wordpiece")
+        tokenizers.train_tokenizer("gpt", 300, documents, algorithm="wordpiece")
 
 
 def test_auto_is_the_algorithm_of_the_model(documents: list[str], trained: dict[str, Tokenizer]) -> None:
     for kind, algorithm in (("bert", "wordpiece"), ("gpt", "bpe")):
         assert (
-            tokenizers.train(kind, ENTRIES[kind], documents, algorithm=algorithm).to_str() == trained[kind].to_str()
+            tokenizers.train_tokenizer(kind, ENTRIES[kind], documents, algorithm=algorithm).to_str()
+            == trained[kind].to_str()
         )
 
 
@@ -405,7 +408,7 @@ def test_varied_lines_give_the_ids_of_transformers(count: int, vocab_txt: Path, 
         vocabularies.append(("gpt", Path(folder, "vocab.json"), GPT2TokenizerFast))
     for kind, path, theirs in vocabularies:
         expected = theirs.from_pretrained(path.parent)(lines)["input_ids"]
-        ours = [encoding.ids for encoding in tokenizers.load(kind, str(path)).encode_batch(lines)]
+        ours = [encoding.ids for encoding in tokenizers.load_tokenizer(kind, str(path)).encode_batch(lines)]
         assert ours == expected
 
 
@@ -417,7 +420,7 @@ def test_a_vocab_txt_with_capitals_is_cased_and_may_have_any_name(
     path.write_text("".join(f"{token}\n" for token in dict.fromkeys(cased)), encoding="utf-8")
     (tmp_path / "vocab.txt").write_bytes(path.read_bytes())
     theirs = BertTokenizerFast.from_pretrained(tmp_path, do_lower_case=False)
-    ours = tokenizers.load("bert", str(path))
+    ours = tokenizers.load_tokenizer("bert", str(path))
     assert "T" in ours.encode("THI is É").tokens
     assert [encoding.ids for encoding in ours.encode_batch(LINES)] == theirs(LINES)["input_ids"]
 
@@ -435,12 +438,15 @@ def test_a_name_on_the_hub_is_loaded_from_what_it_has(
         return str(folder / file)
 
     monkeypatch.setattr(tokenizers, "hf_hub_download", download)
-    assert tokenizers.load(kind, "somebody/tokenizer").to_str() == tokenizers.load(kind, str(folder)).to_str()
+    assert (
+        tokenizers.load_tokenizer(kind, "somebody/tokenizer").to_str()
+        == tokenizers.load_tokenizer(kind, str(folder)).to_str()
+    )
     there.clear()
     with pytest.raises(DataError, match=r"it has no tokenizer\.json, vocab\.txt, vocab\.json"):
-        tokenizers.load(kind, "somebody/tokenizer")
+        tokenizers.load_tokenizer(kind, "somebody/tokenizer")
 
 
 def test_a_name_out_of_reach_is_refused_with_what_to_do() -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer=nobody/x: .*not in the cache: unset HF_HUB_OFFLINE"):
-        tokenizers.load("bert", "nobody/x")
+        tokenizers.load_tokenizer("bert", "nobody/x")

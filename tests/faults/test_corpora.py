@@ -1,4 +1,4 @@
-"""Text as it comes: each file trains, or is refused by name in one sentence, and nothing half-built stays."""
+"""Every file is packed, or refused by name in one sentence, and no unfinished corpus remains."""
 
 import bz2
 import gzip
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import readers
-from apollo_cli.data.corpus import Corpus, Recipe, prepare
+from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import ConfigError, DataError
 
@@ -42,13 +42,13 @@ LETTERS = " ".join(random.Random(0).choices([f"{i}x{i * i}" for i in range(10_00
 CHILD = """
 import resource, sys
 from pathlib import Path
-from apollo_cli.data.corpus import Recipe, prepare
+from apollo_cli.data.corpus import Recipe, load_corpus
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
 file, cache = sys.argv[1:]
 say = lambda line: print(line, flush=True)
 try:
-    corpus = prepare(TextFiles((file,)), Recipe("gpt", "auto", 300, 16, 0.1), Path(cache), say)
+    corpus = load_corpus(TextFiles((file,)), Recipe("gpt", "auto", 300, 16, 0.1), Path(cache), say)
     print("fingerprint", corpus.fingerprint)
 except DataError as error:
     print("DataError", error)
@@ -66,7 +66,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def pack(file: Path | str, cache: Path, errors: str = "strict", document: str = "file") -> tuple[Corpus, list[str]]:
     said: list[str] = []
-    return prepare(TextFiles((str(file),), document, "text", errors), RECIPE, cache, said.append), said
+    return load_corpus(TextFiles((str(file),), document, "text", errors), RECIPE, cache, said.append), said
 
 
 def text_of(corpus: Corpus) -> str:
@@ -118,7 +118,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The fingerprint of the corpus, from a build that nobody disturbed."""
+    """The fingerprint of the corpus, from a build without a disturbance."""
     return answer(spawn(corpus_file, tmp_path_factory.mktemp("cache")).communicate(timeout=60)[0], "fingerprint")
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_train_is_refused_by_name_with_what_to_do(
 def test_a_corpus_of_less_than_two_rows_is_refused_by_name(tmp_path: Path) -> None:
     recipe = Recipe("gpt", "auto", 257, 16, 0.1)
     with pytest.raises(DataError, match=r"too small: .*few\.txt fills 1 rows of data\.seq_len=16.*Give more text"):
-        prepare(TextFiles((str(write(tmp_path / "few.txt", "a" * 20)),)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles((str(write(tmp_path / "few.txt", "a" * 20)),)), recipe, tmp_path / "cache", print)
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -312,7 +312,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, kind: str) -> Non
     assert time.perf_counter() - started < 5
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read")
 @pytest.mark.parametrize("where", ["file", "folder"])
 def test_an_unreadable_file_is_refused_by_name(where: str) -> None:
     folder = Path(tempfile.mkdtemp())
@@ -336,7 +336,7 @@ def test_an_unreadable_file_is_refused_by_name(where: str) -> None:
         assert "secret.txt" in message
 
 
-def test_replace_puts_a_mark_and_says_how_often(tmp_path: Path) -> None:
+def test_replace_puts_a_mark_and_prints_their_number(tmp_path: Path) -> None:
     bad = TEXT.encode().replace(b"The 7th", b"The \xff\xfe7th").replace(b"The 9th", b"The\xe9 9th")
     path = write(tmp_path / "a.txt", bad)
     corpus, said = pack(path, tmp_path / "cache", errors="replace")
@@ -350,7 +350,7 @@ def test_replace_puts_a_mark_and_says_how_often(tmp_path: Path) -> None:
         pack(path, tmp_path / "cache")
 
 
-def test_replace_is_for_jsonl_too_and_quiet_where_all_is_well(tmp_path: Path) -> None:
+def test_replace_works_for_jsonl_and_prints_nothing_for_valid_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n')
     source = TextFiles((str(path),), errors="replace")
     assert list(source.documents()) == ["caf\ufffd"]
@@ -378,7 +378,7 @@ def test_the_key_has_two_values(value: str) -> None:
 def test_a_line_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, document: str
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 100_000)
+    monkeypatch.setattr(readers, "MAX_LENGTH", 100_000)
     content = COMPRESS.get(suffix, bytes)(b"a" * 5_000_000)
     message = refusal(write(tmp_path / f"a.txt{suffix}", content), tmp_path / "cache", document=document)
     assert re.search(rf"a\.txt{suffix}, line 1: longer than 100\.0 kB", message)
@@ -388,7 +388,7 @@ def test_a_line_beyond_the_limit_is_refused(
 def test_a_document_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 1_000)
+    monkeypatch.setattr(readers, "MAX_LENGTH", 1_000)
     path = write(tmp_path / "a.txt", TEXT)
     message = refusal(path, tmp_path / "cache", document=document)
     assert re.search(r"a\.txt: a document of more than 1\.0 kB .*type data\.document=line", message)
@@ -406,7 +406,7 @@ def packed_line(tmp_path: Path, megabytes: int) -> tuple[str, int]:
     return output, int(answer(output, "peak MB"))
 
 
-def test_a_line_of_six_megabytes_takes_less_memory_than_the_library_would(tmp_path: Path) -> None:
+def test_a_line_of_six_megabytes_takes_less_memory_than_tokenizing_it_at_once(tmp_path: Path) -> None:
     assert packed_line(tmp_path, 6)[1] < 900  # 400 to 650 MB by the number of cores; in one piece: 1,300 MB
 
 
@@ -459,7 +459,7 @@ def lock_of(file: Path, cache: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
-def test_waiting_for_another_builder_is_said_once_and_ends_with_it(corpus_file: Path, tmp_path: Path) -> None:
+def test_waiting_for_another_builder_is_printed_once_and_ends_with_it(corpus_file: Path, tmp_path: Path) -> None:
     with lock_of(corpus_file, tmp_path / "cache"):
         child = spawn(corpus_file, tmp_path / "cache")
         assert child.stdout

@@ -1,4 +1,4 @@
-"""Data sets, tokenizers and cache entries by somebody who means harm, or damaged: nothing runs, all is said."""
+"""Hostile or damaged datasets, tokenizers and cache entries are refused with a message, and execute nothing."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from apollo_cli.data import corpus
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.corpus import Corpus, Recipe, prepare
+from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.sources import TextFiles
 from apollo_cli.errors import DataError
@@ -65,7 +65,7 @@ def card(value: str) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder by a stranger; datasets caches beside it."""
+    """An untrusted folder; the cache of datasets is beside it."""
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True, raising=False)
@@ -73,8 +73,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.jsonl").write_bytes(b'{"text": "secret"}\n')
-    (tmp_path / "stranger").mkdir()
-    return tmp_path / "stranger"
+    (tmp_path / "untrusted").mkdir()
+    return tmp_path / "untrusted"
 
 
 def hostile(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -83,7 +83,7 @@ def hostile(folder: Path) -> dict[str, dict[str, bytes]]:
     bomb, script = pickle.dumps(Bomb(mark)), f"open({str(mark)!r}, 'w')".encode()
     away = {"../../escaped.jsonl": ROW, "../escaped.csv": b"text\nx\n", f"{folder.parent}/escaped.jsonl": ROW}
     return {
-        "script": {"stranger.py": script, "a.jsonl": ROW},
+        "script": {"untrusted.py": script, "a.jsonl": ROW},
         "pickle": {"a.pkl": bomb},
         "pickle_by_card": {"README.md": card("a.pkl"), "a.pkl": bomb},
         "webdataset": {"a.tar": tar_of({"0.pkl": bomb, "0.pyd": bomb, "0.pth": bomb, "0.txt": b"text"})},
@@ -102,7 +102,7 @@ def hostile(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 REASONS = {
-    "script": "scripts are no longer supported, but found stranger.py",
+    "script": "scripts are no longer supported, but found untrusted.py",
     "pickle": "No (supported) data files",
     "pickle_by_card": "a.pkl' with any supported extension",
     "webdataset": "holds webdataset files",
@@ -119,12 +119,12 @@ REASONS = {
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("case", REASONS)
-def test_a_hostile_dataset_is_refused_and_nothing_of_it_runs_or_gets_out(
+def test_a_hostile_dataset_is_refused_and_executes_and_writes_nothing(
     folder: Path, case: str, streaming: bool
 ) -> None:
     for name, content in hostile(folder)[case].items():
         (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match="stranger") as error:
+    with pytest.raises(DataError, match="untrusted") as error:
         list(Hub((str(folder),), (None,), streaming=streaming).documents())
     assert REASONS[case] in str(error.value)
     assert "\n" not in str(error.value)
@@ -161,7 +161,7 @@ def test_damaged_files_of_a_dataset_are_refused_in_one_line(folder: Path, suffix
     csv.writer(rows).writerows([["text"], ["fine"], ["one", "too", "many"]])
     content = rows.getvalue().encode() if suffix == "csv" else ROW + rng.randbytes(500)
     (folder / f"a.{suffix}").write_bytes(content)
-    with pytest.raises(DataError, match="stranger") as error:
+    with pytest.raises(DataError, match="untrusted") as error:
         list(Hub((str(folder),), (None,), streaming=streaming).documents())
     assert "\n" not in str(error.value)
 
@@ -187,7 +187,7 @@ def bpe(tokens: list[str], merges: list[str], prefix: str) -> str:
 
 def refusal(path: Path, kind: str = "gpt") -> str:
     with pytest.raises(DataError) as error:
-        tokenizers.load(kind, str(path))
+        tokenizers.load_tokenizer(kind, str(path))
     assert str(error.value).startswith(f"data.tokenizer={path}: ")
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -271,15 +271,15 @@ def test_a_name_that_is_no_tokenizer_is_refused(name: str, tmp_path: Path, monke
     recipe = Recipe("gpt", name, 300, 16, 0.1)
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     with pytest.raises(DataError, match=re.escape("data.tokenizer=")):
-        prepare(TextFiles(("a.txt",)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles(("a.txt",)), recipe, tmp_path / "cache", print)
 
 
-def test_a_tokenizer_without_a_token_for_the_rest_is_refused_where_it_fails(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_unknown_token_is_refused_where_it_fails(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(word_level().replace('"unk_token": "[UNK]"', '"unk_token": "<no>"'))
     (tmp_path / "a.txt").write_text("other words")
     recipe = Recipe("gpt", str(tmp_path / "tokenizer.json"), len(WORDS), 16, 0.1)
     with pytest.raises(DataError, match=r"cannot tokenize .*a\.txt \(WordLevel error: Missing \[UNK\]"):
-        prepare(TextFiles((str(tmp_path / "a.txt"),)), recipe, tmp_path / "cache", print)
+        load_corpus(TextFiles((str(tmp_path / "a.txt"),)), recipe, tmp_path / "cache", print)
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
@@ -289,12 +289,12 @@ def test_no_module_of_the_working_directory_is_loaded_with_a_tokenizer(
     (tmp_path / "tokenizers.py").write_text("open('EXECUTED', 'w')")
     (tmp_path / "tokenizer.json").write_text(word_level())
     monkeypatch.chdir(tmp_path)
-    assert tokenizers.load("gpt", "tokenizer.json").get_vocab_size() == len(WORDS)
+    assert tokenizers.load_tokenizer("gpt", "tokenizer.json").get_vocab_size() == len(WORDS)
     assert not (tmp_path / "EXECUTED").exists()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_what_stops_the_program_is_no_error_of_the_library(stop: type[BaseException]) -> None:
+def test_signals_to_stop_are_not_turned_into_errors(stop: type[BaseException]) -> None:
     with pytest.raises(stop), tokenizers.refusing("anything"):
         raise stop
 
@@ -308,7 +308,7 @@ def test_a_damaged_byte_in_tokenizer_json_is_loaded_or_refused(tmp_path: Path, p
     (tmp_path / "tokenizer.json").write_bytes(bytes(content))
     refused = "data.tokenizer="
     try:
-        assert tokenizers.load("gpt", str(tmp_path / "tokenizer.json")).get_vocab_size() > len(SPECIAL)
+        assert tokenizers.load_tokenizer("gpt", str(tmp_path / "tokenizer.json")).get_vocab_size() > len(SPECIAL)
     except DataError as error:
         refused = str(error)
     assert refused.startswith("data.tokenizer=")
@@ -323,7 +323,7 @@ def built(tmp_path: Path) -> Callable[[], tuple[Corpus, list[str]]]:
 
     def again() -> tuple[Corpus, list[str]]:
         said.clear()
-        corpus = prepare(
+        corpus = load_corpus(
             TextFiles((str(path),)), Recipe("gpt", "auto", 300, 16, 0.1), tmp_path / "cache", said.append
         )
         return corpus, said
@@ -337,7 +337,7 @@ def entry(tmp_path: Path) -> Path:
 
 
 def change_facts(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """As somebody would who knows how the checksum is made."""
+    """Changes corpus.json and makes its checksum fit."""
     facts = json.loads((folder / "corpus.json").read_text())
     del facts["sha256_of_this"]
     change(facts)
@@ -432,7 +432,7 @@ def test_a_flipped_bit_is_found(
     assert path.read_bytes() != bytes(content) or name == "corpus.json"  # spaces between values may be flipped
 
 
-def test_of_a_large_corpus_a_limited_number_of_blocks_is_read(
+def test_a_limited_number_of_blocks_of_a_large_corpus_is_checked(
     built: Callable[[], tuple[Corpus, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "_BLOCK", 64)
@@ -465,7 +465,7 @@ def test_what_cannot_be_repaired_is_refused_with_what_to_delete(
         built()
 
 
-def test_an_entry_that_is_a_link_elsewhere_is_not_followed_with_a_broom(
+def test_a_cache_entry_that_is_a_link_is_refused_and_its_target_is_kept(
     built: Callable[[], tuple[Corpus, list[str]]], tmp_path: Path
 ) -> None:
     built()

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from apollo_cli.data.tokenizer import load, of_bytes
+from apollo_cli.data.tokenizer import byte_tokenizer, load_tokenizer
 from apollo_cli.glue.sentences import Framing, Sentences, TrainingSentences, cut
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -30,7 +30,7 @@ def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
     rng = random.Random(0)
     texts = [" ".join(rng.choices(["a", "bc", "def", "ghij"], k=rng.randint(1, 9))) for _ in range(120)]
     first, second = texts[:60], texts[60:]
-    tokenizer = load("bert", str(pretrained / "model"))
+    tokenizer = load_tokenizer("bert", str(pretrained / "model"))
     pairs = list(zip(first, second, strict=True))
     ours = Sentences.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
     of_transformers = AutoTokenizer.from_pretrained(pretrained / "model")
@@ -55,7 +55,7 @@ def test_rows_are_framed_as_each_model_knows_them() -> None:
 def sentences() -> Sentences:
     """Eleven pairs of different lengths, as bytes."""
     texts = [("a" * (1 + i % 5), "b" * (1 + 3 * i % 7)) for i in range(11)]
-    tokenizer = of_bytes("bert")
+    tokenizer = byte_tokenizer("bert")
     return Sentences.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
 
 

@@ -23,7 +23,7 @@ def main(pipe: int, words: list[str]) -> int:
 
     places: dict[str, tuple[Any, str]] = {
         "claiming": (RunDirectory, "claim"),
-        "caching": (corpus, "build"),
+        "caching": (corpus, "pack_corpus"),
         "stepping": (trainer.Trainer, "step"),
         "evaluating": (trainer, "evaluate"),
         "growing": (trainer.Trainer, "grow"),
