@@ -232,7 +232,7 @@ class Trainer:
             count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
             route = self.plan.route(step * len(depths) + part, depth)
             self.draw_dropout_of(step * len(depths) + part)
-            *first, last = batch.pieces(count)
+            *first, last = batch.chunks(count)
             pieces = [
                 self.backward_chunk(backward_chunk, route, count * len(depths), last=False)
                 for backward_chunk in first

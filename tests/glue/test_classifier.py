@@ -61,7 +61,7 @@ def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -
     with torch.no_grad():
         expected = theirs(
             input_ids=batch.tokens,
-            attention_mask=batch.seen.long(),
+            attention_mask=batch.attention_mask.long(),
             token_type_ids=batch.segments,
             labels=batch.targets,
         )
@@ -77,9 +77,9 @@ def test_gpt_answers_as_transformers_does(gpt_folder: Path) -> None:
     ours = Classifier(body, 2).eval()
     ours.answer.load_state_dict(theirs.score.state_dict())
     batch = _batch("gpt", 61, np.array([0, 1, 1]))
-    padded_by_theirs = torch.where(batch.seen, batch.tokens, 1)  # they find the last token by what is padding
+    padded_by_theirs = torch.where(batch.attention_mask, batch.tokens, 1)  # they find the last token by what is padding
     with torch.no_grad():
-        expected = theirs(input_ids=padded_by_theirs, attention_mask=batch.seen.long()).logits
+        expected = theirs(input_ids=padded_by_theirs, attention_mask=batch.attention_mask.long()).logits
         answers = ours(batch, range(len(body.blocks)))
     torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-5)
 
@@ -103,12 +103,12 @@ def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Pat
     body, pooler = load_trunk(tmp_path, 0.0)
     batch = _batch("bert", 61, np.array([0, 1, 0]))
     with torch.no_grad():
-        expected = theirs(batch.tokens, batch.seen.long(), batch.segments)
-        hidden = body.eval().trunk(batch.tokens, range(2), batch.seen, batch.segments)
+        expected = theirs(batch.tokens, batch.attention_mask.long(), batch.segments)
+        hidden = body.eval().trunk(batch.tokens, range(2), batch.attention_mask, batch.segments)
         ours = Classifier(body, 2, pooler).pooler
         assert ours is not None
         pooled = ours(hidden[:, 0]).tanh()
-    torch.testing.assert_close(hidden[batch.seen], expected.last_hidden_state[batch.seen], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden[batch.attention_mask], expected.last_hidden_state[batch.attention_mask], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
@@ -150,5 +150,5 @@ def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model.loss(batch, range(4)).backward()
     rows, length = batch.tokens.shape
-    assert not batch.seen.all()
-    assert training_flops(model_config, 3, rows, length, int(batch.seen.sum())) == counted.get_total_flops()
+    assert not batch.attention_mask.all()
+    assert training_flops(model_config, 3, rows, length, int(batch.attention_mask.sum())) == counted.get_total_flops()

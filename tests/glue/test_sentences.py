@@ -38,7 +38,7 @@ def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
     batch = ours.batch(np.arange(60))
     assert torch.equal(batch.tokens, theirs["input_ids"])
     assert torch.equal(batch.segments, theirs["token_type_ids"])
-    assert torch.equal(batch.seen.long(), theirs["attention_mask"])
+    assert torch.equal(batch.attention_mask.long(), theirs["attention_mask"])
 
 
 def test_rows_are_framed_as_each_model_knows_them() -> None:
@@ -64,20 +64,20 @@ def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
     first, second = sentences.lengths[[0, 6]]
     assert first != second
     assert batch.tokens.shape == (2, max(first, second))
-    assert batch.seen.sum(1).tolist() == [first, second]
+    assert batch.attention_mask.sum(1).tolist() == [first, second]
     assert batch.positions.tolist() == [0, max(first, second)]
     assert batch.targets.tolist() == [0, 6]
     assert batch.segments[1].tolist()[:second] == [0] * (3 + 6 % 5) + [1] * (second - 3 - 6 % 5)
-    assert batch.segments[~batch.seen].sum() == 0
+    assert batch.segments[~batch.attention_mask].sum() == 0
 
 
-def test_pieces_are_the_rows_of_the_batch(sentences: Sentences) -> None:
+def test_chunks_are_the_rows_of_the_batch(sentences: Sentences) -> None:
     batch = sentences.batch(np.arange(8))
-    assert batch.pieces(1) == [batch]
-    pieces = batch.pieces(4)
-    for name in ("tokens", "segments", "seen", "targets"):
-        assert torch.equal(torch.cat([piece.tensors[name] for piece in pieces]), batch.tensors[name])
-    assert all(piece.positions.tolist() == [0, batch.tokens.shape[1]] for piece in pieces)
+    assert batch.chunks(1) == [batch]
+    chunks = batch.chunks(4)
+    for name in ("tokens", "segments", "attention_mask", "targets"):
+        assert torch.equal(torch.cat([chunk.tensors[name] for chunk in chunks]), batch.tensors[name])
+    assert all(chunk.positions.tolist() == [0, batch.tokens.shape[1]] for chunk in chunks)
 
 
 def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentences) -> None:
@@ -92,7 +92,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentenc
     assert sizes[:, 0].tolist() == [4, 4, 3] * 2
     batches = [training.micro_batch(step, 0) for step in range(6)]
     assert sizes[:, 1].tolist() == [batch.tokens.shape[1] for batch in batches]
-    assert sizes[:, 2].tolist() == [batch.seen.sum() for batch in batches]
+    assert sizes[:, 2].tolist() == [batch.attention_mask.sum() for batch in batches]
 
 
 def test_by_length_has_every_row_and_pads_little(sentences: Sentences) -> None:

@@ -121,12 +121,12 @@ def test_padded_batches_agree_with_transformers(model_config: ModelConfig, side:
     save_model(model, tmp_path, SPECIAL[model_config.kind])
     theirs = AUTO[model_config.kind].from_pretrained(tmp_path).eval()
     tokens = make_tokens(model_config.vocabulary, 10)
-    seen = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
+    is_token = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
     if side == "left":
-        seen = seen.flip(1)
-    ours = model.logits(tokens, range(3), seen)
-    logits = theirs(tokens, attention_mask=seen.long(), position_ids=torch.arange(10)[None]).logits
-    torch.testing.assert_close(ours[seen], logits[seen], rtol=0, atol=1e-4)
+        is_token = is_token.flip(1)
+    ours = model.logits(tokens, range(3), is_token)
+    logits = theirs(tokens, attention_mask=is_token.long(), position_ids=torch.arange(10)[None]).logits
+    torch.testing.assert_close(ours[is_token], logits[is_token], rtol=0, atol=1e-4)
 
 
 @each_kind
@@ -306,7 +306,7 @@ def test_missing_tensor_is_named(kind: Kind, name: str, tmp_path: Path) -> None:
 )
 def test_tensor_of_a_wrong_shape_is_refused(kind: Kind, name: str, size: tuple[int, ...], tmp_path: Path) -> None:
     rewrite(exported(tmp_path, kind), lambda tensors: tensors.update({name: torch.zeros(size)}))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is .*, config\.json says"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* has shape .*, by config\.json it should"):
         load_model(tmp_path)
 
 
@@ -315,5 +315,5 @@ def test_config_of_another_size_than_the_weights_is_refused(kind: Kind, tmp_path
     path = exported(tmp_path, kind) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"vocab_size": 77}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"is \(61,.*, config\.json says \(77,"):
+    with pytest.raises(CheckpointError, match=r"has shape \(61,.*, by config\.json it should be \(77,"):
         load_model(tmp_path)
