@@ -31,23 +31,23 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def measured(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """The metrics of a task, each from -1 or 0 to 1; predictions that are all the same correlate with nothing: 0.
+def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The metrics of a task, each from -1 or 0 to 1; a correlation with constant predictions is 0.
 
     Args:
-        task: says which.
-        labels: (rows,), as `Examples` has them.
-        predictions: (rows,), the same for a model's answers.
+        task: the task.
+        labels: (rows,), as in `Examples`.
+        predictions: (rows,), the model's.
     """
     return {name: float(METRICS[name](labels, predictions)) for name in task.metrics}
 
 
 def score(values: Mapping[str, float]) -> float:
-    """The one number of a task: the mean of its metrics, of MNLI over matched and mismatched."""
+    """The score of a task: the mean of its metrics; for MNLI of both development splits."""
     return fmean(values.values())
 
 
 def average(scores: Mapping[str, float], *, with_wnli: bool) -> float | None:
-    """The GLUE average: the mean over these tasks; None where none is left."""
+    """The GLUE average: the mean over these tasks; None without any."""
     counted = [value for name, value in scores.items() if with_wnli or name != "wnli"]
     return fmean(counted) if counted else None

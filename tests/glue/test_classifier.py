@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from apollo_cli.errors import CheckpointError
-from apollo_cli.glue.classifier import Classifier, loss_of, training_flops
-from apollo_cli.glue.sentences import Framing, SentenceBatch, Sentences
+from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
+from apollo_cli.glue.sentences import Framing, SentenceBatch, SentenceDataset
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
 from apollo_cli.models.model_config import Kind, ModelConfig
@@ -37,7 +37,7 @@ def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
         framing.row([rng.integers(5, vocabulary, n).tolist() for n in sizes]) for sizes in [(3, 4), (9, 2), (1, 1)]
     ]
     rows = [np.array(tokens) for tokens, _ in framed]
-    sentences = Sentences(rows, np.array([first for _, first in framed]), labels, framing)
+    sentences = SentenceDataset(rows, np.array([first for _, first in framed]), labels, framing)
     return sentences.batch(np.array([0, 1, 2]))
 
 
@@ -67,7 +67,7 @@ def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -
         )
         answers = ours(batch, range(3))
     torch.testing.assert_close(answers, expected.logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss_of(answers, batch.targets), expected.loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(task_loss(answers, batch.targets), expected.loss, atol=1e-5, rtol=1e-5)
 
 
 def test_gpt_answers_as_transformers_does(gpt_folder: Path) -> None:
@@ -77,7 +77,9 @@ def test_gpt_answers_as_transformers_does(gpt_folder: Path) -> None:
     ours = Classifier(body, 2).eval()
     ours.answer.load_state_dict(theirs.score.state_dict())
     batch = _batch("gpt", 61, np.array([0, 1, 1]))
-    padded_by_theirs = torch.where(batch.attention_mask, batch.tokens, 1)  # they find the last token by what is padding
+    padded_by_theirs = torch.where(
+        batch.attention_mask, batch.tokens, 1
+    )  # they find the last token by what is padding
     with torch.no_grad():
         expected = theirs(input_ids=padded_by_theirs, attention_mask=batch.attention_mask.long()).logits
         answers = ours(batch, range(len(body.blocks)))
@@ -108,7 +110,9 @@ def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Pat
         ours = Classifier(body, 2, pooler).pooler
         assert ours is not None
         pooled = ours(hidden[:, 0]).tanh()
-    torch.testing.assert_close(hidden[batch.attention_mask], expected.last_hidden_state[batch.attention_mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        hidden[batch.attention_mask], expected.last_hidden_state[batch.attention_mask], atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
@@ -151,4 +155,7 @@ def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
         model.loss(batch, range(4)).backward()
     rows, length = batch.tokens.shape
     assert not batch.attention_mask.all()
-    assert training_flops(model_config, 3, rows, length, int(batch.attention_mask.sum())) == counted.get_total_flops()
+    assert (
+        fine_tuning_flops(model_config, 3, rows, length, int(batch.attention_mask.sum()))
+        == counted.get_total_flops()
+    )

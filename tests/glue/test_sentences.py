@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from apollo_cli.data.tokenizer import load, of_bytes
-from apollo_cli.glue.sentences import Framing, Sentences, TrainingSentences, cut
+from apollo_cli.glue.sentences import Framing, SentenceDataset, TrainingSentences, truncate
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -23,7 +23,7 @@ def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
         a, b = WORDS[:first], WORDS[20 : 20 + second]
         expected = tokenizer.encode(" ".join(a), " ".join(b)).ids
         ids = [[vocabulary[word] for word in words] for words in (a, b)]
-        assert [token for part in cut(ids, room) for token in part] == expected, (first, second, room)
+        assert [token for part in truncate(ids, room) for token in part] == expected, (first, second, room)
 
 
 def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
@@ -32,7 +32,7 @@ def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
     first, second = texts[:60], texts[60:]
     tokenizer = load("bert", str(pretrained / "model"))
     pairs = list(zip(first, second, strict=True))
-    ours = Sentences.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
+    ours = SentenceDataset.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
     of_transformers = AutoTokenizer.from_pretrained(pretrained / "model")
     theirs = of_transformers(first, second, truncation=True, max_length=16, padding=True, return_tensors="pt")
     batch = ours.batch(np.arange(60))
@@ -48,18 +48,18 @@ def test_rows_are_framed_as_each_model_knows_them() -> None:
     assert bert.row([[10] * 9]) == ([2, *[10] * 6, 3], 8)
     gpt = Framing("gpt", {"eos": 0}, 8)
     assert gpt.row([[10, 11], [20]]) == ([10, 11, 0, 20, 0], 3)
-    assert (bert.place(5), gpt.place(5)) == (0, 4)
+    assert (bert.predicting_position(5), gpt.predicting_position(5)) == (0, 4)
 
 
 @pytest.fixture(scope="module")
-def sentences() -> Sentences:
+def sentences() -> SentenceDataset:
     """Eleven pairs of different lengths, as bytes."""
     texts = [("a" * (1 + i % 5), "b" * (1 + 3 * i % 7)) for i in range(11)]
     tokenizer = of_bytes("bert")
-    return Sentences.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
+    return SentenceDataset.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
 
 
-def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
+def test_a_batch_is_as_wide_as_its_longest_row(sentences: SentenceDataset) -> None:
     batch = sentences.batch(np.array([0, 6]))
     first, second = sentences.lengths[[0, 6]]
     assert first != second
@@ -71,7 +71,7 @@ def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
     assert batch.segments[~batch.attention_mask].sum() == 0
 
 
-def test_chunks_are_the_rows_of_the_batch(sentences: Sentences) -> None:
+def test_chunks_are_the_rows_of_the_batch(sentences: SentenceDataset) -> None:
     batch = sentences.batch(np.arange(8))
     assert batch.chunks(1) == [batch]
     chunks = batch.chunks(4)
@@ -80,7 +80,7 @@ def test_chunks_are_the_rows_of_the_batch(sentences: Sentences) -> None:
     assert all(chunk.positions.tolist() == [0, batch.tokens.shape[1]] for chunk in chunks)
 
 
-def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentences) -> None:
+def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: SentenceDataset) -> None:
     training = TrainingSentences(sentences, seed=3, batch_size=4)
     assert training.steps_per_epoch == 3
     epochs = [[training.row_numbers(3 * e + s, 0).tolist() for s in range(3)] for e in range(2)]
@@ -95,7 +95,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentenc
     assert sizes[:, 2].tolist() == [batch.attention_mask.sum() for batch in batches]
 
 
-def test_by_length_has_every_row_and_pads_little(sentences: Sentences) -> None:
+def test_by_length_has_every_row_and_pads_little(sentences: SentenceDataset) -> None:
     batches = list(sentences.by_length(4))
     assert sorted(np.concatenate(batches).tolist()) == list(range(11))
     longest = [sentences.lengths[batch].max() for batch in batches]
