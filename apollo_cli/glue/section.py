@@ -232,10 +232,6 @@ def resumed_values(words: Sequence[str], typed: Mapping[str, Any], saved: Mappin
     """
     sections = {word.partition("=")[0].partition(".")[0] for word in words} - {"resume"}
     if refused := sorted(sections - set(OVERRIDABLE_SECTIONS)):
-        typed_beside = ", ".join(OVERRIDABLE_SECTIONS)
-        raise ConfigError(
-            [
-                f"{', '.join(refused)}: a resumed command keeps its own values; beside resume= type only {typed_beside}"
-            ]
-        )
+        keys, allowed = ", ".join(refused), ", ".join(OVERRIDABLE_SECTIONS)
+        raise ConfigError([f"{keys}: a resumed command keeps its own values; only {allowed} may be typed too"])
     return {**saved, **{section: typed[section] for section in sections}}
