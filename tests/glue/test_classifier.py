@@ -11,14 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-)
 
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
@@ -43,6 +35,8 @@ def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
 
 @pytest.mark.parametrize("labels", [np.array([0, 2, 1]), np.array([0.5, 3.0, 5.0], dtype=np.float32)])
 def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification  # seconds, which other workers save
+
     outputs = 3 if labels.dtype == np.int64 else 1
     config = BertConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80,
@@ -71,6 +65,8 @@ def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -
 
 
 def test_gpt_answers_as_transformers_does(gpt_folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
     theirs = AutoModelForSequenceClassification.from_pretrained(gpt_folder, num_labels=2, pad_token_id=1).eval()
     body, pooler = load_trunk(gpt_folder, 0.0)
     assert pooler is None
@@ -94,6 +90,8 @@ def _renamed(folder: Path, change: Callable[[str], str | None]) -> None:
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
     config = BertConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80,
         max_position_embeddings=20,
@@ -117,6 +115,8 @@ def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Pat
 
 
 def test_a_bare_gpt_is_taken(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
     theirs = GPT2Model(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=20)).eval()
     theirs.save_pretrained(tmp_path)
     body, _ = load_trunk(tmp_path, 0.0)

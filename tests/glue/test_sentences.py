@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer
 
 from apollo_cli.data.tokenizer import load, of_bytes
 from apollo_cli.glue.sentences import Framing, SentenceDataset, TrainingSentences, truncate
@@ -27,6 +26,8 @@ def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
 
 
 def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
+    from transformers import AutoTokenizer
+
     rng = random.Random(0)
     texts = [" ".join(rng.choices(["a", "bc", "def", "ghij"], k=rng.randint(1, 9))) for _ in range(120)]
     first, second = texts[:60], texts[60:]
