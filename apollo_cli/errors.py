@@ -1,14 +1,14 @@
-"""Errors that the user can mend: one clear message, no traceback, exit code 2."""
+"""Errors that the user can fix: one clear message, no traceback, exit code 2."""
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 
 
 class ApolloError(Exception):
-    """Something outside the program is wrong; the message says what, where, and what to type."""
+    """Something outside the program is wrong; the message names the problem, the place and the remedy."""
 
 
 class ConfigError(ApolloError):
-    """The configuration is wrong. Holds every problem that was found, not only the first."""
+    """The configuration is wrong. Holds every problem found, not only the first."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -21,36 +21,40 @@ class ConfigError(ApolloError):
 
 
 class DataError(ApolloError):
-    """The corpus or the tokenizer cannot be used as asked."""
+    """The corpus or the tokenizer cannot be used."""
 
 
 class CheckpointError(ApolloError):
-    """A run directory or checkpoint is missing, damaged, in use, or not of this run."""
+    """A run directory or checkpoint is missing, damaged, in use, or of another run."""
 
 
 class OccupiedError(CheckpointError):
-    """A run directory belongs to another run, or another process works in it; nothing there was touched."""
+    """A run directory belongs to another run or is in use by another process; nothing in it was changed."""
 
 
 class TrainingError(ApolloError):
-    """Training cannot go on, for example because the loss is no longer finite.
+    """Training cannot continue, for example because the loss is no longer finite.
 
     Args:
-        message: what a person can do.
-        goes_on: whether resuming may end differently.
+        message: the problem and its remedies.
+        resumable: whether resuming may end differently.
     """
 
-    def __init__(self, message: str, *, goes_on: bool = True) -> None:
-        self.goes_on = goes_on
+    def __init__(self, message: str, *, resumable: bool = True) -> None:
+        self.resumable = resumable
         super().__init__(message)
 
 
 class PeerError(TrainingError):
-    """Another process of the same run is gone, or hangs."""
+    """Another process of the same run has ended or hangs."""
 
 
-class SaidError(ApolloError):
-    """The processes that did the work have said why it ended."""
+class ReportedError(ApolloError):
+    """The processes of a run have failed and have reported the error themselves.
+
+    Args:
+        code: the exit code to end with.
+    """
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -58,4 +62,4 @@ class SaidError(ApolloError):
 
 
 class StorageError(ApolloError):
-    """A file cannot be written: the disk is full or read-only, or the folder is gone."""
+    """A file cannot be written: the disk is full or read-only, or the folder no longer exists."""

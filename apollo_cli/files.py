@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Atomic files (written beside, synced, renamed), and paths, sizes and names as text."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
-    remove(temporary)  # and made by this process: nothing is written through a link that stands there
+    remove(temporary)  # it may be a link of another user, and "x" refuses to write through one
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -43,12 +43,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> str:
-    """Indented, for people to read."""
     return json.dumps(value, indent=2) + "\n"
 
 
 def remove(path: Path) -> None:
-    """Deletes whatever is called so, if anything; what a link leads to stays."""
+    """Deletes the file, link or folder at `path`, if any; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -57,11 +56,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, size: int) -> Iterator[None]:
-    """Says in one message why `path`, of about `size` bytes, could not be written.
-
-    Raises:
-        StorageError: names the path, and the space that is needed where that is the reason.
-    """
+    """Turns an OSError inside, while `path` of about `size` bytes is written, into a StorageError."""
     try:
         yield
     except OSError as error:
@@ -69,19 +64,19 @@ def writing(path: Path, size: int) -> Iterator[None]:
 
 
 def unwritable(path: Path, size: int, error: Exception) -> StorageError:
-    """The error for a file of about `size` bytes that could not be written."""
+    """The error for a file of about `size` bytes, with its path and cause, on a full disk the space needed."""
     if getattr(error, "errno", None) == errno.ENOENT or not path.parent.is_dir():
-        return StorageError(f"{shown(path.parent)} is gone, or what was in it: {path.name} cannot be written there")
+        return StorageError(f"cannot write {path.name}: directory {shown(path.parent)} no longer exists")
     free = shutil.disk_usage(path.parent).free
     if getattr(error, "errno", None) in _FULL or "No space left" in str(error) or free < size:
         return StorageError(
             f"{shown(path)}: the disk is full; {in_units(size)} are needed and {in_units(free)} are free"
         )
-    return StorageError(f"{shown(path)} cannot be written: {getattr(error, 'strerror', None) or error}")
+    return StorageError(f"cannot write {shown(path)}: {getattr(error, 'strerror', None) or error}")
 
 
 def in_units(size: int) -> str:
-    """Bytes as people read them: 12.3 MB."""
+    """A number of bytes as text, for example 12.3 MB."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -89,31 +84,31 @@ def in_units(size: int) -> str:
 
 
 def shown(path: Path) -> str:
-    """The path as a person would type it from here."""
+    """The path relative to the working directory where it is inside it, else absolute."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def command(name: str) -> str:
-    """A command of this installation as a person would type it from here."""
+    """A command of this installation as it is typed here: its name if it is on PATH, else its path."""
     beside = Path(sys.executable).with_name(name)
     return shown(beside) if shutil.which(name) is None and beside.exists() else name
 
 
 def in_order(name: str) -> tuple[list[tuple[float, str]], str]:
-    """A key to sort names by, so that cell 10 comes after cell 2 and k=1.5 after k=1."""
+    """A natural sort key: k=2, k=10 and k=1.5 are ordered by their numbers."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name
 
 
 def sync_file(path: Path) -> None:
-    """Has the disk take what was written to `path`."""
+    """Flushes the content of `path` to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk take the names in `folder`."""
+    """Flushes the entries of `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,12 +117,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def remove_if_empty(place: Path) -> Iterator[None]:
-    """Removes `place` and its parents at the end as far as they were not there at the beginning and are empty."""
-    made = [folder for folder in (place, *place.parents) if not os.path.lexists(folder)]
+def remove_if_empty(folder: Path) -> Iterator[None]:
+    """At the end, removes those of `folder` and its parents that did not exist before and are empty."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         yield
     finally:
-        for folder in made:
-            with suppress(OSError, ValueError):  # not empty, or never made
-                folder.rmdir()
+        for path in missing:
+            with suppress(OSError, ValueError):  # not empty, or never created
+                path.rmdir()

@@ -15,9 +15,10 @@ import numpy as np
 from datasets import Dataset
 
 from apollo_cli import files
-from apollo_cli.glue import examples, metrics
+from apollo_cli.glue import metrics
+from apollo_cli.glue.examples import read_examples
 from apollo_cli.glue.grid import FineTuningGrid
-from apollo_cli.glue.section import compose_words, parse
+from apollo_cli.glue.section import compose_words, parse_glue
 from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.intervals import interval
 from benchmarks import results
@@ -39,7 +40,9 @@ class Contest:
     def ours(self, task: GlueTask, seed: int) -> float:
         """The score of apollo-glue."""
         words = [f"model={self.model}", f"glue.data_dir={self.data_dir}", f"task={task.name}", f"seed={seed}"]
-        config = parse(compose_words([*words, f"optim.lr={LR}", "tracking=local", "device=cpu", "log.every=500"]))
+        config = parse_glue(
+            compose_words([*words, f"optim.lr={LR}", "tracking=local", "device=cpu", "log.every=500"])
+        )
         found = FineTuningGrid(config, RUNNING / self.model.parent.name).run()["tasks"][task.name]["runs"]
         return next(run["score"] for run in found if run["seed"] == seed)
 
@@ -88,10 +91,10 @@ class Contest:
         given = trainer.predict(self._rows(task, dev, tokenizer))
         numbers, labels = np.asarray(given.predictions), np.asarray(given.label_ids)
         answers = numbers.argmax(-1) if task.labels else numbers.squeeze(-1)
-        return metrics.score(metrics.measured(task, labels, answers))
+        return metrics.score(metrics.task_metrics(task, labels, answers))
 
     def _rows(self, task: GlueTask, split: Split, tokenizer: Any) -> Any:
-        found = examples.read(task, split, self.data_dir)
+        found = read_examples(task, split, self.data_dir)
         columns = [list(column) for column in zip(*found.texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=128, return_token_type_ids=True)
         return Dataset.from_dict({**encoded, "labels": found.labels.tolist()})

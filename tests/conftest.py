@@ -1,6 +1,7 @@
 """A corpus and a model small enough that a whole run takes a fraction of a second."""
 
 import gc
+import importlib.metadata
 import json
 import logging
 import os
@@ -10,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -21,12 +24,16 @@ from omegaconf import OmegaConf
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
 
-gc.disable()  # until all tests are imported: a fifth of their time went into looking at what stays
+gc.disable()  # until all tests are imported, which takes a fifth less time so
+importlib.metadata.version = cache(importlib.metadata.version)  # a run asks for six, and each is parsed anew
 
 from apollo_cli.cli.logs import OwnOrWarning
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
+from apollo_cli.files import write_json, write_text
+
+BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
 
 STEPS = 12
 TINY = (
@@ -59,6 +66,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or (os.cpu_count() or 1) + 1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that import transformers, which takes seconds, come last together, so that few workers import it."""
+    imports = cache(lambda path: "from transformers import" in path.read_text(encoding="utf-8"))
+    items.sort(key=lambda item: imports(item.path))
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
@@ -66,7 +79,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test talks to anybody."""
+    """No test uses the network or an account."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -85,8 +98,16 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _read_once() -> Iterator[None]:
-    """Hydra parses every YAML file of a package for each command again, a quarter of what it takes to compose."""
+def _no_sync() -> Iterator[None]:
+    """Waiting for the disk shows only when a machine loses power; what is synced, and when, is tested by spies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsed_once() -> Iterator[None]:
+    """Hydra parses every YAML file of a package again for each composition, a quarter of its time."""
     sources = (of for of in Plugins.instance().discover(ConfigSource) if issubclass(of, ConfigSource))
     source = next(of for of in sources if of.scheme() == "pkg")
     original = source.load_config
@@ -110,40 +131,76 @@ def composed() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
+    """Makes a file or folder of this name by a function, once for all workers; returns its path."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def path_of(name: str, build: Callable[[Path], object]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                build(path)
+                done.touch()
+        return path
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def corpus_file(built_once: BuiltOnce) -> Path:
     """200 documents of random sentences over 400 made-up words, some far more frequent than others."""
+    return built_once("corpus", _write_corpus) / "corpus.txt"
+
+
+def _write_corpus(folder: Path) -> None:
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(rng.choices(letters, k=rng.randint(2, 7))) for _ in range(400)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     documents = [" ".join(rng.choices(words, weights, k=60)) + "." for _ in range(200)]
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n\n".join(documents), encoding="utf-8")
-    return path
+    folder.mkdir()
+    write_text(folder / "corpus.txt", "\n\n".join(documents))
 
 
 @pytest.fixture(scope="session")
 def tiny(corpus_file: Path) -> tuple[str, ...]:
-    """The overrides of a tiny run."""
+    """The overrides of a tiny run; its packed corpus is shared by all workers."""
     folder = corpus_file.parent / "cache"
     with cache_folder.in_use(folder):
         return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={folder}")
 
 
 @pytest.fixture(scope="session")
-def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
+def config(tiny: tuple[str, ...], built_once: BuiltOnce) -> Callable[..., Config]:
     """Makes the config of a tiny run with more overrides.
 
-    Hydra takes 0.08 s: it composes what options are chosen, once, and plain values are filled in. Interpolations
-    are its own: it composes words that have one.
+    Hydra takes 0.08 s for a composition. So it composes each option of a group once, for all workers, and plain
+    values are filled in. Words with interpolations, and options that touch several sections, it composes together.
     """
-    composed = cache(lambda *options: compose_values([*tiny, *options]))
+
+    @cache
+    def composed(*options: str) -> dict[str, Any]:
+        name = f"composed_{sha256(repr(options).encode()).hexdigest()}.json"
+        path = built_once(name, lambda path: write_json(path, compose_values([*tiny, *options])))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def with_options(*options: str) -> dict[str, Any]:
+        chosen = [re.fullmatch(r"(model|sampler|expander|schedule|optim|distributed)=\w+", o) for o in options]
+        groups = [match[1] for match in chosen if match]
+        if len(set(groups)) < len(options):
+            return composed(*options)
+        return composed() | {group: composed(option)[group] for group, option in zip(groups, options, strict=True)}
 
     def make(*more: str) -> Config:
         overrides = OverridesParser.create().parse_overrides(list(more))
-        values = [o for o in overrides if re.fullmatch(r"[a-z]+\.\w+=[^$]*", o.input_line or "")]
-        options = [o.input_line for o in overrides if o not in values]
-        filled = OmegaConf.create(composed(*options))
+        plain = {key for key, value in composed().items() if not isinstance(value, dict)}
+        values = [
+            o for o in overrides if re.fullmatch(rf"([a-z]+\.\w+|{'|'.join(plain)})=[^$]*", o.input_line or "")
+        ]
+        options = [o.input_line or "" for o in overrides if o not in values]
+        filled = OmegaConf.create(with_options(*options))
         OmegaConf.set_struct(filled, True)
         for override in values:
             OmegaConf.update(filled, override.key_or_group, override.value(), merge=True)

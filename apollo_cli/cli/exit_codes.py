@@ -14,7 +14,7 @@ from apollo_cli.errors import (
     EXIT_USER_ERROR,
     ApolloError,
     ConfigError,
-    SaidError,
+    ReportedError,
     StorageError,
     TrainingError,
 )
@@ -32,14 +32,14 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
         run_dir: where the run is that may go on.
         program: the command.
     """
-    if isinstance(error, SaidError):
+    if isinstance(error, ReportedError):
         return error.code
     if isinstance(error, ApolloError):
         code = 128 + error.signum if isinstance(error, Interrupted) else EXIT_USER_ERROR
-        goes_on = isinstance(error, Interrupted | StorageError) or (
-            isinstance(error, TrainingError) and error.goes_on
+        resumable = isinstance(error, Interrupted | StorageError) or (
+            isinstance(error, TrainingError) and error.resumable
         )
-        text = f"{error}{resume_hint(run_dir, program) if run_dir and goes_on else ''}"
+        text = f"{error}{resume_hint(run_dir, program) if run_dir and resumable else ''}"
     elif _is_of_the_command_line(error):
         code, text = EXIT_USER_ERROR, str(error).strip().splitlines()[0]
     else:

@@ -1,1 +1,1 @@
-"""GLUE: pretrained models fine-tuned on sentences, with the official metrics."""
+"""Fine-tuning of pretrained models on GLUE, with the official metrics."""

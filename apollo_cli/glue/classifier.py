@@ -1,4 +1,4 @@
-"""A pretrained model that answers with a label or a number instead of tokens."""
+"""A pretrained model with a head that predicts a label or a number instead of tokens."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,19 @@ from torch import Tensor, nn
 from apollo_cli.glue.sentences import SentenceBatch
 from apollo_cli.models.dropout import Dropout
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
-from apollo_cli.models.hf import Pooler
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 
 
 class Classifier(nn.Module):
-    """The layers of a language model and a new head, as transformers' `...ForSequenceClassification` have it.
+    """The layers of a language model and a new head, as in transformers' `...ForSequenceClassification`.
 
     BERT: dense and tanh at [CLS] (its pooler, new where pretraining had none), dropout, linear. GPT-2: the final
     norm at the last token, linear without bias. New weights are drawn from torch's global generator with the
-    deviation that the model itself was made with.
+    deviation of the model's own initialization.
     """
 
-    def __init__(self, body: LanguageModel, outputs: int, pooler: Pooler | None = None) -> None:
+    def __init__(self, body: LanguageModel, outputs: int, pooler: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.body, self.model_config = body, body.model_config
         hidden, is_bert = body.model_config.hidden, body.model_config.kind == "bert"
@@ -34,17 +33,16 @@ class Classifier(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         if self.pooler and pooler:
-            self.pooler.load_state_dict(pooler._asdict())
+            self.pooler.load_state_dict(pooler)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The stored layers."""
         return self.body.blocks
 
     def forward(self, batch: SentenceBatch, layer_map: Sequence[int]) -> Tensor:
-        """(rows, outputs): logits of the labels, or one number."""
-        seen = batch.seen if self.pooler else None  # a GPT looks at nothing behind a token
-        hidden = self.body.trunk(batch.tokens, layer_map, seen, batch.segments, places=batch.places)
+        """(rows, outputs): logits of the labels, or one number per row."""
+        mask = batch.attention_mask if self.pooler else None  # a causal model never attends to padding at the end
+        hidden = self.body.trunk(batch.tokens, layer_map, mask, batch.segments, token_indices=batch.token_indices)
         hidden = hidden.flatten(0, 1)[batch.positions]
         if self.pooler is None:
             return self.answer(self.body.before_decoder(hidden))
@@ -54,27 +52,27 @@ class Classifier(nn.Module):
     def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
         """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""
         assert isinstance(batch, SentenceBatch)
-        return loss_of(self(batch, layer_map), batch.targets)
+        return task_loss(self(batch, layer_map), batch.targets)
 
 
-def loss_of(answers: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the rows; in fp32, whatever the precision of the answers."""
+def task_loss(answers: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the rows of cross-entropy, or of the squared error of float labels; in fp32."""
     if labels.is_floating_point():
         return F.mse_loss(answers.float().squeeze(-1), labels)
     return F.cross_entropy(answers.float(), labels)
 
 
-def training_flops(model_config: ModelConfig, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
-    """FLOPs of a step: those of the layers as `layer_flops` counts them, and per row the head's.
+def fine_tuning_flops(model_config: ModelConfig, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
+    """FLOPs of a step: `layer_flops` of each layer, and per row the head's.
 
-    Per row, with width h: BERT's pooler 2 h^2, answers 2 h outputs.
+    Per row, with width h: BERT's pooler 2 h^2, the linear head 2 h outputs.
 
     Args:
-        shape: of the model.
-        outputs: of its head.
-        rows: of the batch.
-        seq_len: tokens of its longest row.
-        tokens: of all rows, without padding.
+        model_config: sizes of the model.
+        outputs: outputs of the head.
+        rows: rows of the batch.
+        seq_len: tokens of the longest row.
+        tokens: tokens of all rows, without padding.
     """
     head = 2 * model_config.hidden * outputs + (2 * model_config.hidden**2 if model_config.kind == "bert" else 0)
     layers = model_config.layers * layer_flops(model_config, rows, seq_len, tokens)

@@ -1,4 +1,4 @@
-"""`apollo-glue`: parse, call, exit code. Heavy imports wait until they are needed."""
+"""`apollo-glue`: parse, call, exit code. Heavy imports are deferred, so that `--help` is fast."""
 
 import os
 import sys
@@ -21,30 +21,29 @@ usage: apollo-glue run=RUN_DIR|model=FOLDER [task=NAMES] [KEY=VALUE ...]
   model=FOLDER                 any BERT or GPT-2 in transformers' format (config.json, model.safetensors, tokenizer)
   task=cola,rte                cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; all (the default)
   glue.data_dir=DIR            the original files, CoLA/train.tsv and so on; else nyu-mll/glue of the hub
-  seed=0,1,2                   of the head, the order of the rows, dropout
-  optim.lr=2e-5,3e-5,5e-5      each beside each seed; a narrow model wants more, say 1e-4,3e-4,1e-3
+  seed=0,1,2                   seeds of the head, the order of the rows, dropout
+  optim.lr=2e-5,3e-5,5e-5      each with each seed; a narrow model needs more, say 1e-4,3e-4,1e-3
   glue.epochs=3  glue.max_length=128  glue.dropout=0.1  batch.size=32  optim.warmup=0.1
   device=auto  precision=auto  log.every=50  checkpoint.every=500  tracking=local
-  out=DIR                      of the results; glue/ in the run directory, outputs/glue/... for a model
-  resume=OUT                   go on with what was interrupted, as the same command does; beside it tracking,
-                               checkpoint and on_nonfinite may be typed
+  out=DIR                      folder of the results; glue/ in the run directory, outputs/glue/... for a model
+  resume=OUT                   continue what was interrupted, as the same command does; only keys of tracking,
+                               checkpoint and on_nonfinite may be typed beside it
 
 examples
   apollo-glue run=outputs/apollo/2026-01-31_12-00-00-000000 task=cola,rte
   apollo-glue model=bert-base task=all glue.data_dir=glue
 
-Results: a table, results.json, and submission/ for gluebenchmark.com. Typed again, it leaves out what is done.
-Exit codes: 0 done; 2 something to mend, said in one message; 130 / 143 interrupted, resumable; 1 a bug.
+Results: a table, results.json, and submission/ for gluebenchmark.com. The same command skips runs that are done.
+Exit codes: 0 done; 2 an error to fix, in one message; 130 / 143 interrupted, resumable; 1 a bug.
 """
 
 
 def main() -> None:
-    """The console command."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(words: list[str]) -> int:
-    """Runs `apollo-glue` with these words and returns its exit code."""
+    """Runs `apollo-glue` with these words; returns the exit code."""
     if {"--help", "-h"} & set(words):
         print(PAGE, end="")
         return EXIT_OK
@@ -61,21 +60,19 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if several := ProcessEnv.of(os.environ):
-        raise ConfigError(
-            [f"fine-tuning takes one device: start {NAME} once, not as {several.world_size} processes"]
-        )
+    if env := ProcessEnv.of(os.environ):
+        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {env.world_size} processes"])
 
-    from apollo_cli.glue.grid import FineTuningGrid, asked_before, place
-    from apollo_cli.glue.section import beside_resume, compose_words, parse
+    from apollo_cli.glue.grid import FineTuningGrid, results_folder, saved_values
+    from apollo_cli.glue.section import compose_words, parse_glue, resumed_values
 
     if flags := [word for word in words if word.startswith("-")]:
         raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
     raw = compose_words(words)
     if resumed := raw["resume"]:
-        raw = beside_resume(words, raw, asked_before(Path(resumed)))
-    config = parse(raw)
-    out = place(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+        raw = resumed_values(words, raw, saved_values(Path(resumed)))
+    config = parse_glue(raw)
+    out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     try:
         FineTuningGrid(config, out).run()
     except Exception as error:

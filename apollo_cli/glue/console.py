@@ -1,4 +1,4 @@
-"""What a person sees of a fine-tuning run."""
+"""Console output of a fine-tuning run."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from apollo_cli.tracking.console import Console, duration
 
 
 class GlueConsole(Console):
-    """Rows of a fine-tuning run: its name, its metrics."""
+    """Prints rows of a fine-tuning run with its name and metrics."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

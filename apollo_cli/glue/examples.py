@@ -1,4 +1,4 @@
-"""The sentences of a task, from the original TSV files or from the hub, with the quirks of both."""
+"""The rows of a task, from the original TSV files or from the hub."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +13,11 @@ from apollo_cli.data.hub import Hub
 from apollo_cli.errors import DataError
 from apollo_cli.glue.tasks import HUB, GlueTask, Split
 
-_HIGHEST = 5.0  # similarity of STS-B
+_MAX_SCORE = 5.0  # similarity in STS-B
 _UNSURE = "-"  # MNLI's label where annotators did not agree
-_NO_LABEL = -1  # the hub's, in the test rows
+_NO_LABEL = -1  # the hub's label of test rows
+
+_Row = tuple[int, Mapping[str, Any]]  # line number, cells by column: sentence1, sentence2, label, index
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class Examples:
     """The rows of a split.
 
     Attributes:
-        texts: one or two sentences a row.
-        labels: (rows,), numbers of the task's labels as int64, or similarities as float32; empty for a test.
-        indices: what a submission calls the rows.
-        left_out: rows without a sentence or a label that one can learn from.
+        texts: one or two sentences per row.
+        labels: (rows,), numbers of the task's labels as int64, or similarities as float32; empty for a test split.
+        indices: index of each row in a submission.
+        left_out: number of rows that were left out because they have no sentence or no label.
     """
 
     texts: list[tuple[str, ...]]
@@ -36,38 +38,33 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is in them."""
+        """Hash of texts and labels."""
         digest = hashlib.sha256(repr(self.texts).encode("utf-8", "surrogatepass"))
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:16]
 
 
-def read(task: GlueTask, split: Split, data_dir: Path | None) -> Examples:
-    """The examples of a split, from `data_dir` (of the original files) or from the hub.
+def read_examples(task: GlueTask, split: Split, data_dir: Path | None) -> Examples:
+    """The examples of a split, from the original files in `data_dir` or, if None, from the hub.
 
     Raises:
-        DataError: a file, a column or a label is not what it should be; names the line.
+        DataError: a file, column or label is missing or invalid; the message names the line.
     """
     labelled = split not in task.splits.test
     if data_dir is None:
-        return _collect(task, _of_hub(task, split), f"dataset {HUB!r}, {task.name}, {split.hub}", labelled)
+        return _collect(task, _hub_rows(task, split), f"dataset {HUB!r}, {task.name}, {split.hub}", labelled)
     path = data_dir / task.title / split.file
-    return _collect(task, _of_file(task, path, labelled), files.shown(path), labelled)
+    return _collect(task, _file_rows(task, path, labelled), files.shown(path), labelled)
 
 
 def note_on_rows(task: GlueTask, split: Split, examples: Examples) -> str | None:
-    """What a reader should know where these are not the published rows."""
+    """A note where these are not the published rows, else None."""
     found = []
     if len(examples.texts) != split.rows:
         found.append(f"{len(examples.texts):,} rows, published are {split.rows:,}")
     if examples.left_out:
         found.append(f"{examples.left_out:,} without a sentence or a label are left out")
     return f"note: {task.title} {split.name} has {', '.join(found)}" if found else None
-
-
-_Row = tuple[
-    int, Mapping[str, Any]
-]  # number of the line, and the cells by column: sentence1, sentence2, label, index
 
 
 def _collect(task: GlueTask, rows: Iterator[_Row], where: str, labelled: bool) -> Examples:
@@ -91,14 +88,14 @@ def _collect(task: GlueTask, rows: Iterator[_Row], where: str, labelled: bool) -
 
 
 def _label(task: GlueTask, label: Any, where: str) -> float:
-    """Its number; the hub has that already."""
+    """The number of a label, which the hub's rows hold already, or a similarity."""
     if not task.labels:
         try:
             score = float(label)
         except (TypeError, ValueError):
             score = -1.0
-        if not 0 <= score <= _HIGHEST:
-            raise DataError(f"{where}: the score {label!r} should be a number from 0 to {_HIGHEST:g}")
+        if not 0 <= score <= _MAX_SCORE:
+            raise DataError(f"{where}: the score {label!r} should be a number from 0 to {_MAX_SCORE:g}")
         return score
     if isinstance(label, int) and 0 <= label < len(task.labels):
         return label
@@ -107,33 +104,32 @@ def _label(task: GlueTask, label: Any, where: str) -> float:
     return task.labels.index(label)
 
 
-def _of_file(task: GlueTask, path: Path, labelled: bool) -> Iterator[_Row]:
-    """Tab-separated, one row a line. Quotes are letters, and only a line feed ends a line."""
+def _file_rows(task: GlueTask, path: Path, labelled: bool) -> Iterator[_Row]:
+    """Tab-separated cells, without quoting; only a line feed ends a line."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # MRPC's begin with a byte-order mark
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # MRPC's files begin with a byte-order mark
     except OSError as error:
         raise DataError(
-            f"{task.title}: {files.shown(path)} cannot be read ({error.strerror}); glue.data_dir is a folder with "
-            f"the original files of GLUE, in it {task.title}/{path.name}"
+            f"{task.title}: {files.shown(path)} cannot be read ({error.strerror}); glue.data_dir must be a folder "
+            f"with the original files of GLUE, in it {task.title}/{path.name}"
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{files.shown(path)}: not UTF-8 at byte {error.start}") from error
     rows = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
     header: Sequence[str] = task.headless if labelled and task.headless else rows.pop(0)[1] if rows else ()
-    places = {f"sentence{i}": column for i, column in enumerate(task.columns)}
-    places |= {"label": task.label} if labelled else {"index": task.index}
-    if missing := [column for column in places.values() if column not in header and column != task.index]:
+    columns = {f"sentence{i}": column for i, column in enumerate(task.columns)}
+    columns |= {"label": task.label} if labelled else {"index": task.index}
+    if missing := [column for column in columns.values() if column not in header and column != task.index]:
         raise DataError(
             f"{files.shown(path)}: no column {', '.join(map(repr, missing))} "
             f"(it has: {', '.join(header) or 'none'})"
         )
-    at = {name: header.index(column) for name, column in places.items() if column in header}
+    at = {name: header.index(column) for name, column in columns.items() if column in header}
     for number, cells in rows:
-        yield number, {name: cells[place] for name, place in at.items() if place < len(cells)}
+        yield number, {name: cells[i] for name, i in at.items() if i < len(cells)}
 
 
-def _of_hub(task: GlueTask, split: Split) -> Iterator[_Row]:
-    """Labels are numbers there, and rows have an `idx`."""
+def _hub_rows(task: GlueTask, split: Split) -> Iterator[_Row]:
     source = Hub((HUB,), (task.name,), split.hub)
     for number, row in enumerate(source.rows(), 1):
         if missing := [column for column in (*task.hub_columns, "label") if column not in row]:

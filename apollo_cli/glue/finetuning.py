@@ -13,11 +13,11 @@ from apollo_cli import files
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue import metrics
-from apollo_cli.glue.classifier import Classifier, answers, loss_of, training_flops
+from apollo_cli.glue.classifier import Classifier, answers, fine_tuning_flops, task_loss
 from apollo_cli.glue.console import GlueConsole
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
-from apollo_cli.glue.sentences import Sentences, TrainingSentences
+from apollo_cli.glue.sentences import SentenceDataset, TrainingSentences
 from apollo_cli.glue.tasks import GlueTask, Split
 from apollo_cli.growth.expanders import Expander
 from apollo_cli.growth.plan import Plan, StepCost
@@ -55,9 +55,9 @@ class TaskData:
     """
 
     task: GlueTask
-    train: Sentences
-    dev: list[tuple[Split, Sentences]]
-    test: list[tuple[Split, Sentences, list[str]]]
+    train: SentenceDataset
+    dev: list[tuple[Split, SentenceDataset]]
+    test: list[tuple[Split, SentenceDataset, list[str]]]
     fingerprint: str
 
 
@@ -74,8 +74,8 @@ class Development:
         losses = []
         for split, sentences in self.data.dev:
             given = answered(model, sentences, device, self.batch_size)
-            losses.append(loss_of(given, torch.from_numpy(sentences.labels)).item())
-            of_split = metrics.measured(self.data.task, sentences.labels, chosen(self.data.task, given))
+            losses.append(task_loss(given, torch.from_numpy(sentences.labels)).item())
+            of_split = metrics.task_metrics(self.data.task, sentences.labels, chosen(self.data.task, given))
             values |= {f"{name}{split.suffix}": value for name, value in of_split.items()}
         return {"eval/loss": losses[0], **_check_shipped(values), "eval/score": metrics.score(values)}
 
@@ -85,7 +85,7 @@ def _check_shipped(values: Mapping[str, float]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def answered(model: Classifier, sentences: Sentences, device: Device, batch_size: int) -> Tensor:
+def answered(model: Classifier, sentences: SentenceDataset, device: Device, batch_size: int) -> Tensor:
     """(rows, outputs) on the CPU, in the order of the rows."""
     was_training = model.training
     model.eval()
@@ -165,7 +165,7 @@ class Cell(Session):
         """(steps + 1, 2): FLOPs and tokens before each step."""
         steps, task = self.config.budget.steps or 0, self.rows.task
         sizes = self.training.sizes(steps).tolist()
-        each = [(training_flops(self.pretrained.model_config, task.outputs, *size), size[-1]) for size in sizes]
+        each = [(fine_tuning_flops(self.pretrained.model_config, task.outputs, *size), size[-1]) for size in sizes]
         return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
 
     def _plan(self, device: Device) -> Plan:

@@ -1,53 +1,48 @@
-"""The official metrics of GLUE, from scikit-learn and scipy."""
+"""The official metrics of GLUE, from scikit-learn and scipy, whose imports take a second."""
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics
 
 from apollo_cli.glue.tasks import GlueTask
 
 
-def _correlation(of: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], float]:
-    def correlation(labels: np.ndarray, predictions: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            value = float(of(labels, predictions)[0])
-        return 0.0 if math.isnan(value) else value
-
-    return correlation
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "matthews": metrics.matthews_corrcoef,
-    "accuracy": metrics.accuracy_score,
-    "f1": metrics.f1_score,
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
-}
-
-
-def measured(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """The metrics of a task, each from -1 or 0 to 1; predictions that are all the same correlate with nothing: 0.
+def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The metrics of a task, each from -1 or 0 to 1; a correlation with constant predictions is 0.
 
     Args:
-        task: says which.
-        labels: (rows,), as `Examples` has them.
-        predictions: (rows,), the same for a model's answers.
+        task: the task.
+        labels: (rows,), as in `Examples`.
+        predictions: (rows,), the model's.
     """
-    return {name: float(METRICS[name](labels, predictions)) for name in task.metrics}
+    return {name: _metric(name, labels, predictions) for name in task.metrics}
+
+
+def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy import stats
+    from sklearn import metrics
+
+    if name in ("pearson", "spearman"):
+        correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            value = float(correlation(labels, predictions)[0])
+        return 0.0 if math.isnan(value) else value
+    functions = {
+        "matthews": metrics.matthews_corrcoef, "accuracy": metrics.accuracy_score, "f1": metrics.f1_score,
+    }  # fmt: skip
+    return float(functions[name](labels, predictions))
 
 
 def score(values: Mapping[str, float]) -> float:
-    """The one number of a task: the mean of its metrics, of MNLI over matched and mismatched."""
+    """The score of a task: the mean of its metrics; for MNLI of both development splits."""
     return fmean(values.values())
 
 
 def average(scores: Mapping[str, float], *, with_wnli: bool) -> float | None:
-    """The GLUE average: the mean over these tasks; None where none is left."""
+    """The GLUE average: the mean over these tasks; None without any."""
     counted = [value for name, value in scores.items() if with_wnli or name != "wnli"]
     return fmean(counted) if counted else None

@@ -1,4 +1,4 @@
-"""What fine-tuning runs gave: read from their folders, best and mean over seeds, averages."""
+"""Results of fine-tuning runs, read from their folders: best and mean over seeds, averages."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,17 +20,20 @@ NAME = "results.json"
 def collect(folder: Path) -> dict[str, Any]:
     """The results of all complete runs in a folder of fine-tuning runs.
 
-    Of each task: `data`, the fingerprint and the number of its training rows; `rates`, the learning rates that were
-    tried; `rate`, the one with the best mean score of those with the most seeds, the lowest of equal ones; `mean`
-    over its seeds, with the ends of the 95 % interval; `best` of all runs, as published results have it. Both are
-    chosen by the same development rows that they are measured on.
+    For each task: `data`, fingerprint and number of the training rows; `rates`, the learning rates tried; `rate`,
+    the one with the best mean score among those with the most seeds, the lowest on a tie; `mean` over its seeds,
+    with the ends of the 95 % interval; `best` of all runs, as in published results. Both are chosen by the same
+    development rows that they are measured on.
     """
     summaries = list(_complete(folder))
     tasks = {}
     for name in TASKS:
         of_task = [summary for summary in summaries if summary["task"] == name]
         if of_task:
-            tasks[name] = {"data": of_task[0]["data"], **_of_task([_run(summary) for summary in of_task])}
+            tasks[name] = {
+                "data": of_task[0]["data"],
+                **_task_results([_run_results(summary) for summary in of_task]),
+            }
     return {
         "pretrained": summaries[0]["pretrained"] if summaries else {},
         "tasks": tasks,
@@ -39,7 +42,7 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """The averages of `mean` and of `best` over these tasks, and which tasks they hold."""
+    """The averages of `mean` and of `best` over these tasks, with the names of the tasks."""
     found = {}
     for kind in ("mean", "best"):
         scores = {name: task[kind] for name, task in tasks.items()}
@@ -52,7 +55,7 @@ def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_of(folder: Path, task: GlueTask) -> list[dict[str, Any]]:
-    """The fingerprint and the number of rows that each complete run of a task was trained on."""
+    """Fingerprint and number of training rows of each complete run of a task."""
     return [summary["data"] for summary in _complete(folder, task.name)]
 
 
@@ -62,11 +65,11 @@ def _complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
         if summary.get("status") == "completed":
             whole = {"data", "device", "precision", "totals"} <= summary.keys()
             if not whole or summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
-                raise CheckpointError(f"{files.shown(path)} is damaged: it is of no fine-tuning run")
+                raise CheckpointError(f"{files.shown(path)} is damaged: it is not the summary of a fine-tuning run")
             yield summary
 
 
-def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _run_results(summary: Mapping[str, Any]) -> dict[str, Any]:
     scores = {name: value for name, value in summary["losses"].items() if name.startswith("eval/")}
     return {
         "lr": summary["lr"],
@@ -80,23 +83,23 @@ def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_task(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _task_results(runs: list[dict[str, Any]]) -> dict[str, Any]:
     rates: dict[float, list[dict[str, Any]]] = {}
     for run in runs:
         rates.setdefault(run["lr"], []).append(run)
     seeds = max(map(len, rates.values()))
-    of_rates = {
+    means = {
         rate: fmean(run["score"] for run in rates[rate]) for rate in sorted(rates) if len(rates[rate]) == seeds
     }
-    rate = max(of_rates, key=lambda rate: of_rates[rate])
-    of_seeds = interval([run["score"] for run in rates[rate]])
+    rate = max(means, key=lambda rate: means[rate])
+    over_seeds = interval([run["score"] for run in rates[rate]])
     best = max(runs, key=lambda run: run["score"])
     return {
         "rates": sorted(rates),
         "rate": rate,
         "seeds": [run["seed"] for run in rates[rate]],
-        "mean": of_seeds.mean,
-        "interval": of_seeds.ends,
+        "mean": over_seeds.mean,
+        "interval": over_seeds.ends,
         "metrics": {
             name: fmean(run["metrics"][name] for run in rates[rate]) for name in best["metrics"] if name != "loss"
         },
@@ -106,42 +109,41 @@ def _of_task(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """The results for people; x 100, as GLUE has them."""
-    shown = Table(title="GLUE, development rows (x 100)", title_justify="left")
+def scores_table(results: Mapping[str, Any]) -> Table:
+    """The results as a table; x 100, as GLUE reports them."""
+    table = Table(title="GLUE, development rows (x 100)", title_justify="left")
     for name in ("task", "mean over seeds", "best run", "metrics (mean)", "lr", "runs"):
-        shown.add_column(name, justify="left" if name in ("task", "metrics (mean)") else "right")
+        table.add_column(name, justify="left" if name in ("task", "metrics (mean)") else "right")
     for name, task in results["tasks"].items():
-        of = ", ".join(f"{metric} {hundredfold(value)}" for metric, value in task["metrics"].items())
-        shown.add_row(
+        metrics = ", ".join(f"{metric} {percent(value)}" for metric, value in task["metrics"].items())
+        table.add_row(
             TASKS[name].title,
-            mean(task),
-            hundredfold(task["best"]),
-            of,
+            mean_text(task),
+            percent(task["best"]),
+            metrics,
             f"{task['rate']:g}",
             str(len(task["runs"])),
         )
     means, best = (results["average"][kind] for kind in ("mean", "best"))
     for label, key in (("average", "with_wnli"), ("average without WNLI", "without_wnli")):
         if means[key] is not None and (key == "with_wnli" or "wnli" in means["tasks"]):
-            shown.add_row(label, hundredfold(means[key]), hundredfold(best[key]), _counted(means, key), "", "")
-    return shown
+            table.add_row(label, percent(means[key]), percent(best[key]), _counted(means, key), "", "")
+    return table
 
 
 def _counted(means: Mapping[str, Any], key: str) -> str:
-    """Which tasks an average holds."""
     names = [TASKS[name].title for name in means["tasks"] if key == "with_wnli" or name != "wnli"]
     return f"of {', '.join(names)}"
 
 
-def mean(task: Mapping[str, Any]) -> str:
-    """The mean of a task, with the half width of its interval where it has one."""
+def mean_text(task: Mapping[str, Any]) -> str:
+    """The mean of a task, with the half width of its interval if there is one, and the number of seeds."""
     if task["interval"] is None:
-        return f"{hundredfold(task['mean'])} (n = {len(task['seeds'])})"
+        return f"{percent(task['mean'])} (n = {len(task['seeds'])})"
     low, high = task["interval"]
-    return f"{hundredfold(task['mean'])} ± {hundredfold((high - low) / 2)} (n = {len(task['seeds'])})"
+    return f"{percent(task['mean'])} ± {percent((high - low) / 2)} (n = {len(task['seeds'])})"
 
 
-def hundredfold(value: float | None) -> str:
-    """A score as GLUE writes it."""
+def percent(value: float | None) -> str:
+    """A score x 100, as GLUE reports it."""
     return "-" if value is None else f"{100 * value:.1f}"

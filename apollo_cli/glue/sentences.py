@@ -1,4 +1,4 @@
-"""Sentences to batches: framed, cut, and padded to the longest of the batch and no further."""
+"""Batches of sentences: with special tokens, truncated, and padded to the longest row of the batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,41 +15,49 @@ from apollo_cli.models.transformer import Batch
 
 @dataclass(frozen=True)
 class SentenceBatch(Batch):
-    """A batch of sentences: one prediction a row, the label.
+    """A batch of sentences with one prediction per row, the label.
 
     Attributes:
         segments: (rows, seq_len) int64, 1 in the second sentence.
-        seen: (rows, seq_len) bool, False at padding.
-        places: (tokens,) int64, of what is seen in the flattened rows; known here, so that no device is waited for.
+        attention_mask: (rows, seq_len) bool, False at padding.
+        token_indices: (tokens,) int64, indices into the flattened rows that are no padding; computed on the CPU,
+            so that training does not wait for the device.
     """
 
     segments: Tensor
-    seen: Tensor
-    places: Tensor
+    attention_mask: Tensor
+    token_indices: Tensor
 
-    def pieces(self, count: int) -> Sequence[Batch]:
-        """The batch as `count` batches of as many rows each."""
-        if count == 1:  # nothing to look for, which would wait for the device
+    def chunks(self, count: int) -> Sequence[Batch]:
+        """`count` batches of equally many rows."""
+        if count == 1:  # `nonzero` below would wait for the device
             return [self]
-        parts = zip(super().pieces(count), self.segments.chunk(count), self.seen.chunk(count), strict=True)
+        masks = self.attention_mask.chunk(count)
+        parts = zip(super().chunks(count), self.segments.chunk(count), masks, strict=True)
         return [
-            SentenceBatch(**piece.tensors, segments=segments, seen=seen, places=seen.flatten().nonzero().squeeze(1))
-            for piece, segments, seen in parts
+            SentenceBatch(
+                **chunk.tensors, segments=segments, attention_mask=mask, token_indices=_true_indices(mask)
+            )
+            for chunk, segments, mask in parts
         ]
+
+
+def _true_indices(mask: Tensor) -> Tensor:
+    return mask.flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
 class Framing:
-    """How sentences become the tokens of a row.
+    """The special tokens around the sentences of a row.
 
-    BERT has [CLS] a [SEP], or [CLS] a [SEP] b [SEP], and answers at [CLS] (Devlin 2019, figure 4). GPT has the
-    end-of-text token behind each sentence, as between the documents that it was pretrained on, and answers at
-    the last one (Radford 2018, figure 1, where that token is learned with the task).
+    BERT reads [CLS] a [SEP], or [CLS] a [SEP] b [SEP], and predicts at [CLS] (Devlin 2019, figure 4). GPT reads the
+    end-of-text token after each sentence, as between the documents of its pretraining, and predicts at the last
+    one (Radford 2018, figure 1, where that token is learned with the task).
 
     Attributes:
         kind: bert or gpt.
-        ids: of the special tokens.
-        max_length: tokens of a row, these included.
+        ids: ids of the special tokens.
+        max_length: most tokens of a row, special tokens included.
     """
 
     kind: str
@@ -58,47 +66,46 @@ class Framing:
 
     @classmethod
     def of(cls, kind: str, tokenizer: Tokenizer, max_length: int) -> "Framing":
-        """With the special tokens of a tokenizer."""
         return cls(kind, special_ids(kind, tokenizer), max_length)
 
     @property
     def padding(self) -> int:
-        """GPT has no token for it; what stands behind the last token changes nothing before it."""
+        """The token that fills rows up; GPT has none of its own, and what follows the last token has no effect."""
         return self.ids["pad" if self.kind == "bert" else "eos"]
 
     def row(self, sentences: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-        """The tokens of a row, and how many of them are the first segment's."""
+        """The tokens of a row, and how many of them belong to the first segment."""
         ends = [self.ids["sep" if self.kind == "bert" else "eos"]]
         begin = [self.ids["cls"]] if self.kind == "bert" else []
-        first, *rest = cut(sentences, self.max_length - len(begin) - len(sentences))
+        first, *rest = truncate(sentences, self.max_length - len(begin) - len(sentences))
         tokens = [*begin, *first, *ends]
         return tokens + [token for sentence in rest for token in [*sentence, *ends]], len(tokens)
 
-    def place(self, length: int) -> int:
-        """Of the token in a row of this length where the answer is read."""
+    def predicting_position(self, length: int) -> int:
+        """The position in a row of this length where the label is predicted."""
         return 0 if self.kind == "bert" else length - 1
 
 
-def cut(sentences: Sequence[Sequence[int]], room: int) -> list[Sequence[int]]:
-    """The sentences with their ends cut off so that together they fit; the longer one loses first."""
+def truncate(sentences: Sequence[Sequence[int]], length: int) -> list[Sequence[int]]:
+    """The sentences, cut at their ends to `length` tokens together, the longer one first."""
     if len(sentences) == 1:
-        return [sentences[0][:room]]
+        return [sentences[0][:length]]
     first, second = sentences
-    short = min(len(first), len(second), room // 2)
+    short = min(len(first), len(second), length // 2)
     if len(first) <= len(second):
-        return [first[:short], second[: room - short]]
-    return [first[: room - short], second[:short]]
+        return [first[:short], second[: length - short]]
+    return [first[: length - short], second[:short]]
 
 
 @dataclass(frozen=True)
-class Sentences:
+class SentenceDataset:
     """The encoded rows of a split.
 
     Attributes:
-        rows: tokens of each.
-        firsts: how many of them are the first segment's, (rows,).
-        labels: (rows,); zeros for a test.
-        framing: theirs.
+        rows: tokens of each row.
+        firsts: (rows,), how many tokens belong to the first segment.
+        labels: (rows,); zeros for a test split.
+        framing: the special tokens in the rows.
     """
 
     rows: list[np.ndarray]
@@ -109,8 +116,8 @@ class Sentences:
     @classmethod
     def encode(
         cls, texts: Sequence[tuple[str, ...]], labels: np.ndarray, framing: Framing, tokenizer: Tokenizer
-    ) -> "Sentences":
-        """Rows of these texts; `labels` may be empty."""
+    ) -> "SentenceDataset":
+        """Encodes texts; `labels` may be empty."""
         columns = [
             tokenizer.encode_batch_fast(list(column), add_special_tokens=False)
             for column in zip(*texts, strict=True)
@@ -125,46 +132,47 @@ class Sentences:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, (rows,)."""
+        """(rows,), tokens of each row."""
         return np.array([len(row) for row in self.rows])
 
     def batch(self, numbers: np.ndarray) -> SentenceBatch:
-        """These rows."""
+        """The batch of these rows."""
         rows = [self.rows[number] for number in numbers]
         lengths = np.array([len(row) for row in rows])
         width = lengths.max()
         tokens = np.full((len(rows), width), self.framing.padding, dtype=np.int64)
         for line, row in zip(tokens, rows, strict=True):
             line[: len(row)] = row
-        at = np.arange(width)
-        seen = at < lengths[:, None]
-        places = np.array([self.framing.place(length) for length in lengths])
+        columns = np.arange(width)
+        is_token = columns < lengths[:, None]
+        second = (columns >= self.firsts[numbers][:, None]) & is_token
+        positions = np.array([self.framing.predicting_position(length) for length in lengths])
         return SentenceBatch(
             tokens=torch.from_numpy(tokens),
-            positions=torch.from_numpy(places + np.arange(len(rows)) * width),
+            positions=torch.from_numpy(positions + np.arange(len(rows)) * width),
             targets=torch.from_numpy(self.labels[numbers]),
-            segments=torch.from_numpy(((at >= self.firsts[numbers][:, None]) & seen).astype(np.int64)),
-            seen=torch.from_numpy(seen),
-            places=torch.from_numpy(np.flatnonzero(seen)),
+            segments=torch.from_numpy(second.astype(np.int64)),
+            attention_mask=torch.from_numpy(is_token),
+            token_indices=torch.from_numpy(np.flatnonzero(is_token)),
         )
 
     def by_length(self, size: int) -> Iterator[np.ndarray]:
-        """All row numbers in batches of rows of like length, so that little is padded."""
+        """All row numbers in batches of similar length, so that there is little padding."""
         order = np.argsort(self.lengths, kind="stable")
         yield from (order[first : first + size] for first in range(0, len(order), size))
 
 
 @dataclass(frozen=True)
 class TrainingSentences:
-    """The batches of a fine-tuning run, as functions of the step; the last one of an epoch may be smaller.
+    """The batches of a fine-tuning run, as functions of seed and step; the last one of an epoch may be smaller.
 
     Attributes:
         sentences: the training rows.
-        seed: of the run.
-        batch_size: rows a step.
+        seed: seed of the order of the rows.
+        batch_size: rows per step.
     """
 
-    sentences: Sentences
+    sentences: SentenceDataset
     seed: int
     batch_size: int
 
@@ -175,22 +183,20 @@ class TrainingSentences:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Every row comes once an epoch."""
         return -(-len(self.sentences.rows) // self.batch_size)
 
     def micro_batch(self, step: int, part: int) -> SentenceBatch:
-        """The batch of a step."""
         return self.sentences.batch(self.row_numbers(step, part))
 
     def row_numbers(self, step: int, part: int) -> np.ndarray:
-        """Which rows these are: each epoch has an order of its own."""
+        """The numbers of the rows of a batch; each epoch has its own order."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         rows = len(self.sentences.rows)
         positions = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, rows))
         return shuffled(rows, self.seed, epoch, positions)
 
     def sizes(self, steps: int) -> np.ndarray:
-        """(steps, 3): rows, tokens of the longest one, tokens of all, of the first steps."""
+        """(steps, 3): for each step its rows, the tokens of the longest row and the tokens of all rows."""
         lengths = self.sentences.lengths
         taken = [lengths[self.row_numbers(step, 0)] for step in range(steps)]
         return np.array([(len(each), each.max(), each.sum()) for each in taken], dtype=np.int64).reshape(-1, 3)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-HUB = "nyu-mll/glue"  # has all tasks, each as a configuration
+HUB = "nyu-mll/glue"  # one configuration per task
 
 
 @dataclass(frozen=True)
@@ -11,10 +11,10 @@ class Split:
 
     Attributes:
         name: train, dev or test, of MNLI also dev_mismatched and the like.
-        file: in the folder of the task.
-        hub: its name on the hub.
-        rows: as published.
-        suffix: of the names of its metrics and of its submission.
+        file: file name in the folder of the task.
+        hub: name of the split on the hub.
+        rows: published number of rows.
+        suffix: suffix of its metrics and of its submission file.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Splits:
     """The data of a task.
 
     Attributes:
-        train: to learn from.
-        dev: to measure on; MNLI has two.
-        test: for submissions; no labels are published.
+        train: training rows.
+        dev: development rows; MNLI has two splits.
+        test: rows for submissions, without labels.
     """
 
     train: Split
@@ -40,7 +40,7 @@ class Splits:
 
     @classmethod
     def plain(cls, train: int, dev: int, test: int) -> "Splits":
-        """The usual three files with so many rows."""
+        """The usual three files, with these numbers of rows."""
         return cls(
             Split("train", "train.tsv", "train", train),
             (Split("dev", "dev.tsv", "validation", dev),),
@@ -53,16 +53,16 @@ class GlueTask:
     """A task.
 
     Attributes:
-        name: as it is typed, and on the hub.
-        title: as GLUE writes it; the folder of its files, and the name of its submission.
-        columns: of the one or two sentences, in the files.
-        hub_columns: of the same on the hub.
-        label: the column of the label, in the files.
+        name: its name in commands and on the hub.
+        title: its official name; also the folder of its files and the name of its submission.
+        columns: columns of the one or two sentences in the files.
+        hub_columns: the same on the hub.
+        label: column of the label in the files.
         labels: in the order of the hub's numbers; empty where the label is a similarity from 0 to 5.
-        metrics: names of the official ones; the score of a task is their mean.
+        metrics: the official metrics, whose mean is the score.
         splits: its data.
-        headless: columns of train and dev where these files have no header.
-        index: the column that numbers the test rows, in the files.
+        headless: columns of train and dev if these files have no header.
+        index: column with the index of the test rows in the files.
     """
 
     name: str
@@ -78,7 +78,7 @@ class GlueTask:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model gives for it."""
+        """Outputs of a model's head."""
         return len(self.labels) or 1
 
 

@@ -1,1 +1,1 @@
-"""BERT and GPT as our own modules, their FLOPs, and their form in transformers."""
+"""BERT and GPT as torch modules, their FLOPs and memory in closed form, and transformers' file format."""

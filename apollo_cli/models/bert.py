@@ -8,7 +8,7 @@ from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Block, LanguageModel
 
 EPS = 1e-12
-SEGMENTS = 2  # kept for the export: pretraining without next-sentence pairs uses segment 0 alone
+SEGMENTS = 2  # pretraining uses segment 0 alone; fine-tuning on pairs of sentences both
 
 
 class Bert(LanguageModel):
@@ -29,15 +29,15 @@ class Bert(LanguageModel):
             return Block(self.model_config, pre_norm=False, causal=False, gelu="none", eps=EPS)
 
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Token, position and segment embeddings, normalised."""
+        """The normalised sum of token, position and segment embeddings."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
         return self.dropout(self.embedding_norm(hidden))
 
-    def attention_mask(self, seen: Tensor) -> Tensor:
-        """Every position sees every token that is not padding."""
-        return seen[:, None, None, :]
+    def block_mask(self, attention_mask: Tensor) -> Tensor:
+        """Every position attends to every token that is not padding."""
+        return attention_mask[:, None, None, :]
 
     def before_decoder(self, hidden: Tensor) -> Tensor:
-        """Dense, GELU, norm."""
+        """The MLM head's transform: dense, GELU, norm."""
         return self.transform_norm(F.gelu(self.transform(hidden)))

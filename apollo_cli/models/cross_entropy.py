@@ -1,4 +1,4 @@
-"""The decoder and its cross-entropy in one, a few rows at a time: the logits are never there as a whole."""
+"""Decoder and cross-entropy fused, a chunk of rows at a time: the whole logits never exist."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPU_BYTES, _GPU_BYTES = 1 << 23, 1 << 29  # of fp32 logits: a CPU's cache holds 8 MiB, a GPU wants long matrices
+_CPU_BYTES, _GPU_BYTES = 1 << 23, 1 << 29  # of fp32 logits: 8 MiB fit into a CPU's cache, GPUs need large matrices
 
 
 def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of `hidden @ weight.T + bias` against `targets`.
 
-    The same as `F.cross_entropy(F.linear(hidden, weight, bias), targets)` in a fraction of the memory:
-    the gradient of a row's logits, softmax minus one-hot, needs that row alone, so each chunk of rows goes
-    through forward and backward at once. The matrix products are the same three. Under autocast they run in
-    its precision; softmax and sums have that of the weights, fp32.
+    Equals `F.cross_entropy(F.linear(hidden, weight, bias), targets)` in a fraction of the memory: the gradient of
+    a row's logits, softmax minus one-hot, needs that row alone, so each chunk of rows runs forward and backward at
+    once. The matrix products are the same three. Under autocast they run in its precision; softmax and sums in
+    that of the weights, fp32.
 
     Args:
         hidden: (predictions, width).
@@ -33,19 +33,19 @@ class _DecoderLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: bool
     ) -> Tensor:
         total = weight.new_zeros(())
-        gradients = _Gradients(hidden, weight, bias, of_decoder=ctx.needs_input_grad[1]) if trains else None
-        at_once = max(1, bytes_at_once(weight.device.type) // (4 * len(weight)))
-        for first in range(0, len(targets), at_once):
-            chunk = slice(first, first + at_once)
-            right = targets[chunk, None]
+        gradients = _Gradients(hidden, weight, bias, decoder_trains=ctx.needs_input_grad[1]) if trains else None
+        chunk_rows = max(1, chunk_bytes(weight.device.type) // (4 * len(weight)))
+        for first in range(0, len(targets), chunk_rows):
+            chunk = slice(first, first + chunk_rows)
+            target = targets[chunk, None]
             logits = F.linear(hidden[chunk], weight, bias).to(weight.dtype)
-            chosen = logits.gather(1, right)
+            of_targets = logits.gather(1, target)
             highest = logits.amax(1, keepdim=True)
             sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            total += (sums.log() + highest - chosen).sum()
+            total += (sums.log() + highest - of_targets).sum()
             if gradients:
                 logits /= sums
-                logits.scatter_add_(1, right, logits.new_full((1, 1), -1.0).expand_as(right))
+                logits.scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
                 gradients.add(chunk, logits)
         ctx.gradients = gradients
         ctx.predictions = len(targets)
@@ -61,22 +61,22 @@ class _DecoderLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of the summed loss, gathered chunk by chunk."""
+    """Gradients of the summed loss, accumulated chunk by chunk."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, of_decoder: bool) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, decoder_trains: bool) -> None:
         self.source, self.decoder = hidden, weight
         self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight) if of_decoder else None
+        self.weight = torch.zeros_like(weight) if decoder_trains else None
         self.bias = None if bias is None else torch.zeros_like(bias)
 
     def add(self, chunk: slice, logits: Tensor) -> None:
-        """Takes the gradient of a chunk's logits."""
+        """Adds a chunk, given the gradient of its logits."""
         source = self.source[chunk]
         if torch.is_autocast_enabled(logits.device.type):
             self.hidden[chunk] = logits @ self.decoder
             if self.weight is not None:
                 self.weight += logits.t() @ source
-        else:  # straight into their places
+        else:  # written in place, without a temporary
             torch.mm(logits, self.decoder, out=self.hidden[chunk])
             if self.weight is not None:
                 torch.addmm(self.weight, logits.t(), source, out=self.weight)
@@ -84,6 +84,6 @@ class _Gradients:
             self.bias += logits.sum(0)
 
 
-def bytes_at_once(device: str) -> int:
-    """How much of the fp32 logits is held together on this type of device."""
+def chunk_bytes(device: str) -> int:
+    """Most bytes of fp32 logits that are held at once on this device type."""
     return _CPU_BYTES if device == "cpu" else _GPU_BYTES

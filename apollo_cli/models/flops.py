@@ -30,7 +30,7 @@ def forward_flops(model_config: ModelConfig, rows: int, seq_len: int, depth: int
 
 
 def layer_flops(model_config: ModelConfig, rows: int, seq_len: int, tokens: int) -> int:
-    """FLOPs of a layer's forward pass; of padded rows, attention alone works on more than their `tokens`."""
+    """FLOPs of a layer's forward pass; in padded rows only attention computes more than `tokens`."""
     per_token = 8 * model_config.hidden**2 + 4 * model_config.hidden * model_config.ffn
     return tokens * per_token + rows * seq_len * 4 * model_config.hidden * seq_len
 
@@ -40,15 +40,15 @@ def training_flops(
 ) -> int:
     """FLOPs of one micro-step: forward, and a backward pass of twice its cost.
 
-    The lowest `frozen` layers run forward only. With them the token embedding stands still, which is the decoder,
-    too: that passes its gradient on and has none of its own. A post-norm layer above them hands no gradient on from
-    Q, K and V, for nothing trains below; in a pre-norm one the norm before them does.
+    The lowest `frozen` layers run forward only. With them the token embedding is frozen, which is also the decoder:
+    it propagates the gradient and has none of its own. The first post-norm layer above them computes no input
+    gradient of Q, K and V, since nothing trains below; a pre-norm layer does, for its norm.
     """
     whole = forward_flops(model_config, rows, seq_len, depth, predictions)
     if not frozen:
         return FORWARD_AND_BACKWARD * whole
     below = forward_flops(model_config, rows, seq_len, frozen, 0)
-    spared = 2 * model_config.hidden * model_config.vocabulary * predictions
+    saved = 2 * model_config.hidden * model_config.vocabulary * predictions
     if model_config.kind == "bert":
-        spared += rows * seq_len * 6 * model_config.hidden**2
-    return FORWARD_AND_BACKWARD * (whole - below) + below - spared
+        saved += rows * seq_len * 6 * model_config.hidden**2
+    return FORWARD_AND_BACKWARD * (whole - below) + below - saved

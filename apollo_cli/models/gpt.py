@@ -23,15 +23,15 @@ class Gpt(LanguageModel):
             return Block(self.model_config, pre_norm=True, causal=True, gelu="tanh", eps=EPS)
 
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Token and position embeddings; GPT-2 has none of segments."""
+        """The sum of token and position embeddings; GPT-2 has no segments."""
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         return self.dropout(hidden)
 
-    def attention_mask(self, seen: Tensor) -> Tensor:
-        """Every position sees the tokens before it, and itself, that are not padding."""
-        length = seen.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
-        return causal & seen[:, None, None, :]
+    def block_mask(self, attention_mask: Tensor) -> Tensor:
+        """Every position attends to itself and the tokens before it that are not padding."""
+        length = attention_mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+        return causal & attention_mask[:, None, None, :]
 
     def before_decoder(self, hidden: Tensor) -> Tensor:
         """The final norm."""

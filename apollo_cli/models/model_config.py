@@ -1,4 +1,4 @@
-"""What a model is, in numbers."""
+"""The sizes of a model and the initialization of its weights."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,15 +10,15 @@ ResidualInit = Literal["plain", "by_depth"]
 
 @dataclass(frozen=True)
 class Initialization:
-    """How the weights begin; biases are 0 and norms 1 in any case.
+    """Initialization of the weights; biases are 0 and norms 1.
 
     Attributes:
         std: standard deviation of the normal distribution that weights are drawn from.
-        positions: what the position embeddings, which are trained, begin as: random, or sinusoidal
-            (Vaswani 2017, section 3.5), where a step along the row is one rotation everywhere.
-        positions_std: their standard deviation, or the root mean square of the sinusoids.
-        residual: projections into the residual stream begin like all else, or smaller by 1 / sqrt(2 L), L the
-            target depth (GPT-2, Radford 2019, section 2.3).
+        positions: initialization of the position embeddings, which are trained: random, or sinusoidal
+            (Vaswani 2017, section 3.5), where a step along the row is the same rotation everywhere.
+        positions_std: standard deviation of the position embeddings, or root mean square of the sinusoids.
+        residual: projections into the residual stream have the same deviation (plain), or one smaller by
+            1 / sqrt(2 L), L the target depth (by_depth; GPT-2, Radford 2019, section 2.3).
     """
 
     std: float = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
@@ -36,11 +36,11 @@ class ModelConfig:
         vocabulary: entries of the token embedding.
         positions: longest row, in tokens.
         hidden: width of the residual stream.
-        heads: attention heads of hidden / heads each.
+        heads: attention heads, each of width hidden / heads.
         ffn: inner width of the feed-forward part.
         layers: the target depth L.
-        dropout: probability, everywhere where BERT and GPT-2 have it.
-        init: how the weights begin.
+        dropout: probability, in every place where BERT and GPT-2 have dropout.
+        init: initialization of the weights.
     """
 
     kind: Kind
@@ -54,6 +54,6 @@ class ModelConfig:
     init: Initialization = Initialization()
 
     def narrowed(self, share: float) -> "ModelConfig":
-        """The same with this share of the width: of hidden, heads and ffn, each rounded to a whole number."""
+        """A copy with this share of hidden, heads and ffn, each rounded to a whole number."""
         hidden, heads, ffn = (round(share * width) for width in (self.hidden, self.heads, self.ffn))
         return replace(self, hidden=hidden, heads=heads, ffn=ffn)

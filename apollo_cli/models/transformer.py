@@ -16,17 +16,17 @@ from apollo_cli.models.dropout import Dropout, attention
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.unpadding import Unpadding
 
-LONGEST_WAVE = 10_000  # of the sinusoids, in positions over 2 pi (Vaswani 2017)
+LONGEST_WAVE = 10_000  # wavelength of the slowest sinusoid / 2 pi, in positions (Vaswani 2017)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a micro-step reads.
+    """The input of a micro-step.
 
     Attributes:
-        tokens: (rows, seq_len) int64, as the model sees them.
-        positions: (predictions,) int64, indices into the flattened rows where a prediction is asked.
-        targets: (predictions,) int64, the right tokens there.
+        tokens: (rows, seq_len) int64, the model's input.
+        positions: (predictions,) int64, indices into the flattened rows where a token is predicted.
+        targets: (predictions,) int64, the correct tokens there.
     """
 
     tokens: Tensor
@@ -35,19 +35,16 @@ class Batch:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device: torch.device) -> Self:
-        """The batch on another device."""
         return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors.items()})
 
     def pin_memory(self) -> Self:
-        """The batch in memory that a GPU can fetch from by itself."""
         return replace(self, **{name: t.pin_memory() for name, t in self.tensors.items()})
 
-    def pieces(self, count: int) -> Sequence["Batch"]:
-        """The batch as `count` batches of as many rows and predictions each; `count` divides its rows."""
+    def chunks(self, count: int) -> Sequence["Batch"]:
+        """`count` batches of equally many rows and predictions; `count` must divide the number of rows."""
         rows, seq_len = self.tokens.shape
         firsts = torch.arange(0, rows, rows // count, device=self.positions.device)
         positions = self.positions.view(count, -1) - seq_len * firsts[:, None]
@@ -56,7 +53,7 @@ class Batch:
 
 
 def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """`layer(hidden)`; on a CPU the bias is added in place, for torch begins by copying it to every row."""
+    """`layer(hidden)`; on a CPU the bias is added in place, as torch would first copy it to every row."""
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return layer(hidden)
     return F.linear(hidden, layer.weight).add_(layer.bias)
@@ -79,7 +76,7 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None = None, unpadding: Unpadding | None = None) -> Tensor:
         """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
 
-        `mask` broadcasts to (rows, heads, seq, seq), True = seen.
+        `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed.
         """
         if self.pre_norm:
             hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding)
@@ -90,15 +87,15 @@ class Block(nn.Module):
     def _attention(self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None) -> Tensor:
         qkv = linear(self.qkv, hidden)
         if unpadding:
-            qkv = unpadding.apart(qkv)
-        # parted first and turned then: so the three gradients are joined by one copy
-        parted = (part.unflatten(-1, (self.heads, -1)) for part in qkv.chunk(3, -1))
-        query, key, value = (part.transpose(1, 2) for part in parted)
+            qkv = unpadding.pad(qkv)
+        # chunked before it is transposed, so that the three gradients are joined by one copy
+        chunks = (chunk.unflatten(-1, (self.heads, -1)) for chunk in qkv.chunk(3, -1))
+        query, key, value = (chunk.transpose(1, 2) for chunk in chunks)
         causal = self.causal and mask is None
-        mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.now)
+        mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.active_probability)
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
-            mixed = unpadding.together(mixed)
+            mixed = unpadding.unpad(mixed)
         return self.dropout(linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
@@ -106,9 +103,9 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module, ABC):
-    """Embeddings, N stored blocks, and a tied decoder. Subclasses say what a block is and what stands around."""
+    """Embeddings, N stored blocks and a tied decoder. Subclasses define the block, the embeddings and the head."""
 
-    head_bias: nn.Parameter | None  # of the decoder, which is the token embedding
+    head_bias: nn.Parameter | None  # of the decoder, whose weight is the token embedding
 
     def __init__(self, model_config: ModelConfig, layers: int) -> None:
         super().__init__()
@@ -121,47 +118,52 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def new_block(self) -> Block:
-        """An empty block of this model, on the device of its embeddings."""
+        """An uninitialised block, on the device of the embeddings."""
 
     @abstractmethod
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(rows, seq_len) -> (rows, seq_len, hidden); `segments` (rows, seq_len) are 0 where there are none."""
+        """(rows, seq_len) -> (rows, seq_len, hidden); `segments` is (rows, seq_len), None for all 0."""
 
     @abstractmethod
-    def attention_mask(self, seen: Tensor) -> Tensor:
-        """From (rows, seq_len) bool, False at padding, to the mask of a block."""
+    def block_mask(self, attention_mask: Tensor) -> Tensor:
+        """The mask of a block, from (rows, seq_len) bool that is False at padding."""
 
     @abstractmethod
     def before_decoder(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> the same, what the decoder takes."""
+        """(..., hidden) -> (..., hidden), the decoder's input."""
 
     def trunk(
         self,
         tokens: Tensor,
         layer_map: Sequence[int],
-        seen: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         segments: Tensor | None = None,
         *,
-        places: Tensor | None = None,
+        token_indices: Tensor | None = None,
         frozen: int = 0,
         gates: Mapping[int, float] = NO_GATES,
     ) -> Tensor:
-        """Embeds and runs `len(layer_map)` logical layers, logical layer i being block layer_map[i].
+        """Hidden states (rows, seq_len, hidden) after `len(layer_map)` logical layers.
 
-        What is no padding is marked by `seen` (rows, seq_len). `places` (tokens,) say where it is in the flattened
-        rows: then no layer works on padding, and the result is zero there.
-        The embedding and the first `frozen` of them run forward only; block i weighs gates[i] beside the way past
-        it.
+        Args:
+            tokens: (rows, seq_len).
+            layer_map: logical layer i runs block layer_map[i].
+            attention_mask: (rows, seq_len) bool, False at padding; None without padding.
+            segments: (rows, seq_len).
+            token_indices: (tokens,), positions in the flattened rows that are no padding. With them no layer but
+                attention computes on padding, and the result is zero there.
+            frozen: the embedding and so many layers run forward only, if not 0.
+            gates: block i contributes with weight gates[i], its input with 1 - gates[i].
         """
-        mask = None if seen is None else self.attention_mask(seen)
-        unpadding = None if places is None else Unpadding(tokens.shape, places)
+        mask = None if attention_mask is None else self.block_mask(attention_mask)
+        unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
         with torch.no_grad() if frozen else nullcontext():
             hidden = self.embed(tokens, segments)
             if unpadding:
-                hidden = unpadding.together(hidden)
+                hidden = unpadding.unpad(hidden)
             hidden = self._run(hidden, mask, unpadding, layer_map[:frozen], gates)
         hidden = self._run(hidden, mask, unpadding, layer_map[frozen:], gates)
-        return unpadding.apart(hidden) if unpadding else hidden
+        return unpadding.pad(hidden) if unpadding else hidden
 
     def _run(
         self,
@@ -176,20 +178,20 @@ class LanguageModel(nn.Module, ABC):
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 
-    def logits(self, tokens: Tensor, layer_map: Sequence[int], seen: Tensor | None = None) -> Tensor:
-        """(rows, seq_len) -> (rows, seq_len, vocabulary); `seen` (rows, seq_len) is False at padding."""
-        return self.head(self.trunk(tokens, layer_map, seen))
+    def logits(self, tokens: Tensor, layer_map: Sequence[int], attention_mask: Tensor | None = None) -> Tensor:
+        """(rows, seq_len) -> (rows, seq_len, vocabulary); arguments as of `trunk`."""
+        return self.head(self.trunk(tokens, layer_map, attention_mask))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> (..., vocabulary); the decoder is the token embedding."""
+        """(..., hidden) -> (..., vocabulary)."""
         return F.linear(self.before_decoder(hidden), self.tokens.weight, self.head_bias)
 
     def loss(
         self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
     ) -> Tensor:
-        """Mean cross-entropy in nats over the batch's predictions; the head runs on those rows only.
+        """Mean cross-entropy in nats over the batch's predictions; the head runs at those positions only.
 
-        With frozen layers the token embedding stands still, and so does the decoder, which it is.
+        With frozen layers the token embedding is frozen too, and so is the decoder, which shares its weight.
         """
         hidden = self.trunk(batch.tokens, layer_map, frozen=frozen, gates=gates).flatten(0, 1)[batch.positions]
         decoder = self.tokens.weight.detach() if frozen else self.tokens.weight
@@ -198,25 +200,23 @@ class LanguageModel(nn.Module, ABC):
     def forward(
         self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
     ) -> Tensor:
-        """The loss: what is trained, and what torch's wrappers call."""
+        """`loss`, under the name that torch's wrappers call."""
         return self.loss(batch, layer_map, frozen, gates)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.tokens.weight.device
 
     def num_parameters(self) -> int:
-        """Trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def initialize(self) -> None:
-        """Draws all weights from torch's global generator, as `shape.init` says."""
+        """Draws all weights from torch's global generator according to `model_config.init`."""
         init = self.model_config.init
-        into_residual = (
-            init.std / (2 * self.model_config.layers) ** 0.5 if init.residual == "by_depth" else init.std
-        )
-        stds = {"positions": init.positions_std, "attention_out": into_residual, "ffn_out": into_residual}
+        residual_std = init.std
+        if init.residual == "by_depth":
+            residual_std /= (2 * self.model_config.layers) ** 0.5
+        stds = {"positions": init.positions_std, "attention_out": residual_std, "ffn_out": residual_std}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std))
@@ -229,9 +229,9 @@ class LanguageModel(nn.Module, ABC):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """(length, width): sine and cosine side by side, from one wave to the next slower by a constant factor.
+    """(length, width) sinusoidal positions with root mean square 1 / sqrt(2) (Vaswani 2017, section 3.5).
 
-    Vaswani 2017, section 3.5. A root mean square of 1 / sqrt(2).
+    Sine and cosine alternate; frequencies fall by a constant factor from one pair to the next.
     """
     frequencies = LONGEST_WAVE ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies

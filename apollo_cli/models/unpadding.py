@@ -1,4 +1,4 @@
-"""Rows of several lengths one behind the other, so that no layer works on padding."""
+"""Padded rows without their padding, so that no layer but attention computes on it."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Unpadding:
-    """Where the tokens of padded rows are; attention alone needs the rows apart.
+    """Positions of the tokens in padded rows.
 
     Attributes:
-        shape: rows, tokens of the longest.
-        places: (tokens,) int64, of what is no padding in the flattened rows.
+        shape: (rows, seq_len).
+        indices: (tokens,) int64, positions in the flattened rows that are no padding.
     """
 
     shape: torch.Size
-    places: Tensor
+    indices: Tensor
 
-    def together(self, padded: Tensor) -> Tensor:
+    def unpad(self, padded: Tensor) -> Tensor:
         """(rows, seq_len, width) -> (tokens, width)."""
-        return padded.flatten(0, 1).index_select(0, self.places)
+        return padded.flatten(0, 1).index_select(0, self.indices)
 
-    def apart(self, tokens: Tensor) -> Tensor:
+    def pad(self, tokens: Tensor) -> Tensor:
         """(tokens, width) -> (rows, seq_len, width), zero at padding."""
         zeros = tokens.new_zeros(self.shape.numel(), tokens.shape[-1])
-        return zeros.index_copy(0, self.places, tokens).view(*self.shape, -1)
+        return zeros.index_copy(0, self.indices, tokens).view(*self.shape, -1)

@@ -33,7 +33,7 @@ def num_pieces(footprint: ActivationMemory, rows: int, seq_len: int, depth: int,
     tokens = rows * seq_len
     kept = tokens * layers
     if footprint.device == "cpu":
-        kept = min(kept, CPU_ACTIVATIONS // footprint.of_layer)
+        kept = min(kept, CPU_ACTIVATIONS // footprint.bytes_per_layer)
     count = 1
     while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * FEWEST_TOKENS:
         count *= 2

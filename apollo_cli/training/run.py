@@ -13,7 +13,7 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import resume_words
 from apollo_cli.data import cache_folder
 from apollo_cli.data.inspect import inspection
-from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, ConfigError, SaidError
+from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, ConfigError, ReportedError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
@@ -112,14 +112,14 @@ def _launch_processes(config: Config, plan: Plan, directory: RunDirectory, overr
     """Has `devices` processes go on with the run, with `overrides`.
 
     Raises:
-        SaidError: they ended without having finished it, and said why.
+        ReportedError: they ended without having finished it, and said why.
     """
     from apollo_cli.training.distributed.launch import launch
 
     assert config.run.devices
     try:
         launch(resume_words(directory.path, overrides), config.run.devices)
-    except SaidError as error:
+    except ReportedError as error:
         if error.code == EXIT_USER_ERROR and not directory.metrics_file.exists():
             directory.disown()  # it did not begin
         raise

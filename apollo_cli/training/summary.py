@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache  # it starts a process, and the code of this one does not change
 def git_commit() -> str | None:
     """The commit of this program's checkout; None for an installed wheel."""
     here = Path(__file__).parent

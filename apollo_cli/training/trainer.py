@@ -232,7 +232,7 @@ class Trainer:
             count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
             route = self.plan.route(step * len(depths) + part, depth)
             self.draw_dropout_of(step * len(depths) + part)
-            *first, last = batch.pieces(count)
+            *first, last = batch.chunks(count)
             pieces = [
                 self.backward_chunk(backward_chunk, route, count * len(depths), last=False)
                 for backward_chunk in first
@@ -348,7 +348,8 @@ class Trainer:
             )
         if state.skipped_in_a_row == MOST_SKIPS_IN_A_ROW:
             raise TrainingError(
-                f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; in a new run {ways}", goes_on=False
+                f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; in a new run {ways}",
+                resumable=False,
             )
         state.step += 1
         state.flops += self.flops(refused.step, refused.depths)  # they were spent
@@ -443,7 +444,7 @@ class Trainer:
                 f"step {self.state.step}: there are weights that are not finite, for an update was too large. "
                 "They are not saved; checkpoints that are there are from before, but the same would come again. In "
                 "a new run a lower optim.lr or a longer optim.warmup may help",
-                goes_on=False,
+                resumable=False,
             )
 
     def row(self, values: dict[str, Any]) -> None:

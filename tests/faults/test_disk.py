@@ -169,7 +169,7 @@ def test_a_directory_that_vanishes_ends_the_run_and_is_not_made_again(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert len(said.splitlines()) == 1
-    assert "gone" in said
+    assert "no longer exists" in said
     assert not (tmp_path / "run").exists()
     if how == "moved":  # its last checkpoint went along
         assert list((tmp_path / "elsewhere" / "checkpoints").glob("step_*"))

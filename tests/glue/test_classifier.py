@@ -11,18 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    GPT2Config,
-    GPT2Model,
-)
 
 from apollo_cli.errors import CheckpointError
-from apollo_cli.glue.classifier import Classifier, loss_of, training_flops
-from apollo_cli.glue.sentences import Framing, SentenceBatch, Sentences
+from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
+from apollo_cli.glue.sentences import Framing, SentenceBatch, SentenceDataset
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
 from apollo_cli.models.model_config import Kind, ModelConfig
@@ -37,12 +29,14 @@ def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
         framing.row([rng.integers(5, vocabulary, n).tolist() for n in sizes]) for sizes in [(3, 4), (9, 2), (1, 1)]
     ]
     rows = [np.array(tokens) for tokens, _ in framed]
-    sentences = Sentences(rows, np.array([first for _, first in framed]), labels, framing)
+    sentences = SentenceDataset(rows, np.array([first for _, first in framed]), labels, framing)
     return sentences.batch(np.array([0, 1, 2]))
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 2, 1]), np.array([0.5, 3.0, 5.0], dtype=np.float32)])
 def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification  # seconds, which other workers save
+
     outputs = 3 if labels.dtype == np.int64 else 1
     config = BertConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80,
@@ -61,25 +55,29 @@ def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -
     with torch.no_grad():
         expected = theirs(
             input_ids=batch.tokens,
-            attention_mask=batch.seen.long(),
+            attention_mask=batch.attention_mask.long(),
             token_type_ids=batch.segments,
             labels=batch.targets,
         )
         answers = ours(batch, range(3))
     torch.testing.assert_close(answers, expected.logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(loss_of(answers, batch.targets), expected.loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(task_loss(answers, batch.targets), expected.loss, atol=1e-5, rtol=1e-5)
 
 
 def test_gpt_answers_as_transformers_does(gpt_folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
     theirs = AutoModelForSequenceClassification.from_pretrained(gpt_folder, num_labels=2, pad_token_id=1).eval()
     body, pooler = load_trunk(gpt_folder, 0.0)
     assert pooler is None
     ours = Classifier(body, 2).eval()
     ours.answer.load_state_dict(theirs.score.state_dict())
     batch = _batch("gpt", 61, np.array([0, 1, 1]))
-    padded_by_theirs = torch.where(batch.seen, batch.tokens, 1)  # they find the last token by what is padding
+    padded_by_theirs = torch.where(
+        batch.attention_mask, batch.tokens, 1
+    )  # they find the last token by what is padding
     with torch.no_grad():
-        expected = theirs(input_ids=padded_by_theirs, attention_mask=batch.seen.long()).logits
+        expected = theirs(input_ids=padded_by_theirs, attention_mask=batch.attention_mask.long()).logits
         answers = ours(batch, range(len(body.blocks)))
     torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-5)
 
@@ -92,6 +90,8 @@ def _renamed(folder: Path, change: Callable[[str], str | None]) -> None:
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
     config = BertConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=80,
         max_position_embeddings=20,
@@ -103,16 +103,20 @@ def test_any_bert_is_taken_whatever_its_head_and_names(bare: bool, tmp_path: Pat
     body, pooler = load_trunk(tmp_path, 0.0)
     batch = _batch("bert", 61, np.array([0, 1, 0]))
     with torch.no_grad():
-        expected = theirs(batch.tokens, batch.seen.long(), batch.segments)
-        hidden = body.eval().trunk(batch.tokens, range(2), batch.seen, batch.segments)
+        expected = theirs(batch.tokens, batch.attention_mask.long(), batch.segments)
+        hidden = body.eval().trunk(batch.tokens, range(2), batch.attention_mask, batch.segments)
         ours = Classifier(body, 2, pooler).pooler
         assert ours is not None
         pooled = ours(hidden[:, 0]).tanh()
-    torch.testing.assert_close(hidden[batch.seen], expected.last_hidden_state[batch.seen], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        hidden[batch.attention_mask], expected.last_hidden_state[batch.attention_mask], atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
 def test_a_bare_gpt_is_taken(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
     theirs = GPT2Model(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=20)).eval()
     theirs.save_pretrained(tmp_path)
     body, _ = load_trunk(tmp_path, 0.0)
@@ -150,5 +154,8 @@ def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model.loss(batch, range(4)).backward()
     rows, length = batch.tokens.shape
-    assert not batch.seen.all()
-    assert training_flops(model_config, 3, rows, length, int(batch.seen.sum())) == counted.get_total_flops()
+    assert not batch.attention_mask.all()
+    assert (
+        fine_tuning_flops(model_config, 3, rows, length, int(batch.attention_mask.sum()))
+        == counted.get_total_flops()
+    )

@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
         _interrupt_at(3, patch)
         assert run([*words, f"out={tmp_path / 'parted'}"]) == 143
     assert f"apollo-glue resume={tmp_path / 'parted'}" in capsys.readouterr().err
-    assert "task: what is resumed goes on as it was" in _error(
+    assert "task: a resumed command keeps its own values" in _error(
         [f"resume={tmp_path / 'parted'}", "task=rte"], capsys
     )
     assert run([f"resume={tmp_path / 'parted'}", "checkpoint.every=1"]) == 0
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(run_dir: Path, quick: tuple[
         "original = FineTuning.step\n"
         "def step(loop):\n"
         "    original(loop)\n"
-        "    if loop.progress.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if loop.state.step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "FineTuning.step = step\n"
         "run(sys.argv[1:])\n"
     )
@@ -176,7 +176,7 @@ def test_a_run_that_did_not_finish_is_refused_with_the_way_on(
     (run_dir / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     shutil.rmtree(run_dir / "model")
     said = _error([f"run={run_dir}", "task=cola", *quick], capsys)
-    assert "its model is not there" in said
+    assert "its model is missing" in said
     assert "resume" not in said
 
 
@@ -246,7 +246,9 @@ def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
     path = tmp_path / "gpt" / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
     said = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
-    assert "needs the token <|endoftext|>, it has none. GPT's rows end, and are filled up, with that token" in said
+    assert (
+        "needs the token <|endoftext|>, it has none. GPT's rows end with that token and are padded with it" in said
+    )
 
 
 def test_a_gpt_is_fine_tuned_from_a_folder(gpt_folder: Path, quick: tuple[str, ...], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from apollo_cli.errors import DataError
 from apollo_cli.glue import examples
-from apollo_cli.glue.examples import note_on_rows, read
+from apollo_cli.glue.examples import note_on_rows, read_examples
 from apollo_cli.glue.tasks import TASKS, GlueTask
 from tests.helpers.made_glue import ROWS
 
@@ -17,7 +17,7 @@ from tests.helpers.made_glue import ROWS
 def test_every_file_of_every_task_is_read(task: GlueTask, glue_dir: Path) -> None:
     for split in (task.splits.train, *task.splits.dev, *task.splits.test):
         part = split.name.partition("_")[0]
-        found = read(task, split, glue_dir)
+        found = read_examples(task, split, glue_dir)
         assert len(found.texts) == ROWS[part]
         assert {len(row) for row in found.texts} == {len(task.columns)}
         assert found.indices == [str(i) for i in range(ROWS[part])]
@@ -36,7 +36,7 @@ def _file(folder: Path, title: str, name: str, data: bytes) -> Path:
 
 def test_lines_end_in_any_way_and_fields_keep_their_quotes(tmp_path: Path) -> None:
     _file(tmp_path, "SST-2", "train.tsv", b'sentence\tlabel\r\n"a \xe2\x80\xa8 b" \t1\r\n it\x0c\'s\t0\r\n\r\n')
-    found = read(TASKS["sst2"], TASKS["sst2"].splits.train, tmp_path)
+    found = read_examples(TASKS["sst2"], TASKS["sst2"].splits.train, tmp_path)
     assert found.texts == [('"a \u2028 b" ',), (" it\x0c's",)]
     assert found.labels.tolist() == [1, 0]
 
@@ -45,7 +45,7 @@ def test_rows_that_miss_a_field_or_a_label_are_left_out_and_counted(tmp_path: Pa
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     rows = "0\t1\t2\tA?\tB?\t1\n1\t3\t4\tonly one\n2\t5\t6\tC?\tD?\t\n3\t7\t8\tE?\tF?\t0\n"
     _file(tmp_path, "QQP", "train.tsv", (head + rows).encode())
-    found = read(TASKS["qqp"], TASKS["qqp"].splits.train, tmp_path)
+    found = read_examples(TASKS["qqp"], TASKS["qqp"].splits.train, tmp_path)
     assert found.texts == [("A?", "B?"), ("E?", "F?")]
     assert found.labels.tolist() == [1, 0]
     assert found.left_out == 2
@@ -58,13 +58,13 @@ def test_rows_that_miss_a_field_or_a_label_are_left_out_and_counted(tmp_path: Pa
 def test_annotators_without_a_common_answer_gave_no_label(tmp_path: Path) -> None:
     text = "sentence1\tsentence2\tlabel1\tlabel2\tgold_label\na\tb\tneutral\tentailment\t-\nc\td\tx\tx\tneutral\n"
     _file(tmp_path, "MNLI", "dev_matched.tsv", text.encode())
-    found = read(TASKS["mnli"], TASKS["mnli"].splits.dev[0], tmp_path)
+    found = read_examples(TASKS["mnli"], TASKS["mnli"].splits.dev[0], tmp_path)
     assert (found.texts, found.labels.tolist(), found.left_out) == ([("c", "d")], [1], 1)
 
 
 def test_similarities_are_numbers(tmp_path: Path) -> None:
     _file(tmp_path, "STS-B", "dev.tsv", b"sentence1\tsentence2\tscore\na\tb\t4.750\n")
-    found = read(TASKS["stsb"], TASKS["stsb"].splits.dev[0], tmp_path)
+    found = read_examples(TASKS["stsb"], TASKS["stsb"].splits.dev[0], tmp_path)
     assert found.labels.dtype == np.float32
     assert found.labels.tolist() == [4.75]
 
@@ -96,12 +96,14 @@ def test_similarities_are_numbers(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_with_its_place(task: str, data: bytes, message: str, tmp_path: Path) -> None:
     _file(tmp_path, TASKS[task].title, "train.tsv", data)
     with pytest.raises(DataError, match=message):
-        read(TASKS[task], TASKS[task].splits.train, tmp_path)
+        read_examples(TASKS[task], TASKS[task].splits.train, tmp_path)
 
 
 def test_a_missing_file_names_the_folder_that_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"WNLI: .*/train.tsv cannot .*glue.data_dir is a folder .* WNLI/train"):
-        read(TASKS["wnli"], TASKS["wnli"].splits.train, tmp_path)
+    with pytest.raises(
+        DataError, match=r"WNLI: .*/train.tsv cannot .*glue.data_dir must be a folder .* WNLI/train"
+    ):
+        read_examples(TASKS["wnli"], TASKS["wnli"].splits.train, tmp_path)
 
 
 @pytest.fixture
@@ -128,22 +130,22 @@ def test_the_hub_has_numbers_for_labels_and_other_columns(hub: Path) -> None:
     sides = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [2, 0], "idx": [0, 1]}
     tests = {"premise": ["e"], "hypothesis": ["f"], "label": [-1], "idx": [7]}
     _publish(hub, "mnli", validation_matched=sides, test_matched=tests)
-    found = read(TASKS["mnli"], TASKS["mnli"].splits.dev[0], None)
+    found = read_examples(TASKS["mnli"], TASKS["mnli"].splits.dev[0], None)
     assert found.texts == [("a", "c"), ("b", "d")]
     assert [TASKS["mnli"].labels[i] for i in found.labels] == ["contradiction", "entailment"]
-    found = read(TASKS["mnli"], TASKS["mnli"].splits.test[0], None)
+    found = read_examples(TASKS["mnli"], TASKS["mnli"].splits.test[0], None)
     assert (found.texts, found.indices, found.labels.tolist()) == ([("e", "f")], ["7"], [])
 
 
 def test_a_hub_without_the_columns_is_refused(hub: Path) -> None:
     _publish(hub, "cola", train={"text": ["a"], "label": [1]})
     with pytest.raises(DataError, match=r"cola: no column sentence \(it has: text, label\)"):
-        read(TASKS["cola"], TASKS["cola"].splits.train, None)
+        read_examples(TASKS["cola"], TASKS["cola"].splits.train, None)
 
 
 def test_the_fingerprint_is_of_texts_and_labels(glue_dir: Path) -> None:
     task = TASKS["rte"]
     first, again, other = (
-        read(task, split, glue_dir) for split in (task.splits.train, task.splits.train, task.splits.dev[0])
+        read_examples(task, split, glue_dir) for split in (task.splits.train, task.splits.train, task.splits.dev[0])
     )
     assert first.fingerprint == again.fingerprint != other.fingerprint

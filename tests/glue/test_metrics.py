@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from apollo_cli.glue.metrics import average, measured, score
+from apollo_cli.glue.metrics import average, score, task_metrics
 from apollo_cli.glue.tasks import TASKS
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1, 1, 0])
@@ -15,12 +15,12 @@ GUESSES = np.array([0.5, 0.4, 3.0, 2.9, 4.1], dtype=np.float32)
 def test_the_metrics_are_what_their_formulas_say() -> None:
     f1, accuracy = 2 * 5 / (2 * 5 + 2 + 1), 7 / 10
     matthews = (5 * 2 - 2 * 1) / ((5 + 2) * (5 + 1) * (2 + 2) * (2 + 1)) ** 0.5
-    assert measured(TASKS["mrpc"], LABELS, ANSWERS) == pytest.approx({"f1": f1, "accuracy": accuracy})
-    assert measured(TASKS["cola"], LABELS, ANSWERS) == pytest.approx({"matthews": matthews})
-    processes = np.array([2, 1, 4, 3, 5])  # of the guesses; those of the scores are 1 to 5
-    spearman = 1 - 6 * ((processes - np.arange(1, 6)) ** 2).sum() / (5 * (25 - 1))
+    assert task_metrics(TASKS["mrpc"], LABELS, ANSWERS) == pytest.approx({"f1": f1, "accuracy": accuracy})
+    assert task_metrics(TASKS["cola"], LABELS, ANSWERS) == pytest.approx({"matthews": matthews})
+    ranks = np.array([2, 1, 4, 3, 5])  # of the guesses; those of the scores are 1 to 5
+    spearman = 1 - 6 * ((ranks - np.arange(1, 6)) ** 2).sum() / (5 * (25 - 1))
     pearson = np.corrcoef(SCORES, GUESSES)[0, 1]
-    assert measured(TASKS["stsb"], SCORES, GUESSES) == pytest.approx({"pearson": pearson, "spearman": spearman})
+    assert task_metrics(TASKS["stsb"], SCORES, GUESSES) == pytest.approx({"pearson": pearson, "spearman": spearman})
 
 
 # What Hugging Face's `evaluate` computes for `glue` (metrics/glue/glue.py), by our names.
@@ -44,12 +44,12 @@ def test_a_public_definition_of_the_metrics_gives_the_same(name: str) -> None:
     labels = rng.integers(0, len(task.labels), 200) if task.labels else rng.random(200) * 5
     answers = np.where(rng.random(200) < 0.6, labels, rng.permutation(labels))
     theirs = {metric: float(of(labels, answers)) for metric, of in PUBLIC[name].items()}
-    assert measured(task, labels, answers) == pytest.approx(theirs, abs=1e-12)
+    assert task_metrics(task, labels, answers) == pytest.approx(theirs, abs=1e-12)
 
 
 def test_a_model_that_always_says_the_same_correlates_with_nothing() -> None:
-    assert measured(TASKS["stsb"], SCORES, np.full(5, 2.0)) == {"pearson": 0.0, "spearman": 0.0}
-    assert measured(TASKS["cola"], LABELS, np.ones(10)) == {"matthews": 0.0}
+    assert task_metrics(TASKS["stsb"], SCORES, np.full(5, 2.0)) == {"pearson": 0.0, "spearman": 0.0}
+    assert task_metrics(TASKS["cola"], LABELS, np.ones(10)) == {"matthews": 0.0}
 
 
 def test_a_task_counts_by_the_mean_of_its_metrics_and_once() -> None:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer
 
 from apollo_cli.data.tokenizer import byte_tokenizer, load_tokenizer
-from apollo_cli.glue.sentences import Framing, Sentences, TrainingSentences, cut
+from apollo_cli.glue.sentences import Framing, SentenceDataset, TrainingSentences, truncate
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -23,22 +22,24 @@ def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
         a, b = WORDS[:first], WORDS[20 : 20 + second]
         expected = tokenizer.encode(" ".join(a), " ".join(b)).ids
         ids = [[vocabulary[word] for word in words] for words in (a, b)]
-        assert [token for part in cut(ids, room) for token in part] == expected, (first, second, room)
+        assert [token for part in truncate(ids, room) for token in part] == expected, (first, second, room)
 
 
 def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
+    from transformers import AutoTokenizer
+
     rng = random.Random(0)
     texts = [" ".join(rng.choices(["a", "bc", "def", "ghij"], k=rng.randint(1, 9))) for _ in range(120)]
     first, second = texts[:60], texts[60:]
     tokenizer = load_tokenizer("bert", str(pretrained / "model"))
     pairs = list(zip(first, second, strict=True))
-    ours = Sentences.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
+    ours = SentenceDataset.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
     of_transformers = AutoTokenizer.from_pretrained(pretrained / "model")
     theirs = of_transformers(first, second, truncation=True, max_length=16, padding=True, return_tensors="pt")
     batch = ours.batch(np.arange(60))
     assert torch.equal(batch.tokens, theirs["input_ids"])
     assert torch.equal(batch.segments, theirs["token_type_ids"])
-    assert torch.equal(batch.seen.long(), theirs["attention_mask"])
+    assert torch.equal(batch.attention_mask.long(), theirs["attention_mask"])
 
 
 def test_rows_are_framed_as_each_model_knows_them() -> None:
@@ -48,39 +49,39 @@ def test_rows_are_framed_as_each_model_knows_them() -> None:
     assert bert.row([[10] * 9]) == ([2, *[10] * 6, 3], 8)
     gpt = Framing("gpt", {"eos": 0}, 8)
     assert gpt.row([[10, 11], [20]]) == ([10, 11, 0, 20, 0], 3)
-    assert (bert.place(5), gpt.place(5)) == (0, 4)
+    assert (bert.predicting_position(5), gpt.predicting_position(5)) == (0, 4)
 
 
 @pytest.fixture(scope="module")
-def sentences() -> Sentences:
+def sentences() -> SentenceDataset:
     """Eleven pairs of different lengths, as bytes."""
     texts = [("a" * (1 + i % 5), "b" * (1 + 3 * i % 7)) for i in range(11)]
     tokenizer = byte_tokenizer("bert")
-    return Sentences.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
+    return SentenceDataset.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
 
 
-def test_a_batch_is_as_wide_as_its_longest_row(sentences: Sentences) -> None:
+def test_a_batch_is_as_wide_as_its_longest_row(sentences: SentenceDataset) -> None:
     batch = sentences.batch(np.array([0, 6]))
     first, second = sentences.lengths[[0, 6]]
     assert first != second
     assert batch.tokens.shape == (2, max(first, second))
-    assert batch.seen.sum(1).tolist() == [first, second]
+    assert batch.attention_mask.sum(1).tolist() == [first, second]
     assert batch.positions.tolist() == [0, max(first, second)]
     assert batch.targets.tolist() == [0, 6]
     assert batch.segments[1].tolist()[:second] == [0] * (3 + 6 % 5) + [1] * (second - 3 - 6 % 5)
-    assert batch.segments[~batch.seen].sum() == 0
+    assert batch.segments[~batch.attention_mask].sum() == 0
 
 
-def test_pieces_are_the_rows_of_the_batch(sentences: Sentences) -> None:
+def test_chunks_are_the_rows_of_the_batch(sentences: SentenceDataset) -> None:
     batch = sentences.batch(np.arange(8))
-    assert batch.pieces(1) == [batch]
-    pieces = batch.pieces(4)
-    for name in ("tokens", "segments", "seen", "targets"):
-        assert torch.equal(torch.cat([piece.tensors[name] for piece in pieces]), batch.tensors[name])
-    assert all(piece.positions.tolist() == [0, batch.tokens.shape[1]] for piece in pieces)
+    assert batch.chunks(1) == [batch]
+    chunks = batch.chunks(4)
+    for name in ("tokens", "segments", "attention_mask", "targets"):
+        assert torch.equal(torch.cat([chunk.tensors[name] for chunk in chunks]), batch.tensors[name])
+    assert all(chunk.positions.tolist() == [0, batch.tokens.shape[1]] for chunk in chunks)
 
 
-def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentences) -> None:
+def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: SentenceDataset) -> None:
     training = TrainingSentences(sentences, seed=3, batch_size=4)
     assert training.steps_per_epoch == 3
     epochs = [[training.row_numbers(3 * e + s, 0).tolist() for s in range(3)] for e in range(2)]
@@ -92,10 +93,10 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(sentences: Sentenc
     assert sizes[:, 0].tolist() == [4, 4, 3] * 2
     batches = [training.micro_batch(step, 0) for step in range(6)]
     assert sizes[:, 1].tolist() == [batch.tokens.shape[1] for batch in batches]
-    assert sizes[:, 2].tolist() == [batch.seen.sum() for batch in batches]
+    assert sizes[:, 2].tolist() == [batch.attention_mask.sum() for batch in batches]
 
 
-def test_by_length_has_every_row_and_pads_little(sentences: Sentences) -> None:
+def test_by_length_has_every_row_and_pads_little(sentences: SentenceDataset) -> None:
     batches = list(sentences.by_length(4))
     assert sorted(np.concatenate(batches).tolist()) == list(range(11))
     longest = [sentences.lengths[batch].max() for batch in batches]

@@ -43,18 +43,18 @@ def test_a_layer_keeps_what_torch_keeps(
     one_more = _kept_bytes(model_config, 5, bf16) - _kept_bytes(model_config, 4, bf16)
     weights = 2 * (4 * hidden**2 + 2 * hidden * ffn) if bf16 else 0  # the copies that autocast makes
     footprint = ActivationMemory(model_config, "cpu", bf16)
-    assert abs(one_more - weights - 4 * 32 * footprint.of_layer) <= weights  # to the byte in fp32
+    assert abs(one_more - weights - 4 * 32 * footprint.bytes_per_layer) <= weights  # to the byte in fp32
 
 
 def test_a_step_by_hand() -> None:
     model_config = ModelConfig("gpt", vocabulary=100, positions=8, hidden=16, heads=2, ffn=64, layers=6)
     cpu, gpu = ActivationMemory(model_config, "cpu", False), ActivationMemory(model_config, "cuda", True)
-    assert cpu.of_layer == 4 * (8 * 16 + 2 * 64) + 4 * 2 + 16 == 1048
-    assert gpu.of_layer == 2 * (6 * 16 + 2 * 64) + 8 * 16 + 24 == 600
+    assert cpu.bytes_per_layer == 4 * (8 * 16 + 2 * 64) + 4 * 2 + 16 == 1048
+    assert gpu.bytes_per_layer == 2 * (6 * 16 + 2 * 64) + 8 * 16 + 24 == 600
     # 16 bytes a parameter, 48 a token; 16 tokens, 3 layers; 14 rows of logits twice; 6 numbers for each of 30
-    piece = 16 * 3 * 1048 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
-    assert cpu.training_bytes(1000, 16, 3, 14, 1) == 16_000 + 48 * 16 + piece
-    assert cpu.training_bytes(1000, 32, 3, 28, 2) == 16_000 + 48 * 32 + piece
+    chunk = 16 * 3 * 1048 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
+    assert cpu.training_bytes(1000, 16, 3, 14, 1) == 16_000 + 48 * 16 + chunk
+    assert cpu.training_bytes(1000, 32, 3, 28, 2) == 16_000 + 48 * 32 + chunk
 
 
 def test_of_large_logits_only_a_chunk_counts() -> None:

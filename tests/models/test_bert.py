@@ -19,7 +19,7 @@ def model() -> Bert:
 
 
 @pytest.mark.parametrize("changed", [0, 5, 9])
-def test_every_token_sees_every_token(model: Bert, changed: int) -> None:
+def test_every_token_attends_to_every_token(model: Bert, changed: int) -> None:
     tokens = torch.arange(10)[None]
     other = tokens.clone()
     other[0, changed] = 30

@@ -20,7 +20,7 @@ BLOCK = 4 * 16 * 16 + 4 * 16 + 2 * 16 * 64 + 64 + 16 + 4 * 16  # attention, feed
 REST = 108 * 16 + 2 * 16  # embeddings, the last norm
 
 
-def test_gradients_of_four_devices_by_hand() -> None:
+def test_gradient_bytes_of_four_devices_by_hand() -> None:
     assert (BLOCK, REST) == (3280, 1760)
     assert num_parameters(SHAPE, 3) == 3 * BLOCK + REST == 11_600
     assert reduced_bytes("ddp", 11_600, 4) == 69_600  # 3/4 of 46,400 bytes, twice
@@ -53,7 +53,7 @@ def test_state_by_hand(devices: int) -> None:
     )
 
 
-class _Whole(TorchDispatchMode):
+class _CountedBytes(TorchDispatchMode):
     """Counts the bytes that all processes together gather and sum."""
 
     def __init__(self) -> None:
@@ -76,15 +76,15 @@ def _send(rank: int, folder: str) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "loss")
     tokens, positions = torch.arange(16).view(2, 8), torch.arange(7)
-    with _Whole() as whole:
+    with _CountedBytes() as counted:
         model.loss(Batch(tokens, positions, tokens.flatten()[positions + 1]), (0, 0, 1, 1, 2, 2)).backward()
     if not rank:
-        Path(folder, "sent.json").write_text(json.dumps([n // 2 for n in whole.bytes.values()]))
+        Path(folder, "sent.json").write_text(json.dumps([n // 2 for n in counted.bytes.values()]))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_torch_sends_as_much(tmp_path: Path) -> None:
+def test_torch_sends_as_many_bytes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_send, (str(tmp_path),), nprocs=2)
     assert json.loads((tmp_path / "sent.json").read_text()) == [
         gathered_bytes(SHAPE, 3, 6, 2, bf16=False),

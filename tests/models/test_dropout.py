@@ -25,7 +25,7 @@ def test_a_share_is_dropped_and_the_rest_keeps_the_mean(probability: float) -> N
 
 
 @probabilities
-def test_what_is_dropped_says_nothing_about_its_neighbours(probability: float) -> None:
+def test_neighbours_are_dropped_independently(probability: float) -> None:
     """Four elements share a random word."""
     dropped = (dropout(torch.ones(MANY), probability) == 0).flatten()
     for distance in range(1, 9):
@@ -34,7 +34,7 @@ def test_what_is_dropped_says_nothing_about_its_neighbours(probability: float) -
         assert abs(both.mean().item() - probability**2) < 5 * deviation
 
 
-def test_the_generator_decides() -> None:
+def test_the_mask_is_drawn_from_torchs_generator() -> None:
     values = torch.randn(7, 5)
     torch.manual_seed(3)
     first, other = dropout(values, 0.5), dropout(values, 0.5)
@@ -50,7 +50,7 @@ def test_probabilities_at_the_ends_stay_finite(probability: float, dropped: int)
     assert abs((kept == 0).double().mean() * 65536 - dropped) < 4  # of 65536
 
 
-def test_nothing_is_dropped_where_nothing_should_be() -> None:
+def test_without_a_probability_or_training_nothing_is_dropped() -> None:
     values = torch.randn(7, 5)
     assert dropout(values, 0.0) is values
 
@@ -73,14 +73,14 @@ SOME = (torch.arange(5) < torch.tensor([[5], [1], [3]]))[:, None, None, :]
 
 
 @pytest.mark.parametrize(
-    ("causal", "seen"), [(True, None), (False, None), (False, SOME)], ids=["causal", "all", "some"]
+    ("causal", "mask"), [(True, None), (False, None), (False, SOME)], ids=["causal", "all", "some"]
 )
-def test_attention_is_torchs(causal: bool, seen: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_equals_torchs(causal: bool, mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all weights kept, by the way that could drop some."""
     monkeypatch.setattr(module, "_mask", lambda values, probability: torch.ones_like(values))
     inputs = _inputs()
-    expected = F.scaled_dot_product_attention(*inputs, seen, is_causal=causal)
-    mixed = attention(*inputs, seen, causal=causal, probability=0.5)
+    expected = F.scaled_dot_product_attention(*inputs, mask, is_causal=causal)
+    mixed = attention(*inputs, mask, causal=causal, probability=0.5)
     torch.testing.assert_close(mixed, expected)
     weights = torch.randn_like(expected)
     gradients = (torch.autograd.grad((out * weights).sum(), inputs) for out in (mixed, expected))
@@ -95,7 +95,7 @@ def test_attention_drops_weights() -> None:
     assert (mixed == 0).double().mean().item() == pytest.approx(0.25, abs=0.05)
 
 
-def test_attention_in_bf16_weighs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_bf16_computes_its_weights_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_mask", lambda values, probability: torch.ones_like(values))
     query, key, value = ((4 * part).to(torch.bfloat16) for part in _inputs())
     expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
@@ -104,9 +104,8 @@ def test_attention_in_bf16_weighs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(mixed.double(), expected, rtol=0.02, atol=0.03)
 
 
-def test_elsewhere_torch_is_told_the_probability(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, and where a compiler looks on."""
-    monkeypatch.setattr(module, "_by_words", lambda values: False)
+def test_torchs_dropout_is_used_on_a_gpu_and_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_uses_words", lambda values: False)
     kept = dropout(torch.ones(MANY), 0.25)
     assert (kept == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)
     query = torch.zeros(2, 3, MANY[0], 1)

@@ -8,14 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
 
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.build import build
@@ -23,7 +15,6 @@ from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
-AUTO: dict[Kind, Any] = {"bert": AutoModelForMaskedLM, "gpt": AutoModelForCausalLM}
 SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": {"bos_token_id": 4, "eos_token_id": 4}}
 MODEL_CONFIGS = [
     ModelConfig("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
@@ -35,6 +26,13 @@ each_model = pytest.mark.parametrize(
     "model_config", MODEL_CONFIGS, ids=lambda model_config: f"{model_config.kind}-{model_config.hidden}"
 )
 each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
+
+
+def auto(kind: Kind) -> Any:
+    """Transformers' class for a kind; imported here, as that takes seconds which other workers save."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    return AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
 
 
 @torch.no_grad()
@@ -78,7 +76,7 @@ def test_export_loads_in_transformers_and_gives_the_same_logits(
 ) -> None:
     model = make_model(model_config, layers)
     save_model(model, tmp_path, SPECIAL[model_config.kind])
-    theirs, loading = AUTO[model_config.kind].from_pretrained(tmp_path, output_loading_info=True)
+    theirs, loading = auto(model_config.kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.num_parameters() == model.num_parameters()
     assert theirs.config.num_hidden_layers == layers
@@ -97,7 +95,7 @@ def test_a_large_model_is_in_several_files(kind: Kind, tmp_path: Path, monkeypat
     save_model(model, tmp_path, SPECIAL[kind])
     assert len(list(tmp_path.glob("model-0*-of-*.safetensors"))) > 3
     assert not (tmp_path / "model.safetensors").exists()
-    theirs, loading = AUTO[kind].from_pretrained(tmp_path, output_loading_info=True)
+    theirs, loading = auto(kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     loaded, tokens = load_model(tmp_path), make_tokens(small(kind).vocabulary, 5)
     for name, tensor in model.state_dict().items():
@@ -119,14 +117,14 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 def test_padded_batches_agree_with_transformers(model_config: ModelConfig, side: str, tmp_path: Path) -> None:
     model = make_model(model_config, 3)
     save_model(model, tmp_path, SPECIAL[model_config.kind])
-    theirs = AUTO[model_config.kind].from_pretrained(tmp_path).eval()
+    theirs = auto(model_config.kind).from_pretrained(tmp_path).eval()
     tokens = make_tokens(model_config.vocabulary, 10)
-    seen = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
+    is_token = torch.arange(10) < torch.tensor([[10], [7], [3], [1]])
     if side == "left":
-        seen = seen.flip(1)
-    ours = model.logits(tokens, range(3), seen)
-    logits = theirs(tokens, attention_mask=seen.long(), position_ids=torch.arange(10)[None]).logits
-    torch.testing.assert_close(ours[seen], logits[seen], rtol=0, atol=1e-4)
+        is_token = is_token.flip(1)
+    ours = model.logits(tokens, range(3), is_token)
+    logits = theirs(tokens, attention_mask=is_token.long(), position_ids=torch.arange(10)[None]).logits
+    torch.testing.assert_close(ours[is_token], logits[is_token], rtol=0, atol=1e-4)
 
 
 @each_kind
@@ -134,7 +132,7 @@ def test_padded_batches_agree_with_transformers(model_config: ModelConfig, side:
 def test_losses_agree_with_transformers(kind: Kind, tmp_path: Path) -> None:
     model = make_model(small(kind), 2)
     save_model(model, tmp_path, SPECIAL[kind])
-    theirs = AUTO[kind].from_pretrained(tmp_path).eval()
+    theirs = auto(kind).from_pretrained(tmp_path).eval()
     tokens = make_tokens(61, 12)
     logits = model.logits(tokens, range(2))
     if kind == "gpt":
@@ -147,7 +145,7 @@ def test_losses_agree_with_transformers(kind: Kind, tmp_path: Path) -> None:
 @each_kind
 def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path) -> None:
     save_model(make_model(replace(small(kind), dropout=0.25), 2), tmp_path, SPECIAL[kind])
-    config = AUTO[kind].from_pretrained(tmp_path).config
+    config = auto(kind).from_pretrained(tmp_path).config
     assert all(getattr(config, name) == value for name, value in SPECIAL[kind].items())
     names = {
         "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -161,7 +159,7 @@ def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path
 def test_export_has_one_name_for_each_tensor_of_transformers(kind: Kind, tmp_path: Path) -> None:
     exported(tmp_path, kind)
     ours = load_file(tmp_path / "model.safetensors")
-    theirs = AUTO[kind].from_pretrained(tmp_path)
+    theirs = auto(kind).from_pretrained(tmp_path)
     assert set(ours) == {name for name, _ in theirs.named_parameters()}  # tied ones under their first name
     assert all(tensor.shape == theirs.get_parameter(name).shape for name, tensor in ours.items())
 
@@ -193,6 +191,8 @@ def test_loaded_model_can_be_trained_and_saved_again(kind: Kind, tmp_path: Path)
 
 @torch.no_grad()
 def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
     config = BertConfig(
         vocab_size=50,
         hidden_size=24,
@@ -213,6 +213,8 @@ def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", [None, 56])
 @torch.no_grad()
 def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=3, n_inner=inner, n_positions=16)
     theirs = GPT2LMHeadModel(config).eval()
     perturb(theirs)
@@ -238,7 +240,7 @@ def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: P
 def test_model_that_ours_would_compute_otherwise_is_refused(
     kind: Kind, option: str, value: object, tmp_path: Path
 ) -> None:
-    theirs = AUTO[kind].from_pretrained(exported(tmp_path, kind), **{option: value})
+    theirs = auto(kind).from_pretrained(exported(tmp_path, kind), **{option: value})
     theirs.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=option):
         load_model(tmp_path)
@@ -306,7 +308,7 @@ def test_missing_tensor_is_named(kind: Kind, name: str, tmp_path: Path) -> None:
 )
 def test_tensor_of_a_wrong_shape_is_refused(kind: Kind, name: str, size: tuple[int, ...], tmp_path: Path) -> None:
     rewrite(exported(tmp_path, kind), lambda tensors: tensors.update({name: torch.zeros(size)}))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* is .*, config\.json says"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* has shape .*, by config\.json it should"):
         load_model(tmp_path)
 
 
@@ -315,5 +317,5 @@ def test_config_of_another_size_than_the_weights_is_refused(kind: Kind, tmp_path
     path = exported(tmp_path, kind) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"vocab_size": 77}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"is \(61,.*, config\.json says \(77,"):
+    with pytest.raises(CheckpointError, match=r"has shape \(61,.*, by config\.json it should be \(77,"):
         load_model(tmp_path)

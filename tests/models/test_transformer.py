@@ -117,12 +117,12 @@ def test_untrained_loss_is_near_that_of_a_uniform_guess(model_config: ModelConfi
 @pytest.mark.parametrize("padded", [slice(7, None), slice(0, 3), slice(4, 6)], ids=["right", "left", "middle"])
 def test_padding_does_not_change_the_logits_of_real_tokens(model_config: ModelConfig, padded: slice) -> None:
     model, tokens = make_model(model_config, 3).eval(), make_batch(model_config).tokens
-    seen = torch.ones_like(tokens, dtype=torch.bool)
-    seen[1, padded] = False
-    other = torch.where(seen, tokens, (tokens + 7) % model_config.vocabulary)
-    logits, changed = (model.logits(ids, range(3), seen) for ids in (tokens, other))
+    is_token = torch.ones_like(tokens, dtype=torch.bool)
+    is_token[1, padded] = False
+    other = torch.where(is_token, tokens, (tokens + 7) % model_config.vocabulary)
+    logits, changed = (model.logits(ids, range(3), is_token) for ids in (tokens, other))
     assert torch.isfinite(logits).all()
-    torch.testing.assert_close(logits[seen], changed[seen], rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits[is_token], changed[is_token], rtol=0, atol=1e-6)
     unmasked = model.logits(tokens, range(3))
     torch.testing.assert_close(logits[[0, 2]], unmasked[[0, 2]], rtol=0, atol=1e-5)
 
@@ -130,19 +130,19 @@ def test_padding_does_not_change_the_logits_of_real_tokens(model_config: ModelCo
 @each_model
 def test_right_padding_equals_the_shorter_row_alone(model_config: ModelConfig) -> None:
     model, tokens = make_model(model_config, 3).eval(), make_batch(model_config).tokens
-    seen = torch.ones_like(tokens, dtype=torch.bool)
-    seen[:, 6:] = False
-    padded, alone = model.logits(tokens, range(3), seen), model.logits(tokens[:, :6], range(3))
+    is_token = torch.ones_like(tokens, dtype=torch.bool)
+    is_token[:, 6:] = False
+    padded, alone = model.logits(tokens, range(3), is_token), model.logits(tokens[:, :6], range(3))
     torch.testing.assert_close(padded[:, :6], alone, rtol=0, atol=1e-5)
 
 
-def unpadded(model: LanguageModel, tokens: Tensor, seen: Tensor, **more: Any) -> Tensor:
-    """Logits of what is seen, (tokens, vocabulary); a causal model needs no mask for padding at the end."""
-    places = seen.flatten().nonzero().squeeze(1)
-    mask = None if model.model_config.kind == "gpt" else seen
-    hidden = model.trunk(tokens, range(len(model.blocks)), mask, places=places, **more)
-    assert not hidden[~seen].any()
-    return model.head(hidden[seen])
+def unpadded(model: LanguageModel, tokens: Tensor, is_token: Tensor, **more: Any) -> Tensor:
+    """Logits of the tokens, (tokens, vocabulary); a causal model needs no mask for padding at the end."""
+    indices = is_token.flatten().nonzero().squeeze(1)
+    mask = None if model.model_config.kind == "gpt" else is_token
+    hidden = model.trunk(tokens, range(len(model.blocks)), mask, token_indices=indices, **more)
+    assert not hidden[~is_token].any()
+    return model.head(hidden[is_token])
 
 
 LENGTHS = torch.tensor([10, 1, 6])
@@ -154,10 +154,10 @@ def test_without_padding_rows_and_gradients_are_those_of_each_row_alone(
     model_config: ModelConfig, more: dict[str, Any]
 ) -> None:
     model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
-    seen = torch.arange(10) < LENGTHS[:, None]
+    is_token = torch.arange(10) < LENGTHS[:, None]
     weights = torch.randn(*tokens.shape, model_config.vocabulary)
-    logits = unpadded(model, tokens, seen, **more)
-    (logits * weights[seen]).sum().backward()
+    logits = unpadded(model, tokens, is_token, **more)
+    (logits * weights[is_token]).sum().backward()
     together = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
     alone = [
@@ -165,29 +165,29 @@ def test_without_padding_rows_and_gradients_are_those_of_each_row_alone(
         for row, length in zip(tokens, LENGTHS.tolist(), strict=True)
     ]
     torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-4)
-    (torch.cat(alone) * weights[seen]).sum().backward()
+    (torch.cat(alone) * weights[is_token]).sum().backward()
     torch.testing.assert_close(together, [parameter.grad for parameter in model.parameters()], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_padding_that_sees_nothing_leaves_gradients_finite(dropout: float) -> None:
-    """Before the first token of a causal row."""
+def test_padding_that_attends_to_nothing_leaves_gradients_finite(dropout: float) -> None:
+    """Padding before the first token of a causal row."""
     model, tokens = make_model(replace(GPT, dropout=dropout), 3).train(), make_batch(GPT).tokens
-    seen = torch.ones_like(tokens, dtype=torch.bool)
-    seen[1, :4] = False
-    model.logits(tokens, range(3), seen)[seen].square().sum().backward()
+    is_token = torch.ones_like(tokens, dtype=torch.bool)
+    is_token[1, :4] = False
+    model.logits(tokens, range(3), is_token)[is_token].square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @each_model
 def test_mask_that_hides_nothing_changes_nothing(model_config: ModelConfig) -> None:
     model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
-    seen = torch.ones_like(tokens, dtype=torch.bool)
-    torch.testing.assert_close(model.logits(tokens, range(3), seen), model.logits(tokens, range(3)))
+    is_token = torch.ones_like(tokens, dtype=torch.bool)
+    torch.testing.assert_close(model.logits(tokens, range(3), is_token), model.logits(tokens, range(3)))
 
 
 @each_model
-def test_rows_of_a_batch_do_not_see_each_other(model_config: ModelConfig) -> None:
+def test_rows_of_a_batch_do_not_attend_to_each_other(model_config: ModelConfig) -> None:
     model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
     together = model.logits(tokens, range(3))
     for row, expected in zip(tokens, together, strict=True):
@@ -214,24 +214,24 @@ def test_dropout_acts_in_training_only(model_config: ModelConfig) -> None:
 def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
     model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[float] = []
+    used: list[float] = []
 
     def spy_dropout(hidden: Tensor, probability: float) -> Tensor:
-        seen.append(probability)
+        used.append(probability)
         return hidden
 
     def spy_attention(query: Tensor, *_: Tensor, causal: bool, probability: float) -> Tensor:
-        seen.append(probability)
+        used.append(probability)
         return query
 
     monkeypatch.setattr(dropout, "dropout", spy_dropout)
     monkeypatch.setattr(transformer, "attention", spy_attention)
     model, tokens = make_model(replace(model_config, dropout=0.3), 2), make_batch(model_config).tokens
     model.train().logits(tokens, (0, 1))
-    assert seen == [0.3] * 7
-    seen.clear()
+    assert used == [0.3] * 7
+    used.clear()
     model.eval().logits(tokens, (0, 1))
-    assert seen == [0.0] * 7
+    assert used == [0.0] * 7
 
 
 @each_model

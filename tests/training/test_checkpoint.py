@@ -284,7 +284,7 @@ def test_everything_is_on_disk_before_it_has_its_name(
 def test_a_folder_that_is_gone_is_not_made_again(checkpoints: Checkpoints) -> None:
     checkpoints.removal.join()
     shutil.rmtree(checkpoints.folder.parent)
-    with pytest.raises(StorageError, match="is gone"):
+    with pytest.raises(StorageError, match="no longer exists"):
         checkpoints.save(_checkpoint(200))
     assert not checkpoints.folder.parent.exists()
 

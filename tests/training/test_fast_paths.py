@@ -48,7 +48,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that split even a tiny batch."""
-    monkeypatch.setattr(cross_entropy, "bytes_at_once", lambda device: 4 * 300 * 7)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device: 4 * 300 * 7)
     monkeypatch.setattr(memory, "FEWEST_TOKENS", 16)
 
 
@@ -192,8 +192,8 @@ def test_on_a_cpu_activations_stay_below_a_limit() -> None:
     mini = ModelConfig("bert", 8192, 512, 256, 4, 1024, 12)
     cpu, gpu = (ActivationMemory(mini, device, bf16=False) for device in ("cpu", "cuda"))
     count = memory.num_pieces(cpu, 64, 512, 12, 12)
-    assert 64 * 512 * 12 * cpu.of_layer / count <= memory.CPU_ACTIVATIONS
-    assert 64 * 512 * 12 * cpu.of_layer / (count / 2) > memory.CPU_ACTIVATIONS  # and are not far below it
+    assert 64 * 512 * 12 * cpu.bytes_per_layer / count <= memory.CPU_ACTIVATIONS
+    assert 64 * 512 * 12 * cpu.bytes_per_layer / (count / 2) > memory.CPU_ACTIVATIONS  # and are not far below it
     assert memory.num_pieces(gpu, 64, 512, 12, 12) == 1
 
 

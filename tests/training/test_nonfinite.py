@@ -210,7 +210,7 @@ def test_refusals_in_a_row_do_not_push_good_checkpoints_out(
     words = ("on_nonfinite=skip", "budget.steps=40", "checkpoint.every=3", "checkpoint.keep=3")
     with pytest.raises(TrainingError, match="in the 10 steps before it") as caught:
         train(config(*words, "schedule.layers=[4]", "schedule.ends=[1]"), tmp_path)
-    assert not caught.value.goes_on
+    assert not caught.value.resumable
     saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
     assert "step_00000007" in saved  # the state before the first of them
 

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from apollo_cli.errors import SaidError
+from apollo_cli.errors import ReportedError
 from apollo_cli.signals import ASKING
 
 THREADS = "OMP_NUM_THREADS"
@@ -25,7 +25,7 @@ def launch(words: list[str], devices: int) -> None:
         devices: how many processes.
 
     Raises:
-        SaidError: one of them failed and has said why, or a signal stopped them.
+        ReportedError: one of them failed and has said why, or a signal stopped them.
     """
     for name in [*logging.root.manager.loggerDict]:  # the processes speak for themselves
         if name.startswith("torch.distributed.elastic"):
@@ -49,14 +49,14 @@ def launch(words: list[str], devices: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "apollo_cli.train", *words)
     except SignalException as stop:
-        raise SaidError(128 + stop.sigval) from stop
+        raise ReportedError(128 + stop.sigval) from stop
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         if code < 0:  # killed: it could not say so
             print(
                 f"apollo-train: a process of this run was killed by {signal.Signals(-code).name}", file=sys.stderr
             )
-        raise SaidError(code if code > 0 else 128 - code) from error
+        raise ReportedError(code if code > 0 else 128 - code) from error
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -147,7 +147,7 @@ def _finite(loss: float, where: str, lr: float) -> float:
     raise TrainingError(
         f"{where} of the map that is learned: its loss is {loss}; in a new run a lower expander.lr than {lr:g} may "
         "help",
-        goes_on=False,
+        resumable=False,
     )
 
 

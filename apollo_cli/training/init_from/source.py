@@ -9,7 +9,7 @@ from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.width import problems
-from apollo_cli.models.hf import load_shape
+from apollo_cli.models.hf import load_model_config
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.init_from.weights import sizes
@@ -51,7 +51,7 @@ def find(config: Config) -> SourceModel | None:
     if directory.is_claimed:
         found = _run(directory, planned=config.run.plan)
     else:
-        found = SourceModel(place, load_shape(place), None, 0.0)
+        found = SourceModel(place, load_model_config(place), None, 0.0)
     if config.expander.source_flops is not None:
         found = SourceModel(found.folder, found.model_config, config.expander.source_flops, found.seconds)
     if wrong := _problems(found.model_config, config):
@@ -70,7 +70,7 @@ def _run(directory: RunDirectory, *, planned: bool) -> SourceModel:
         before = totals.get("source_flops", 0)  # of its own source
         flops = None if before is None else int(totals["flops"]) + int(before)
         seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
-        return SourceModel(directory.model, load_shape(directory.model), flops, seconds)
+        return SourceModel(directory.model, load_model_config(directory.model), flops, seconds)
     plan = directory.plan()
     if not planned or not plan:
         raise CheckpointError(
