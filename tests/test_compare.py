@@ -16,7 +16,7 @@ import yaml
 from apollo_cli.compare import run
 from apollo_cli.config.config import Config
 from apollo_cli.report import plots, wandb_runs
-from apollo_cli.report.runs import read
+from apollo_cli.report.runs import read_runs
 from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
 from apollo_cli.training import pretraining
@@ -45,7 +45,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time."""
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -238,7 +238,7 @@ class RunsServer(StubServer):
 
     def __init__(self, folders: list[Path]) -> None:
         super().__init__()
-        self.found = {folder.name: read([str(folder)])[0][0] for folder in folders}
+        self.found = {folder.name: read_runs([str(folder)])[0][0] for folder in folders}
         self.configs = {folder.name: _recorded_config(folder) for folder in folders} | {"stranger": {"lr": 1}}
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
 
 
 def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
-    found, (local, _) = wandb_runs.fetch("me/apollo"), read([str(runs)])
+    found, (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
@@ -301,7 +301,7 @@ def test_runs_of_wandb_of_older_formats_are_brought_up_to_date(wandb_server: Run
     for section, keys in (("data", ("validation_seed", "inspect")), ("model", ("init_std", "init_residual"))):
         old[section] = {key: value for key, value in old[section].items() if key not in keys}
     old.pop("format", None)
-    run = wandb_runs.fetch("me/apollo")[0]
+    run = wandb_runs.fetch_runs("me/apollo")[0]
     assert (run.config["model.init_std"], run.config["data.validation_seed"]) == (0.02, 0)
 
 
@@ -335,7 +335,7 @@ def test_a_wandb_server_that_does_not_give_runs(
     server = StubServer(manner) if manner != "dead" else None
     monkeypatch.setenv("WANDB_BASE_URL", server.url if server else f"http://127.0.0.1:{unused_port()}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_runs, "PATIENCE", 20 if manner.isdecimal() else 0.5)
+    monkeypatch.setattr(wandb_runs, "TIMEOUT", 20 if manner.isdecimal() else 0.5)
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     assert run(["--wandb", "me/apollo"]) == 2
@@ -368,7 +368,7 @@ def test_glue_stands_beside_loss_and_flops_where_it_was_measured(
     assert run([str(runs), "--out", "report"]) == 0
     out = capsys.readouterr().out
     (head,) = [line for line in out.splitlines() if "RTE" in line and "method" in line]
-    assert head.split() == ["method", "final", "loss", "FLOPs", "RTE", "average"]
+    assert head.split() == ["method", "final", "loss", "(nats)", "FLOPs", "RTE", "average"]
     assert "50.0 ± 317.7" in out  # t(0.975, 1) 0.3536 / sqrt(2)
     assert "GLUE: development scores x 100" in out
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
