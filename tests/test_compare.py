@@ -15,7 +15,7 @@ import yaml
 
 from apollo_cli.compare import run
 from apollo_cli.config.config import Config
-from apollo_cli.report import plots, wandb_runs
+from apollo_cli.report import plots, style, wandb_runs
 from apollo_cli.report.runs import read_runs
 from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
@@ -46,6 +46,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time."""
     monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(style.SETTINGS, "figure.dpi", 25)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -129,6 +134,7 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     assert not Path("outputs").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scratch(tmp_path / "0", FLAT, name="base")
     write_run(tmp_path / "<img src=x>", GROWN, [(50, 100, 10.0, 6.0)], name=HOSTILE[:50])
@@ -145,6 +151,7 @@ def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.Captur
             assert line.replace("\\|", "").count("|") in (10, 13)  # results; settings
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("count", [1, 18])
 def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(count):
@@ -157,6 +164,7 @@ def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: 
     assert ("Shown are 16 of 18 methods" in text) == (count == 18)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
     bad: dict[str, Any] = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
     folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
@@ -166,6 +174,7 @@ def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "report" / "gpt_lvps.png").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "0", [], [(0, 0, 0.0, 9.0)], status=None)
     scratch(tmp_path / "runs" / "1", [(0, 0, 0.0, 9.0)], status=None)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 
 from apollo_cli.errors import DataError
 from apollo_cli.intervals import Interval, interval_of_all
@@ -150,21 +149,16 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
         DataError: the baseline of the question is in no family, or is several groups of one.
     """
     candidates = [_baseline_candidates(family, question.baseline) for family in families]
-    if question.baseline:
-        problems = [
-            f"--baseline {question.baseline} means several methods: "
-            f"{', '.join(group.label for group in groups)}; type one of them"
-            for groups in candidates
-            if len(groups) > 1
-        ]
-        if not any(candidates):
-            labels = ", ".join(group.label for family in families for group in family.groups)
-            problems = [
-                f"--baseline {question.baseline} is none of the methods, no words of one, and no folder of runs: "
-                f"{labels}"
-            ]
-        if problems:
-            raise DataError("\n".join(problems))
+    asked, problems = f"--baseline {question.baseline}", []
+    if question.baseline and not any(candidates):
+        labels = ", ".join(group.label for family in families for group in family.groups)
+        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
+    for groups in candidates:
+        if question.baseline and len(groups) > 1:
+            labels = ", ".join(group.label for group in groups)
+            problems.append(f"{asked} means several methods: {labels}; type one of them")
+    if problems:
+        raise DataError("\n".join(problems))
     return [_compare(family, groups, question) for family, groups in zip(families, candidates, strict=True)]
 
 
@@ -173,7 +167,7 @@ def whole_model(run: Run) -> Curve:
 
     Of the two rows at a growth the one after it counts. A loss that is not finite is above every target.
     """
-    return savings.curve(evaluation_point(row) for row in run.evaluations if run.is_whole(row))
+    return savings.make_curve(evaluation_point(row) for row in run.evaluations if run.is_whole(row))
 
 
 def evaluation_point(row: dict[str, float]) -> Point:
@@ -233,8 +227,7 @@ def _baseline_cost(reference: Sequence[Curve], target: Target | None) -> Cost | 
         return None
     cost = savings.crossing(savings.mean_curve(reference), target.loss)
     if cost is None and target.interval:
-        ends = [curve[-1].cost for curve in reference]
-        cost = Cost(fmean(end.flops for end in ends), fmean(end.seconds for end in ends))
+        cost = savings.mean_cost([curve[-1].cost for curve in reference])
     return cost if cost and cost.flops and cost.seconds else None
 
 

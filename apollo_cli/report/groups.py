@@ -14,11 +14,15 @@ from apollo_cli.files import in_order
 from apollo_cli.report.runs import Run, first_of, printable
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
-_IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
-_IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
+_IDLE = (
+    *("seed.", "name.", "device.", "resume.", "plan.", "on_nonfinite.", "experiment.", "format."),
+    *("tracking.", "checkpoint.", "log.", "data."),
+)
 # Without effect where the whole model is trained from the first step.
-_GROWTH_SECTIONS = ("sampler", "expander", "init_from")
-_GROWTH_KEYS = ("schedule.ends", "schedule.trained", "schedule.widths", "optim.at_growth")
+_GROWTH = (
+    *("sampler.", "expander.", "init_from."),
+    *("schedule.ends.", "schedule.trained.", "schedule.widths.", "optim.at_growth."),
+)
 # In a label wherever they differ, in this order; other keys where these do not distinguish the runs.
 _FIRST = (
     *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),
@@ -69,20 +73,23 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
     for run in runs:
         if run.data is not None and run.evaluation_rows is not None:
             known.setdefault(_data_config(run), set()).add((run.data, run.evaluation_rows))
-    members: dict[EvaluationSetup, list[Run]] = {}
+    members: dict[EvaluationSetup, list[Run]] = {}  # in the order of their first places
     for run in runs:
         members.setdefault(_evaluation_setup(run, known), []).append(run)
-    kinds = Counter(setup.kind for setup in members)
-    found: list[Family] = []
-    for setup in sorted(members, key=lambda m: (m.kind, in_order(members[m][0].place))):
-        number = sum(family.title.startswith(f"{setup.kind.upper()} ") for family in found)
-        title = setup.kind.upper() if kinds[setup.kind] == 1 else f"{setup.kind.upper()} {number + 1}"
-        groups, notes = _groups(members[setup])
-        unknown = [run.place for run in members[setup] if run.data is None or run.evaluation_rows is None]
-        if unknown:
-            notes.append(f"no summary yet, so the data is taken from the config: {first_of(unknown)}")
-        found.append(Family(title, _description(setup, members[setup][0]), groups, tuple(notes)))
-    return found, _warnings(found, kinds)
+    found, warnings = [], []
+    for kind in sorted({setup.kind for setup in members}):
+        setups = [setup for setup in members if setup.kind == kind]
+        titles = [f"{kind.upper()} {n + 1}" for n in range(len(setups))] if len(setups) > 1 else [kind.upper()]
+        of_kind = [_family(title, setup, members[setup]) for title, setup in zip(titles, setups, strict=True)]
+        found += of_kind
+        if len(of_kind) > 1:
+            places = [[run.place for group in family.groups for run in group.runs] for family in of_kind]
+            parts = [f"{f.title} ({first_of(p)}): {f.description}" for f, p in zip(of_kind, places, strict=True)]
+            warnings.append(
+                f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are "
+                f"NOT compared with each other: {'; '.join(parts)}"
+            )
+    return found, warnings
 
 
 def _evaluation_setup(run: Run, known: dict[str, set[tuple[str, int]]]) -> EvaluationSetup:
@@ -101,32 +108,21 @@ def _data_config(run: Run) -> str:
     return json.dumps({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
 
 
-def _description(setup: EvaluationSetup, run: Run) -> str:
-    config = run.config
+def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
+    config = runs[0].config
     corpus = config.get("data.path") or config.get("data.files") or config.get("data.kind")
     corpus = " ".join(map(str, corpus)) if isinstance(corpus, list) else str(corpus)
     fingerprint = _UNKNOWN if setup.data.startswith(_UNKNOWN) else setup.data[:12]
     rows = config.get("eval.rows") if setup.evaluation_rows is None else setup.evaluation_rows
-    return printable(
+    description = (
         f"data {shortened(corpus)} (fingerprint {fingerprint}), tokenizer {config.get('data.tokenizer')}, "
         f"vocabulary {config.get('data.vocab_size')}, rows of {config.get('data.seq_len')} tokens"
         f"{', masked fraction ' * bool(setup.mask_fraction)}{setup.mask_fraction}, {rows} evaluation rows"
     )
-
-
-def _warnings(found: Sequence[Family], kinds: Counter[str]) -> list[str]:
-    """One for each objective whose runs cannot all be compared, with the setup of each family."""
-    warnings = []
-    for kind in sorted(kind for kind, count in kinds.items() if count > 1):
-        parts = []
-        for family in (family for family in found if family.title.startswith(f"{kind.upper()} ")):
-            shown = first_of([run.place for group in family.groups for run in group.runs])
-            parts.append(f"{family.title} ({shown}): {family.description}")
-        warnings.append(
-            f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are NOT "
-            f"compared with each other: {'; '.join(parts)}"
-        )
-    return warnings
+    groups, notes = _groups(runs)
+    if unknown := [run.place for run in runs if run.data is None or run.evaluation_rows is None]:
+        notes.append(f"no summary yet, so the data is taken from the config: {first_of(unknown)}")
+    return Family(title, printable(description), groups, tuple(notes))
 
 
 def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
@@ -156,13 +152,8 @@ def settings(run: Run) -> dict[str, Any]:
     Every seed may be initialized from a model of its own: paths that differ in digits alone are equal where the
     models cost as much.
     """
-
-    def counts(key: str) -> bool:
-        section = key.partition(".")[0]
-        idle = key in _IDLE or section in _IDLE_SECTIONS
-        return not idle and not (run.is_scratch and (section in _GROWTH_SECTIONS or key in _GROWTH_KEYS))
-
-    found = {key: run.config[key] for key in sorted(run.config) if counts(key)}
+    idle = _IDLE + (_GROWTH if run.is_scratch else ())
+    found = {key: run.config[key] for key in sorted(run.config) if not f"{key}.".startswith(idle)}
     if found.get(_SOURCE) is not None and run.source_flops is not None:
         found[_SOURCE] = f"{re.sub('[0-9]+', '#', str(found[_SOURCE]))} of {run.source_flops:g} FLOPs"
     return found

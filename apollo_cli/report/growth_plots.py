@@ -92,7 +92,6 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    """One legend above all panels."""
     lines = [
         plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
         for look in entries

@@ -80,7 +80,6 @@ def _baseline_notes(comparison: Comparison) -> Iterator[str]:
 
 
 def _reference_notes(comparison: Comparison) -> Iterator[str]:
-    """How reliable the baseline's end is."""
     baseline, reference, cost = comparison.baseline, comparison.reference, comparison.baseline_cost
     if baseline is None or cost is None:
         return
@@ -210,7 +209,6 @@ def _is_near(cost: savings.Cost, later: savings.Cost | None) -> bool:
 
 
 def _target_notes(comparison: Comparison) -> Iterator[str]:
-    """How far the target moves with the baseline's seeds."""
     target, cost = comparison.target, comparison.baseline_cost
     if target and target.interval and cost and target.interval.n == 1 and comparison.baseline:
         yield (

@@ -109,7 +109,7 @@ def _partial_curves(method: Method) -> Iterator[Curve]:
     sizes = {model_size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
     for stored in sorted(sizes):
         parts = [
-            savings.curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
+            savings.make_curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
             for run in runs
         ]
         yield savings.mean_curve([part for part in parts if part])

@@ -46,12 +46,10 @@ class RunFiles:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json; {"status": "running"} where there is none yet."""
         return RunDirectory(self.folder).summary()
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """plan.json; empty where there is none."""
         return RunDirectory(self.folder).plan()
 
     @property
@@ -73,10 +71,10 @@ class RunFiles:
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 data = file.read(_MAX_BYTES + 1)
-        except (OSError, EOFError, zlib.error) as error:
+            if len(data) > _MAX_BYTES:
+                raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise DataError(f"{files.shown(path)} is damaged: {error}") from error
-        if len(data) > _MAX_BYTES:
-            raise DataError(f"{files.shown(path)} is damaged: it has more than {_MAX_BYTES} bytes")
         return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
 
 
@@ -144,12 +142,13 @@ def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
             problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
     runs, empty = [], []
     for folder in folders.values():
-        run_files = RunFiles(folder)
+        run, place = RunFiles(folder), files.shown(folder)
         try:
-            if run_files.metrics_file is None or not run_files.rows:
-                empty.append(files.shown(folder))
+            if run.metrics_file is None or not run.rows:
+                empty.append(place)
             else:
-                runs.append(_run_in(folder, run_files))
+                glue = read_glue_scores(folder)
+                runs.append(make_run(place, run.config, run.summary, run.plan, run.rows, glue=glue))
         except ApolloError as error:
             problems.append(str(error))
     if problems:
@@ -169,29 +168,36 @@ def first_of(places: Sequence[str], count: int = 3) -> str:
 
 
 def make_run(
-    place: str, *, config: dict[str, Any], facts: Any, plan: dict[str, Any], rows: Sequence[Row], **others: Any
+    place: str,
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    plan: dict[str, Any],
+    rows: Sequence[Row],
+    **more: Any,
 ) -> Run:
-    """The run of a config, flat, and of untrusted contents of summary.json (`facts`: its `data`), plan and metrics.
+    """The run of a flat config and of the contents of summary.json, plan.json and metrics.jsonl, all untrusted.
 
     Raises:
         DataError: names what is damaged.
     """
     if problems := _config_problems(f"{place}/config.yaml", config):
         raise DataError("\n".join(problems))
-    facts = facts if isinstance(facts, dict) else {}
+    facts = summary["data"] if isinstance(summary.get("data"), dict) else {}
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")
     depth_counts, flops, seconds = _checked_plan(f"{place}/plan.json", plan)
     _check_rows(f"{place}/metrics.jsonl", rows)
     return Run(
         place=place,
         config=config,
+        status=printable(summary.get("status")),
         data=data if isinstance(data, str) else None,
         evaluation_rows=evaluation_rows if type(evaluation_rows) is int else None,
         depth_counts=depth_counts,
         rows=rows,
+        made_with={key: printable(summary[key]) for key in MADE_WITH if summary.get(key)},
         source_flops=flops,
         source_seconds=seconds,
-        **others,
+        **more,
     )
 
 
@@ -201,20 +207,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
-
-
-def _run_in(folder: Path, run_files: RunFiles) -> Run:
-    summary = run_files.summary
-    return make_run(
-        files.shown(folder),
-        config=run_files.config,
-        facts=summary.get("data"),
-        plan=run_files.plan,
-        rows=run_files.rows,
-        status=printable(summary.get("status")),
-        made_with={key: printable(summary[key]) for key in MADE_WITH if summary.get(key)},
-        glue=read_glue_scores(folder),
-    )
 
 
 def _config_problems(place: str, config: dict[str, Any]) -> list[str]:
@@ -281,11 +273,11 @@ def _below(place: Path, problems: list[str]) -> Iterator[Path]:
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         row = json.loads(line, parse_int=_parse_int)
+        if isinstance(row, dict):
+            return row
+        raise ValueError("it is no row")
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.shown(path)}, line {number} is damaged: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{files.shown(path)}, line {number} is damaged: it is no row")
-    return row
 
 
 def _parse_int(digits: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import Row, Run, flat, make_run, printable
+from apollo_cli.report.runs import Row, Run, flat, make_run
 from apollo_cli.run_directory import up_to_date
 from apollo_cli.tracking.wandb import FACTS, has_key
 
@@ -55,14 +55,8 @@ def _runs_of(api: Any, project: str) -> Iterator[Run]:
             continue
         place = f"{project}/{found.id}"
         config = flat(up_to_date(place, {key: value for key, value in found.config.items() if key != FACTS}))
-        yield make_run(
-            place,
-            config=config,
-            facts=facts.get("data"),
-            plan=facts.get("plan") or {},
-            rows=rows,
-            status=printable(found.summary.get("status") or _STATUSES.get(found.state, "failed")),
-        )
+        status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
+        yield make_run(place, config, {"status": status, "data": facts.get("data")}, facts.get("plan") or {}, rows)
 
 
 def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> None:

@@ -97,7 +97,7 @@ def test_seconds_follow_from_flops_and_the_pace_of_the_run_and_of_its_source() -
         return Cost(flops, 1.0)
 
     run = Run("wide", {"name": "wide"}, "completed", "data", 4, {}, [], source_flops=200)
-    outcome = Outcome(run, savings.curve([]), None, cost(800), cost(800), None)
+    outcome = Outcome(run, savings.make_curve([]), None, cost(800), cost(800), None)
     method = Method("wide", (outcome,), False, cost(1000), None)
     # 600 FLOPs at twice scratch's seconds, and 200 at half of them
     assert methods.seconds_saved(method, {"wide": 2.0, "source": 0.5}) == "-30.0%"

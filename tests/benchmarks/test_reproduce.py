@@ -181,7 +181,7 @@ def test_the_report_says_what_the_kept_rows_say_and_the_readme_has_its_tables(
 def line(*losses: float) -> savings.Curve:
     """Scratch runs of 1, 2, 3, ... FLOPs."""
     points = enumerate(losses, 1)
-    return savings.curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
+    return savings.make_curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
 
 
 @pytest.mark.parametrize(
