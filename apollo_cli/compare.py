@@ -74,30 +74,32 @@ def _compare(asked: argparse.Namespace) -> None:
     if problems:
         raise DataError("\n".join(problems))
 
-    from apollo_cli.report import printed, wandb_runs
     from apollo_cli.report.comparison import Question, compare
+    from apollo_cli.report.export import comparisons_csv, comparisons_json
     from apollo_cli.report.groups import families
-    from apollo_cli.report.runs import read
+    from apollo_cli.report.runs import read_runs
+    from apollo_cli.report.terminal import print_comparisons
+    from apollo_cli.report.wandb_runs import fetch_runs
 
-    runs, left_out = read(asked.runs)
+    runs, left_out = read_runs(asked.runs)
     if asked.wandb:
-        runs += wandb_runs.fetch(asked.wandb)
+        runs += fetch_runs(asked.wandb)
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))
     found, warnings = families(runs)
     warnings += left_out
     comparisons = compare(found, Question(asked.baseline, asked.target_loss, asked.at_flops))
     if asked.json:
-        print(json.dumps(printed.as_json(comparisons, warnings), indent=2, allow_nan=False))
+        print(json.dumps(comparisons_json(comparisons, warnings), indent=2, allow_nan=False))
     elif asked.csv:
-        print(printed.as_csv(comparisons), end="")
+        print(comparisons_csv(comparisons), end="")
     else:
-        printed.show(comparisons, warnings)
+        print_comparisons(comparisons, warnings)
     if asked.out or not (asked.json or asked.csv):
-        from apollo_cli.report.document import write
+        from apollo_cli.report.document import write_report
 
         folder = asked.out or Path("outputs/compare") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        path = write(folder, comparisons, warnings, sys.argv)
+        path = write_report(folder, comparisons, warnings, sys.argv)
         print(f"report: {path}", file=sys.stderr if asked.json or asked.csv else sys.stdout)
 
 

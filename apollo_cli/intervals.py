@@ -20,8 +20,13 @@ class Interval:
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """The lower and the upper end."""
+        """The lower and the upper end; None for n = 1."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
+
+    def format(self, digits: int, scale: float = 1) -> str:
+        """`3.1416 ± 0.0012`: mean and half width times `scale`, without the latter for n = 1."""
+        mean = f"{scale * self.mean:.{digits}f}"
+        return mean if self.half is None else f"{mean} ± {scale * self.half:.{digits}f}"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -33,3 +38,9 @@ def interval(values: Sequence[float]) -> Interval:
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, None, n)
     return Interval(mean, float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n), n)
+
+
+def interval_of_all(values: Sequence[float | None]) -> Interval | None:
+    """The interval over all values; None where one is missing, or there is none."""
+    known = [value for value in values if value is not None]
+    return interval(known) if known and len(known) == len(values) else None

@@ -14,7 +14,7 @@ from apollo_cli import files
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report.comparison import Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import RunFiles, read
+from apollo_cli.report.runs import RunFiles, read_runs
 from benchmarks import results, saved
 from benchmarks.reproduce import KEPT, KINDS, Cell, Corpus
 
@@ -110,7 +110,7 @@ def _ends(runs: Sequence[RunFiles]) -> Iterator[str]:
 
 def _headline(of: Corpus, folders: Sequence[str]) -> Iterator[str]:
     """All beside the longest run from scratch."""
-    runs, _ = read(list(folders))
+    runs, _ = read_runs(list(folders))
     shorter = min((run for run in runs if run.is_scratch), key=lambda run: run.rows[-1]["step"])
     (comparison,) = compare(families([run for run in runs if run is not shorter])[0], Question("repro_gpu_scratch"))
     yield from ["", *saved.table(comparison), *saved.draw(of, comparison)]

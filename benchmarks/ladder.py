@@ -16,7 +16,7 @@ from benchmarks.reproduce import METHODS, SEEDS, TUNED, Cell, Corpus, ladder_cel
 def ladder(corpus: Corpus, kind: str, seed: int) -> savings.Curve:
     """Final losses of scratch runs against their budgets, as far as they are there."""
     there = [cell for cell in ladder_cells(kind, seed) if corpus.kept(cell).exists()]
-    return savings.curve(_end(corpus, cell) for cell in there)
+    return savings.make_curve(_end(corpus, cell) for cell in there)
 
 
 def from_scratch(rungs: savings.Curve, loss: float) -> float | None:

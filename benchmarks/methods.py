@@ -23,10 +23,12 @@ from apollo_cli import files
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
-from apollo_cli.report import plots, words
+from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison, Method, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import RunFiles, flat, read
+from apollo_cli.report.notes import comparison_notes
+from apollo_cli.report.runs import RunFiles, flat, read_runs
+from apollo_cli.report.tables import method_cells
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from benchmarks import reproduce, results, speed
@@ -235,10 +237,10 @@ def lines(corpus: Corpus) -> Iterator[str]:
         there = [corpus.kept(cell) for cell in cells(kind) if corpus.kept(cell).exists()]
         if not any("_scratch_" in folder.name for folder in there):
             continue
-        runs, _ = read([str(folder) for folder in there])
+        runs, _ = read_runs([str(folder) for folder in there])
         (comparison,) = compare(families(runs)[0], Question("scratch"))
         yield from ["", f"## {kind.upper()}", "", *table(corpus, kind, comparison), ""]
-        yield from (f"- {note}" for note in words.notes(comparison) if "seconds are no measure" not in note)
+        yield from (f"- {note}" for note in comparison_notes(comparison) if "timing is not comparable" not in note)
         yield from _picture(corpus, kind, comparison)
     yield from SURPRISES.splitlines()
 
@@ -254,7 +256,7 @@ def table(corpus: Corpus, kind: str, comparison: Comparison) -> Iterator[str]:
     pace = known_paces(kind)
     rows = [
         [
-            *(name, str(len(kept[name])), words.cells(comparison, method).final),
+            *(name, str(len(kept[name])), method_cells(comparison, method).final),
             *_saved(comparison, method),
             f"{pace[name]:.2f}" if name in pace else "-",
             seconds_saved(method, pace),
@@ -275,7 +277,7 @@ def name_of(method: Method) -> str:
 
 def _saved(comparison: Comparison, method: Method) -> Iterator[str]:
     """FLOPs, with and without the source; where the loss is not reached, how many seeds reach it."""
-    of, without = words.cells(comparison, method), method.saving_without_source("flops")
+    of, without = method_cells(comparison, method), method.saving_without_source("flops")
     reached = method.saving("flops") is not None or method.is_baseline
     yield of.savings["flops"] if reached else of.costs["flops"]
     from_source = any(outcome.source.flops for outcome in method.outcomes)
@@ -312,7 +314,7 @@ def _memory(run: RunFiles) -> int:
 
 
 def _picture(corpus: Corpus, kind: str, comparison: Comparison) -> Iterator[str]:
-    for name, caption, data in plots.pictures(comparison):
+    for name, caption, data in plots.draw_comparison(comparison):
         if name == "loss_against_flops":
             path = reproduce.KEPT / corpus.name / f"{kind}_{name}.png"
             results.picture(path, data)

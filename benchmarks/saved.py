@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from apollo_cli.report import plots, words
+from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import RunFiles, read
+from apollo_cli.report.notes import comparison_notes
+from apollo_cli.report.runs import RunFiles, read_runs
+from apollo_cli.report.tables import method_cells, target_sentence
 from benchmarks import ladder, results
 from benchmarks.reproduce import (
     COMPARED,
@@ -135,7 +137,7 @@ def _elsewhere(corpus: Corpus, kind: str) -> Iterator[str]:
 def _headline(corpus: Corpus, kind: str) -> Iterator[str]:
     if there := compared(corpus, kind):
         yield from ["", "### What is saved at the loss of scratch", "", *table(there)]
-        yield from ["", *(f"- {note}" for note in words.notes(there)), _SECONDS]
+        yield from ["", *(f"- {note}" for note in comparison_notes(there)), _SECONDS]
         if _scratch(corpus, kind) != headline_cells(kind, ("scratch",)):
             yield f"- Scratch is the one at {STEADIER[1]}, better for it here; no other method was tried there."
         yield from draw(corpus, there)
@@ -148,7 +150,7 @@ def compared(corpus: Corpus, kind: str) -> Comparison | None:
     there = [cell for cell in wanted if corpus.kept(cell).exists()]
     if "scratch" not in {cell.method for cell in there}:
         return None
-    runs, _ = read([str(corpus.kept(cell)) for cell in there])
+    runs, _ = read_runs([str(corpus.kept(cell)) for cell in there])
     (comparison,) = compare(families(runs)[0], Question("repro_scratch"))
     return comparison
 
@@ -164,7 +166,7 @@ def _scratch(corpus: Corpus, kind: str) -> list[Cell]:
 def draw(corpus: Corpus, comparison: Comparison) -> Iterator[str]:
     """Draws those that are shown, beside the kept runs."""
     kind = comparison.family.title.lower()
-    for name, caption, data in plots.pictures(comparison):
+    for name, caption, data in plots.draw_comparison(comparison):
         if name in PICTURES:
             path = KEPT / corpus.name / f"{kind}_{name}.png"
             results.picture(path, data)
@@ -204,11 +206,11 @@ def _on_variants(corpus: Corpus, kind: str) -> Iterator[str]:
 
 def table(comparison: Comparison) -> Iterator[str]:
     """The headline of a comparison."""
-    yield from [f"{words.target(comparison)}; {comparison.family.description}.", ""]
+    yield from [f"{target_sentence(comparison)}; {comparison.family.description}.", ""]
     head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved")
     rows = []
     for method in comparison.methods:
-        of = words.cells(comparison, method)
+        of = method_cells(comparison, method)
         rows.append([of.method, of.runs, of.final, of.costs["flops"], of.savings["flops"]])
     yield from results.table(head, rows)
 

@@ -15,8 +15,8 @@ import yaml
 
 from apollo_cli.compare import run
 from apollo_cli.config.config import Config
-from apollo_cli.report import plots, wandb_runs
-from apollo_cli.report.runs import read
+from apollo_cli.report import plots, style, wandb_runs
+from apollo_cli.report.runs import read_runs
 from apollo_cli.run_directory import FORMAT
 from apollo_cli.tracking.wandb import FACTS
 from apollo_cli.training import pretraining
@@ -45,7 +45,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time."""
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(style.SETTINGS, "figure.dpi", 25)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -71,7 +76,7 @@ def test_the_table_has_every_method_and_fits(runs: Path, capsys: pytest.CaptureF
     assert "report: outputs/compare/" in out
 
 
-def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_complete(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(["sweep/*", "--out", "report"]) == 0
     names = {path.name for path in (tmp_path / "report").iterdir()}
     pictures = {
@@ -91,7 +96,8 @@ def test_the_report_is_whole(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "| grown | lvps | 2 | interpolate | 2-4 |" in text
     for name in pictures:
         assert f"]({name})" in text
-    assert run(["sweep", "--out", "report"]) == 0  # again, over itself
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
+    assert run(["sweep", "--out", "report"]) == 0  # replaces the first
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -129,43 +135,44 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     assert not Path("outputs").exists()
 
 
-def test_a_hostile_name_is_text_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scratch(tmp_path / "0", FLAT, name="base")
-    write_run(tmp_path / "<img src=x>", GROWN, [(50, 100, 10.0, 6.0)], name=HOSTILE[:50])
-    write_run(tmp_path / "2", GROWN, name=HOSTILE[30:], optim__lr=1, status="</p><script>")
-    assert run([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+@pytest.mark.usefixtures("small_pictures")
+def test_many_methods_are_drawn_and_untrusted_text_is_never_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch(tmp_path / "runs" / "base", FLAT, name="base")
+    write_run(tmp_path / "runs" / "<img src=x>", GROWN, [(50, 100, 10.0, 6.0)], name=HOSTILE[:26])
+    write_run(tmp_path / "runs" / "2", GROWN, name=HOSTILE[26:46], optim__lr=1, status="</p><script>")
+    write_run(tmp_path / "runs" / "3", GROWN, name=HOSTILE[46:], optim__lr=2)
+    for i in range(14):
+        write_run(tmp_path / "runs" / f"k{i}", GROWN, [(50, 100, 10.0, 6.0)], sampler__k=10 + i)
+    assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     assert "<script>alert(1)</script>|" in capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<script" not in page
     assert "<img src=x" not in page
     text = (tmp_path / "report" / "report.md").read_text()
+    assert "Shown are 16 of 18 methods" in text
     assert "<" not in text
-    for line in text.splitlines():
-        if line.startswith("| "):
-            assert line.replace("\\|", "").count("|") in (10, 13)  # results; settings
+    columns = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| ")]
+    assert columns == [10] * 20 + [13] * 20  # results; settings
 
 
-@pytest.mark.parametrize("count", [1, 18])
-def test_one_run_and_many_methods_are_drawn(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i in range(count):
-        write_run(tmp_path / "runs" / f"{i}", GROWN, [(50, 100, 10.0, 6.0)], sampler__k=i)
-    assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
-    out = capsys.readouterr().out
-    assert "n = 1" in out
-    assert "none trains all layers" in out
-    text = (tmp_path / "report" / "report.md").read_text()
-    assert ("Shown are 16 of 18 methods" in text) == (count == 18)
-
-
-def test_a_strangers_numbers_are_drawn_or_left_out(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_pictures")
+def test_a_run_alone_is_drawn_without_the_pictures_of_invalid_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad: dict[str, Any] = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
     folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
     stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": -1, "3": 1}}]
     (folder / "plan.json").write_text(json.dumps({"stages": stages}))
     assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert "n = 1" in out
+    assert "none trains all layers" in out
     assert not (tmp_path / "report" / "gpt_lvps.png").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "0", [], [(0, 0, 0.0, 9.0)], status=None)
     scratch(tmp_path / "runs" / "1", [(0, 0, 0.0, 9.0)], status=None)
@@ -238,7 +245,7 @@ class RunsServer(StubServer):
 
     def __init__(self, folders: list[Path]) -> None:
         super().__init__()
-        self.found = {folder.name: read([str(folder)])[0][0] for folder in folders}
+        self.found = {folder.name: read_runs([str(folder)])[0][0] for folder in folders}
         self.configs = {folder.name: _recorded_config(folder) for folder in folders} | {"stranger": {"lr": 1}}
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +294,7 @@ def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
 
 
 def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
-    found, (local, _) = wandb_runs.fetch("me/apollo"), read([str(runs)])
+    found, (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
@@ -301,7 +308,7 @@ def test_runs_of_wandb_of_older_formats_are_brought_up_to_date(wandb_server: Run
     for section, keys in (("data", ("validation_seed", "inspect")), ("model", ("init_std", "init_residual"))):
         old[section] = {key: value for key, value in old[section].items() if key not in keys}
     old.pop("format", None)
-    run = wandb_runs.fetch("me/apollo")[0]
+    run = wandb_runs.fetch_runs("me/apollo")[0]
     assert (run.config["model.init_std"], run.config["data.validation_seed"]) == (0.02, 0)
 
 
@@ -335,7 +342,7 @@ def test_a_wandb_server_that_does_not_give_runs(
     server = StubServer(manner) if manner != "dead" else None
     monkeypatch.setenv("WANDB_BASE_URL", server.url if server else f"http://127.0.0.1:{unused_port()}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_runs, "PATIENCE", 20 if manner.isdecimal() else 0.5)
+    monkeypatch.setattr(wandb_runs, "TIMEOUT", 20 if manner.isdecimal() else 0.5)
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     assert run(["--wandb", "me/apollo"]) == 2
@@ -368,7 +375,7 @@ def test_glue_stands_beside_loss_and_flops_where_it_was_measured(
     assert run([str(runs), "--out", "report"]) == 0
     out = capsys.readouterr().out
     (head,) = [line for line in out.splitlines() if "RTE" in line and "method" in line]
-    assert head.split() == ["method", "final", "loss", "FLOPs", "RTE", "average"]
+    assert head.split() == ["method", "final", "loss", "(nats)", "FLOPs", "RTE", "average"]
     assert "50.0 ± 317.7" in out  # t(0.975, 1) 0.3536 / sqrt(2)
     assert "GLUE: development scores x 100" in out
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")

@@ -1,14 +1,13 @@
-"""The comparison of a family: the baseline, the target, and what each method takes to get there."""
+"""Comparison of the methods of a family: the baseline, the target loss, and what each method needs to reach it."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 
 from apollo_cli.errors import DataError
-from apollo_cli.intervals import Interval, interval
+from apollo_cli.intervals import Interval, interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.groups import Family, Group
 from apollo_cli.report.runs import Run
@@ -19,48 +18,33 @@ AXES = ("flops", "seconds")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of all families.
+    """What is asked of every family."""
 
-    Attributes:
-        baseline: a label, or a folder with the baseline's runs; None for the only scratch group.
-        target_loss: None for the baseline's final loss.
-        at_flops: where losses are to be compared at an equal budget, too.
-    """
-
-    baseline: str | None = None
-    target_loss: float | None = None
-    at_flops: float | None = None
+    baseline: str | None = None  # a label, words of one, or a folder of runs; None for the only scratch group
+    target_loss: float | None = None  # None for the baseline's final loss
+    at_flops: float | None = None  # a budget at which the losses are compared too
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run reached.
-
-    Attributes:
-        run: it.
-        curve: evaluations of the whole model.
-        final: its last one; None while there is none.
-        cost: where it first reaches the target; None if it does not.
-        cost_for_good: from where on it stays there; None if it does not.
-        at_flops: its loss at the budget that was asked for.
-    """
+    """What one run reached; None where there is no such evaluation."""
 
     run: Run
-    curve: Curve
-    final: float | None
-    cost: Cost | None
-    cost_for_good: Cost | None
-    at_flops: float | None
+    curve: Curve  # of the whole model
+    final: float | None  # loss
+    cost: Cost | None  # where the loss first reaches the target
+    cost_for_good: Cost | None  # from where on the loss stays at the target
+    at_flops: float | None  # loss at the budget of the question
 
     @property
     def source(self) -> Cost:
-        """What the model took that it began from; it is counted in the curve and the costs."""
+        """Cost of the model that the run was initialized from; curve and costs include it."""
         return Cost(self.run.source_flops or 0, self.run.source_seconds)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The loss that all are to reach; `interval` is that of the baseline's seeds, None where it was typed."""
+    """The target loss; `interval` is over the baseline's seeds, None where the target was typed."""
 
     loss: float
     interval: Interval | None
@@ -68,153 +52,133 @@ class Target:
 
 @dataclass(frozen=True)
 class Method:
-    """A group, measured.
-
-    Attributes:
-        label: of the group.
-        outcomes: of its runs, one a seed.
-        is_baseline: whether it is what the others are measured by.
-        baseline_cost: of the target; None where there is none to measure by.
-        moved: mean saving in FLOPs with the target at the lower and the upper end of its interval; None for an end
-            that is not reached by all.
-    """
+    """A group with its results."""
 
     label: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...]  # one a seed
     is_baseline: bool
-    baseline_cost: Cost | None
-    moved: tuple[float | None, float | None] | None
+    baseline_cost: Cost | None  # of the target
+    moved: tuple[float | None, float | None] | None  # saving in FLOPs with the target at the ends of its interval
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
-        """Those that have an end: of completed runs, or of all where none is."""
-        return _ended([outcome.run for outcome in self.outcomes])
+        """Curves of the completed runs, or of all where none is completed."""
+        return _final_curves([outcome.run for outcome in self.outcomes])
 
     @cached_property
     def curve(self) -> Curve:
-        """The mean over the seeds whose curves have an end."""
+        """The mean of `curves`."""
         return savings.mean_curve(self.curves)
 
     @property
     def has_ended(self) -> bool:
-        """Whether a run of it is completed."""
         return any(outcome.run.status == "completed" for outcome in self.outcomes)
 
     @property
     def reached(self) -> int:
-        """How many runs reach the target."""
+        """The number of runs that reach the target."""
         return sum(outcome.cost is not None for outcome in self.outcomes)
 
     @property
     def final(self) -> Interval | None:
         """The final loss of completed runs; the last one of all where none is completed."""
-        return _interval([line[-1].loss for line in self.curves])
+        return interval_of_all([curve[-1].loss for curve in self.curves])
 
     @property
     def at_flops(self) -> Interval | None:
-        """The loss at the asked budget; None where a run has none there."""
-        return _interval([outcome.at_flops for outcome in self.outcomes])
+        """The loss at the budget of the question; None where a run has none there."""
+        return interval_of_all([outcome.at_flops for outcome in self.outcomes])
 
     def cost(self, axis: str) -> Interval | None:
         """FLOPs or seconds to the target; None unless all runs reach it. The baseline's is its mean curve's."""
         if self.is_baseline and self.baseline_cost:
             return Interval(self.baseline_cost.of(axis), None, len(self.outcomes))
-        return _interval([outcome.cost.of(axis) if outcome.cost else None for outcome in self.outcomes])
+        return interval_of_all([outcome.cost.of(axis) if outcome.cost else None for outcome in self.outcomes])
 
     def saving(self, axis: str) -> Interval | None:
         """1 - cost / baseline's cost, run by run; None for the baseline and without a mean cost."""
-        return self._against(savings.saving, axis)
+        return self._ratio(savings.saving, axis)
 
     def speedup(self, axis: str) -> Interval | None:
         """Baseline's cost / cost - 1, run by run; None as for the saving."""
-        return self._against(savings.speedup, axis)
+        return self._ratio(savings.speedup, axis)
 
     def saving_without_source(self, axis: str) -> Interval | None:
-        """The saving if what the models took that these runs began from is not counted, as some papers do."""
-        if self.is_baseline or self.baseline_cost is None:
-            return None
-        own = [o.cost.of(axis) - o.source.of(axis) if o.cost else None for o in self.outcomes]
-        baseline = self.baseline_cost.of(axis)
-        return _interval([None if cost is None else savings.saving(cost, baseline) for cost in own])
+        """The saving where the cost of the runs' source models is not counted, as in some papers."""
+        return self._ratio(savings.saving, axis, with_source=False)
 
-    def _against(self, ratio: Callable[[float, float], float], axis: str) -> Interval | None:
+    def _ratio(
+        self, ratio: Callable[[float, float], float], axis: str, *, with_source: bool = True
+    ) -> Interval | None:
         if self.is_baseline or self.baseline_cost is None:
             return None
         baseline = self.baseline_cost.of(axis)
-        return _interval([ratio(o.cost.of(axis), baseline) if o.cost else None for o in self.outcomes])
+        return interval_of_all(
+            [
+                ratio(o.cost.of(axis) - (0 if with_source else o.source.of(axis)), baseline) if o.cost else None
+                for o in self.outcomes
+            ]
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A family, compared.
-
-    Attributes:
-        family: it.
-        question: what was asked.
-        candidates: the groups that may be the baseline; exactly one is.
-        target: None where there is no baseline and none was typed.
-        baseline_cost: of the target; None where there is nothing to measure by.
-        methods: the baseline first.
-    """
+    """A family's results; without a baseline or a typed target there is no target, and then no baseline_cost."""
 
     family: Family
     question: Question
-    candidates: tuple[Group, ...]
+    candidates: tuple[Group, ...]  # that may be the baseline; it is known if there is exactly one
     target: Target | None
-    baseline_cost: Cost | None
-    methods: tuple[Method, ...]
+    baseline_cost: Cost | None  # of the target
+    methods: tuple[Method, ...]  # the baseline first
 
     @property
     def baseline(self) -> Method | None:
-        """What the others are measured by."""
         return next((method for method in self.methods if method.is_baseline), None)
 
     @property
     def reference(self) -> tuple[Curve, ...]:
-        """The baseline's curves that have an end."""
+        """The baseline's curves; none without a baseline."""
         return self.baseline.curves if self.baseline else ()
 
 
 def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
-    """Every family by itself.
+    """One comparison a family.
 
     Raises:
-        DataError: the baseline that was asked for is in none of them, or is not one group.
+        DataError: the baseline of the question is in no family, or is several groups of one.
     """
-    chosen, problems = [], []
-    for family in families:
-        groups = _baselines(family, question.baseline)
-        chosen.append(groups)
+    candidates = [_baseline_candidates(family, question.baseline) for family in families]
+    asked, problems = f"--baseline {question.baseline}", []
+    if question.baseline and not any(candidates):
+        labels = ", ".join(group.label for family in families for group in family.groups)
+        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
+    for groups in candidates:
         if question.baseline and len(groups) > 1:
             labels = ", ".join(group.label for group in groups)
-            problems.append(f"--baseline {question.baseline} means several methods: {labels}; type one of them")
-    if question.baseline and not any(chosen):
-        labels = ", ".join(group.label for family in families for group in family.groups)
-        asked = f"--baseline {question.baseline}"
-        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
+            problems.append(f"{asked} means several methods: {labels}; type one of them")
     if problems:
         raise DataError("\n".join(problems))
-    return [_compare(family, groups, question) for family, groups in zip(families, chosen, strict=True)]
+    return [_compare(family, groups, question) for family, groups in zip(families, candidates, strict=True)]
 
 
 def whole_model(run: Run) -> Curve:
-    """The evaluations of the whole model; the loss of fewer layers or units is another model's.
+    """The evaluations of the whole model: the loss of fewer layers or units is that of another model.
 
-    At a growth the row after it counts. A loss that is not finite is above every target.
+    Of the two rows at a growth the one after it counts. A loss that is not finite is above every target.
     """
-    rows = [row for row in run.evaluations if run.is_whole(row)]
-    return savings.curve(point(row) for row in rows)
+    return savings.make_curve(evaluation_point(row) for row in run.evaluations if run.is_whole(row))
 
 
-def point(row: dict[str, float]) -> Point:
-    """An evaluation row on a curve."""
+def evaluation_point(row: dict[str, float]) -> Point:
+    """An evaluation row as a point of a curve."""
     loss = row["eval/loss"]
     finite = loss is not None and math.isfinite(loss)
     return Point(int(row["step"]), Cost(row["flops"], row["train_seconds"]), loss if finite else math.inf)
 
 
-def _baselines(family: Family, asked: str | None) -> list[Group]:
-    """The groups that are asked for as the baseline, or all that train from scratch.
+def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
+    """The groups that `asked` means, or all that train from scratch.
 
     Of several from scratch those count that are as deep as what grows.
     """
@@ -232,7 +196,7 @@ def _baselines(family: Family, asked: str | None) -> list[Group]:
 
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
-    reference = _ended(baseline.runs) if baseline else ()
+    reference = _final_curves(baseline.runs) if baseline else ()
     target = _target(question, reference)
     cost = _baseline_cost(reference, target)
     groups = sorted(family.groups, key=lambda group: group is not baseline)
@@ -240,30 +204,22 @@ def _compare(family: Family, candidates: Sequence[Group], question: Question) ->
     return Comparison(family, question, tuple(candidates), target, cost, methods)
 
 
-def _ended(runs: Sequence[Run]) -> tuple[Curve, ...]:
-    """The curves that have an end: of completed runs, or of all where none is."""
-    measured = [(run, line) for run in runs if (line := whole_model(run))]
-    completed = [line for run, line in measured if run.status == "completed"]
-    return tuple(completed or [line for _, line in measured])
-
-
-def _interval(values: Sequence[float | None]) -> Interval | None:
-    """None unless every run has a value."""
-    known = [value for value in values if value is not None]
-    return interval(known) if known and len(known) == len(values) else None
+def _final_curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
+    """Curves of the completed runs, or of all where none is completed."""
+    curves = [(run, curve) for run in runs if (curve := whole_model(run))]
+    completed = [curve for run, curve in curves if run.status == "completed"]
+    return tuple(completed or [curve for _, curve in curves])
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
     if question.target_loss is not None:
         return Target(question.target_loss, None)
-    if not reference:
-        return None
-    finals = interval([line[-1].loss for line in reference])
-    return Target(finals.mean, finals) if math.isfinite(finals.mean) else None
+    finals = interval_of_all([curve[-1].loss for curve in reference])
+    return Target(finals.mean, finals) if finals and math.isfinite(finals.mean) else None
 
 
 def _baseline_cost(reference: Sequence[Curve], target: Target | None) -> Cost | None:
-    """What the baseline's mean curve takes to the target: its end, unless it was there before.
+    """Cost of the target on the baseline's mean curve: its end, unless the loss was reached before.
 
     Where seeds end at different steps, as under a budget in seconds, the mean of their ends stands for the end.
     """
@@ -271,8 +227,7 @@ def _baseline_cost(reference: Sequence[Curve], target: Target | None) -> Cost | 
         return None
     cost = savings.crossing(savings.mean_curve(reference), target.loss)
     if cost is None and target.interval:
-        ends = [line[-1].cost for line in reference]
-        cost = Cost(fmean(end.flops for end in ends), fmean(end.seconds for end in ends))
+        cost = savings.mean_cost([curve[-1].cost for curve in reference])
     return cost if cost and cost.flops and cost.seconds else None
 
 
@@ -281,32 +236,27 @@ def _method(
 ) -> Method:
     outcomes = []
     for run in group.runs:
-        line = whole_model(run)
+        curve = whole_model(run)
         outcomes.append(
             Outcome(
                 run=run,
-                curve=line,
-                final=line[-1].loss if line else None,
-                cost=savings.crossing(line, target.loss) if target else None,
-                cost_for_good=savings.crossing_for_good(line, target.loss) if target else None,
-                at_flops=None if question.at_flops is None else savings.loss_at(line, question.at_flops),
+                curve=curve,
+                final=curve[-1].loss if curve else None,
+                cost=savings.crossing(curve, target.loss) if target else None,
+                cost_for_good=savings.crossing_for_good(curve, target.loss) if target else None,
+                at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
             )
         )
-    moved = None if is_baseline else _moved([outcome.curve for outcome in outcomes], target, cost)
+    moved = None
+    if not is_baseline and cost and target and target.interval and target.interval.ends:
+        low, high = target.interval.ends
+        curves = [outcome.curve for outcome in outcomes]
+        moved = (_mean_saving(curves, low, cost), _mean_saving(curves, high, cost))
     return Method(group.label, tuple(outcomes), is_baseline, cost, moved)
 
 
-def _moved(
-    curves: Sequence[Curve], target: Target | None, cost: Cost | None
-) -> tuple[float | None, float | None] | None:
-    """The mean saving at both ends of the target's interval, at the baseline's cost; None where there is none."""
-    if cost is None or target is None or target.interval is None or target.interval.ends is None:
-        return None
-
-    def saved(loss: float) -> float | None:
-        costs = [savings.crossing(line, loss) for line in curves]
-        found = [savings.saving(each.flops, cost.flops) for each in costs if each]
-        return fmean(found) if found and len(found) == len(costs) else None
-
-    low, high = map(saved, target.interval.ends)
-    return low, high
+def _mean_saving(curves: Sequence[Curve], loss: float, baseline_cost: Cost) -> float | None:
+    """The mean saving in FLOPs at a target loss; None unless all curves reach it."""
+    costs = [savings.crossing(curve, loss) for curve in curves]
+    saved = interval_of_all([savings.saving(cost.flops, baseline_cost.flops) if cost else None for cost in costs])
+    return saved.mean if saved else None

@@ -1,4 +1,4 @@
-"""The report: Markdown, one HTML file that opens offline, pictures, JSON, CSV; text in it may be a stranger's."""
+"""The report: Markdown, one HTML file that opens offline, pictures, JSON, CSV; labels in it are untrusted text."""
 
 import json
 import re
@@ -11,50 +11,34 @@ from pathlib import Path
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import DataError, StorageError
-from apollo_cli.report import plots, printed
-from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.glue import glue_table
-from apollo_cli.report.groups import differing
-from apollo_cli.report.runs import plain
-from apollo_cli.report.words import CROSSING_NOTE, METHOD_OF_INTERVALS, cells, headline, notes, spent, target
+from apollo_cli.report import plots
+from apollo_cli.report.comparison import Comparison
+from apollo_cli.report.export import comparisons_csv, comparisons_json
+from apollo_cli.report.glue import compare_glue, glue_table
+from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
+from apollo_cli.report.runs import printable
+from apollo_cli.report.style import Picture
+from apollo_cli.report.tables import ReportTable, results_table, settings_table, target_sentence
 from apollo_cli.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section; level 1 is the whole report's."""
+    """A heading; level 1 is the whole report's."""
 
     level: int
     text: str
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """A paragraph, or items of a list; a warning stands out."""
+class Paragraph:
+    """Text, as a paragraph or a warning."""
 
-    items: Sequence[str]
-    is_list: bool = False
+    text: str
     is_warning: bool = False
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table; the first column has names, the others numbers."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file and what it shows."""
-
-    name: str
-    caption: str
-    data: bytes
-
-
-Block = Heading | Sentences | Grid | Picture
+Block = Heading | Paragraph | list[str] | ReportTable | Picture  # a list has one item a text
 
 _HEAD = """\
 <!doctype html>
@@ -75,17 +59,19 @@ figcaption, footer { opacity: .75; font-size: .9rem; }
 """
 
 
-def write(folder: Path, comparisons: Sequence[Comparison], warnings: Sequence[str], words: Sequence[str]) -> Path:
-    """Writes report.md, report.html, comparison.json, comparison.csv and the pictures; returns where the page is.
+def write_report(
+    folder: Path, comparisons: Sequence[Comparison], warnings: Sequence[str], words: Sequence[str]
+) -> Path:
+    """Writes report.md, report.html, comparison.json, comparison.csv and the pictures; returns the HTML file.
 
     Args:
         folder: made if missing; files of these names in it are replaced.
         comparisons: one a family.
-        warnings: about all of them.
+        warnings: on all of them.
         words: the command, to be shown.
 
     Raises:
-        DataError: the folder is a run's.
+        DataError: the folder is in a run directory.
         StorageError: something cannot be written.
     """
     _refuse_run_directory(folder)
@@ -94,13 +80,13 @@ def write(folder: Path, comparisons: Sequence[Comparison], warnings: Sequence[st
     except OSError as error:
         raise StorageError(f"--out {files.shown(folder)} cannot be made: {error.strerror}") from error
     blocks = list(_blocks(comparisons, warnings, words))
-    contents = {block.name: block.data for block in blocks if isinstance(block, Picture)}
-    contents["report.md"] = "\n".join(map(_markdown, blocks)).encode()
-    contents["report.html"] = _page(blocks).encode()
-    contents["comparison.json"] = json.dumps(
-        printed.as_json(comparisons, warnings), indent=2, allow_nan=False
-    ).encode()
-    contents["comparison.csv"] = printed.as_csv(comparisons).encode()
+    values = comparisons_json(comparisons, warnings)
+    contents = {block.name: block.png for block in blocks if isinstance(block, Picture)} | {
+        "report.md": "\n".join(map(_markdown, blocks)).encode(),
+        "report.html": _page(blocks).encode(),
+        "comparison.json": json.dumps(values, indent=2, allow_nan=False).encode(),
+        "comparison.csv": comparisons_csv(comparisons).encode(),
+    }
     for name, data in contents.items():
         with files.writing(folder / name, len(data)):
             files.write_bytes(folder / name, data)
@@ -118,45 +104,27 @@ def _refuse_run_directory(folder: Path) -> None:
 
 def _blocks(comparisons: Sequence[Comparison], warnings: Sequence[str], words: Sequence[str]) -> Iterator[Block]:
     yield Heading(1, "What was saved")
-    for warning in warnings:
-        yield Sentences([warning], is_warning=True)
-    yield Sentences([sentence for sentence in map(headline, comparisons) if sentence], is_list=True)
+    yield from (Paragraph(warning, is_warning=True) for warning in warnings)
+    yield [*filter(None, map(headline, comparisons))]
     for comparison in comparisons:
-        yield from _family(comparison)
+        yield from _family_blocks(comparison)
     yield Heading(2, "How")
-    command = shlex.join([Path(words[0]).name, *words[1:]])
-    yield Sentences(
-        [CROSSING_NOTE, METHOD_OF_INTERVALS, f"apollo-train {__version__}: {plain(command)}"], is_list=True
-    )
+    command = printable(shlex.join([Path(words[0]).name, *words[1:]]))
+    yield [CROSSING_NOTE, INTERVAL_NOTE, f"apollo-train {__version__}: {command}"]
 
 
-def _family(comparison: Comparison) -> Iterator[Block]:
+def _family_blocks(comparison: Comparison) -> Iterator[Block]:
     yield Heading(2, comparison.family.title)
-    yield Sentences([f"{comparison.family.description}. {target(comparison)}"])
-    budget = comparison.question.at_flops
-    at_budget = [] if budget is None else [f"loss at {budget:.4g} FLOPs (nats)"]
-    costs = ("FLOPs to target", "FLOPs saved", "speedup in FLOPs", "seconds to target", "seconds saved", "speedup")
-    rows = []
-    for method in comparison.methods:
-        of = cells(comparison, method)
-        numbers = [part[axis] for axis in AXES for part in (of.costs, of.savings, of.speedups)]
-        rows.append([of.method, of.runs, of.final, *([of.at_flops] if at_budget else []), *numbers])
-    yield Grid(["method", "runs", "final validation loss (nats)", *at_budget, *costs], rows)
-    yield Sentences(notes(comparison), is_list=True)
-    if glue := glue_table(comparison):
-        yield Heading(3, "GLUE")
-        there = [method for method in comparison.methods if method.label in glue.scores]
-        lines = [[m.label, cells(comparison, m).final, spent(m), *glue.cells(m)] for m in there]
-        yield Grid(["method", "final validation loss (nats)", "FLOPs", *glue.head], lines)
-        yield Sentences(glue.notes, is_list=True)
-    if unlike := differing([method.outcomes[0].run for method in comparison.methods]):
-        yield Heading(3, "Settings that differ")
-        values = zip(*(each for _, each in unlike), strict=True)
-        lines = [[method.label, *own] for method, own in zip(comparison.methods, values, strict=True)]
-        yield Grid(["method", *(key for key, _ in unlike)], lines)
+    yield Paragraph(f"{comparison.family.description}. {target_sentence(comparison)}")
+    yield results_table(comparison)
+    yield comparison_notes(comparison)
+    if glue := compare_glue(comparison):
+        yield from (Heading(3, "GLUE"), glue_table(comparison, glue), [*glue.notes])
+    if differing := settings_table(comparison):
+        yield from (Heading(3, "Settings that differ"), differing)
     slug = re.sub(r"[^a-z0-9]+", "_", comparison.family.title.lower())
-    for name, caption, data in plots.pictures(comparison):
-        yield Picture(f"{slug}_{name}.png", caption, data)
+    for name, caption, png in plots.draw_comparison(comparison):
+        yield Picture(f"{slug}_{name}.png", caption, png)
 
 
 def _markdown(block: Block) -> str:
@@ -164,19 +132,20 @@ def _markdown(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {_safe(text)}\n"
-        case Sentences(items, is_list, is_warning):
-            mark = "**Warning:** " if is_warning else "- " if is_list else ""
-            return "\n".join([*(f"{mark}{_safe(item)}" for item in items), ""])
-        case Grid(head, rows):
+        case Paragraph(text, is_warning):
+            return f"{'**Warning:** ' * is_warning}{_safe(text)}\n"
+        case list(items):
+            return "".join(f"- {_safe(item)}\n" for item in items)
+        case ReportTable(head, rows):
             rule = ["---", *["---:"] * (len(head) - 1)]
             lines = [list(map(_safe, head)), rule, *(list(map(_safe, row)) for row in rows)]
-            return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), ""])
+            return "".join(f"| {' | '.join(line)} |\n" for line in lines)
         case Picture(name, caption, _):
             return f"![{_safe(caption)}]({name})\n"
 
 
 def _safe(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(plain(text), quote=False))
+    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(printable(text), quote=False))
 
 
 def _page(blocks: Sequence[Block]) -> str:
@@ -188,16 +157,16 @@ def _html(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"<h{level}>{escape(text)}</h{level}>"
-        case Sentences(items, True, _):
-            return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
-        case Sentences(items, _, is_warning):
+        case Paragraph(text, is_warning):
             mark = ' class="warning"' if is_warning else ""
-            return "".join(f"<p{mark}>{escape(item)}</p>" for item in items)
-        case Grid(head, rows):
+            return f"<p{mark}>{escape(text)}</p>"
+        case list(items):
+            return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
+        case ReportTable(head, rows):
             top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
             lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
             return f'<div class="wide"><table><tr>{top}</tr>{lines}</table></div>'
-        case Picture(_, caption, data):
-            source = f"data:image/png;base64,{b64encode(data).decode()}"
+        case Picture(_, caption, png):
+            source = f"data:image/png;base64,{b64encode(png).decode()}"
             image = f'<img alt="{escape(caption)}" src="{source}">'
             return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""What `apollo-glue` left in a run directory."""
+"""GLUE scores that `apollo-glue` left in a run directory."""
 
 import json
 import math
@@ -11,57 +11,45 @@ from apollo_cli.errors import DataError
 from apollo_cli.glue.tasks import TASKS
 
 FILE = Path("glue") / "results.json"  # in a run directory
-_LARGEST = 50_000_000  # bytes; ours have some thousand
+_MAX_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
 class GlueScores:
-    """The scores of a run.
+    """The scores of a run."""
 
-    Attributes:
-        scores: of each task the mean over fine-tuning seeds, from -1 or 0 to 1.
-        recipes: of each task how it was fine-tuned, at which learning rates, on which rows; as JSON.
-        loss: validation loss of the weights that were fine-tuned; None where it is not said.
-    """
-
-    scores: dict[str, float] = field(default_factory=dict)
-    recipes: dict[str, str] = field(default_factory=dict)
-    loss: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # mean over fine-tuning seeds, from -1 or 0 to 1
+    recipes: dict[str, str] = field(default_factory=dict)  # how, at which rates and on which rows, as JSON
+    loss: float | None = None  # validation loss of the fine-tuned weights; None where it is not recorded
 
 
-def read(folder: Path) -> GlueScores:
-    """The scores of the run in `folder`; none where it was not fine-tuned.
+def read_glue_scores(run_dir: Path) -> GlueScores:
+    """The scores of a run; empty where it was not fine-tuned.
 
     Raises:
         DataError: the file is damaged.
     """
-    path = folder / FILE
+    path = run_dir / FILE
     if not path.is_file():
         return GlueScores()
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("too large to be one of ours")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        scores = {name: task["mean"] for name, task in found["tasks"].items()}
-        if not scores.keys() <= TASKS.keys() or not all(map(_is_score, scores.values())):
-            raise ValueError("a task or a score is none of GLUE's")
-        recipes = {
-            name: [found.get("recipe"), task.get("rates"), task.get("data")]
-            for name, task in found["tasks"].items()
-        }
+        scores, recipes = {}, {}
+        for name, task in found["tasks"].items():
+            if name not in TASKS or not _is_finite(task["mean"]) or not -1 <= task["mean"] <= 1:
+                raise ValueError(f"{name} is not a GLUE task with a score")
+            scores[name] = task["mean"]
+            recipe = [found.get("recipe"), task.get("rates"), task.get("data")]
+            recipes[name] = json.dumps(recipe, sort_keys=True)
         loss = found.get("pretrained", {}).get("eval/loss")
-        if loss is not None and not _is_number(loss):
-            raise ValueError(f"the loss of what was fine-tuned is {loss!r}")
-        return GlueScores(
-            scores, {name: json.dumps(recipe, sort_keys=True) for name, recipe in recipes.items()}, loss
-        )
+        if loss is not None and not _is_finite(loss):
+            raise ValueError(f"the pretrained model's loss is {loss!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{files.shown(path)} is damaged: {error}") from error
+    return GlueScores(scores, recipes, loss)
 
 
-def _is_score(value: Any) -> bool:
-    return _is_number(value) and -1 <= value <= 1
-
-
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)

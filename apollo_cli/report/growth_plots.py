@@ -1,4 +1,4 @@
-"""Pictures of growth: what it does to the loss, which depths are drawn, and how likely they are."""
+"""Pictures of growth: its effect on the loss, the sampled depths, and the probabilities of depths."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,48 +12,52 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import Row, Run, Size, size
-from apollo_cli.report.style import COLOURS, Look, looks, png
+from apollo_cli.report.runs import ModelSize, Row, Run, model_size
+from apollo_cli.report.style import COLOURS, Look, Picture, looks, png_of
 
-Growth = tuple[Size, Size]  # before and after
+Growth = tuple[ModelSize, ModelSize]  # before and after
 
-_MOST_PANELS = 4  # beside each other
-_MOST_NUMBERS = 6  # of jumps beside each other
+_MAX_PANELS = 4  # beside each other
+_MAX_NUMBERS = 6  # beside the jumps of one growth
 _ROWS_AROUND = 12  # training rows on either side of a growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
 _CONSTANTS = {"lower": LVPS.lower, "overshoot": LVPS.overshoot}
 
 
-def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
-    """A name, a caption and a PNG of each picture that the runs have something for."""
-    by_label = looks(comparison.methods)
-    growths = sorted({growth for method in comparison.methods for growth in _growths(method)})[-_MOST_PANELS:]
+def draw_growth(comparison: Comparison) -> Iterator[Picture]:
+    """Each picture that the runs have data for."""
+    methods, by_label = comparison.methods, looks(comparison.methods)
+    growths = sorted({growth for method in methods for growth in _growths(method)})[-_MAX_PANELS:]
     if growths:
         caption = (
             "what each growth does: validation loss just before (hollow) and after (filled), training loss and "
             "gradient norm around it; means over seeds."
         )
-        yield "growth", caption, _around_growths(comparison.methods, growths, by_label)
-    stages = _sampled_stages(comparison.methods)
+        yield Picture("growth", caption, _around_growths(methods, growths, by_label))
+    runs = [outcome.run for method in methods for outcome in method.outcomes]
+    stages = sorted({layers for run in runs for layers in run.depth_counts if layers != run.target_layers})
     if stages:
         caption = "the sampled depths: share of the micro-steps of a stage that run each depth; means over seeds."
-        yield "depths", caption, _depths(comparison.methods, stages, by_label)
-    if found := _lvps(comparison.methods):
+        yield Picture("depths", caption, _sampled_depths(methods, stages[:_MAX_PANELS], by_label))
+    runs = [run for run in runs if run.config.get("sampler.kind") == "lvps" and not run.is_scratch]
+    runs = [run for run in runs if _lvps_constants(run)]
+    stages = sorted({n for run in runs for n in run.config["schedule.layers"] if n < run.target_layers})
+    if stages:
         caption = "low-value-prioritised sampling: the probability of each depth, for several strengths k."
-        yield "lvps", caption, _probabilities(*found)
+        yield Picture("lvps", caption, _probabilities(runs[0], stages[:_MAX_PANELS]))
 
 
 def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> bytes:
     figure, grid = _panels(3, len(growths), 8)
     for column, growth in enumerate(growths):
         jump, loss, norm = grid[:, column]
-        jump.set_title(_title(growth))
+        jump.set_title(_growth_title(growth))
         growing = [method for method in methods if growth in _growths(method)]
         for place, method in enumerate(growing):
             look = by_label[method.label]
-            _jump(jump, method, growth, look, place, with_number=len(growing) <= _MOST_NUMBERS)
-            _window(loss, method, growth, look, "train/loss")
-            _window(norm, method, growth, look, "train/grad_norm")
+            _draw_jump(jump, method, growth, look, place, with_number=len(growing) <= _MAX_NUMBERS)
+            _draw_column(loss, method, growth, look, "train/loss")
+            _draw_column(norm, method, growth, look, "train/grad_norm")
         jump.set_xticks([])
         jump.set_xlim(-0.6, len(growing) - 0.4)
         jump.margins(y=0.25)
@@ -70,7 +74,7 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name)
     _common_legend(figure, [by_label[method.label] for method in methods if _growths(method)])
-    return png(figure)
+    return png_of(figure)
 
 
 def _panels(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure, Any]:
@@ -80,7 +84,7 @@ def _panels(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure
 
 
 def _same_span(panels: Sequence[Axes]) -> None:
-    """So that a jump twice as high looks so, wherever the loss is."""
+    """Gives the panels y-axes of equal length, so that equal jumps look equal."""
     limits = [axes.get_ylim() for axes in panels]
     half = max(high - low for low, high in limits) / 2
     for axes, (low, high) in zip(panels, limits, strict=True):
@@ -88,7 +92,6 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    """Above all panels."""
     lines = [
         plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
         for look in entries
@@ -97,9 +100,9 @@ def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
 
-def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *, with_number: bool) -> None:
-    """The validation loss on both sides, and how much it changed."""
-    found = [_sides(outcome.run, growth) for outcome in method.outcomes]
+def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *, with_number: bool) -> None:
+    """The validation loss on both sides of a growth, and the difference as a number."""
+    found = [_losses_beside(outcome.run, growth) for outcome in method.outcomes]
     sides = [pair for pair in found if pair]
     if not sides:
         return
@@ -118,9 +121,9 @@ def _jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *,
     )
 
 
-def _window(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
+def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
     """The mean over seeds of a training column around a growth, within the stages on both sides."""
-    series = [_around(outcome.run, growth, column) for outcome in method.outcomes]
+    series = [_values_around(outcome.run, growth, column) for outcome in method.outcomes]
     shared = sorted(set.intersection(*map(set, series)))
     for side in ([s for s in shared if s <= 0], [s for s in shared if s > 0]):
         means = [fmean(values[step] for values in series) for step in side]
@@ -129,39 +132,36 @@ def _window(axes: Axes, method: Method, growth: Growth, look: Look, column: str)
         )
 
 
-def _around(run: Run, growth: Growth, column: str) -> dict[int, float]:
-    """Values by steps since the growth; a row at the growth's own step is of before."""
-    step = next((row["step"] for row in run.rows if _is(row, growth)), None)
+def _values_around(run: Run, growth: Growth, column: str) -> dict[int, float]:
+    """Values of a column by steps since the growth; a row at the growth's own step is before it."""
+    step = next((row["step"] for row in run.rows if _growth(row) == growth), None)
     if step is None:
         return {}
-    rows = [row for row in run.rows if row.get(column) is not None and size(row) in growth]
-    before = [row for row in rows if size(row) == growth[0]][-_ROWS_AROUND:]
-    after = [row for row in rows if size(row) == growth[1]][:_ROWS_AROUND]
+    rows = [row for row in run.rows if row.get(column) is not None]
+    before = [row for row in rows if model_size(row) == growth[0]][-_ROWS_AROUND:]
+    after = [row for row in rows if model_size(row) == growth[1]][:_ROWS_AROUND]
     return {row["step"] - step: row[column] for row in (*before, *after)}
 
 
-def _sides(run: Run, growth: Growth) -> tuple[float, float] | None:
-    """The validation loss just before and after; None where the run does not grow so."""
-    rows = {size(row): row["eval/loss"] for row in run.evaluations if _is(row, growth)}
-    values = [rows.get(side) for side in growth]
-    before, after = (value if value is not None and math.isfinite(value) else None for value in values)
-    return None if before is None or after is None else (before, after)
-
-
-def _is(row: Row, growth: Growth) -> bool:
-    return _growth(row) == growth
-
-
-def _growth(row: Row) -> Growth | None:
-    """That a row is beside; the width stands there where it grows, too."""
-    ends = (("growth/from", "growth/width_from"), ("growth/to", "growth/width_to"))
-    if any(layers not in row for layers, _ in ends):
+def _losses_beside(run: Run, growth: Growth) -> tuple[float, float] | None:
+    """The validation loss just before and after; None without this growth or a finite loss."""
+    rows = {model_size(row): row["eval/loss"] for row in run.evaluations if _growth(row) == growth}
+    before, after = (rows.get(side) for side in growth)
+    if before is None or after is None or not math.isfinite(before) or not math.isfinite(after):
         return None
-    before, after = ((row[layers], row.get(width) or size(row)[1]) for layers, width in ends)
     return before, after
 
 
-def _title(growth: Growth) -> str:
+def _growth(row: Row) -> Growth | None:
+    """The growth that a row is directly before or after; only runs that grow in width record the width."""
+    if "growth/from" not in row or "growth/to" not in row:
+        return None
+    width = model_size(row)[1]
+    before = (row["growth/from"], row.get("growth/width_from") or width)
+    return before, (row["growth/to"], row.get("growth/width_to") or width)
+
+
+def _growth_title(growth: Growth) -> str:
     (layers, width), (more, wider) = growth
     deeper = f"{layers} to {more} layers" if layers != more or width == wider else ""
     return ", ".join(filter(None, (deeper, f"{width:g} to {wider:g} of the width" if width != wider else "")))
@@ -172,37 +172,16 @@ def _growths(method: Method) -> set[Growth]:
     return {growth for row in rows if (growth := _growth(row))}
 
 
-def _sampled_stages(methods: Sequence[Method]) -> list[int]:
-    """Stored layers of the stages in which some method draws the depth, or could."""
-    runs = [outcome.run for method in methods for outcome in method.outcomes]
-    stages = {layers for run in runs for layers in run.depth_counts if layers != run.target_layers}
-    return sorted(stages)[:_MOST_PANELS]
+def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> bytes:
+    panels = {}
+    for layers in stages:
+        found = [(by_label[method.label], _depth_shares(method, layers)) for method in methods]
+        title = f"{layers} stored layer{'s' if layers > 1 else ''}"
+        panels[title] = [(look, shares) for look, shares in found if shares]
+    return _depth_figure(panels, "micro-steps of the stage (%)", markersize=6, alpha=0.85)
 
 
-def _depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> bytes:
-    figure, grid = _panels(1, len(stages), 4.2, sharey=True)
-    shown = []
-    for axes, layers in zip(grid[0], stages, strict=True):
-        for method in methods:
-            shares = _shares(method, layers)
-            if not shares:
-                continue
-            shown.append(by_label[method.label])
-            look, depths = shown[-1], sorted(shares)
-            axes.plot(
-                depths,
-                [100 * shares[depth] for depth in depths],
-                color=look.colour,
-                linestyle=look.line,
-                marker=look.marker,
-                markersize=6,
-                alpha=0.85,
-            )
-        axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}")
-    return _over_depths(figure, grid, "micro-steps of the stage (%)", list(dict.fromkeys(shown)))
-
-
-def _shares(method: Method, layers: int) -> dict[int, float]:
+def _depth_shares(method: Method, layers: int) -> dict[int, float]:
     """Share of the micro-steps at each depth in the stage of so many stored layers."""
     runs = [outcome.run for outcome in method.outcomes if outcome.run.target_layers != layers]
     counted = [run.depth_counts[layers] for run in runs if run.depth_counts.get(layers)]
@@ -211,47 +190,35 @@ def _shares(method: Method, layers: int) -> dict[int, float]:
     return {depth: fmean(shares.get(depth, 0.0) for shares in found) for depth in depths}
 
 
-def _lvps(methods: Sequence[Method]) -> tuple[Run, list[int]] | None:
-    """A run that draws so, and the stored layers of all such runs that leave a choice of depth."""
-    runs = [o.run for m in methods for o in m.outcomes if o.run.config.get("sampler.kind") == "lvps"]
-    runs = [run for run in runs if not run.is_scratch and _constants(run)]
-    stages = {n for run in runs for n in run.config["schedule.layers"] if n < run.target_layers}
-    return (runs[0], sorted(stages)[:_MOST_PANELS]) if stages else None
-
-
-def _constants(run: Run) -> dict[str, float] | None:
-    """Those of its sampler; None if they, a stranger's, are none."""
+def _lvps_constants(run: Run) -> dict[str, float] | None:
+    """Constants of the run's sampler; None if they, untrusted, are not valid."""
     found = {key: run.config.get(f"sampler.{key}", default) for key, default in _CONSTANTS.items()}
-    is_sound = all(type(value) in (int, float) and 0 < value <= 100 for value in found.values())
-    return found if is_sound and found["lower"] <= 1 else None
+    is_valid = all(type(value) in (int, float) and 0 < value <= 100 for value in found.values())
+    return found if is_valid and found["lower"] <= 1 else None
 
 
 def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
-    figure, grid = _panels(1, len(stages), 4.2, sharey=True)
-    entries = [
-        Look(f"k = {k}", colour, "-", marker)
-        for k, colour, marker in zip(_STRENGTHS, COLOURS, "osD^v", strict=False)
-    ]
-    for axes, layers in zip(grid[0], stages, strict=True):
-        for k, look in zip(_STRENGTHS, entries, strict=True):
-            likely = LVPS(k=k, **(_constants(run) or {})).probabilities(layers, run.target_layers)
-            axes.plot(
-                list(likely),
-                [100 * p for p in likely.values()],
-                color=look.colour,
-                marker=look.marker,
-                markersize=5,
-            )
-        axes.set_title(f"N = {layers} of L = {run.target_layers}")
-    return _over_depths(figure, grid, "probability (%)", entries)
+    panels: dict[str, list[tuple[Look, dict[int, float]]]] = {}
+    for layers in stages:
+        lines = panels.setdefault(f"N = {layers} of L = {run.target_layers}", [])
+        for k, colour, marker in zip(_STRENGTHS, COLOURS, "osD^v", strict=False):
+            sampler = LVPS(k=k, **(_lvps_constants(run) or {}))
+            lines.append((Look(f"k = {k}", colour, "-", marker), sampler.probabilities(layers, run.target_layers)))
+    return _depth_figure(panels, "probability (%)", markersize=5)
 
 
-def _over_depths(figure: Figure, grid: Any, name: str, entries: Sequence[Look]) -> bytes:
-    """The file of panels that have the depth below and shares of `name` beside."""
-    for axes in grid[0]:
+def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: str, **style: float) -> bytes:
+    """One panel a title: shares, called `name`, by depth."""
+    figure, grid = _panels(1, len(panels), 4.2, sharey=True)
+    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+        for look, shares in lines:
+            depths = sorted(shares)
+            percent = [100 * shares[depth] for depth in depths]
+            axes.plot(depths, percent, color=look.colour, linestyle=look.line, marker=look.marker, **style)
+        axes.set_title(title)
         axes.set_xlabel("depth (layers run)")
         axes.xaxis.get_major_locator().set_params(integer=True)
     grid[0, 0].set_ylabel(name)
     grid[0, 0].set_ylim(bottom=0)
-    _common_legend(figure, entries)
-    return png(figure)
+    _common_legend(figure, list(dict.fromkeys(look for lines in panels.values() for look, _ in lines)))
+    return png_of(figure)

@@ -1,4 +1,4 @@
-"""Pictures of runs: validation loss against what was spent."""
+"""Pictures of a comparison: validation loss against FLOPs and seconds."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,24 +7,24 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from apollo_cli.intervals import Interval
-from apollo_cli.report import growth_plots, savings
-from apollo_cli.report.comparison import Comparison, Method, point
-from apollo_cli.report.runs import size
+from apollo_cli.report import savings
+from apollo_cli.report.comparison import Comparison, Method, evaluation_point
+from apollo_cli.report.growth_plots import draw_growth
+from apollo_cli.report.runs import model_size
 from apollo_cli.report.savings import Curve
-from apollo_cli.report.style import SETTINGS, Look, legend, looks, png, unit
-from apollo_cli.report.words import cells
+from apollo_cli.report.style import SETTINGS, Look, Picture, axis_unit, looks, png_of
+from apollo_cli.report.tables import method_cells
 
-_MOST_METHODS = 16  # in one picture; more nobody tells apart
-_TRIVIAL = 0.15  # the share of the baseline's cost in which losses are too high to be shown
-_NAMES = {"flops": "FLOPs", "seconds": "time"}
+_MAX_METHODS = 16  # in one picture
+_START = 0.15  # share of the baseline's cost in which losses are too high to be shown
+_AXIS_NAMES = {"flops": "FLOPs", "seconds": "time"}
 
 
-def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
-    """A name, a caption and a PNG of each picture that the runs have something for."""
+def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
+    """Each picture that the runs have data for."""
     title, some = comparison.family.title, ""
-    if len(comparison.methods) > _MOST_METHODS:
-        some = f" Shown are {_MOST_METHODS} of {len(comparison.methods)} methods, those with the best results."
+    if len(comparison.methods) > _MAX_METHODS:
+        some = f" Shown are {_MAX_METHODS} of {len(comparison.methods)} methods, those with the best results."
         comparison = replace(comparison, methods=_best(comparison))
     with plt.rc_context(SETTINGS):
         if any(method.curve for method in comparison.methods):
@@ -34,24 +34,24 @@ def pictures(comparison: Comparison) -> Iterator[tuple[str, str, bytes]]:
                     "lowest to the highest seed, dotted lines are the loss of fewer layers, another model's."
                     f"{some}"
                 )
-                yield f"loss_against_{axis}", caption, _loss(comparison, axis)
-        for name, caption, data in growth_plots.pictures(comparison):
-            yield name, f"{title}: {caption}{some}", data
+                yield Picture(f"loss_against_{axis}", caption, _loss(comparison, axis))
+        for name, caption, png in draw_growth(comparison):
+            yield Picture(name, f"{title}: {caption}{some}", png)
 
 
 def _best(comparison: Comparison) -> tuple[Method, ...]:
-    """The baseline and those that save most, then those of the lowest loss, in their own order."""
+    """The baseline and the methods that save most, then those of the lowest loss, in their own order."""
 
     def merit(method: Method) -> tuple[bool, float, float]:
         saved, final = method.saving("flops"), method.final
         return (not method.is_baseline, -saved.mean if saved else math.inf, final.mean if final else math.inf)
 
-    best = sorted(comparison.methods, key=merit)[:_MOST_METHODS]
+    best = sorted(comparison.methods, key=merit)[:_MAX_METHODS]
     return tuple(method for method in comparison.methods if method in best)
 
 
 def _loss(comparison: Comparison, axis: str) -> bytes:
-    """Curves above, below them one lane a method with what it saves."""
+    """Curves, and below them one lane a method with its saving."""
     by_label, methods = looks(comparison.methods), comparison.methods
     lanes = [m for m in methods if not m.is_baseline] if comparison.baseline_cost else []
     strip = 0.2 + 0.34 * len(lanes)
@@ -59,7 +59,7 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
     grid = figure.add_gridspec(2 if lanes else 1, 1, height_ratios=(4.6, strip) if lanes else None, hspace=0.02)
     axes = figure.add_subplot(grid[0])
     most = max(p.cost.of(axis) for m in methods for o in m.outcomes for p in o.curve) or 1.0
-    scale, name = unit(axis, most)
+    scale, name = axis_unit(axis, most)
     for method in methods:
         _draw(axes, method, by_label[method.label], axis, scale)
     axes.set_ylim(*_limits(comparison, axis, most))
@@ -77,50 +77,52 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
             color="0.35",
         )
     axes.set_ylabel("validation loss (nats per prediction)")
-    legend(axes, len(methods), loc="upper right")
+    axes.legend(fontsize=10 if len(methods) <= 8 else 8, loc="upper right")
     below = axes
     if lanes:
         below = figure.add_subplot(grid[1], sharex=axes)
         axes.tick_params(labelbottom=False)
         _lanes(axes, below, comparison, lanes, by_label, axis, scale)
     below.set_xlabel(name)
-    return png(figure)
+    return png_of(figure)
 
 
 def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> None:
     """The mean curve with a band, a marker at its end; thin and dotted where fewer layers are stored."""
-    line = method.curve
-    if line:
+    if curve := method.curve:
         by_seed = [{p.step: p.loss for p in each} for each in method.curves]
-        spent = [p.cost.of(axis) / scale for p in line]
+        spent = [p.cost.of(axis) / scale for p in curve]
         if len(by_seed) > 1:
-            low, high = ([f(losses[p.step] for losses in by_seed) for p in line] for f in (min, max))
+            low, high = ([f(losses[p.step] for losses in by_seed) for p in curve] for f in (min, max))
             axes.fill_between(spent, low, high, color=look.colour, alpha=0.18, linewidth=0)
-        axes.plot(spent, [p.loss for p in line], color=look.colour, linestyle=look.line, linewidth=2)
-        axes.plot(spent[-1:], [line[-1].loss], look.marker, color=look.colour, markersize=7)
-    for part in _shallow(method):
+        axes.plot(spent, [p.loss for p in curve], color=look.colour, linestyle=look.line, linewidth=2)
+        axes.plot(spent[-1:], [curve[-1].loss], look.marker, color=look.colour, markersize=7)
+    for part in _partial_curves(method):
         spent = [p.cost.of(axis) / scale for p in part]
         axes.plot(spent, [p.loss for p in part], color=look.colour, linestyle=":", linewidth=1)
     axes.plot([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
 
 
-def _shallow(method: Method) -> Iterator[Curve]:
+def _partial_curves(method: Method) -> Iterator[Curve]:
     """The mean curves of the stages that store fewer layers, or narrower ones."""
     runs = [outcome.run for outcome in method.outcomes]
-    sizes = {size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
+    sizes = {model_size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
     for stored in sorted(sizes):
-        parts = [savings.curve(point(row) for row in run.evaluations if size(row) == stored) for run in runs]
+        parts = [
+            savings.make_curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
+            for run in runs
+        ]
         yield savings.mean_curve([part for part in parts if part])
 
 
 def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, float]:
-    """From below the lowest loss to the baseline's after its first part: the fall from ln V would squash the rest.
+    """From below the lowest loss to the baseline's after its start: the fall from ln V would squash the rest.
 
-    All ends are within; without a baseline every method counts.
+    The ends of all curves are within; without a baseline every method counts.
     """
     reference = comparison.baseline_cost.of(axis) if comparison.baseline_cost else most
-    telling = [comparison.baseline] if comparison.baseline else comparison.methods
-    points = [p for method in telling for p in method.curve if p.cost.of(axis) >= _TRIVIAL * reference]
+    counted = [comparison.baseline] if comparison.baseline else comparison.methods
+    points = [p for method in counted for p in method.curve if p.cost.of(axis) >= _START * reference]
     lowest = [min(method.curve, key=lambda p: p.loss) for method in comparison.methods if method.curve]
     ends = [method.curve[-1] for method in comparison.methods if method.curve]
     losses = [p.loss for p in (*points, *lowest, *ends) if math.isfinite(p.loss)]
@@ -138,7 +140,7 @@ def _lanes(
     axis: str,
     scale: float,
 ) -> None:
-    """An arrow from the baseline's cost of the target to each method's, with what that saves."""
+    """An arrow from the baseline's cost of the target to each method's, with the saving."""
     assert comparison.baseline_cost
     assert comparison.target
     start = comparison.baseline_cost.of(axis) / scale
@@ -153,8 +155,7 @@ def _lanes(
         look = by_label[method.label]
         cost, saved = method.cost(axis), method.saving(axis)
         if cost is None or saved is None:
-            text = cells(comparison, method).costs[axis]
-            _beside(below, start, lane, f"{look.label}: {text}")
+            _annotate_lane(below, start, lane, f"{look.label}: {method_cells(comparison, method).costs[axis]}")
             continue
         end = cost.mean / scale
         axes.plot([end], [comparison.target.loss], "o", color=look.colour, markersize=5, zorder=5)
@@ -165,11 +166,13 @@ def _lanes(
         )
         if cost.half is not None:
             below.errorbar(end, lane, xerr=cost.half / scale, color=look.colour, capsize=3, linewidth=1)
-        _beside(below, start, lane, f"{look.label}: {_saved(saved, axis)}")
+        half = "" if saved.half is None else f" ± {100 * saved.half:.1f}"
+        text = f"{-100 * saved.mean:+.1f}{half}% {_AXIS_NAMES[axis]}".replace("-", "\N{MINUS SIGN}")
+        _annotate_lane(below, start, lane, f"{look.label}: {text}")
 
 
-def _beside(below: Axes, start: float, lane: int, text: str) -> None:
-    """Text above a lane that ends, or where there is more room begins, at the baseline's cost."""
+def _annotate_lane(below: Axes, start: float, lane: int, text: str) -> None:
+    """Text above a lane, on the side of the baseline's cost that has more room."""
     to_the_left = start > below.get_xlim()[1] / 2
     below.annotate(
         text,
@@ -182,9 +185,3 @@ def _beside(below: Axes, start: float, lane: int, text: str) -> None:
         fontsize=10,
         bbox={"boxstyle": "square,pad=0.1", "color": "white"},
     )
-
-
-def _saved(saved: Interval, axis: str) -> str:
-    """`-45.2 ± 3.1% FLOPs`."""
-    half = "" if saved.half is None else f" ± {100 * saved.half:.1f}"
-    return f"{-100 * saved.mean:+.1f}{half}% {_NAMES[axis]}".replace("-", "\N{MINUS SIGN}")

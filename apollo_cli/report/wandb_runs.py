@@ -1,4 +1,4 @@
-"""Runs, read back from Weights & Biases: it may hang or fail, is not waited for for ever, and never prompts."""
+"""Runs read from Weights & Biases, with a time-out and without prompts."""
 
 import os
 import queue
@@ -7,32 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import (
-    Row,
-    Run,
-    checked,
-    depth_counts,
-    flat,
-    measured_on,
-    plain,
-    problems_of_config,
-    source_costs,
-)
+from apollo_cli.report.runs import Row, Run, flat, make_run
 from apollo_cli.run_directory import up_to_date
 from apollo_cli.tracking.wandb import FACTS, has_key
 
-PATIENCE = 60  # seconds without anything new from the server
-_STATES = {"finished": "completed", "running": "running", "pending": "running"}  # anything else has failed
+TIMEOUT = 60  # seconds without a new run from the server
+_STATUSES = {"finished": "completed", "running": "running", "pending": "running"}  # other states: failed
 
 
-def fetch(project: str) -> list[Run]:
-    """All runs of ours in a project of W&B, with all their rows.
-
-    Args:
-        project: ENTITY/PROJECT.
+def fetch_runs(project: str) -> list[Run]:
+    """All runs of apollo-train in the W&B project ENTITY/PROJECT, with all their rows.
 
     Raises:
-        DataError: no key, no server, no such project, no run of ours, or a row that is damaged.
+        DataError: no key, no server, no such project, no run of apollo-train, or a damaged row.
     """
     if project.count("/") != 1 or not all(project.split("/")):
         raise DataError(f"--wandb {project}: should be ENTITY/PROJECT")
@@ -43,9 +30,9 @@ def fetch(project: str) -> list[Run]:
     runs: list[Run] = []
     while True:
         try:
-            answer = answers.get(timeout=PATIENCE)
+            answer = answers.get(timeout=TIMEOUT)
         except queue.Empty:
-            raise DataError(f"--wandb {project}: the server does not answer for {PATIENCE} seconds") from None
+            raise DataError(f"--wandb {project}: the server does not answer for {TIMEOUT} seconds") from None
         if isinstance(answer, ApolloError):
             raise answer
         if isinstance(answer, Exception):
@@ -59,8 +46,8 @@ def fetch(project: str) -> list[Run]:
     return runs
 
 
-def runs_of(api: Any, project: str) -> Iterator[Run]:
-    """The runs that `api`, a wandb.Api, has of a project; those of other programs and without rows are left out."""
+def _runs_of(api: Any, project: str) -> Iterator[Run]:
+    """The runs of apollo-train with rows in a project; `api` is a wandb.Api."""
     for found in api.runs(project, lazy=False):
         facts = found.config.get(FACTS)
         rows = [_as_written(row) for row in found.scan_history()] if isinstance(facts, dict) else []
@@ -68,21 +55,8 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
             continue
         place = f"{project}/{found.id}"
         config = flat(up_to_date(place, {key: value for key, value in found.config.items() if key != FACTS}))
-        if problems := problems_of_config(place, config):
-            raise DataError("\n".join(problems))
-        data, evaluation_rows = measured_on(facts.get("data"))
-        source_flops, source_seconds = source_costs(place, facts.get("plan") or {})
-        yield Run(
-            place=place,
-            config=config,
-            status=plain(found.summary.get("status") or _STATES.get(found.state, "failed")),
-            data=data,
-            evaluation_rows=evaluation_rows,
-            depth_counts=depth_counts(place, facts.get("plan") or {}),
-            rows=checked(place, rows),
-            source_flops=source_flops,
-            source_seconds=source_seconds,
-        )
+        status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
+        yield make_run(place, config, {"status": status, "data": facts.get("data")}, facts.get("plan") or {}, rows)
 
 
 def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
@@ -90,7 +64,7 @@ def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> 
     try:
         import wandb
 
-        for run in runs_of(wandb.Api(timeout=PATIENCE), project):
+        for run in _runs_of(wandb.Api(timeout=TIMEOUT), project):
             answers.put(run)
         answers.put(None)
     except Exception as error:
@@ -98,5 +72,5 @@ def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> 
 
 
 def _as_written(row: Row) -> Row:
-    """A row as it stands in metrics.jsonl: FLOPs are whole, and what W&B adds is gone."""
+    """The row of metrics.jsonl: FLOPs as an integer, without the columns that W&B adds."""
     return {key: value for key, value in row.items() if not key.startswith("_")} | {"flops": int(row["flops"])}

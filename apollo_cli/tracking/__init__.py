@@ -1,1 +1,1 @@
-"""Where rows go: metrics.jsonl, the terminal, Weights & Biases."""
+"""Tracking of a run: metrics.jsonl, the console, Weights & Biases."""

@@ -1,4 +1,4 @@
-"""What a person sees: the plan, a live bar or plain lines, each growth, a summary; and train.log."""
+"""Output for people: the plan, a live bar or plain lines, growths, a summary; and train.log."""
 
 import io
 import os
@@ -17,22 +17,21 @@ from rich.table import Table
 from apollo_cli import files
 from apollo_cli.growth.plan import Plan
 
-_SILENCE = 30  # seconds between lines on the progress of a long step
-_TELLING = 0.01  # of the work: the time that is left is no guess from then on
-_WIDTH = 112  # of plain output, where no terminal has a say
+_INTERVAL = 30  # seconds between lines on the progress of a long step
+_MIN_SHARE = 0.01  # of a long step, before which the remaining time cannot be estimated
+_WIDTH = 112  # of plain output that does not go to a terminal
 
 
 class Screen(RichConsole):
-    """Standard output, as wide as the terminal or as plain output is; when it goes away, the run goes on."""
+    """Standard output, as wide as the terminal or `_WIDTH`; a closed pipe does not stop the run."""
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else _WIDTH
         super().__init__(highlight=False, soft_wrap=True, width=width, file=sys.stdout)
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads any more: what follows goes nowhere, and not into an error at the end."""
         self.quiet = True
-        with suppress(OSError, ValueError):  # a test's output has no descriptor
+        with suppress(OSError, ValueError):  # a test's output has no descriptor; else no error at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -40,13 +39,13 @@ class Console:
     """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain.
 
     Args:
-        speaks: whether what it is told is for people; of several processes one speaks for all.
+        quiet: for all processes but one: nothing goes to standard output.
     """
 
-    def __init__(self, *, speaks: bool = True) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.out = Screen()
-        self.out.quiet = not speaks
-        self.early: list[str] = []
+        self.out.quiet = quiet
+        self.unlogged: list[str] = []
         self.log: IO[str] | None = None
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -55,19 +54,17 @@ class Console:
         self.loss_before_growth: float | None = None
 
     def log_to(self, path: Path) -> None:
-        """Opens train.log and writes there what was said so far."""
+        """Opens train.log and writes the lines so far to it."""
         with files.writing(path, 10_000):
             self.log = path.open("a", encoding="utf-8")
-        for text in self.early:
+        for text in self.unlogged:
             self._log(text)
 
     def say(self, text: str) -> None:
-        """One line for people."""
         self._print(text)
         self._log(text)
 
     def show(self, table: Table) -> None:
-        """A table."""
         self._print(table)
         plain = RichConsole(file=io.StringIO(), width=_WIDTH)
         plain.print(table)
@@ -75,19 +72,19 @@ class Console:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[float | None], None]]:
-        """Shows how far a long step is: a bar with the time left on a terminal, else a line now and then.
+        """Shows the progress of a long step: a bar on a terminal, else a line every half minute.
 
-        What it yields takes the share that is done, None where nobody knows.
+        Yields a function of the share that is done, None while it is unknown.
         """
-        began = said = monotonic()
+        started = printed = monotonic()
 
-        def at(share: float | None) -> None:
-            nonlocal said
+        def update(share: float | None) -> None:
+            nonlocal printed
             if self.out.is_terminal:
                 bar.update(task, total=None if share is None else 1, completed=share or 0)
-            elif share and share >= _TELLING and monotonic() - said > _SILENCE:
-                said = monotonic()
-                left = duration((said - began) * (1 - share) / share)
+            elif share and share >= _MIN_SHARE and monotonic() - printed > _INTERVAL:
+                printed = monotonic()
+                left = duration((printed - started) * (1 - share) / share)
                 self._print(f"{title}: {share:.0%}, ETA {left}")
 
         columns = (
@@ -99,10 +96,10 @@ class Console:
         bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
         with bar:
             task = bar.add_task(title, total=None)
-            yield at
+            yield update
 
     def start(self, plan: Plan) -> None:
-        """Begins the progress display: a live bar on a terminal, nothing more in a pipe."""
+        """Begins the live bar on a terminal."""
         self.plan = plan
         if self.out.is_terminal and not self.out.quiet:
             columns = (BarColumn(bar_width=max(1, min(24, self.out.width - 90))), TextColumn("{task.description}"))
@@ -110,13 +107,12 @@ class Console:
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
 
-    def step(self, standing: dict[str, Any]) -> None:
-        """Moves the live bar."""
+    def step(self, columns: dict[str, Any]) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=standing["flops"], description=self._standing(standing))
+            self.bar.update(self.task, completed=columns["flops"], description=self._position(columns))
 
     def row(self, row: dict[str, Any]) -> None:
-        """Training rows move on in the live bar; in a pipe and in the log they are lines, as all others."""
+        """Prints and logs a row; beside a live bar training rows are only logged."""
         self.train_loss = row.get("train/loss", self.train_loss)
         line = self._line(row)
         if "eval/loss" in row:
@@ -126,7 +122,6 @@ class Console:
         self._log(line)
 
     def stop(self) -> None:
-        """Ends the live bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -144,22 +139,26 @@ class Console:
             return f"{head}  evaluation: {_evaluation(row)}"
         skipped = f" skipped {row['train/skipped_steps']}" if row["train/skipped_steps"] else ""
         norm = _value(row["train/grad_norm"], ".2f")
-        return f"step {self._standing(row)} lr {row['train/lr']:.2e} norm {norm}{skipped}"
+        return f"step {self._position(row)} lr {row['train/lr']:.2e} norm {norm}{skipped}"
 
     def _change(self, row: dict[str, Any]) -> str:
-        """What the growth did to the loss of the stored layers."""
+        """The change of the stored layers' loss by a growth."""
         before, after = self.loss_before_growth, row["eval/loss"]
         return "" if before is None or after is None else f" ({after - before:+.4f})"
 
-    def _standing(self, row: dict[str, Any]) -> str:
+    def _position(self, row: dict[str, Any]) -> str:
         assert self.plan is not None
         loss = "" if self.train_loss is None else f" loss {self.train_loss:.4f}"
-        share = row["flops"] / self.plan.flops
-        eta = duration(row["train_seconds"] * (1 - share) / share) if share else "?"
         return (
             f"{row['step']:>5}/{self.plan.steps} stage {row['stage']}/{len(self.plan.stages)} "
-            f"layers {row['layers']:>2} depth {row['train/depth']:>2}{loss} {row['flops']:.2e} FLOPs ETA {eta}"
+            f"layers {row['layers']:>2} depth {row['train/depth']:>2}{loss} {row['flops']:.2e} FLOPs "
+            f"ETA {self._eta(row)}"
         )
+
+    def _eta(self, row: dict[str, Any]) -> str:
+        assert self.plan is not None
+        share = row["flops"] / self.plan.flops
+        return duration(row["train_seconds"] * (1 - share) / share) if share else "?"
 
     def _print(self, what: str | Table) -> None:
         try:
@@ -169,18 +168,18 @@ class Console:
 
     def _log(self, text: str) -> None:
         if self.log is None:
-            self.early.append(text)
+            self.unlogged.append(text)
             return
         try:
             self.log.write(text + "\n")
             self.log.flush()
-        except OSError as error:  # a full disk; the rows are what counts, and they have a guard of their own
-            self.log = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end, too
+        except OSError as error:  # a full disk; metrics.jsonl reports it where rows are lost
+            self.log = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
             self._print(f"train.log ends here: {error.strerror}")
 
 
 def plan_table(plan: Plan, *, estimated: bool) -> Table:
-    """Stored layers (x share of the width), spans, parameters, memory, depths, FLOPs; fits into 80 columns."""
+    """One row a stage: layers (x share of the width), last step, parameters, memory, mean depth, FLOPs."""
     about = "an estimate, for the budget is in seconds" if estimated else "memory is estimated, depth the mean"
     table = Table(title=f"Plan: {plan.steps:,} steps ({about})", title_justify="left")
     for name in ("layers", "until step", "parameters", "memory", "depth", "FLOPs", "share"):
@@ -200,7 +199,7 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
 
 
 def plan_totals(plan: Plan) -> str:
-    """The totals, to the last digit, and what the plan saves against scratch at equal steps."""
+    """The exact totals, and the saving against scratch at equal steps."""
     saving = 1 - plan.flops / plan.scratch_flops
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
@@ -239,7 +238,6 @@ def duration(seconds: float) -> str:
 
 
 def _grown(row: dict[str, Any]) -> str:
-    """From what to what."""
     layers = f"{row['growth/from']} -> {row['growth/to']} layers"
     if "growth/width_to" not in row:
         return layers

@@ -1,4 +1,4 @@
-"""metrics.jsonl: append-only rows, the truth about a run."""
+"""metrics.jsonl: the append-only rows of a run."""
 
 import errno
 import json
@@ -15,10 +15,10 @@ class MetricsFile:
 
     Args:
         path: the file; made if missing.
-        keep_bytes: where a resumed run goes on; rows after it are dropped, for they will come again.
+        keep_bytes: length at the checkpoint of a resumed run; later rows are dropped, as they are computed again.
 
     Raises:
-        CheckpointError: the file is shorter than what the checkpoint saw.
+        CheckpointError: the file is shorter than at the checkpoint.
         StorageError: it cannot be written to.
     """
 
@@ -27,24 +27,24 @@ class MetricsFile:
         before = path.stat().st_size if path.exists() else 0
         if before < keep_bytes:
             raise CheckpointError(
-                f"{path} has {before} bytes, but {keep_bytes} when the checkpoint was written: rows are lost. "
-                "Restore the file from a copy, or begin a new run"
+                f"{path} has {before} bytes, but {keep_bytes} when the checkpoint was written: rows are lost; "
+                "restore the file from a copy, or begin a new run"
             )
         with files.writing(path, 1000):
-            self.file = path.open("ab+", buffering=0)  # a row is written by one call, or not at all
+            self.file = path.open("ab+", buffering=0)  # a row is written by one call
             self.file.seek(keep_bytes)
             self.dropped_rows = self.file.read().count(b"\n")
             self.file.truncate(keep_bytes)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes a row at once, so that a killed process loses none.
+        """Writes a row immediately, so that a killed process loses none.
 
         Raises:
-            StorageError: the row is not in the file, and no part of it.
+            StorageError: the row could not be written; no part of it is in the file.
         """
         line = (json.dumps(row) + "\n").encode()
         if not os.fstat(self.file.fileno()).st_nlink:
-            raise StorageError(f"{self.path} is gone: somebody deleted it or its folder")
+            raise StorageError(f"{self.path} was deleted, or its folder was")
         with files.writing(self.path, len(line)):
             if self.file.write(line) != len(line):
                 self.file.truncate(self.size)
@@ -52,11 +52,10 @@ class MetricsFile:
         self.size += len(line)
 
     def sync(self) -> int:
-        """Has the disk take all rows; returns the length in bytes."""
+        """Syncs all rows to disk; returns the length in bytes."""
         with files.writing(self.path, self.size):
             os.fsync(self.file.fileno())
         return self.size
 
     def close(self) -> None:
-        """Closes the file."""
         self.file.close()

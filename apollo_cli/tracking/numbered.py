@@ -1,30 +1,27 @@
-"""Output of several cells at once: whole lines, each with its cell in front."""
+"""Output of several jobs at once: whole lines, each prefixed by its job."""
 
 import io
 from typing import TextIO
 
 
 class NumberedLines(io.TextIOBase):
-    """Writes whole lines to `out`, each behind the name of a cell; it is no terminal, so nothing moves."""
+    """Writes whole lines to `out`, each prefixed by the name of a job; not a terminal, so no bar is drawn."""
 
     def __init__(self, out: TextIO, name: str) -> None:
-        self.out, self.head = out, f"{name:>2} | "
+        self.out, self.prefix = out, f"{name:>2} | "
         self.unfinished = ""
 
     def writable(self) -> bool:
-        """Yes."""
         return True
 
     def write(self, text: str) -> int:
-        """Takes text, and passes on what is whole of it."""
         *lines, self.unfinished = (self.unfinished + text).split("\n")
         if lines:
-            self.out.write("".join(f"{self.head}{line}\n" for line in lines))
+            self.out.write("".join(f"{self.prefix}{line}\n" for line in lines))
             self.out.flush()
         return len(text)
 
     def close(self) -> None:
-        """Ends the last line."""
         if self.unfinished:
             self.write("\n")
         super().close()

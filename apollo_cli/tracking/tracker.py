@@ -1,4 +1,4 @@
-"""One fan-out: every row goes to the local file first, then to whoever else listens."""
+"""Distribution of rows: to metrics.jsonl first, then to the console and the listeners."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,65 +10,60 @@ Row = dict[str, Any]
 
 
 class Listener(Protocol):
-    """Something that takes rows beside metrics.jsonl."""
+    """Takes rows beside metrics.jsonl."""
 
-    def row(self, row: Row) -> None:
-        """Takes one row."""
+    def row(self, row: Row) -> None: ...
 
     def close(self, status: str, summary: Row) -> None:
         """Takes the final numbers; `status` is completed, interrupted or failed."""
 
 
 class Tracker:
-    """Hands every row on, in the same form to all."""
+    """Hands every row to all, in the same form."""
 
     def __init__(self, metrics: MetricsFile, console: Console, listeners: Sequence[Listener]) -> None:
         self.metrics, self.console, self.listeners = metrics, console, listeners
 
     def row(self, row: Row) -> None:
-        """A row for everybody."""
         self.metrics.append(row)
         self.console.row(row)
         for listener in self.listeners:
             listener.row(row)
 
     def say(self, text: str) -> None:
-        """One line for people."""
         self.console.say(text)
 
-    def step(self, standing: Row) -> None:
-        """Where the run stands; for the progress display alone."""
-        self.console.step(standing)
+    def step(self, columns: Row) -> None:
+        """Moves the live bar to the state in these columns."""
+        self.console.step(columns)
 
     def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl, all of it safely on disk."""
+        """Length of metrics.jsonl, all of it synced to disk."""
         return self.metrics.sync()
 
     def close(self, status: str, summary: Row) -> None:
-        """Ends the run for everybody."""
         for listener in self.listeners:
             listener.close(status, summary)
         self.metrics.close()
 
 
 class NullTracker(Tracker):
-    """Of a process whose rows are those of the first one, which records them."""
+    """Records nothing: the tracker of all processes but the main one."""
 
     def __init__(self) -> None:
         pass
 
     def row(self, row: Row) -> None:
-        """The first one's to record."""
+        pass
 
     def say(self, text: str) -> None:
-        """The first one's to say."""
+        pass
 
-    def step(self, standing: Row) -> None:
-        """The first one's to show."""
+    def step(self, columns: Row) -> None:
+        pass
 
     def metrics_bytes(self) -> int:
-        """Of no file."""
         return 0
 
     def close(self, status: str, summary: Row) -> None:
-        """Nothing was opened."""
+        pass

@@ -1,7 +1,7 @@
-"""Weights & Biases as a mirror: it may fail or hang, training goes on, and it never prompts.
+"""Weights & Biases as a mirror of a run that never blocks it, fails it, or prompts.
 
-A process of its own (`recorder.py`) follows metrics.jsonl; this one starts it, passes on what it has to say, and
-ends it when its time is up. So no server, key or bug over there can hold a row up.
+`recorder.py`, a process of its own, follows metrics.jsonl; the run starts it, prints its lines, and ends it after
+the time-out.
 """
 
 import configparser
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import Any
@@ -25,49 +25,40 @@ from apollo_cli import files
 from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking import recorder
 
-FACTS = "apollo"  # beside the config: what a comparison needs to know of a run
+FACTS = "apollo"  # key beside the config: the facts on a run that a comparison needs
 _MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """How a run is known in W&B.
+    """Names of a run in W&B."""
 
-    Attributes:
-        id: drawn once and kept in the checkpoints, so that a resumed run goes on in W&B too.
-        name: for people.
-        group: the sweep, if the run is part of one.
-        tags: model, sampler, expander, ...
-        job_type: pretrain or glue.
-    """
-
-    id: str
+    id: str  # random, kept in the checkpoints, so that a resumed run continues in W&B
     name: str
-    group: str | None
-    tags: tuple[str, ...]
-    job_type: str = "pretrain"
+    group: str | None  # the sweep
+    tags: tuple[str, ...]  # model, sampler, expander, ...
+    job_type: str = "pretrain"  # or glue
 
 
 def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Identity:
-    """The identity of the run in `run_dir`; a sweep leaves its multirun.yaml one folder up."""
     in_sweep = (run_dir.parent / "multirun.yaml").exists()
     group = f"{name}/{run_dir.parent.name}" if in_sweep else None
     return Identity(run_id, f"{group or name}/{run_dir.name}", group, tags)
 
 
 class WandbProcess:
-    """A recorder at work. No method raises because of it, and only `close` waits.
+    """A running recorder. No method raises because of it, and only `close` waits.
 
     Args:
         order: for the recorder.
-        say: takes a line for people.
+        say: prints a line.
     """
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
-        self.heard, self.hinted = b"", False
+        self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
-        # a session of its own: Ctrl-C is for the run, which then says farewell
+        # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
         self.process: Popen[bytes] | None = Popen(
             words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True, bufsize=0
         )
@@ -75,25 +66,25 @@ class WandbProcess:
         self._send(order)
 
     def row(self, row: dict[str, Any]) -> None:
-        """The recorder reads the row in metrics.jsonl; here its words are passed on."""
-        self._listen()
+        """Prints the recorder's lines; the recorder itself reads the row in metrics.jsonl."""
+        self._forward_lines()
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
-        """Final numbers; waits for the upload, but not beyond the timeout, and not at all after a signal."""
+        """Sends the final numbers; waits for the upload until the time-out, and not at all after a signal."""
         if self.process is None:
             return
-        now = time.monotonic()  # one clock for all processes
+        now = time.monotonic()  # the same clock in all processes
         deadline = now + self.timeout
-        # the recorder ends a little earlier, so that it can say why
+        # the recorder ends a little earlier, so that it can report why
         self._send({"status": status, "summary": summary, "deadline": now + 0.8 * self.timeout})
         try:
-            while self._listen() and (left := deadline - time.monotonic()) > 0:
+            while self._forward_lines() and (left := deadline - time.monotonic()) > 0:
                 select.select([self._out], [], [], left)
             if self.process:
                 self._log(f"did not finish within {self.timeout:g} seconds")
         finally:
             if self.process:
-                self.process.terminate()  # it closes its file and goes; nobody waits for it
+                self.process.terminate()  # it closes its file first; not waited for
                 self.process = None
 
     @property
@@ -105,35 +96,35 @@ class WandbProcess:
     def _send(self, message: dict[str, Any]) -> None:
         assert self.process is not None
         assert self.process.stdin is not None
-        with suppress(OSError):  # it is gone, and `_listen` will see that
+        with suppress(OSError):  # it is gone, which `_forward_lines` reports
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
 
-    def _listen(self) -> bool:
-        """Passes on what the recorder said; whether it is still there."""
+    def _forward_lines(self) -> bool:
+        """Prints what the recorder wrote; returns whether it still runs."""
         if self.process is None:
             return False
         try:
-            said = os.read(self._out, 65536)
+            received = os.read(self._out, 65536)
         except BlockingIOError:
             return True
-        *lines, self.heard = (self.heard + said).split(b"\n")
+        *lines, self.unfinished_line = (self.unfinished_line + received).split(b"\n")
         for line in lines:
             self._log(line.decode(errors="replace"))
-        if said:
+        if received:
             return True
         if self._reap():
             self._log("recorder was ended; metrics.jsonl goes on")
         return False
 
     def _log(self, line: str) -> None:
-        """A line for people; the first one has the way to upload later, if there is something to upload."""
-        if not self.hinted and any(self.folder.glob("offline-run-*/*.wandb")):
-            self.hinted = True
+        """Prints a line; the first one names the command to upload later, if there is something to upload."""
+        if not self.hint_shown and any(self.folder.glob("offline-run-*/*.wandb")):
+            self.hint_shown = True
             line += f"; to upload later: {files.command('wandb')} sync {shlex.quote(files.shown(self.folder))}"
         self.say(f"W&B {line}")
 
     def _reap(self) -> int:
-        """Its output has ended: so has the recorder, and nothing that it began shall stay. Its exit code."""
+        """The exit code of the recorder, whose output has ended; its children are killed."""
         assert self.process is not None
         process, self.process = self.process, None
         with suppress(TimeoutExpired):
@@ -151,27 +142,23 @@ def open_mirror(
     skip_rows: int,
     say: Callable[[str], None],
 ) -> WandbProcess | None:
-    """Starts the recorder that `tracking.wandb` asks for; None where it is disabled or cannot be had.
+    """Starts the recorder; None where `tracking.wandb` disables it or it cannot be started.
 
     Args:
-        tracking: what is asked for.
+        tracking: the config section.
         identity: of the run.
-        config: for W&B to show.
-        run_dir: has metrics.jsonl, which is there already.
-        skip_rows: rows that come again after an interruption; W&B has them.
-        say: takes a line for people.
+        config: shown in W&B.
+        run_dir: has metrics.jsonl already.
+        skip_rows: rows dropped by a resume that will be appended again; W&B has them.
+        say: prints a line.
     """
     mode = _mode(tracking, say)
     if mode == "disabled":
         return None
     folder, metrics = run_dir.resolve() / "wandb", run_dir.resolve() / "metrics.jsonl"
     run = {
+        **asdict(identity),
         "project": tracking.project,
-        "id": identity.id,
-        "name": identity.name,
-        "group": identity.group,
-        "tags": identity.tags,
-        "job_type": identity.job_type,
         "dir": str(folder.parent),
         "config": config,
     }
@@ -193,25 +180,25 @@ def open_mirror(
 
 
 def _mode(tracking: TrackingArgs, say: Callable[[str], None]) -> str:
-    """online, offline or disabled; `auto` leaves it to WANDB_MODE, and all need a key to be online."""
+    """online, offline or disabled; `auto` follows WANDB_MODE, and without a key online becomes offline."""
     asked = os.environ.get("WANDB_MODE") or "online" if tracking.wandb == "auto" else tracking.wandb
     if asked == "disabled":
         return asked
     if asked not in _MODES:
-        say(f"WANDB_MODE={asked} means nothing to W&B (it may be {', '.join([*_MODES, 'disabled'])}): offline")
+        say(f"WANDB_MODE={asked}: should be one of {', '.join([*_MODES, 'disabled'])}; recording offline")
         return "offline"
     if _MODES[asked] == "online" and not _host():
-        say("The address of the W&B server (WANDB_BASE_URL) is none; this run is recorded offline")
+        say("WANDB_BASE_URL: should be the http(s) address of a W&B server; recording offline")
         return "offline"
     if _MODES[asked] == "online" and not has_key():
         if tracking.wandb == "online":
-            say("W&B has no API key here (wandb login stores one); this run is recorded offline")
+            say("tracking.wandb=online: no API key found; recording offline (wandb login stores a key)")
         return "offline"
     return _MODES[asked]
 
 
 def has_key() -> bool:
-    """Whether W&B would find an API key: in the environment or in the netrc file."""
+    """Whether there is an API key in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY", "").strip() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
@@ -222,7 +209,7 @@ def has_key() -> bool:
 
 
 def _host() -> str:
-    """The server's name and port; empty if its address is none. `wandb login --host` stores it in a file."""
+    """Name and port of the server, empty if its address is not valid; `wandb login --host` stores it in a file."""
     stored = configparser.ConfigParser(interpolation=None)
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     with suppress(configparser.Error, OSError, ValueError):

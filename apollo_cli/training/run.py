@@ -63,7 +63,7 @@ def _refuse_other_devices(config: Config, processes: ProcessGroup) -> None:
 
 def _start(config: Config, device: Device, directory: RunDirectory) -> Result:
     processes, run_dir, cache = device.processes, directory.path, cache_folder.path(config.data.cache_dir)
-    console = Console(speaks=processes.is_main)
+    console = Console(quiet=not processes.is_main)
     plan = make_plan(config, device)
     if config.data.inspect:
         return _inspect(config, plan, run_dir, cache, console)
@@ -154,7 +154,7 @@ def _resume(
     config: Config, device: Device, directory: RunDirectory, cache: Path, overrides: dict[str, Any]
 ) -> Result:
     processes = device.processes
-    console = Console(speaks=processes.is_main)
+    console = Console(quiet=not processes.is_main)
     with directory.owned() if processes.is_main else nullcontext(), interruptible():
         if _is_complete(directory, console):
             raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")

@@ -12,7 +12,7 @@ from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.report import plots, savings
 from apollo_cli.report.comparison import Method, Outcome, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import Run, RunFiles, read
+from apollo_cli.report.runs import Run, RunFiles, read_runs
 from apollo_cli.report.savings import Cost
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
@@ -97,7 +97,7 @@ def test_seconds_follow_from_flops_and_the_pace_of_the_run_and_of_its_source() -
         return Cost(flops, 1.0)
 
     run = Run("wide", {"name": "wide"}, "completed", "data", 4, {}, [], source_flops=200)
-    outcome = Outcome(run, savings.curve([]), None, cost(800), cost(800), None)
+    outcome = Outcome(run, savings.make_curve([]), None, cost(800), cost(800), None)
     method = Method("wide", (outcome,), False, cost(1000), None)
     # 600 FLOPs at twice scratch's seconds, and 200 at half of them
     assert methods.seconds_saved(method, {"wide": 2.0, "source": 0.5}) == "-30.0%"
@@ -105,7 +105,7 @@ def test_seconds_follow_from_flops_and_the_pace_of_the_run_and_of_its_source() -
 
 
 def test_the_report_says_what_the_kept_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
     text = results.RESULTS.read_text(encoding="utf-8")
     part = text.partition(f"# {methods.TITLE}\n")[2].partition("\n# ")[0]
     written = [line for line in part.splitlines() if line and not line.startswith("![")]
@@ -149,7 +149,7 @@ def test_what_surprised_us_is_in_the_rows() -> None:
 def test_the_published_save_little_at_the_loss_of_scratch() -> None:
     for kind, most in (("gpt", 0.1), ("bert", 0.2)):
         kept = [Evaluations("methods", ()).kept(cell) for cell in cells(kind) if cell.method != "late_silent"]
-        runs, _ = read([str(folder) for folder in kept if folder.exists()])
+        runs, _ = read_runs([str(folder) for folder in kept if folder.exists()])
         (comparison,) = compare(families(runs)[0], Question("scratch"))
         saved = [method.saving("flops") for method in comparison.methods]
         assert all(saving is None or saving.mean <= most for saving in saved)
@@ -167,7 +167,7 @@ def test_a_tiny_table_is_trained_written_and_not_trained_again(
     for name in ("KEPT", "RUNNING"):
         monkeypatch.setattr(reproduce, name, tmp_path / name)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they have their tests
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])  # they have their tests
     monkeypatch.setattr(methods, "KINDS", ("gpt",))
     monkeypatch.setattr(methods, "SEEDS", (0,))
     monkeypatch.setattr(methods, "steps", lambda: 12)
@@ -190,7 +190,7 @@ def test_a_tiny_table_is_trained_written_and_not_trained_again(
         assert "# Every method on the same work" in text
         for method in ("scratch", "gstack", "lemon"):
             assert re.search(rf"^\| {method} \| 1 \| [\d.]+ \|.*\| \d\.\d\d \|", text, re.M), text
-        assert "'lemon' begins from a model that took" in text
+        assert "'lemon' is initialized from a model that cost" in text
         assert "3 cells, 3 to train, 1 sources" in capsys.readouterr().out
         main(["scratch", "gstack", "lemon"])
         assert "3 cells, 0 to train, 0 sources" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def tiny_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str,
     monkeypatch.setattr(reproduce, "RUNNING", tmp_path / "running")
     monkeypatch.setattr(saved, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they take their time, and have their tests
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])  # slow, and tested elsewhere
     pair = [Cell("gpt", "scratch", "4e-3", 0), Cell("gpt", "apollo", "4e-3", 0)]
     monkeypatch.setattr(reproduce, "cells", lambda corpus: pair)
     own = ("model.layers", "schedule.", "optim.lr", "size=", "data.vocab_size")
@@ -161,7 +161,7 @@ def test_what_is_kept_in_the_repository_is_whole_and_small() -> None:
 def test_the_report_says_what_the_kept_rows_say_and_the_readme_has_its_tables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
     text = Path(results.RESULTS).read_text(encoding="utf-8")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for folder in set(reproduce.KEPT.iterdir()) - {gpu.FOLDER, reproduce.KEPT / methods.NAME}:
@@ -181,7 +181,7 @@ def test_the_report_says_what_the_kept_rows_say_and_the_readme_has_its_tables(
 def line(*losses: float) -> savings.Curve:
     """Scratch runs of 1, 2, 3, ... FLOPs."""
     points = enumerate(losses, 1)
-    return savings.curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
+    return savings.make_curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
 
 
 @pytest.mark.parametrize(

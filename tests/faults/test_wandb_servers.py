@@ -266,7 +266,7 @@ def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Ben
         ("shared", None),
         ("offline", "W&B offline"),
         ("dryrun", "W&B offline"),
-        ("rubbish", "WANDB_MODE=rubbish means nothing to W&B"),
+        ("rubbish", "WANDB_MODE=rubbish: should be one of"),
     ],
 )
 def test_wandb_mode(mode: str, says: str | None, bench: Bench, server: StubServer) -> None:

@@ -11,18 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apollo_cli.errors import DataError
-from apollo_cli.report import printed
 from apollo_cli.report.comparison import Comparison, Method, Question, compare
+from apollo_cli.report.export import comparisons_json
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import read
-from apollo_cli.report.words import cells, headline, notes
+from apollo_cli.report.notes import comparison_notes, headline
+from apollo_cli.report.runs import read_runs
+from apollo_cli.report.tables import method_cells
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
 
 
 def compared(*places: Path, **question: Any) -> Comparison:
-    runs, _ = read([str(place) for place in places])
+    runs, _ = read_runs([str(place) for place in places])
     (comparison,) = compare(families(runs)[0], Question(**question))
     return comparison
 
@@ -99,7 +100,7 @@ def test_the_target_is_the_mean_over_the_baselines_seeds_and_its_cost_that_of_th
     assert saved.half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t(0.975, 1) x s / sqrt(2), s = 0.1 / sqrt(2)
     assert fast.moved
     assert fast.moved[0] is None
-    assert "'fast' not reached to " in " ".join(notes(comparison))
+    assert "'fast' not reached to " in " ".join(comparison_notes(comparison))
 
 
 def test_a_baseline_that_was_there_before_is_charged_no_more(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_baseline_that_was_there_before_is_charged_no_more(tmp_path: Path) -> 
     comparison = compared(tmp_path)
     assert comparison.baseline_cost
     assert comparison.baseline_cost.flops == 500
-    assert "at its final loss after 5.000e+02" in " ".join(notes(comparison))
+    assert "at its final loss after 5.000e+02" in " ".join(comparison_notes(comparison))
 
 
 def test_the_saving_at_both_ends_of_the_targets_interval(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_the_saving_at_both_ends_of_the_targets_interval(tmp_path: Path) -> None
     assert comparison.target.interval
     low, high = comparison.target.interval.ends or (0, 0)
     assert method(comparison, "fast").moved == pytest.approx((1 - (4 - low) / 2, 1 - (4 - high) / 2))
-    assert "moves: 'fast'" in " ".join(notes(comparison))
+    assert "FLOPs is: 'fast'" in " ".join(comparison_notes(comparison))
 
 
 def test_noise_is_told(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_noise_is_told(tmp_path: Path) -> None:
     noisy = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (3, 300, 30.0, 2.5)]
     write_run(tmp_path / "noisy", noisy, name="noisy")
     write_run(tmp_path / "worse", noisy[:3], name="worse", optim__lr=1)
-    said = " ".join(notes(compared(tmp_path)))
+    said = " ".join(comparison_notes(compared(tmp_path)))
     assert "'noisy' 75.0% (1 of 1 runs), 'worse' above it at the end (1 of 1 runs)" in said
 
 
@@ -135,7 +136,7 @@ def test_noise_counts_for_the_baseline_too(tmp_path: Path) -> None:
     dips: list[Evaluation] = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (4, 400, 40.0, 3.0)]
     scratch(tmp_path / "base", dips, name="base")
     write_run(tmp_path / "same", dips, name="same")
-    assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(notes(compared(tmp_path)))
+    assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(comparison_notes(compared(tmp_path)))
 
 
 def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
@@ -148,16 +149,16 @@ def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
     assert mean(method(comparison, "fast").saving("flops")) == pytest.approx(0.8)
     assert [p.loss for p in method(comparison, "base").curve] == [9.0, 4.0, 3.0]  # the mean of those with an end
     assert mean(method(comparison, "base").final) == 3.0  # and not its mean with where the interrupted one stands
-    assert cells(comparison, method(comparison, "base")).final == "3.0000"
-    assert cells(comparison, method(comparison, "fast")).final == "1.0000 so far"
-    assert "the 1 completed runs of 'base', of 2" in " ".join(notes(comparison))
+    assert method_cells(comparison, method(comparison, "base")).final == "3.0000"
+    assert method_cells(comparison, method(comparison, "fast")).final == "1.0000 so far"
+    assert "the 1 completed runs of 'base', of 2" in " ".join(comparison_notes(comparison))
 
 
 def test_a_baseline_without_an_end_says_so(tmp_path: Path) -> None:
     scratch(tmp_path / "base0", FLAT, name="base", status="running")
     scratch(tmp_path / "base1", FLAT[:2], name="base", seed=1, status="failed")
     comparison = compared(tmp_path)
-    said = " ".join(notes(comparison))
+    said = " ".join(comparison_notes(comparison))
     assert "No run of 'base' is completed" in said
     assert "end at different budgets, 5.000e+02 to 1.000e+03" in said
     assert comparison.baseline_cost
@@ -169,8 +170,8 @@ def test_a_baseline_without_an_end_says_so(tmp_path: Path) -> None:
     [
         (0, {}, "none trains all layers from the first step. Type --baseline with one of 'grown'"),
         (2, {}, "several train from scratch. Type --baseline with one of 'base0', 'base1'"),
-        (1, {"target_loss": 0.5}, "'base0' goes from 9.0000 down to 3.0000 and does not come to 0.5000"),
-        (1, {"target_loss": 9.5}, "does not come to 9.5000 at a cost that can be compared"),
+        (1, {"target_loss": 0.5}, "'base0' goes from 9.0000 down to 3.0000 and does not reach 0.5000"),
+        (1, {"target_loss": 9.5}, "does not reach 9.5000 at a cost that can be compared"),
     ],
 )
 def test_without_a_baseline_there_is_a_table_and_a_sentence(
@@ -180,7 +181,7 @@ def test_without_a_baseline_there_is_a_table_and_a_sentence(
         scratch(tmp_path / str(i), FLAT, name=f"base{i}", optim__lr=0.1 * (i + 1))
     write_run(tmp_path / "grown", FLAT, name="grown")
     comparison = compared(tmp_path, **question)
-    assert words in " ".join(notes(comparison))
+    assert words in " ".join(comparison_notes(comparison))
     assert mean(method(comparison, "grown").final) == 3.0
     assert method(comparison, "grown").saving("flops") is None
 
@@ -188,8 +189,8 @@ def test_without_a_baseline_there_is_a_table_and_a_sentence(
 def test_a_baseline_without_the_whole_model_or_a_finite_loss_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "shallow", [], [(0, 0, 0.0, 9.0)], name="shallow")
     scratch(tmp_path / "base", [*FLAT, (110, 1100, 110.0, None)], name="base")
-    assert "is not finite at the end" in " ".join(notes(compared(tmp_path)))
-    said = notes(compared(tmp_path, baseline="shallow"))
+    assert "is not finite at the end" in " ".join(comparison_notes(compared(tmp_path)))
+    said = comparison_notes(compared(tmp_path, baseline="shallow"))
     assert "'shallow' has no evaluation of the whole model yet" in said[0]
 
 
@@ -208,24 +209,24 @@ def test_the_baseline_is_a_label_or_a_folder(tmp_path: Path) -> None:
 def test_a_baseline_of_one_family_is_none_of_another(tmp_path: Path) -> None:
     scratch(tmp_path / "a", FLAT, name="base")
     scratch(tmp_path / "b", FLAT, name="other", data="another")
-    runs, _ = read([str(tmp_path)])
+    runs, _ = read_runs([str(tmp_path)])
     one, other = compare(families(runs)[0], Question(baseline="base"))
     assert (one.baseline is None, other.baseline is None) == (False, True)
-    assert "--baseline base is not among these runs" in notes(other)[0]
+    assert "--baseline base is not among these runs" in comparison_notes(other)[0]
 
 
 def test_models_of_other_depths_are_told(tmp_path: Path) -> None:
     scratch(tmp_path / "deep", FLAT, name="deep")
     write_run(tmp_path / "flat", FLAT, name="flat", model__layers=2, schedule__layers=[2])
-    said = " ".join(notes(compared(tmp_path, baseline="deep")))
-    assert "not alike: model.layers 4 ('deep'), 2 ('flat')." in said
+    said = " ".join(comparison_notes(compared(tmp_path, baseline="deep")))
+    assert "settings beside growth: model.layers 4 ('deep'), 2 ('flat')." in said
 
 
 def test_names_do_not_hide_what_else_differs(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):
         write_run(tmp_path / f"{i}", FLAT, name=f"m{i}", optim__lr=rate, budget__steps=50, sampler__k=i)
-    said = " ".join(notes(compared(tmp_path)))
+    said = " ".join(comparison_notes(compared(tmp_path)))
     assert "budget.steps 100 ('base'), 50 ('m0', 'm1', 'm2', 'm3', 'm4')" in said
     assert "optim.lr 0.001 ('base', 'm0'), 0.003 ('m1', 'm2', 'm3', 'm4')" in said
     assert "sampler" not in said
@@ -236,8 +237,10 @@ def test_runs_of_other_machines_and_code_are_told(tmp_path: Path) -> None:
     for seed, device in enumerate(("cpu", "H100")):
         made = {"device": device, "precision": "bf16", "git_commit": "a" * 40}
         write_run(tmp_path / f"{seed}", FLAT, name="fast", seed=seed, made_with=made)
-    said = " ".join(notes(compared(tmp_path)))
-    assert "the same device, their seconds compare the machines, too: cpu ('base', 'fast'), H100 ('fast')." in said
+    said = " ".join(comparison_notes(compared(tmp_path)))
+    assert (
+        "differ in device, so their seconds compare the machines too: cpu ('base', 'fast'), H100 ('fast')." in said
+    )
     assert "precision" not in said
     assert "commit" not in said
 
@@ -250,9 +253,9 @@ def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "slow")
     write_run(tmp_path / "slow", [(i, f / 2, s + 500 * (i > 4), x) for i, f, s, x in steady], name="slow")
     assert "50.0% of the FLOPs of base" in headline(compared(tmp_path))
-    found = [note for note in notes(compared(tmp_path)) if "lost" in note]
+    found = [note for note in comparison_notes(compared(tmp_path)) if "lost" in note]
     assert len(found) == 1
-    assert "slow ('slow') lost 500 of 580 s where it went 3 times slower" in found[0]
+    assert "slow ('slow') lost 500 of 580 s where it was 3 times slower" in found[0]
 
 
 def test_of_several_scratch_depths_the_baseline_is_as_deep_as_what_grows(tmp_path: Path) -> None:
@@ -275,7 +278,7 @@ def test_what_may_still_come_is_not_called_missed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", FLAT[:2], name="missed", sampler__k=1)
     write_run(tmp_path / "b", FLAT[:2], name="under_way", status=None)
     comparison = compared(tmp_path)
-    found = {m.label: cells(comparison, m).costs["flops"] for m in comparison.methods}
+    found = {m.label: method_cells(comparison, m).costs["flops"] for m in comparison.methods}
     assert (found["missed"], found["under_way"]) == ("not reached", "not yet")
 
 
@@ -283,7 +286,7 @@ def test_one_run_as_the_baseline_is_told_and_no_saving_is_not_praised(tmp_path: 
     scratch(tmp_path / "base", FLAT, name="base")
     write_run(tmp_path / "slow", [(0, 0, 0.0, 9.0), (9, 2000, 200.0, 3.0)], name="slow")
     comparison = compared(tmp_path)
-    assert "The target is that of one run of 'base'" in " ".join(notes(comparison))
+    assert "The target is the loss of one run of 'base'" in " ".join(comparison_notes(comparison))
     assert headline(comparison).startswith("GPT: no method saves FLOPs; the nearest is slow saves -100.0%")
 
 
@@ -305,14 +308,14 @@ def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, rng: random
             scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
             write_run(tmp_path / f"fast{seed}", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", seed=seed)
     places = sorted(tmp_path.iterdir())
-    expected = printed.as_json([compared(*places)], [])
+    expected = comparisons_json([compared(*places)], [])
     rng.shuffle(places)
-    assert printed.as_json([compared(*places)], []) == expected
+    assert comparisons_json([compared(*places)], []) == expected
 
 
 def _from_source(folder: Path, **source: Any) -> None:
     whole: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 60.0, 3.0)]
-    write_run(folder, whole, name="wide", expander__source="somewhere", schedule__layers=[4], schedule__ends=[1])
+    write_run(folder, whole, name="wide", init_from__path="somewhere", schedule__layers=[4], schedule__ends=[1])
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | source))
 
@@ -327,10 +330,10 @@ def test_what_a_source_took_is_counted_and_said_without(tmp_path: Path) -> None:
     assert mean(wide.saving("seconds")) == pytest.approx(0.2)
     assert mean(wide.saving_without_source("flops")) == pytest.approx(0.4)
     said = (
-        "'wide' begins from a model that took 200.0 FLOPs; they are counted. Without them its saving is 40.0% of "
-        "the FLOPs and 40.0% of the seconds."
+        "'wide' is initialized from a model that cost 200.0 FLOPs; they are counted. Without them its saving is "
+        "40.0% of the FLOPs and 40.0% of the seconds."
     )
-    assert said in notes(comparison)
+    assert said in comparison_notes(comparison)
 
 
 def test_a_source_whose_cost_is_not_known_is_said(tmp_path: Path) -> None:
@@ -338,11 +341,14 @@ def test_a_source_whose_cost_is_not_known_is_said(tmp_path: Path) -> None:
     _from_source(tmp_path / "wide", source_flops=None)
     comparison = compared(tmp_path)
     assert mean(method(comparison, "wide").saving("flops")) == pytest.approx(0.4)
-    assert any("whose cost is not known, and it is not counted" in note for note in notes(comparison))
+    assert any(
+        "of unknown cost, which is not counted; set init_from.flops" in note
+        for note in comparison_notes(comparison)
+    )
 
 
 @pytest.mark.parametrize("value", ["many", -1, float("inf"), [3]])
 def test_a_cost_of_a_source_that_is_none_is_damage(value: Any, tmp_path: Path) -> None:
     _from_source(tmp_path / "wide", source_flops=value)
-    with pytest.raises(DataError, match=r"plan\.json is damaged: what its source took"):
-        read([str(tmp_path)])
+    with pytest.raises(DataError, match=r"plan\.json is damaged: the cost of its source"):
+        read_runs([str(tmp_path)])

@@ -6,9 +6,9 @@ import pytest
 
 from apollo_cli.errors import DataError
 from apollo_cli.report.comparison import Comparison, Question, compare
-from apollo_cli.report.glue import AVERAGE, glue_table
+from apollo_cli.report.glue import AVERAGE, compare_glue, glue_table
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import read
+from apollo_cli.report.runs import read_runs
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
@@ -34,13 +34,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _comparison(folder: Path) -> Comparison:
-    (comparison,) = compare(families(read([str(folder)])[0])[0], Question())
+    (comparison,) = compare(families(read_runs([str(folder)])[0])[0], Question())
     return comparison
 
 
 def test_scores_are_means_over_pretraining_seeds_and_averages_hold_what_all_have(folder: Path) -> None:
     comparison = _comparison(folder)
-    glue = glue_table(comparison)
+    glue = compare_glue(comparison)
     assert glue is not None
     assert glue.tasks == ("cola", "sst2", "rte", "wnli")
     assert glue.averaged == ("cola", "rte")
@@ -54,15 +54,15 @@ def test_scores_are_means_over_pretraining_seeds_and_averages_hold_what_all_have
     assert grown_average is not None
     assert grown_average.mean == pytest.approx(0.4)
     assert grown["wnli"] is None
-    method = next(method for method in comparison.methods if method.label == "grown")
-    assert glue.cells(method) == ["20.0", "80.0", "60.0", "-", "40.0"]
+    (row,) = [row for row in glue_table(comparison, glue).rows if row[0] == "grown"]
+    assert row == ["grown", "2.5000", "600.0", "20.0", "80.0", "60.0", "-", "40.0"]
     assert any("The average is that of CoLA, RTE." in note for note in glue.notes)
     assert any(note.startswith("WNLI is in no average") for note in glue.notes)
 
 
 def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT)
-    assert glue_table(_comparison(tmp_path)) is None
+    assert compare_glue(_comparison(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_another_recipe_is_said(
 ) -> None:
     other = write_run(tmp_path / "other", GROWN, name="other", sampler__k=4)
     fine_tuned(other, recipe, rates, **{task: 0.3})
-    glue = glue_table(_comparison(folder))
+    glue = compare_glue(_comparison(folder))
     assert glue is not None
     assert any("same recipe" in note for note in glue.notes) == said
 
 
 def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
     def said() -> list[str]:
-        glue = glue_table(_comparison(folder))
+        glue = compare_glue(_comparison(folder))
         assert glue is not None
         return [note for note in glue.notes if "other weights" in note]
 
@@ -96,7 +96,8 @@ def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
     assert not said()
     path.write_text(json.dumps(found | {"pretrained": {"eval/loss": 2.9}}), encoding="utf-8")
     assert said() == [
-        "The GLUE scores of 'base' are of other weights than its runs: their validation loss is 2.9000, not 3.0000."
+        "The GLUE scores of 'base' belong to other weights than its runs: "
+        "their validation loss is 2.9000, not 3.0000."
     ]
 
 
@@ -116,7 +117,7 @@ def test_damaged_results_are_named(found: Any, tmp_path: Path) -> None:
     (run_dir / "glue").mkdir()
     (run_dir / "glue" / "results.json").write_text(found if isinstance(found, str) else json.dumps(found))
     with pytest.raises(DataError, match=r"glue/results\.json is damaged"):
-        read([str(tmp_path)])
+        read_runs([str(tmp_path)])
 
 
 def test_fine_tuning_runs_are_no_runs_to_compare(tmp_path: Path) -> None:
@@ -124,5 +125,5 @@ def test_fine_tuning_runs_are_no_runs_to_compare(tmp_path: Path) -> None:
     (tmp_path / "glue" / "stamp").mkdir(parents=True)
     (tmp_path / "glue" / "stamp" / "glue.yaml").touch()
     scratch(tmp_path / "glue" / "stamp" / "cola" / "lr2e-05_seed0", FLAT)
-    runs, _ = read([str(tmp_path)])
+    runs, _ = read_runs([str(tmp_path)])
     assert [Path(run.place).name for run in runs] == ["base"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, plain
+from apollo_cli.report.runs import Run, flat, printable
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -47,7 +47,7 @@ def test_what_a_growing_method_needs_is_idle_from_scratch() -> None:
 
 def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() -> None:
     def begun(place: str, flops: float | None, **more: Any) -> Run:
-        return replace(run(place, expander__source=f"small/{place}", **more), source_flops=flops)
+        return replace(run(place, init_from__path=f"small/{place}", **more), source_flops=flops)
 
     def seed(number: int, flops: float | None, folder: str = "small") -> Run:
         return begun(f"{folder}_seed{number}", flops, seed=number)
@@ -148,7 +148,7 @@ def test_the_order_of_the_runs_is_of_no_account() -> None:
 
 
 def test_a_strangers_text_becomes_one_printable_line(tmp_path: Path) -> None:
-    assert plain("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
+    assert printable("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
     (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
     assert len(label) == 80
     assert label.isprintable()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from apollo_cli.report import growth_plots as module
 from apollo_cli.report.comparison import whole_model
-from apollo_cli.report.runs import read
+from apollo_cli.report.runs import read_runs
 from tests.helpers.made_runs import write_run
 
 WIDER = {"growth/from": 4, "growth/to": 4, "growth/width_from": 0.5, "growth/width_to": 1.0}
@@ -19,12 +19,12 @@ def test_both_sides_of_a_growth_in_width_are_told_apart(tmp_path: Path) -> None:
     rows = [standing | WIDER | {"width": width, "eval/loss": loss} for width, loss in sides]
     rows += [standing | {"step": step, "width": width, "train/loss": 4.0} for step, width in ((4, 0.5), (6, 1.0))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ((run,), _) = read([str(folder)])
+    ((run,), _) = read_runs([str(folder)])
     growth = ((4, 0.5), (4, 1.0))
     assert {module._growth(row) for row in run.evaluations} == {growth}
-    assert module._sides(run, growth) == (3.0, 3.5)
-    assert module._around(run, growth, "train/loss") == {-1: 4.0, 1: 4.0}
-    assert module._title(growth) == "0.5 to 1 of the width"
+    assert module._losses_beside(run, growth) == (3.0, 3.5)
+    assert module._values_around(run, growth, "train/loss") == {-1: 4.0, 1: 4.0}
+    assert module._growth_title(growth) == "0.5 to 1 of the width"
     assert not run.is_scratch
     assert [point.loss for point in whole_model(run)] == [3.5]
 
@@ -33,5 +33,5 @@ def test_a_growth_in_depth_is_named_by_its_layers() -> None:
     row = {"layers": 3, "growth/from": 3, "growth/to": 6}
     growth = module._growth(row)
     assert growth == ((3, 1.0), (6, 1.0))
-    assert module._title(growth) == "3 to 6 layers"
-    assert module._title(((3, 0.5), (6, 1.0))) == "3 to 6 layers, 0.5 to 1 of the width"
+    assert module._growth_title(growth) == "3 to 6 layers"
+    assert module._growth_title(((3, 0.5), (6, 1.0))) == "3 to 6 layers, 0.5 to 1 of the width"

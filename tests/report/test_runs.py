@@ -8,7 +8,7 @@ import pytest
 
 from apollo_cli.errors import DataError
 from apollo_cli.report import runs as runs_module
-from apollo_cli.report.runs import RunFiles, read
+from apollo_cli.report.runs import RunFiles, read_runs
 from tests.helpers.made_runs import write_run
 
 CURVE = [(0, 0, 0.0, 5.0), (10, 100, 1.0, 4.0)]
@@ -20,7 +20,7 @@ def test_directories_sweeps_and_globs_give_each_run_once(tmp_path: Path, monkeyp
         write_run(tmp_path / "sweep" / job, CURVE)
     (tmp_path / "sweep" / "1.log").touch()
     (tmp_path / "link").symlink_to(tmp_path / "sweep" / "1")
-    runs, notes = read(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*", "sw*/**"])
+    runs, notes = read_runs(["sweep", str(tmp_path / "sweep" / "0"), "link", "sw*/1*", "sw*/**"])
     assert [run.place for run in runs] == ["sweep/0", "sweep/1", "sweep/10"]
     assert notes == []
 
@@ -32,8 +32,8 @@ def test_links_are_followed_once_and_in_no_circle(tmp_path: Path) -> None:
         (tmp_path / "picked" / name).symlink_to(tmp_path / "runs" / "0")
     (tmp_path / "picked" / "round").symlink_to(tmp_path / "picked")
     (tmp_path / "runs" / "up").symlink_to(tmp_path)
-    assert [Path(run.place).name for run in read([str(tmp_path / "picked")])[0]] == ["a"]
-    assert len(read([str(tmp_path)])[0]) == 1
+    assert [Path(run.place).name for run in read_runs([str(tmp_path / "picked")])[0]] == ["a"]
+    assert len(read_runs([str(tmp_path)])[0]) == 1
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,19 +49,19 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", scan)
     with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
-        read([str(tmp_path)])
+        read_runs([str(tmp_path)])
 
 
 def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CURVE)
     write_run(tmp_path / "run" / "wandb" / "files", CURVE)
-    assert len(read([str(tmp_path)])[0]) == 1
+    assert len(read_runs([str(tmp_path)])[0]) == 1
 
 
 def test_a_compact_run_is_a_run(tmp_path: Path) -> None:
     write_run(tmp_path / "plain", CURVE)
     write_run(tmp_path / "compact", CURVE, compact=True)
-    one, other = read([str(tmp_path / "plain"), str(tmp_path / "compact")])[0]
+    one, other = read_runs([str(tmp_path / "plain"), str(tmp_path / "compact")])[0]
     assert one.rows == other.rows
 
 
@@ -69,7 +69,7 @@ def test_a_torn_last_line_is_not_there_yet(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", CURVE, status=None)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "fl')
-    (run,) = read([str(folder)])[0]
+    (run,) = read_runs([str(folder)])[0]
     assert (len(run.rows), run.status, run.data) == (4, "running", None)
 
 
@@ -77,7 +77,7 @@ def test_runs_without_rows_are_left_out_and_named(tmp_path: Path) -> None:
     write_run(tmp_path / "planned", CURVE)
     (tmp_path / "planned" / "metrics.jsonl").unlink()
     write_run(tmp_path / "begun", [])
-    runs, notes = read([str(tmp_path)])
+    runs, notes = read_runs([str(tmp_path)])
     assert runs == []
     assert len(notes) == 1
     assert "begun" in notes[0]
@@ -103,16 +103,16 @@ def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
     first, _, rest = path.read_text().partition("\n")
     path.write_text(f"{first}\n{line}\n{rest}")
     with pytest.raises(DataError, match=r"metrics\.jsonl, ") as caught:
-        read([str(folder)])
+        read_runs([str(folder)])
     assert what in str(caught.value)
 
 
 def test_a_compact_run_that_unpacks_to_no_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", CURVE, compact=True)
     (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(bytes(100_000)))
-    monkeypatch.setattr(runs_module, "_LARGEST", 50_000)
-    with pytest.raises(DataError, match="more than 50000 bytes are not one of ours"):
-        read([str(folder)])
+    monkeypatch.setattr(runs_module, "_MAX_BYTES", 50_000)
+    with pytest.raises(DataError, match="it has more than 50000 bytes"):
+        read_runs([str(folder)])
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     summary = write_run(tmp_path / "summary", CURVE)
     (summary / "summary.json").write_text("{")
     with pytest.raises(DataError) as caught:
-        read([str(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "no*")])
+        read_runs([str(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "no*")])
     lines = str(caught.value).splitlines()
     assert len(lines) == 8
     for name in ("nowhere", "no*", "metrics.jsonl.gz", "plan.json", "summary.json", "bert or gpt", "whole number"):

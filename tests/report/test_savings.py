@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_is_above_every_target_and_no_line_comes_from_
 
 def test_of_two_evaluations_at_one_step_the_later_one_counts() -> None:
     points = [Point(1, Cost(10, 1), 5.0), Point(0, Cost(0, 0), 6.0), Point(1, Cost(10, 1), 4.0)]
-    assert [point.loss for point in savings.curve(points)] == [6.0, 4.0]
+    assert [point.loss for point in savings.make_curve(points)] == [6.0, 4.0]
 
 
 def test_the_mean_curve_has_the_steps_that_all_have() -> None:

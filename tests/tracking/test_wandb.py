@@ -200,7 +200,7 @@ def test_the_end_has_the_final_numbers(status: str, exit_code: int, fake: FakeWa
         ("wandb: Syncing\nwandb: ERROR some data\nwandb: Finished\n", True, "some data"),
         (f"wandb: Syncing\nwandb: ERROR key {KEY} is unknown\nwandb: bye\n", False, "key *** is unknown"),
         ("Trace\nan end without the word\n\n", False, "an end without the word"),
-        ("", False, "it said nothing"),
+        ("", False, "it printed nothing"),
     ],
 )
 def test_an_upload_is_whole_or_has_a_problem_and_no_mark(

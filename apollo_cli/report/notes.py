@@ -1,0 +1,227 @@
+"""Sentences on a comparison: its headline, and notes on what limits it."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from statistics import fmean, median
+
+from apollo_cli.report import savings
+from apollo_cli.report.comparison import AXES, Comparison, Method
+from apollo_cli.report.groups import differing
+from apollo_cli.report.runs import first_of, printable
+from apollo_cli.report.tables import format_number, format_ratio, method_cells
+
+INTERVAL_NOTE = "± is the half width of the 95 % Student-t interval over seeds; n = 1 has none."
+CROSSING_NOTE = (
+    "The cost of the target is where the loss of the whole model is first at or below it, linear between two "
+    "evaluations, never extrapolated. Saving = 1 - cost / baseline's cost; speedup = baseline's cost / cost - 1."
+)
+
+_TOLERANCE = 0.01  # share of a cost below which two are reported as one
+_GROWTH = ("sampler.", "expander.", "init_from.", "schedule.", "optim.at_growth")  # what a method consists of
+_MAX_LABELS = 40  # characters of labels beside one value
+_MAX_METHODS = 8  # in one sentence
+_SLOWDOWN = 3  # times the usual seconds a FLOP
+_LOST_SHARE = 0.05  # of all seconds
+_MIN_SPANS = 4  # between evaluations
+
+
+def headline(comparison: Comparison) -> str:
+    """The best method in one sentence; empty where nothing is saved or measured."""
+    known = [(saving.mean, method) for method in comparison.methods if (saving := method.saving("flops"))]
+    if not known or comparison.target is None:
+        return ""
+    most, best = max(known, key=lambda pair: pair[0])
+    cells = method_cells(comparison, best)
+    measured = [method for method in comparison.methods if method.is_baseline or method is best]
+    timed = not [note for method in measured for note in _timing_notes(method)]
+    seconds = f" and {cells.savings['seconds']} of the seconds" if timed else ""
+    none = "no method saves FLOPs; the nearest is " if most <= 0 else ""
+    return (
+        f"{comparison.family.title}: {none}{best.label} saves {cells.savings['flops']} of the FLOPs"
+        f"{seconds} of {comparison.baseline.label if comparison.baseline else ''} "
+        f"at validation loss {comparison.target.loss:.4f} ({cells.runs})"
+    )
+
+
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Notes on a comparison, the weightiest first; the labels in them are untrusted text."""
+    found = [
+        *_baseline_notes(comparison),
+        *_reference_notes(comparison),
+        *_settings_notes(comparison),
+        *(note for method in comparison.methods for note in _source_notes(method)),
+        *_machine_notes(comparison),
+        *(note for method in comparison.methods for note in _timing_notes(method)),
+        *_noise_notes(comparison),
+        *_target_notes(comparison),
+        *comparison.family.notes,
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _baseline_notes(comparison: Comparison) -> Iterator[str]:
+    """Why there are no savings, and what to type."""
+    labels = ", ".join(f"'{group.label}'" for group in comparison.candidates or comparison.family.groups)
+    asked, target = comparison.question.baseline, comparison.target
+    if asked and not comparison.candidates:
+        yield f"No savings here: --baseline {asked} is not among these runs."
+    elif not comparison.candidates:
+        yield f"No savings: none trains all layers from the first step. Type --baseline with one of {labels}."
+    elif len(comparison.candidates) > 1:
+        yield f"No savings: several train from scratch. Type --baseline with one of {labels}."
+    elif not comparison.reference:
+        yield f"No savings: {labels} has no evaluation of the whole model yet."
+    elif target is None:
+        yield f"No savings: the loss of {labels} is not finite at the end. Type --target-loss."
+    elif comparison.baseline_cost is None:
+        losses = [point.loss for point in savings.mean_curve(comparison.reference)]
+        how = f"goes from {losses[0]:.4f} down to {min(losses):.4f}" if losses else "has no shared evaluation"
+        yield f"No savings: {labels} {how} and does not reach {target.loss:.4f} at a cost that can be compared."
+
+
+def _reference_notes(comparison: Comparison) -> Iterator[str]:
+    baseline, reference, cost = comparison.baseline, comparison.reference, comparison.baseline_cost
+    if baseline is None or cost is None:
+        return
+    completed = sum(outcome.run.status == "completed" for outcome in baseline.outcomes)
+    if not completed:
+        yield f"No run of '{baseline.label}' is completed: the target is their current loss and will change."
+    elif completed < len(baseline.outcomes):
+        of = f"the {completed} completed runs of '{baseline.label}', of {len(baseline.outcomes)}"
+        yield f"The target and its cost are those of {of}."
+    ends = [curve[-1].cost.flops for curve in reference]
+    if len({curve[-1].step for curve in reference}) > 1:
+        yield (
+            f"The runs of '{baseline.label}' end at different budgets, {min(ends):.3e} to {max(ends):.3e} FLOPs; "
+            "the mean of their ends is the cost of the target."
+        )
+    elif comparison.target and comparison.target.interval and cost.flops < (1 - _TOLERANCE) * min(ends):
+        yield (
+            f"'{baseline.label}' is at its final loss after {cost.flops:.3e} of its {max(ends):.3e} FLOPs already; "
+            "this is the cost of the target."
+        )
+
+
+def _settings_notes(comparison: Comparison) -> Iterator[str]:
+    """The settings beside growth in which the methods differ; labels may not show them."""
+    labels = [method.label for method in comparison.methods]
+    parts = [
+        f"{key} {_by_value((value, label) for value, label in zip(values, labels, strict=True) if value)}"
+        for key, values in differing([method.outcomes[0].run for method in comparison.methods])
+        if not key.startswith(_GROWTH)
+    ]
+    if parts:
+        yield f"The methods also differ in settings beside growth: {'; '.join(parts)}."
+
+
+def _source_notes(method: Method) -> Iterator[str]:
+    """The cost of a method with and without the model that it is initialized from."""
+    if any(outcome.run.source_flops is None for outcome in method.outcomes):
+        yield (
+            f"'{method.label}' is initialized from a model of unknown cost, which is not counted; "
+            "set init_from.flops."
+        )
+    costs = [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]
+    if costs:
+        without = [method.saving_without_source(axis) for axis in AXES]
+        flops, seconds = (format_ratio(method, saving) for saving in without)
+        saved = f" Without them its saving is {flops} of the FLOPs and {seconds} of the seconds."
+        yield (
+            f"'{method.label}' is initialized from a model that cost {format_number(fmean(costs))} FLOPs; they are "
+            f"counted.{saved if all(without) else ''}"
+        )
+
+
+def _machine_notes(comparison: Comparison) -> Iterator[str]:
+    """Devices, precisions or commits in which runs differ, between methods or within one."""
+    consequences = {
+        "device": "their seconds compare the machines too",
+        "precision": "their losses and seconds compare that too",
+        "git_commit": "the code may have changed between them",
+    }
+    for key, consequence in consequences.items():
+        runs = [(o.run.made_with.get(key), method.label) for method in comparison.methods for o in method.outcomes]
+        known = [(value[:12] if key == "git_commit" else value, label) for value, label in runs if value]
+        if len({value for value, _ in known}) > 1:
+            yield f"The runs differ in {key.replace('_', ' ')}, so {consequence}: {_by_value(known)}."
+
+
+def _by_value(pairs: Iterable[tuple[str, str]]) -> str:
+    """Values, each with the labels that have it: `0.1 ('a', 'b'), 0.2 (7 methods)`."""
+    labels: dict[str, list[str]] = {}
+    for value, label in dict.fromkeys(pairs):
+        labels.setdefault(value, []).append(f"'{label}'")
+    parts = []
+    for value, of_value in labels.items():
+        names = ", ".join(of_value)
+        count = f"{len(of_value)} method{'s' * (len(of_value) > 1)}"
+        parts.append(f"{value} ({names if len(names) <= _MAX_LABELS else count})")
+    return ", ".join(parts)
+
+
+def _timing_notes(method: Method) -> Iterator[str]:
+    """Runs that paused or shared their machine for a while, so that their timing is not comparable."""
+    for outcome in method.outcomes:
+        spans = [
+            (later["train_seconds"] - row["train_seconds"], later["flops"] - row["flops"])
+            for row, later in pairwise(outcome.run.evaluations)
+            if later["flops"] > row["flops"]
+        ]
+        if len(spans) < _MIN_SPANS:
+            continue
+        usual = median(seconds / flops for seconds, flops in spans)
+        lost = sum(
+            max(0.0, seconds - usual * flops) for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops
+        )
+        total = sum(seconds for seconds, _ in spans)
+        if lost > _LOST_SHARE * total:
+            yield (
+                f"{printable(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
+                f"{_SLOWDOWN} times slower than usual: stopped, or the machine was busy. "
+                "Its timing is not comparable."
+            )
+
+
+def _noise_notes(comparison: Comparison) -> Iterator[str]:
+    """Losses that cross the target more than once; the baseline is counted in the same way."""
+    target = comparison.target
+    if target is None or comparison.baseline_cost is None:
+        return
+    mean = savings.mean_curve(comparison.reference)
+    base = savings.crossing_for_good(mean, target.loss) or comparison.baseline_cost
+    parts = []
+    for method in comparison.methods:
+        later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
+        if later and not method.is_baseline:
+            costs = [o.cost_for_good.flops for o in method.outcomes if o.cost_for_good]
+            stays = len(costs) == len(method.outcomes)
+            saved = f"{savings.saving(fmean(costs), base.flops):.1%}" if stays else "above it at the end"
+            parts.append(f"'{method.label}' {saved} ({len(later)} of {len(method.outcomes)} runs)")
+    if parts:
+        yield (
+            "Losses rise above the target again after they reach it. Saving in FLOPs, method and baseline counted "
+            f"from where they stay there: {first_of(parts, _MAX_METHODS)}."
+        )
+
+
+def _is_near(cost: savings.Cost, later: savings.Cost | None) -> bool:
+    return later is not None and later.flops <= (1 + _TOLERANCE) * cost.flops
+
+
+def _target_notes(comparison: Comparison) -> Iterator[str]:
+    target, cost = comparison.target, comparison.baseline_cost
+    if target and target.interval and cost and target.interval.n == 1 and comparison.baseline:
+        yield (
+            f"The target is the loss of one run of '{comparison.baseline.label}': its variation with the seed is "
+            "unknown, and no interval includes it."
+        )
+    ranges = [
+        f"'{method.label}' {' to '.join('not reached' if end is None else f'{end:.1%}' for end in method.moved)}"
+        for method in comparison.methods
+        if method.moved and any(end is not None for end in method.moved)
+    ]
+    if ranges:
+        yield (
+            "The intervals hold the target fixed. With the target at the ends of its own interval over the "
+            f"baseline's seeds, at the same cost, the saving in FLOPs is: {first_of(ranges, _MAX_METHODS)}."
+        )

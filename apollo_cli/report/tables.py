@@ -1,0 +1,118 @@
+"""Numbers and tables of a comparison as text, the same in the terminal and in the report."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from apollo_cli.intervals import Interval, interval
+from apollo_cli.report.comparison import AXES, Comparison, Method
+from apollo_cli.report.groups import differing
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table; the first column has names, the others numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class MethodCells:
+    """The results of a method as text; `costs`, `savings` and `speedups` by axis, flops and seconds."""
+
+    method: str
+    runs: str
+    final: str
+    at_flops: str
+    costs: dict[str, str]
+    savings: dict[str, str]
+    speedups: dict[str, str]
+
+
+def method_cells(comparison: Comparison, method: Method) -> MethodCells:
+    unfinished = Counter(o.run.status for o in method.outcomes if o.run.status != "completed")
+    counts = [f"n = {len(method.outcomes)}", *(f"{n} {status}" for status, n in sorted(unfinished.items()))]
+    so_far = "" if method.has_ended or not method.final else " so far"
+    return MethodCells(
+        method=method.label,
+        runs=", ".join(counts),
+        final=(format_loss(method.final) if method.final else "not whole yet") + so_far,
+        at_flops=format_loss(method.at_flops) if method.at_flops else "not there",
+        costs={axis: _cost(method, axis) if comparison.target else "-" for axis in AXES},
+        savings={axis: format_ratio(method, method.saving(axis)) for axis in AXES},
+        speedups={axis: format_ratio(method, method.speedup(axis)) for axis in AXES},
+    )
+
+
+def results_table(comparison: Comparison) -> ReportTable:
+    budget = comparison.question.at_flops
+    at_budget = [] if budget is None else [f"loss at {budget:.4g} FLOPs (nats)"]
+    costs = ("FLOPs to target", "FLOPs saved", "speedup in FLOPs", "seconds to target", "seconds saved", "speedup")
+    rows = []
+    for method in comparison.methods:
+        cells = method_cells(comparison, method)
+        numbers = [part[axis] for axis in AXES for part in (cells.costs, cells.savings, cells.speedups)]
+        rows.append([cells.method, cells.runs, cells.final, *([cells.at_flops] if at_budget else []), *numbers])
+    return ReportTable(["method", "runs", "final validation loss (nats)", *at_budget, *costs], rows)
+
+
+def settings_table(comparison: Comparison) -> ReportTable | None:
+    """The settings in which the methods differ; None if there are none."""
+    columns = differing([method.outcomes[0].run for method in comparison.methods])
+    values = zip(*(values for _, values in columns), strict=True)
+    rows = [[method.label, *own] for method, own in zip(comparison.methods, values, strict=False)]
+    return ReportTable(["method", *(key for key, _ in columns)], rows) if columns else None
+
+
+def target_sentence(comparison: Comparison) -> str:
+    """The target loss and where it comes from; empty without a target."""
+    if comparison.target is None:
+        return ""
+    loss, over_seeds = comparison.target.loss, comparison.target.interval
+    if over_seeds is None:
+        return f"target: validation loss {loss:.4f} nats, as typed"
+    of = f"the final loss of {comparison.baseline.label}" if comparison.baseline else ""
+    return f"target: validation loss {format_loss(over_seeds)} nats, {of}"
+
+
+def format_loss(loss: Interval) -> str:
+    return loss.format(4) if math.isfinite(loss.mean) else "not finite"
+
+
+def format_ratio(method: Method, ratio: Interval | None) -> str:
+    """A saving or speedup of a method in percent."""
+    if ratio is None:
+        return "baseline" if method.is_baseline else "-"
+    return f"{ratio.format(1, 100)}%" if math.isfinite(ratio.mean) else "∞"
+
+
+def format_number(value: float, half: float | None = None) -> str:
+    """`1.206e13`, `(6.61 ± 0.31)e12`, `65.3 ± 1.2`."""
+    if not math.isfinite(value):
+        return "not finite"
+    power = math.floor(math.log10(abs(value))) if value else 0
+    if power < 6:
+        digits = max(0, 3 - max(power, 0)) if value else 0
+        return Interval(value, half, 0).format(digits)
+    scaled = value / 10**power
+    return f"{scaled:.3f}e{power}" if half is None else f"({scaled:.2f} ± {half / 10**power:.2f})e{power}"
+
+
+def format_flops(method: Method) -> str:
+    """The FLOPs of a method's runs from start to end."""
+    ends = [curve[-1].cost.flops for curve in method.curves]
+    if not ends:
+        return "-"
+    total = interval(ends)
+    return format_number(total.mean, total.half or None)
+
+
+def _cost(method: Method, axis: str) -> str:
+    cost = method.cost(axis)
+    if cost is not None:
+        return format_number(cost.mean, cost.half)
+    if method.reached:
+        return f"{method.reached} of {len(method.outcomes)} reach it"
+    return "not yet" if any(outcome.run.status == "running" for outcome in method.outcomes) else "not reached"

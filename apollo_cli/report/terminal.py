@@ -1,0 +1,64 @@
+"""A comparison in the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from apollo_cli.report.comparison import AXES, Comparison
+from apollo_cli.report.glue import compare_glue, glue_table
+from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
+from apollo_cli.report.tables import ReportTable, method_cells, target_sentence
+from apollo_cli.tracking.console import Screen
+
+_WIDE = 92  # columns that leave room for the speedup, which follows from the saving
+
+
+def print_comparisons(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
+    """Prints the families, each with its notes."""
+    screen = Screen()
+    for warning in warnings:
+        screen.print(Text(f"WARNING: {warning}", style="bold red"))
+    for comparison in comparisons:
+        screen.print(
+            Text(f"\n{comparison.family.title}: ", style="bold"), Text(comparison.family.description), sep=""
+        )
+        if sentence := target_sentence(comparison):
+            screen.print(Text(sentence))
+        screen.print(_results(comparison, with_speedup=screen.width >= _WIDE))
+        glue = compare_glue(comparison)
+        if glue:
+            screen.print(_rich_table(glue_table(comparison, glue)))
+        for note in (*(glue.notes if glue else ()), *comparison_notes(comparison)):
+            screen.print(Text(f"note: {note}"))
+    for sentence in filter(None, map(headline, comparisons)):
+        screen.print(Text(sentence, style="bold"))
+    screen.print(Text(f"{INTERVAL_NOTE} {CROSSING_NOTE}", style="dim"))
+
+
+def _results(comparison: Comparison, *, with_speedup: bool) -> Table:
+    """Two lines a method: FLOPs and seconds."""
+    budget = comparison.question.at_flops
+    loss = "final loss\n(nats)" if budget is None else f"loss (nats), final\nand at {budget:.3g} FLOPs"
+    head = ["method\n", loss, "to the\ntarget", "\nof", "saved\n", "speedup\n"]
+    rows = []
+    for method in comparison.methods:
+        cells = method_cells(comparison, method)
+        by_axis = (cells.costs, {"flops": "FLOPs", "seconds": "s"}, cells.savings, cells.speedups)
+        final = cells.final if budget is None else f"{cells.final}\n{cells.at_flops}"
+        rows.append(
+            [f"{cells.method}\n{cells.runs}", final, *("\n".join(part[axis] for axis in AXES) for part in by_axis)]
+        )
+    columns = len(head) - (not with_speedup)
+    return _rich_table(ReportTable(head[:columns], [row[:columns] for row in rows]), no_wrap=True)
+
+
+def _rich_table(table: ReportTable, *, no_wrap: bool = False) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    shown.add_column(table.head[0], overflow="fold")
+    for name in table.head[1:]:
+        shown.add_column(name, justify="left" if name == "\nof" else "right", no_wrap=no_wrap)
+    for label, *numbers in table.rows:
+        shown.add_row(Text(label), *map(Text, numbers))
+    return shown
