@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Glob, Override
 from apollo_cli.cli import config_safety
 
 NO_OTHER = "hydra.sweeper.params=null"  # for Hydra: the whole grid is in the words beside it
-_OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # all the same to a run that never grows
+_OF_GROWTH = ("sampler", "expander", "schedule", "init_from", "optim.at_growth")  # unused without growth
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
 _SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml finds it
 
@@ -38,7 +38,7 @@ def problems(experiment: str, typed: Sequence[Override], swept: Sequence[Overrid
     keys = [
         o.key_or_group
         for o in typed
-        if o.key_or_group.startswith(("model.", "size", "schedule", "sampler", "expander"))
+        if o.key_or_group.startswith(("model.", "size", "schedule", "sampler", "expander", "init_from."))
     ]
     found = [
         f"{key}: experiment={experiment} has models and methods of its own that belong together; copy its file and "

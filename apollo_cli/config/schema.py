@@ -44,6 +44,24 @@ List = Field(strict=False)  # YAML has lists, we keep tuples
 Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
 
 
+# Keys and group options that had other names before the first release
+RENAMED = {
+    "expander.source": "init_from.path",
+    "expander.source_flops": "init_from.flops",
+    "expander.entry": "expander.gate_duration",
+    "model.mask_words": "model.whole_word_masking",
+    "expander=linear": "expander=interpolate expander.mode=linear",
+    "experiment=late_silent": "experiment=late_zero_init",
+    "experiment=repro_late_silent": "experiment=repro_late_zero_init",
+    "experiment=repro_gpu_late_silent": "experiment=repro_gpu_late_zero_init",
+}
+
+
+def renamed(name: str) -> str | None:
+    """The new name of an old key or GROUP=OPTION; None for every other name."""
+    return RENAMED.get(name)
+
+
 class Section(BaseModel):
     """A part of the config: frozen, exact types, no unknown keys."""
 
@@ -93,6 +111,8 @@ def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: lis
 
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
     if detail["type"] == "extra_forbidden":
+        if new := renamed(key):
+            return f"{key}={detail['input']}: renamed to {new}={detail['input']}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{key}: missing"

@@ -17,7 +17,7 @@ from apollo_cli.report.runs import Run, few, plain
 _IDLE = ("seed", "name", "device", "resume", "plan", "on_nonfinite", "experiment", "format")
 _IDLE_SECTIONS = ("tracking", "checkpoint", "log", "data")
 # Of no effect where the whole model is stored from the first step.
-_GROWTH_SECTIONS = ("sampler", "expander")
+_GROWTH_SECTIONS = ("sampler", "expander", "init_from")
 _GROWTH_KEYS = ("schedule.ends", "schedule.trained", "schedule.widths", "optim.at_growth")
 # In a label wherever they differ, in this order; other keys where nothing before says which runs they are.
 _FIRST = (
@@ -25,7 +25,7 @@ _FIRST = (
     *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
 )
 _LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
-_SOURCE = "expander.source"
+_SOURCE = "init_from.path"
 _UNKNOWN = "not known yet"
 _LONGEST_LABEL = 80
 

@@ -125,7 +125,7 @@ class Run:
     def is_scratch(self) -> bool:
         """Whether all layers are stored from the first step, and new."""
         of_target = self.config.get("schedule.layers") == [self.target_layers]
-        return of_target and self.config.get("expander.source") is None
+        return of_target and self.config.get("init_from.path") is None
 
     def is_whole(self, row: Row) -> bool:
         """Whether the row is of a model with all layers at the whole width."""

@@ -22,7 +22,7 @@ CROSSING_NOTE = (
 
 
 _LATER = 0.01  # a share of the cost that is worth saying
-_GROWTH = ("sampler.", "expander.", "schedule.", "optim.at_growth")  # what a method is
+_GROWTH = ("sampler.", "expander.", "schedule.", "init_from.", "optim.at_growth")  # what a method is
 _SHORT, _MOST = 40, 8  # letters of labels beside one value; methods in one sentence
 _SLOW, _MUCH, _FEWEST_SPANS = 3, 0.05, 4  # times the usual pace; a share of all seconds; between evaluations
 
@@ -213,7 +213,7 @@ def _on_source(method: Method) -> Iterator[str]:
     if any(outcome.run.source_flops is None for outcome in method.outcomes):
         yield (
             f"'{method.label}' begins from a model whose cost is not known, and it is not counted; "
-            "expander.source_flops says it."
+            "init_from.flops says it."
         )
     took = [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]
     if not took:

@@ -312,7 +312,7 @@ def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, rng: random
 
 def _from_source(folder: Path, **source: Any) -> None:
     whole: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 60.0, 3.0)]
-    write_run(folder, whole, name="wide", expander__source="somewhere", schedule__layers=[4], schedule__ends=[1])
+    write_run(folder, whole, name="wide", init_from__path="somewhere", schedule__layers=[4], schedule__ends=[1])
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps(plan | source))
 

@@ -47,7 +47,7 @@ def test_what_a_growing_method_needs_is_idle_from_scratch() -> None:
 
 def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() -> None:
     def begun(place: str, flops: float | None, **more: Any) -> Run:
-        return replace(run(place, expander__source=f"small/{place}", **more), source_flops=flops)
+        return replace(run(place, init_from__path=f"small/{place}", **more), source_flops=flops)
 
     def seed(number: int, flops: float | None, folder: str = "small") -> Run:
         return begun(f"{folder}_seed{number}", flops, seed=number)
