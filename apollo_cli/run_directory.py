@@ -253,6 +253,20 @@ def up_to_date(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
             section = values.get(name)
             if isinstance(section, dict) and section.get("kind") == kind:
                 values[name] = keys | section
+    return _with_new_names(values)
+
+
+def _with_new_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with keys of before a renaming under their names of today."""
+    expander, model = values.get("expander"), values.get("model")
+    if isinstance(expander, dict) and "source" in expander:
+        init_from = {"path": expander["source"], "flops": expander.get("source_flops")}
+        expander = {key: value for key, value in expander.items() if key not in ("source", "source_flops")}
+        values = values | {"expander": expander, "init_from": init_from}
+    if isinstance(expander, dict) and "entry" in expander:
+        values["expander"] = {"gate_duration" if key == "entry" else key: v for key, v in expander.items()}
+    if isinstance(model, dict) and "mask_words" in model:
+        values["model"] = {"whole_word_masking" if key == "mask_words" else key: v for key, v in model.items()}
     return values
 
 

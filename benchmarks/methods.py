@@ -167,7 +167,7 @@ def budgeted(corpus: Corpus, cell: Cell) -> Budgeted:
     more: tuple[str, ...] = ()
     if cell.method in FROM_SOURCE:
         budget -= flops(cell.kind, "source", SOURCE_STEPS)
-        more = (f"expander.source={corpus.folder(source_of(cell))}",)
+        more = (f"init_from.path={corpus.folder(source_of(cell))}",)
     whole = cell.method == "scratch"
     length = (f"budget.steps={steps()}",) if whole else ("budget.steps=null", f"budget.flops={budget}")
     return Budgeted(cell.kind, cell.method, cell.rate, cell.seed, more=(*more, *length))

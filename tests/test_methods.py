@@ -5,9 +5,8 @@ from itertools import pairwise
 import pytest
 
 from apollo_cli.config.config import Config, parse
-from apollo_cli.config.growth import LigoArgs
 from apollo_cli.config.hydra_syntax import compose_values
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import Bert2Bert, Ligo
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.samplers import Prefixes
 from apollo_cli.training.device import choose
@@ -117,7 +116,7 @@ def test_raptr_runs_more_and_more_layers() -> None:
 def test_net2net_trains_half_the_width_for_half_of_the_steps() -> None:
     config, plan = planned("experiment=net2net_width")
     assert [(stage.stage.width, stage.stage.steps) for stage in plan.stages] == [(0.5, 500), (1, 500)]
-    assert config.expander.build() == Expander("stack", width="fpi")
+    assert config.expander.build() == Bert2Bert("fpi")
 
 
 def test_layers_enter_msg_over_5000_of_400000_steps() -> None:
@@ -128,21 +127,20 @@ def test_layers_enter_msg_over_5000_of_400000_steps() -> None:
 
 @pytest.mark.parametrize("name", FROM_SOURCE)
 def test_methods_that_begin_from_a_smaller_model_have_its_whole_depth_at_once(name: str) -> None:
-    config = parse(compose_values([f"experiment={name}", "expander.source=somewhere"]))
+    config = parse(compose_values([f"experiment={name}", "init_from.path=somewhere"]))
     assert (config.schedule.layers, config.schedule.ends) == FROM_SOURCE[name]
     assert config.expander.moments == "reset"
 
 
 def test_bert2bert_widens_by_aki_and_begins_with_prefixes() -> None:
-    config = parse(compose_values(["experiment=bert2bert", "expander.source=somewhere"]))
-    assert config.expander.build() == Expander("stack", width="aki")
+    config = parse(compose_values(["experiment=bert2bert", "init_from.path=somewhere"]))
+    assert config.expander.build() == Bert2Bert("aki")
     assert config.sampler.build() == Prefixes(multiple=3, trained=3, stages=1)
 
 
 def test_the_map_of_ligo_is_learned_in_a_hundred_steps_with_a_rate_of_its_own() -> None:
-    expander = parse(compose_values(["experiment=ligo", "expander.source=somewhere"])).expander
-    assert isinstance(expander, LigoArgs)
-    assert (expander.steps, expander.lr) == (100, 1e-3)
+    config = parse(compose_values(["experiment=ligo", "init_from.path=somewhere"]))
+    assert config.expander.build() == Ligo(steps=100, lr=1e-3)
 
 
 def test_one_layer_grows_under_a_rate_that_stays_until_the_last_tenth() -> None:

@@ -76,7 +76,7 @@ def test_every_command_runs(
     elif any(word.startswith("data=") and word not in ("data=text", "data=mixture") for word in words):
         words = [*words, "plan=true"]  # no test has a network
     elif "plan" not in typed:
-        if sources := [word.partition("=")[2] for word in words if word.startswith("expander.source=")]:
+        if sources := [word.partition("=")[2] for word in words if word.startswith("init_from.path=")]:
             train(config("model.layers=2", "schedule.layers=[2]", "schedule.ends=[1]"), Path(sources[0]))
         words = [*words, *(["expander.steps=3"] if "experiment=ligo" in words else [])]
         own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))

@@ -14,7 +14,7 @@ from apollo_cli.config import growth as of_growth
 from apollo_cli.config import model as of_model
 from apollo_cli.config import training as of_training
 from apollo_cli.config.data import DataArgs
-from apollo_cli.config.growth import ExpanderArgs, LigoArgs, SamplerArgs, ScheduleArgs
+from apollo_cli.config.growth import ExpanderArgs, InitFromArgs, SamplerArgs, ScheduleArgs
 from apollo_cli.config.model import ModelArgs
 from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
 from apollo_cli.config.training import (
@@ -58,6 +58,7 @@ class Config:
     sampler: SamplerArgs
     expander: ExpanderArgs
     schedule: ScheduleArgs
+    init_from: InitFromArgs
     data: DataArgs
     optim: OptimArgs
     budget: BudgetArgs
@@ -95,6 +96,7 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "sampler": of_growth.SAMPLER_FAMILY,
     "expander": of_growth.EXPANDER_FAMILY,
     "schedule": (ScheduleArgs,),
+    "init_from": (InitFromArgs,),
     "data": of_data.FAMILY,
     "optim": (OptimArgs,),
     "budget": (BudgetArgs,),
@@ -148,21 +150,22 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     model, expander, schedule = sections["model"], sections["expander"], sections["schedule"]
     if model:
-        found += of_model.problems(model)
+        found += of_model.model_problems(model)
     if schedule:
-        found += of_growth.problems(schedule, sections["sampler"], expander, model)
+        found += of_growth.growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
     if budget := sections["budget"]:
         found += of_training.problems_of_budget(budget)
     if batch := sections["batch"]:
         found += of_training.problems_of_batch(batch)
-    if (spread := sections["distributed"]) and spread.kind == "fsdp" and isinstance(expander, LigoArgs):
+    if (spread := sections["distributed"]) and spread.kind == "fsdp" and expander and expander.build().learning:
         found.append(
-            "distributed=fsdp and expander=ligo: its map is learned on whole weights; take distributed=ddp"
+            f"distributed=fsdp and expander={expander.kind}: its map is learned on whole weights; take "
+            "distributed=ddp"
         )
     if data := sections["data"]:
-        found += of_data.problems(data)
+        found += of_data.data_problems(data)
     if optim := sections["optim"]:
         found += of_training.problems_of_rate(optim)
     return found

@@ -168,7 +168,7 @@ def _whole_source(source: Any, beside: Mapping[str, Any]) -> Any:
     return deepcopy(shared | dict(source))  # YAML would alias what is the same
 
 
-def problems(data: DataArgs) -> list[str]:
+def data_problems(data: DataArgs) -> list[str]:
     """The rules between keys that are broken, a sentence for each."""
     mixed = data.sources if isinstance(data, MixtureArgs) else ()
     of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]

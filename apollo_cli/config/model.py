@@ -30,7 +30,7 @@ class BertArgs(ModelArgs):
 
     kind: Literal["bert"]
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
-    mask_words: bool
+    whole_word_masking: bool
 
 
 class GptArgs(ModelArgs):
@@ -42,7 +42,7 @@ class GptArgs(ModelArgs):
 FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
 
 
-def problems(model: ModelArgs) -> list[str]:
+def model_problems(model: ModelArgs) -> list[str]:
     """What does not go together of valid keys."""
     if not model.hidden % model.heads:
         return []

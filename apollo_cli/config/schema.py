@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from apollo_cli.config.renamed import renamed
+
 
 def whole(value: Any) -> Any:
     """1e15 is a float in YAML and a whole number to its writer."""
@@ -93,6 +95,8 @@ def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: lis
 
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
     if detail["type"] == "extra_forbidden":
+        if new := renamed(key):
+            return f"{key}={detail['input']}: renamed to {new}={detail['input']}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{key}: missing"

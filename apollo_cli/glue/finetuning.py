@@ -19,7 +19,7 @@ from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
 from apollo_cli.glue.sentences import SentenceDataset, TrainingSentences
 from apollo_cli.glue.tasks import GlueTask, Split
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import CopyLayers
 from apollo_cli.growth.plan import Plan, StepCost
 from apollo_cli.growth.samplers import ForwardPath, Full
 from apollo_cli.growth.schedule import Schedule
@@ -181,7 +181,7 @@ class Cell(Session):
             memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
         )
         return Plan(
-            Schedule.over(steps, [layers], [1.0]), Full(), Expander("nearest"), step_cost, self.config.run.seed
+            Schedule.over(steps, [layers], [1.0]), Full(), CopyLayers("nearest"), step_cost, self.config.run.seed
         )
 
     def start(self) -> Result:

@@ -1,10 +1,15 @@
-"""What a growth does to the layers, before any tensor is there: the map, and which layers begin silent."""
+"""Expanders: how N stored layers become the next N, as data, before any tensor exists."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from apollo_cli.growth.layer_maps import mixing_matrix, repeated
+from apollo_cli.growth.layer_maps import mixing_matrix, repeated, take_name
 
 
 @dataclass(frozen=True)
@@ -13,13 +18,15 @@ class Growth:
 
     Attributes:
         matrix: (next N, N), rows sum to 1.
-        silent: the new layers whose projections into the residual stream begin at zero.
-        entering: the new layers that enter slowly.
+        zero_init: the new layers whose projections into the residual stream start at zero.
+        gated: the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1.
+        gate_duration: share of all steps over which c rises.
     """
 
     matrix: np.ndarray
-    silent: tuple[int, ...] = ()
-    entering: tuple[int, ...] = ()
+    zero_init: tuple[int, ...] = ()
+    gated: tuple[int, ...] = ()
+    gate_duration: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,29 +42,157 @@ class Learning:
     lr: float
 
 
-@dataclass(frozen=True)
-class Expander:
-    """An expander of the depth.
+class Expander(ABC):
+    """How the stored layers, and the width of a model, grow.
 
     Attributes:
-        layer_map: its name in `layer_maps`.
-        silent: a layer that comes again begins with zero projections into the residual stream, so that it adds
-            nothing (identity insertion; Net2DeeperNet, Chen 2016, arXiv 1511.05641, section 2.4). In a pre-norm
-            model the function stays exactly what it was; a post-norm layer still normalises.
-        entry: a layer that comes again enters as c layer(h) + (1 - c) h, with c from 0 to 1 over this share of all
-            steps (MSG, Yao 2024), so that no model's function changes at growth; 0: at once.
-        width: the rule in `widths` by which a narrower model becomes as wide.
-        learning: of a map, in width and in depth, that begins at this one; None where this one is the map.
+        needs_smaller_model: whether it is made for growing a model that was trained before, or the width.
     """
 
+    needs_smaller_model = False
+
+    @abstractmethod
+    def growth(self, source: int, target: int) -> Growth:
+        """From `source` to `target` layers; where a map is learned, what the map starts from."""
+
+    @property
+    def width_rule(self) -> str:
+        """The rule of `growth.width.WIDTHS` by which a narrower model becomes wider."""
+        return "fpi"
+
+    @property
+    def learning(self) -> Learning | None:
+        """How a map of width and depth is learned; None where `growth` is the map."""
+        return None
+
+    def adds_on_top(self, source: int, target: int) -> bool:
+        """Whether the old layers stay the lowest ones, so that the new ones can train alone."""
+        matrix = self.growth(source, target).matrix
+        return self.learning is None and np.array_equal(matrix[:source], np.eye(source))
+
+    def stage_problems(self, layers: Sequence[int], ends: Sequence[float]) -> list[str]:
+        """Messages about keys that do not fit stages of these stored layers and cumulative shares of all steps."""
+        return []
+
+
+EXPANDERS: dict[str, type[Expander]] = {}
+
+
+def expander(kind: str) -> Callable[[type[Expander]], type[Expander]]:
+    """Registers a frozen dataclass as expander=kind; its fields are the keys of conf/expander/KIND.yaml.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(cls: type[Expander]) -> type[Expander]:
+        take_name(kind)
+        EXPANDERS[kind] = cls
+        return cls
+
+    return register
+
+
+@dataclass(frozen=True)
+class CopyLayers(Expander):
+    """A copying map of `layer_maps` by its name; each but `nearest` is an expander without keys."""
+
     layer_map: str
-    silent: bool = False
-    entry: float = 0.0
-    width: str = "fpi"
-    learning: Learning | None = None
 
     def growth(self, source: int, target: int) -> Growth:
-        """From `source` to `target` layers."""
-        matrix = mixing_matrix(self.layer_map, source, target)
-        new = repeated(matrix) if self.silent or self.entry else ()
-        return Growth(matrix, new if self.silent else (), new if self.entry else ())
+        return Growth(mixing_matrix(self.layer_map, source, target))
+
+
+@expander("interpolate")
+@dataclass(frozen=True)
+class Interpolate(Expander):
+    """New layers between the old ones (Apollo, section 3.3)."""
+
+    mode: Literal["nearest", "linear"]
+
+    def growth(self, source: int, target: int) -> Growth:
+        return Growth(mixing_matrix(self.mode, source, target))
+
+
+@expander("net2net")
+@dataclass(frozen=True)
+class Net2Net(Expander):
+    """New layers add nothing at first (Net2DeeperNet, Chen 2016, arXiv 1511.05641, section 2.4).
+
+    They are copies above their layer whose projections into the residual stream start at zero. The function of a
+    pre-norm model stays exactly what it was; a post-norm layer still normalises.
+    """
+
+    def growth(self, source: int, target: int) -> Growth:
+        matrix = mixing_matrix("nearest", source, target)
+        return Growth(matrix, zero_init=repeated(matrix))
+
+
+@expander("msg")
+@dataclass(frozen=True)
+class Msg(Expander):
+    """Stacking where new layers are gated (MSG, Yao 2024), so that growth changes no model's function.
+
+    A new layer runs as c layer(h) + (1 - c) h, with c from 0 to 1 over `gate_duration` of all steps.
+    """
+
+    gate_duration: Annotated[float, Field(gt=0, le=1)]
+
+    def growth(self, source: int, target: int) -> Growth:
+        matrix = mixing_matrix("stack", source, target)
+        return Growth(matrix, gated=repeated(matrix), gate_duration=self.gate_duration)
+
+    def stage_problems(self, layers: Sequence[int], ends: Sequence[float]) -> list[str]:
+        shares = [end - start for start, end in pairwise(ends)]
+        grown = [after > before for before, after in pairwise(layers)]
+        if not any(grows and share < self.gate_duration for grows, share in zip(grown, shares, strict=True)):
+            return []
+        return [
+            f"expander.gate_duration={self.gate_duration}: a stage that adds layers is shorter, so its gates would "
+            "not be fully open at its end; make it smaller or the stage longer"
+        ]
+
+
+@expander("bert2bert")
+@dataclass(frozen=True)
+class Bert2Bert(Expander):
+    """A smaller model is widened by copies of its units, then stacked (bert2BERT, Chen 2022)."""
+
+    width: Literal["fpi", "aki"]
+    needs_smaller_model = True
+
+    @property
+    def width_rule(self) -> str:
+        return self.width
+
+    def growth(self, source: int, target: int) -> Growth:
+        return Growth(mixing_matrix("stack", source, target))
+
+
+@expander("lemon")
+@dataclass(frozen=True)
+class Lemon(Net2Net):
+    """A smaller model is widened without loss, and new layers add nothing at first (LEMON, Wang 2024)."""
+
+    needs_smaller_model = True
+
+    @property
+    def width_rule(self) -> str:
+        return "lemon"
+
+
+@expander("ligo")
+@dataclass(frozen=True)
+class Ligo(Expander):
+    """A map of width and depth that is learned before the new model trains (LiGO, Wang 2023); starts as a stack."""
+
+    steps: Annotated[int, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0)]
+    needs_smaller_model = True
+
+    @property
+    def learning(self) -> Learning:
+        return Learning(self.steps, self.lr)
+
+    def growth(self, source: int, target: int) -> Growth:
+        return Growth(mixing_matrix("stack", source, target))

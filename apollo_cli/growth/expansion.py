@@ -24,7 +24,7 @@ def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
 
 def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
     """The parameter `name` of new layer `slot`, of those of the old layers; a silent one adds nothing."""
-    if slot in growth.silent and name.startswith(INTO_RESIDUAL):
+    if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
         return torch.zeros_like(sources[0])
     return mix(growth.matrix[slot], sources)
 

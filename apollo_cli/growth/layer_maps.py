@@ -22,6 +22,53 @@ def nearest(source: int, target: int) -> LayerMap:
     return tuple(i * source // target for i in range(target))
 
 
+def linear(source: int, target: int) -> np.ndarray:
+    """Linear interpolation: layer i lies at i (source-1) / (target-1) and blends its two neighbours.
+
+    2 -> 3 is W0, (W0 + W1)/2, W1.
+    """
+    matrix = np.zeros((target, source))
+    for i in range(target):
+        below, remainder = divmod(i * (source - 1), target - 1) if target > 1 else (0, 0)
+        share = remainder / (target - 1) if remainder else 0.0
+        matrix[i, below] = 1.0 - share
+        if share:
+            matrix[i, below + 1] = share
+    return matrix
+
+
+COPIES: dict[str, Copy] = {"nearest": nearest}
+BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
+EXPANDER_NAMES = {*COPIES, *BLENDS}  # taken, by layer maps and by `expanders`
+
+
+def take_name(kind: str) -> None:
+    """Marks the name of an expander or a layer map as taken.
+
+    Raises:
+        ValueError: it is taken already.
+    """
+    if kind in EXPANDER_NAMES:
+        raise ValueError(f"there is an expander or a layer map {kind!r} already")
+    EXPANDER_NAMES.add(kind)
+
+
+def copies(kind: str) -> Callable[[Copy], Copy]:
+    """Registers a function of (source, target) that copies layers: a layer map, and expander=kind.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: Copy) -> Copy:
+        take_name(kind)
+        COPIES[kind] = function
+        return function
+
+    return register
+
+
+@copies("stack")
 def stack(source: int, target: int) -> LayerMap:
     """Stacking: all layers again and again; an incomplete last round takes the top ones (StackBERT).
 
@@ -45,6 +92,7 @@ def by_doubling(once: Copy) -> Copy:
     return copy
 
 
+@copies("append")
 @by_doubling
 def append(source: int, target: int) -> LayerMap:
     """Gradual stacking: all layers, then the last of them once more (Reddi 2023; MSLT, Yang 2020).
@@ -54,6 +102,7 @@ def append(source: int, target: int) -> LayerMap:
     return (*range(source), *range(2 * source - target, source))
 
 
+@copies("middle")
 @by_doubling
 def middle(source: int, target: int) -> LayerMap:
     """MIDAS (Saunshi 2024): of n blocks as long as what is added, the block ceil(n/2) - 1 comes twice in place.
@@ -67,6 +116,7 @@ def middle(source: int, target: int) -> LayerMap:
     return (*range(end), *range(end - added, source))
 
 
+@copies("boundary")
 @by_doubling
 def boundary(source: int, target: int) -> LayerMap:
     """LIDAS (Kapl 2025): the layers on both sides of the middle come again between them.
@@ -76,49 +126,6 @@ def boundary(source: int, target: int) -> LayerMap:
     added, centre = target - source, source // 2
     first = centre - added // 2
     return (*range(centre), *range(first, first + added), *range(centre, source))
-
-
-def linear(source: int, target: int) -> np.ndarray:
-    """Linear interpolation: layer i lies at i (source-1) / (target-1) and blends its two neighbours.
-
-    2 -> 3 is W0, (W0 + W1)/2, W1.
-    """
-    matrix = np.zeros((target, source))
-    for i in range(target):
-        below, remainder = divmod(i * (source - 1), target - 1) if target > 1 else (0, 0)
-        share = remainder / (target - 1) if remainder else 0.0
-        matrix[i, below] = 1.0 - share
-        if share:
-            matrix[i, below + 1] = share
-    return matrix
-
-
-COPIES: dict[str, Copy] = {
-    "nearest": nearest,
-    "stack": stack,
-    "append": append,
-    "middle": middle,
-    "boundary": boundary,
-}
-OWN: list[str] = []  # those of `growth/own`
-BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
-
-
-def copies(kind: str) -> Callable[[Copy], Copy]:
-    """Registers a function of (source, target) that copies layers as expander=kind.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(function: Copy) -> Copy:
-        if kind in COPIES | BLENDS:
-            raise ValueError(f"there is a layer map {kind!r} already")
-        COPIES[kind] = function
-        OWN.append(kind)
-        return function
-
-    return register
 
 
 def layer_map(kind: str, source: int, target: int) -> LayerMap:

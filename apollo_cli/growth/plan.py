@@ -144,10 +144,10 @@ class Plan:
     def gates(self, step: int) -> Mapping[int, float]:
         """The weights of the stored layers that are entering at this step."""
         stage = self.stages[self.schedule.index(step)]
-        entering = stage.growth.entering if stage.growth else ()
-        if not entering or (gate := (step - stage.stage.first_step) / (self.expander.entry * self.steps)) >= 1:
+        if not stage.growth or not stage.growth.gated:
             return NO_GATES
-        return dict.fromkeys(entering, gate)
+        gate = (step - stage.stage.first_step) / (stage.growth.gate_duration * self.steps)
+        return dict.fromkeys(stage.growth.gated, gate) if gate < 1 else NO_GATES
 
     def flops_of(self, step: int, depth: int) -> int:
         """Model FLOPs of a micro-step of this depth."""

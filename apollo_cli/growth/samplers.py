@@ -1,30 +1,35 @@
 """Depth samplers: P(depth | N, L), the number of layers that a forward pass runs.
 
-N layers are stored, L is the target depth, and N <= depth <= L. A sampler is a distribution; drawing is its
-inverse CDF at one uniform number, the same line for all of them, so that two samplers see the same luck.
+N layers are stored, L is the target depth, and N <= depth <= L. A sampler is a distribution. Drawing is its inverse
+CDF at one uniform number, the same line for all samplers, so two of them see the same random numbers.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from apollo_cli.growth.layer_maps import LayerMap, layer_map
 
-NO_GATES: Mapping[int, float] = MappingProxyType({})  # no layer enters slowly
+NO_GATES: Mapping[int, float] = MappingProxyType({})
+_MOST = 10_000_000  # of any number of layers or stages
+Count = Annotated[int, Field(gt=0, le=_MOST)]
+Lower = Annotated[float, Field(ge=0.01, le=1)]
+Overshoot = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class ForwardPath(NamedTuple):
-    """The way of a micro-step through the stored layers.
+    """What one micro-step runs.
 
     Attributes:
-        layers: the stored layer that each logical layer is.
-        frozen: so many of the lowest logical layers, and the embeddings, run forward only.
-        gates: weight c of a stored layer that enters slowly, c layer(h) + (1 - c) h; 1 for those not named.
+        layers: the stored layer that each logical layer uses.
+        frozen: number of lowest logical layers that, with the embeddings, run forward only.
+        gates: weight c of a gated stored layer, c layer(h) + (1 - c) h; 1 for layers that are not named.
     """
 
     layers: LayerMap
@@ -33,7 +38,13 @@ class ForwardPath(NamedTuple):
 
 
 class DepthSampler(ABC):
-    """A distribution of the depth for every pair of stored layers N and target depth L."""
+    """A distribution of the depth for every pair of stored layers N and target depth L.
+
+    Attributes:
+        chooses_layers: whether it decides by itself which layers run or train.
+    """
+
+    chooses_layers = False
 
     @abstractmethod
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
@@ -51,11 +62,11 @@ class DepthSampler(ABC):
         return int(self.depths(np.array([u]), layers, target)[0])
 
     def in_stage(self, index: int) -> "DepthSampler":
-        """The sampler of a stage, counted from 0; most have one for all."""
+        """The sampler of a stage, counted from 0."""
         return self
 
     def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
-        """Which of the stored layers a pass of this depth runs; `random` makes the micro-step's own generator."""
+        """The stored layers that a pass of this depth runs; `random` makes the generator of the micro-step."""
         return layer_map("nearest", layers, depth)
 
     def frozen(self, depth: int) -> int:
@@ -65,6 +76,29 @@ class DepthSampler(ABC):
     def expected_depth(self, layers: int, target: int) -> float:
         """E[depth | N, L]."""
         return sum(depth * p for depth, p in self.probabilities(layers, target).items())
+
+    def stage_problems(self, layers: Sequence[int]) -> list[str]:
+        """Messages about keys that do not fit stages of these stored layers."""
+        return []
+
+
+SAMPLERS: dict[str, type[DepthSampler]] = {}
+
+
+def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
+    """Registers a frozen dataclass as sampler=kind; its fields are the keys of conf/sampler/KIND.yaml.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(cls: type[DepthSampler]) -> type[DepthSampler]:
+        if kind in SAMPLERS:
+            raise ValueError(f"there is a sampler {kind!r} already: {SAMPLERS[kind].__module__}")
+        SAMPLERS[kind] = cls
+        return cls
+
+    return register
 
 
 class RatioSampler(DepthSampler):
@@ -88,6 +122,7 @@ class RatioSampler(DepthSampler):
         return {layers + i: at_least[i] - at_least[i + 1] for i in range(target - layers + 1)}
 
 
+@sampler("lvps")
 @dataclass(frozen=True)
 class LVPS(RatioSampler):
     """Low-value-prioritized sampling (Apollo, section 3.2): y has density proportional to y^-k.
@@ -96,9 +131,9 @@ class LVPS(RatioSampler):
     [lower, L/N + overshoot]; 0.6 and 0.4 are the constants of the authors' release.
     """
 
-    k: float = 2.0
-    lower: float = 0.6
-    overshoot: float = 0.4
+    k: Annotated[float, Field(ge=0)] = 2.0
+    lower: Lower = 0.6
+    overshoot: Overshoot = 0.4
 
     def survival(self, y: float, ratio: float) -> float:
         """S(y) = (b^p - y^p) / (b^p - a^p) on [a, b], p = 1 - k; written so that no large k overflows."""
@@ -109,13 +144,14 @@ class LVPS(RatioSampler):
         return (y / self.lower) ** p * math.expm1(p * part) / math.expm1(p * whole)
 
 
+@sampler("edge")
 @dataclass(frozen=True)
 class Edge(RatioSampler):
     """Mass at both ends: y = c / (1 + exp(20 (x - 1/2))) + lower, x uniform (the authors' ablation)."""
 
-    lower: float = 0.6
-    overshoot: float = 0.4
-    steepness: float = 20.0
+    lower: Lower = 0.6
+    overshoot: Overshoot = 0.4
+    steepness: Annotated[float, Field(gt=0)] = 20.0
 
     def survival(self, y: float, ratio: float) -> float:
         """y falls in x, so S(y) = x(y), the inverted sigmoid, clipped to [0, 1]."""
@@ -124,115 +160,105 @@ class Edge(RatioSampler):
         return min(max(x, 0.0), 1.0)
 
 
+@sampler("uniform")
 @dataclass(frozen=True)
 class Uniform(DepthSampler):
-    """Every depth from N to L alike."""
+    """All depths from N to L are equally likely."""
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
         """1 / (L - N + 1) each."""
         return dict.fromkeys(range(layers, target + 1), 1.0 / (target - layers + 1))
 
 
+@sampler("full")
 @dataclass(frozen=True)
 class Full(DepthSampler):
-    """Always the target depth L, the stored layers shared over it."""
+    """Always the target depth L, over which the stored layers are shared."""
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """All at L."""
         return {target: 1.0}
 
 
+@sampler("shallow")
 @dataclass(frozen=True)
 class Shallow(DepthSampler):
-    """Always the stored depth N: no sampling, as StackBERT, G_stack and MIDAS do."""
+    """Always the stored depth N: no sampling, as in StackBERT, G_stack and MIDAS."""
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """All at N."""
         return {layers: 1.0}
 
 
+@sampler("subset")
 @dataclass(frozen=True)
 class Subset(DepthSampler):
-    """RaPTr (Panigrahi 2024): a random part of the stored layers runs, the first and the last always.
+    """RaPTr (Panigrahi 2024): a random subset of the stored layers runs, always with the first and the last.
 
-    `sizes` has the number of layers of each stage.
+    `sizes` has the number of layers that run in each stage.
     """
 
-    sizes: tuple[int, ...]
-    stage: int = 0
+    sizes: tuple[Count, ...]
+    chooses_layers = True
 
     def in_stage(self, index: int) -> "Subset":
-        """With the size of that stage."""
-        return replace(self, stage=index)
+        """The same with the sizes from this stage on."""
+        return replace(self, sizes=self.sizes[index:])
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """All at the size of the stage."""
-        return {self.sizes[self.stage]: 1.0}
+        return {self.sizes[0]: 1.0}
 
     def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
-        """Every part of the layers between the first and the last is as likely, their order stays."""
+        """All subsets of the layers between the first and the last are equally likely; their order stays."""
         if depth == layers:
             return tuple(range(layers))
         inner = random().choice(layers - 2, depth - 2, replace=False) + 1
         return (0, *sorted(inner.tolist()), layers - 1)
 
+    def stage_problems(self, layers: Sequence[int]) -> list[str]:
+        if len(self.sizes) != len(layers):
+            return [
+                f"sampler.sizes has {len(self.sizes)} values and schedule.layers {len(layers)}: give one for each "
+                "stage"
+            ]
+        if any(not min(2, n) <= size <= n for size, n in zip(self.sizes, layers, strict=True)):
+            return [
+                f"sampler.sizes={list(self.sizes)}: each must be from 2, the first and the last layer, to the "
+                f"stored layers of its stage, which are {list(layers)}"
+            ]
+        return []
 
+
+@sampler("prefixes")
 @dataclass(frozen=True)
 class Prefixes(DepthSampler):
-    """The first of bert2BERT's two stages (Chen 2022, section 3.4): the bottom of the model, its top alone trained.
+    """The first of bert2BERT's two stages (Chen 2022, section 3.4): run lower layers, train only the top of them.
 
-    In the first `stages` the depth is a multiple of `multiple`, each as likely, up to the stored N; the bottom
-    layers run, and the highest `trained` of them train. Afterwards all N run and train.
+    In the first `stages` the depth is a multiple of `multiple` up to the stored N, all equally likely; the lowest
+    layers run, and the highest `trained` of them train. Afterwards all N layers run and train.
     """
 
-    multiple: int = 3
-    trained: int = 3
-    stages: int = 1
+    multiple: Count = 3
+    trained: Count = 3
+    stages: Count = 1
+    chooses_layers = True
 
     def in_stage(self, index: int) -> DepthSampler:
-        """Prefixes, or all stored layers."""
         return self if index < self.stages else Shallow()
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """The same for each multiple; where there is none, all at N."""
+        """The same for each multiple; 1 at N where there is no multiple."""
         depths = list(range(self.multiple, layers + 1, self.multiple)) or [layers]
         return dict.fromkeys(depths, 1 / len(depths))
 
     def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> LayerMap:
-        """The lowest."""
         return tuple(range(depth))
 
     def frozen(self, depth: int) -> int:
-        """All below the top of the prefix."""
         return max(0, depth - self.trained)
 
-
-SAMPLERS: dict[str, type[DepthSampler]] = {
-    "lvps": LVPS,
-    "uniform": Uniform,
-    "edge": Edge,
-    "full": Full,
-    "shallow": Shallow,
-    "subset": Subset,
-    "prefixes": Prefixes,
-}
-
-
-OWN: list[str] = []  # those of `growth/own`
-
-
-def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
-    """Registers a dataclass as sampler=kind; its fields are the keys of conf/sampler/KIND.yaml.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(cls: type[DepthSampler]) -> type[DepthSampler]:
-        if kind in SAMPLERS:
-            raise ValueError(f"there is a sampler {kind!r} already: {SAMPLERS[kind].__module__}")
-        SAMPLERS[kind] = cls
-        OWN.append(kind)
-        return cls
-
-    return register
+    def stage_problems(self, layers: Sequence[int]) -> list[str]:
+        if self.trained >= self.multiple:
+            return []
+        return [
+            f"sampler.trained={self.trained}: with fewer than sampler.multiple={self.multiple} some layers would "
+            "never train; make it larger"
+        ]

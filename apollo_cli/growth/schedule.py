@@ -41,7 +41,7 @@ def layers_of(entry: object, target: int) -> object:
     return max(1, (2 * times * target + parts) // (2 * parts))
 
 
-def problems(
+def schedule_problems(
     layers: Sequence[int],
     ends: Sequence[float],
     trained: Sequence[Trained] | None = None,
@@ -116,7 +116,7 @@ class Schedule:
         Raises:
             ValueError: the stages are not valid, or one would have no step.
         """
-        if found := problems(layers, ends, trained, widths):
+        if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
         boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):

@@ -7,6 +7,7 @@ pair for the residual stream, one for the attention heads, one for the inside of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,15 +88,32 @@ def unevenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 Choice = Callable[[int, int, np.random.Generator], np.ndarray]
 Split = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-# Of each rule: which unit a new one copies, how readers divide, whether new units come from the layer above (AKI).
-WIDTHS: dict[str, tuple[Choice, Split, bool]] = {
-    "fpi": (copied, evenly, False),
-    "aki": (copied, evenly, True),
-    "lemon": (in_turn, unevenly, False),
+
+
+class WidthRule(NamedTuple):
+    """How a model becomes wider.
+
+    Attributes:
+        choose: the unit that each new one copies.
+        split: the weights with which the copies of a unit are read.
+        new_from_above: whether new units come from the layer above (AKI).
+        whole_multiples: whether it is defined only for whole multiples of the width.
+    """
+
+    choose: Choice
+    split: Split
+    new_from_above: bool = False
+    whole_multiples: bool = False
+
+
+WIDTHS = {
+    "fpi": WidthRule(copied, evenly),
+    "aki": WidthRule(copied, evenly, new_from_above=True),
+    "lemon": WidthRule(in_turn, unevenly, whole_multiples=True),
 }
 
 
-def problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
+def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
     """Why a source of these widths cannot grow to the target's."""
     found = []
     for name in ("hidden", "heads", "ffn"):
@@ -108,7 +126,7 @@ def problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
             f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} wants "
             f"model.heads={target.hidden / size:g}"
         )
-    if rule == "lemon" and target.hidden % source.hidden:
+    if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
         found.append(
             f"model.hidden={target.hidden} is no whole multiple of the source's {source.hidden}, and LEMON is "
             "lossless for such alone; take another width or expander=bert2bert"
@@ -118,7 +136,7 @@ def problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
 
 def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator) -> Spaces:
     """The matrices of a rule; heads are copied whole, with one choice for queries, keys and values."""
-    choose, split, _ = WIDTHS[rule]
+    choose, split = WIDTHS[rule][:2]
 
     def space(old: int, new: int, units: int = 1) -> Space:
         g = choose(old, new, random)

@@ -45,7 +45,9 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     by_step = [{point.step: point for point in each} for each in curves]
     shared = set.intersection(*map(set, by_step)) if by_step else set()
     points = ([points[step] for points in by_step] for step in shared)
-    return make_curve(Point(of[0].step, mean_cost([p.cost for p in of]), fmean(p.loss for p in of)) for of in points)
+    return make_curve(
+        Point(at[0].step, mean_cost([p.cost for p in at]), fmean(p.loss for p in at)) for at in points
+    )
 
 
 def crossing(curve: Curve, target: float) -> Cost | None:

@@ -14,7 +14,13 @@ from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.errors import ConfigError
 
-_OF_GROWTH = ("sampler", "expander", "schedule", "optim.at_growth")  # without effect on a run that never grows
+_OF_GROWTH = (
+    "sampler",
+    "expander",
+    "schedule",
+    "init_from",
+    "optim.at_growth",
+)  # without effect on a run that never grows
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
 NO_PARAMS = "hydra.sweeper.params=null"  # the grid is in the words
 _SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml looks for it

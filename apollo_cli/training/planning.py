@@ -31,7 +31,7 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     if tokenizer is None:
         return MaskedTokens(model.mask_fraction, 0, config.data.vocab_size)
     mask = special_ids("bert", tokenizer)["mask"]
-    inside = inside_words(tokenizer) if model.mask_words else None
+    inside = inside_words(tokenizer) if model.whole_word_masking else None
     return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 

@@ -30,7 +30,7 @@ from benchmarks.methods import (
 )
 from benchmarks.reproduce import KINDS, Cell, Corpus
 
-FREE = {"name", "optim", "schedule", "sampler", "expander", "budget"}  # in which methods may differ
+FREE = {"name", "optim", "schedule", "sampler", "expander", "init_from", "budget"}  # in which methods may differ
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +69,7 @@ def test_every_method_has_the_flops_of_scratch_and_its_source_is_in_them() -> No
     typed = dict(word.split("=", 1) for word in budgeted(corpus, ligo).words)
     source = parse(compose_values(list(source_of(ligo).words)))
     assert int(typed["budget.flops"]) + make_plan(source, choose(source.run)).flops == whole
-    assert typed["expander.source"] == str(corpus.folder(source_of(ligo)))
+    assert typed["init_from.path"] == str(corpus.folder(source_of(ligo)))
 
 
 def test_a_method_that_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from apollo_cli.report.runs import RunFiles
 from benchmarks import gpu, ladder, methods, report, reproduce, results, saved
 from benchmarks.reproduce import KINDS, METHODS, TUNED, VARIANTS, Cell, Corpus, cells, headline_cells, main
 
-FREE = {"name", "optim", "schedule", "sampler", "expander", "budget", "seed"}  # in which methods may differ
+FREE = {"name", "optim", "schedule", "sampler", "expander", "init_from", "budget", "seed"}  # methods may differ
 
 
 def composed(cell: Cell) -> dict[str, Any]:

@@ -51,6 +51,9 @@ def problems(*words: str) -> list[str]:
         ("-m sampler=lvps,unifrm", ["sampler=unifrm: no such option; did you mean uniform?"]),
         ("-m sede=0,1", ["sede: no such key or group; did you mean seed?"]),
         ("experiment=[apollo_bert,apolo_gpt]", ["experiment=apolo_gpt: no such option; did you mean apollo_gpt?"]),
+        ("expander.source=here/run", ["expander.source=here/run: renamed to init_from.path=here/run"]),
+        ("model.mask_words=true", ["model.mask_words=true: renamed to model.whole_word_masking=true"]),
+        ("experiment=late_silent", ["experiment=late_silent: renamed to experiment=late_zero_init"]),
         ("budget.steps=10 budget.tokens=5e3", ["exactly one budget"]),
     ],
 )

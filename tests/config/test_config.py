@@ -15,7 +15,7 @@ from tests.helpers.config_values import changed, problems_of, refuses
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/[!_]*.yaml"))
 
-FROM = "expander.source=a_smaller_model"
+FROM = "init_from.path=a_smaller_model"
 NEEDS = {  # one goes with the other
     "sampler=subset": ["schedule=equal"],
     "schedule=mslt": ["expander=append"],

@@ -45,14 +45,14 @@ from tests.helpers.config_values import problems_of, refuses
         (
             {
                 "sampler": {"kind": "prefixes", "multiple": 3, "trained": 3, "stages": 1},
-                "expander": {"kind": "append", "moments": "keep", "source": None, "source_flops": None},
+                "expander": {"kind": "append", "moments": "keep"},
                 "schedule.trained": ["all", "new", "new", "all"],
             },
             ["sampler=prefixes chooses the layers itself", "shallow"],
         ),
         (
-            {"expander": {"kind": "msg", "moments": "keep", "source": None, "source_flops": None, "entry": 0.1}},
-            ["expander.entry=0.1", "a stage is shorter", "longer"],
+            {"expander": {"kind": "msg", "moments": "keep", "gate_duration": 0.1}},
+            ["expander.gate_duration=0.1", "a stage that adds layers is shorter", "longer"],
         ),
         ({"schedule.widths": [0.5, 1]}, ["schedule.widths has 2 values and schedule.layers 4", "for each stage"]),
         ({"schedule.widths": [0.5, 1, 0.5, 1]}, ["schedule.widths", "[0.5, 1.0, 0.5, 1.0]", "[0.5,0.5,0.5,1]"]),
@@ -69,14 +69,14 @@ from tests.helpers.config_values import problems_of, refuses
             {
                 **{"model.hidden": 129, "model.heads": 3, "model.ffn": 513},
                 **{"schedule.widths": [0.3333, 0.6667, 0.6667, 1]},
-                "expander": {"kind": "lemon", "moments": "reset", "source": None, "source_flops": None},
+                "expander": {"kind": "lemon", "moments": "reset"},
             },
             ["schedule.widths", "hidden grows as [43, 86, 86, 129]", "LEMON", "expander=bert2bert"],
         ),
         ({"schedule.layers": [1, 2, 3, 4]}, ["schedule.layers=[1, 2, 3, 4]", "model.layers is 12"]),
         ({"schedule.layers": [1, 3, 12]}, ["schedule.ends has 4", "schedule.layers 3", "one for each stage"]),
         ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),
-        ({"expander.source_flops": -1}, ["expander.source_flops=-1", "greater than or equal to 0"]),
+        ({"init_from.flops": -1}, ["init_from.flops=-1", "greater than or equal to 0"]),
         ({"schedule.layers": "all"}, ["schedule.layers=all"]),
         ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.05,0.1,0.25,1]"]),
         ({"schedule.ends": [0.3, 0.2, 0.5, 1]}, ["schedule.ends", "[0.3, 0.2, 0.5, 1.0]", "rise to 1"]),
@@ -123,14 +123,14 @@ def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(targ
 @pytest.mark.parametrize("name", ["bert2bert", "lemon", "ligo"])
 def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> None:
     (problem,) = problems_of(compose_values([f"experiment={name}"]))
-    assert f"expander={name} begins from a smaller model: type expander.source=FOLDER" in problem
+    assert f"expander={name} grows a smaller model: type init_from.path=FOLDER" in problem
 
 
 @pytest.mark.parametrize(
     "words", [["schedule=apollo"], ["schedule=wider"], ["schedule=wider", "schedule.layers=[L,L]"]]
 )
 def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: list[str]) -> None:
-    assert parse(compose_values(["experiment=ligo", *words])).expander.source is None
+    assert parse(compose_values(["experiment=ligo", *words])).init_from.path is None
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: lis
     [
         (
             ["schedule=apollo", "expander.moments=keep"],
-            "expander.moments=keep: where a map is learned AdamW begins",
+            "expander.moments=keep: AdamW starts afresh where a map is learned",
         ),
         (
             ["schedule=scratch"],
-            r"expander.source=FOLDER, .*, or let schedule.layers or schedule.widths grow within",
+            r"init_from.path=FOLDER, .*, or let schedule.layers or schedule.widths grow within",
         ),
         (["schedule=apollo", "distributed=fsdp"], "its map is learned on whole weights; take distributed=ddp"),
         (["schedule=mslt"], "expander=ligo puts new layers between the old ones"),

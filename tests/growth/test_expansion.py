@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import CopyLayers, Expander, Interpolate, Net2Net
 from apollo_cli.growth.expansion import MOMENTS, grow
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
@@ -17,7 +17,12 @@ from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.optimizer import build_optimizer
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
-MAPS = ("nearest", "stack", "linear", "net2net")
+EXPANDERS: dict[str, Expander] = {
+    "nearest": Interpolate("nearest"),
+    "stack": CopyLayers("stack"),
+    "linear": Interpolate("linear"),
+    "net2net": Net2Net(),
+}
 VOCABULARY, LENGTH, TARGET = 23, 8, 12
 OPTIM = OptimArgs(
     lr=1e-2,
@@ -34,7 +39,7 @@ OPTIM = OptimArgs(
 )
 
 each_model = pytest.mark.parametrize("kind", KINDS)
-each_map = pytest.mark.parametrize("growth", MAPS)
+each_map = pytest.mark.parametrize("growth", EXPANDERS)
 each_rule = pytest.mark.parametrize("moments", MOMENTS)
 
 
@@ -67,8 +72,7 @@ def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, Ada
 
 
 def expand(model: LanguageModel, optimizer: AdamW, growth: str, layers: int, moments: str = "map") -> None:
-    expander = Expander("nearest", silent=True) if growth == "net2net" else Expander(growth)
-    planned = expander.growth(len(model.blocks), layers)
+    planned = EXPANDERS[growth].growth(len(model.blocks), layers)
     grown = nn.ModuleList(model.new_block() for _ in planned.matrix)
     grow(model.blocks, grown, optimizer, planned, moments)
     model.blocks = grown
@@ -380,4 +384,4 @@ def test_matrix_for_another_number_of_layers_is_refused() -> None:
     model, optimizer = trained("gpt", 3)
     grown = nn.ModuleList(model.new_block() for _ in range(6))
     with pytest.raises(ValueError, match="a growth of 2 layers to 6 is not one of 3"):
-        grow(model.blocks, grown, optimizer, Expander("nearest").growth(2, 6), "map")
+        grow(model.blocks, grown, optimizer, CopyLayers("nearest").growth(2, 6), "map")

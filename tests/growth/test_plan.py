@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import CopyLayers, Msg
 from apollo_cli.growth.plan import Plan, StepCost, max_steps_within
 from apollo_cli.growth.rng import Purpose, uniforms
 from apollo_cli.growth.samplers import (
@@ -42,7 +42,7 @@ def make_plan(
         parameters=lambda stored: 1000 + 50 * stored,
         memory_bytes=lambda stored, depth: 9 * stored + depth,
     )
-    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), Expander(kind), step_cost, seed)
+    return Plan(Schedule.over(steps, layers, ends), sampler or LVPS(), CopyLayers(kind), step_cost, seed)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
@@ -95,7 +95,7 @@ def test_flops_beyond_64_bits_stay_exact() -> None:
     step_cost = StepCost(
         2, 1, 1, lambda depth, frozen: 10**20 * depth + 1, lambda stored: stored, lambda stored, depth: stored
     )
-    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), Expander("nearest"), step_cost, 0)
+    plan = Plan(Schedule.over(10, (1, 2), (0.5, 1)), Shallow(), CopyLayers("nearest"), step_cost, 0)
     assert plan.flops == 15 * 10**20 + 10
     assert plan.scratch_flops == 20 * 10**20 + 10
 
@@ -210,7 +210,7 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
 def test_frozen_layers_are_charged_forward_only() -> None:
     """100 a layer and 60 less where it is frozen, 7 for the head."""
     schedule = Schedule.over(8, (3, 6, 6), (0.25, 0.75, 1), ("all", "new", "all"))
-    plan = Plan(schedule, Shallow(), Expander("append"), replace(make_plan(10).step_cost, target=6), 0)
+    plan = Plan(schedule, Shallow(), CopyLayers("append"), replace(make_plan(10).step_cost, target=6), 0)
     assert [stage.flops for stage in plan.stages] == [6 * 307, 12 * (607 - 180), 6 * 607]
     assert plan.route(0, 3) == ForwardPath((0, 1, 2))
     assert plan.route(6, 6) == ForwardPath((0, 1, 2, 3, 4, 5), frozen=3)
@@ -221,7 +221,7 @@ def test_frozen_layers_are_charged_forward_only() -> None:
 
 def test_flops_of_prefixes_are_the_sum_over_micro_steps() -> None:
     schedule = Schedule.over(40, (12, 12), (0.25, 1))
-    plan = Plan(schedule, Prefixes(), Expander("stack"), make_plan(40).step_cost, 0)
+    plan = Plan(schedule, Prefixes(), CopyLayers("stack"), make_plan(40).step_cost, 0)
     depths = [plan.depth(i) for i in range(120)]
     assert set(depths[:30]) == {3, 6, 9, 12}
     assert set(depths[30:]) == {12}
@@ -234,7 +234,7 @@ def test_flops_of_prefixes_are_the_sum_over_micro_steps() -> None:
 def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
     def routes(seed: int) -> list[ForwardPath]:
         schedule = Schedule.over(10, (12, 12), (0.5, 1))
-        plan = Plan(schedule, Subset((6, 8)), Expander("nearest"), make_plan(10).step_cost, seed)
+        plan = Plan(schedule, Subset((6, 8)), CopyLayers("nearest"), make_plan(10).step_cost, seed)
         return [plan.route(i, plan.depth(i)) for i in range(30)]
 
     assert routes(1) == routes(1) != routes(2)
@@ -244,7 +244,7 @@ def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
 
 def test_new_layers_enter_over_their_share_of_the_steps() -> None:
     schedule = Schedule.over(100, (2, 4, 8), (0.2, 0.5, 1))
-    plan = Plan(schedule, Shallow(), Expander("stack", entry=0.2), make_plan(10).step_cost, 0)
+    plan = Plan(schedule, Shallow(), Msg(0.2), make_plan(10).step_cost, 0)
     assert plan.gates(19) == {}
     assert plan.gates(20) == {2: 0.0, 3: 0.0}
     assert plan.gates(35) == {2: 0.75, 3: 0.75}
@@ -266,7 +266,7 @@ def test_a_narrow_stage_has_the_figures_of_its_width() -> None:
     schedule = Schedule.over(8, (3, 3, 6), (0.25, 0.5, 1), widths=(0.5, 1, 1))
     step_cost = replace(make_plan(10).step_cost, target=6)
     narrow = replace(step_cost, flops=lambda depth, frozen: 10 * depth, parameters=lambda stored: 5 * stored)
-    plan = Plan(schedule, Shallow(), Expander("stack"), step_cost, 0, narrower={0.5: narrow})
+    plan = Plan(schedule, Shallow(), CopyLayers("stack"), step_cost, 0, narrower={0.5: narrow})
     assert [stage.flops for stage in plan.stages] == [6 * 30, 6 * 307, 12 * 607]
     assert [stage.parameters for stage in plan.stages] == [15, 1150, 1300]
     assert [plan.flops_of(step, 3) for step in (1, 2)] == [30, 307]

@@ -66,5 +66,5 @@ def test_they_are_planned_named_and_checked_as_if_they_were_ours(checkout: Path,
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(ValueError, match="there is a sampler 'lvps' already"):
         sampler("lvps")(type("Another", (), {}))
-    with pytest.raises(ValueError, match="there is a layer map 'linear' already"):
+    with pytest.raises(ValueError, match="there is an expander or a layer map 'linear' already"):
         copies("linear")(lambda source, target: ())

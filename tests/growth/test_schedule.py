@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.growth.schedule import Schedule, Stage, layers_of, min_steps, problems
+from apollo_cli.growth.schedule import Schedule, Stage, layers_of, min_steps, schedule_problems
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
 FALLING = "schedule.layers must be 1 or more and never fall, stage by stage, not "
@@ -85,10 +85,10 @@ def test_a_stage_may_train_what_it_adds_alone() -> None:
 
 
 def test_what_trains_is_said_for_every_stage_and_only_where_it_can() -> None:
-    assert problems((3, 6), (0.5, 1), ("all", "new")) == []
-    (problem,) = problems((3, 6), (0.5, 1), ("all",))
+    assert schedule_problems((3, 6), (0.5, 1), ("all", "new")) == []
+    (problem,) = schedule_problems((3, 6), (0.5, 1), ("all",))
     assert "schedule.trained has 1 values and schedule.layers 2" in problem
-    (problem,) = problems((3, 3), (0.5, 1), ("all", "new"))
+    (problem,) = schedule_problems((3, 3), (0.5, 1), ("all", "new"))
     assert "new in stage 2, which adds no layer" in problem
 
 
@@ -103,11 +103,11 @@ def test_the_width_grows_alone_or_with_the_layers() -> None:
 
 
 def test_widths_are_said_for_every_stage_and_rise_to_one() -> None:
-    assert problems((3, 6), (0.5, 1), widths=(0.5, 1)) == []
-    (problem,) = problems((3, 6), (0.5, 1), widths=(1,))
+    assert schedule_problems((3, 6), (0.5, 1), widths=(0.5, 1)) == []
+    (problem,) = schedule_problems((3, 6), (0.5, 1), widths=(1,))
     assert "schedule.widths has 1 values and schedule.layers 2: give one for each stage" in problem
     for wrong in ((0.5, 0.5), (1, 0.5), (0, 1), (-1, 1), (float("nan"), 1), (1, 2)):
-        (problem,) = problems((3, 6), (0.5, 1), widths=wrong)
+        (problem,) = schedule_problems((3, 6), (0.5, 1), widths=wrong)
         assert "must never fall and end at 1" in problem
         assert problem.endswith("for example [0.5,1]")
 
@@ -131,8 +131,8 @@ def test_stages_cover_the_run_without_gaps_and_end_where_asked(parts: list[int],
 @pytest.mark.parametrize(
     ("layers", "ends"), [(LAYERS, ENDS), ([12], [1]), ([1, 12], [0.8, 1.0]), ((3, 6, 12), (0.125, 0.175, 1))]
 )
-def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> None:
-    assert problems(layers, ends) == []
+def test_valid_stages_have_no_schedule_problems(layers: list[int], ends: list[float]) -> None:
+    assert schedule_problems(layers, ends) == []
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> 
     ],
 )
 def test_every_problem_is_named_at_once(layers: list[int], ends: list[float], found: list[str]) -> None:
-    assert problems(layers, ends) == found
+    assert schedule_problems(layers, ends) == found
     with pytest.raises(ValueError, match=f"^{re.escape('; '.join(found))}$"):
         Schedule.over(1000, layers, ends)
 

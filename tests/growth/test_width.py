@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from apollo_cli.growth.expanders import Expander
-from apollo_cli.growth.width import AXES, Sizes, Space, problems, spaces, widened, widened_layers
+from apollo_cli.growth.expanders import Bert2Bert, Expander, Lemon
+from apollo_cli.growth.width import AXES, Sizes, Space, spaces, widened, widened_layers, width_problems
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
@@ -57,10 +57,12 @@ def test_what_reads_copies_reads_what_was_there(rule: str) -> None:
 
 
 @each_model
-@pytest.mark.parametrize("rule", ["fpi", "lemon"])
-def test_heads_and_feed_forward_of_any_width_keep_the_function(rule: str, model_config: ModelConfig) -> None:
+@pytest.mark.parametrize("expander", [Bert2Bert("fpi"), Lemon()], ids=str)
+def test_heads_and_feed_forward_of_any_width_keep_the_function(
+    expander: Expander, model_config: ModelConfig
+) -> None:
     source = make_model(model_config, 2)
-    wide = grown(source, replace(model_config, ffn=29), 2, Expander("stack", width=rule))
+    wide = grown(source, replace(model_config, ffn=29), 2, expander)
     torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
 
 
@@ -69,14 +71,14 @@ def test_heads_and_feed_forward_of_any_width_keep_the_function(rule: str, model_
 def test_lemon_keeps_the_function_exactly_but_for_rounding(model_config: ModelConfig, times: int) -> None:
     source = make_model(model_config, 2)
     large = replace(model_config, hidden=8 * times, heads=2 * times, ffn=12 * times + 5)
-    wide = grown(source, large, 2, Expander("nearest", silent=True, width="lemon"))
+    wide = grown(source, large, 2, Lemon())
     torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
 
 
 def test_lemon_keeps_the_function_of_a_pre_norm_model_in_depth_too() -> None:
     source = make_model(GPT, 2)
     large = replace(GPT, hidden=16, heads=4, ffn=30)
-    deep = grown(source, large, 5, Expander("nearest", silent=True, width="lemon"))
+    deep = grown(source, large, 5, Lemon())
     torch.testing.assert_close(logits(deep), logits(source), rtol=1e-4, atol=1e-4)
 
 
@@ -92,10 +94,11 @@ def test_fpi_keeps_the_function_up_to_the_statistics_of_the_norms(model_config: 
     source = make_model(model_config, 2)
     large = replace(model_config, hidden=12, heads=3, ffn=20)
     before = logits(source)
-    off = {rule: (logits(grown(source, large, 2, Expander("stack", width=rule))) - before).std() for rule in
-           ("fpi", "aki")}  # fmt: skip
-    assert 0.001 < off["fpi"] < 0.8 * before.std()
-    assert off["aki"] > 0.001
+    fpi, aki = (
+        (logits(grown(source, large, 2, rule)) - before).std() for rule in (Bert2Bert("fpi"), Bert2Bert("aki"))
+    )
+    assert 0.001 < fpi < 0.8 * before.std()
+    assert aki > 0.001
 
 
 def test_fpi_by_hand() -> None:
@@ -131,12 +134,12 @@ def test_aki_by_hand() -> None:
 
 
 def test_what_cannot_grow_is_said() -> None:
-    assert problems("fpi", Sizes(8, 2, 12), Sizes(12, 3, 12)) == []
-    (shrinks,) = problems("fpi", Sizes(8, 2, 12), Sizes(8, 2, 6))
+    assert width_problems("fpi", Sizes(8, 2, 12), Sizes(12, 3, 12)) == []
+    (shrinks,) = width_problems("fpi", Sizes(8, 2, 12), Sizes(8, 2, 6))
     assert "model.ffn=6 is less than the source's 12" in shrinks
-    (heads,) = problems("fpi", Sizes(8, 2, 12), Sizes(16, 2, 12))
+    (heads,) = width_problems("fpi", Sizes(8, 2, 12), Sizes(16, 2, 12))
     assert "heads are copied whole" in heads
     assert "model.heads=4" in heads
-    (multiple,) = problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
+    (multiple,) = width_problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
     assert "no whole multiple" in multiple
     assert sizes(BERT) == Sizes(8, 2, 12)

@@ -79,7 +79,7 @@ def test_every_job_is_valid_and_differs_in_what_is_swept_alone(name: str, model:
     for keys, expected in OWN.get(name, {}).items():
         assert {tuple(value.get(key) for key in keys) for value in values} == expected
     assert len(swept) % SEEDS == 0
-    growth = ("sampler.", "expander.", "schedule.", "optim.at_growth", "seed")
+    growth = ("sampler.", "expander.", "schedule.", "init_from.", "optim.at_growth", "seed")
     common = [{k: str(v) for k, v in value.items() if not k.startswith(growth)} for value in values]
     common += [{k: str(v) for k, v in flat(c.raw).items() if not k.startswith(growth)} for c in baseline]
     assert all(value == common[0] for value in common)
@@ -123,7 +123,7 @@ def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> Non
 TWO_JOBS = {
     "ablation_samplers": ["sampler=edge,shallow"],
     "ablation_k": ["sampler.k=0,4"],
-    "ablation_expander": ["expander=stack,linear", "expander.moments=map", "optim.at_growth=rewarm"],
+    "ablation_expander": ["expander=stack,interpolate", "expander.moments=map", "optim.at_growth=rewarm"],
     "ablation_schedule": ["schedule.layers=[1,2,3,4]", "schedule.ends=[0.25,0.5,0.75,1],[0.3,0.5,0.8,1]"],
 }
 

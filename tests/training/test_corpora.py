@@ -113,7 +113,7 @@ def test_a_corpus_can_be_inspected_without_a_run(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run([*tiny, "data.inspect=true", "model.mask_words=true", "seed=7"]) == 0
+    assert run([*tiny, "data.inspect=true", "model.whole_word_masking=true", "seed=7"]) == 0
     shown = capsys.readouterr().out
     for said in (
         "The corpus",
@@ -143,7 +143,7 @@ def test_other_tokenizers_are_trained_exported_and_read_by_transformers(
 
     entries = 270 if tokenizer == "unigram" else 300
     words = [*tiny, f"model={kind}", f"data.tokenizer={tokenizer}", f"data.vocab_size={entries}"]
-    words += ["model.mask_words=true"] * (kind == "bert")
+    words += ["model.whole_word_masking=true"] * (kind == "bert")
     assert run([*words, f"hydra.run.dir={tmp_path}/run"]) == 0
     exported = tmp_path / "run" / "model"
     theirs, ours = AutoTokenizer.from_pretrained(exported), Tokenizer.from_file(str(exported / "tokenizer.json"))

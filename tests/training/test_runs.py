@@ -21,7 +21,7 @@ EXPANDERS = [
     ("expander=stack",),
     *((f"expander={kind}",) for kind in ("net2net", "append", "middle", "boundary")),
     ("expander=interpolate", "expander.mode=nearest"),
-    ("expander=linear",),
+    ("expander=interpolate", "expander.mode=linear"),
 ]
 SCHEDULES = {
     "apollo": ["schedule.layers=[1,2,4]", "schedule.ends=[0.25,0.5,1]"],

@@ -158,7 +158,7 @@ def test_every_layer_that_should_train_does_and_no_other(
 ) -> None:
     words = [f"experiment={name}", f"budget.steps={PRESETS[name]}", "seed=3"]
     if name in FROM_SOURCE:
-        words.append(f"expander.source={source(kind)}")
+        words.append(f"init_from.path={source(kind)}")
     settings = config(tiny, kind, *words)
     seen = watch(monkeypatch, WATCHED[name])
     with pytest.raises(Enough):

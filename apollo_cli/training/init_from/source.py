@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.errors import CheckpointError, ConfigError
-from apollo_cli.growth.width import problems
+from apollo_cli.growth.width import width_problems
 from apollo_cli.models.hf import load_model_config
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.run_directory import RunDirectory
@@ -39,23 +39,23 @@ def find(config: Config) -> SourceModel | None:
         CheckpointError: it is not there, not complete, or no such model.
         ConfigError: it cannot grow to the model of the config.
     """
-    if config.expander.source is None:
+    if config.init_from.path is None:
         return None
-    place = Path(config.expander.source)
+    place = Path(config.init_from.path)
     directory = RunDirectory(place)
     if not place.is_dir():
         raise CheckpointError(
-            f"expander.source={place}: there is no such folder; a run that begins from one needs it until its end: "
+            f"init_from.path={place}: there is no such folder; a run that begins from one needs it until its end: "
             "restore it, or correct the path"
         )
     if directory.is_claimed:
         found = _run(directory, planned=config.run.plan)
     else:
         found = SourceModel(place, load_model_config(place), None, 0.0)
-    if config.expander.source_flops is not None:
-        found = SourceModel(found.folder, found.model_config, config.expander.source_flops, found.seconds)
+    if config.init_from.flops is not None:
+        found = SourceModel(found.folder, found.model_config, config.init_from.flops, found.seconds)
     if wrong := _problems(found.model_config, config):
-        raise ConfigError([f"expander.source={files.shown(place)}: {problem}" for problem in wrong])
+        raise ConfigError([f"init_from.path={files.shown(place)}: {problem}" for problem in wrong])
     return found
 
 
@@ -74,7 +74,7 @@ def _run(directory: RunDirectory, *, planned: bool) -> SourceModel:
     plan = directory.plan()
     if not planned or not plan:
         raise CheckpointError(
-            f"expander.source={files.shown(directory.path)}: this run is not complete; finish it first"
+            f"init_from.path={files.shown(directory.path)}: this run is not complete; finish it first"
         )
     before = plan.get("source_flops", 0)
     flops = None if before is None else int(plan["flops"]) + int(before)
@@ -88,7 +88,8 @@ def _problems(source: ModelConfig, config: Config) -> list[str]:
         return [f"it is a {source.kind} and model={target.kind}; take a source of the same kind"]
     narrow = f" (in the first stage, of schedule.widths={share:g})" if share != 1 else ""
     found = [
-        f"{problem}{narrow}" for problem in problems(config.expander.build().width, sizes(source), sizes(target))
+        f"{problem}{narrow}"
+        for problem in width_problems(config.expander.build().width_rule, sizes(source), sizes(target))
     ]
     if source.vocabulary != target.vocabulary:
         found.append(
@@ -111,6 +112,6 @@ def check_tokenizer(source: SourceModel, tokenizer: Tokenizer) -> None:
     file = source.folder / "tokenizer.json"
     if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != tokenizer.get_vocab():
         raise CheckpointError(
-            f"expander.source: {files.shown(file)} has other tokens than the corpus; type "
+            f"init_from.path: {files.shown(file)} has other tokens than the corpus; type "
             f"data.tokenizer={files.shown(file)}"
         )

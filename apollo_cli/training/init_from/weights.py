@@ -38,9 +38,9 @@ def fill(model: LanguageModel, source: LanguageModel, expander: Expander, random
     The smaller one is moved to the CPU and they are made there, for a GPU may round products of fp32.
     """
     source.cpu()
-    chosen = spaces(expander.width, sizes(source.model_config), sizes(model.model_config), random)
-    _, _, new_from_above = WIDTHS[expander.width]
-    layers = widened_layers(layers_of(source), chosen, new_from_above=new_from_above)
+    chosen = spaces(expander.width_rule, sizes(source.model_config), sizes(model.model_config), random)
+    rule = WIDTHS[expander.width_rule]
+    layers = widened_layers(layers_of(source), chosen, new_from_above=rule.new_from_above)
     growth = expander.growth(len(source.blocks), len(model.blocks))
     state = non_block_params(source, chosen) | deepen(layers, growth)
     model.load_state_dict(fitting(state, model))

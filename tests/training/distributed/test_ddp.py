@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import CopyLayers
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.models.build import build
@@ -41,7 +41,7 @@ def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> N
     optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     for layers in (2, 4):
         if layers != len(model.blocks):
-            copies.grow(optimizer, Expander("nearest").growth(len(model.blocks), layers), "map")
+            copies.grow(optimizer, CopyLayers("nearest").growth(len(model.blocks), layers), "map")
         sent: list[int] = []
 
         def count(
@@ -75,7 +75,7 @@ def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
     copies = DataParallel(model, compiled.extend, trains_all=True)
     large = replace(SHAPE, hidden=32, heads=4, ffn=64)
-    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), np.random.default_rng(0)))
+    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, CopyLayers("stack"), np.random.default_rng(0)))
     assert copies.model.model_config == large
     assert compiled == [*model.blocks, *copies.model.blocks]
     assert copies.replica.module is copies.model

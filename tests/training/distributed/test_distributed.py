@@ -122,7 +122,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "bert": ("model=bert", "sampler=lvps"),
     "raptr": ("sampler=subset", "sampler.sizes=[2,2,4]", "schedule.layers=[4,4,4]", "model=gpt"),
     "mslt": ("schedule.trained=[all,new,all]", "expander=append", "sampler=shallow", "model=bert"),
-    "msg": ("expander=msg", "expander.entry=0.2", "sampler=shallow", "model=gpt"),
+    "msg": ("expander=msg", "expander.gate_duration=0.2", "sampler=shallow", "model=gpt"),
     "reset": ("expander=stack", "expander.moments=reset", "model=gpt"),
     "width": ("expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "model=gpt"),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),

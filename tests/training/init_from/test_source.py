@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, TrainingError
-from apollo_cli.growth.expanders import Expander, Learning
+from apollo_cli.growth.expanders import CopyLayers, Learning
 from apollo_cli.growth.layer_maps import mixing_matrix
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
@@ -59,7 +59,7 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = config(f"model={kind}", *METHODS[name], f"expander.source={sources[kind]}")
+    settings = config(f"model={kind}", *METHODS[name], f"init_from.path={sources[kind]}")
     result = train(settings, tmp_path / "straight")
     rows = read_rows(tmp_path / "straight")
     assert rows[-1]["flops"] == result.plan.flops
@@ -89,7 +89,7 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
 def test_lemon_begins_at_the_loss_of_its_source(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config("model=gpt", *METHODS["lemon"], f"expander.source={sources['gpt']}"), tmp_path)
+    train(config("model=gpt", *METHODS["lemon"], f"init_from.path={sources['gpt']}"), tmp_path)
     end = read_rows(sources["gpt"])[-1]["eval/loss"]
     assert read_rows(tmp_path)[0]["eval/loss"] == pytest.approx(end, abs=1e-5)
 
@@ -97,17 +97,17 @@ def test_lemon_begins_at_the_loss_of_its_source(
 def test_a_model_in_transformers_format_is_a_source_whose_cost_is_not_known(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    words = ("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt'] / 'model'}")
+    words = ("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}")
     plan = train(config(*words), tmp_path).plan
     assert plan.source_flops is None
-    assert make_plan(config(*words, "expander.source_flops=1e9"), choose(config().run)).source_flops == 10**9
+    assert make_plan(config(*words, "init_from.flops=1e9"), choose(config().run)).source_flops == 10**9
 
 
 def test_the_cost_of_a_sources_source_is_charged_too(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    first = train(config("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt']}"), tmp_path).plan
-    again = config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path}")
+    first = train(config("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt']}"), tmp_path).plan
+    again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
     assert first.source_flops is not None
     assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
 
@@ -115,8 +115,8 @@ def test_the_cost_of_a_sources_source_is_charged_too(
 def test_a_source_whose_own_source_cost_nobody_knows_what_does_so_too(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt'] / 'model'}"), tmp_path)
-    again = config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path}")
+    train(config("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}"), tmp_path)
+    again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
     assert make_plan(again, choose(again.run)).source_flops is None
 
 
@@ -127,9 +127,9 @@ def test_a_source_that_is_gone_is_said_when_a_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", lambda loop: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises((Interrupted, KeyboardInterrupt)):
-            train(config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'source'}"), tmp_path / "run")
+            train(config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path / 'source'}"), tmp_path / "run")
     (tmp_path / "source").rename(tmp_path / "moved")
-    with pytest.raises(ApolloError, match=r"expander\.source=.*no such folder.*restore it"):
+    with pytest.raises(ApolloError, match=r"init_from\.path=.*no such folder.*restore it"):
         resume(tmp_path / "run")
 
 
@@ -151,7 +151,7 @@ def test_a_source_that_does_not_fit_is_refused(
     words: tuple[str, ...], said: str, sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     with pytest.raises(ApolloError, match=said):
-        train(config(*METHODS["fpi"], f"expander.source={sources['gpt']}", *words), tmp_path / "run")
+        train(config(*METHODS["fpi"], f"init_from.path={sources['gpt']}", *words), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -163,19 +163,19 @@ def test_a_source_without_a_head_is_refused_before_there_is_a_run(
     bare = {name: t for name, t in load_file(file).items() if not name.startswith("cls.")}
     save_file(bare, file, metadata={"format": "pt"})
     with pytest.raises(ApolloError, match=r"no tensor cls\.predictions"):
-        train(config("model=bert", *METHODS["fpi"], f"expander.source={tmp_path / 'bare'}"), tmp_path / "run")
+        train(config("model=bert", *METHODS["fpi"], f"init_from.path={tmp_path / 'bare'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> None:
-    with pytest.raises(ApolloError, match=r"source_flops=5 and expander\.source is null"):
-        config("model=gpt", "expander.source_flops=5")
+    with pytest.raises(ApolloError, match=r"source_flops=5 and init_from\.path is null"):
+        config("model=gpt", "init_from.flops=5")
 
 
 def test_lemon_refuses_what_is_no_whole_multiple(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    words = (*METHODS["lemon"], "model.hidden=24", "model.heads=3", f"expander.source={sources['gpt']}")
+    words = (*METHODS["lemon"], "model.hidden=24", "model.heads=3", f"init_from.path={sources['gpt']}")
     with pytest.raises(ApolloError, match="no whole multiple"):
         train(config("model=gpt", *words), tmp_path / "run")
 
@@ -185,7 +185,7 @@ def test_a_source_with_other_tokens_is_refused(
 ) -> None:
     text = tmp_path / "other.txt"
     text.write_text("\n\n".join(f"entirely other words number {i * 7919} {i * 104729}" for i in range(400)))
-    words = ("model=gpt", *METHODS["fpi"], f"expander.source={sources['gpt']}", f"data.files=[{text}]")
+    words = ("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt']}", f"data.files=[{text}]")
     with pytest.raises(ApolloError, match=r"other tokens than the corpus; type data\.tokenizer="):
         train(config(*words), tmp_path / "run")
 
@@ -196,16 +196,16 @@ def test_a_run_that_did_not_end_is_no_source(
     shutil.copytree(sources["gpt"], tmp_path / "source")
     (tmp_path / "source" / "summary.json").unlink()
     with pytest.raises(ApolloError, match="this run is not complete"):
-        train(config("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'source'}"), tmp_path / "run")
+        train(config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path / 'source'}"), tmp_path / "run")
 
 
 def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     small = train(config("model=gpt", *SMALL, "plan=true"), tmp_path / "small").plan
-    words = ("model=gpt", *METHODS["fpi"], f"expander.source={tmp_path / 'small'}")
+    words = ("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path / 'small'}")
     planned = train(config(*words, "plan=true"), tmp_path / "planned").plan
-    whole = train(config(*words[:-1], f"expander.source={sources['gpt']}", "plan=true"), tmp_path / "whole").plan
+    whole = train(config(*words[:-1], f"init_from.path={sources['gpt']}", "plan=true"), tmp_path / "whole").plan
     assert planned.source_flops == small.flops == whole.source_flops
     assert planned.flops == whole.flops
     with pytest.raises(ApolloError, match="this run is not complete; finish it first"):
@@ -220,7 +220,7 @@ def ligo(kind: str) -> tuple[LearnedMap, LanguageModel, Callable[[int], Batch]]:
     model_config = replace(BERT, kind=kind)  # type: ignore[arg-type]
     large = replace(model_config, hidden=16, heads=4, ffn=24, layers=4)
     source, model = build(model_config, 2), build(large, 4)
-    learned = LearnedMap(source, large, Expander("stack"), 4, np.random.default_rng(0))
+    learned = LearnedMap(source, large, CopyLayers("stack"), 4, np.random.default_rng(0))
 
     def batch(step: int) -> Batch:
         tokens = torch.randint(31, (4, 10), generator=torch.Generator().manual_seed(step)) % 7

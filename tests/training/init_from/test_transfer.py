@@ -59,7 +59,7 @@ def test_a_source_and_every_growth_have_a_map_of_their_own(config: Callable[...,
     small = ("model.layers=1", "model.hidden=4", "model.heads=1", "model.ffn=8", "schedule.layers=[1]")
     train(config("model=gpt", *small, "schedule.ends=[1]"), tmp_path / "source")
     words = (*SPAN, "model.heads=4", "schedule.layers=[2,2,4]", "schedule.ends=[0.25,0.5,1]",
-             "schedule.widths=[0.5,1,1]", f"expander.source={tmp_path / 'source'}")  # fmt: skip
+             "schedule.widths=[0.5,1,1]", f"init_from.path={tmp_path / 'source'}")  # fmt: skip
     plan = train(config("model=gpt", *words), tmp_path / "run").plan
     assert [stage.map_flops for stage in plan.stages] == [
         3 * (micro_step(8, 16, 2) + map_flops_by_hand(4, 8, 8, 16, 300 + 16, 1, 2)),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.expanders import Expander
+from apollo_cli.growth.expanders import CopyLayers
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.build import build
@@ -172,11 +172,11 @@ def test_every_growth_is_in_the_summary(config: Callable[..., Config], tmp_path:
 def test_a_source_may_be_as_narrow_as_the_first_stage(config: Callable[..., Config], tmp_path: Path) -> None:
     small = ("model.layers=2", "model.hidden=8", "model.heads=1", "model.ffn=16", "schedule.layers=[2]")
     train(config("model=gpt", *small, "schedule.ends=[1]"), tmp_path / "source")
-    plan = train(config("model=gpt", *FPI, f"expander.source={tmp_path / 'source'}"), tmp_path / "run").plan
+    plan = train(config("model=gpt", *FPI, f"init_from.path={tmp_path / 'source'}"), tmp_path / "run").plan
     assert plan.source_flops
     end = read_rows(tmp_path / "source")[-1]["eval/loss"]
     assert read_rows(tmp_path / "run")[0]["eval/loss"] == pytest.approx(end, abs=0.5)
-    quarter = (*FPI, "model.heads=4", "schedule.widths=[0.25,1]", f"expander.source={tmp_path / 'source'}")
+    quarter = (*FPI, "model.heads=4", "schedule.widths=[0.25,1]", f"init_from.path={tmp_path / 'source'}")
     with pytest.raises(
         ConfigError, match=r"hidden=4 is less than the source's 8: nothing shrinks \(in the first stage, of .*0\.25"
     ):
@@ -188,7 +188,7 @@ def test_filling_does_not_touch_the_luck_of_torch() -> None:
     narrow, rng = build(model_config, 2), torch.get_rng_state()
     large = replace(model_config, hidden=16, heads=4, ffn=24)
     random = np.random.default_rng(0)
-    wide = enlarged(narrow, large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), random))
+    wide = enlarged(narrow, large, 3, lambda wide, narrow: fill(wide, narrow, CopyLayers("stack"), random))
     assert torch.equal(torch.get_rng_state(), rng)
     assert wide.model_config == large
     assert len(wide.blocks) == 3
