@@ -96,11 +96,12 @@ def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) ->
         return []
     picked = value.list if isinstance(value, ChoiceSweep) else [value]
     texts = [getattr(option, "text", option) for option in picked]
+    known_options = ", ".join(options)
     flat = [option for text in texts for option in (text if isinstance(text, list) else [text])]
     return [
         f"{group}={option}: renamed to {new}"
         if (new := renamed(f"{group}={option}"))
-        else f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {', '.join(options)}"
+        else f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {known_options}"
         for option in flat
         if option not in options and not (option is None and group == "experiment")
     ]
