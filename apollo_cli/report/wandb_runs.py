@@ -18,7 +18,7 @@ from apollo_cli.report.runs import (
     problems_of_config,
     source_costs,
 )
-from apollo_cli.run_directory import up_to_date
+from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, has_key
 
 PATIENCE = 60  # seconds without anything new from the server
@@ -67,7 +67,7 @@ def runs_of(api: Any, project: str) -> Iterator[Run]:
         if not isinstance(facts, dict) or not rows:
             continue
         place = f"{project}/{found.id}"
-        config = flat(up_to_date(place, {key: value for key, value in found.config.items() if key != FACTS}))
+        config = flat(without_format(place, {key: value for key, value in found.config.items() if key != FACTS}))
         if problems := problems_of_config(place, config):
             raise DataError("\n".join(problems))
         data, evaluation_rows = measured_on(facts.get("data"))

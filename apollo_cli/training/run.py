@@ -85,7 +85,7 @@ def _start(config: Config, device: Device, directory: RunDirectory) -> Result:
                     corpus = prepare_corpus(config, cache, console, plan.steps, processes)
                 except ApolloError:
                     if processes.is_main:
-                        directory.disown()
+                        directory.unclaim()
                     raise
             return Pretraining(config, plan, device, corpus, directory, console).run(None)
     return _launch_processes(config, plan, directory, {})
@@ -121,7 +121,7 @@ def _launch_processes(config: Config, plan: Plan, directory: RunDirectory, overr
         launch(resume_words(directory.path, overrides), config.run.devices)
     except SaidError as error:
         if error.code == EXIT_USER_ERROR and not directory.metrics_file.exists():
-            directory.disown()  # it did not begin
+            directory.unclaim()  # it did not begin
         raise
     return Result(directory.path, plan, directory.summary().get("losses", {}))
 
