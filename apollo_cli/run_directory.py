@@ -72,7 +72,7 @@ class RunDirectory:
             yield
 
     def _refuse_links(self) -> None:
-        """Refuses what an untrusted run directory may have in place of a run's files: links to files elsewhere, FIFOs.
+        """Refuses links to files elsewhere and FIFOs, which an untrusted run directory may have in place of files.
 
         Raises:
             CheckpointError: something that a run writes or reads is neither a file nor a folder.
@@ -84,8 +84,8 @@ class RunDirectory:
                 continue
             what = "a symbolic link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"
             raise CheckpointError(
-                f"{files.shown(path)} is {what}; a run directory holds regular files and folders only: replace it by "
-                "one, or delete it"
+                f"{files.shown(path)} is {what}; a run directory holds regular files and folders only: replace it "
+                "by one, or delete it"
             )
 
     def _contents(self) -> Iterator[Path]:

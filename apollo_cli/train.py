@@ -56,7 +56,7 @@ def _run(words: list[str]) -> int:
 
     _refuse_other_encodings(words)
     line = CommandLine.parse(words)
-    if place_of_process := ProcessEnv.of(os.environ):
+    if place_of_process := ProcessEnv.from_environ(os.environ):
         _meet(place_of_process, line.multirun)
     if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
@@ -78,9 +78,9 @@ def _meet(place: ProcessEnv, multirun: bool) -> None:
     Raises:
         ConfigError: a sweep, of which every process would run every cell.
     """
-    from apollo_cli.training.distributed.group import join
+    from apollo_cli.training.distributed.group import connect
 
-    processes = join()  # then one speaks for all
+    processes = connect()  # then one speaks for all
     if multirun:
         raise ConfigError(
             [

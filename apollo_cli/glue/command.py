@@ -61,7 +61,7 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if several := ProcessEnv.of(os.environ):
+    if several := ProcessEnv.from_environ(os.environ):
         raise ConfigError(
             [f"fine-tuning takes one device: start {NAME} once, not as {several.world_size} processes"]
         )

@@ -28,10 +28,10 @@ def run_cell(config: Config, run_dir: Path, label: str) -> None:
         OccupiedError: another run is in its directory, or another process works there.
         ApolloError: as `train` and `resume` raise.
     """
-    from apollo_cli.training.distributed.group import join
+    from apollo_cli.training.distributed.group import connect
     from apollo_cli.training.run import resume, train
 
-    processes = join()
+    processes = connect()
     found = processes.broadcast_via_store("cell", lambda: _found(RunDirectory(run_dir), config))
     if processes.is_main:
         print(label + (f": {found}" if found.endswith("before") else ""))

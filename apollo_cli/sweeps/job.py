@@ -100,7 +100,7 @@ def _note(ended: JobResult, journal: Journal) -> None:
 def _is_first() -> bool:
     """Whether this process speaks for the cell, which several may train."""
     with suppress(ConfigError):
-        return not (place := ProcessEnv.of(os.environ)) or place.rank == 0
+        return not (place := ProcessEnv.from_environ(os.environ)) or place.rank == 0
     return True
 
 
