@@ -18,7 +18,7 @@ from apollo_cli.models.model_config import Initialization, ModelConfig
 from apollo_cli.models.transformer import Batch
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.distributed.ddp import DataParallel
-from apollo_cli.training.init_from.weights import fill
+from apollo_cli.training.init_from.weights import init_from_smaller
 
 SHAPE = ModelConfig("gpt", 50, 8, 16, 2, 32, 6, 0.0, Initialization(0.02, "random", 0.02, "plain"))
 TOKENS = torch.arange(16).view(2, 8)
@@ -75,7 +75,9 @@ def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
     copies = DataParallel(model, compiled.extend, trains_all=True)
     large = replace(SHAPE, hidden=32, heads=4, ffn=64)
-    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, Expander("stack"), np.random.default_rng(0)))
+    copies.enlarge(
+        large, 3, lambda wide, narrow: init_from_smaller(wide, narrow, Expander("stack"), np.random.default_rng(0))
+    )
     assert copies.model.model_config == large
     assert compiled == [*model.blocks, *copies.model.blocks]
     assert copies.replica.module is copies.model
