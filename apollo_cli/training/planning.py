@@ -35,7 +35,7 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 
-def step_cost(config: Config, device: Device, width: float = 1.0) -> StepCost:
+def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCost:
     """Cost of a micro-step and a step, at this share of the model's width.
 
     Raises:
@@ -84,17 +84,17 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
     Raises:
         ConfigError: the budget is too small for the stages, or a micro-step cannot be divided among the devices.
     """
-    cost_at_full_width = step_cost(config, device)
-    narrower = {width: step_cost(config, device, width) for width in config.schedule.shares if width != 1}
+    step_cost = make_step_cost(config, device)
+    narrower = {width: make_step_cost(config, device, width) for width in config.schedule.shares if width != 1}
     source = find_source(config)
-    maps = _map_flops_by_stage(config, source, {1.0: cost_at_full_width, **narrower})
+    maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
 
     def plan_for(steps: int) -> Plan:
         return Plan(
             schedule=config.schedule.over(steps),
             sampler=config.sampler.build(),
             expander=config.expander.build(),
-            step_cost=cost_at_full_width,
+            step_cost=step_cost,
             seed=config.run.seed,
             source_flops=source.flops if source else 0,
             source_seconds=source.seconds if source else 0.0,
@@ -107,9 +107,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         if steps is None:
             steps = budget.steps
         if steps is None and budget.tokens is not None:
-            steps = budget.tokens // cost_at_full_width.tokens_per_step
+            steps = budget.tokens // step_cost.tokens_per_step
             if not steps:
-                raise ValueError(f"this is less than a step of {cost_at_full_width.tokens_per_step}")
+                raise ValueError(f"this is less than a step of {step_cost.tokens_per_step}")
         if steps is not None:
             return plan_for(steps)
         cost: Callable[[Plan], float]

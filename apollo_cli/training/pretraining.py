@@ -1,7 +1,6 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -115,10 +114,6 @@ class Pretraining(Session):
             device.processes.rank,
             device.processes.world_size,
         )
-
-        def measure(gates: Mapping[int, float]) -> dict[str, float]:
-            return evaluate(strategy.language_model(), validation, device, gates)
-
         return Trainer(
             args=TrainArgs(
                 optim=config.optim,
@@ -134,7 +129,7 @@ class Pretraining(Session):
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(batches, device.device),
-            measure=measure,
+            measure=lambda gates: evaluate(strategy.language_model(), validation, device, gates),
             tracker=tracker,
             checkpoints=Checkpoints(
                 self.directory.checkpoints, config.checkpoint.keep, device.processes, in_shards=strategy.in_shards

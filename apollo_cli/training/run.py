@@ -111,7 +111,10 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     saved = json.loads(processes.broadcast_via_store("config", lambda: json.dumps(directory.config())))
     if processes.env:
         saved["devices"] = None  # their processes run already
-    config = with_overrides(saved, overrides or {})
+    for key, value in (overrides or {}).items():
+        section = saved.get(key)
+        saved[key] = section | value if isinstance(section, dict) and isinstance(value, dict) else value
+    config = parse(saved)
     if config.run.plan:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     _check_cache_dir(config, directory, overrides or {})
@@ -152,18 +155,6 @@ def _launch(config: Config, run_plan: Plan, directory: RunDirectory, overrides: 
             directory.unclaim()  # it did not begin
         raise
     return Result(directory.path, run_plan, directory.summary().get("losses", {}))
-
-
-def with_overrides(raw: dict[str, Any], overrides: dict[str, Any]) -> Config:
-    """The config of these plain values, with keys and keys of sections replaced by `overrides`.
-
-    Raises:
-        ConfigError: it is not valid.
-    """
-    for key, value in overrides.items():
-        saved = raw.get(key)
-        raw[key] = saved | value if isinstance(saved, dict) and isinstance(value, dict) else value
-    return parse(raw)
 
 
 def _holds(directory: RunDirectory, config: Config) -> bool:

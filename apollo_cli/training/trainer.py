@@ -36,17 +36,7 @@ from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_stat
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """What the training loop reads of a config.
-
-    Attributes:
-        optim: of AdamW and the learning rate; its `clip` limits the norm of the gradients, 0: no limit.
-        log_every: steps between training rows.
-        eval_every: steps between evaluations.
-        checkpoint_every: steps between checkpoints.
-        on_nonfinite: what to do with a step whose loss or gradient is not finite.
-        seconds: budget of training time; None where the plan alone says when to stop.
-        moments: what a growth does to AdamW's moments.
-    """
+    """What the training loop reads of a config. Periods are in steps; `seconds` is a budget of training time."""
 
     optim: OptimArgs
     log_every: int
@@ -80,23 +70,7 @@ class PendingStep:
 
 @dataclass
 class Trainer:
-    """The training loop and its state. Start reading at `run`.
-
-    Attributes:
-        args: periods and limits.
-        plan: stages, depths, FLOPs.
-        device: of this process.
-        strategy: holds the model.
-        optimizer: of the model.
-        training: micro-batches.
-        measure: returns the validation losses of the model with these gates.
-        tracker: takes rows.
-        checkpoints: of the run.
-        refused_steps: folder for diagnoses of steps that are not finite.
-        state: counters of the run.
-        width: of the model now, as a share of the target's.
-        transfer: makes a model larger; None if nothing grows.
-    """
+    """The training loop and its state. Start reading at `run`."""
 
     args: TrainArgs
     plan: Plan
@@ -104,13 +78,13 @@ class Trainer:
     strategy: ParallelStrategy
     optimizer: AdamW
     training: Prefetch
-    measure: Callable[[Mapping[int, float]], dict[str, float]]
+    measure: Callable[[Mapping[int, float]], dict[str, float]]  # from gates to validation losses
     tracker: Tracker
     checkpoints: Checkpoints
-    refused_steps: Path
+    refused_steps: Path  # a folder for diagnoses
     state: TrainerState
-    width: float = field(default=1.0, kw_only=True)
-    transfer: WeightTransfer | None = field(default=None, kw_only=True)
+    width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
+    transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None if nothing is enlarged
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step

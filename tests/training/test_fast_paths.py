@@ -49,7 +49,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that split even a tiny batch."""
     monkeypatch.setattr(cross_entropy, "bytes_at_once", lambda device: 4 * 300 * 7)
-    monkeypatch.setattr(memory, "FEWEST_TOKENS", 16)
+    monkeypatch.setattr(memory, "MIN_TOKENS", 16)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])

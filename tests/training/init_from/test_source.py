@@ -267,7 +267,7 @@ def test_the_map_begins_as_stacking_with_rows_of_one() -> None:
 
 def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., Config]) -> None:
     learned, model, batch = ligo("gpt")
-    with pytest.raises(TrainingError, match=r"map that is learned: its loss is (nan|inf).*lower expander\.lr"):
+    with pytest.raises(TrainingError, match=r"of the learned map its loss is (nan|inf).*lower expander\.lr"):
         learn(model, learned, batch, Learning(20, 1e30), choose(config().run))
 
 
