@@ -1,4 +1,4 @@
-"""A run directory: the names of its files, the format they are in, and who works in it."""
+"""A run directory: the names of its files, their format, and a lock against a second process."""
 
 import fcntl
 import json
@@ -18,40 +18,15 @@ from filelock import FileLock, Timeout
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
 
-FORMAT = 8
-_LARGEST = 16_000_000  # bytes of a config.yaml or plan.json; ours have some thousand
+FORMAT = 1
+_MAX_BYTES = 16_000_000  # of a config.yaml or plan.json, which have some thousand
 
-# Links that wandb makes; it replaces them or leaves them alone, and writes through none.
+# Links that wandb makes; it replaces them or leaves them, and never writes through them.
 _WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
-
-# What a format brought to config.yaml, with the value that older runs were made with; in a section by its kind.
-_SINCE: dict[int, dict[str, Any]] = {
-    2: {"on_nonfinite": "stop"},
-    6: {"devices": None, "distributed": {"kind": "ddp", "timeout": 600}},
-}
-_INIT = {"init_std": 0.02, "init_positions": "random", "init_positions_std": 0.02}
-_OF_DATA = {"validation_seed": 0, "inspect": False}
-_SECTION_SINCE: dict[int, dict[tuple[str, str | None], dict[str, Any]]] = {
-    2: {("data", "text"): {"errors": "strict"}},
-    3: {
-        ("model", "bert"): _INIT | {"init_residual": "plain", "mask_words": False},
-        ("model", "gpt"): _INIT | {"init_residual": "by_depth"},
-        ("data", "pydocs"): _OF_DATA,
-        ("data", "text"): _OF_DATA | {"validation_files": []},
-        ("data", "hub"): _OF_DATA | {"validation_split": None},
-    },
-    4: {("schedule", None): {"trained": None}},
-    5: {
-        ("expander", kind): {"source": None, "source_flops": None}
-        for kind in ("interpolate", "stack", "net2net", "append", "middle", "boundary", "msg")
-    },
-    7: {("schedule", None): {"widths": None}},
-    8: {("optim", None): {"knots": None}},
-}
 
 
 class RunDirectory:
-    """The files of one run. `config.yaml` makes a folder a run directory; it is written last."""
+    """The files of one run. A folder with a `config.yaml`, which is written last, is a run directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,21 +46,21 @@ class RunDirectory:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Holds the directory's lock; a process that dies lets go of it.
+        """Holds the directory's lock while entered; the lock of a process that dies is released.
 
-        There are two: of `.lock`, which other machines on a shared disk see too, and of the folder itself, which
-        nobody can delete while the run goes on in it.
+        Two files are locked: `.lock`, which other machines on a shared disk see too, and the folder itself, whose
+        lock stays if somebody deletes `.lock`.
 
         Raises:
-            OccupiedError: another process has it; the message has its number.
-            CheckpointError: it holds what leads elsewhere.
+            OccupiedError: another process holds the lock; the message has its process id.
+            CheckpointError: a link or a special file stands where a run has a file.
             StorageError: the directory cannot be written to.
         """
         with ExitStack() as held:
             with files.writing(self._lock_file, 100):
                 try:
                     held.enter_context(_locked(self.path))
-                    self._refuse_what_leads_elsewhere()  # before anything is written, and where nobody else writes
+                    self._refuse_links()  # before anything is written, and while no other run writes
                     held.enter_context(FileLock(self._lock_file, timeout=0))
                 except (BlockingIOError, Timeout):
                     owner = self._owner()
@@ -96,8 +71,8 @@ class RunDirectory:
                 self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
 
-    def _refuse_what_leads_elsewhere(self) -> None:
-        """A stranger may have put links to files outside in the place of ours, or a FIFO that nobody writes to.
+    def _refuse_links(self) -> None:
+        """Refuses links to files elsewhere and FIFOs, which an untrusted run directory may have in place of files.
 
         Raises:
             CheckpointError: something that a run writes or reads is neither a file nor a folder.
@@ -109,12 +84,12 @@ class RunDirectory:
                 continue
             what = "a symbolic link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"
             raise CheckpointError(
-                f"{files.shown(path)} is {what}; a run keeps to files and folders of its own: put those in its "
-                "place, or delete it"
+                f"{files.shown(path)} is {what}; a run directory holds regular files and folders only: replace it "
+                "by one, or delete it"
             )
 
     def _contents(self) -> Iterator[Path]:
-        """What has a name of ours, and everything in it; what else may be there is nobody's business."""
+        """The files and folders of a run that exist, and everything in them; other files are ignored."""
         left = [path for path in vars(self).values() if path != self.path]
         while left:
             path = left.pop()
@@ -124,8 +99,8 @@ class RunDirectory:
                 left.extend(path.iterdir())
 
     def _owner(self) -> str:
-        """Whoever has the lock says so a moment later; nobody can if somebody deleted the file."""
-        for _ in range(20):
+        """The process that holds the lock, from `.lock`."""
+        for _ in range(20):  # written a moment after the lock is taken
             with suppress(OSError):
                 if owner := self._lock_file.read_text(encoding="utf-8").strip():
                     return owner
@@ -133,10 +108,10 @@ class RunDirectory:
         return "another process"
 
     def claim(self, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Makes the owned folder the directory of a new run.
+        """Makes the locked folder the directory of a new run.
 
         Raises:
-            ConfigError: a run is in it already.
+            ConfigError: it holds a run already.
         """
         if taken := [
             path for path in (self.config_file, self.metrics_file, self.checkpoints, self.model) if path.exists()
@@ -148,32 +123,30 @@ class RunDirectory:
             self.write_config(config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """config.yaml, in the format of today."""
         files.write_text(self.config_file, yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False))
 
-    def disown(self) -> None:
-        """Takes a claim back: the run did not begin, and nothing of it is to stay."""
+    def unclaim(self) -> None:
+        """Removes what `claim` wrote, for a run that did not begin."""
         for file in (self.config_file, self.plan_file):
             file.unlink(missing_ok=True)
 
     @property
     def is_claimed(self) -> bool:
-        """Whether a run is in it that `resume` can go on with."""
+        """Whether it holds a run."""
         return self.config_file.is_file()
 
     def config(self) -> dict[str, Any]:
-        """The plain values of config.yaml, those of an older format brought up to date.
+        """The plain values of config.yaml.
 
         Raises:
             CheckpointError: it is missing, damaged, or of a newer format.
         """
         if not self.is_claimed:
             raise CheckpointError(f"resume={self.path}: not a run directory (no config.yaml in it)")
-        values = _read(self.config_file, _parse_yaml)
-        return up_to_date(self.config_file, values)
+        return without_format(self.config_file, _read(self.config_file, _parse_yaml))
 
     def planned_steps(self) -> int:
-        """The length that plan.json gave to the run; a budget in seconds does not give the same one twice.
+        """Length of the run in plan.json, which a budget in seconds cannot reproduce.
 
         Raises:
             CheckpointError: plan.json is missing or damaged.
@@ -184,7 +157,7 @@ class RunDirectory:
         return steps
 
     def plan(self) -> dict[str, Any]:
-        """plan.json; empty where there is none.
+        """plan.json; empty if the file is missing.
 
         Raises:
             CheckpointError: it is damaged.
@@ -192,11 +165,10 @@ class RunDirectory:
         return _read(self.plan_file, json.loads) if self.plan_file.exists() else {}
 
     def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def summary(self) -> dict[str, Any]:
-        """summary.json; a run that has none yet has the status `running`.
+        """summary.json; before it is written, the status `running`.
 
         Raises:
             CheckpointError: it is damaged.
@@ -215,10 +187,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock of the folder itself, where the file system has such locks.
+    """Locks the folder itself while entered, where the file system supports that.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -232,46 +204,26 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def up_to_date(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a config of any format, as those of today; messages call it `path`.
+def without_format(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config without its `format`; messages call it `path`.
 
     Raises:
-        CheckpointError: it is of a newer format, or of none.
+        CheckpointError: the format is newer than this version reads, missing, or not a number.
     """
     values = dict(values)
-    written = values.pop("format", 1)  # the first format did not say
+    written = values.pop("format", None)
     if type(written) is not int or written < 1:
-        raise CheckpointError(f"{path} is damaged: format is {written!r}, it should be a whole number")
+        raise CheckpointError(f"{path} is damaged: format is {written!r}, it should be a whole number from 1")
     if written > FORMAT:
         raise CheckpointError(
             f"{path}: a newer apollo-train wrote this run (format {written}, this one reads up to {FORMAT}); "
             "update apollo-train"
         )
-    for number in range(written + 1, FORMAT + 1):
-        values = _SINCE.get(number, {}) | values
-        for (name, kind), keys in _SECTION_SINCE.get(number, {}).items():
-            section = values.get(name)
-            if isinstance(section, dict) and section.get("kind") == kind:
-                values[name] = keys | section
-    return _with_new_names(values)
-
-
-def _with_new_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with keys of before a renaming under their names of today."""
-    expander, model = values.get("expander"), values.get("model")
-    if isinstance(expander, dict) and "source" in expander:
-        init_from = {"path": expander["source"], "flops": expander.get("source_flops")}
-        expander = {key: value for key, value in expander.items() if key not in ("source", "source_flops")}
-        values = values | {"expander": expander, "init_from": init_from}
-    if isinstance(expander, dict) and "entry" in expander:
-        values["expander"] = {"gate_duration" if key == "entry" else key: v for key, v in expander.items()}
-    if isinstance(model, dict) and "mask_words" in model:
-        values["model"] = {"whole_word_masking" if key == "mask_words" else key: v for key, v in model.items()}
     return values
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them may stand for billions of values, and ours have none."""
+    """Safe YAML without aliases, a few lines of which may expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -284,12 +236,14 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
-    """The keys of a JSON or YAML file; whatever is in it, nothing is executed."""
+    """The keys of a JSON or YAML file; nothing in it is executed."""
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is damaged: it is not a file")  # to read a FIFO would take for ever
-        if path.stat().st_size > _LARGEST:
-            raise CheckpointError(f"{path} is damaged: {files.in_units(path.stat().st_size)} are not one of ours")
+            raise CheckpointError(f"{path} is damaged: it is not a file")  # reading a FIFO would wait for ever
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(
+                f"{path} is damaged: {files.in_units(path.stat().st_size)} are more than a run writes"
+            )
         value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

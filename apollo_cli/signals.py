@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the first stops it in good order, the second at once."""
+"""Signals that stop a run: the first after the current step, with a checkpoint, the second at once."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ from types import FrameType, TracebackType
 
 from apollo_cli.errors import ApolloError
 
-# SIGHUP comes when a terminal goes away, SIGUSR2 from Slurm before a time limit (sbatch --signal=USR2@300)
-ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+# SIGHUP is sent when a terminal closes, SIGUSR2 by Slurm before a time limit (sbatch --signal=USR2@300)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Interrupted(ApolloError):
-    """The run was stopped by a signal; `resume` goes on."""
+    """The run was stopped by a signal and can be resumed."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -21,7 +21,7 @@ class Interrupted(ApolloError):
 
 
 class Terminated(SystemExit):
-    """What the command's handler raises for a signal that Python has no exception for."""
+    """Raised for a signal that Python has no exception for."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signal.Signals(signum)
@@ -29,15 +29,14 @@ class Terminated(SystemExit):
 
 
 def terminate(signum: int, frame: FrameType | None) -> None:
-    """The handler."""
     raise Terminated(signum)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While entered, all but SIGINT raise `Terminated`, unless they are ignored, which is nohup's way."""
-    asked = [s for s in ASKING if s != signal.SIGINT and signal.getsignal(s) != signal.SIG_IGN]
-    before = {s: signal.signal(s, terminate) for s in asked}
+    """While entered, all but SIGINT raise `Terminated`, unless they are ignored, as nohup does with SIGHUP."""
+    handled = [s for s in STOP_SIGNALS if s != signal.SIGINT and signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, terminate) for s in handled}
     try:
         yield
     finally:
@@ -46,7 +45,7 @@ def terminable() -> Iterator[None]:
 
 
 class StopRequest:
-    """While entered, remembers the first of these signals in `signum` and lets the next one through."""
+    """While entered, records the first signal in `signum`; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -54,8 +53,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            wanted = [s for s in ASKING if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
-            self._before = {s: signal.signal(s, self._remember) for s in wanted}
+            handled = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+            self._before = {s: signal.signal(s, self._remember) for s in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -73,7 +72,7 @@ class StopRequest:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns what a signal raises here into `Interrupted`."""
+    """Raises `Interrupted` for a signal while entered."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -53,7 +53,7 @@ def _run(words: list[str]) -> int:
 
     _refuse_other_encodings(words)
     line = CommandLine.parse(words)
-    if ProcessEnv.of(os.environ):
+    if ProcessEnv.from_environ(os.environ):
         _agree_on_stamp()
     if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
@@ -65,9 +65,9 @@ def _run(words: list[str]) -> int:
 
 def _agree_on_stamp() -> None:
     """Gives all processes of a run the same run directory, also after a restart."""
-    from apollo_cli.training.distributed.group import join
+    from apollo_cli.training.distributed.group import connect
 
-    stamp = join().broadcast_via_store("stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT))
+    stamp = connect().broadcast_via_store("stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT))
     os.environ[STAMP] = stamp
 
 

@@ -59,8 +59,9 @@ def make_loop(words: list[str], stored: int, sampler: DepthSampler | None, real_
     session = Pretraining(config, plan, device, corpus, directory, console)
     progress = TrainerState(data=corpus.content, run_id=uuid4().hex[:16])
     tracker: Any = session.tracker(progress) if real_tracker else _Silent()
-    loop = session.loop(None, progress, tracker)
-    loop.model.blocks = loop.model.blocks[:stored]
+    loop = session.make_trainer(None, progress, tracker)
+    model = loop.strategy.language_model()
+    model.blocks = model.blocks[:stored]
     loop.optimizer.param_groups[:] = _of_model(loop)
     if sampler:
         loop.plan = replace(plan, sampler=sampler, schedule=Schedule((Stage(stored, 0, plan.steps),)))

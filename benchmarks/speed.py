@@ -57,10 +57,10 @@ def _flops_of(words: list[str]) -> int:
     from apollo_cli.config.config import parse
     from apollo_cli.config.hydra_syntax import compose_values
     from apollo_cli.training.device import choose
-    from apollo_cli.training.planning import make_work
+    from apollo_cli.training.planning import make_step_cost
 
     config = parse(compose_values(words))
-    return make_work(config, choose(config.run)).flops(config.model.layers, 0)
+    return make_step_cost(config, choose(config.run)).flops(config.model.layers, 0)
 
 
 def gpu() -> dict[str, Any]:
@@ -287,7 +287,7 @@ def checkpoint() -> dict[str, Any]:
             start = perf_counter()
             loop.save()
             times.append(perf_counter() - start)
-        found[kind] = {"seconds": times[3:], "parameters": loop.model.num_parameters()}
+        found[kind] = {"seconds": times[3:], "parameters": loop.strategy.language_model().num_parameters()}
     return found
 
 

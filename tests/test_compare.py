@@ -303,15 +303,6 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
         assert one.depth_counts == other.depth_counts
 
 
-def test_runs_of_wandb_of_older_formats_are_brought_up_to_date(wandb_server: RunsServer, runs: Path) -> None:
-    old = wandb_server.configs["0"]
-    for section, keys in (("data", ("validation_seed", "inspect")), ("model", ("init_std", "init_residual"))):
-        old[section] = {key: value for key, value in old[section].items() if key not in keys}
-    old.pop("format", None)
-    run = wandb_runs.fetch_runs("me/apollo")[0]
-    assert (run.config["model.init_std"], run.config["data.validation_seed"]) == (0.02, 0)
-
-
 def test_a_run_of_wandb_of_a_newer_format_is_refused(
     wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ import yaml
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.train import run
-from tests.conftest import read_rows, without_clocks
 
 
 @pytest.fixture
@@ -47,10 +46,10 @@ def test_a_claim_that_was_cut_short_is_made_again(directory: RunDirectory) -> No
     assert directory.planned_steps() == 2
 
 
-def test_disowned_nothing_is_left(directory: RunDirectory) -> None:
+def test_unclaim_leaves_nothing(directory: RunDirectory) -> None:
     with directory.owned():
         directory.claim({}, {})
-        directory.disown()
+        directory.unclaim()
     assert list(directory.path.iterdir()) == []
 
 
@@ -124,44 +123,6 @@ def test_two_processes_do_not_resume_one_run(
     assert run([f"resume={tmp_path}/run"]) == 0
 
 
-def test_a_run_of_the_first_format_is_brought_up_to_date(directory: RunDirectory) -> None:
-    """The first format had neither `format` nor these keys; runs stopped at what is not finite or not UTF-8."""
-    directory.config_file.write_text(yaml.safe_dump({"seed": 1, "data": {"kind": "text", "files": ["a.txt"]}}))
-    assert directory.config() == {
-        "seed": 1,
-        "devices": None,
-        "distributed": {"kind": "ddp", "timeout": 600},
-        "on_nonfinite": "stop",
-        "data": {
-            "kind": "text",
-            "files": ["a.txt"],
-            "errors": "strict",
-            "validation_files": [],
-            "validation_seed": 0,
-            "inspect": False,
-        },
-    }
-
-
-def test_a_run_of_the_first_format_is_resumed(
-    tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run([*tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
-    rows = read_rows(tmp_path / "run")
-    path = tmp_path / "run" / "config.yaml"
-    values = yaml.safe_load(path.read_text())
-    assert values.pop("format") == FORMAT
-    del values["on_nonfinite"], values["data"]["errors"], values["schedule"]["widths"], values["optim"]["knots"]
-    path.write_text(yaml.safe_dump(values))
-    (tmp_path / "run" / "summary.json").unlink()
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000012"
-    assert checkpoint.is_dir()
-    (checkpoint / "model.safetensors").unlink()
-    assert run([f"resume={tmp_path}/run"]) == 0
-    assert "model.safetensors" in capsys.readouterr().out  # it says which checkpoint it could not use
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
-
-
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -169,13 +130,16 @@ def test_a_run_of_the_first_format_is_resumed(
             FORMAT + 1,
             f"a newer apollo-train wrote this run \\(format {FORMAT + 1}, ",
         ),
+        (None, "is damaged: format is None"),
         (0, "is damaged: format is 0"),
         ("two", "is damaged: format is 'two'"),
         (True, "is damaged: format is True"),
     ],
 )
 def test_other_formats_are_refused_with_one_sentence(written: Any, said: str, directory: RunDirectory) -> None:
-    directory.config_file.write_text(yaml.safe_dump({"format": written, "seed": 1}))
+    directory.config_file.write_text(
+        yaml.safe_dump({"seed": 1} | ({"format": written} if written is not None else {}))
+    )
     with pytest.raises(CheckpointError, match=said):
         directory.config()
 

@@ -52,11 +52,11 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
 def _speaker(program: str, text: str, error: Exception) -> str:
     """Who says this: of several processes each on its own account, but not what the first one says too."""
     with suppress(ConfigError):
-        if ProcessEnv.of(os.environ):
-            from apollo_cli.training.distributed.group import joined
+        if ProcessEnv.from_environ(os.environ):
+            from apollo_cli.training.distributed.group import connected
 
-            processes = joined()
-            return f"{program} (process {processes.rank})" if processes.speaks(text, error) else ""
+            processes = connected()
+            return f"{program} (process {processes.rank})" if processes.should_report(text, error) else ""
     return program
 
 

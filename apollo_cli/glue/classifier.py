@@ -1,12 +1,13 @@
 """A pretrained model with a head that predicts a label or a number instead of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.glue.sentences import SentenceBatch
+from apollo_cli.growth.samplers import NO_GATES
 from apollo_cli.models.dropout import Dropout
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.models.model_config import ModelConfig
@@ -49,9 +50,16 @@ class Classifier(nn.Module):
         pooled = self.pooler(hidden).tanh()
         return self.answer(self.dropout(pooled))
 
-    def loss(self, batch: Batch, layer_map: Sequence[int]) -> Tensor:
-        """Mean cross-entropy in nats, or mean squared error where the labels are numbers."""
+    def loss(
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
+    ) -> Tensor:
+        """Mean cross-entropy in nats, or mean squared error where the labels are numbers.
+
+        Every layer is trained, and none has a gate.
+        """
         assert isinstance(batch, SentenceBatch)
+        assert not frozen
+        assert not gates
         return task_loss(self(batch, layer_map), batch.targets)
 
 

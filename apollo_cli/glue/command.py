@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if env := ProcessEnv.of(os.environ):
+    if env := ProcessEnv.from_environ(os.environ):
         raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {env.world_size} processes"])
 
     from apollo_cli.glue.grid import FineTuningGrid, results_folder, saved_values

@@ -1,6 +1,5 @@
-"""One fine-tuning run: a task, a learning rate, a seed; the loop, checkpoints and tracking are pretraining's."""
+"""One fine-tuning run of a task, a learning rate and a seed, by the trainer of pretraining."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,9 +20,8 @@ from apollo_cli.glue.sentences import SentenceDataset, TrainingSentences
 from apollo_cli.glue.tasks import GlueTask, Split
 from apollo_cli.growth.expanders import CopyLayers
 from apollo_cli.growth.plan import Plan, StepCost
-from apollo_cli.growth.samplers import ForwardPath, Full
+from apollo_cli.growth.samplers import Full
 from apollo_cli.growth.schedule import Schedule
-from apollo_cli.models.transformer import Batch
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.metrics_file import MetricsFile
@@ -37,7 +35,7 @@ from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.session import Result, Session
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import git_commit, versions
-from apollo_cli.training.trainer import Trainer
+from apollo_cli.training.trainer import TrainArgs, Trainer
 
 TESTS = "test_predictions"  # the folder of a run with its answers to the test rows
 
@@ -47,10 +45,10 @@ class TaskData:
     """The encoded rows of a task.
 
     Attributes:
-        task: it.
-        train: to learn from.
-        dev: to measure on, each with the suffix of its metrics.
-        test: without labels, each with what a submission calls the rows.
+        task: one of GLUE.
+        train: training rows.
+        dev: development splits.
+        test: splits without labels, each with the names of its rows in a submission.
         fingerprint: of training and development rows.
     """
 
@@ -63,7 +61,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Development:
-    """What a model of a task is measured on."""
+    """The evaluation of a model on the development splits of its task."""
 
     data: TaskData
     batch_size: int
@@ -73,20 +71,17 @@ class Development:
         values: dict[str, float] = {}
         losses = []
         for split, sentences in self.data.dev:
-            given = answered(model, sentences, device, self.batch_size)
+            given = outputs_of(model, sentences, device, self.batch_size)
             losses.append(task_loss(given, torch.from_numpy(sentences.labels)).item())
-            of_split = metrics.task_metrics(self.data.task, sentences.labels, chosen(self.data.task, given))
-            values |= {f"{name}{split.suffix}": value for name, value in of_split.items()}
-        return {"eval/loss": losses[0], **_check_shipped(values), "eval/score": metrics.score(values)}
-
-
-def _check_shipped(values: Mapping[str, float]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in values.items()}
+            scores = metrics.task_metrics(self.data.task, sentences.labels, predictions(self.data.task, given))
+            values |= {f"{name}{split.suffix}": value for name, value in scores.items()}
+        named = {f"eval/{name}": value for name, value in values.items()}
+        return {"eval/loss": losses[0], **named, "eval/score": metrics.score(values)}
 
 
 @torch.no_grad()
-def answered(model: Classifier, sentences: SentenceDataset, device: Device, batch_size: int) -> Tensor:
-    """(rows, outputs) on the CPU, in the order of the rows."""
+def outputs_of(model: Classifier, sentences: SentenceDataset, device: Device, batch_size: int) -> Tensor:
+    """Outputs of the model, (rows, outputs) on the CPU, in the order of the rows."""
     was_training = model.training
     model.eval()
     found = torch.empty(len(sentences.rows), model.answer.out_features)
@@ -97,35 +92,28 @@ def answered(model: Classifier, sentences: SentenceDataset, device: Device, batc
     return found
 
 
-def chosen(task: GlueTask, given: Tensor) -> np.ndarray:
-    """(rows,): numbers of labels, or similarities."""
-    return given.argmax(-1).numpy() if task.labels else given.squeeze(-1).numpy()
+def predictions(task: GlueTask, outputs: Tensor) -> np.ndarray:
+    """(rows,): indices of labels, or similarities."""
+    return outputs.argmax(-1).numpy() if task.labels else outputs.squeeze(-1).numpy()
 
 
 @dataclass
 class FineTuning(Trainer):
-    """The loop, with steps of different lengths, and metrics beside the loss."""
+    """A trainer whose steps have different numbers of tokens.
 
-    config: CellConfig  # type: ignore[assignment]  # has every section that a loop without growth reads
-    validation: Development  # type: ignore[assignment]  # is asked by `measured` alone
-    spent: np.ndarray  # (steps + 1, 2): FLOPs and tokens before each step
+    Attributes:
+        spent: (steps + 1, 2), FLOPs and tokens before each step.
+    """
+
+    spent: np.ndarray
 
     def flops(self, step: int, depths: list[int]) -> int:
-        """Of a step: its tokens, and for attention its longest row."""
+        """FLOPs of a step: its tokens count, and for attention its longest row."""
         return int(self.spent[step + 1, 0] - self.spent[step, 0])
 
-    def loss(self, batch: Batch, route: ForwardPath) -> Tensor:
-        """Of the labels; every layer runs and trains."""
-        return self.model.loss(batch, route.layers)
-
     def tokens(self, step: int) -> int:
-        """Read in all steps before this one, without padding."""
+        """Tokens read in all steps before this one, without padding."""
         return int(self.spent[step, 1])
-
-    def evaluate_model(self) -> dict[str, float]:
-        """The metrics of the task."""
-        assert isinstance(self.model, Classifier)
-        return self.validation.evaluate_model(self.model, self.device)
 
 
 class Cell(Session):
@@ -134,10 +122,10 @@ class Cell(Session):
     Args:
         config: of this run.
         data: of its task.
-        pretrained: what it starts from.
+        pretrained: the model that it begins from.
         group: in W&B.
         device: of all runs.
-        directory: its own.
+        directory: of this run.
     """
 
     out_of_memory_hint = "a smaller glue.max_length or batch.size needs less"
@@ -157,7 +145,6 @@ class Cell(Session):
 
     @property
     def data(self) -> str:
-        """The fingerprint of the rows."""
         return self.rows.fingerprint
 
     @cached_property
@@ -169,7 +156,7 @@ class Cell(Session):
         return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
 
     def _plan(self, device: Device) -> Plan:
-        """One stage of all layers; the work of a step is the mean, for the time that is left."""
+        """One stage of all layers; the cost of a step is the mean, for the estimate of the remaining time."""
         steps, layers = self.config.budget.steps or 0, self.pretrained.model_config.layers
         flops, tokens = (int(total) // steps for total in self.spent[-1])
         step_cost = StepCost(
@@ -185,10 +172,10 @@ class Cell(Session):
         )
 
     def start(self) -> Result:
-        """Begins, or goes on where an earlier command stopped.
+        """Begins the run, or resumes it where an earlier command stopped.
 
         Raises:
-            CheckpointError: what is there is of other rows or another recipe.
+            CheckpointError: the run in the directory has other rows.
         """
         with self.directory.owned(), interruptible():
             if not self.directory.is_claimed:
@@ -205,7 +192,7 @@ class Cell(Session):
             return self.run(checkpoint)
 
     def tracker(self, state: TrainerState) -> Tracker:
-        """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
+        """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
         metrics_file = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
         task, name = self.rows.task, self.config.run.name
         identity = Identity(
@@ -222,25 +209,31 @@ class Cell(Session):
         )
         return Tracker(metrics_file, self.console, [mirror] if mirror else [])
 
-    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
-        """The moving parts, new or as the checkpoint has them."""
+    def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
+        """The trainer, new or with the state of the checkpoint."""
         config, device = self.config, self.device
         torch.manual_seed(config.run.seed)
         body, pooler = self.pretrained.load(config.raw["glue"]["dropout"])
         model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
         optimizer = build_optimizer(model, config.optim)
-        # of a language model it has what placement and loop ask for
-        strategy = ParallelStrategy(model, lambda blocks: None)  # type: ignore[arg-type]
+        strategy = ParallelStrategy(model, lambda blocks: None)
+        development = Development(self.rows, config.raw["batch"]["size"])
         if checkpoint:
             self.restore(checkpoint, strategy, optimizer)
         return FineTuning(
-            config=config,
+            args=TrainArgs(
+                optim=config.optim,
+                log_every=config.log.every,
+                eval_every=config.eval.every,
+                checkpoint_every=config.checkpoint.every,
+                on_nonfinite=config.run.on_nonfinite,
+            ),
             plan=self.plan,
             device=device,
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
-            validation=Development(self.rows, config.raw["batch"]["size"]),
+            measure=lambda gates: development.evaluate_model(model, device),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,
@@ -248,21 +241,20 @@ class Cell(Session):
             spent=self.spent,
         )
 
-    def finish(self, loop: Trainer) -> None:
-        """Answers the test rows; the weights go, for of nine runs nobody needs them."""
-        assert isinstance(loop.model, Classifier)
+    def finish(self, trainer: Trainer) -> None:
+        """Predicts the test rows, and deletes the weights, which a grid of runs does not need."""
+        assert isinstance(trainer.model, Classifier)
         task, folder = self.rows.task, self.directory.path / TESTS
         for split, sentences, indices in self.rows.test:
-            given = chosen(task, answered(loop.model, sentences, self.device, self.config.raw["batch"]["size"]))
-            text = submission(task, indices, given)
+            outputs = outputs_of(trainer.model, sentences, self.device, self.config.raw["batch"]["size"])
+            text = submission(task, indices, predictions(task, outputs))
             with files.writing(folder, len(text)):
                 folder.mkdir(exist_ok=True)
                 files.write_text(folder / f"{task.title}{split.suffix}.tsv", text)
-        loop.checkpoints.wait_for_removal()
+        trainer.checkpoints.wait_for_removal()
         files.remove(self.directory.checkpoints)
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
-        """summary.json."""
         return {
             "status": status,
             "task": self.rows.task.name,
@@ -296,10 +288,10 @@ class Cell(Session):
 
 
 def submission(task: GlueTask, indices: list[str], given: np.ndarray) -> str:
-    """The answers as gluebenchmark.com takes them: `index`, `prediction`, in the words of the task."""
+    """The predictions as gluebenchmark.com takes them: lines of `index` and `prediction`, by names of labels."""
     if task.labels:
-        said = [task.labels[number] for number in given]
+        names = [task.labels[number] for number in given]
     else:
-        said = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in given]
-    rows = [f"{index}\t{answer}" for index, answer in zip(indices, said, strict=True)]
+        names = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in given]
+    rows = [f"{index}\t{name}" for index, name in zip(indices, names, strict=True)]
     return "\n".join(["index\tprediction", *rows]) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
 from apollo_cli.report.runs import Row, Run, flat, make_run
-from apollo_cli.run_directory import up_to_date
+from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, has_key
 
 TIMEOUT = 60  # seconds without a new run from the server
@@ -54,7 +54,7 @@ def _runs_of(api: Any, project: str) -> Iterator[Run]:
         if not isinstance(facts, dict) or not rows:
             continue
         place = f"{project}/{found.id}"
-        config = flat(up_to_date(place, {key: value for key, value in found.config.items() if key != FACTS}))
+        config = flat(without_format(place, {key: value for key, value in found.config.items() if key != FACTS}))
         status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
         yield make_run(place, config, {"status": status, "data": facts.get("data")}, facts.get("plan") or {}, rows)
 

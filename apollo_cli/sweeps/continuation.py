@@ -28,10 +28,10 @@ def train_or_continue(config: Config, run_dir: Path, label: str) -> dict[str, fl
         OccupiedError: another run is in its directory, or another process works there.
         ApolloError: as `train` and `resume` raise.
     """
-    from apollo_cli.training.distributed.group import join
+    from apollo_cli.training.distributed.group import connect
     from apollo_cli.training.run import resume, train
 
-    processes, directory = join(), RunDirectory(run_dir)
+    processes, directory = connect(), RunDirectory(run_dir)
     found = processes.broadcast_via_store("job", lambda: _found(directory, config))
     if processes.is_main:
         print(label + (f": {found}" if found.endswith("before") else ""), flush=True)

@@ -125,7 +125,7 @@ def _note(result: JobResult, journal: Journal) -> None:
 
 def _is_main_process() -> bool:
     with suppress(ConfigError):
-        return not (env := ProcessEnv.of(os.environ)) or env.rank == 0
+        return not (env := ProcessEnv.from_environ(os.environ)) or env.rank == 0
     return True
 
 

@@ -283,7 +283,7 @@ class SweepCallback(Callback):
 
 def _check_processes() -> None:
     """Refuses a sweep that several processes were started for: each would run all of it."""
-    if process := ProcessEnv.of(os.environ):
+    if process := ProcessEnv.from_environ(os.environ):
         raise ConfigError(
             [
                 f"-m: each of the {process.world_size} processes would run the whole sweep; leave torchrun or srun "

@@ -9,16 +9,16 @@ from torch.optim.adamw import adamw
 
 
 class AdamW:
-    """The arithmetic of `torch.optim.AdamW(fused=True)`, to the last bit, and what growth needs of it.
+    """The arithmetic of `torch.optim.AdamW(fused=True)`, to the last bit.
 
-    torch's class loads the compiler when it is made, compiled or not: a second of each start.
+    torch's class imports the compiler when it is made, whether compiled or not, which takes a second.
 
     Attributes:
         param_groups: `params` and their `weight_decay`; may be edited in place.
-        state: of each parameter that had a gradient `step` (), `exp_avg` and `exp_avg_sq` of its shape, all fp32.
+        state: for each parameter that had a gradient `step` (), `exp_avg` and `exp_avg_sq` of its shape, all fp32.
         lr: of the next update.
-        betas: of the two moments.
-        eps: beside the root of the second.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
     """
 
     def __init__(
@@ -29,19 +29,17 @@ class AdamW:
         self.lr, self.betas, self.eps = lr, betas, eps
 
     def zero_grad(self) -> None:
-        """Forgets all gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     @torch.no_grad()
     def step(self, blocked: Tensor | None = None) -> None:
-        """An update of what has a gradient; where `blocked`, (), is 1, all stays as it is.
+        """Updates the parameters that have a gradient; changes nothing if `blocked`, (), is 1.
 
-        The kernel reads that number on its device, as it does for torch's gradient scaler; nobody waits for it.
+        The kernel reads that number on its device, as it does for torch's gradient scaler, so there is no wait.
         """
-        of_mps = blocked is not None and blocked.device.type == "mps"
-        if of_mps and blocked:  # whether its kernel looks there is not known
+        if blocked is not None and blocked.device.type == "mps" and blocked:  # its kernel may not read it
             return
         for group in self.param_groups:
             updated = [p for p in group["params"] if p.grad is not None]

@@ -1,4 +1,4 @@
-"""How long a micro-step takes here, for a budget in seconds."""
+"""The duration of a micro-step on this machine, for a budget in seconds."""
 
 from collections.abc import Callable
 from statistics import median
@@ -17,7 +17,7 @@ _REPEATS = 5
 
 
 def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 1.0) -> Callable[[int], float]:
-    """Times micro-steps of this share of the width on random rows, at depth 1 and L: seconds = a + b depth."""
+    """Seconds of a micro-step by depth: a + b depth, timed on random rows at depth 1 and L, at this width."""
     target = config.model.layers
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
     share = device.shared_by(config.run)
@@ -25,7 +25,7 @@ def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 
 
     def measure(depth: int) -> float:
         model = build(config.model_config.narrowed(width), depth).to(device.device)
-        device.compiles(model.blocks)
+        device.compile_blocks(model.blocks)
         optimizer = build_optimizer(model, config.optim)
         times = []
         for repeat in range(_REPEATS + 1):
@@ -40,7 +40,7 @@ def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 
             optimizer.zero_grad()
             device.synchronize()
             times.append(perf_counter() - start)
-        return median(times[1:])  # the first one pays for warming up and compiling
+        return median(times[1:])  # the first one includes warm-up and compilation
 
     shallow = measure(1)
     slope = max(0.0, (measure(target) - shallow) / (target - 1)) if target > 1 else 0.0

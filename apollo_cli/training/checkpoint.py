@@ -1,15 +1,19 @@
-"""Checkpoints: whole or not there, checked by content, the newest few kept."""
+"""Checkpoints on disk: written whole or not at all, verified by checksums, the newest few kept.
+
+A checkpoint is a folder: `model.safetensors` has the weights, `optimizer.safetensors` AdamW's state, `state.pt` the
+states of random number generators, `meta.json` the counters and the checksums of the other files. Where a model is
+sharded over N processes, each of them writes its rows as `model-00001-of-0000N.safetensors` and so on.
+"""
 
 import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
-from fnmatch import fnmatch
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from threading import Thread
@@ -17,18 +21,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
 from apollo_cli.training.distributed.group import ALONE, ProcessGroup
-from apollo_cli.training.state import Checkpoint, TrainerState, _first_line, _flat, _nested
+from apollo_cli.training.distributed.sharded_files import TensorFiles
+from apollo_cli.training.state import Checkpoint, TrainerState
 
-FORMAT = 6
-_CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.pt")
-_CONTENTS_BEFORE_3 = ("model.safetensors", "state.pt")  # which had AdamW's state, too
-_SHARDS = "shard-*.safetensors"  # of both, as torch names them
-_PIECE = 1 << 22  # bytes that have a checksum of their own, so that all cores can sum up one file
+FORMAT = 1
+_PIECE = 1 << 22  # bytes with a checksum of their own, so that all cores can verify one file
 _BLOCK = 1 << 18  # bytes read at once
 
 
@@ -37,41 +39,92 @@ class _NewerFormat(CheckpointError):
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name."""
+    """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name.
 
-    def __init__(self, folder: Path, keep: int, processes: ProcessGroup = ALONE) -> None:
-        self.folder, self.keep, self.processes = folder, keep, processes
-        self.removal = Thread()  # of what is not kept, beside the steps that follow: that takes as long as a write
+    Args:
+        folder: `checkpoints/`.
+        keep: how many stay.
+        processes: of the run.
+        in_shards: whether each process writes its part of the tensors; else the main process writes all.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, processes: ProcessGroup = ALONE, *, in_shards: bool = False
+    ) -> None:
+        self.folder, self.keep, self.is_main = folder, keep, processes.is_main
+        self.writers = processes if in_shards else ALONE
+        self.removal = Thread()  # of old checkpoints, which takes as long as a write, while training continues
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint under a temporary name, syncs it, renames it, drops the oldest.
-
-        Of several processes the first one does; of what is in shards the others add theirs.
+        """Writes a checkpoint under a temporary name, syncs it, renames it, removes the oldest.
 
         Raises:
-            StorageError: it could not be written; what was there before still is.
+            StorageError: it could not be written; the earlier checkpoints are untouched.
         """
         final = self.folder / f"step_{checkpoint.state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
-        size = checkpoint.num_bytes
-        if not self.processes.is_main:
-            if checkpoint.in_shards:
-                with files.writing(final, size):
-                    self._write_shards(checkpoint, temporary)
+        if not (self.is_main or self.writers.env):
             return final
-        self.wait_for_removal()  # it may be its space that is needed
         try:
-            with files.writing(self.folder, 0):
-                self._make_folder()
-            with files.writing(final, size):
-                self._replace(final, temporary, checkpoint)
-        except (SafetensorError, RuntimeError) as error:  # how the two libraries say that the disk is full
-            raise files.unwritable(final, size, error) from error
-        self._drop(self._newest_first()[self.keep :])
+            if self.is_main:
+                self.wait_for_removal()  # its space may be needed
+                with files.writing(self.folder, 0):
+                    self._make_folder()
+                with files.writing(final, checkpoint.num_bytes):
+                    files.remove(temporary)
+                    temporary.mkdir()
+            sums = self._write_tensors(checkpoint, temporary, final)
+            if self.is_main:
+                with files.writing(final, checkpoint.num_bytes):
+                    _write_meta(checkpoint, temporary, self.writers.world_size, sums)
+                    self._publish(temporary, final)
+        finally:
+            if self.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+        if self.is_main:
+            self._drop(self._newest_first()[self.keep :])
         return final
 
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir()  # not its parents: a run directory that was deleted is not made again
+            files.sync_folder(self.folder.parent)
+
+    def _write_tensors(self, checkpoint: Checkpoint, folder: Path, final: Path) -> dict[str, list[str]]:
+        """Writes the files of all processes; returns the checksums of each file.
+
+        Raises:
+            StorageError: this process or another one could not write, or they have no common disk.
+        """
+        rank, world_size = self.writers.rank, self.writers.world_size
+        self.writers.gather(None)  # rank 0 has made the folder
+        written: dict[str, list[str]] | StorageError
+        try:
+            written = _write_files(checkpoint, folder, rank, world_size, final)
+        except StorageError as error:
+            written = error
+        sums: dict[str, list[str]] = {}
+        for each in (written, *self.writers.gather(written)):
+            if isinstance(each, StorageError):
+                raise each
+            sums |= each
+        if self.is_main and not all((folder / name).exists() for name in sums):
+            raise StorageError(
+                f"{folder}: not all {world_size} processes wrote there; with distributed=fsdp the run directory "
+                "must be on a disk that all machines share"
+            )
+        return sums
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        for path in self._newest_first():  # damaged ones that a resume passed over are written again
+            if _step(path) >= _step(final):
+                shutil.rmtree(path)
+        files.remove(final)  # a file of that name is no checkpoint
+        temporary.rename(final)
+        files.write_text(self.folder / "latest", final.name + "\n")  # syncs the folder, too
+
     def _drop(self, old: list[Path]) -> None:
-        """Takes these away at once, and from the disk while training goes on."""
+        """Renames these checkpoints at once, and deletes them while training continues."""
         unfinished = [path.with_name(f".{path.name}.tmp") for path in old]
         with suppress(OSError):
             for path, name in zip(old, unfinished, strict=True):
@@ -80,100 +133,31 @@ class Checkpoints:
         self.removal.start()
 
     def wait_for_removal(self) -> None:
-        """Waits until what is not kept is gone from the disk."""
+        """Waits until old checkpoints are deleted."""
         if self.removal.is_alive():
             self.removal.join()
 
-    def _make_folder(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir()  # not its parents: a run directory that is gone stays gone
-            files.sync_folder(self.folder.parent)
-
-    def _replace(self, final: Path, temporary: Path, checkpoint: Checkpoint) -> None:
-        try:
-            self._write(checkpoint, temporary)
-            for path in self._newest_first():  # damaged ones that a resume passed over come again
-                if _step(path) >= checkpoint.state.step:
-                    shutil.rmtree(path)
-            files.remove(final)  # no checkpoint, if it is still there: a file of that name
-            temporary.rename(final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        files.write_text(self.folder / "latest", final.name + "\n")  # syncs the folder, too
-
-    def _write_shards(self, checkpoint: Checkpoint, folder: Path) -> None:
-        """By all processes, once the first one has made the folder.
-
-        Raises:
-            StorageError: they do not write into the same one.
-        """
-        from apollo_cli.training.distributed import sharded_files
-
-        self.processes.max(0)  # none goes on before all are here
-        sharded_files.write(checkpoint.tensors, folder)
-        # to the others it may have its final name by now
-        if self.processes.is_main and len(list(folder.glob(_SHARDS))) != self.processes.world_size:
-            raise StorageError(
-                f"{folder}: not all {self.processes.world_size} processes wrote there; with distributed=fsdp the "
-                "run directory must be on a disk that all machines share"
-            )
-
-    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        files.remove(folder)
-        folder.mkdir()
-        writers: dict[str, Callable[[Path], None]] = {
-            "state.pt": lambda path: torch.save({"rng": checkpoint.rng}, path),
-        }
-        if checkpoint.in_shards:
-            self._write_shards(checkpoint, folder)
-            writers |= {path.name: lambda path: None for path in folder.glob(_SHARDS)}
-        else:
-            writers |= {
-                "model.safetensors": lambda path: save_file(checkpoint.weights, path),
-                "optimizer.safetensors": lambda path: save_file(_flat(checkpoint.optimizer), path),
-            }
-        with ThreadPoolExecutor() as pool:
-            written = {name: pool.submit(write, folder / name) for name, write in writers.items()}
-            sums, synced = {}, []
-            for name, done in written.items():  # while one is summed up and synced, the next one is written
-                done.result()
-                synced.append(pool.submit(files.sync_file, folder / name))
-                sums[name] = [pool.submit(_digest, folder / name, first) for first in _pieces(folder / name)]
-            meta = {
-                "format": FORMAT,
-                "layers": checkpoint.layers,
-                "width": checkpoint.width,
-                "progress": asdict(checkpoint.state),
-                "sha256": {name: [each.result() for each in digests] for name, digests in sums.items()},
-            }
-            meta["sha256_of_meta"] = _digest_of_meta(meta)
-            (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
-            synced.append(pool.submit(files.sync_file, folder / "meta.json"))
-            for done in synced:
-                done.result()
-        files.sync_folder(folder)
-
     def load_newest(self, say: Callable[[str], None], metrics_bytes: float = math.inf) -> Checkpoint | None:
-        """The newest checkpoint that is whole and whose rows are there; None where none was ever written.
+        """The newest undamaged checkpoint whose rows are in metrics.jsonl; None if none was ever written.
 
         Args:
-            say: takes a line about each one that is passed over.
+            say: takes a line about each checkpoint that is passed over.
             metrics_bytes: length of metrics.jsonl now.
 
         Raises:
-            CheckpointError: there are some and none can be used.
+            CheckpointError: there are checkpoints, and none can be used.
         """
-        for unfinished in self.folder.glob(".step_*.tmp"):  # of a process that was killed
+        for unfinished in self.folder.glob(".step_*.tmp"):  # left by a process that was killed
             with suppress(OSError):
                 files.remove(unfinished)
         problems = []
         for path in self._newest_first():
             try:
                 checkpoint = _load(path)
-                if (seen := checkpoint.state.metrics_bytes) > metrics_bytes:
+                if (saved := checkpoint.state.metrics_bytes) > metrics_bytes:
                     raise CheckpointError(
-                        f"checkpoint {path}: metrics.jsonl had {seen} bytes then and has {metrics_bytes} now, rows "
-                        "are lost"
+                        f"checkpoint {path}: metrics.jsonl had {saved} bytes then and has {metrics_bytes} now, "
+                        "rows are lost"
                     )
                 return checkpoint
             except _NewerFormat:  # an older one would be a step back, and saving would delete this one
@@ -203,9 +187,71 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+def _tensor_files(rank: int, world_size: int) -> tuple[str, str]:
+    """The names of the files of one process: weights, AdamW's state."""
+    part = f"-{rank + 1:05d}-of-{world_size:05d}" if world_size > 1 else ""
+    return f"model{part}.safetensors", f"optimizer{part}.safetensors"
+
+
+def _write_files(
+    checkpoint: Checkpoint, folder: Path, rank: int, world_size: int, final: Path
+) -> dict[str, list[str]]:
+    """Writes and syncs the files of this process, one while the one before is read again for its checksums.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    model, optimizer = _tensor_files(rank, world_size)
+    weights = {name: tensor for name, tensor in checkpoint.tensors.items() if "/" not in name}
+    moments = {name: tensor for name, tensor in checkpoint.tensors.items() if "/" in name}
+    writers: dict[str, Callable[[Path], None]] = {
+        model: lambda path: save_file(weights, path),
+        optimizer: lambda path: save_file(moments, path),
+    }
+    if not rank:
+        writers["state.pt"] = lambda path: torch.save({"rng": checkpoint.rng}, path)
+    try:
+        with files.writing(final, checkpoint.num_bytes), ThreadPoolExecutor() as pool:
+            if rank:
+                folder.mkdir(parents=True, exist_ok=True)  # on another disk, which rank 0 then finds out
+            written = {name: pool.submit(write, folder / name) for name, write in writers.items()}
+            sums, synced = {}, []
+            for name, done in written.items():
+                done.result()
+                synced.append(pool.submit(files.sync_file, folder / name))
+                sums[name] = [pool.submit(_digest, folder / name, first) for first in _pieces(folder / name)]
+            for done in synced:
+                done.result()
+            return {name: [each.result() for each in digests] for name, digests in sums.items()}
+    except (SafetensorError, RuntimeError) as error:  # what the two libraries raise if the disk is full
+        raise files.unwritable(final, checkpoint.num_bytes, error) from error
+
+
+def _write_meta(checkpoint: Checkpoint, folder: Path, world_size: int, sums: Mapping[str, list[str]]) -> None:
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "layers": checkpoint.layers,
+        "width": checkpoint.width,
+        "shards": world_size,
+        "state": asdict(checkpoint.state),
+        "sha256": sums,
+    }
+    meta["sha256_of_meta"] = _digest_of_meta(meta)
+    (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
+    files.sync_file(folder / "meta.json")
+    files.sync_folder(folder)
+
+
 def _load(path: Path) -> Checkpoint:
+    """The checkpoint in a folder; its tensors are read when they are asked for.
+
+    Raises:
+        CheckpointError: it is damaged, or of a newer format.
+    """
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if type(meta["format"]) is not int:
+            raise CheckpointError(f"checkpoint {path}: meta.json is damaged (format is {meta['format']!r})")
         if meta["format"] > FORMAT:
             raise _NewerFormat(
                 f"checkpoint {path}: a newer apollo-train wrote it (format {meta['format']}, this one reads up to "
@@ -213,43 +259,45 @@ def _load(path: Path) -> Checkpoint:
             )
         if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
-        old = meta["format"] < 3
-        in_shards = sorted(name for name in meta["sha256"] if fnmatch(name, _SHARDS))
-        for name in _CONTENTS_BEFORE_3 if old else ["state.pt", *in_shards] if in_shards else _CONTENTS:
-            if not _is_whole(path / name, meta["sha256"][name]):
+        for name in _content(meta["shards"]):
+            if not _is_undamaged(path / name, meta["sha256"][name]):
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
-        saved = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        state = _progress(meta["progress"])
-        width = float(meta.get("width", 1.0))  # from format 6 on
-        known = Checkpoint(meta["layers"], {}, {}, saved["rng"], state, folder=path, width=width)
-        if in_shards:
-            return replace(known, in_shards=True)
-        return replace(
-            known,
-            weights=load_file(path / "model.safetensors"),
-            optimizer=saved["optimizer"] if old else _nested(load_file(path / "optimizer.safetensors")),
+        return Checkpoint(
+            layers=meta["layers"],
+            width=float(meta["width"]),
+            tensors=TensorFiles(path / name for name in _content(meta["shards"]) if name != "state.pt"),
+            rng=torch.load(path / "state.pt", weights_only=True, map_location="cpu")["rng"],
+            state=_checked_state(meta["state"]),
         )
     except OSError as error:  # its text names the file
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
-    except (RuntimeError, UnpicklingError, SafetensorError) as error:  # whole, yet not written by us
-        raise CheckpointError(f"checkpoint {path} holds something that is refused: {_first_line(error)}") from error
+    except (RuntimeError, UnpicklingError, SafetensorError) as error:  # undamaged, but not as we write it
+        first_line = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"checkpoint {path} holds something that is refused: {first_line}") from error
 
 
-def _progress(values: dict[str, Any]) -> TrainerState:
-    """Progress from plain values; a stranger's may be anything."""
+def _content(shards: int) -> Iterator[str]:
+    """The names of all files but meta.json."""
+    yield "state.pt"
+    for rank in range(shards):
+        yield from _tensor_files(rank, shards)
+
+
+def _checked_state(values: dict[str, Any]) -> TrainerState:
+    """The state from plain values, which an untrusted checkpoint may have of any type."""
     state, fresh = TrainerState(**values), TrainerState()
     for key, value in vars(state).items():
         expected = type(getattr(fresh, key))
         kinds = (int, float) if expected is float else expected
         if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0 and key != "loss_sum"):
-            raise TypeError(f"progress.{key} is {value!r}")
+            raise TypeError(f"state.{key} is {value!r}")
     numbers = [*state.losses.values(), *(number for growth in state.growths for number in growth.values())]
     if not all(number is None or isinstance(number, int | float) for number in numbers):
-        raise TypeError("progress has text where numbers should be")
+        raise TypeError("state has text where numbers should be")
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
-        raise TypeError(f"progress.run_id is {state.run_id!r}")
+        raise TypeError(f"state.run_id is {state.run_id!r}")
     return state
 
 
@@ -257,21 +305,17 @@ def _digest_of_meta(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _is_whole(path: Path, sha256: list[str] | str) -> bool:
-    """Whether a file is what its checksums say; before format 4 it had one."""
-    if isinstance(sha256, str):
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+def _is_undamaged(path: Path, sha256: list[str]) -> bool:
     return [_digest(path, first) for first in _pieces(path)] == sha256
 
 
 def _pieces(path: Path) -> range:
-    """Where the pieces of a file begin."""
+    """The offsets of the pieces of a file."""
     return range(0, path.stat().st_size, _PIECE)
 
 
 def _digest(path: Path, first: int) -> str:
-    """The checksum of the piece that begins there."""
+    """The checksum of the piece at this offset."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(first)

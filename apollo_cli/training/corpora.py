@@ -1,4 +1,4 @@
-"""From the config of a run to the corpus that it reads."""
+"""The corpus and the batches of a config."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from apollo_cli.training.planning import make_task
 
 
 def training_batches(config: Config, corpus: Corpus, processes: ProcessGroup = ALONE) -> TrainingBatches:
-    """The micro-batches of a run on this corpus, or what this process has of them."""
+    """The micro-batches of a run on this corpus, or the share of this process of them."""
     batch, task, seed = config.batch, make_task(config, corpus.tokenizer), config.run.seed
     return TrainingBatches(
         corpus.training,
@@ -33,9 +33,9 @@ def training_batches(config: Config, corpus: Corpus, processes: ProcessGroup = A
 def prepare_corpus(
     config: Config, cache: Path, console: Console, steps: int, processes: ProcessGroup = ALONE
 ) -> Corpus:
-    """The packed corpus of a config, from the folder of all packed corpora or built there now.
+    """The packed corpus of a config, from the cache folder or built there now by one process of each machine.
 
-    Of a source without an end, as much as so many steps need. Of several processes of a machine one builds.
+    Of an endless source, as many rows as `steps` need.
     """
     data, source = config.data, _source(config)
     recipe = Recipe(
@@ -51,8 +51,8 @@ def prepare_corpus(
         corpus = load_corpus(source, recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
-            f"note: {len(corpus.validation)} rows are held out, eval.rows={config.eval.rows} asks for more; all "
-            "are used (data.validation holds out more)"
+            f"note: eval.rows={config.eval.rows} and {len(corpus.validation)} rows are held out; all of them are "
+            "used (a larger data.validation holds out more)"
         )
     return corpus
 
@@ -67,9 +67,9 @@ def _source(config: Config) -> sources.Source:
     return _plain_source(data)
 
 
-def _plain_source(of: PyDocsKeys | TextKeys | HubKeys) -> sources.Source:
-    if isinstance(of, TextKeys):
-        return sources.TextFiles(of.files, of.document, of.text_field, of.errors, of.validation_files)
-    if isinstance(of, HubKeys):
-        return Hub(of.path, of.name, of.split, of.streaming, of.text_field, of.validation_split)
+def _plain_source(data: PyDocsKeys | TextKeys | HubKeys) -> sources.Source:
+    if isinstance(data, TextKeys):
+        return sources.TextFiles(data.files, data.document, data.text_field, data.errors, data.validation_files)
+    if isinstance(data, HubKeys):
+        return Hub(data.path, data.name, data.split, data.streaming, data.text_field, data.validation_split)
     return sources.PyDocs()

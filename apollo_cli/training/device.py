@@ -20,7 +20,7 @@ class Device:
         device: for tensors.
         bf16: matrix products in bfloat16 under autocast; weights stay fp32.
         compile: compile each block.
-        ranks: the processes that compute together, a device each.
+        processes: of the run, one device each.
     """
 
     device: torch.device
@@ -34,67 +34,74 @@ class Device:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether launching work returns before it is done, so that waiting for its numbers costs time."""
+        """Whether launching work returns before it is done, so that waiting for its result costs time."""
         return self.device.type == "cuda"
 
     def synchronize(self) -> None:
-        """Waits until the device has done what it was given, so that a clock tells the truth."""
+        """Waits until the device has done its work, so that a clock can measure it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @property
     def name(self) -> str:
-        """For people."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "mps"
 
-    def compiles(self, blocks: Iterable[nn.Module]) -> None:
-        """Has each compiled when it runs first, where the run compiles: once for all of them."""
+    def compile_blocks(self, blocks: Iterable[nn.Module]) -> None:
+        """If the run compiles, has each block compiled when it runs first, with one graph for all."""
         for block in blocks if self.compile else ():
             block.compile()
 
     def shared_by(self, run: RunArgs) -> int:
-        """How many devices share each micro-step: those that compute together now, or that are to be started."""
-        return self.processes.world_size if self.processes.place else run.devices or 1
+        """How many devices share each micro-step: those of the running processes, or those to be launched."""
+        return self.processes.world_size if self.processes.env else run.devices or 1
+
+    def needs_launch(self, run: RunArgs) -> bool:
+        """Whether other processes are to be started, which train instead of this one."""
+        return self.shared_by(run) > self.processes.world_size
 
     def sentence(self, run: RunArgs) -> str:
-        """What was decided, and by whom."""
+        """A line for the console: device, precision, compilation, and why."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
-        beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.place else ""
+        beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.env else ""
         return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on whatever device."""
+    """Whether an allocation failed, on any device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
-    """The device, precision and compilation that `auto` means here, or that were asked for.
+    """The device, precision and compilation of a config; `auto` depends on this machine.
 
     Raises:
-        ConfigError: the device is not on this machine, or not one for each process.
+        ConfigError: the device is not on this machine, or there is not one for each process.
     """
+    if processes.env and run.devices not in (None, processes.world_size):
+        raise ConfigError(
+            [f"devices={run.devices}: {processes.world_size} processes were started already; leave it out"]
+        )
     name = run.device
     if name == "auto":
-        has_mps = torch.backends.mps.is_available() and not processes.place
+        has_mps = torch.backends.mps.is_available() and not processes.env
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     device = torch.device(name)
-    if processes.place:
+    if processes.env:
         if device.index is not None or device.type == "mps":
             problem = (
                 f"device={name}: {processes.world_size} processes need one each; type device=cuda or device=cpu"
             )
             raise ConfigError([problem])
         if device.type == "cuda":
-            one = torch.cuda.device_count() == 1  # srun may let each process see its own alone
+            one = torch.cuda.device_count() == 1  # srun may show each process its own device only
             device = torch.device("cuda", 0 if one else processes.local_rank)
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= present[device.type]:
-        if processes.place and present[device.type]:
+        if processes.env and present[device.type]:
             raise ConfigError(
                 [
                     f"device {device}: this machine has {present[device.type]}, and at least "
@@ -105,7 +112,7 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     on_gpu = device.type == "cuda"
     return Device(
         device=device,
-        # without hardware for it bf16 is hundreds of times slower, so auto never means it on a CPU
+        # without hardware for it bf16 is hundreds of times slower, so auto is never bf16 on a CPU
         bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
         compile=on_gpu if run.compile == "auto" else run.compile,
         processes=processes,

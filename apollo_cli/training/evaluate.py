@@ -1,4 +1,4 @@
-"""Validation loss, of the layers that are stored and of the full depth they are shared over."""
+"""Validation loss at the depth of the stored layers and at full depth."""
 
 from collections.abc import Mapping
 from math import exp
@@ -32,7 +32,7 @@ def evaluate(
 def _mean_loss(
     model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int, gates: Mapping[int, float]
 ) -> float:
-    """Mean over all predictions, in nats."""
+    """Mean over the predictions of all processes, in nats."""
     total, predictions = 0.0, 0
     logical = layer_map("nearest", len(model.blocks), depth)
     for batch, counted in batches:
@@ -40,5 +40,5 @@ def _mean_loss(
             loss = model.loss(batch.to(device.device), logical, gates=gates)
         total += loss.item() * counted
         predictions += counted
-    total, counted_by_all = device.processes.total(total, predictions)
-    return total / counted_by_all
+    total, all_predictions = device.processes.sum(total, predictions)
+    return total / all_predictions

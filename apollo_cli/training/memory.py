@@ -1,4 +1,4 @@
-"""What a run takes of the memory of its device: in how many pieces it works, how much it had, what cannot fit."""
+"""Memory of a run: the number of pieces of a micro-batch, the peak, the check that a run fits."""
 
 import os
 import resource
@@ -14,41 +14,41 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.training.device import Device
 
-FEWEST_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
+MIN_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
 CPU_ACTIVATIONS = 420_000_000  # bytes; more at once is no faster
-# Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and by how much the
-# heap is larger than the tensors in it, which gradients that stay from piece to piece break up.
+# Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and the size of the
+# heap over that of its tensors, which gradients that are kept from piece to piece fragment.
 _PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
-_DOUBT = 2  # the plan's figure is an estimate: what needs less than twice the memory is tried
+_TOLERANCE = 2  # the plan's number is an estimate: a run that needs less than twice the memory is tried
 
 
-def num_pieces(footprint: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int) -> int:
-    """In how many equal pieces a micro-batch goes through `depth` layers, of which `layers` are stored.
+def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int) -> int:
+    """The number of equal pieces of a micro-batch that runs `depth` layers, of which `layers` are stored.
 
-    Activations are kept for each layer that runs. A piece has so few rows that all of them together are no more
-    than the stored layers keep for the whole batch: then a stage needs memory for its N, not for the target
+    Activations are kept for each layer that runs. A piece has so few rows that its activations are no more than
+    those of the stored layers for the whole batch: then a stage needs memory for its N layers, not for the target
     depth L. On a CPU they also stay below a limit, for large batches are not faster there. Gradients add up, so
-    the step is the same one. A power of two: few sizes occur, and pieces too small to be fast do not.
+    the step is the same. A power of two, so that few sizes occur; no piece is too small to be fast.
     """
     tokens = rows * seq_len
     kept = tokens * layers
-    if footprint.device == "cpu":
-        kept = min(kept, CPU_ACTIVATIONS // footprint.bytes_per_layer)
+    if memory.device == "cpu":
+        kept = min(kept, CPU_ACTIVATIONS // memory.bytes_per_layer)
     count = 1
-    while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * FEWEST_TOKENS:
+    while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
         count *= 2
     return count
 
 
 def check_fits_in_memory(plan: Plan, device: Device) -> None:
-    """Refuses a run before it takes memory that is not there.
+    """Refuses a run that needs far more memory than the device has.
 
     Raises:
-        ConfigError: a stage surely needs more than the device has.
+        ConfigError: a stage needs more than the device has.
     """
     available = total_bytes(device)
     needed = max(stage.memory_bytes for stage in plan.stages)
-    if available is not None and needed > _DOUBT * available:
+    if available is not None and needed > _TOLERANCE * available:
         raise ConfigError(
             [
                 f"a stage needs about {files.in_units(needed)} of memory and {device.name} has "
@@ -59,7 +59,7 @@ def check_fits_in_memory(plan: Plan, device: Device) -> None:
 
 
 def total_bytes(device: Device) -> int | None:
-    """All memory of the device; None where it cannot be asked."""
+    """Memory of the device; None if the system does not say."""
     if device.device.type == "cuda":
         return torch.cuda.mem_get_info(device.device)[1]
     try:
@@ -69,14 +69,14 @@ def total_bytes(device: Device) -> int | None:
 
 
 def process_bytes(device: Device, tensors: int, pieces: int) -> int:
-    """What a run takes of the memory whose `peak_bytes` are measured, from what its tensors take."""
+    """Estimate of `peak_bytes` from the bytes of all tensors."""
     if device.device.type == "cuda":
         return tensors
     return _PROCESS + round((_HEAP if pieces == 1 else _HEAP_IN_PIECES) * tensors)
 
 
 def peak_bytes(device: Device) -> int:
-    """The most that this process had since `forget_peak`; since its start where a system does not forget."""
+    """Peak memory of this process since `reset_peak`, or since its start where the system cannot reset it."""
     if device.device.type == "cuda":
         return torch.cuda.max_memory_allocated(device.device)
     try:
@@ -88,7 +88,7 @@ def peak_bytes(device: Device) -> int:
 
 
 def reset_peak(device: Device) -> None:
-    """Lets `peak_bytes` begin anew, where the system can."""
+    """Resets `peak_bytes`, where the system can."""
     if device.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device.device)
     else:

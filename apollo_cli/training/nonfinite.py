@@ -1,4 +1,4 @@
-"""What is kept of a step that was refused because something in it was not finite."""
+"""The diagnosis of a step whose loss or gradient was not finite."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -6,24 +6,24 @@ from pathlib import Path
 
 from apollo_cli import files
 
-MOST_SKIPS_IN_A_ROW = 10  # after as many, the weights themselves give no finite loss any more
+MAX_SKIPS_IN_A_ROW = 10  # after as many, the weights themselves give no finite loss any more
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Enough to compute the refused step again.
+    """Enough to compute the step again.
 
     Attributes:
         step: updates done before it.
         stage: number of the stage, from 1.
-        layers: stored then.
-        learning_rate: that it would have been applied with.
+        layers: number of stored layers.
+        learning_rate: of the step.
         depths: of each micro-step.
         losses: of each micro-step, in nats.
         grad_norm: over all parameters, not clipped.
-        parameters: those whose gradient is not finite.
-        rows: of the training data, for each micro-step.
-        data: fingerprint of that data.
+        parameters: names of those whose gradient is not finite.
+        rows: numbers of the training rows of each micro-step.
+        data: fingerprint of the training data.
     """
 
     step: int
@@ -47,10 +47,10 @@ class Diagnosis:
         return f"step {self.step}: {what} (stage {self.stage}, {self.layers} layers, depth {depths})"
 
     def write(self, folder: Path) -> Path:
-        """Writes it into `folder`, made if missing, and returns the file.
+        """Writes it into `folder`, which is made if it is missing, and returns the file.
 
         Raises:
-            StorageError: that cannot be written.
+            StorageError: it cannot be written.
         """
         path = folder / f"step_{self.step:08d}.json"
         values = asdict(self) | {"losses": [finite(x) for x in self.losses], "grad_norm": finite(self.grad_norm)}
@@ -61,5 +61,5 @@ class Diagnosis:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where JSON has no word for it."""
+    """The value, or None if it is not finite, for JSON has no such numbers."""
     return value if value is not None and math.isfinite(value) else None

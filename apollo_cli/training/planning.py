@@ -18,13 +18,13 @@ from apollo_cli.models.communication import Kind, state_bytes, step_bytes
 from apollo_cli.models.flops import training_flops
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
-from apollo_cli.training.init_from.learned_map import map_flops as map_flops_of_step
-from apollo_cli.training.init_from.source import SourceModel, find
+from apollo_cli.training.init_from.learned_map import map_flops
+from apollo_cli.training.init_from.source import SourceModel, find_source
 from apollo_cli.training.memory import num_pieces, process_bytes
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
-    """What the model is asked; without a tokenizer only good for counting."""
+    """The task of the model; without a tokenizer it can only count predictions."""
     model = config.model
     if not isinstance(model, BertArgs):
         return NextToken()
@@ -35,31 +35,35 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
     return MaskedTokens(model.mask_fraction, mask, config.data.vocab_size, inside)
 
 
-def make_work(config: Config, device: Device, width: float = 1.0) -> StepCost:
-    """The figures of one micro-step and one step, at this share of the model's width."""
+def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCost:
+    """Cost of a micro-step and a step, at this share of the model's width.
+
+    Raises:
+        ConfigError: a micro-step cannot be divided among the devices.
+    """
     model_config, seq_len, rows = config.model_config.narrowed(width), config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
-    footprint = ActivationMemory(model_config, device.device.type, device.bf16)
+    memory = ActivationMemory(model_config, device.device.type, device.bf16)
     devices, batch = device.shared_by(config.run), config.batch
     kind: Kind = config.distributed.kind if devices > 1 else "ddp"
     if rows % devices:
         raise ConfigError(
             [
-                f"a micro-step of {rows} sequences (batch.micro, or batch.size) cannot be dealt to {devices} "
-                f"devices evenly; for example batch.size={devices * max(1, round(batch.size / devices))}"
+                f"batch.{'size' if batch.micro is None else 'micro'}={rows} is not divisible by {devices} devices; "
+                f"for example batch.size={devices * max(1, round(batch.size / devices))}"
                 f"{'' if batch.micro is None else f' batch.micro={devices * max(1, round(rows / devices))}'}"
             ]
         )
 
     def memory_bytes(layers: int, depth: int) -> int:
         here = rows // devices
-        pieces = num_pieces(footprint, here, seq_len, depth, layers)
-        tensors = footprint.working_bytes(here * seq_len, depth, predictions // devices, pieces)
+        pieces = num_pieces(memory, here, seq_len, depth, layers)
+        tensors = memory.working_bytes(here * seq_len, depth, predictions // devices, pieces)
         tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:
-        passes = batch.accumulation * num_pieces(footprint, rows // devices, seq_len, depth, layers)
+        passes = batch.accumulation * num_pieces(memory, rows // devices, seq_len, depth, layers)
         return step_bytes(kind, model_config, layers, depth, devices, device.bf16, passes)
 
     return StepCost(
@@ -75,15 +79,15 @@ def make_work(config: Config, device: Device, width: float = 1.0) -> StepCost:
 
 
 def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
-    """The plan of `steps`, or of as many as the budget pays for; the same one in all processes of a run.
+    """The plan of `steps`, or of as many as the budget allows; the same one in all processes of a run.
 
     Raises:
-        ConfigError: the budget is too small for the stages, or a micro-step cannot be dealt to the devices.
+        ConfigError: the budget is too small for the stages, or a micro-step cannot be divided among the devices.
     """
-    step_cost = make_work(config, device)
-    narrower = {width: make_work(config, device, width) for width in config.schedule.shares if width != 1}
-    source = find(config)
-    maps = _maps(config, source, {1.0: step_cost, **narrower})
+    step_cost = make_step_cost(config, device)
+    narrower = {width: make_step_cost(config, device, width) for width in config.schedule.shares if width != 1}
+    source = find_source(config)
+    maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
 
     def plan_for(steps: int) -> Plan:
         return Plan(
@@ -114,42 +118,44 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
         longest = max_steps_within(limit, cost, plan_for, min_steps(config.schedule.ends))
-        return plan_for(device.processes.broadcast(longest.steps))  # each has timed it for itself
+        return plan_for(device.processes.broadcast(longest.steps))  # each process has timed it by itself
     except ValueError as error:
         key, value = next((key, value) for key, value in budget if value is not None)
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
-def _maps(config: Config, source: SourceModel | None, works: Mapping[float, StepCost]) -> dict[int, int]:
-    """FLOPs of learning each map, by the stage that it begins.
+def _map_flops_by_stage(
+    config: Config, source: SourceModel | None, costs: Mapping[float, StepCost]
+) -> dict[int, int]:
+    """FLOPs of learning each map, by the index of the stage that it begins.
 
-    Each of its steps is a micro-step of the new model, whose stored layers run once, and the map's own products.
+    A step of a map is a micro-step of the new model, whose stored layers run once, and the map's own products.
     """
     schedule, learning = config.schedule, config.expander.build().learning
     if learning is None:
         return {}
     sizes = list(zip(schedule.layers, schedule.shares, strict=True))
-    shapes = [replace(config.model_config.narrowed(share), layers=layers) for layers, share in sizes]
+    models = [replace(config.model_config.narrowed(share), layers=layers) for layers, share in sizes]
     found = {}
-    for index, ((layers, share), model_config) in enumerate(zip(sizes, shapes, strict=True)):
-        before = shapes[index - 1] if index else source and source.model_config
+    for index, ((layers, share), model_config) in enumerate(zip(sizes, models, strict=True)):
+        before = models[index - 1] if index else source and source.model_config
         if before and (not index or sizes[index - 1] != sizes[index]):
-            step = works[share].flops(layers, 0) + map_flops_of_step(before, model_config, layers)
+            step = costs[share].flops(layers, 0) + map_flops(before, model_config, layers)
             found[index] = learning.steps * step
     return found
 
 
 def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
-    """The expected training seconds of a plan, from steps timed here and now, at each width that it has.
+    """Returns the expected training seconds of a plan, from steps timed now at each of its widths.
 
-    A map is learned on whole micro-batches, by each of several devices alike.
+    Each of several devices learns a map on whole micro-batches.
     """
     task = make_task(config)
     seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
 
-    def of_stage(plan: Plan, part: StagePlan) -> float:
-        of_depth, layers, step_cost = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
-        of_map = part.map_flops / step_cost.flops(layers, 0) * step_cost.devices * of_depth(layers)
-        return of_map + sum(count * of_depth(depth) for depth, count in part.depth_counts.items())
+    def stage_seconds(plan: Plan, part: StagePlan) -> float:
+        at_depth, layers, cost = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
+        map_seconds = part.map_flops / cost.flops(layers, 0) * cost.devices * at_depth(layers)
+        return map_seconds + sum(count * at_depth(depth) for depth, count in part.depth_counts.items())
 
-    return lambda plan: sum(of_stage(plan, part) for part in plan.stages)
+    return lambda plan: sum(stage_seconds(plan, part) for part in plan.stages)

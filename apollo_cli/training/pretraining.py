@@ -1,4 +1,4 @@
-"""A pretraining run: its model, loop, tracking and export."""
+"""A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
 from typing import Any
@@ -26,14 +26,15 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
-from apollo_cli.training.init_from.source import check_tokenizer, find
+from apollo_cli.training.evaluate import evaluate
+from apollo_cli.training.init_from.source import check_tokenizer, find_source
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
-from apollo_cli.training.trainer import Trainer
+from apollo_cli.training.trainer import TrainArgs, Trainer
 
 
 class Pretraining(Session):
@@ -47,11 +48,9 @@ class Pretraining(Session):
 
     @property
     def data(self) -> str:
-        """The fingerprint of the corpus."""
         return self.corpus.content
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
-        """summary.json."""
         return summarize(
             config=self.config,
             plan=self.plan,
@@ -63,17 +62,15 @@ class Pretraining(Session):
         )
 
     def print_summary(self, summary: dict[str, Any]) -> None:
-        """The closing summary on the screen."""
         self.console.show(summary_table(summary))
 
-    def finish(self, loop: Trainer) -> None:
-        """Exports the model."""
-        model = loop.strategy.whole()
+    def finish(self, trainer: Trainer) -> None:
+        model = trainer.strategy.gather_model()
         if self.device.processes.is_main:
             self._export(model)
 
     def tracker(self, state: TrainerState) -> Tracker:
-        """Rows go to metrics.jsonl, the console and, if it is asked for, W&B."""
+        """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
         config = self.config
         if not self.device.processes.is_main:
             return NullTracker()
@@ -87,11 +84,11 @@ class Pretraining(Session):
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
 
-    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
-        """The moving parts, new or as the checkpoint has them.
+    def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
+        """The trainer, new or with the state of the checkpoint.
 
         Raises:
-            CheckpointError: it is of another plan or another model.
+            CheckpointError: the checkpoint is of another plan or another model.
         """
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
@@ -104,36 +101,49 @@ class Pretraining(Session):
                 f"{self.directory}: the checkpoint (step {state.step}, {layers} layers{share}) is of another plan"
             )
         batches = training_batches(config, self.corpus, device.processes)
-        whole = training_batches(config, self.corpus)
-        transfer = WeightTransfer(self.plan, device, whole, state, self.console.say)
-        strategy = self._placed(layers, width, None if checkpoint else transfer)
-        optimizer = build_optimizer(strategy.model, config.optim)
+        undivided = training_batches(config, self.corpus)
+        transfer = WeightTransfer(self.plan, config.model_config, device, undivided, state, self.console.say)
+        strategy = self._make_strategy(layers, width, None if checkpoint else transfer)
+        optimizer = build_optimizer(strategy.language_model(), config.optim)
         if checkpoint:
-            self.restore(checkpoint if strategy.in_shards else checkpoint.read(), strategy, optimizer)
-        task = make_task(config, self.corpus.tokenizer)
-        batch, rows = config.batch, self.corpus.evaluation(config.eval.rows)
+            self.restore(checkpoint, strategy, optimizer)
+        validation = EvaluationBatches(
+            self.corpus.evaluation(config.eval.rows),
+            make_task(config, self.corpus.tokenizer),
+            config.batch.micro_size,
+            device.processes.rank,
+            device.processes.world_size,
+        )
         return Trainer(
-            config=config,
+            args=TrainArgs(
+                optim=config.optim,
+                log_every=config.log.every,
+                eval_every=config.eval.every,
+                checkpoint_every=config.checkpoint.every,
+                on_nonfinite=config.run.on_nonfinite,
+                seconds=config.budget.seconds,
+                moments=config.expander.moments,
+            ),
             plan=self.plan,
             device=device,
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(batches, device.device),
-            validation=EvaluationBatches(
-                rows, task, batch.micro_size, device.processes.rank, device.processes.world_size
-            ),
+            measure=lambda gates: evaluate(strategy.language_model(), validation, device, gates),
             tracker=tracker,
-            checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep, device.processes),
+            checkpoints=Checkpoints(
+                self.directory.checkpoints, config.checkpoint.keep, device.processes, in_shards=strategy.in_shards
+            ),
             refused_steps=self.directory.refused_steps,
             state=state,
             width=width,
             transfer=transfer,
         )
 
-    def _placed(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:
-        """The model on its devices, with the weights that it begins with; None where a checkpoint has them."""
+    def _make_strategy(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:
+        """The model on its devices, with its initial weights, or without if `transfer` is None."""
         config, device = self.config, self.device
-        if device.processes.place and config.distributed.kind == "fsdp":
+        if device.processes.env and config.distributed.kind == "fsdp":
             from apollo_cli.training.distributed.fsdp import FullyShardedDataParallel
 
             strategy = FullyShardedDataParallel(config.model_config.narrowed(width), layers, device)
@@ -144,30 +154,23 @@ class Pretraining(Session):
                 )
             return strategy
         model = self._new_model(layers, width, device.device, transfer)
-        if device.processes.place:
-            return DataParallel(model, device.compiles, self.plan.trains_all)
-        return ParallelStrategy(model, device.compiles)
+        if device.processes.env:
+            return DataParallel(model, device.compile_blocks, self.plan.trains_all)
+        return ParallelStrategy(model, device.compile_blocks)
 
     def _new_model(
         self, layers: int, width: float, device: torch.device, transfer: WeightTransfer | None
     ) -> LanguageModel:
-        """With the weights that it begins with."""
+        """A model, initialized from the source if `transfer` is given and the config has a source."""
         model = build(self.config.model_config.narrowed(width), layers).to(device)
-        if transfer:
-            self._begin_from_source(model, transfer)
+        if transfer and (source := find_source(self.config)):
+            check_tokenizer(source, self.corpus.tokenizer)
+            transfer.init_model(model, load_model(source.folder), 0, before_step=lambda: None)
+            self.console.say(f"begun from {files.shown(source.folder)}")
         return model
 
-    def _begin_from_source(self, model: LanguageModel, transfer: WeightTransfer) -> None:
-        """Gives a new model the weights of the source, if there is one, grown to its size."""
-        source = find(self.config)
-        if source is None:
-            return
-        check_tokenizer(source, self.corpus.tokenizer)
-        transfer.fill(model, load_model(source.folder), 0, before_step=lambda: None)
-        self.console.say(f"begun from {files.shown(source.folder)}")
-
     def _export(self, model: LanguageModel) -> None:
-        """Writes `model/` in transformers' format, whole or not at all."""
+        """Writes `model/` in transformers' format, completely or not at all."""
         kind, tokenizer = self.config.model.kind, self.corpus.tokenizer
         special = special_ids(kind, tokenizer)
         if kind == "bert":
@@ -188,7 +191,7 @@ class Pretraining(Session):
                 files.remove(final)
                 temporary.rename(final)
                 files.sync_folder(self.directory.path)
-        except SafetensorError as error:  # how that library says that the disk is full
+        except SafetensorError as error:  # what the library raises if the disk is full
             raise files.unwritable(final, size, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

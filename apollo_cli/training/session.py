@@ -1,4 +1,4 @@
-"""A run that has its directory: from a checkpoint, or from nothing, to its summary, whatever happens on the way."""
+"""A run in its directory, from a checkpoint or from the start, to its summary, however it ends."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.device import Device, is_out_of_memory
 from apollo_cli.training.distributed.ddp import ParallelStrategy
-from apollo_cli.training.state import Checkpoint, TrainerState, restore_random_state
+from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state
 from apollo_cli.training.trainer import Trainer
 
 
@@ -30,7 +30,7 @@ class Result:
 
 
 class Session(ABC):
-    """The story of a run; what it trains, and on what, is said by a subclass."""
+    """A run from its start to its end; subclasses define what is trained, and on what."""
 
     out_of_memory_hint = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
 
@@ -40,19 +40,19 @@ class Session(ABC):
     @property
     @abstractmethod
     def data(self) -> str:
-        """The fingerprint of what it trains on."""
+        """Fingerprint of the training data."""
 
     @abstractmethod
     def tracker(self, state: TrainerState) -> Tracker:
         """Where rows go."""
 
     @abstractmethod
-    def loop(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
-        """The moving parts, new or as the checkpoint has them."""
+    def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
+        """The trainer, new or with the state of the checkpoint."""
 
     @abstractmethod
-    def finish(self, loop: Trainer) -> None:
-        """What is made of a model that is trained."""
+    def finish(self, trainer: Trainer) -> None:
+        """Writes what is made of the trained model; all processes call it."""
 
     @abstractmethod
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
@@ -60,28 +60,28 @@ class Session(ABC):
 
     @abstractmethod
     def print_summary(self, summary: dict[str, Any]) -> None:
-        """What a person is told at the end."""
+        """Prints the end of the run to the console."""
 
     def run(self, checkpoint: Checkpoint | None) -> Result:
-        """Trains from the checkpoint or from the start, finishes, and writes summary.json whatever happens."""
+        """Trains from the checkpoint or from the start, finishes, and writes summary.json however it ends."""
         if self.device.processes.is_main:
             self.console.log_to(self.directory.log_file)
         state = checkpoint.state if checkpoint else TrainerState(data=self.data, run_id=uuid4().hex[:16])
         state.planned_steps, processes = self.plan.steps, self.device.processes
         if state.devices != processes.world_size and checkpoint:
             self.console.say(
-                f"note: it ran on {state.devices} and goes on with {processes.world_size} devices: the same rows, "
-                "depths and FLOPs, but sums in another order, so that losses differ in their last digits"
+                f"note: the run had {state.devices} devices and continues on {processes.world_size}: the same "
+                "rows, depths and FLOPs, but sums in another order, so that losses differ in their last digits"
             )
         state.devices = processes.world_size
         tracker = self.tracker(state)
         status = "failed"
         try:
-            loop = self.loop(checkpoint, state, tracker)
+            trainer = self.make_trainer(checkpoint, state, tracker)
             self.console.start(self.plan)
             with StopRequest() as stop:
-                loop.run(stop)
-            self.finish(loop)  # by all, for the model may lie on all
+                trainer.run(stop)
+            self.finish(trainer)
             status = "completed"
         except (Interrupted, KeyboardInterrupt, Terminated):
             status = "interrupted"
@@ -93,33 +93,35 @@ class Session(ABC):
                 ) from error
             raise
         finally:
-            with StopRequest():  # what is done is done; only a second signal cuts the closing short
+            with StopRequest():  # only a second signal cuts the closing short
                 self._close(status, state, tracker)
         return Result(self.directory.path, self.plan, state.losses)
 
     def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
-        """Gives model and optimizer, and torch's generators, the state of the checkpoint.
+        """Gives model, optimizer and torch's generators the state of the checkpoint.
 
         Raises:
             CheckpointError: it is of another model.
         """
         try:
-            strategy.restore(checkpoint, optimizer)
-            restore_random_state(checkpoint.rng, self.device.device)
+            strategy.restore(checkpoint.tensors, optimizer)
+            restore_rng_state(checkpoint.rng, self.device.device)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: the checkpoint cannot be read: {error}") from error
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"{self.directory}: the checkpoint is of another model than config.yaml says"
             ) from error
 
     def _close(self, status: str, state: TrainerState, tracker: Tracker) -> None:
-        """The summary, for the directory, for whoever listens and for the screen."""
+        """Writes the summary, closes the tracker, prints the summary."""
         if isinstance(tracker, NullTracker):
             return
         self.console.stop()
         summary = self.summary(status, state)
         try:
             files.write_json(self.directory.summary_file, summary)
-        except OSError as error:  # the disk is full or gone; why the run ended is said by its own message
+        except OSError as error:  # the disk is full or gone; if the run failed, its own message says why
             if status == "completed":
                 raise files.unwritable(self.directory.summary_file, 10_000, error) from error
         finally:

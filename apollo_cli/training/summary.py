@@ -1,4 +1,4 @@
-"""summary.json: how a run ended, on what, with what."""
+"""summary.json: how a run ended, its totals, data, device and versions."""
 
 import platform
 import subprocess
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
 def summarize(
     config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, status: str, state: TrainerState
 ) -> dict[str, Any]:
-    """The summary; `status` is completed, interrupted or failed."""
+    """summary.json; `status` is completed, interrupted or failed."""
     micro_steps = state.step * plan.step_cost.accumulation
     return {
         "status": status,
@@ -54,7 +54,7 @@ def summarize(
 
 
 def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
-    """What the losses are measured on."""
+    """Fingerprint and sizes of the corpus."""
     return {
         "fingerprint": corpus.fingerprint,
         "training_rows": len(corpus.training),
@@ -64,7 +64,7 @@ def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this program, Python, and the libraries that results depend on."""
+    """Versions of this program, Python, and the libraries that results depend on."""
     found = {"apollo-train": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,18 +1,18 @@
 """The training loop: grow, step, log, evaluate, save, in that order."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from apollo_cli import files
-from apollo_cli.config.config import Config
-from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.config.training import OptimArgs
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
 from apollo_cli.growth.plan import Plan
@@ -26,24 +26,36 @@ from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
-from apollo_cli.training.distributed.ddp import ParallelStrategy
-from apollo_cli.training.evaluate import evaluate
+from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.memory import num_pieces, peak_bytes, reset_peak
-from apollo_cli.training.nonfinite import MOST_SKIPS_IN_A_ROW, Diagnosis, finite
-from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name
-from apollo_cli.training.state import Checkpoint, TrainerState, random_state, restore_random_state
+from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
+from apollo_cli.training.optimizer import build_optimizer, learning_rate
+from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """What the training loop reads of a config. Periods are in steps; `seconds` is a budget of training time."""
+
+    optim: OptimArgs
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    on_nonfinite: Literal["stop", "skip"]
+    seconds: float | None = None
+    moments: str = "keep"
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that the device was given; its numbers may not be there yet.
+    """A step that was launched on the device, which may not have computed it yet.
 
     Attributes:
         step: updates before it.
         lr: its learning rate.
         depths: of each micro-step.
-        luck: torch's generators before it, where dropout draws from them.
+        rng: states of torch's generators before it, if dropout uses them.
         losses: (micro-steps,), on the device.
         grad_norm: before clipping, on the device.
     """
@@ -58,48 +70,47 @@ class PendingStep:
 
 @dataclass
 class Trainer:
-    """One run's moving parts. `run` is the whole story; the methods below are its sentences."""
+    """The training loop and its state. Start reading at `run`."""
 
-    config: Config
+    args: TrainArgs
     plan: Plan
     device: Device
     strategy: ParallelStrategy
     optimizer: AdamW
     training: Prefetch
-    validation: EvaluationBatches
+    measure: Callable[[Mapping[int, float]], dict[str, float]]  # from gates to validation losses
     tracker: Tracker
     checkpoints: Checkpoints
-    refused_steps: Path
+    refused_steps: Path  # a folder for diagnoses
     state: TrainerState
     width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
-    transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None where nothing grows
+    transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None if nothing is enlarged
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step
         self.started = perf_counter() - self.state.total_seconds
         self.pending_steps: list[PendingStep] = []
-        self.blocked = torch.zeros((), device=self.device.device)  # 1 from a step that is not finite to `settle`
+        self.blocked = torch.zeros((), device=self.device.device)  # 1 after a step that is not finite, until synced
 
     @property
-    def model(self) -> LanguageModel:
-        """With the layers that are stored now."""
+    def model(self) -> TrainableModel:
         return self.strategy.model
 
     @property
-    def footprint(self) -> ActivationMemory:
-        """Of the model as wide as it is now."""
-        return ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
+    def layers(self) -> int:
+        """Number of layers that are stored now."""
+        return len(self.model.blocks)
 
     def run(self, stop: StopRequest) -> None:
-        """Trains until the plan, or the budget in seconds, is done.
+        """Trains until the plan is done or the budget in seconds is spent.
 
         Raises:
             Interrupted: a signal came; the state is saved.
             TrainingError: a loss or a gradient is not finite; the state before that step is saved.
-            StorageError: a row or a checkpoint cannot be written; the last checkpoint is whole.
+            StorageError: a row or a checkpoint cannot be written; the last checkpoint is undamaged.
         """
-        config, state = self.config, self.state
-        periods = (config.log.every, config.eval.every, config.checkpoint.every)
+        args, state = self.args, self.state
+        periods = (args.log_every, args.eval_every, args.checkpoint_every)
         reset_peak(self.device)
         self.model.train()
         if state.step == 0:
@@ -109,7 +120,7 @@ class Trainer:
                 self.save()
                 self.grow(stop)
             self.step()
-            signum = self.stop_signal(stop)  # looked at once: whatever follows from it is settled before
+            signum = self.stop_signal(stop)  # read once a step, so that all below agree on it
             if (
                 signum
                 or self.is_done()
@@ -117,54 +128,51 @@ class Trainer:
                 or any(state.step % every == 0 for every in periods)
             ):
                 self.sync_pending_steps()
-            if state.step % config.log.every == 0 or self.is_done():
+            if state.step % args.log_every == 0 or self.is_done():
                 self.log()
-            if state.step % config.eval.every == 0 or self.is_done():
+            if state.step % args.eval_every == 0 or self.is_done():
                 self.evaluate()
-            is_due = state.step % config.checkpoint.every == 0
+            is_due = state.step % args.checkpoint_every == 0
             if (is_due and not state.skipped_in_a_row) or self.is_done() or signum:
                 self.save()
             if signum and not self.is_done():
                 raise Interrupted(signum)
 
     def stop_signal(self, stop: StopRequest) -> int:
-        """The signal that came, to whichever process, or 0."""
+        """The signal that any process received, or 0."""
         (signum,) = self.device.processes.max(stop.signum or 0)
         return int(signum)
 
     def is_done(self) -> bool:
-        """Whether the plan is fulfilled or the budget in seconds spent."""
-        seconds = self.config.budget.seconds
-        spent = seconds is not None and self.state.train_seconds >= seconds
-        return spent or self.state.step >= self.plan.steps
+        seconds = self.args.seconds
+        is_spent = seconds is not None and self.state.train_seconds >= seconds
+        return is_spent or self.state.step >= self.plan.steps
 
     def growth_is_due(self) -> bool:
-        """Whether the next step belongs to a stage of more layers, or of a larger width."""
+        """Whether the next step belongs to a stage of more layers or a larger width."""
         stage = self.plan.schedule.at(self.state.step)
-        return (stage.layers, stage.width) != (len(self.model.blocks), self.width)
+        return (stage.layers, stage.width) != (self.layers, self.width)
 
     def grow(self, stop: StopRequest) -> None:
-        """Expands the stored layers to those of the stage that begins, and their width to its own.
-
-        Evaluates on both sides of it.
+        """Grows the model to the layers and the width of the stage that begins; evaluates before and after.
 
         Raises:
-            Interrupted: a signal came while a map was learned; a checkpoint is of just before the growth.
+            Interrupted: a signal came while a map was learned; the last checkpoint is of just before the growth.
         """
         stage = self.plan.stages[self.plan.schedule.index(self.state.step)]
         if stage.growth is None:
-            raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {len(self.model.blocks)}")
-        ends: dict[str, float] = {"growth/from": len(self.model.blocks), "growth/to": stage.stage.layers}
+            raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {self.layers}")
+        ends: dict[str, float] = {"growth/from": self.layers, "growth/to": stage.stage.layers}
         if stage.stage.width != self.width:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
         before = self.evaluate_model()
         self.row(ends | before)
         if stage.stage.width == self.width and self.plan.expander.learning is None:
-            self.strategy.grow(self.optimizer, stage.growth, self.config.expander.moments)
+            self.strategy.grow(self.optimizer, stage.growth, self.args.moments)
         else:
             self.enlarge(stage.stage, stop)
         after = self.evaluate_model()
-        reset_peak(self.device)  # the peak of a row is that of its stage
+        reset_peak(self.device)  # a row has the peak of its own stage
         self.row(ends | after)
         self.state.growths.append(
             {"step": self.state.step, **{key.removeprefix("growth/"): value for key, value in ends.items()}}
@@ -172,112 +180,106 @@ class Trainer:
         )
 
     def enlarge(self, stage: Stage, stop: StopRequest) -> None:
-        """A larger model, filled from the one that is there, with an optimizer afresh."""
-        config, transfer, index = self.config, self.transfer, self.plan.schedule.stages.index(stage)
-        if transfer is None:
-            raise RuntimeError("this loop was given nothing that makes a model larger")
+        """Replaces the model by a larger one, initialized from it, with a new optimizer."""
+        transfer, index = self.transfer, self.plan.schedule.stages.index(stage)
+        assert transfer is not None
 
         def before_step() -> None:
             if signum := self.stop_signal(stop):
                 raise Interrupted(signum)
 
-        def filling(model: LanguageModel, source: LanguageModel) -> None:
-            transfer.fill(model, source, index, before_step)
+        def init_from(model: LanguageModel, source: LanguageModel) -> None:
+            transfer.init_model(model, source, index, before_step)
 
-        self.optimizer.state.clear()  # before there is a larger one
-        self.draw_dropout_of(stage.first_step * self.plan.step_cost.accumulation, broadcast=True)
-        self.strategy.enlarge(config.model_config.narrowed(stage.width), stage.layers, filling)
-        self.optimizer, self.width = build_optimizer(self.model, config.optim), stage.width
+        self.optimizer.state.clear()  # frees its memory before the larger model takes more
+        self.seed_dropout(stage.first_step * self.plan.step_cost.accumulation, same_on_all=True)
+        self.strategy.enlarge(transfer.model_config.narrowed(stage.width), stage.layers, init_from)
+        self.optimizer = build_optimizer(self.strategy.language_model(), self.args.optim)
+        self.width = stage.width
 
     def step(self) -> None:
-        """One update: accumulated micro-steps, each with a depth of its own, clipped, at its learning rate.
+        """One update: accumulated micro-steps, each with its own depth, clipped, at its learning rate.
 
-        Nothing here waits for the device. What the step gave is read by `settle`, on a device that runs ahead
-        when a row, an evaluation or a checkpoint needs it, elsewhere at once.
+        Nothing here waits for the device. `sync_pending_steps` reads the losses: on a device that runs ahead when
+        a row, an evaluation or a checkpoint needs them, elsewhere at once.
         """
         state = self.state
         if not self.pending_steps:
             self.clock = perf_counter()
-        rng = random_state(self.device.device) if self.model.model_config.dropout else None
-        lr = learning_rate(self.config.optim, state.step, self.plan.steps, self.plan.schedule.growth_steps)
+        rng = rng_state(self.device.device) if self.model.model_config.dropout else None
+        lr = learning_rate(self.args.optim, state.step, self.plan.steps, self.plan.schedule.growth_steps)
         depths = self.depths(state.step)
         losses = self.backward(state.step, depths)
         self.pending_steps.append(PendingStep(state.step, lr, depths, rng, losses, self.update(losses, lr)))
         state.step += 1
         state.flops += self.flops(state.step - 1, depths)
-        if not self.device.runs_ahead or self.config.budget.seconds is not None:  # the clock is looked at each time
+        if not self.device.runs_ahead or self.args.seconds is not None:  # `is_done` reads the clock
             self.sync_pending_steps()
         self.tracker.step(self.common_columns() | {"train/depth": depths[-1]})
 
     def depths(self, step: int) -> list[int]:
-        """Of its micro-steps."""
+        """The depth of each micro-step of a step."""
         first = step * self.plan.step_cost.accumulation
         return [self.plan.depth(first + part) for part in range(self.plan.step_cost.accumulation)]
 
     def flops(self, step: int, depths: list[int]) -> int:
-        """Of a step whose micro-steps run these depths."""
+        """FLOPs of a step whose micro-steps run these depths."""
         return sum(self.plan.flops_of(step, depth) for depth in depths)
 
     def tokens(self, step: int) -> int:
-        """Read in all steps before this one."""
+        """Tokens read in all steps before this one."""
         return step * self.plan.step_cost.tokens_per_step
 
     def backward(self, step: int, depths: list[int]) -> Tensor:
-        """Gradients of all micro-steps, summed up; returns the loss of each (micro-steps,)."""
+        """Adds up the gradients of all micro-steps; returns the loss of each, (micro-steps,)."""
         self.optimizer.zero_grad()
         losses = []
         for part, depth in enumerate(depths):
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
-            count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
-            route = self.plan.route(step * len(depths) + part, depth)
-            self.draw_dropout_of(step * len(depths) + part)
+            memory = ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
+            count = num_pieces(memory, rows, seq_len, depth, self.layers)
+            path = self.plan.route(step * len(depths) + part, depth)
+            self.seed_dropout(step * len(depths) + part)
             *first, last = batch.chunks(count)
-            pieces = [
-                self.backward_chunk(backward_chunk, route, count * len(depths), last=False)
-                for backward_chunk in first
-            ]
-            pieces.append(self.backward_chunk(last, route, count * len(depths), last=part + 1 == len(depths)))
-            losses.append(torch.stack(pieces).mean())
+            chunks = [self.backward_chunk(chunk, path, count * len(depths), last=False) for chunk in first]
+            chunks.append(self.backward_chunk(last, path, count * len(depths), last=part + 1 == len(depths)))
+            losses.append(torch.stack(chunks).mean())
         return self.device.processes.mean(torch.stack(losses))
 
-    def draw_dropout_of(self, micro_step: int, *, broadcast: bool = False) -> None:
-        """Several processes have each dropout of their own, or all that of the first one.
+    def seed_dropout(self, micro_step: int, *, same_on_all: bool = False) -> None:
+        """Seeds torch's generator by (seed, micro-step, rank), where several processes would draw the same dropout.
 
-        A function of (seed, micro-step, rank).
+        Args:
+            micro_step: number of it.
+            same_on_all: seeds all processes as rank 0.
         """
         processes = self.device.processes
-        if processes.place and self.model.model_config.dropout:
-            rng = generator(
-                self.plan.seed,
-                Purpose.DROPOUT,
-                micro_step * processes.world_size + (0 if broadcast else processes.rank),
-            )
+        if processes.env and self.model.model_config.dropout:
+            rank = 0 if same_on_all else processes.rank
+            rng = generator(self.plan.seed, Purpose.DROPOUT, micro_step * processes.world_size + rank)
             torch.manual_seed(int(rng.integers(2**63)))
 
-    def loss(self, batch: Batch, route: ForwardPath) -> Tensor:
-        """Of the language model."""
-        return self.strategy.loss(batch, route)
-
-    def backward_chunk(self, batch: Batch, route: ForwardPath, pieces: int, *, last: bool) -> Tensor:
-        """Adds a piece's share of the step's gradient, the last one of the step that of all processes too.
+    def backward_chunk(self, batch: Batch, path: ForwardPath, chunks: int, *, last: bool) -> Tensor:
+        """Adds the gradient of one of `chunks` chunks of a step, the last of which averages over processes.
 
         Returns:
-            Its loss.
+            Its loss, ().
         """
         with self.strategy.no_sync(last):
             with self.device.autocast():
-                loss = self.loss(batch, route)
-            (loss / pieces).backward()
+                loss = self.strategy.loss(batch, path)
+            (loss / chunks).backward()
         return loss.detach()
 
     def update(self, losses: Tensor, lr: float) -> Tensor:
-        """Clipped gradients into weights, unless something is not finite, now or since `settle`; returns the norm.
+        """Clips the gradients and updates the weights; returns the norm before clipping, ().
 
-        The device itself decides: AdamW's fused kernel leaves everything as it is where `blocked` is 1.
+        A step that is not finite, and all steps after it until `sync_pending_steps`, are not applied. The device
+        decides that: AdamW's fused kernel changes nothing where `blocked` is 1.
         """
         norm = self.strategy.grad_norm()
-        if limit := self.config.optim.clip:
+        if limit := self.args.optim.clip:
             clip_grads_with_norm_(self.model.parameters(), limit, norm)
         self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
         self.optimizer.lr = lr
@@ -285,17 +287,17 @@ class Trainer:
         return norm
 
     def sync_pending_steps(self) -> None:
-        """Waits for the device and takes in what the launched steps gave.
+        """Waits for the device and records the pending steps.
 
         Raises:
-            TrainingError: one of them was not finite, and is not to be skipped.
+            TrainingError: one of them was not finite, and on_nonfinite=stop.
         """
         if not self.pending_steps:
             return
         pending_steps, self.pending_steps = self.pending_steps, []
         values = torch.stack([torch.cat([each.losses, each.grad_norm[None]]) for each in pending_steps]).tolist()
         seconds = perf_counter() - self.clock
-        if self.config.budget.seconds is not None:  # all are to see the same end
+        if self.args.seconds is not None:  # all processes stop after the same step
             (seconds,) = self.device.processes.max(seconds)
         self.state.train_seconds += seconds
         for i, (each, (*losses, norm)) in enumerate(zip(pending_steps, values, strict=True)):
@@ -306,7 +308,7 @@ class Trainer:
             self.record_step(losses, norm)
 
     def record_step(self, losses: list[float], norm: float) -> None:
-        """An update that was made."""
+        """Adds an applied step to the next training row."""
         state, loss = self.state, math.fsum(losses)
         state.loss_sum += loss
         state.loss_count += len(losses)
@@ -315,70 +317,71 @@ class Trainer:
         state.skipped_in_a_row = 0
 
     def reject_step(self, pending_steps: list[PendingStep], losses: list[float]) -> None:
-        """Goes back to the first of these steps, keeps that state and a diagnosis; `on_nonfinite=skip` goes on.
+        """Goes back to a step that is not finite, saves the state before it and a diagnosis, stops or skips it.
 
-        The weights are those before it, for the device let no step through from there on.
+        The weights are those before it, for the device has applied no step since.
 
         Args:
-            launched: the step that is refused, and those after it.
-            losses: its micro-steps'.
+            pending_steps: the step, and those after it.
+            losses: of its micro-steps.
 
         Raises:
-            TrainingError: after a checkpoint of the state before the step.
+            TrainingError: on_nonfinite=stop, or too many skipped steps in a row.
         """
         state, refused = self.state, pending_steps[0]
         state.step = refused.step
         state.flops -= sum(self.flops(each.step, each.depths) for each in pending_steps)
         self.blocked.zero_()
         if refused.rng is not None:
-            restore_random_state(refused.rng, self.device.device)
-        self.backward(refused.step, refused.depths)  # once more, for its gradients
+            restore_rng_state(refused.rng, self.device.device)
+        self.backward(refused.step, refused.depths)  # again, for its gradients
         if refused.rng is not None:
-            restore_random_state(refused.rng, self.device.device)
+            restore_rng_state(refused.rng, self.device.device)
         diagnosis = self.diagnosis(refused, losses)
         processes = self.device.processes
         path = processes.broadcast(diagnosis.write(self.refused_steps) if processes.is_main else self.refused_steps)
-        if not state.skipped_in_a_row:  # else the last save has these weights, and older ones are better
+        if (
+            not state.skipped_in_a_row
+        ):  # else the last checkpoint has the same weights, and must not replace older ones
             self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
-        if self.config.run.on_nonfinite == "stop":
+        if self.args.on_nonfinite == "stop":
             raise TrainingError(
-                f"{diagnosis}. The step was not applied; see {files.shown(path)}. In a new run {ways}; this one "
-                "leaves such steps out if on_nonfinite=skip stands beside resume="
+                f"{diagnosis}. The step was not applied; see {files.shown(path)}. In a new run {ways}; to skip "
+                "such steps in this one, resume with on_nonfinite=skip"
             )
-        if state.skipped_in_a_row == MOST_SKIPS_IN_A_ROW:
+        if state.skipped_in_a_row == MAX_SKIPS_IN_A_ROW:
             raise TrainingError(
-                f"{diagnosis}, as in the {MOST_SKIPS_IN_A_ROW} steps before it; in a new run {ways}",
-                resumable=False,
+                f"{diagnosis}, as in the {MAX_SKIPS_IN_A_ROW} steps before it; in a new run {ways}", resumable=False
             )
         state.step += 1
-        state.flops += self.flops(refused.step, refused.depths)  # they were spent
+        state.flops += self.flops(refused.step, refused.depths)  # spent all the same
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
         self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
 
     def diagnosis(self, refused: PendingStep, losses: list[float]) -> Diagnosis:
-        """Of the step whose gradients are there now."""
+        """The diagnosis of the step whose gradients are in the model now."""
         step = refused.step
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        spoiled = self.device.processes.max(
+        nonfinite = self.device.processes.max(
             *(not self.strategy.local(grad).isfinite().all() for grad in gradients.values())
         )
         return Diagnosis(
             step=step,
-            stage=self.plan.schedule.number(step, len(self.model.blocks), self.width),
-            layers=len(self.model.blocks),
+            stage=self.plan.schedule.number(step, self.layers, self.width),
+            layers=self.layers,
             learning_rate=refused.lr,
             depths=refused.depths,
             losses=losses,
             grad_norm=self.grad_norm,
-            parameters=[name for name, is_spoiled in zip(gradients, spoiled, strict=True) if is_spoiled],
+            parameters=[name for name, is_nonfinite in zip(gradients, nonfinite, strict=True) if is_nonfinite],
             rows=[self.training.batches.row_numbers(step, part).tolist() for part in range(len(losses))],
             data=self.state.data,
         )
 
     def log(self) -> None:
-        """A training row: the loss averaged since the last one."""
+        """A training row: the mean loss since the last one."""
         state = self.state
         seconds = state.train_seconds - state.logged_train_seconds
         tokens = self.tokens(state.step) - self.tokens(state.logged_step)
@@ -401,54 +404,49 @@ class Trainer:
         state.logged_step = state.step
 
     def evaluate_model(self) -> dict[str, float]:
-        """The validation losses of the model as it stands: before a growth as the stage that ends has it."""
+        """The validation losses of the model; before a growth with the gates of the stage that ends."""
         step = self.state.step - 1 if self.growth_is_due() else self.state.step
-        return evaluate(self.model, self.validation, self.device, self.plan.gates(step))
+        return self.measure(self.plan.gates(step))
 
     def evaluate(self) -> None:
-        """An evaluation row."""
         self.row(self.evaluate_model())
 
     def save(self) -> None:
-        """A checkpoint, unless this step has one."""
+        """Writes a checkpoint, unless this step has one."""
         if self.saved_step == self.state.step:
             return
-        self.refuse_spoiled_weights()
-        self.common_columns()
+        self.check_weights()
+        self.state.total_seconds = perf_counter() - self.started
         self.state.metrics_bytes = self.tracker.metrics_bytes()
-        optimizer, rng = state_by_name(self.model, self.optimizer), random_state(self.device.device)
         self.checkpoints.save(
             Checkpoint(
-                layers=len(self.model.blocks),
+                layers=self.layers,
                 width=self.width,
-                weights=self.strategy.weights(),
-                optimizer=optimizer,
-                rng=rng,
+                tensors=self.strategy.tensors(self.optimizer),
+                rng=rng_state(self.device.device),
                 state=self.state,
-                in_shards=self.strategy.in_shards,
             )
         )
         self.saved_step = self.state.step
 
-    def refuse_spoiled_weights(self) -> None:
-        """A loss and a gradient may be finite and the update too large all the same.
+    def check_weights(self) -> None:
+        """Refuses to save weights that a too large update made infinite, though loss and gradient were finite.
 
         Raises:
-            TrainingError: a weight is not finite; the checkpoints that are there are older.
+            TrainingError: a weight is not finite.
         """
-        # not finite as soon as one weight is not
-        sums = torch.stack([self.strategy.local(p).sum() for p in self.model.parameters()])
-        (spoiled,) = self.device.processes.max(not sums.isfinite().all())
-        if spoiled:
+        sums = torch.stack([self.strategy.local(p).sum() for p in self.model.parameters()])  # NaN if a weight is
+        (is_nonfinite,) = self.device.processes.max(not sums.isfinite().all())
+        if is_nonfinite:
             raise TrainingError(
                 f"step {self.state.step}: there are weights that are not finite, for an update was too large. "
-                "They are not saved; checkpoints that are there are from before, but the same would come again. In "
-                "a new run a lower optim.lr or a longer optim.warmup may help",
+                "They are not saved, and a resume from an earlier checkpoint would end the same way. In a new run "
+                "a lower optim.lr or a longer optim.warmup may help",
                 resumable=False,
             )
 
     def row(self, values: dict[str, Any]) -> None:
-        """Hands a row to everything that records it; a value that is not finite is null there."""
+        """Records a row; a value that is not finite becomes null."""
         values = {k: finite(v) if isinstance(v, float) else v for k, v in values.items()}
         self.state.losses |= {k: v for k, v in values.items() if k == "train/loss" or k.startswith("eval/")}
         self.tracker.row(self.common_columns() | values)
@@ -464,6 +462,6 @@ class Trainer:
             "flops": state.flops,
             "train_seconds": state.train_seconds,
             "total_seconds": state.total_seconds,
-            "stage": self.plan.schedule.number(state.step, len(self.model.blocks), self.width),
-            "layers": len(self.model.blocks),
+            "stage": self.plan.schedule.number(state.step, self.layers, self.width),
+            "layers": self.layers,
         } | ({"width": self.width} if self.plan.schedule.grows_in_width else {})

@@ -84,7 +84,7 @@ def test_links_to_files_outside_are_refused(place: Path, capfd: pytest.CaptureFi
         assert run(["resume=run"]) == 2, part
         said = capfd.readouterr()
         if part != "config.yaml":  # which is read first
-            assert f"run/{part} is a symbolic link; a run keeps to files and folders of its own" in said.err
+            assert f"run/{part} is a symbolic link; a run directory holds regular files" in said.err
         assert len(said.err.splitlines()) == 1 or part == "config.yaml"
         assert "Traceback" not in said.err
         assert _contents(place / "mine") == before

@@ -92,12 +92,11 @@ class Ending:
 def ending(run_dir: Path) -> Ending:
     newest = Checkpoints(run_dir / "checkpoints", 1).load_newest(print)
     assert newest is not None
-    state = {f"{name}.{key}": t for name, s in newest.optimizer.items() for key, t in s.items()}
     return Ending(
         exported={
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((run_dir / "model").iterdir())
         },
-        weights={name: _hash(t) for name, t in (newest.weights | state | newest.rng).items()},
+        weights={name: _hash(t) for name, t in (dict(newest.tensors) | newest.rng).items()},
         rows=json.dumps(without_clocks(read_rows(run_dir))),
     )
 

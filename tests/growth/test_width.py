@@ -9,7 +9,7 @@ from apollo_cli.growth.width import AXES, Sizes, Space, spaces, widened, widened
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
-from apollo_cli.training.init_from.weights import fill, sizes
+from apollo_cli.training.init_from.weights import init_from_smaller, sizes
 
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 GPT = replace(BERT, kind="gpt")
@@ -28,7 +28,7 @@ def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
 
 def grown(source: LanguageModel, model_config: ModelConfig, layers: int, expander: Expander) -> LanguageModel:
     model = build(model_config, layers).eval()
-    fill(model, source, expander, np.random.default_rng(0))
+    init_from_smaller(model, source, expander, np.random.default_rng(0))
     return model
 
 

@@ -17,19 +17,18 @@ def main(pipe: int, words: list[str]) -> int:
     from apollo_cli.data import corpus
     from apollo_cli.run_directory import RunDirectory
     from apollo_cli.train import run
-    from apollo_cli.training import trainer
+    from apollo_cli.training import pretraining, trainer
     from apollo_cli.training.checkpoint import Checkpoints
-    from apollo_cli.training.pretraining import Pretraining
 
     places: dict[str, tuple[Any, str]] = {
         "claiming": (RunDirectory, "claim"),
         "caching": (corpus, "pack_corpus"),
         "stepping": (trainer.Trainer, "step"),
-        "evaluating": (trainer, "evaluate"),
+        "evaluating": (pretraining, "evaluate"),
         "growing": (trainer.Trainer, "grow"),
         "saving": (Checkpoints, "save"),
-        "exporting": (Pretraining, "_export"),
-        "closing": (Pretraining, "_close"),
+        "exporting": (pretraining.Pretraining, "_export"),
+        "closing": (pretraining.Pretraining, "_close"),
         "loading": (Checkpoints, "load_newest"),
     }
     assert tuple(places) == MOMENTS

@@ -16,15 +16,21 @@ from apollo_cli import files
 from apollo_cli.errors import CheckpointError, StorageError
 from apollo_cli.training import checkpoint as module
 from apollo_cli.training.checkpoint import Checkpoints
-from apollo_cli.training.state import Checkpoint, TrainerState, random_state
+from apollo_cli.training.state import Checkpoint, TrainerState, rng_state
+
+CONTENT = ("model.safetensors", "optimizer.safetensors", "state.pt")
 
 
 def _checkpoint(step: int) -> Checkpoint:
     return Checkpoint(
         layers=2,
-        weights={"w": torch.full((3,), float(step))},
-        optimizer={"w": {"step": torch.tensor(float(step)), "exp_avg": torch.ones(3)}},
-        rng=random_state(torch.device("cpu")),
+        width=1.0,
+        tensors={
+            "w": torch.full((3,), float(step)),
+            "w/step": torch.tensor(float(step)),
+            "w/exp_avg": torch.ones(3),
+        },
+        rng=rng_state(torch.device("cpu")),
         state=TrainerState(step=step, flops=2**70 + step, loss_sum=0.1 + 0.2),
     )
 
@@ -54,12 +60,12 @@ def test_what_was_saved_comes_back_exactly(checkpoints: Checkpoints) -> None:
     assert loaded is not None
     assert loaded.state == saved.state
     assert loaded.layers == 2
-    assert torch.equal(loaded.weights["w"], saved.weights["w"])
-    assert torch.equal(loaded.optimizer["w"]["exp_avg"], torch.ones(3))
+    assert loaded.tensors.keys() == saved.tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in saved.tensors.items())
     assert torch.equal(loaded.rng["cpu"], saved.rng["cpu"])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("name", [*CONTENT, "meta.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
 def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoints: Checkpoints) -> None:
     path = checkpoints.folder / "step_00000100" / name
@@ -115,24 +121,9 @@ def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change(meta)
     for name in meta["sha256"]:
         if (folder / name).parent == folder:
-            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            meta["sha256"][name] = [digest] if meta["format"] >= 4 else digest
+            meta["sha256"][name] = [hashlib.sha256((folder / name).read_bytes()).hexdigest()]
     meta["sha256_of_meta"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def written_by_format(version: int, folder: Path, checkpoint: Checkpoint) -> None:
-    """Makes the checkpoint in `folder` an older one: a checksum a file, before 3 AdamW's state in state.pt."""
-
-    def change(meta: dict[str, Any]) -> None:
-        meta["format"] = version
-        del meta["width"]
-        if version < 3:
-            (folder / "optimizer.safetensors").unlink()
-            torch.save({"optimizer": checkpoint.optimizer, "rng": checkpoint.rng}, folder / "state.pt")
-            del meta["sha256"]["optimizer.safetensors"], meta["progress"]["planned_steps"]
-
-    _forge(folder, change)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +134,8 @@ def written_by_format(version: int, folder: Path, checkpoint: Checkpoint) -> Non
         ("data", 3), ("surprise", 1),
     ],
 )  # fmt: skip
-def test_a_forged_progress_is_refused(key: str, value: Any, checkpoints: Checkpoints) -> None:
-    _forge(checkpoints.folder / "step_00000100", lambda meta: meta["progress"].update({key: value}))
+def test_a_forged_state_is_refused(key: str, value: Any, checkpoints: Checkpoints) -> None:
+    _forge(checkpoints.folder / "step_00000100", lambda meta: meta["state"].update({key: value}))
     said: list[str] = []
     loaded = checkpoints.load_newest(said.append)
     assert "step_00000100 cannot be read" in said[0]
@@ -160,21 +151,6 @@ def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints)
     assert loaded.state.step == 100
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_one_of_an_older_format_is_read(version: int, checkpoints: Checkpoints) -> None:
-    saved = _checkpoint(100)
-    written_by_format(version, checkpoints.folder / "step_00000100", saved)
-    loaded = checkpoints.load_newest(pytest.fail)
-    assert loaded is not None
-    assert loaded.state == saved.state
-    assert torch.equal(loaded.weights["w"], saved.weights["w"])
-    assert loaded.optimizer.keys() == saved.optimizer.keys()
-    assert all(torch.equal(loaded.optimizer["w"][key], value) for key, value in saved.optimizer["w"].items())
-    assert torch.equal(loaded.rng["cpu"], saved.rng["cpu"])
-    checkpoints.save(_checkpoint(101))
-    assert (checkpoints.folder / "step_00000101" / "optimizer.safetensors").exists()
-
-
 @pytest.mark.parametrize("damage", ["swap", "cut", "flip"])
 def test_a_large_file_is_checked_in_pieces(
     damage: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
@@ -184,7 +160,7 @@ def test_a_large_file_is_checked_in_pieces(
     monkeypatch.setattr(module, "_PIECE", size)
     monkeypatch.setattr(module, "_BLOCK", size // 2)
     for step in (199, 200):
-        path = checkpoints.save(replace(_checkpoint(step), weights={"w": torch.arange(4.0 * size)}))
+        path = checkpoints.save(replace(_checkpoint(step), tensors={"w": torch.arange(4.0 * size)}))
     path /= "model.safetensors"
     content = path.read_bytes()
     assert len(json.loads((path.parent / "meta.json").read_text())["sha256"][path.name]) == 17
@@ -272,7 +248,7 @@ def test_everything_is_on_disk_before_it_has_its_name(
 
     def check(path: Path, target: Path) -> None:
         if path == temporary:
-            assert {p.name for p in path.iterdir()} == {*module._CONTENTS, "meta.json"}
+            assert {p.name for p in path.iterdir()} == {*CONTENT, "meta.json"}
             assert {p.stat().st_ino for p in (path, *path.iterdir())} <= synced
         rename(path, target)
 

@@ -40,9 +40,9 @@ def streamed(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer.step
 
-    def stopping(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step == step:
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step == step:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "step", stopping)

@@ -58,7 +58,7 @@ def test_auto_on_a_gpu_is_compiled(config: Callable[..., Config]) -> None:
 def test_blocks_are_compiled_where_the_run_compiles_and_nowhere_else(config: Callable[..., Config]) -> None:
     for compiles in (False, True):
         block = torch.nn.Linear(2, 2)
-        choose(config(f"compile={str(compiles).lower()}").run).compiles([block])
+        choose(config(f"compile={str(compiles).lower()}").run).compile_blocks([block])
         assert (block._compiled_call_impl is not None) == compiles
 
 
@@ -76,8 +76,8 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
 ) -> None:
     original = Trainer.backward
 
-    def backward(loop: Trainer, step: int, depths: list[int]) -> torch.Tensor:
-        return torch.empty(10**15) if step == 5 else original(loop, step, depths)
+    def backward(trainer: Trainer, step: int, depths: list[int]) -> torch.Tensor:
+        return torch.empty(10**15) if step == 5 else original(trainer, step, depths)
 
     monkeypatch.setattr(Trainer, "backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):

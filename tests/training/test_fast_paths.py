@@ -49,7 +49,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that split even a tiny batch."""
     monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device: 4 * 300 * 7)
-    monkeypatch.setattr(memory, "FEWEST_TOKENS", 16)
+    monkeypatch.setattr(memory, "MIN_TOKENS", 16)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -150,13 +150,13 @@ def test_between_rows_nothing_waits_for_the_device(
     original, record_step = Trainer.step, Trainer.sync_pending_steps
     settled: list[int] = []
 
-    def step(loop: Trainer) -> None:
+    def step(trainer: Trainer) -> None:
         with Watch():
-            original(loop)
+            original(trainer)
 
-    def sync_pending_steps(loop: Trainer) -> None:
-        settled.append(loop.state.step)
-        record_step(loop)
+    def sync_pending_steps(trainer: Trainer) -> None:
+        settled.append(trainer.state.step)
+        record_step(trainer)
 
     monkeypatch.setattr(Trainer, "sync_pending_steps", sync_pending_steps)
     monkeypatch.setattr(Trainer, "step", step)

@@ -64,19 +64,19 @@ def test_stopped_and_resumed_a_run_is_the_same(
     assert stopped == straight
 
 
-def refuse_to_wait(loop_class: type[Trainer], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def refuse_to_wait(trainer_class: type[Trainer], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From step `first` on CUDA itself refuses what would wait; returns a list that fills with the steps done."""
-    original, done = loop_class.step, list[int]()
+    original, done = trainer_class.step, list[int]()
 
-    def step(loop: Trainer) -> None:
-        torch.cuda.set_sync_debug_mode("error" if loop.state.step >= first else "default")
+    def step(trainer: Trainer) -> None:
+        torch.cuda.set_sync_debug_mode("error" if trainer.state.step >= first else "default")
         try:
-            original(loop)
+            original(trainer)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        done.append(loop.state.step)
+        done.append(trainer.state.step)
 
-    monkeypatch.setattr(loop_class, "step", step)
+    monkeypatch.setattr(trainer_class, "step", step)
     return done
 
 

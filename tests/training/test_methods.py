@@ -45,9 +45,9 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
     original = Trainer.step
 
-    def stopping(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step in (6, 7):  # where a stage ends, and within what enters slowly
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step in (6, 7):  # where a stage ends, and within what enters slowly
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:

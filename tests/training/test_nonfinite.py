@@ -16,7 +16,7 @@ from apollo_cli.errors import TrainingError
 from apollo_cli.training import planning
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
-from apollo_cli.training.nonfinite import MOST_SKIPS_IN_A_ROW
+from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.state import Checkpoint
 from apollo_cli.training.trainer import Trainer
@@ -27,13 +27,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -
     """At these steps (as counted before the step), one number of the loss or of a gradient is not finite."""
     original = Trainer.backward
 
-    def backward(loop: Trainer, step: int, depths: list[int]) -> Tensor:
-        losses = original(loop, step, depths)
+    def backward(trainer: Trainer, step: int, depths: list[int]) -> Tensor:
+        losses = original(trainer, step, depths)
         if step in steps:
             if what == "loss":
                 losses[1] = math.nan
             else:
-                gradient = loop.model.blocks[0].get_parameter("qkv.weight").grad
+                gradient = trainer.model.blocks[0].get_parameter("qkv.weight").grad
                 assert isinstance(gradient, Tensor)
                 gradient[3, 2] = -math.inf if what == "-inf" else math.nan
         return losses
@@ -59,7 +59,7 @@ def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
             train(config(*words), tmp_path / "run")
     if step:
         assert _newest(tmp_path / "run").state.step == step
-        assert all(t.isfinite().all() for t in _newest(tmp_path / "run").weights.values())
+        assert all(t.isfinite().all() for t in _newest(tmp_path / "run").tensors.values())
     found = json.loads((tmp_path / "run" / "refused_steps" / f"step_{step:08d}.json").read_text())
     assert (found["step"], len(found["depths"]), len(found["rows"])) == (step, 2, 2)
     assert [len(rows) for rows in found["rows"]] == [2, 2]
@@ -80,14 +80,14 @@ def test_the_rows_of_a_diagnosis_are_those_of_the_step(
     seen: dict[int, list[Any]] = {}
     original = Trainer.backward
 
-    def backward(loop: Trainer, step: int, depths: list[int]) -> Tensor:
-        batches = loop.training.batches
+    def backward(trainer: Trainer, step: int, depths: list[int]) -> Tensor:
+        batches = trainer.training.batches
         assert isinstance(batches, TrainingBatches)
         seen[step] = [
-            (batches.rows[batches.row_numbers(step, part)], loop.training.micro_batch(step, part).targets)
+            (batches.rows[batches.row_numbers(step, part)], trainer.training.micro_batch(step, part).targets)
             for part in (0, 1)
         ]
-        return original(loop, step, depths)
+        return original(trainer, step, depths)
 
     monkeypatch.setattr(Trainer, "backward", backward)
     train(config("model=gpt"), tmp_path)
@@ -106,11 +106,11 @@ def test_skip_goes_on_without_the_step_and_counts_it(
     weights: dict[int, list[Tensor]] = {}
     original = Trainer.step
 
-    def step(loop: Trainer) -> None:
-        before = [p.detach().clone() for p in loop.model.parameters()]
-        number = loop.state.step
-        original(loop)
-        after = list(loop.model.parameters())
+    def step(trainer: Trainer) -> None:
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        number = trainer.state.step
+        original(trainer)
+        after = list(trainer.model.parameters())
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         assert same == (number in (4, 6))
         weights[number] = before
@@ -133,9 +133,9 @@ def test_skip_does_not_skip_for_ever(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, range(1, 99), "loss")
-    with pytest.raises(TrainingError, match=f"as in the {MOST_SKIPS_IN_A_ROW} steps before it"):
+    with pytest.raises(TrainingError, match=f"as in the {MAX_SKIPS_IN_A_ROW} steps before it"):
         train(config("on_nonfinite=skip"), tmp_path)
-    assert len(list((tmp_path / "refused_steps").iterdir())) == MOST_SKIPS_IN_A_ROW + 1
+    assert len(list((tmp_path / "refused_steps").iterdir())) == MAX_SKIPS_IN_A_ROW + 1
 
 
 def test_a_stopped_run_goes_on_with_skip(
@@ -223,9 +223,9 @@ def test_a_budget_in_seconds_looks_at_the_clock_after_each_step(
     settled: list[int] = []
     original = Trainer.sync_pending_steps
 
-    def sync_pending_steps(loop: Trainer) -> None:
-        settled.append(loop.state.step)
-        original(loop)
+    def sync_pending_steps(trainer: Trainer) -> None:
+        settled.append(trainer.state.step)
+        original(trainer)
 
     monkeypatch.setattr(Trainer, "sync_pending_steps", sync_pending_steps)
     monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.01)

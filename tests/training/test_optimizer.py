@@ -152,7 +152,8 @@ def test_state_travels_by_name(config: Callable[..., Config]) -> None:
 
     update(0)
     models[1].load_state_dict(models[0].state_dict())
-    restore_state(models[1], optimizers[1], deepcopy(state_by_name(models[0], optimizers[0])))
+    state = deepcopy(state_by_name(models[0].named_parameters(), optimizers[0]))
+    restore_state(models[1].named_parameters(), optimizers[1], state)
     update(0)
     update(1)
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -178,7 +179,8 @@ def test_the_state_of_another_optimizer_is_refused(
     parameter = model.get_parameter("embedding_norm.weight")
     assert parameter.shape == (16,)
     whole = {"step": torch.zeros(()), "exp_avg": torch.zeros(16), "exp_avg_sq": torch.zeros(16)}
-    restore_state(model, optimizer, {"embedding_norm.weight": dict(whole)})
-    changed = {key: value for key, value in (whole | part).items() if value is not None}
+    name = "embedding_norm.weight"
+    restore_state(model.named_parameters(), optimizer, {f"{name}/{key}": value for key, value in whole.items()})
+    changed = {f"{name}/{key}": value for key, value in (whole | part).items() if value is not None}
     with pytest.raises(ValueError, match=r"state of embedding_norm\.weight"):
-        restore_state(model, optimizer, {"embedding_norm.weight": changed})
+        restore_state(model.named_parameters(), optimizer, changed)

@@ -14,12 +14,10 @@ from apollo_cli.config.config import Config
 from apollo_cli.errors import CheckpointError
 from apollo_cli.signals import Interrupted
 from apollo_cli.training import planning
-from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import choose
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
 from tests.conftest import STEPS, read_rows, without_clocks
-from tests.training.test_checkpoint import written_by_format
 
 KINDS = ("bert", "gpt")
 
@@ -41,9 +39,9 @@ def straight(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
 def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer.step
 
-    def stopping(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step == step:
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step == step:
             how()
 
     monkeypatch.setattr(Trainer, "step", stopping)
@@ -214,36 +212,6 @@ def test_a_plan_that_is_lost_is_made_again_with_the_length_in_the_checkpoint(
     timed(900)
     interrupt(lambda: resume(tmp_path), 6, monkeypatch)
     assert (tmp_path / "plan.json").read_text() == plan
-
-
-def test_a_plan_that_nothing_else_knows_the_length_of_is_asked_for(
-    timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An older format had no length in the checkpoint."""
-    interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)
-    plan = (tmp_path / "plan.json").read_text()
-    newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
-    assert newest is not None
-    written_by_format(2, tmp_path / "checkpoints" / "step_00000004", newest)
-    (tmp_path / "plan.json").unlink()
-    with pytest.raises(CheckpointError, match=r"plan\.json.*restore the file from a copy"):
-        resume(tmp_path)
-    (tmp_path / "plan.json").write_text(plan)
-    interrupt(lambda: resume(tmp_path), 6, monkeypatch)
-    (tmp_path / "plan.json").unlink()
-    interrupt(lambda: resume(tmp_path), 8, monkeypatch)  # by now the length is in the checkpoint
-    assert (tmp_path / "plan.json").read_text() == plan
-
-
-def test_a_checkpoint_of_an_older_format_is_gone_on_with(
-    straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
-    newest = Checkpoints(tmp_path / "checkpoints", 1).load_newest(print)
-    assert newest is not None
-    written_by_format(2, tmp_path / "checkpoints" / "step_00000010", newest)
-    resume(tmp_path)
-    _assert_same(tmp_path, straight["bert"])
 
 
 def _raise(error: BaseException) -> None:

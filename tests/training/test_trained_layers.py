@@ -74,23 +74,23 @@ def watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[Step]:
     seen: list[Step] = []
     original = Trainer.step
 
-    def step(loop: Trainer) -> None:
-        stage = loop.plan.schedule.index(loop.state.step)
+    def step(trainer: Trainer) -> None:
+        stage = trainer.plan.schedule.index(trainer.state.step)
         if sum(each.stage == stage for each in seen) == number:
-            original(loop)
+            original(trainer)
             return
-        before = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
         ran: list[int] = []
         hooks = [
             block.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
-            for i, block in enumerate(loop.model.blocks)
+            for i, block in enumerate(trainer.model.blocks)
         ]
-        original(loop)
+        original(trainer)
         for hook in hooks:
             hook.remove()
-        moved = {name for name, p in loop.model.named_parameters() if not torch.equal(before[name], p)}
+        moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(before[name], p)}
         seen.append(Step(stage, tuple(ran), frozenset(moved), frozenset(before)))
-        if [each.stage for each in seen[-number:]] == [len(loop.plan.stages) - 1] * number:
+        if [each.stage for each in seen[-number:]] == [len(trainer.plan.stages) - 1] * number:
             raise Enough
 
     monkeypatch.setattr(Trainer, "step", step)

@@ -1,8 +1,10 @@
-"""How the model of a run lies on its devices: whole, or a copy on each; in `shards`, a part on each."""
+"""How a model is distributed over the devices of a run: whole on one, or replicated; `fsdp` shards it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
@@ -13,104 +15,121 @@ from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
-from apollo_cli.training.init_from.weights import Filling, enlarged
-from apollo_cli.training.optimizer import restore_state
-from apollo_cli.training.state import Checkpoint
+from apollo_cli.training.init_from.weights import InitFrom, enlarged
+from apollo_cli.training.optimizer import restore_state, state_by_name
 
-Compiles = Callable[[Iterable[nn.Module]], None]
+CompileBlocks = Callable[[Iterable[nn.Module]], None]
+
+
+class TrainableModel(Protocol):
+    """What the training loop asks of a model; language models and classifiers have it."""
+
+    @property
+    def model_config(self) -> ModelConfig: ...
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def loss(self, batch: Batch, layer_map: Sequence[int], frozen: int, gates: Mapping[int, float]) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 class ParallelStrategy:
-    """Whole, on one device.
+    """The whole model on one device.
 
     Args:
         model: on its device.
-        compiles: has new layers of it compiled, where the run compiles.
+        compile_blocks: compiles new layers, if the run compiles.
     """
 
-    in_shards = False  # whether no process has all of it
+    in_shards = False  # whether each process has only a part of the model
 
-    def __init__(self, model: LanguageModel, compiles: Compiles) -> None:
-        self.model, self.compiles = model, compiles
-        compiles(model.blocks)
+    def __init__(self, model: TrainableModel, compile_blocks: CompileBlocks) -> None:
+        self.model, self.compile_blocks = model, compile_blocks
+        compile_blocks(model.blocks)
 
-    def loss(self, batch: Batch, route: ForwardPath) -> Tensor:
-        """Of the rows of this process."""
-        return self.model.loss(batch, *route)
+    def loss(self, batch: Batch, path: ForwardPath) -> Tensor:
+        """The loss on the rows of this process."""
+        return self.model.loss(batch, *path)
 
     @contextmanager
     def no_sync(self, last: bool) -> Iterator[None]:
-        """Around a forward and backward pass; the gradients of all processes meet in the last one of a step."""
+        """Around a forward and backward pass; only the last one of a step averages gradients over processes."""
         yield
 
+    def language_model(self) -> LanguageModel:
+        """The model; only a language model grows and is exported."""
+        assert isinstance(self.model, LanguageModel)
+        return self.model
+
     def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
-        """Expands the layers, as the plan has it."""
-        grown = nn.ModuleList(self.model.new_block() for _ in growth.matrix)
-        self.compiles(grown)
-        grow(self.model.blocks, grown, optimizer, growth, moments)
-        self.model.blocks = grown
+        """Expands the layers, with their optimizer state."""
+        model = self.language_model()
+        grown = nn.ModuleList(model.new_block() for _ in growth.matrix)
+        self.compile_blocks(grown)
+        grow(model.blocks, grown, optimizer, growth, moments)
+        model.blocks = grown
 
-    def enlarge(self, model_config: ModelConfig, layers: int, filling: Filling) -> None:
-        """Puts a model of this shape and depth in place of the smaller one, filled from it.
-
-        It wants a new optimizer.
-        """
-        self.model = enlarged(self.model, model_config, layers, filling)
-        self.compiles(self.model.blocks)
+    def enlarge(self, model_config: ModelConfig, layers: int, init_from: InitFrom) -> None:
+        """Replaces the model by a larger one of these sizes, initialized from it; it needs a new optimizer."""
+        self.model = enlarged(self.language_model(), model_config, layers, init_from)
+        self.compile_blocks(self.model.blocks)
 
     def grad_norm(self) -> Tensor:
-        """Of all gradients together, on the device."""
+        """(), the norm of all gradients together, on the device."""
         return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def weights(self) -> dict[str, Tensor]:
-        """As a checkpoint takes them: on the CPU, or in shards."""
-        return {name: t.detach().cpu() for name, t in self.model.state_dict().items()}
+    def tensors(self, optimizer: AdamW) -> dict[str, Tensor]:
+        """Weights and optimizer state for a checkpoint: what this process has of them."""
+        weights = {name: self.local(t.detach()).cpu() for name, t in self.model.state_dict().items()}
+        moments = state_by_name(self.model.named_parameters(), optimizer)
+        return weights | {name: self.local(t).contiguous() for name, t in moments.items()}
 
     def local(self, tensor: Tensor) -> Tensor:
-        """What this process has of a weight or a gradient."""
+        """What this process has of a weight, a gradient or a moment."""
         return tensor
 
-    def restore(self, checkpoint: Checkpoint, optimizer: AdamW) -> None:
-        """Gives weights and moments the state of a checkpoint.
+    def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
+        """Gives weights and optimizer the state of a checkpoint.
 
         Raises:
-            RuntimeError, ValueError: it is of another model.
+            RuntimeError, ValueError: the checkpoint is of another model.
         """
-        self.model.load_state_dict(checkpoint.weights)
-        restore_state(self.model, optimizer, checkpoint.optimizer)
+        self.model.load_state_dict({name: tensors[name] for name in tensors if "/" not in name})
+        restore_state(self.model.named_parameters(), optimizer, tensors)
 
-    def whole(self) -> LanguageModel:
-        """The model as the first process exports it."""
-        return self.model
+    def gather_model(self) -> LanguageModel:
+        """The whole model, to be exported by rank 0."""
+        return self.language_model()
 
 
 class DataParallel(ParallelStrategy):
-    """A copy on every device; DDP averages the gradients during the backward pass (Li 2020, arXiv 2006.15704).
+    """A replica on every device; DDP averages gradients during the backward pass (Li 2020, arXiv 2006.15704).
 
     Args:
         model: on the device of this process.
-        compiles: has new layers of it compiled, where the run compiles.
-        trains_all: whether every step reaches every parameter; else DDP has to look which ones.
+        compile_blocks: compiles new layers, if the run compiles.
+        trains_all: whether every step reaches every parameter; else DDP searches for those it does not reach.
     """
 
-    def __init__(self, model: LanguageModel, compiles: Compiles, trains_all: bool) -> None:
-        super().__init__(model, compiles)
+    def __init__(self, model: LanguageModel, compile_blocks: CompileBlocks, trains_all: bool) -> None:
+        super().__init__(model, compile_blocks)
         self.trains_all = trains_all
-        self._renew()
+        self._wrap()
 
-    def _renew(self) -> None:
-        """Buckets for the gradients of the layers that are there now."""
+    def _wrap(self) -> None:
+        """Makes gradient buckets for the layers that the model has now."""
         self.replica = DistributedDataParallel(
-            self.model, find_unused_parameters=not self.trains_all, gradient_as_bucket_view=True
+            self.language_model(), find_unused_parameters=not self.trains_all, gradient_as_bucket_view=True
         )
 
-    def loss(self, batch: Batch, route: ForwardPath) -> Tensor:
-        """Of the rows of this process."""
-        return self.replica(batch, *route)
+    def loss(self, batch: Batch, path: ForwardPath) -> Tensor:
+        return self.replica(batch, *path)
 
     @contextmanager
     def no_sync(self, last: bool) -> Iterator[None]:
-        """Else the gradients stay here and add up."""
         if last:
             yield
         else:
@@ -118,13 +137,17 @@ class DataParallel(ParallelStrategy):
                 yield
 
     def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
-        """Expands the layers of every copy, all in the same way."""
-        del self.replica  # and its buckets, before there are more
+        del self.replica  # frees its buckets before the model takes more memory
         super().grow(optimizer, growth, moments)
-        self._renew()
+        self._wrap()
 
-    def enlarge(self, model_config: ModelConfig, layers: int, filling: Filling) -> None:
-        """Enlarges every copy, all in the same way."""
+    def enlarge(self, model_config: ModelConfig, layers: int, init_from: InitFrom) -> None:
         del self.replica
-        super().enlarge(model_config, layers, filling)
-        self._renew()
+        super().enlarge(model_config, layers, init_from)
+        self._wrap()
+
+    def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
+        """Rank 0 reads the checkpoint, which may be on its machine alone."""
+        box = [dict(tensors) if dist.get_rank() == 0 else {}]
+        dist.broadcast_object_list(box, src=0)
+        super().restore(box[0], optimizer)

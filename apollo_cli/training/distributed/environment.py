@@ -1,4 +1,4 @@
-"""Where a process stands among those of its run; torch is not needed to know."""
+"""The rank of a process among those of its run, from the environment; needs no torch."""
 
 import os
 import re
@@ -15,15 +15,15 @@ _FIRST_PORT, _PORTS = 20_000, 20_000  # one for each of Slurm's jobs
 
 @dataclass(frozen=True)
 class ProcessEnv:
-    """A process of several, as torchrun or Slurm's srun has it in the environment.
+    """One of several processes, as torchrun or Slurm's srun describes it in the environment.
 
     Attributes:
-        rank: from 0.
-        size: how many there are.
-        local: number among those of its machine.
-        host: where the first one listens.
-        port: on which it does.
-        restarts: how often all of them were started again.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        local_rank: number among the processes of this machine.
+        host: address where rank 0 listens.
+        port: port where rank 0 listens.
+        restarts: how often all processes were started again.
     """
 
     rank: int
@@ -34,41 +34,41 @@ class ProcessEnv:
     restarts: int = 0
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "ProcessEnv | None":
-        """The place that these variables say; None for a process on its own.
+    def from_environ(cls, environ: Mapping[str, str]) -> "ProcessEnv | None":
+        """What these variables say; None for a process on its own.
 
         Raises:
-            ConfigError: one of them is missing.
+            ConfigError: a variable is missing or not a number.
         """
-        if environment.get("WORLD_SIZE", "1") != "1":
+        if environ.get("WORLD_SIZE", "1") != "1":
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-            host = environment.get("MASTER_ADDR", "localhost")
-        elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            host = environ.get("MASTER_ADDR", "localhost")
+        elif environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
             names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-            host = first_host(environment.get("SLURM_STEP_NODELIST", "localhost"))
+            host = first_host(environ.get("SLURM_STEP_NODELIST", "localhost"))
         else:
             return None
-        values = {name: environment.get(name, "") for name in names}
+        values = {name: environ.get(name, "") for name in names}
         values[names[-1]] = values[names[-1]] or "0"
         if wrong := [f"{name}={value!r}" for name, value in values.items() if not value.isdecimal()]:
             raise ConfigError(
                 [
-                    f"one of several processes, and of its environment {', '.join(wrong)} is no number; start them "
+                    f"environment: {', '.join(wrong)}: should be a number in each of several processes; start them "
                     "with torchrun, srun or devices=N"
                 ]
             )
         rank, size, local, port, restarts = map(int, values.values())
-        if names[3] == "SLURM_JOB_ID":  # jobs beside each other on a machine need ports of their own
+        if names[3] == "SLURM_JOB_ID":  # jobs on one machine need different ports
             port = _FIRST_PORT + port % _PORTS
         return cls(rank, size, local, host, port, restarts)
 
 
 def launcher_start_time() -> datetime:
-    """When whoever launched this process was started; that is the same after a restart by torchrun."""
+    """When the parent process, the launcher, was started; a restart by torchrun does not change it."""
     return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time())
 
 
 def first_host(nodes: str) -> str:
-    """Of a list as Slurm writes it: gpu03 of `gpu[03-05,9],login1`."""
+    """The first host of a list as Slurm writes it: gpu03 of `gpu[03-05,9],login1`."""
     found = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\]([^\[,]*))?", nodes)
     return "".join(part or "" for part in found.groups()) if found else nodes

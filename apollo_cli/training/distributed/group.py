@@ -1,4 +1,4 @@
-"""The processes of one run, a device each, and what they tell each other, which goes through torch.distributed."""
+"""The processes of one run, one device each, and their collective operations through torch.distributed."""
 
 import math
 import os
@@ -20,55 +20,52 @@ from apollo_cli.training.distributed.environment import ProcessEnv
 
 T = TypeVar("T")
 
-_MEETING = timedelta(minutes=10)  # until all are started
-_PATIENCE = 3.0  # seconds in which the first may say the same
-_LAST_WORDS = "last words"
+_START_TIMEOUT = timedelta(minutes=10)  # until all processes are started
+_ERROR_TIMEOUT = 3.0  # seconds in which rank 0 may report the same error
+_ERROR_KEY = "error of rank 0"
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run, and which of them this one is; what they compute together, all of them ask for.
+    """The processes of a run. Its collective methods must be called by every process.
 
     Attributes:
-        place: of this one; None where it is alone.
-        store: what all can read and write, with or without a group.
+        env: rank of this process; None if it is the only one.
+        store: key-value store of all processes, which needs no initialized group.
     """
 
-    place: ProcessEnv | None = None
+    env: ProcessEnv | None = None
     store: Any = field(default=None, repr=False, compare=False)
 
     @property
     def rank(self) -> int:
-        """From 0."""
-        return self.place.rank if self.place else 0
+        return self.env.rank if self.env else 0
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
-        return self.place.world_size if self.place else 1
+        return self.env.world_size if self.env else 1
 
     @property
     def local_rank(self) -> int:
-        """Number among those of this machine."""
-        return self.place.local_rank if self.place else 0
+        return self.env.local_rank if self.env else 0
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @contextmanager
-    def group(self, timeout: float, device: torch.device) -> Iterator[None]:
-        """While entered, they can compute together.
+    def initialized(self, timeout: float, device: torch.device) -> Iterator[None]:
+        """Initializes torch's process group while entered.
 
         Args:
-            timeout: seconds that one may keep the others waiting.
+            timeout: seconds that a process may take to answer.
             device: of this process.
 
         Raises:
-            PeerError: another one is gone, or hangs.
+            PeerError: another process ended or does not answer.
         """
-        if not self.place:
+        if not self.env:
             yield
             return
         dist.init_process_group(
@@ -83,90 +80,100 @@ class ProcessGroup:
         except RuntimeError as error:  # torch has no class of its own for it
             if "imed out" in str(error):
                 raise PeerError(
-                    f"another process has not answered for {timeout:g} s (distributed.timeout): it hangs, or is "
-                    "much slower"
+                    f"distributed.timeout={timeout:g}: another process has not answered for {timeout:g} s; it "
+                    "hangs, or is much slower"
                 ) from error
             if isinstance(error, dist.DistError) or "gloo" in str(error):
-                raise PeerError("another process of this run is gone") from error
+                raise PeerError("another process of this run ended") from error
             raise
-        dist.destroy_process_group()  # in good order only after a good end: else others may be in the midst of it
+        dist.destroy_process_group()  # not after an error, for other processes may be inside an operation
 
     def mean(self, values: Tensor) -> Tensor:
-        """Over all of them, in place."""
-        if self.place:
+        """The mean over all processes, in place."""
+        if self.env:
             dist.all_reduce(values)
             values /= self.world_size
         return values
 
-    def total(self, *values: float) -> list[float]:
-        """The sum of each, in double precision."""
-        return self._reduced(values, dist.ReduceOp.SUM)
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all processes, in double precision."""
+        return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, *values: float) -> list[float]:
-        """The highest of each."""
-        return self._reduced(values, dist.ReduceOp.MAX)
+        """The maximum of each value over all processes."""
+        return self._reduce(values, dist.ReduceOp.MAX)
 
-    def _reduced(self, values: tuple[float, ...], by: Any) -> list[float]:
-        if not self.place:
+    def _reduce(self, values: tuple[float, ...], operation: Any) -> list[float]:
+        if not self.env:
             return list(values)
         reduced = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(reduced, by)
+        dist.all_reduce(reduced, operation)
         return reduced.tolist()
 
     def broadcast(self, value: T) -> T:
-        """What the first one has."""
+        """The value of rank 0."""
         box = [value if self.is_main else None]
-        if self.place:
+        if self.env:
             dist.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[return-value]
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        values = [value] * self.world_size
+        if self.env:
+            dist.all_gather_object(values, value)
+        return values
+
     @contextmanager
-    def local_rank_zero_first(self, what: str) -> Iterator[None]:
-        """Entered by one process of each machine, and by its others once that one is through."""
-        if not self.place:
+    def local_rank_zero_first(self, name: str) -> Iterator[None]:
+        """Lets one process of each machine through first, and the others of the machine when it has left."""
+        if not self.env:
             yield
             return
-        key = f"{what} {self.rank - self.local_rank}"
+        key = f"{name} {self.rank - self.local_rank}"
         if self.local_rank:
             self._wait_for(key)
         yield
         self.store.set(key, "done")
 
     def broadcast_via_store(self, key: str, value: Callable[[], str]) -> str:
-        """The first one's value; no group is needed."""
-        if not self.place:
+        """The value of rank 0; needs no initialized group."""
+        if not self.env:
             return value()
         if self.is_main:
             self.store.set(key, value())
-        self._wait_for(key, _MEETING.total_seconds())
+        self._wait_for(key, _START_TIMEOUT.total_seconds())
         return self.store.get(key).decode()
 
     def _wait_for(self, key: str, seconds: float = math.inf) -> None:
-        """Until somebody has set it; the store's own wait would not hear a signal.
+        """Waits until another process has set the key; signals do not interrupt the store's own wait.
 
         Raises:
-            PeerError: the first one ended instead, or let so many seconds pass.
+            PeerError: rank 0 ended, or the time is over.
         """
         began = monotonic()
         while not self.store.check([key]):
             if monotonic() - began > seconds:
-                raise PeerError(f"the first process of this run has not answered for {seconds:g} s")
-            if self.store.check([_LAST_WORDS]):
-                raise PeerError("the first process of this run has ended")
+                raise PeerError(f"rank 0 of this run has not answered for {seconds:g} s")
+            if self.store.check([_ERROR_KEY]):
+                raise PeerError("rank 0 of this run ended")
             sleep(0.05)
 
-    def speaks(self, message: str, error: Exception) -> bool:
-        """Whether this process is to say why it ends: not what the first one has said, or what comes from that."""
-        if not self.place:
+    def should_report(self, message: str, error: Exception) -> bool:
+        """Whether this process prints the error that ends it.
+
+        Rank 0 always does; another rank does not print the same message, nor what follows from the end of rank 0.
+        """
+        if not self.env:
             return True
-        with suppress(RuntimeError):  # the store may be gone with the first one
+        with suppress(RuntimeError):  # the store may have ended with rank 0
             if self.is_main:
-                self.store.set(_LAST_WORDS, message)
+                self.store.set(_ERROR_KEY, message)
                 return True
             began = monotonic()
-            while monotonic() - began < _PATIENCE:
-                if self.store.check([_LAST_WORDS]):
-                    return self.store.get(_LAST_WORDS).decode() != message and not isinstance(
+            while monotonic() - began < _ERROR_TIMEOUT:
+                if self.store.check([_ERROR_KEY]):
+                    return self.store.get(_ERROR_KEY).decode() != message and not isinstance(
                         error, PeerError | Interrupted
                     )
                 sleep(0.05)
@@ -177,30 +184,32 @@ ALONE = ProcessGroup()
 
 
 @cache
-def join() -> ProcessGroup:
-    """Meets the other processes of this run, if there are any.
+def connect() -> ProcessGroup:
+    """Connects to the other processes of this run, if there are any.
 
     Raises:
-        ConfigError: they did not come, or the environment does not say where.
+        ConfigError: they did not start, or the environment does not name them.
     """
-    place = ProcessEnv.of(os.environ)
-    if place is None:
+    env = ProcessEnv.from_environ(os.environ)
+    if env is None:
         return ALONE
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun listens itself
+    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's
     try:
-        store = dist.TCPStore(place.host, place.port, place.world_size, place.rank == 0 and not of_agent, _MEETING)
+        store = dist.TCPStore(
+            env.host, env.port, env.world_size, env.rank == 0 and not agent_listens, _START_TIMEOUT
+        )
     except (RuntimeError, dist.DistError) as error:
         raise ConfigError(
             [
-                f"process {place.rank} of {place.world_size} did not meet the others at {place.host}:{place.port}: "
+                f"process {env.rank} of {env.world_size} could not connect to the others at {env.host}:{env.port}: "
                 f"{str(error).splitlines()[0]}"
             ]
         ) from error
-    start = store.add(f"start of {place.rank}", 1)  # torchrun's agents count restarts each for itself
-    place = replace(place, restarts=max(place.restarts, start - 1))
-    return ProcessGroup(place, dist.PrefixStore(f"apollo {start}", store))
+    start = store.add(f"start of {env.rank}", 1)  # each of torchrun's agents counts restarts by itself
+    env = replace(env, restarts=max(env.restarts, start - 1))
+    return ProcessGroup(env, dist.PrefixStore(f"apollo {start}", store))
 
 
-def joined() -> ProcessGroup:
-    """Those that this process has met; itself alone before."""
-    return join() if join.cache_info().currsize else ALONE
+def connected() -> ProcessGroup:
+    """The processes that this one is connected to; itself alone before `connect`."""
+    return connect() if connect.cache_info().currsize else ALONE

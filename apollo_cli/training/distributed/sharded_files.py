@@ -1,55 +1,53 @@
-"""Tensors in shards on disk: safetensors that all processes write together, and any number of them reads again.
+"""Tensors in safetensors files, each of which may have a part of the rows of every tensor."""
 
-torch.distributed.checkpoint does both; its own format contains a pickle, this one has none. Imported where it is
-needed, for that takes a second.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
+import torch
+from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
 
 
-def write(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes what each process has of these tensors; all of them ask for it.
-
-    Raises:
-        OSError: one of them could not.
-    """
-    try:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        raise _first_of(error) from error
-
-
-def sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors there, in shards or whole, and their sizes."""
-    metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: tuple(of.size) for name, of in metadata.items()}  # type: ignore[union-attr]
-
-
-def read(tensors: Mapping[str, Tensor], folder: Path, *, alone: bool) -> None:
-    """Fills these tensors, or this process's shards of them.
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of some files, read from disk at each access.
 
     Args:
-        tensors: on whatever device, of the sizes that are there.
-        folder: has them in shards or whole.
-        alone: no other process reads with this one.
-
-    Raises:
-        OSError: they cannot be read.
-        ValueError: one is missing, or of another size.
+        paths: safetensors files. Parts of the same tensor are joined along the rows in the order of the files; of
+            a number, which has no rows, the first file's is taken.
     """
-    try:
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
-    except CheckpointException as error:
-        raise _first_of(error) from error
 
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._parts: dict[str, list[tuple[Path, list[int]]]] = {}
+        for path in paths:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    self._parts.setdefault(name, []).append((path, file.get_slice(name).get_shape()))
 
-def _first_of(error: CheckpointException) -> Exception:
-    """What went wrong in one of the processes; torch's class is no `Exception`."""
-    cause = next(iter(error.failures.values()))[0]
-    return cause if isinstance(cause, OSError | ValueError) else RuntimeError(str(cause))
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows(name, 0, sum(shape[0] for _, shape in self._parts[name] if shape))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the joined tensor."""
+        shapes = [shape for _, shape in self._parts[name]]
+        return (sum(rows for rows, *_ in shapes), *shapes[0][1:]) if shapes[0] else ()
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows from `first` up to but not including `last`, on the CPU."""
+        (path, shape), *_ = self._parts[name]
+        if not shape:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name).clone()
+        found, start = [torch.empty(0, *shape[1:])], 0
+        for path, (rows, *_) in self._parts[name]:
+            end = start + rows
+            if max(first, start) < min(last, end):
+                with safe_open(path, "pt") as file:
+                    found.append(file.get_slice(name)[max(first, start) - start : min(last, end) - start])
+            start = end
+        return torch.cat(found)

@@ -1,7 +1,7 @@
 """LiGO (Wang 2023, arXiv 2303.00980): a map from a small model to a large one, learned on the large one's loss.
 
-Every new layer is sum_j w[j] (B W_j A^T): one matrix for each space (`growth/widths.py`; what reads has the matrix
-of what writes), and for each module of a layer the weights w of the source's layers. The source stands still.
+Every new layer is sum_j w[j] (B W_j A^T): one matrix for each space (`growth/width.py`; a reader A has the matrix
+of its writer B), and for each module of a layer the weights w of the source's layers. The source is not trained.
 """
 
 import math
@@ -22,14 +22,14 @@ from apollo_cli.models.flops import FORWARD_AND_BACKWARD
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.init_from.weights import fitting, layers_of, non_block_params
+from apollo_cli.training.init_from.weights import layers_of, non_block_params, with_positions_of
 
 _NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
-_BLUR = 0.03  # added to the depth weights at the start, uniform (the paper's release)
+_NOISE = 0.03  # added to the initial depth weights, uniform (the paper's release)
 
 
 def widths_of(model_config: ModelConfig) -> dict[str, int]:
-    """The size of each space; heads are not kept apart."""
+    """The size of each space, of all heads together."""
     return dict.fromkeys(PARTS_OF_QKV, model_config.hidden) | {
         "residual": model_config.hidden,
         "ffn": model_config.ffn,
@@ -37,14 +37,14 @@ def widths_of(model_config: ModelConfig) -> dict[str, int]:
 
 
 class LearnedMap(nn.Module):
-    """What is learned: `extra` rows of B below the identity, and `depth` weights (layers, source layers) by module.
+    """The learned map: `extra` rows of B below the identity, and `depth` weights (layers, source layers) by module.
 
     Args:
         source: the small model.
-        shape: of the large one.
-        expander: whose depth map the weights begin at, but for a little blur.
-        layers: of the large one.
-        random: draws what is new.
+        model_config: sizes of the large model.
+        expander: the initial depth weights are its map, plus a little noise.
+        layers: of the large model.
+        rng: draws the initial `extra` rows and the noise.
     """
 
     def __init__(
@@ -53,23 +53,23 @@ class LearnedMap(nn.Module):
         model_config: ModelConfig,
         expander: Expander,
         layers: int,
-        random: np.random.Generator,
+        rng: np.random.Generator,
     ) -> None:
         super().__init__()
         self.layers = layers_of(source)
-        self._source = (source,)  # not a part of this module: it stands still
+        self._source = (source,)  # in a tuple, so that it is no submodule and is not trained
         old, new = widths_of(source.model_config), widths_of(model_config)
         self.extra = nn.ParameterDict(
-            {space: _tensor(random.normal(0, _NEW_STD, (new[space] - n, n))) for space, n in old.items()}
+            {space: _tensor(rng.normal(0, _NEW_STD, (new[space] - n, n))) for space, n in old.items()}
         )
         start = expander.growth(len(self.layers), layers).matrix
         modules = dict.fromkeys(module for name in self.layers[0] for module in _modules(name))
         self.depth = nn.ParameterDict(
-            {name: _tensor(_rows_of_one(start + random.uniform(0, _BLUR, start.shape))) for name in modules}
+            {name: _tensor(_rows_of_one(start + rng.uniform(0, _NOISE, start.shape))) for name in modules}
         )
 
     def spaces(self) -> Spaces:
-        """B = [I; extra] for what writes and what reads."""
+        """B = [I; extra], for writers and readers."""
         eyes = {name: torch.eye(extra.shape[1], device=extra.device) for name, extra in self.extra.items()}
         return {name: Space(*[torch.cat((eyes[name], extra))] * 2) for name, extra in self.extra.items()}
 
@@ -87,7 +87,7 @@ class LearnedMap(nn.Module):
 
 
 def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
-    """FLOPs of the map's own products in one of its steps: forward, and a backward pass of twice its cost."""
+    """FLOPs of the map's own products in one step of it: forward, and a backward pass of twice its cost."""
     old, new = widths_of(source), widths_of(target)
     both = {name: (new[name], old[name]) for name in old}
     model, wide = _on_meta(source, 1), _on_meta(target, 1)
@@ -108,23 +108,23 @@ def learn(
     learning: Learning,
     device: Device,
 ) -> tuple[float, float]:
-    """Trains the map by AdamW on the loss of the stored layers, each run once, then gives the model what it makes.
+    """Trains the map by AdamW on the loss of the stored layers, each run once, then initializes the model by it.
 
     Args:
         model: the large one; its own weights are not used.
-        learned: is changed.
-        batch: the micro-batch of a step.
-        learning: its steps and its rate.
-        device: computes.
+        learned: is trained in place.
+        batch: returns the micro-batch of a step.
+        learning: number of steps and learning rate.
+        device: of this process.
 
     Returns:
-        The losses of the first batch at the start and at the end.
+        The losses on the first batch before and after.
 
     Raises:
         TrainingError: a loss is not finite.
     """
     losses, layer_map = [], tuple(range(len(model.blocks)))
-    # torch's own, whose kernel rounds otherwise than ours: all maps that were measured were learned by it
+    # torch's own, whose kernel rounds differently from ours: all measured maps were learned by it
     optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
     for step in range(learning.steps):
         with device.autocast():
@@ -137,7 +137,7 @@ def learn(
         with device.autocast():
             loss = loss_of(model, learned, batch(0), layer_map)
         losses.append(_finite(loss.item(), "the end", learning.lr))
-        model.load_state_dict(fitting(learned.state(), model))
+        model.load_state_dict(with_positions_of(learned.state(), model))
     return losses[0], losses[-1]
 
 
@@ -145,19 +145,19 @@ def _finite(loss: float, where: str, lr: float) -> float:
     if math.isfinite(loss):
         return loss
     raise TrainingError(
-        f"{where} of the map that is learned: its loss is {loss}; in a new run a lower expander.lr than {lr:g} may "
-        "help",
+        f"expander.lr={lr:g}: at {where} of the learned map its loss is {loss}; a lower expander.lr may help in a "
+        "new run",
         resumable=False,
     )
 
 
 def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:
-    """The large model's loss with the parameters that the map makes."""
-    return functional_call(model, fitting(learned.state(), model), (batch, layer_map))
+    """The large model's loss with the parameters that the map computes."""
+    return functional_call(model, with_positions_of(learned.state(), model), (batch, layer_map))
 
 
 def _modules(name: str) -> tuple[str, ...]:
-    """What a parameter of a layer belongs to; queries, keys and values lie together and are three."""
+    """The modules of a parameter of a layer; queries, keys and values are in one tensor and are three."""
     module = name.partition(".")[0]
     return PARTS_OF_QKV if module == "qkv" else (module,)
 

@@ -1,4 +1,4 @@
-"""What a run may begin from: a smaller model that was trained before, by us or by others."""
+"""`init_from`: a smaller trained model that a run begins from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from apollo_cli.training.init_from.weights import sizes
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A trained model, and what it took.
+    """A trained model and the cost of its training.
 
     Attributes:
         folder: in transformers' format.
-        shape: of it.
-        flops: of its training, its own source's included; None where nobody knows.
-        seconds: of its training; 0 where nobody knows.
+        model_config: its sizes.
+        flops: of its training, with that of its own source; None if not known.
+        seconds: of its training; 0 if not known.
     """
 
     folder: Path
@@ -32,35 +32,35 @@ class SourceModel:
     seconds: float
 
 
-def find(config: Config) -> SourceModel | None:
-    """The source of a config: a run directory of ours, or a folder in transformers' format; None without one.
+def find_source(config: Config) -> SourceModel | None:
+    """The source of a config: a run directory, or a folder in transformers' format; None without one.
 
     Raises:
-        CheckpointError: it is not there, not complete, or no such model.
+        CheckpointError: it does not exist, is not complete, or is no such model.
         ConfigError: it cannot grow to the model of the config.
     """
     if config.init_from.path is None:
         return None
-    place = Path(config.init_from.path)
-    directory = RunDirectory(place)
-    if not place.is_dir():
+    path = Path(config.init_from.path)
+    directory = RunDirectory(path)
+    if not path.is_dir():
         raise CheckpointError(
-            f"init_from.path={place}: there is no such folder; a run that begins from one needs it until its end: "
-            "restore it, or correct the path"
+            f"init_from.path={path}: no such folder; the run needs it until its end: restore it, or correct the "
+            "path"
         )
     if directory.is_claimed:
-        found = _run(directory, planned=config.run.plan)
+        found = _run_source(directory, planned=config.run.plan)
     else:
-        found = SourceModel(place, load_model_config(place), None, 0.0)
+        found = SourceModel(path, load_model_config(path), None, 0.0)
     if config.init_from.flops is not None:
         found = SourceModel(found.folder, found.model_config, config.init_from.flops, found.seconds)
-    if wrong := _problems(found.model_config, config):
-        raise ConfigError([f"init_from.path={files.shown(place)}: {problem}" for problem in wrong])
+    if wrong := _mismatches(found.model_config, config):
+        raise ConfigError([f"init_from.path={files.shown(path)}: {problem}" for problem in wrong])
     return found
 
 
-def _run(directory: RunDirectory, *, planned: bool) -> SourceModel:
-    """A run of ours; where nothing is to be trained yet, one that is planned will do.
+def _run_source(directory: RunDirectory, *, planned: bool) -> SourceModel:
+    """A run; one that is only planned is enough for another plan.
 
     Raises:
         CheckpointError: it is not complete.
@@ -81,7 +81,7 @@ def _run(directory: RunDirectory, *, planned: bool) -> SourceModel:
     return SourceModel(directory.model, parse(directory.config()).model_config, flops, 0.0)
 
 
-def _problems(source: ModelConfig, config: Config) -> list[str]:
+def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     share, layers = config.schedule.shares[0], config.schedule.layers[0]
     target = config.model_config.narrowed(share)
     if source.kind != target.kind:
@@ -104,10 +104,10 @@ def _problems(source: ModelConfig, config: Config) -> list[str]:
 
 
 def check_tokenizer(source: SourceModel, tokenizer: Tokenizer) -> None:
-    """The tokens of a source are those of the corpus, where the source has its tokenizer with it.
+    """Refuses a source whose tokenizer, if it has one, differs from that of the corpus.
 
     Raises:
-        CheckpointError: they are others.
+        CheckpointError: the tokens differ.
     """
     file = source.folder / "tokenizer.json"
     if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != tokenizer.get_vocab():

@@ -1,4 +1,4 @@
-"""What a smaller model hands on to the model that begins a stage, whether a source or that of the stage before."""
+"""What the model that begins a stage gets from a smaller one: `init_from`'s, or that of the stage before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,44 +7,47 @@ from time import perf_counter
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.learned_map import LearnedMap, learn
-from apollo_cli.training.init_from.weights import fill
+from apollo_cli.training.init_from.weights import init_from_smaller
 from apollo_cli.training.state import TrainerState
 
 
 @dataclass(frozen=True)
 class WeightTransfer:
-    """Weights by the expander's rule, or by a map that is learned first.
+    """Initializes models by the expander's rule, or by a map that is learned first.
 
-    A map is learned on the rows that the stage then trains on: in its step i, on the first micro-batch of the i-th
-    step from the stage's first one. They are whole ones, so that each of several processes learns the same map.
+    A map is learned on the rows that the stage is then trained on: step i of the map on the first micro-batch of
+    step i of the stage. Each of several processes reads whole micro-batches, so that all learn the same map.
 
     Attributes:
         plan: of the run.
-        device: computes.
-        batches: of the run, whole ones.
-        state: takes what a map costs.
-        say: tells people about it.
+        model_config: sizes of the target model.
+        device: of this process.
+        batches: of the run, not divided among processes.
+        state: of the run; the cost of a map is added to it.
+        say: takes a line for the console.
     """
 
     plan: Plan
+    model_config: ModelConfig
     device: Device
     batches: TrainingBatches
     state: TrainerState
     say: Callable[[str], None]
 
-    def fill(
+    def init_model(
         self, model: LanguageModel, source: LanguageModel, index: int, before_step: Callable[[], None]
     ) -> None:
-        """Gives the model that begins a stage the weights of a smaller one.
+        """Initializes the model that begins a stage from a smaller one.
 
         Args:
             model: on its device.
-            source: is moved.
+            source: is moved to another device.
             index: of the stage.
-            before_step: is called before each step of a map, and may raise.
+            before_step: is called before each step of a learned map, and may raise.
 
         Raises:
             TrainingError: a loss of the map is not finite.
@@ -52,7 +55,7 @@ class WeightTransfer:
         expander, stage = self.plan.expander, self.plan.stages[index]
         rng = generator(self.plan.seed, Purpose.GROWTH, index)
         if expander.learning is None:
-            fill(model, source, expander, rng)
+            init_from_smaller(model, source, expander, rng)
             return
         source.to(model.device)
         learned = LearnedMap(source, model.model_config, expander, len(model.blocks), rng).to(model.device)
@@ -63,7 +66,7 @@ class WeightTransfer:
 
         began = perf_counter()
         first, last = learn(model, learned, batch, expander.learning, self.device)
-        (seconds,) = self.device.processes.max(perf_counter() - began)  # all are to see the same clock
+        (seconds,) = self.device.processes.max(perf_counter() - began)  # all processes add the same number
         self.state.train_seconds += seconds
         self.state.flops += stage.map_flops
         self.say(f"a map was learned in {expander.learning.steps} steps, loss {first:.4f} -> {last:.4f}")

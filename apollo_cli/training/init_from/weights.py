@@ -1,4 +1,4 @@
-"""A model filled with the weights of a smaller one, in width and in depth."""
+"""A model initialized with the weights of a smaller one, in width and in depth."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,37 +13,38 @@ from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
-Filling = Callable[[LanguageModel, LanguageModel], None]
-"""Gives the first model the weights of the second, a smaller one."""
+InitFrom = Callable[[LanguageModel, LanguageModel], None]
+"""Initializes the first model from the second, a smaller one."""
 
 
 def sizes(model_config: ModelConfig) -> Sizes:
-    """The widths of a model."""
     return Sizes(model_config.hidden, model_config.heads, model_config.ffn)
 
 
-def enlarged(source: LanguageModel, model_config: ModelConfig, layers: int, filling: Filling) -> LanguageModel:
-    """A model of this shape and depth where the smaller one is, filled from it; torch's luck is not touched."""
+def enlarged(source: LanguageModel, model_config: ModelConfig, layers: int, init_from: InitFrom) -> LanguageModel:
+    """A model of these sizes on the device of `source`, initialized from it; draws no random numbers of torch."""
     with torch.device("meta"):
         model = build(model_config, layers)
     model.to_empty(device=source.device).train(source.training)
-    filling(model, source)
+    init_from(model, source)
     return model
 
 
 @torch.no_grad()
-def fill(model: LanguageModel, source: LanguageModel, expander: Expander, random: np.random.Generator) -> None:
-    """Gives a model the weights of a smaller one: widened first, then in depth by the expander's map.
+def init_from_smaller(
+    model: LanguageModel, source: LanguageModel, expander: Expander, rng: np.random.Generator
+) -> None:
+    """Initializes a model from a smaller one: widened first, then deepened by the expander's map.
 
-    The smaller one is moved to the CPU and they are made there, for a GPU may round products of fp32.
+    The source is moved to the CPU, where the weights are computed: a GPU may round products of fp32.
     """
     source.cpu()
-    chosen = spaces(expander.width_rule, sizes(source.model_config), sizes(model.model_config), random)
+    chosen = spaces(expander.width_rule, sizes(source.model_config), sizes(model.model_config), rng)
     rule = WIDTHS[expander.width_rule]
     layers = widened_layers(layers_of(source), chosen, new_from_above=rule.new_from_above)
     growth = expander.growth(len(source.blocks), len(model.blocks))
     state = non_block_params(source, chosen) | deepen(layers, growth)
-    model.load_state_dict(fitting(state, model))
+    model.load_state_dict(with_positions_of(state, model))
 
 
 def layers_of(model: LanguageModel) -> list[State]:
@@ -52,13 +53,13 @@ def layers_of(model: LanguageModel) -> list[State]:
 
 
 def non_block_params(model: LanguageModel, spaces: Spaces) -> State:
-    """What is not in a layer, widened."""
+    """Embeddings, norms and head, widened."""
     named = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("blocks.")}
     return {name: widened(name, tensor, spaces) for name, tensor in named.items()}
 
 
 def deepen(layers: Sequence[State], growth: Growth) -> State:
-    """Layers by a map, under their names in the model."""
+    """The layers mixed by the growth's matrix, under their names in the model."""
     state: State = {}
     for slot in range(len(growth.matrix)):
         for name in layers[0]:
@@ -67,6 +68,6 @@ def deepen(layers: Sequence[State], growth: Growth) -> State:
     return state
 
 
-def fitting(state: State, model: LanguageModel) -> dict[str, Tensor]:
-    """The same with as many positions as the model has."""
+def with_positions_of(state: State, model: LanguageModel) -> dict[str, Tensor]:
+    """The state with its position embedding cut to that of the model."""
     return state | {"positions.weight": state["positions.weight"][: model.model_config.positions]}

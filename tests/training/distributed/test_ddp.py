@@ -1,4 +1,4 @@
-"""When copies of a model speak with each other."""
+"""When the replicas of a model exchange gradients."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ from apollo_cli.models.model_config import Initialization, ModelConfig
 from apollo_cli.models.transformer import Batch
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.distributed.ddp import DataParallel
-from apollo_cli.training.init_from.weights import fill
+from apollo_cli.training.init_from.weights import init_from_smaller
 
 SHAPE = ModelConfig("gpt", 50, 8, 16, 2, 32, 6, 0.0, Initialization(0.02, "random", 0.02, "plain"))
 TOKENS = torch.arange(16).view(2, 8)
@@ -33,15 +33,15 @@ def _group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_group")
-def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> None:
+def test_each_gradient_is_sent_once_a_step_also_after_a_growth() -> None:
     """A layer that runs three times has one gradient; micro-steps before the last one send nothing."""
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
-    copies = DataParallel(model, compiled.extend, trains_all=True)
+    strategy = DataParallel(model, compiled.extend, trains_all=True)
     groups, first = [{"params": [*model.parameters()], "weight_decay": 0.0}], [*model.blocks]
     optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     for layers in (2, 4):
         if layers != len(model.blocks):
-            copies.grow(optimizer, CopyLayers("nearest").growth(len(model.blocks), layers), "map")
+            strategy.grow(optimizer, CopyLayers("nearest").growth(len(model.blocks), layers), "map")
         sent: list[int] = []
 
         def count(
@@ -52,11 +52,11 @@ def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> N
             done.set_result(bucket.buffer())
             return done
 
-        copies.replica.register_comm_hook(None, count)
+        strategy.replica.register_comm_hook(None, count)
         for last in (False, False, True):
             assert not sent
-            with copies.no_sync(last):
-                copies.loss(BATCH, ForwardPath(layer_map("nearest", layers, 6))).backward()
+            with strategy.no_sync(last):
+                strategy.loss(BATCH, ForwardPath(layer_map("nearest", layers, 6))).backward()
         assert sum(sent) == model.num_parameters()
         once = build(SHAPE, layers)
         once.load_state_dict(model.state_dict())
@@ -71,13 +71,17 @@ def test_gradients_meet_once_a_step_each_of_them_once_also_after_a_growth() -> N
 
 
 @pytest.mark.usefixtures("_group")
-def test_copies_that_were_widened_meet_in_all_they_have_then() -> None:
+def test_all_gradients_of_a_widened_replica_are_averaged() -> None:
     model, compiled = build(SHAPE, 2), list[torch.nn.Module]()
-    copies = DataParallel(model, compiled.extend, trains_all=True)
+    strategy = DataParallel(model, compiled.extend, trains_all=True)
     large = replace(SHAPE, hidden=32, heads=4, ffn=64)
-    copies.enlarge(large, 3, lambda wide, narrow: fill(wide, narrow, CopyLayers("stack"), np.random.default_rng(0)))
-    assert copies.model.model_config == large
-    assert compiled == [*model.blocks, *copies.model.blocks]
-    assert copies.replica.module is copies.model
-    copies.loss(BATCH, ForwardPath((0, 1, 2))).backward()
-    assert all(p.grad is not None for p in copies.model.parameters())
+    strategy.enlarge(
+        large,
+        3,
+        lambda wide, narrow: init_from_smaller(wide, narrow, CopyLayers("stack"), np.random.default_rng(0)),
+    )
+    assert strategy.model.model_config == large
+    assert compiled == [*model.blocks, *strategy.model.blocks]
+    assert strategy.replica.module is strategy.model
+    strategy.loss(BATCH, ForwardPath((0, 1, 2))).backward()
+    assert all(p.grad is not None for p in strategy.model.parameters())

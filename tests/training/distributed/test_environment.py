@@ -1,4 +1,4 @@
-"""Where a process stands among others, from what launchers leave in the environment."""
+"""The rank of a process among others, from the variables that launchers set."""
 
 import os
 
@@ -7,6 +7,7 @@ import pytest
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.environment import ProcessEnv, first_host, launcher_start_time
 
+from_environ = ProcessEnv.from_environ
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu1", "MASTER_PORT": "29500"}
 SRUN = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "71234567",
@@ -15,26 +16,26 @@ SRUN = {
 
 
 def test_alone() -> None:
-    assert ProcessEnv.of({}) is None
-    assert ProcessEnv.of({"WORLD_SIZE": "1", "RANK": "0"}) is None
-    assert ProcessEnv.of({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # a batch script
+    assert from_environ({}) is None
+    assert from_environ({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert from_environ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) is None  # a batch script
 
 
 def test_torchrun() -> None:
-    assert ProcessEnv.of(TORCHRUN) == ProcessEnv(3, 4, 1, "gpu1", 29500, 0)
-    assert ProcessEnv.of(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}) == ProcessEnv(3, 4, 1, "gpu1", 29500, 2)
-    assert ProcessEnv.of(TORCHRUN | SRUN) == ProcessEnv(3, 4, 1, "gpu1", 29500, 0)  # torchrun under srun
+    assert from_environ(TORCHRUN) == ProcessEnv(3, 4, 1, "gpu1", 29500, 0)
+    assert from_environ(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}) == ProcessEnv(3, 4, 1, "gpu1", 29500, 2)
+    assert from_environ(TORCHRUN | SRUN) == ProcessEnv(3, 4, 1, "gpu1", 29500, 0)  # torchrun under srun
 
 
 def test_srun() -> None:
-    assert ProcessEnv.of(SRUN) == ProcessEnv(5, 8, 1, "gpu03", 20_000 + 71234567 % 20_000, 0)
-    assert ProcessEnv.of(SRUN | {"SLURM_RESTART_COUNT": "1"}) == ProcessEnv(5, 8, 1, "gpu03", 34567, 1)
+    assert from_environ(SRUN) == ProcessEnv(5, 8, 1, "gpu03", 20_000 + 71234567 % 20_000, 0)
+    assert from_environ(SRUN | {"SLURM_RESTART_COUNT": "1"}) == ProcessEnv(5, 8, 1, "gpu03", 34567, 1)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_PORT"])
-def test_half_an_environment(missing: str) -> None:
+def test_a_missing_variable_is_an_error(missing: str) -> None:
     with pytest.raises(ConfigError, match=rf"{missing}=''.*torchrun, srun or devices=N"):
-        ProcessEnv.of({key: value for key, value in TORCHRUN.items() if key != missing})
+        from_environ({key: value for key, value in TORCHRUN.items() if key != missing})
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,6 @@ def test_first_host(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
-def test_launched_is_the_same_whenever_asked() -> None:
+def test_the_launcher_start_time_does_not_change() -> None:
     assert os.getppid()
     assert launcher_start_time() == launcher_start_time()

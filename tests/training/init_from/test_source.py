@@ -71,9 +71,9 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     assert summary["totals"]["source_seconds"] == source["totals"]["train_seconds"]
     original = Trainer.step
 
-    def stopping(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step == 7:
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step == 7:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -125,7 +125,7 @@ def test_a_source_that_is_gone_is_said_when_a_run_goes_on(
 ) -> None:
     shutil.copytree(sources["gpt"], tmp_path / "source")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save", lambda loop: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Trainer, "save", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises((Interrupted, KeyboardInterrupt)):
             train(config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path / 'source'}"), tmp_path / "run")
     (tmp_path / "source").rename(tmp_path / "moved")
@@ -267,7 +267,7 @@ def test_the_map_begins_as_stacking_with_rows_of_one() -> None:
 
 def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., Config]) -> None:
     learned, model, batch = ligo("gpt")
-    with pytest.raises(TrainingError, match=r"map that is learned: its loss is (nan|inf).*lower expander\.lr"):
+    with pytest.raises(TrainingError, match=r"of the learned map its loss is (nan|inf).*lower expander\.lr"):
         learn(model, learned, batch, Learning(20, 1e30), choose(config().run))
 
 

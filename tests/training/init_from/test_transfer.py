@@ -86,9 +86,9 @@ def stopping(at: tuple[int, ...], patch: pytest.MonkeyPatch) -> None:
     """SIGTERM after these steps."""
     original = Trainer.step
 
-    def watched(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step in at:
+    def watched(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step in at:
             signal.raise_signal(signal.SIGTERM)
 
     patch.setattr(Trainer, "step", watched)
@@ -160,7 +160,7 @@ def test_the_map_gets_better_on_the_rows_that_come_then(
 
 def test_depth_alone_is_mixed_and_all_else_stays(config: Callable[..., Config], tmp_path: Path) -> None:
     """At a rate of nothing the map stays what it begins as: stacking, and a blur that is drawn module by module."""
-    loop, after = grown(("model=bert", *SPAN, *OFTEN, "expander.lr=1e-30"), config, tmp_path)
+    trainer, after = grown(("model=bert", *SPAN, *OFTEN, "expander.lr=1e-30"), config, tmp_path)
     before, rng = weights_of(tmp_path, GROWN), generator(0, Purpose.GROWTH, 1)
     modules = ("query", "key", "value", "attention_out", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")
     drawn = {name: mixing_matrix("stack", 2, 4) + rng.uniform(0, 0.03, (4, 2)) for name in modules}
@@ -173,7 +173,7 @@ def test_depth_alone_is_mixed_and_all_else_stays(config: Callable[..., Config], 
             name = f"{module}.weight"
             expected = sum(w * before[f"blocks.{j}.{name}"] for j, w in enumerate(mixed[module][slot]))
             torch.testing.assert_close(after[f"blocks.{slot}.{name}"], expected, rtol=0, atol=1e-6)
-    assert set(loop.optimizer.state) == set(loop.model.parameters())
+    assert set(trainer.optimizer.state) == set(trainer.model.parameters())
     assert {f"blocks.{slot}" for slot in range(4)} < moved(tmp_path, GROWN + 1)
 
 
@@ -181,6 +181,6 @@ def test_depth_alone_is_mixed_and_all_else_stays(config: Callable[..., Config], 
 def test_a_map_that_is_not_finite_ends_the_run_with_one_message(
     steps: int, where: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    said = rf"{where} of the map that is learned: .*lower expander\.lr than 1e\+30"
+    said = rf"expander\.lr=1e\+30: at {where} of the learned map .*a lower expander\.lr may help"
     with pytest.raises(TrainingError, match=said):
         train(config("model=gpt", *BOTH, f"expander.steps={steps}", "expander.lr=1e30"), tmp_path)

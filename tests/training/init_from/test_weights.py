@@ -21,7 +21,7 @@ from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.signals import Interrupted
 from apollo_cli.training.device import choose
-from apollo_cli.training.init_from.weights import enlarged, fill
+from apollo_cli.training.init_from.weights import enlarged, init_from_smaller
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -47,13 +47,13 @@ def moved(run_dir: Path, step: int) -> set[str]:
 
 
 def grown(words: tuple[str, ...], config: Callable[..., Config], folder: Path) -> tuple[Trainer, dict[str, Tensor]]:
-    """The loop at its end, and the weights as its last growth left them."""
+    """The trainer at its end, and the weights as its last growth left them."""
     seen: list[Any] = []
     original = Trainer.enlarge
 
-    def watched(loop: Trainer, *arguments: Any) -> None:
-        original(loop, *arguments)
-        seen[:] = [loop, {name: t.clone() for name, t in loop.model.state_dict().items()}]
+    def watched(trainer: Trainer, *arguments: Any) -> None:
+        original(trainer, *arguments)
+        seen[:] = [trainer, {name: t.clone() for name, t in trainer.model.state_dict().items()}]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "enlarge", watched)
@@ -103,9 +103,9 @@ def test_stopped_before_at_and_after_the_growth_it_goes_on_exactly(
     assert rows[-1]["flops"] == result.plan.flops
     original = Trainer.step
 
-    def stopping(loop: Trainer) -> None:
-        original(loop)
-        if loop.state.step in (GROWN - 1, GROWN, GROWN + 1):
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step in (GROWN - 1, GROWN, GROWN + 1):
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -137,10 +137,10 @@ def test_units_are_copied_and_what_reads_them_is_divided(config: Callable[..., C
 def test_after_the_growth_every_parameter_trains_and_the_optimizer_has_no_other(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    loop, _ = grown(("model=bert", *BOTH, *OFTEN), config, tmp_path)
-    held = [p for group in loop.optimizer.param_groups for p in group["params"]]
+    trainer, _ = grown(("model=bert", *BOTH, *OFTEN), config, tmp_path)
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held))
-    assert set(held) == set(loop.model.parameters()) == set(loop.optimizer.state)
+    assert set(held) == set(trainer.model.parameters()) == set(trainer.optimizer.state)
     head = {"transform", "transform_norm", "head_bias", "embedding_norm"}
     embeddings = {"tokens", "positions", "segments"}
     assert moved(tmp_path, GROWN + 1) == {f"blocks.{i}" for i in range(4)} | head | embeddings
@@ -160,8 +160,8 @@ def test_the_loss_is_the_same_on_both_sides_where_lemon_says_so(
 
 
 def test_every_growth_is_in_the_summary(config: Callable[..., Config], tmp_path: Path) -> None:
-    loop, _ = grown(("model=gpt", *BOTH), config, tmp_path)
-    ends = [{k: v for k, v in growth.items() if "loss" not in k} for growth in loop.state.growths]
+    trainer, _ = grown(("model=gpt", *BOTH), config, tmp_path)
+    ends = [{k: v for k, v in growth.items() if "loss" not in k} for growth in trainer.state.growths]
     assert ends == [
         {"step": 3, "from": 1, "to": 2, "width_from": 0.25, "width_to": 0.5},
         {"step": 6, "from": 2, "to": 4, "width_from": 0.5, "width_to": 1},
@@ -188,7 +188,9 @@ def test_filling_does_not_touch_the_luck_of_torch() -> None:
     narrow, rng = build(model_config, 2), torch.get_rng_state()
     large = replace(model_config, hidden=16, heads=4, ffn=24)
     random = np.random.default_rng(0)
-    wide = enlarged(narrow, large, 3, lambda wide, narrow: fill(wide, narrow, CopyLayers("stack"), random))
+    wide = enlarged(
+        narrow, large, 3, lambda wide, narrow: init_from_smaller(wide, narrow, CopyLayers("stack"), random)
+    )
     assert torch.equal(torch.get_rng_state(), rng)
     assert wide.model_config == large
     assert len(wide.blocks) == 3
