@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apollo_cli.data import packer
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import NextToken, TrainingBatches
 from apollo_cli.data.corpus import Corpus, load_corpus
@@ -235,8 +236,12 @@ class TestStreams:
         assert packed.tokens + count == whole_tokens(corpus) + packed.left_over
         assert (sum(packed.lengths.values()), packed.empty) == (count, 1)
 
-    def test_a_document_that_is_needed_in_part_is_counted_as_one(self, tmp_path: Path) -> None:
-        text = "".join(f"{i} " for i in range(400_001))  # in pieces, of which the first ones are enough
+    def test_a_document_that_is_needed_in_part_is_counted_as_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(packer, "_LONGEST_PIECE", 1000)
+        monkeypatch.setattr(packer, "_CHARACTERS_AT_ONCE", 10_000)
+        text = "".join(f"{i} " for i in range(8001))  # in pieces, of which the first ones are enough
         assert not held_out(hash_of(text), RECIPE.validation, 0)
         first, second = Memory([*named("v", 300), text], endless=True), Memory(named("b", 2000), endless=True)
         packed = pack(mixed((first, 1.0), (second, 1.0)), tmp_path, self.bounded(2000))[0].packed
@@ -258,8 +263,8 @@ class TestStreams:
 
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), 0.75), (Memory(named("b", 9000, 20), endless=True), 0.25))
-        corpus, _ = pack(source, tmp_path, self.bounded(20_000))
-        assert [part.training for part in corpus.packed.parts] == [15_000, 5_000]
+        corpus, _ = pack(source, tmp_path, self.bounded(4000))
+        assert [part.training for part in corpus.packed.parts] == [3000, 1000]
 
     def test_streams_are_mixed_by_weights_alone(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), None), (Memory(named("b", 9), endless=True), None))

@@ -369,6 +369,7 @@ def test_a_package_is_documented_wherever_it_is_imported_from(
     here.submodule_search_locations.append(str(tmp_path / "numpy"))
     monkeypatch.setattr(sources, "find_spec", lambda name: find_spec(name) if name != "numpy" else here)
     monkeypatch.setattr(sources, "_docstrings", lambda path: [str(path)])
+    monkeypatch.setattr(sources, "DOCUMENTED_PACKAGES", ("numpy", "rich"))
     _documentation.cache_clear()
     found = list(PyDocs().documents())
     _documentation.cache_clear()

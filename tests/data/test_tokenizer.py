@@ -396,7 +396,7 @@ def varied_lines(count: int) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_varied_lines_give_the_ids_of_transformers(count: int, vocab_txt: Path, vocab_json: Path) -> None:
     """Of small vocabularies; the slow form takes real ones, too, from the folders named in the environment."""
     lines = list(dict.fromkeys(varied_lines(count * 2)))[:count]

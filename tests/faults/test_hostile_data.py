@@ -417,7 +417,7 @@ def test_a_damaged_cache_entry_is_built_again_once(
     assert built()[1] == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(NAMES), place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found(
     built: Callable[[], tuple[Corpus, list[str]]], tmp_path: Path, name: str, place: int, bit: int

@@ -28,7 +28,7 @@ def streamed(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     texts = corpus_file.read_text(encoding="utf-8").split("\n\n")
     (tmp_path / "hub").mkdir()
-    rows = [{"text": f"{i} {text}"} for i in range(20) for text in texts]
+    rows = [{"text": f"{i} {text}"} for i in range(2) for text in texts]
     (tmp_path / "hub" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     rest = [word for word in TINY if word != "data=text"]
     words = ["data=hub", *rest, f"data.path={tmp_path}/hub", "data.streaming=true", "data.tokenizer=bytes"]
