@@ -21,12 +21,11 @@ examples
   apollo-compare 'outputs/sweep/*' --baseline scratch --out report
   apollo-compare --wandb me/apollo --target-loss 3.2 --json
 
-Exit codes: 0 done; 2 something to mend, said in one message; 1 a bug.
+Exit codes: 0 done; 2 a user error, explained in one message; 1 a bug.
 """
 
 
 def main() -> None:
-    """The console command."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -37,9 +36,9 @@ def run(words: list[str]) -> int:
     except ApolloError as error:
         print(f"apollo-compare: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except SystemExit as stop:  # argparse has said why
+    except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or EXIT_OK)
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None
         return EXIT_OK
     except KeyboardInterrupt:
@@ -51,7 +50,6 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What may be typed."""
     line = argparse.ArgumentParser(
         "apollo-compare", description=_ABOUT, epilog=_MORE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    problems = _problems(asked)
+    problems = _argument_problems(asked)
     if problems:
         raise DataError("\n".join(problems))
 
@@ -103,8 +101,7 @@ def _compare(asked: argparse.Namespace) -> None:
         print(f"report: {path}", file=sys.stderr if asked.json or asked.csv else sys.stdout)
 
 
-def _problems(asked: argparse.Namespace) -> Sequence[str]:
-    """What is wrong with the words beside the runs."""
+def _argument_problems(asked: argparse.Namespace) -> Sequence[str]:
     found = []
     if not asked.runs and not asked.wandb:
         found.append("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")

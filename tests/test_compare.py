@@ -180,7 +180,7 @@ def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "no runs are given"),
         (["nowhere"], "'nowhere': no run directory there"),
@@ -197,12 +197,12 @@ def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
         (["--wandb", "me/project"], "there is no W&B key here"),
     ],
 )
-def test_what_can_be_mended_is_one_message(
-    words: list[str], said: str, runs: Path, capsys: pytest.CaptureFixture[str]
+def test_user_errors_are_one_message(
+    words: list[str], message: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("file").touch()
     assert run(words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("report").exists()
 
 
@@ -213,7 +213,7 @@ def test_runs_without_rows_are_nothing_to_compare(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_runs_on_other_data_are_loudly_marked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_on_other_data_are_a_warning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
     assert run([str(runs), "--out", "report"]) == 0
     assert "WARNING: these GPT runs are measured on different data" in capsys.readouterr().out
@@ -337,9 +337,9 @@ def test_a_wandb_server_that_does_not_give_runs(
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
     assert run(["--wandb", "me/apollo"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("apollo-compare: --wandb me/apollo: ")
-    assert KEY not in said
+    message = capsys.readouterr().err
+    assert message.startswith("apollo-compare: --wandb me/apollo: ")
+    assert KEY not in message
     assert time.monotonic() - started < 10
 
 
@@ -358,7 +358,7 @@ def test_help_comes_within_a_second_and_needs_none_of_the_heavy_packages() -> No
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_glue_stands_beside_loss_and_flops_where_it_was_measured(
+def test_glue_scores_are_shown_beside_loss_and_flops(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, score in enumerate((0.25, 0.75, 0.5, 0.5)):

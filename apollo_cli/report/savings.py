@@ -44,10 +44,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     """The mean over runs of cost and loss, at the steps that all of them have."""
     by_step = [{point.step: point for point in each} for each in curves]
     shared = set.intersection(*map(set, by_step)) if by_step else set()
-    points = ([points[step] for points in by_step] for step in shared)
-    return make_curve(
-        Point(at[0].step, mean_cost([p.cost for p in at]), fmean(p.loss for p in at)) for at in points
-    )
+    return make_curve(_mean_point([points[step] for points in by_step]) for step in shared)
 
 
 def crossing(curve: Curve, target: float) -> Cost | None:
@@ -99,6 +96,10 @@ def _between(curve: Curve, i: int, target: float) -> Cost:
         before.cost.flops + share * (here.cost.flops - before.cost.flops),
         before.cost.seconds + share * (here.cost.seconds - before.cost.seconds),
     )
+
+
+def _mean_point(points: Sequence[Point]) -> Point:
+    return Point(points[0].step, mean_cost([p.cost for p in points]), fmean(p.loss for p in points))
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:

@@ -43,7 +43,7 @@ def main() -> None:
     try:
         record(order, recording, orders, environment, report)
     except Exception as error:
-        report(f"recording ended; metrics.jsonl goes on: {_first_line(error)}")
+        report(f"recording ended; metrics.jsonl is complete: {_first_line(error)}")
 
 
 def record(order: dict[str, Any], recording: "Recording", orders: Any, environment: Any, report: Report) -> None:

@@ -113,7 +113,7 @@ class WandbProcess:
         if received:
             return True
         if self._reap():
-            self._log("recorder was ended; metrics.jsonl goes on")
+            self._log("recorder was killed; metrics.jsonl is complete")
         return False
 
     def _log(self, line: str) -> None:

@@ -35,7 +35,7 @@ def test_a_run_with_a_key_leaves_no_trace_of_it(tiny: tuple[str, ...], tmp_path:
 
 
 @pytest.mark.faults
-def test_a_dataset_that_cannot_be_had_tells_no_token(tmp_path: Path) -> None:
+def test_an_unavailable_dataset_reveals_no_token(tmp_path: Path) -> None:
     done = _command(["data=hub", "data.path=nobody/nothing", "tracking=local"], tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "nobody/nothing" in done.stderr

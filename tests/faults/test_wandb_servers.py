@@ -1,4 +1,4 @@
-"""The real wandb against servers, keys and settings of every kind; rows alone stand for training."""
+"""The real wandb with servers, keys and settings of every kind; a run is reduced to its rows."""
 
 import json
 import os
@@ -33,7 +33,7 @@ NO_GATES, ROW, EXIT = 0.5, 0.1, 1.0  # seconds at most, on a machine that does o
 
 
 class Bench:
-    """Starts runs in an empty folder and looks at what they leave."""
+    """Starts runs in an empty folder and checks what they leave."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_dir, self.mark = folder, folder / "run", uuid4().hex
@@ -58,16 +58,16 @@ class Bench:
         return subprocess.Popen(words, cwd=self.folder, env=self.environment | more, **streams)
 
     def run(self, *args: Any, **more: Any) -> str:
-        """A run from start to end, none of it too long; what it said."""
+        """The output of a run from start to end, whose parts are within their time limits."""
         return self.end(self.start(*args, **more))
 
     def end(self, process: subprocess.Popen[str]) -> str:
-        """Waits for a run, and holds its clocks against what is promised."""
-        said, _ = process.communicate(timeout=60)
+        """Waits for a run and checks its times."""
+        output, _ = process.communicate(timeout=60)
         now = time.monotonic()
-        assert process.returncode == 0, said
-        assert KEY not in said
-        *lines, clocks = said.splitlines()
+        assert process.returncode == 0, output
+        assert KEY not in output
+        *lines, clocks = output.splitlines()
         seconds = json.loads(clocks)
         assert seconds["open"] < NO_GATES
         assert seconds["row"] < ROW
@@ -105,9 +105,9 @@ class Bench:
         for path in self.run_dir.rglob("*"):
             assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
-    def sync(self, said: str, server: StubServer) -> None:
-        """Does what the run said is to be done later."""
-        (command,) = re.findall(r"wandb sync (.+)$", said, re.MULTILINE)
+    def sync(self, output: str, server: StubServer) -> None:
+        """Runs the command to upload later that the output names."""
+        (command,) = re.findall(r"wandb sync (.+)$", output, re.MULTILINE)
         words = [sys.executable, "-P", "-m", "wandb", "sync", *shlex.split(command)]
         environment = self.environment | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         subprocess.run(words, cwd=self.folder, env=environment, check=True, capture_output=True, timeout=60)
@@ -137,11 +137,11 @@ def server() -> Iterator[StubServer]:
     server.die()
 
 
-def _hints(said: str) -> int:
-    return said.count("wandb sync run/wandb")
+def _hints(output: str) -> int:
+    return output.count("wandb sync run/wandb")
 
 
-def test_a_server_that_works_has_all_rows_and_nothing_is_said(bench: Bench, server: StubServer) -> None:
+def test_a_working_server_gets_all_rows_without_a_message(bench: Bench, server: StubServer) -> None:
     assert bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY) == "closing"
     assert server.steps() == list(range(15))
     assert server.complete
@@ -149,7 +149,7 @@ def test_a_server_that_works_has_all_rows_and_nothing_is_said(bench: Bench, serv
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}"])
-def test_white_space_around_the_key_does_no_harm(key: str, bench: Bench, server: StubServer) -> None:
+def test_white_space_around_the_key_is_stripped(key: str, bench: Bench, server: StubServer) -> None:
     assert bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=key) == "closing"
     assert server.steps() == list(range(15))
 
@@ -157,36 +157,36 @@ def test_white_space_around_the_key_does_no_harm(key: str, bench: Bench, server:
 @pytest.mark.parametrize("mode", ["auto", "online"])
 @pytest.mark.parametrize("key", [None, "", "\n"])
 def test_without_a_key_the_run_is_offline(mode: str, key: str | None, bench: Bench, server: StubServer) -> None:
-    said = bench.run(mode, WANDB_BASE_URL=server.url, **({} if key is None else {"WANDB_API_KEY": key}))
-    assert _hints(said) == 1
-    assert ("wandb login" in said) == (mode == "online")
+    output = bench.run(mode, WANDB_BASE_URL=server.url, **({} if key is None else {"WANDB_API_KEY": key}))
+    assert _hints(output) == 1
+    assert ("wandb login" in output) == (mode == "online")
     assert server.paths == []
     bench.check(15)
-    bench.sync(said, server)
+    bench.sync(output, server)
     assert server.steps() == list(range(15))
 
 
 @pytest.mark.parametrize("status", ["401", "403"])
-def test_a_wrong_key_is_said_while_the_run_goes_on(status: str, bench: Bench, server: StubServer) -> None:
+def test_a_wrong_key_is_reported_during_the_run(status: str, bench: Bench, server: StubServer) -> None:
     server.manner = status
-    said = bench.run(rows=60, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-    first, *_, last = said.splitlines()
+    output = bench.run(rows=60, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    first, *_, last = output.splitlines()
     assert first.startswith("W&B upload ended: ")
     assert "user is not logged in" in first
     assert last == "closing"
-    assert _hints(said) == 1
+    assert _hints(output) == 1
     bench.check(60)
     server.manner = "answer"
-    bench.sync(said, server)
+    bench.sync(output, server)
     assert server.steps() == list(range(60))
 
 
 @pytest.mark.parametrize("key", ["short", "two\nlines" * 9])
-def test_a_key_that_cannot_be_one(key: str, bench: Bench, server: StubServer) -> None:
-    said = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=key)
-    assert "W&B upload ended" in said
-    assert key not in said
-    assert _hints(said) == 1
+def test_an_invalid_key_is_reported(key: str, bench: Bench, server: StubServer) -> None:
+    output = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=key)
+    assert "W&B upload ended" in output
+    assert key not in output
+    assert _hints(output) == 1
     bench.check(30)
 
 
@@ -201,27 +201,27 @@ def _address(kind: str, server: StubServer) -> str:
 
 @pytest.mark.parametrize("kind", ["refused", "unresolved", "hang", "500"])
 def test_no_server(kind: str, bench: Bench, server: StubServer) -> None:
-    said = bench.run(WANDB_BASE_URL=_address(kind, server), WANDB_API_KEY=KEY)
-    assert said.startswith("closing\nW&B does not have all rows yet")
-    assert _hints(said) == 1
+    output = bench.run(WANDB_BASE_URL=_address(kind, server), WANDB_API_KEY=KEY)
+    assert output.startswith("closing\nW&B does not have all rows yet")
+    assert _hints(output) == 1
     bench.check(15)
     server.manner = "answer"
-    bench.sync(said, server)
+    bench.sync(output, server)
     assert server.steps() == list(range(15))
 
 
-def test_a_server_that_is_late_is_named_during_the_run(bench: Bench, server: StubServer) -> None:
+def test_a_late_server_is_reported_during_the_run(bench: Bench, server: StubServer) -> None:
     server.manner = "hang"
-    said = bench.run(rows=100, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    output = bench.run(rows=100, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     late = "W&B does not answer; it is asked again and again; to upload later: wandb sync run/wandb"
-    assert said.splitlines() == [late, "closing", "W&B does not have all rows yet"]
+    assert output.splitlines() == [late, "closing", "W&B does not have all rows yet"]
     bench.check(100)
 
 
 def test_a_slow_server(bench: Bench, server: StubServer) -> None:
     server.delay = 0.2
-    said = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
-    assert said == "closing"
+    output = bench.run(rows=30, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert output == "closing"
     assert server.steps() == list(range(30))
     bench.check(30)
 
@@ -234,14 +234,14 @@ def test_a_server_that_fails_in_the_middle(how: str, bench: Bench, server: StubS
         server.die()
     else:
         server.manner = how
-    said = bench.end(process)
+    output = bench.end(process)
     assert 0 < len(server.rows) < 60
-    assert ("W&B upload ended" if how == "401" else "W&B does not have all rows yet") in said
-    assert _hints(said) == 1
+    assert ("W&B upload ended" if how == "401" else "W&B does not have all rows yet") in output
+    assert _hints(output) == 1
     bench.check(60)
     later = StubServer()
     later.rows, later.lines = dict(server.rows), server.lines
-    bench.sync(said, later)
+    bench.sync(output, later)
     assert later.steps() == list(range(60))
     later.die()
 
@@ -259,7 +259,7 @@ def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Ben
 
 
 @pytest.mark.parametrize(
-    ("mode", "says"),
+    ("mode", "message"),
     [
         ("online", None),
         ("run", None),
@@ -269,10 +269,10 @@ def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Ben
         ("rubbish", "WANDB_MODE=rubbish: should be one of"),
     ],
 )
-def test_wandb_mode(mode: str, says: str | None, bench: Bench, server: StubServer) -> None:
-    said = bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, WANDB_MODE=mode)
-    assert (said == "closing") if says is None else (says in said and _hints(said) == 1)
-    assert server.steps() == (list(range(15)) if says is None else [])
+def test_wandb_mode(mode: str, message: str | None, bench: Bench, server: StubServer) -> None:
+    output = bench.run(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY, WANDB_MODE=mode)
+    assert (output == "closing") if message is None else (message in output and _hints(output) == 1)
+    assert server.steps() == (list(range(15)) if message is None else [])
     bench.check(15)
 
 
@@ -282,10 +282,10 @@ def test_wandb_mode_disabled_starts_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("url", ["not a url", "http://", "ftp://host", "http://[::1", "localhost:8080"])
-def test_an_address_that_is_none(url: str, bench: Bench) -> None:
-    said = bench.run(WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
-    assert "WANDB_BASE_URL" in said
-    assert _hints(said) == 1
+def test_an_invalid_address_is_reported(url: str, bench: Bench) -> None:
+    output = bench.run(WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+    assert "WANDB_BASE_URL" in output
+    assert _hints(output) == 1
     bench.check(15)
 
 
@@ -293,30 +293,32 @@ def test_a_wandb_that_cannot_be_imported(bench: Bench) -> None:
     broken = bench.folder.parent / "broken" / "wandb"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('no such thing')")
-    said = bench.run(WANDB_API_KEY=KEY, PYTHONPATH=f"{broken.parent}:{ROOT}")
-    assert "W&B cannot be used; metrics.jsonl has everything: no such thing" in said
-    assert _hints(said) == 0
+    output = bench.run(WANDB_API_KEY=KEY, PYTHONPATH=f"{broken.parent}:{ROOT}")
+    assert "W&B cannot be used; metrics.jsonl has everything: no such thing" in output
+    assert _hints(output) == 0
     assert len(read_rows(bench.run_dir)) == 15
 
 
 @pytest.mark.parametrize("key", [None, KEY])
-def test_on_a_terminal_nobody_is_asked_anything(key: str | None, bench: Bench, server: StubServer) -> None:
+def test_nothing_prompts_on_a_terminal(key: str | None, bench: Bench, server: StubServer) -> None:
     server.manner = "401"
     ours, theirs = pty.openpty()
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
     more: dict[str, Any] = {"WANDB_API_KEY": key} if key else {}
     process = bench.start("online", rows=30, WANDB_BASE_URL=server.url, **streams, **more)
     os.close(theirs)
-    said = b""
+    output = b""
     while select.select([ours], [], [], 20)[0]:
         try:
-            said += os.read(ours, 4096)
+            output += os.read(ours, 4096)
         except OSError:  # the terminal's other end is closed
             break
     assert process.wait(5) == 0
-    lines = said.decode().replace("\r", "").splitlines()
+    lines = output.decode().replace("\r", "").splitlines()
     assert len([line for line in lines if "wandb sync run/wandb" in line]) == 1
-    assert all(line.startswith(("W&B", "closing", "{")) for line in lines), lines
+    assert all(line.startswith(("W&B", "tracking.wandb=online: no API key", "closing", "{")) for line in lines), (
+        lines
+    )
     bench.check(30)
 
 
@@ -349,20 +351,20 @@ def test_a_killed_recorder_does_not_stop_the_run(victim: str, bench: Bench, serv
     _until(lambda: server.rows, 15)
     (first, *_) = (line for line in bench.left() if victim in line)
     os.kill(int(first.split()[0]), signal.SIGKILL)
-    said = bench.end(process)
-    assert "metrics.jsonl goes on" in said
-    assert _hints(said) == 1
+    output = bench.end(process)
+    assert "metrics.jsonl is complete" in output
+    assert _hints(output) == 1
     assert len(read_rows(bench.run_dir)) == 60
     _until(lambda: not bench.left(), 10)
 
 
-def test_a_recorder_that_stands_still_does_not_hold_the_run_up(bench: Bench, server: StubServer) -> None:
+def test_a_stopped_recorder_does_not_block_the_run(bench: Bench, server: StubServer) -> None:
     process = bench.start(rows=3000, gap=0.001, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     _until(bench.recordings, 15)
     for line in bench.left():
         if "mirrored" not in line:
             os.kill(int(line.split()[0]), signal.SIGSTOP)
-    said = bench.end(process)
-    assert "W&B did not finish within 4 seconds" in said
-    assert _hints(said) == 1
+    output = bench.end(process)
+    assert "W&B did not finish within 4 seconds" in output
+    assert _hints(output) == 1
     assert len(read_rows(bench.run_dir)) == 3000

@@ -1,4 +1,4 @@
-"""Run directories with known curves, as apollo-train would leave them."""
+"""Run directories with known curves, in the format of apollo-train."""
 
 import gzip
 import json
@@ -48,14 +48,14 @@ def write_run(
 
     Args:
         folder: made.
-        whole: of the whole model; after shallow ones the first of them is the row after growth.
-        shallow: the last of them is the row before growth.
+        whole: evaluations of the whole model; after shallow ones the first is the row after growth.
+        shallow: evaluations at 2 layers; the last is the row before growth.
         status: None for a run without a summary.
-        data: its fingerprint.
-        evaluation_rows: of its summary.
-        compact: metrics.jsonl.gz instead of metrics.jsonl.
-        made_with: device, precision and git_commit of its summary.
-        overrides: of CONFIG, with __ for the dot.
+        data: the fingerprint in the summary.
+        evaluation_rows: in the summary.
+        compact: writes metrics.jsonl.gz instead of metrics.jsonl.
+        made_with: device, precision and git_commit in the summary.
+        overrides: keys of CONFIG with __ for the dot.
     """
     config = json.loads(json.dumps(CONFIG))
     for key, value in overrides.items():
@@ -87,10 +87,10 @@ def write_run(
 
 
 def scratch(folder: Path, whole: Sequence[Evaluation], **more: Any) -> Path:
-    """A run of which all layers train from the first step."""
+    """Writes a run that trains all layers from the first step."""
     return write_run(folder, whole, **{key.replace(".", "__"): value for key, value in SCRATCH.items()}, **more)
 
 
 def _row(step: int, flops: float, seconds: float, loss: float | None, layers: int) -> dict[str, Any]:
-    standing = {"step": step, "flops": flops, "train_seconds": seconds, "layers": layers}
-    return {**standing, "eval/loss": loss, "eval/loss_full_depth": loss}
+    columns = {"step": step, "flops": flops, "train_seconds": seconds, "layers": layers}
+    return {**columns, "eval/loss": loss, "eval/loss_full_depth": loss}

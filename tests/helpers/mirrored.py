@@ -1,4 +1,4 @@
-"""A run reduced to its rows, with a real mirror and clocks around it.
+"""A run reduced to its rows, with the real recorder, which measures its own times.
 
 python -m tests.helpers.mirrored RUN_DIR MODE TIMEOUT ROWS GAP [FIRST]
 """
@@ -15,7 +15,7 @@ from apollo_cli.tracking.wandb import Identity, open_mirror
 
 
 def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first: int) -> None:
-    """Prints what the mirror said, then the seconds that it took, as JSON; goes on before row `first`."""
+    """Prints the lines of the recorder, then the seconds of each part as JSON; continues before row `first`."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "metrics.jsonl"
     kept = path.read_bytes().splitlines(keepends=True)[:first] if first else []
@@ -24,7 +24,7 @@ def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first:
     identity = Identity("abc", "n", None, ("bert",))
     times: dict[str, float] = {"row": 0.0}
     start = time.monotonic()
-    mirror = open_mirror(tracking, identity, {"a": 1}, run_dir, metrics.dropped_rows, _say)
+    mirror = open_mirror(tracking, identity, {"a": 1}, run_dir, metrics.dropped_rows, _print_line)
     times["open"] = time.monotonic() - start
     for step in range(first, rows):
         row: dict[str, Any] = {"step": step, "flops": 10 * step, "train/loss": 1.0}
@@ -42,7 +42,7 @@ def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first:
     print(json.dumps(times | {"ended": time.monotonic()}), flush=True)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, flush=True)
 
 

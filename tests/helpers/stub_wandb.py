@@ -1,4 +1,4 @@
-"""A W&B server on this machine, as well or as badly as a test wants it."""
+"""A W&B server on this machine that answers, delays, fails or hangs as a test sets it."""
 
 import json
 import socket
@@ -32,7 +32,6 @@ class StubServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """For WANDB_BASE_URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def die(self) -> None:
@@ -48,7 +47,7 @@ class StubServer(ThreadingHTTPServer):
         return [row["step"] for _, row in sorted(self.rows.items())]
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """What the real server would say, as far as the client looks at it."""
+        """The answer of the real server, as far as the client reads it."""
         if path.endswith("/file_stream"):
             self._keep(body)
             return {"exitcode": None, "limits": {}}
@@ -61,7 +60,7 @@ class StubServer(ThreadingHTTPServer):
                 "inserted": not self.rows,
             }
         elif "RunResumeStatus" in query:
-            data["model"] = project | {"bucket": self._standing() if self.rows else None}
+            data["model"] = project | {"bucket": self._resume_state() if self.rows else None}
         elif "createRunFiles" in query:
             data["createRunFiles"] = {"runID": "b", "uploadHeaders": [], "files": []}
         return {"data": data}
@@ -74,7 +73,7 @@ class StubServer(ThreadingHTTPServer):
             self.rows[row["_step"]] = row
         self.complete |= bool(body.get("complete"))
 
-    def _standing(self) -> dict[str, Any]:
+    def _resume_state(self) -> dict[str, Any]:
         tail = json.dumps([json.dumps({"_step": len(self.rows) - 1, "_runtime": 1})])
         counts = {"logLineCount": 0, "historyLineCount": self.lines, "eventsLineCount": 0}
         texts = {"summaryMetrics": "{}", "historyTail": tail, "eventsTail": "[]", "config": "{}"}

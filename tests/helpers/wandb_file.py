@@ -1,4 +1,4 @@
-"""Reads the `.wandb` file of an offline run; the library has no reader of its own any more."""
+"""Reads the `.wandb` file of an offline run; the library no longer has a reader."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""The real command, telling a pipe when it enters and leaves the moments in which it may be killed.
+"""The real command; writes to a pipe when it enters and leaves the moments in which it may be killed.
 
 python -m tests.helpers.watched PIPE WORDS...
 """
@@ -33,20 +33,20 @@ def main(pipe: int, words: list[str]) -> int:
     }
     assert tuple(places) == MOMENTS
     for moment, (owner, name) in places.items():
-        setattr(owner, name, _telling(pipe, moment, getattr(owner, name)))
+        setattr(owner, name, _announcing(pipe, moment, getattr(owner, name)))
     return run(words)
 
 
-def _telling(pipe: int, moment: str, function: Callable) -> Callable:
+def _announcing(pipe: int, moment: str, function: Callable) -> Callable:
     @wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def announced(*args: Any, **kwargs: Any) -> Any:
         os.write(pipe, f"+{moment}\n".encode())
         try:
             return function(*args, **kwargs)
         finally:
             os.write(pipe, f"-{moment}\n".encode())
 
-    return told
+    return announced
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def mean(value: Any) -> Any:
     return value and value.mean
 
 
-def test_a_straight_line_saves_exactly_what_it_saves(tmp_path: Path) -> None:
+def test_savings_of_straight_curves(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     write_run(
         tmp_path / "grown", [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)], [(50, 100, 10.0, 6.0)], name="grown"
@@ -50,7 +50,7 @@ def test_a_straight_line_saves_exactly_what_it_saves(tmp_path: Path) -> None:
     assert mean(grown.speedup("seconds")) == pytest.approx(100 / 66 - 1)
 
 
-def test_a_power_law_saves_what_its_inverse_says(tmp_path: Path) -> None:
+def test_savings_of_power_laws(tmp_path: Path) -> None:
     def curve(b: float) -> list[Evaluation]:  # loss = 2 + b / flops
         return [(i, 10.0 * i, float(i), 2 + b / (10.0 * i)) for i in range(1, 1001)]
 
@@ -62,7 +62,7 @@ def test_a_power_law_saves_what_its_inverse_says(tmp_path: Path) -> None:
     )
 
 
-def test_fewer_layers_are_another_model_and_the_row_after_growth_counts(tmp_path: Path) -> None:
+def test_only_evaluations_of_the_whole_model_count_from_the_row_after_growth(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     shallow = [(0, 0, 0.0, 9.0), (50, 100, 10.0, 2.0)]  # below the target, but not the whole model
     write_run(tmp_path / "grown", [(50, 100, 10.0, 2.9), (100, 900, 90.0, 2.5)], shallow, name="grown")
@@ -71,7 +71,7 @@ def test_fewer_layers_are_another_model_and_the_row_after_growth_counts(tmp_path
     assert mean(grown.final) == 2.5
 
 
-def test_a_run_that_never_gets_there_says_so_and_has_no_mean(tmp_path: Path) -> None:
+def test_without_all_runs_at_the_target_there_is_no_mean_saving(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for seed, end in enumerate((2.0, 2.0, 3.5)):
         write_run(tmp_path / str(seed), [(0, 1, 1.0, 9.0), (100, 500, 50.0, end)], name="grown", seed=seed)
@@ -103,7 +103,7 @@ def test_the_target_is_the_mean_over_the_baselines_seeds_and_its_cost_that_of_th
     assert "'fast' not reached to " in " ".join(comparison_notes(comparison))
 
 
-def test_a_baseline_that_was_there_before_is_charged_no_more(tmp_path: Path) -> None:
+def test_the_baselines_cost_ends_where_it_first_reaches_its_final_loss(tmp_path: Path) -> None:
     scratch(tmp_path / "base", [(0, 0, 0.0, 5.0), (50, 500, 50.0, 3.0), (100, 1000, 100.0, 3.0)], name="base")
     comparison = compared(tmp_path)
     assert comparison.baseline_cost
@@ -123,23 +123,23 @@ def test_the_saving_at_both_ends_of_the_targets_interval(tmp_path: Path) -> None
     assert "FLOPs is: 'fast'" in " ".join(comparison_notes(comparison))
 
 
-def test_noise_is_told(tmp_path: Path) -> None:
+def test_losses_that_rise_above_the_target_again_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     noisy = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (3, 300, 30.0, 2.5)]
     write_run(tmp_path / "noisy", noisy, name="noisy")
     write_run(tmp_path / "worse", noisy[:3], name="worse", optim__lr=1)
-    said = " ".join(comparison_notes(compared(tmp_path)))
-    assert "'noisy' 75.0% (1 of 1 runs), 'worse' above it at the end (1 of 1 runs)" in said
+    text = " ".join(comparison_notes(compared(tmp_path)))
+    assert "'noisy' 75.0% (1 of 1 runs), 'worse' above it at the end (1 of 1 runs)" in text
 
 
-def test_noise_counts_for_the_baseline_too(tmp_path: Path) -> None:
+def test_the_baseline_is_also_counted_from_where_it_stays_at_the_target(tmp_path: Path) -> None:
     dips: list[Evaluation] = [(0, 0, 0.0, 5.0), (1, 100, 10.0, 3.0), (2, 200, 20.0, 3.5), (4, 400, 40.0, 3.0)]
     scratch(tmp_path / "base", dips, name="base")
     write_run(tmp_path / "same", dips, name="same")
     assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(comparison_notes(compared(tmp_path)))
 
 
-def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
+def test_unfinished_runs_count_up_to_their_last_row(tmp_path: Path) -> None:
     scratch(tmp_path / "base0", FLAT, name="base")
     scratch(tmp_path / "base1", FLAT[:2], name="base", seed=1, status="interrupted")
     write_run(tmp_path / "fast", [(0, 0, 0.0, 5.0), (9, 400, 9.0, 1.0)], name="fast", status=None)
@@ -154,13 +154,13 @@ def test_unfinished_runs_count_as_far_as_they_go(tmp_path: Path) -> None:
     assert "the 1 completed runs of 'base', of 2" in " ".join(comparison_notes(comparison))
 
 
-def test_a_baseline_without_an_end_says_so(tmp_path: Path) -> None:
+def test_a_baseline_without_a_completed_run_is_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base0", FLAT, name="base", status="running")
     scratch(tmp_path / "base1", FLAT[:2], name="base", seed=1, status="failed")
     comparison = compared(tmp_path)
-    said = " ".join(comparison_notes(comparison))
-    assert "No run of 'base' is completed" in said
-    assert "end at different budgets, 5.000e+02 to 1.000e+03" in said
+    text = " ".join(comparison_notes(comparison))
+    assert "No run of 'base' is completed" in text
+    assert "end at different budgets, 5.000e+02 to 1.000e+03" in text
     assert comparison.baseline_cost
     assert comparison.baseline_cost.flops == 750
 
@@ -174,7 +174,7 @@ def test_a_baseline_without_an_end_says_so(tmp_path: Path) -> None:
         (1, {"target_loss": 9.5}, "does not reach 9.5000 at a cost that can be compared"),
     ],
 )
-def test_without_a_baseline_there_is_a_table_and_a_sentence(
+def test_without_a_baseline_a_note_says_what_to_type(
     bases: int, question: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     for i in range(bases):
@@ -186,12 +186,12 @@ def test_without_a_baseline_there_is_a_table_and_a_sentence(
     assert method(comparison, "grown").saving("flops") is None
 
 
-def test_a_baseline_without_the_whole_model_or_a_finite_loss_says_so(tmp_path: Path) -> None:
+def test_a_baseline_without_the_whole_model_or_a_finite_loss_is_noted(tmp_path: Path) -> None:
     write_run(tmp_path / "shallow", [], [(0, 0, 0.0, 9.0)], name="shallow")
     scratch(tmp_path / "base", [*FLAT, (110, 1100, 110.0, None)], name="base")
     assert "is not finite at the end" in " ".join(comparison_notes(compared(tmp_path)))
-    said = comparison_notes(compared(tmp_path, baseline="shallow"))
-    assert "'shallow' has no evaluation of the whole model yet" in said[0]
+    text = comparison_notes(compared(tmp_path, baseline="shallow"))
+    assert "'shallow' has no evaluation of the whole model yet" in text[0]
 
 
 def test_the_baseline_is_a_label_or_a_folder(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_the_baseline_is_a_label_or_a_folder(tmp_path: Path) -> None:
         compared(tmp_path, baseline=str(tmp_path))
 
 
-def test_a_baseline_of_one_family_is_none_of_another(tmp_path: Path) -> None:
+def test_a_baseline_belongs_to_one_family(tmp_path: Path) -> None:
     scratch(tmp_path / "a", FLAT, name="base")
     scratch(tmp_path / "b", FLAT, name="other", data="another")
     runs, _ = read_runs([str(tmp_path)])
@@ -215,37 +215,37 @@ def test_a_baseline_of_one_family_is_none_of_another(tmp_path: Path) -> None:
     assert "--baseline base is not among these runs" in comparison_notes(other)[0]
 
 
-def test_models_of_other_depths_are_told(tmp_path: Path) -> None:
+def test_models_of_other_depths_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "deep", FLAT, name="deep")
     write_run(tmp_path / "flat", FLAT, name="flat", model__layers=2, schedule__layers=[2])
-    said = " ".join(comparison_notes(compared(tmp_path, baseline="deep")))
-    assert "settings beside growth: model.layers 4 ('deep'), 2 ('flat')." in said
+    text = " ".join(comparison_notes(compared(tmp_path, baseline="deep")))
+    assert "settings beside growth: model.layers 4 ('deep'), 2 ('flat')." in text
 
 
-def test_names_do_not_hide_what_else_differs(tmp_path: Path) -> None:
+def test_other_differing_settings_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):
         write_run(tmp_path / f"{i}", FLAT, name=f"m{i}", optim__lr=rate, budget__steps=50, sampler__k=i)
-    said = " ".join(comparison_notes(compared(tmp_path)))
-    assert "budget.steps 100 ('base'), 50 ('m0', 'm1', 'm2', 'm3', 'm4')" in said
-    assert "optim.lr 0.001 ('base', 'm0'), 0.003 ('m1', 'm2', 'm3', 'm4')" in said
-    assert "sampler" not in said
+    text = " ".join(comparison_notes(compared(tmp_path)))
+    assert "budget.steps 100 ('base'), 50 ('m0', 'm1', 'm2', 'm3', 'm4')" in text
+    assert "optim.lr 0.001 ('base', 'm0'), 0.003 ('m1', 'm2', 'm3', 'm4')" in text
+    assert "sampler" not in text
 
 
-def test_runs_of_other_machines_and_code_are_told(tmp_path: Path) -> None:
+def test_other_devices_and_commits_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base", made_with={"device": "cpu", "git_commit": "a" * 40})
     for seed, device in enumerate(("cpu", "H100")):
         made = {"device": device, "precision": "bf16", "git_commit": "a" * 40}
         write_run(tmp_path / f"{seed}", FLAT, name="fast", seed=seed, made_with=made)
-    said = " ".join(comparison_notes(compared(tmp_path)))
+    text = " ".join(comparison_notes(compared(tmp_path)))
     assert (
-        "differ in device, so their seconds compare the machines too: cpu ('base', 'fast'), H100 ('fast')." in said
+        "differ in device, so their seconds compare the machines too: cpu ('base', 'fast'), H100 ('fast')." in text
     )
-    assert "precision" not in said
-    assert "commit" not in said
+    assert "precision" not in text
+    assert "commit" not in text
 
 
-def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
+def test_a_run_that_paused_is_noted_and_its_seconds_leave_the_headline(tmp_path: Path) -> None:
     steady: list[Evaluation] = [(i, 100.0 * i, 10.0 * i, 9 - i / 10) for i in range(9)]
     scratch(tmp_path / "base", steady, name="base")
     write_run(tmp_path / "slow", [(i, f / 2, s / 2, x) for i, f, s, x in steady], name="slow")
@@ -258,7 +258,7 @@ def test_a_run_that_stood_still_is_told(tmp_path: Path) -> None:
     assert "slow ('slow') lost 500 of 580 s where it was 3 times slower" in found[0]
 
 
-def test_of_several_scratch_depths_the_baseline_is_as_deep_as_what_grows(tmp_path: Path) -> None:
+def test_the_default_baseline_is_as_deep_as_the_grown_models(tmp_path: Path) -> None:
     for layers in (1, 2, 4):
         whole: dict[str, Any] = {"model__layers": layers, "schedule__layers": [layers], "schedule__ends": [1]}
         write_run(tmp_path / f"s{layers}", FLAT, name="same", **whole)
@@ -273,7 +273,7 @@ def test_of_several_scratch_depths_the_baseline_is_as_deep_as_what_grows(tmp_pat
         compared(tmp_path, baseline="scratch")
 
 
-def test_what_may_still_come_is_not_called_missed(tmp_path: Path) -> None:
+def test_a_running_run_has_not_missed_the_target(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     write_run(tmp_path / "a", FLAT[:2], name="missed", sampler__k=1)
     write_run(tmp_path / "b", FLAT[:2], name="under_way", status=None)
@@ -282,7 +282,7 @@ def test_what_may_still_come_is_not_called_missed(tmp_path: Path) -> None:
     assert (found["missed"], found["under_way"]) == ("not reached", "not yet")
 
 
-def test_one_run_as_the_baseline_is_told_and_no_saving_is_not_praised(tmp_path: Path) -> None:
+def test_a_baseline_of_one_run_is_noted_and_negative_savings_are_named(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     write_run(tmp_path / "slow", [(0, 0, 0.0, 9.0), (9, 2000, 200.0, 3.0)], name="slow")
     comparison = compared(tmp_path)
@@ -302,7 +302,7 @@ def test_the_loss_at_an_equal_budget(tmp_path: Path) -> None:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_the_arguments_is_of_no_account(tmp_path: Path, rng: random.Random) -> None:
+def test_the_order_of_the_arguments_does_not_matter(tmp_path: Path, rng: random.Random) -> None:
     if not any(tmp_path.iterdir()):
         for seed in (0, 1, 2):
             scratch(tmp_path / f"base{seed}", [*FLAT[:2], (100, 1000, 99.0, 3 + seed / 10)], name="base", seed=seed)
@@ -320,7 +320,7 @@ def _from_source(folder: Path, **source: Any) -> None:
     (folder / "plan.json").write_text(json.dumps(plan | source))
 
 
-def test_what_a_source_took_is_counted_and_said_without(tmp_path: Path) -> None:
+def test_the_cost_of_the_source_is_counted_and_the_saving_without_it_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     _from_source(tmp_path / "wide", source_flops=200, source_seconds=20.0)
     comparison = compared(tmp_path)
@@ -329,14 +329,14 @@ def test_what_a_source_took_is_counted_and_said_without(tmp_path: Path) -> None:
     assert mean(wide.saving("flops")) == pytest.approx(0.2)
     assert mean(wide.saving("seconds")) == pytest.approx(0.2)
     assert mean(wide.saving_without_source("flops")) == pytest.approx(0.4)
-    said = (
+    text = (
         "'wide' is initialized from a model that cost 200.0 FLOPs; they are counted. Without them its saving is "
         "40.0% of the FLOPs and 40.0% of the seconds."
     )
-    assert said in comparison_notes(comparison)
+    assert text in comparison_notes(comparison)
 
 
-def test_a_source_whose_cost_is_not_known_is_said(tmp_path: Path) -> None:
+def test_a_source_of_unknown_cost_is_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     _from_source(tmp_path / "wide", source_flops=None)
     comparison = compared(tmp_path)
@@ -348,7 +348,7 @@ def test_a_source_whose_cost_is_not_known_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["many", -1, float("inf"), [3]])
-def test_a_cost_of_a_source_that_is_none_is_damage(value: Any, tmp_path: Path) -> None:
+def test_an_invalid_cost_of_a_source_is_refused(value: Any, tmp_path: Path) -> None:
     _from_source(tmp_path / "wide", source_flops=value)
     with pytest.raises(DataError, match=r"plan\.json is damaged: the cost of its source"):
         read_runs([str(tmp_path)])

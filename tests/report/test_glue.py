@@ -38,7 +38,7 @@ def _comparison(folder: Path) -> Comparison:
     return comparison
 
 
-def test_scores_are_means_over_pretraining_seeds_and_averages_hold_what_all_have(folder: Path) -> None:
+def test_scores_are_means_over_seeds_and_averages_are_over_shared_tasks(folder: Path) -> None:
     comparison = _comparison(folder)
     glue = compare_glue(comparison)
     assert glue is not None
@@ -66,7 +66,7 @@ def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rates", "task", "said"),
+    ("recipe", "rates", "task", "noted"),
     [
         ("another", (2e-5,), "cola", True),
         ("one", (2e-5, 3e-5), "cola", True),  # the best of two
@@ -74,18 +74,18 @@ def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
         ("one", (2e-5,), "cola", False),
     ],
 )
-def test_another_recipe_is_said(
-    recipe: str, rates: tuple[float, ...], task: str, said: bool, folder: Path, tmp_path: Path
+def test_different_recipes_are_noted(
+    recipe: str, rates: tuple[float, ...], task: str, noted: bool, folder: Path, tmp_path: Path
 ) -> None:
     other = write_run(tmp_path / "other", GROWN, name="other", sampler__k=4)
     fine_tuned(other, recipe, rates, **{task: 0.3})
     glue = compare_glue(_comparison(folder))
     assert glue is not None
-    assert any("same recipe" in note for note in glue.notes) == said
+    assert any("same recipe" in note for note in glue.notes) == noted
 
 
-def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
-    def said() -> list[str]:
+def test_scores_of_other_weights_are_noted(folder: Path) -> None:
+    def noted() -> list[str]:
         glue = compare_glue(_comparison(folder))
         assert glue is not None
         return [note for note in glue.notes if "other weights" in note]
@@ -93,9 +93,9 @@ def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
     path = folder / "base1" / "glue" / "results.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(found | {"pretrained": {"eval/loss": FLAT[-1][-1]}}), encoding="utf-8")
-    assert not said()
+    assert not noted()
     path.write_text(json.dumps(found | {"pretrained": {"eval/loss": 2.9}}), encoding="utf-8")
-    assert said() == [
+    assert noted() == [
         "The GLUE scores of 'base' belong to other weights than its runs: "
         "their validation loss is 2.9000, not 3.0000."
     ]
@@ -112,7 +112,7 @@ def test_scores_of_other_weights_than_the_runs_are_said(folder: Path) -> None:
         ),
     ],
 )
-def test_damaged_results_are_named(found: Any, tmp_path: Path) -> None:
+def test_damaged_glue_results_are_refused(found: Any, tmp_path: Path) -> None:
     run_dir = scratch(tmp_path / "base", FLAT)
     (run_dir / "glue").mkdir()
     (run_dir / "glue" / "results.json").write_text(found if isinstance(found, str) else json.dumps(found))
@@ -120,7 +120,7 @@ def test_damaged_results_are_named(found: Any, tmp_path: Path) -> None:
         read_runs([str(tmp_path)])
 
 
-def test_fine_tuning_runs_are_no_runs_to_compare(tmp_path: Path) -> None:
+def test_fine_tuning_runs_are_not_compared(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT)
     (tmp_path / "glue" / "stamp").mkdir(parents=True)
     (tmp_path / "glue" / "stamp" / "glue.yaml").touch()

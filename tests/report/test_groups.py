@@ -40,12 +40,12 @@ def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
         assert len(family.groups) == 2, key
 
 
-def test_what_a_growing_method_needs_is_idle_from_scratch() -> None:
+def test_growth_settings_of_scratch_runs_do_not_matter() -> None:
     (family,) = families([scratch("a", sampler__kind="full"), scratch("b", seed=1, expander__kind="stack")])[0]
     assert [group.label for group in family.groups] == ["scratch"]
 
 
-def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() -> None:
+def test_seeds_with_sources_of_equal_cost_are_one_group() -> None:
     def begun(place: str, flops: float | None, **more: Any) -> Run:
         return replace(run(place, init_from__path=f"small/{place}", **more), source_flops=flops)
 
@@ -63,11 +63,11 @@ def test_a_source_is_known_by_what_it_took_for_each_seed_has_one_of_its_own() ->
     assert seeds(seed(0, 0), run("b", seed=1)) == [[0], [1]]
 
 
-def test_a_name_of_its_own_is_the_label() -> None:
+def test_a_unique_name_is_the_label() -> None:
     assert labels(run("a", name="mine"), scratch("b", name="base")) == ["base", "mine"]
 
 
-def test_without_names_what_differs_is_the_label() -> None:
+def test_without_names_the_differing_settings_are_the_label() -> None:
     assert labels(run("a"), scratch("b")) == ["sampler=lvps k=2", "scratch"]
     ks = [run(str(k), sampler__k=k, name="same") for k in (10, 2, 0.5)]
     assert labels(*ks) == ["sampler=lvps k=0.5", "sampler=lvps k=2", "sampler=lvps k=10"]
@@ -78,7 +78,7 @@ def test_without_names_what_differs_is_the_label() -> None:
     assert labels(*kinds) == ["base", "sampler=lvps k=2", "sampler=uniform k=2"]
 
 
-def test_a_label_says_what_tells_most_first_and_leaves_out_what_follows_from_it() -> None:
+def test_a_label_has_the_main_settings_first_and_no_redundant_ones() -> None:
     wide = {"model__hidden": 128, "model__ffn": 512, "model__heads": 4}
     narrow = {"model__hidden": 64, "model__ffn": 256, "model__heads": 2}
     runs = [scratch("a", **wide), scratch("b", **narrow, optim__lr=0.01), scratch("c", **narrow, eval__every=5)]
@@ -92,7 +92,7 @@ def test_a_label_says_what_tells_most_first_and_leaves_out_what_follows_from_it(
     assert "scratch hidden=128 lr=0.001 ffn=77" in labels(*runs)
 
 
-def test_a_key_that_one_config_does_not_have_tells_them_apart() -> None:
+def test_a_key_missing_in_one_config_distinguishes_runs() -> None:
     one, other = run("a"), run("b")
     del other.config["precision"]  # as in a config of another version
     assert labels(one, other) == ["precision=auto", "sampler=lvps k=2"]
@@ -105,7 +105,7 @@ def test_many_runs_without_a_summary_are_one_note() -> None:
     ]
 
 
-def test_labels_are_never_the_same() -> None:
+def test_labels_are_unique() -> None:
     long = [run("a", name="x" * 90), run("b", name="x" * 91, sampler__k=1)]
     assert len(set(labels(*long))) == 2
 
@@ -126,7 +126,7 @@ def test_other_data_and_evaluation_rows_are_another_family_and_a_loud_warning(ot
     assert "GPT 2 (b)" in warnings[0]
 
 
-def test_bert_beside_gpt_is_no_reason_for_a_warning() -> None:
+def test_bert_and_gpt_are_two_families_without_a_warning() -> None:
     found, warnings = families([run("a"), run("b", model__kind="bert", model__mask_fraction=0.15)])
     assert [family.title for family in found] == ["BERT", "GPT"]
     assert warnings == []
@@ -134,20 +134,20 @@ def test_bert_beside_gpt_is_no_reason_for_a_warning() -> None:
     assert len(families(masks)[0]) == 2
 
 
-def test_a_run_that_has_not_said_its_data_is_taken_by_its_config() -> None:
+def test_a_run_without_a_summary_is_grouped_by_its_data_config() -> None:
     (family,) = families([run("a"), run("b", data=None, seed=1)])[0]
     assert "no summary yet, so the data is taken from the config: b" in family.notes[0]
     assert len(families([run("a"), run("b", data=None, data__vocab_size=4)])[0]) == 2
     assert len(families([run("a", data=None), run("b", data=None, seed=1)])[0]) == 1
 
 
-def test_the_order_of_the_runs_is_of_no_account() -> None:
+def test_the_order_of_the_runs_does_not_matter() -> None:
     runs = [run("a", sampler__k=1), run("b"), scratch("c"), run("d", seed=1), run("e", data="d2"), run("f")]
     one: tuple[list[Family], list[str]] = families(runs)
     assert one == families(runs[::-1]) == families(runs[3:] + runs[:3])
 
 
-def test_a_strangers_text_becomes_one_printable_line(tmp_path: Path) -> None:
+def test_untrusted_text_becomes_one_printable_line(tmp_path: Path) -> None:
     assert printable("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
     (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
     assert len(label) == 80

@@ -11,13 +11,13 @@ from tests.helpers.made_runs import write_run
 WIDER = {"growth/from": 4, "growth/to": 4, "growth/width_from": 0.5, "growth/width_to": 1.0}
 
 
-def test_both_sides_of_a_growth_in_width_are_told_apart(tmp_path: Path) -> None:
+def test_a_growth_in_width_has_two_sides(tmp_path: Path) -> None:
     """The layers are as many before and after."""
     folder = write_run(tmp_path / "run", [], schedule__layers=[4, 4], schedule__widths=[0.5, 1])
-    standing = {"step": 5, "flops": 1, "train_seconds": 1.0, "layers": 4}
+    columns = {"step": 5, "flops": 1, "train_seconds": 1.0, "layers": 4}
     sides = ((0.5, 3.0), (1.0, 3.5))
-    rows = [standing | WIDER | {"width": width, "eval/loss": loss} for width, loss in sides]
-    rows += [standing | {"step": step, "width": width, "train/loss": 4.0} for step, width in ((4, 0.5), (6, 1.0))]
+    rows = [columns | WIDER | {"width": width, "eval/loss": loss} for width, loss in sides]
+    rows += [columns | {"step": step, "width": width, "train/loss": 4.0} for step, width in ((4, 0.5), (6, 1.0))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ((run,), _) = read_runs([str(folder)])
     growth = ((4, 0.5), (4, 1.0))

@@ -52,7 +52,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         read_runs([str(tmp_path)])
 
 
-def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
+def test_runs_inside_runs_are_ignored(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CURVE)
     write_run(tmp_path / "run" / "wandb" / "files", CURVE)
     assert len(read_runs([str(tmp_path)])[0]) == 1
@@ -65,7 +65,7 @@ def test_a_compact_run_is_a_run(tmp_path: Path) -> None:
     assert one.rows == other.rows
 
 
-def test_a_torn_last_line_is_not_there_yet(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", CURVE, status=None)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "fl')
@@ -107,7 +107,7 @@ def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
     assert what in str(caught.value)
 
 
-def test_a_compact_run_that_unpacks_to_no_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compact_run_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", CURVE, compact=True)
     (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(bytes(100_000)))
     monkeypatch.setattr(runs_module, "_MAX_BYTES", 50_000)

@@ -78,7 +78,7 @@ def test_one_value_and_values_that_are_not_finite_have_no_interval() -> None:
 
 
 @pytest.mark.parametrize(("cost", "saved", "faster"), [(55, 0.45, 45 / 55), (100, 0, 0), (200, -1, -0.5)])
-def test_saving_and_speedup_are_two_things(cost: float, saved: float, faster: float) -> None:
+def test_saving_and_speedup_differ(cost: float, saved: float, faster: float) -> None:
     assert savings.saving(cost, 100) == pytest.approx(saved)
     assert savings.speedup(cost, 100) == pytest.approx(faster)
     assert savings.speedup(0, 100) == math.inf
@@ -105,7 +105,7 @@ def test_the_crossing_scales_with_the_flops(line: Curve, target: float, factor: 
 
 
 @given(curves(), LOSSES)
-def test_the_crossing_is_within_what_was_measured_and_not_after_that_for_good(line: Curve, target: float) -> None:
+def test_the_crossing_is_measured_and_not_after_the_one_for_good(line: Curve, target: float) -> None:
     first, good = savings.crossing(line, target), savings.crossing_for_good(line, target)
     assert (first is None) == (min(p.loss for p in line) > target)
     assert (good is None) == (line[-1].loss > target)

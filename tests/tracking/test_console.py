@@ -19,7 +19,7 @@ TRAINING = {
 }  # fmt: skip
 
 
-def test_lines_say_stage_layers_depth_loss_flops_and_eta(
+def test_lines_have_stage_layers_depth_loss_flops_and_eta(
     config: Callable[..., Config], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     plan = make_plan(config(), choose(config().run))
@@ -42,16 +42,16 @@ def test_lines_say_stage_layers_depth_loss_flops_and_eta(
     assert (tmp_path / "train.log").read_text() == out
 
 
-def test_a_growth_of_the_width_is_said(config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_growth_in_width_is_printed(config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     console, losses = Console(), {"eval/loss": 5.0, "eval/loss_full_depth": 5.0, "flops": 0}
     width = {"growth/width_from": 0.5, "growth/width_to": 1}
     for layers in (1, 2):
         growth = losses | {"growth/from": 1, "growth/to": layers} | width
         console.row(ROW | growth | {"width": 0.5})
         console.row(ROW | growth | {"width": 1, "layers": layers})
-    said = [line.partition("FLOPs  ")[2] for line in capsys.readouterr().out.splitlines()]
+    lines = [line.partition("FLOPs  ")[2] for line in capsys.readouterr().out.splitlines()]
     after = ": validation loss 5.0000 (+0.0000)"
-    assert said == [
+    assert lines == [
         "before growth: validation loss 5.0000",
         f"grown 0.5 -> 1 of the width{after}",
         "before growth: validation loss 5.0000",
@@ -85,7 +85,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_long_step_says_in_a_pipe_how_much_time_is_left(
+def test_a_long_step_prints_the_remaining_time_in_a_pipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every half minute, and not before a hundredth is done: what is left of that is no guess."""
@@ -95,5 +95,5 @@ def test_a_long_step_says_in_a_pipe_how_much_time_is_left(
         for seconds, share in [(40, 0.0001), (60, 0.25), (70, 0.3), (100, 0.5), (140, None), (200, 1.0)]:
             clock[0] = seconds
             at(share)
-    said = capsys.readouterr().out.splitlines()
-    assert said == ["packing: 25%, ETA 0:03:00", "packing: 50%, ETA 0:01:40", "packing: 100%, ETA 0:00:00"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["packing: 25%, ETA 0:03:00", "packing: 50%, ETA 0:01:40", "packing: 100%, ETA 0:00:00"]

@@ -13,7 +13,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_appended(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "flops": 2**70}
 
 
-def test_a_resumed_file_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+def test_a_resumed_file_continues_at_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     metrics.append({"step": 1})
@@ -29,7 +29,7 @@ def test_a_resumed_file_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_a_file_shorter_than_the_checkpoint_saw_is_refused(tmp_path: Path) -> None:
+def test_a_file_shorter_than_at_the_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(CheckpointError, match="has 3 bytes, but 10"):
         MetricsFile(tmp_path / "metrics.jsonl", 10)

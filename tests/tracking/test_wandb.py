@@ -91,20 +91,20 @@ def _append(metrics: Path, text: str) -> None:
         file.write(text)
 
 
-def _mode(mode: str, said: list[str]) -> str:
-    return mirror._mode(_tracking(mode), said.append)
+def _mode(mode: str, lines: list[str]) -> str:
+    return mirror._mode(_tracking(mode), lines.append)
 
 
 def test_auto_without_a_key_is_offline() -> None:
-    said: list[str] = []
-    assert _mode("auto", said) == "offline"
-    assert said == []
+    lines: list[str] = []
+    assert _mode("auto", lines) == "offline"
+    assert lines == []
 
 
-def test_online_without_a_key_is_offline_and_says_why() -> None:
-    said: list[str] = []
-    assert _mode("online", said) == "offline"
-    assert "wandb login" in said[0]
+def test_online_without_a_key_is_offline_with_a_message() -> None:
+    lines: list[str] = []
+    assert _mode("online", lines) == "offline"
+    assert "wandb login" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -122,27 +122,27 @@ def test_online_without_a_key_is_offline_and_says_why() -> None:
         ("disabled", "online", "disabled"),
     ],
 )
-def test_with_a_key_auto_leaves_it_to_the_environment(
+def test_with_a_key_auto_follows_the_environment(
     asked: str, variable: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
-    assert _mode(asked, said) == mode
-    assert said == []
+    assert _mode(asked, lines) == mode
+    assert lines == []
 
 
-def test_a_mode_and_an_address_that_mean_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_an_unknown_mode_and_an_invalid_address_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "Offline")
-    assert _mode("auto", said) == "offline"
-    assert "WANDB_MODE=Offline" in said[0]
-    assert "dryrun" in said[0]
+    assert _mode("auto", lines) == "offline"
+    assert "WANDB_MODE=Offline" in lines[0]
+    assert "dryrun" in lines[0]
     monkeypatch.setenv("WANDB_BASE_URL", "example.org")
-    assert _mode("online", said) == "offline"
-    assert "WANDB_BASE_URL" in said[1]
+    assert _mode("online", lines) == "offline"
+    assert "WANDB_BASE_URL" in lines[1]
 
 
 def test_disabled_starts_no_process(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,7 @@ def test_flops_are_the_axis_of_every_curve(fake: FakeWandb, metrics: Path) -> No
     }  # fmt: skip
 
 
-def test_rows_are_taken_whole_and_once_and_those_that_wandb_has_are_left_out(
-    fake: FakeWandb, metrics: Path
-) -> None:
+def test_complete_rows_are_logged_once_without_those_that_wandb_has(fake: FakeWandb, metrics: Path) -> None:
     recording = Recording(_order(metrics, skip=2))
     _append(metrics, json.dumps(_row(1)) + "\n")
     recording.take_rows()
@@ -203,7 +201,7 @@ def test_the_end_has_the_final_numbers(status: str, exit_code: int, fake: FakeWa
         ("", False, "it printed nothing"),
     ],
 )
-def test_an_upload_is_whole_or_has_a_problem_and_no_mark(
+def test_an_upload_is_complete_or_has_a_problem_and_no_mark(
     log: str, marked: bool, problem: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "offline-run-1"
@@ -217,15 +215,15 @@ def test_an_upload_is_whole_or_has_a_problem_and_no_mark(
 
 
 def _mirrored(run_dir: Path, timeout: float, rows: int) -> list[str]:
-    """Rows with the real wandb beside them; what was said."""
-    said: list[str] = []
-    opened = open_mirror(_tracking("auto", timeout), IDENTITY, {"seed": 0}, run_dir, 0, said.append)
+    """Rows with the real wandb beside them; the lines of the recorder."""
+    lines: list[str] = []
+    opened = open_mirror(_tracking("auto", timeout), IDENTITY, {"seed": 0}, run_dir, 0, lines.append)
     assert opened is not None
     for step in range(rows):
         _append(run_dir / "metrics.jsonl", json.dumps(_row(step)) + "\n")
         opened.row(_row(step))
     opened.close("completed", {"eval/loss": 2.0})
-    return said
+    return lines
 
 
 def _recorded(run_dir: Path) -> list[int]:
@@ -235,8 +233,8 @@ def _recorded(run_dir: Path) -> list[int]:
 
 
 def test_the_real_wandb_records_offline(metrics: Path) -> None:
-    said = _mirrored(metrics.parent, 30, 5)
-    assert said == [f"W&B offline; to upload later: wandb sync {metrics.parent}/wandb"]
+    lines = _mirrored(metrics.parent, 30, 5)
+    assert lines == [f"W&B offline; to upload later: wandb sync {metrics.parent}/wandb"]
     assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
 
 
@@ -254,9 +252,9 @@ def test_a_dead_server_costs_the_timeout_and_no_more(metrics: Path, monkeypatch:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused_port()}")
     start = time.monotonic()
-    said = _mirrored(metrics.parent, 4, 5)
+    lines = _mirrored(metrics.parent, 4, 5)
     assert time.monotonic() - start < 4.5
-    assert said == [f"W&B does not have all rows yet; to upload later: wandb sync {metrics.parent}/wandb"]
+    assert lines == [f"W&B does not have all rows yet; to upload later: wandb sync {metrics.parent}/wandb"]
     assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
 
 
@@ -295,7 +293,7 @@ def test_the_key_is_looked_for_where_wandb_login_stored_the_server(
     assert not has_key()
 
 
-def test_the_cells_of_a_sweep_share_a_group(tmp_path: Path) -> None:
+def test_the_jobs_of_a_sweep_share_a_group(tmp_path: Path) -> None:
     for job in ("0", "1"):
         (tmp_path / "stamp" / job).mkdir(parents=True)
     (tmp_path / "stamp" / "multirun.yaml").write_text("")
