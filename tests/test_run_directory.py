@@ -38,7 +38,7 @@ def test_a_directory_with_a_run_is_not_claimed(name: str, directory: RunDirector
     assert [p.name for p in directory.path.iterdir()] == [name]
 
 
-def test_a_claim_that_was_cut_short_is_made_again(directory: RunDirectory) -> None:
+def test_an_interrupted_claim_is_repeated(directory: RunDirectory) -> None:
     """Killed between the two files: config.yaml, which comes last, makes it a run directory."""
     (directory.path / "plan.json").write_text('{"steps": 1}')
     (directory.path / ".config.yaml.tmp").write_text("see")
@@ -65,7 +65,7 @@ def _hold(directory: RunDirectory) -> subprocess.Popen[str]:
     return process
 
 
-def test_one_process_at_a_time_and_the_other_learns_whose_it_is(directory: RunDirectory) -> None:
+def test_a_second_process_is_refused_with_the_id_of_the_first(directory: RunDirectory) -> None:
     process = _hold(directory)
     try:
         said = rf"in use by process {process.pid} on \S+; stop that one"
@@ -80,7 +80,7 @@ def test_one_process_at_a_time_and_the_other_learns_whose_it_is(directory: RunDi
     assert not (directory.path / ".lock").exists()
 
 
-def test_who_deletes_the_lock_lets_nobody_in(directory: RunDirectory) -> None:
+def test_deleting_the_lock_file_does_not_unlock(directory: RunDirectory) -> None:
     process = _hold(directory)
     try:
         (directory.path / ".lock").unlink()

@@ -6,7 +6,7 @@ from apollo_cli.signals import Interrupted, StopRequest
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_remembered_and_the_handlers_come_back(signum: int) -> None:
+def test_the_first_signal_is_recorded_and_the_handlers_are_restored(signum: int) -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with StopRequest() as stop:
         assert stop.signum is None

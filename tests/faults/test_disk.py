@@ -1,4 +1,4 @@
-"""Disks that fill up, are read-only, or are taken away: the last good state survives, and one message says why."""
+"""Disks that are full, read-only or removed: the last good state survives, and one message says why."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COMMAND = f"{sys.executable} -m apollo_cli.train"
 
 
 def _can_mount() -> bool:
-    """Whether this user may mount a disk of its own that nobody else sees."""
+    """Whether this user may mount a private disk."""
     if shutil.which("unshare") is None:
         return False
     command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
@@ -34,7 +34,7 @@ needs_mount = pytest.mark.skipif(not _can_mount(), reason="user namespaces with 
 
 @dataclass
 class Stopped:
-    """How a command on a small disk ended, and what was on the disk then."""
+    """How a command on a small disk ended, and a copy of the disk."""
 
     code: int
     said: str
@@ -42,7 +42,7 @@ class Stopped:
 
 
 def on_small_disk(folder: Path, kilobytes: int, *words: str) -> Stopped:
-    """Runs the command in `folder`, which is a disk of that size; what it left is copied out to `folder`.out."""
+    """Runs the command in `folder`, a disk of that size, and copies the disk to `folder`.out."""
     folder.mkdir()
     out = folder.with_name(f"{folder.name}.out")
     script = (
@@ -57,7 +57,7 @@ def on_small_disk(folder: Path, kilobytes: int, *words: str) -> Stopped:
 
 
 def check_and_go_on(stopped: Stopped, expected: Ending) -> None:
-    """A clear end, whatever was being written; with more space the run ends as if nothing had happened."""
+    """The command ended with one message; with more space the run ends like an undisturbed one."""
     assert stopped.code in (0, 2), stopped.said
     assert "Traceback" not in stopped.said
     run_dir = stopped.folder / "run"
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_names_the_space(
 def test_disks_of_every_size(
     words: tuple[str, ...], undisturbed: Ending, tmp_path: Path, record_count: Callable[[str], None]
 ) -> None:
-    """From one that holds nothing to one that holds all: whatever is written last fails."""
+    """From a disk that holds nothing to one that holds all, so that each kind of write fails once."""
     rng = random.Random(0)
     sizes = [4, 8, 12, 16, 20, 24, 32, *(rng.randrange(36, 900, 4) for _ in range(23))]
     full = 0
@@ -176,10 +176,10 @@ def test_a_directory_that_vanishes_ends_the_run_and_is_not_made_again(
 
 
 @pytest.mark.faults
-def test_a_screen_that_goes_away_does_not_end_a_run(
+def test_a_closed_standard_output_does_not_end_a_run(
     words: tuple[str, ...], undisturbed: Ending, tmp_path: Path
 ) -> None:
-    """`apollo-train | head -1`, or a terminal whose connection broke."""
+    """As in `apollo-train | head -1`, or when the connection of a terminal breaks."""
     reading, writing = os.pipe()
     process = subprocess.Popen(
         [*COMMAND.split(), *words, f"hydra.run.dir={tmp_path}/run"],

@@ -1,4 +1,4 @@
-"""A stranger's run directory is resumed without a write outside of it, and nothing in it is waited for."""
+"""An untrusted run directory is resumed without a write outside of it, and without waiting for a FIFO in it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ NEW = ("metrics.jsonl", "train.log", "checkpoints", "config.yaml")
 
 @pytest.fixture(scope="module")
 def theirs(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory that lacks its last checkpoint, with all that a run may leave, links of wandb's among it."""
+    """A run directory without its last checkpoint, with every file that a run may leave, also links of wandb."""
     folder = tmp_path_factory.mktemp("theirs") / "run"
     assert run([*tiny, f"hydra.run.dir={folder}"]) == 0
     shutil.rmtree(folder / "checkpoints" / "step_00000012")
@@ -38,7 +38,7 @@ def theirs(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def place(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Holds the run directory and what is not to be touched; whatever takes half a minute has hung."""
+    """A folder with the run directory and files that must not change; a test that takes half a minute fails."""
 
     def hung(*_: object) -> None:
         raise TimeoutError
@@ -61,7 +61,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _parts(folder: Path) -> list[str]:
-    """Of the run directory, all but the links of wandb's."""
+    """The contents of the run directory except for links of wandb."""
     return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if not path.is_symlink()]
 
 
@@ -101,7 +101,7 @@ def test_links_in_place_of_temporary_files_are_not_followed(target: str, place: 
     assert _contents(place / "mine") == before
 
 
-def test_links_in_place_of_files_to_come_are_refused(
+def test_links_in_place_of_future_files_are_refused(
     place: Path, tiny: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = _contents(place / "mine")
@@ -130,14 +130,14 @@ def test_fifos_are_refused_and_not_waited_for(place: Path, capfd: pytest.Capture
         _put_back(place / "run" / part)
 
 
-def test_what_is_not_a_runs_may_be_a_link(place: Path) -> None:
-    """`hydra.run.dir=.` puts a run between files of one's own."""
+def test_other_files_may_be_links(place: Path) -> None:
+    """`hydra.run.dir=.` puts a run beside other files."""
     (place / "run" / "notes").symlink_to(place / "mine")
     assert run(["resume=run"]) == 0
 
 
 def test_the_run_directory_itself_may_be_a_link(place: Path) -> None:
-    """It was typed."""
+    """For the user typed its name."""
     (place / "shortcut").symlink_to("run")
     assert run(["resume=shortcut"]) == 0
     assert json.loads((place / "run" / "summary.json").read_text())["status"] == "completed"

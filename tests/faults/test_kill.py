@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the run goes on, and ends as if nothing had happened."""
+"""SIGKILL at random moments: the run resumes, and ends like an undisturbed one."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def start(
 
 @dataclass(frozen=True)
 class Ending:
-    """What must not depend on whether a run was killed."""
+    """The results that a kill must not change."""
 
     exported: dict[str, str]
     weights: dict[str, str]
@@ -106,7 +106,7 @@ def _hash(tensor: torch.Tensor) -> str:
 
 
 class Trial:
-    """A run that is killed and taken up again until it is done."""
+    """A run that is killed and resumed until it is complete."""
 
     def __init__(self, words: Sequence[str], folder: Path) -> None:
         self.folder, self.run_dir = folder, folder / "run"
@@ -114,7 +114,7 @@ class Trial:
         self.kills: Counter[str] = Counter()
 
     def begin_or_resume(self) -> list[str]:
-        """The command that a person would type now."""
+        """The command that a user would type now."""
         return [f"resume={self.run_dir}"] if (self.run_dir / "config.yaml").exists() else self.words
 
     def run(self, kills: Sequence[tuple[str, int, float]]) -> None:
@@ -148,7 +148,7 @@ Undisturbed = tuple[tuple[str, ...], Outcome, Ending]
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The words, the calls and the ending of a run that nobody kills."""
+    """The words, the calls and the ending of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     words = (*WORDS, f"data.files=[{corpus_file}]")
     outcome = start([*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"])
@@ -157,7 +157,7 @@ def undisturbed(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def moments_of(calls: dict[str, list[float]], moment: str, rng: random.Random) -> tuple[str, int, float]:
-    """A call of this moment, and how far into it: anywhere."""
+    """A random call of this moment, and a random delay into it."""
     durations = calls[moment]
     call = rng.randrange(len(durations))
     return moment, call, rng.random() * durations[call]
@@ -166,7 +166,7 @@ def moments_of(calls: dict[str, list[float]], moment: str, rng: random.Random) -
 @pytest.mark.parametrize(
     "moment", ["saving", *(pytest.param(moment, marks=pytest.mark.faults) for moment in ("caching", "exporting"))]
 )
-def test_a_killed_run_ends_like_one_that_was_not(moment: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_killed_run_ends_like_an_undisturbed_one(moment: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     words, outcome, expected = undisturbed
     trial = Trial(words, tmp_path / "trial")
     trial.run([moments_of(outcome.calls, moment, random.Random(moment))])
@@ -176,10 +176,10 @@ def test_a_killed_run_ends_like_one_that_was_not(moment: str, undisturbed: Undis
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_twenty_five_killed_runs_of_each_model_end_like_one_that_was_not(
+def test_twenty_five_killed_runs_of_each_model_end_like_an_undisturbed_one(
     kind: str, corpus_file: Path, tmp_path: Path, record_count: Callable[[str], None]
 ) -> None:
-    """Each is killed once to three times, in a moment that is drawn, at a point of it that is drawn."""
+    """Each is killed one to three times, at random points of random moments."""
     words = (*WORDS, f"model={kind}", f"data.files=[{corpus_file}]")
     folder = tmp_path / "undisturbed"
     outcome = start([*words, f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run"])

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: a checkpoint, the command that goes on, and the right exit code."""
+"""SIGINT, SIGTERM and SIGHUP: a checkpoint, the command that resumes, and the right exit code."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def undisturbed(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_any_moment_stops_in_good_order(
+def test_a_signal_at_any_moment_saves_and_the_run_resumes(
     signum: int,
     undisturbed: tuple[tuple[str, ...], Outcome, Ending],
     tmp_path: Path,

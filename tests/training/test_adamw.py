@@ -23,7 +23,7 @@ def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
-    """To all but the last parameter in the first two steps, as to layers that are frozen at first."""
+    """Gradients for all but the last parameter in the first two steps, as if it were frozen at first."""
     random = torch.Generator().manual_seed(step)
     for values in zip(*models, strict=True):
         gradient = torch.randn(values[0].shape, generator=random)

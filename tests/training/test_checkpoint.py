@@ -36,7 +36,7 @@ def _checkpoint(step: int) -> Checkpoint:
 
 
 def _names(checkpoints: Checkpoints) -> set[str]:
-    """What is in the folder when what is not kept has gone."""
+    """The names in the folder after old checkpoints are deleted."""
     checkpoints.removal.join()
     return {path.name for path in checkpoints.folder.iterdir()}
 
@@ -55,7 +55,7 @@ def test_the_newest_few_stay_and_latest_names_the_newest(checkpoints: Checkpoint
     assert (checkpoints.folder / "latest").read_text() == "step_00000100\n"
 
 
-def test_what_was_saved_comes_back_exactly(checkpoints: Checkpoints) -> None:
+def test_a_saved_checkpoint_is_loaded_exactly(checkpoints: Checkpoints) -> None:
     loaded, saved = checkpoints.load_newest(print), _checkpoint(100)
     assert loaded is not None
     assert loaded.state == saved.state
@@ -67,7 +67,7 @@ def test_what_was_saved_comes_back_exactly(checkpoints: Checkpoints) -> None:
 
 @pytest.mark.parametrize("name", [*CONTENT, "meta.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
-def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoints: Checkpoints) -> None:
+def test_a_damaged_checkpoint_is_named_and_passed_over(name: str, damage: str, checkpoints: Checkpoints) -> None:
     path = checkpoints.folder / "step_00000100" / name
     content = path.read_bytes()
     middle = len(content) // 2
@@ -86,14 +86,14 @@ def test_a_damaged_one_is_named_and_passed_over(name: str, damage: str, checkpoi
     assert "step_00000100" in said[0]
 
 
-def test_with_none_whole_it_says_so(checkpoints: Checkpoints) -> None:
+def test_an_error_names_all_checkpoints_if_none_is_undamaged(checkpoints: Checkpoints) -> None:
     for folder in checkpoints.folder.glob("step_*"):
         (folder / "meta.json").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be used.*step_00000100.*step_00000010"):
         checkpoints.load_newest(print)
 
 
-def test_none_was_ever_written(tmp_path: Path) -> None:
+def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints", 2).load_newest(print) is None
 
 
@@ -115,7 +115,7 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(
 
 
 def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes meta.json and mends its checksums, as a stranger would who made the checkpoint."""
+    """Changes meta.json and corrects its checksums, as an attacker would."""
     meta = json.loads((folder / "meta.json").read_text())
     meta.pop("sha256_of_meta")
     change(meta)
@@ -155,7 +155,7 @@ def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints)
 def test_a_large_file_is_checked_in_pieces(
     damage: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is moved or lost in whole pieces is seen, too."""
+    """Pieces that are swapped or missing as a whole are detected, too."""
     size = 4096
     monkeypatch.setattr(module, "_PIECE", size)
     monkeypatch.setattr(module, "_BLOCK", size // 2)
@@ -176,13 +176,13 @@ def test_a_large_file_is_checked_in_pieces(
     assert "model.safetensors is damaged" in said[0]
 
 
-def test_one_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
+def test_a_checkpoint_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
     _forge(checkpoints.folder / "step_00000100", lambda meta: meta.update({"format": 99}))
     with pytest.raises(CheckpointError, match=r"a newer apollo-train wrote it \(format 99"):
         checkpoints.load_newest(print)
 
 
-def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> None:
+def test_what_a_killed_process_left_is_deleted(checkpoints: Checkpoints) -> None:
     (checkpoints.folder / ".step_00000150.tmp").mkdir()
     (checkpoints.folder / "step_notes").mkdir()
     assert checkpoints.load_newest(print).state.step == 100  # type: ignore[union-attr]
@@ -191,7 +191,7 @@ def test_what_a_killed_process_left_is_swept_away(checkpoints: Checkpoints) -> N
 
 @pytest.mark.parametrize("name", ["step_00000200", "step_00009999", ".step_00000200.tmp"])
 @pytest.mark.parametrize("how", ["file", "dangling link", "link to a folder"])
-def test_what_is_no_checkpoint_stands_in_no_ones_way(
+def test_files_and_links_with_the_name_of_a_checkpoint_are_ignored(
     name: str, how: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     stray = checkpoints.folder / name
@@ -257,7 +257,7 @@ def test_everything_is_on_disk_before_it_has_its_name(
     assert checkpoints.save(_checkpoint(200)).is_dir()
 
 
-def test_a_folder_that_is_gone_is_not_made_again(checkpoints: Checkpoints) -> None:
+def test_a_deleted_folder_is_not_made_again(checkpoints: Checkpoints) -> None:
     checkpoints.removal.join()
     shutil.rmtree(checkpoints.folder.parent)
     with pytest.raises(StorageError, match="no longer exists"):

@@ -1,4 +1,4 @@
-"""Whole runs on mixtures, streams and other tokenizers, and the look at a corpus without a run."""
+"""Runs on mixtures, streams and other tokenizers, and the inspection of a corpus without a run."""
 
 import json
 import shutil
@@ -49,10 +49,10 @@ def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_a_resumed_stream_continues_at_the_exact_position(
+def test_a_stream_is_resumed_at_its_exact_position(
     streamed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
-    """Also where the packed rows were deleted meanwhile, and the stream is read again."""
+    """Also if the packed rows were deleted meanwhile, so that the stream is read again."""
     train(streamed(), tmp_path / "straight")
     with monkeypatch.context() as patch:
         _stop_after(7, patch)
@@ -67,7 +67,7 @@ def test_a_resumed_stream_continues_at_the_exact_position(
     assert packed.stat().st_size == STEPS * 4 * 16 * 2  # steps, rows, tokens, bytes: not one more
 
 
-def test_a_run_on_a_stream_that_changed_is_not_resumed(
+def test_a_stream_that_changed_is_not_resumed(
     streamed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -82,7 +82,7 @@ def test_a_run_on_a_stream_that_changed_is_not_resumed(
         resume(tmp_path / "run")
 
 
-def test_streamed_runs_of_other_lengths_have_the_same_fingerprint(
+def test_streamed_runs_of_other_lengths_have_the_same_validation_rows(
     streamed: Callable[..., Config], tmp_path: Path
 ) -> None:
     found = []

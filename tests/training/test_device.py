@@ -18,7 +18,7 @@ def test_auto_on_a_cpu_is_fp32_and_not_compiled(config: Callable[..., Config]) -
     assert (device.device.type, device.bf16, device.compile) == ("cpu", False, False)
 
 
-def test_what_is_asked_for_is_what_is_chosen(config: Callable[..., Config]) -> None:
+def test_precision_and_compilation_of_the_config_are_chosen(config: Callable[..., Config]) -> None:
     device = choose(config("precision=bf16", "compile=true").run)
     assert device.bf16
     assert device.compile
@@ -62,7 +62,7 @@ def test_blocks_are_compiled_where_the_run_compiles_and_nowhere_else(config: Cal
         assert (block._compiled_call_impl is not None) == compiles
 
 
-def test_an_allocation_that_fails_is_known_as_such() -> None:
+def test_a_failed_allocation_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)  # four petabytes
     assert is_out_of_memory(caught.value)
@@ -71,7 +71,7 @@ def test_an_allocation_that_fails_is_known_as_such() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
-def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
+def test_a_run_out_of_memory_says_what_to_type(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Trainer.backward
@@ -84,7 +84,7 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_to_type(
         train(config(), tmp_path)
 
 
-def test_a_run_says_what_was_decided_and_by_whom(config: Callable[..., Config]) -> None:
+def test_the_device_line_says_what_was_chosen_and_why(config: Callable[..., Config]) -> None:
     run = config("compile=auto").run
     assert (
         choose(run)

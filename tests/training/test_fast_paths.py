@@ -1,4 +1,4 @@
-"""What makes steps fast or small changes no number: not chunks, not pieces, not running ahead of the device."""
+"""Optimizations change no number: chunks of the loss, pieces of a batch, running ahead of the device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ LONG = (
 
 
 def _plainly(patch: pytest.MonkeyPatch) -> None:
-    """Whole logits, whole batches, torch's own linear layers: as one writes it by hand."""
+    """Whole logits, whole batches, torch's own linear layers."""
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)
@@ -53,7 +53,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_a_hundred_losses_are_those_of_the_plain_way(
+def test_a_hundred_losses_equal_those_of_a_plain_implementation(
     kind: str,
     config: Callable[..., Config],
     tmp_path: Path,
@@ -73,7 +73,7 @@ def test_a_hundred_losses_are_those_of_the_plain_way(
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_in_bf16_the_losses_are_those_of_fp32_within_its_noise(
+def test_losses_in_bf16_equal_those_in_fp32_within_noise(
     kind: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     for precision in ("fp32", "bf16"):
@@ -110,10 +110,10 @@ def test_running_ahead_changes_nothing(
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("steps", [[1], [7], [2, 4, 5, 10]])
-def test_a_refused_step_is_noticed_later_and_to_the_same_end(
+def test_a_device_that_runs_ahead_rejects_a_step_with_the_same_result(
     what: str, steps: list[int], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps that were launched behind it leave no trace: they are made again."""
+    """Steps that were launched after it are not applied and run again."""
     poison(monkeypatch, steps, what)
     words = ("on_nonfinite=skip", "model.dropout=0.1", "log.every=6", "eval.every=12", "checkpoint.every=12")
     train(config(*words), tmp_path / "waiting")
@@ -127,7 +127,7 @@ def test_a_refused_step_is_noticed_later_and_to_the_same_end(
         assert one == other
 
 
-def test_a_run_ahead_stops_at_the_state_before(
+def test_a_device_that_runs_ahead_stops_at_the_state_before_the_step(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: None
 ) -> None:
     poison(monkeypatch, [7], "gradient")
@@ -201,7 +201,7 @@ def test_on_a_cpu_activations_stay_below_a_limit() -> None:
 def test_blocks_are_compiled_once_for_all_depths_uses_and_growths(
     kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
 ) -> None:
-    """Over a whole 1-3-6-12 run there are no more graphs than shapes: never one for a depth."""
+    """A whole 1-3-6-12 run has no more graphs than shapes, and none for each depth."""
     import torch._dynamo
     from torch._dynamo.utils import counters
 

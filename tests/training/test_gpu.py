@@ -1,4 +1,4 @@
-"""On a CUDA device: the numbers of the CPU, the same end after a stop, and no wait between two rows."""
+"""On a CUDA device: the numbers of the CPU, exact resumes, and no synchronization between two rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_losses_and_flops_are_those_of_the_cpu(kind: str, config: Callable[..., 
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_compiled_in_bf16_losses_stay_within_its_noise(
+def test_compiled_losses_in_bf16_stay_within_noise(
     kind: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     words = (f"model={kind}", *WIDE, *CUDA, "budget.steps=60", "optim.lr=1e-3")
@@ -52,7 +52,7 @@ def test_compiled_in_bf16_losses_stay_within_its_noise(
 
 
 @pytest.mark.parametrize("step", [2, 4, 7])
-def test_stopped_and_resumed_a_run_is_the_same(
+def test_a_resumed_run_equals_an_undisturbed_one(
     step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (*WIDE, *CUDA, "precision=bf16", "compile=true", "model.dropout=0.1")
@@ -65,7 +65,7 @@ def test_stopped_and_resumed_a_run_is_the_same(
 
 
 def refuse_to_wait(trainer_class: type[Trainer], first: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From step `first` on CUDA itself refuses what would wait; returns a list that fills with the steps done."""
+    """From step `first` on CUDA raises an error at each synchronization; returns the list of steps done."""
     original, done = trainer_class.step, list[int]()
 
     def step(trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ from apollo_cli.training.memory import check_fits_in_memory, num_pieces, total_b
 from apollo_cli.training.planning import make_plan
 
 
-def test_what_surely_does_not_fit_is_refused_with_need_and_memory(
+def test_a_run_that_does_not_fit_in_memory_is_refused(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = choose(config().run)
@@ -35,14 +35,14 @@ def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> N
 
 
 @pytest.mark.parametrize("rows", [1, 2, 97, 360, 10**9, 2**31 - 1, 10**15, 10**400])
-def test_pieces_of_any_batch_are_found_at_once(rows: int) -> None:
+def test_the_number_of_pieces_of_a_huge_batch_is_found_at_once(rows: int) -> None:
     footprint = ActivationMemory(ModelConfig("gpt", 300, 16, 16, 2, 32, 4), "cpu", bf16=False)
     count = num_pieces(footprint, rows, 16, depth=4, layers=1)
     assert rows % count == 0
 
 
 @pytest.mark.parametrize("word", ["batch.size=1e8", "batch.size=1e7"])
-def test_a_batch_takes_memory_however_small_its_pieces_are(word: str, config: Callable[..., Config]) -> None:
+def test_a_batch_needs_memory_in_the_smallest_pieces_too(word: str, config: Callable[..., Config]) -> None:
     huge = config(word, "batch.micro=null")
     plan = make_plan(huge, choose(huge.run))
     assert min(stage.memory_bytes for stage in plan.stages) > 24 * huge.batch.size * 16

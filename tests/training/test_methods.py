@@ -1,4 +1,4 @@
-"""Methods as whole runs: exact FLOPs, losses that do not jump, and a resume across what is special."""
+"""Runs of the methods: exact FLOPs, losses that do not jump, and resumes around their stages."""
 
 import signal
 from collections.abc import Callable
@@ -63,16 +63,14 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_no_loss_jumps_where_new_layers_enter_slowly(
-    kind: str, config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_no_loss_jumps_where_new_layers_are_gated(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
     train(config(f"model={kind}", *METHODS["msg"]), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert before["eval/loss"] == after["eval/loss"]
     assert (before["layers"], after["layers"]) == (2, 4)
 
 
-def test_no_loss_jumps_where_layers_come_in_that_add_nothing(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_no_loss_jumps_with_zero_init(config: Callable[..., Config], tmp_path: Path) -> None:
     train(config("model=gpt", *METHODS["net2net"]), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert before["eval/loss"] == after["eval/loss"]

@@ -96,7 +96,7 @@ def test_the_rows_of_a_diagnosis_are_those_of_the_step(
             assert torch.equal(torch.from_numpy(rows[:, 1:].astype("int64")).flatten(), targets)
 
 
-def test_skip_goes_on_without_the_step_and_counts_it(
+def test_skip_leaves_the_step_out_and_counts_it(
     config: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_skip_goes_on_without_the_step_and_counts_it(
     ]  # fmt: skip
 
 
-def test_skip_does_not_skip_for_ever(
+def test_too_many_skips_in_a_row_end_the_run(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, range(1, 99), "loss")
@@ -138,7 +138,7 @@ def test_skip_does_not_skip_for_ever(
     assert len(list((tmp_path / "refused_steps").iterdir())) == MAX_SKIPS_IN_A_ROW + 1
 
 
-def test_a_stopped_run_goes_on_with_skip(
+def test_a_stopped_run_is_resumed_with_skip(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, [5], "loss")
@@ -148,13 +148,13 @@ def test_a_stopped_run_goes_on_with_skip(
     assert json.loads((tmp_path / "summary.json").read_text())["totals"]["skipped_steps"] == 1
 
 
-def test_a_learning_rate_beyond_reason_ends_with_a_message(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_huge_learning_rate_ends_with_a_message(config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"a lower optim\.lr"):
         train(config("optim.lr=1e38", "optim.warmup=0"), tmp_path)
 
 
 def test_peaks_between_two_rows_are_recorded(config: Callable[..., Config], tmp_path: Path) -> None:
-    """The mean over log.every steps hides a spike; the rows of every single step tell the truth."""
+    """The mean over log.every steps hides a spike, which the rows of single steps show."""
     train(config("log.every=1"), tmp_path / "all")
     train(config("log.every=3"), tmp_path / "few")
     every = [row for row in read_rows(tmp_path / "all") if "train/lr" in row]
@@ -165,7 +165,7 @@ def test_peaks_between_two_rows_are_recorded(config: Callable[..., Config], tmp_
         assert row["train/loss"] == pytest.approx(sum(r["train/loss"] for r in inside) / len(inside))
 
 
-def test_the_summary_says_what_each_growth_did_to_the_loss(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_the_summary_has_the_losses_around_each_growth(config: Callable[..., Config], tmp_path: Path) -> None:
     train(config("expander=stack"), tmp_path)
     rows = [row for row in read_rows(tmp_path) if "growth/to" in row]
     expected = [
@@ -189,7 +189,7 @@ def test_skip_keeps_the_state_before_the_step(
 
 
 @pytest.mark.parametrize("steps", [1, 12])
-def test_weights_that_an_update_spoiled_are_neither_saved_nor_exported(
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(
     steps: int, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     """The loss and the gradient of the last step were finite, its update was not."""
@@ -202,7 +202,7 @@ def test_weights_that_an_update_spoiled_are_neither_saved_nor_exported(
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
 
-def test_refusals_in_a_row_do_not_push_good_checkpoints_out(
+def test_skips_in_a_row_do_not_delete_good_checkpoints(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them would hold the same weights."""
@@ -215,10 +215,10 @@ def test_refusals_in_a_row_do_not_push_good_checkpoints_out(
     assert "step_00000007" in saved  # the state before the first of them
 
 
-def test_a_budget_in_seconds_looks_at_the_clock_after_each_step(
+def test_a_budget_in_seconds_reads_the_clock_after_each_step(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a device that runs ahead, too."""
+    """Also on a device that runs ahead."""
     monkeypatch.setattr(Device, "runs_ahead", True)
     settled: list[int] = []
     original = Trainer.sync_pending_steps

@@ -89,7 +89,7 @@ def test_a_growth_continues_or_warms_up_again_to_the_schedules_value(
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_a_growth_restarts_the_schedule_over_the_steps_that_are_left(
+def test_a_growth_restarts_the_schedule_over_the_remaining_steps(
     schedule: str, optim: Callable[..., OptimArgs]
 ) -> None:
     plain = optim(f"optim.schedule={schedule}")
@@ -111,7 +111,7 @@ def test_a_growth_rewinds_the_rate_to_its_peak(schedule: str, optim: Callable[..
 
 
 @pytest.mark.parametrize("at_growth", ["restart", "rewind"])
-def test_the_decay_of_wsd_is_at_the_end_all_the_same(at_growth: str, optim: Callable[..., OptimArgs]) -> None:
+def test_a_growth_does_not_move_the_decay_of_wsd(at_growth: str, optim: Callable[..., OptimArgs]) -> None:
     wsd = optim("optim.schedule=wsd", "optim.decay=0.2", f"optim.at_growth={at_growth}")
     assert {learning_rate(wsd, step, 100, (40,)) for step in range(50, 81)} == {2.0}
     assert learning_rate(wsd, 90, 100, (40,)) == pytest.approx(1.0)
@@ -138,7 +138,7 @@ def test_betas_come_from_the_config(config: Callable[..., Config]) -> None:
     assert (optimizer.betas, optimizer.eps) == ((0.8, 0.95), 1e-6)
 
 
-def test_state_travels_by_name(config: Callable[..., Config]) -> None:
+def test_state_is_restored_by_name(config: Callable[..., Config]) -> None:
     settings = config("model=gpt")
     models = [build(settings.model_config, 2) for _ in range(2)]
     optimizers = [build_optimizer(model, settings.optim) for model in models]

@@ -23,7 +23,7 @@ KINDS = ("bert", "gpt")
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing is saved on the way out."""
+    """In place of kill -9: nothing is saved."""
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     _assert_same(tmp_path, straight["bert"])
 
 
-def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_there(
+def test_lost_rows_cost_the_steps_since_a_checkpoint_that_has_its_rows(
     straight: dict[str, Path],
     config: Callable[..., Config],
     tmp_path: Path,
@@ -181,7 +181,7 @@ def test_rows_that_are_lost_cost_the_steps_since_a_checkpoint_whose_rows_are_the
     _assert_same(tmp_path, straight["bert"])
 
 
-def test_without_its_rows_no_checkpoint_is_used(
+def test_a_checkpoint_without_its_rows_is_not_used(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(lambda: train(config("model=bert"), tmp_path), 10, monkeypatch)
@@ -193,7 +193,7 @@ def test_without_its_rows_no_checkpoint_is_used(
 
 @pytest.fixture
 def timed(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Config]:
-    """Makes a config whose budget in seconds pays for so many steps this time."""
+    """Makes a config whose budget in seconds is planned as so many steps."""
 
     def make(steps: int) -> Config:
         plan = planning.make_plan(config(), choose(config().run), steps)
@@ -203,7 +203,7 @@ def timed(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Cal
     return make
 
 
-def test_a_plan_that_is_lost_is_made_again_with_the_length_in_the_checkpoint(
+def test_a_lost_plan_is_made_again_with_the_length_in_the_checkpoint(
     timed: Callable[[int], Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(lambda: train(timed(700), tmp_path), 4, monkeypatch)

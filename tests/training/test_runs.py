@@ -31,7 +31,7 @@ SCHEDULES = {
 
 
 def _choices() -> list[Any]:
-    """All of them; fast are those in which any two choices of different groups meet at least once."""
+    """All combinations; the fast ones have any two choices of different groups together at least once."""
     choices = []
     numbered = enumerate(SAMPLERS), enumerate(EXPANDERS), enumerate(SCHEDULES)
     for (i, sampler), (j, expander), (k, schedule) in product(*numbered):
@@ -82,7 +82,7 @@ SMALL_EXPERIMENTS = [
 
 @pytest.mark.parametrize("experiment", SMALL_EXPERIMENTS)
 def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """At its own depth and stages; only the width, the corpus and the length are small."""
+    """With its own depth and stages; only the width, the corpus and the length are small."""
     own = ("model.layers", "schedule.")
     words = [word for word in tiny if not word.startswith(own)]
     config = parse(compose_values([f"experiment={experiment}", *words, "budget.flops=null", "budget.steps=16"]))

@@ -1,4 +1,4 @@
-"""After growth every layer that should train does, and no other: the presets of the methods, at their own depth."""
+"""After growth exactly the layers of the method are trained: the presets of the methods, at their own depth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ EMBEDDINGS = {"bert": {"tokens", "positions", "segments", "embedding_norm"}, "gp
 
 @dataclass(frozen=True)
 class Step:
-    """What an update did.
+    """The parameters that an update changed.
 
     Attributes:
         stage: its index.
@@ -66,11 +66,11 @@ class Step:
 
 
 class Enough(Exception):
-    """All that was to be seen was."""
+    """Raised when all wanted steps were seen."""
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[Step]:
-    """Fills with so many first steps of each stage; a run that has shown those of its last ends with `Enough`."""
+    """Fills with the first steps of each stage; the run ends with `Enough` after those of the last stage."""
     seen: list[Step] = []
     original = Trainer.step
 
@@ -98,7 +98,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[Step]:
 
 
 def config(tiny: tuple[str, ...], kind: str, *words: str) -> Config:
-    """At the stages and the depth of the preset, twelve layers; width, corpus and length are small."""
+    """With the stages and the depth of the preset, twelve layers; width, corpus and length are small."""
     own = ("model.layers", "schedule.", "budget.", "batch.micro", "eval.every", "checkpoint.every")
     small = [word for word in tiny if not word.startswith((*own, *(word.split("=")[0] for word in words)))]
     rare = ("batch.micro=4", "eval.every=1000", "checkpoint.every=1000")
@@ -120,7 +120,7 @@ def source(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 def expected(name: str, kind: str, step: Step) -> set[str]:
-    """The parameters that are to train in a step, by the papers."""
+    """The parameters that are trained in a step, by the papers."""
     layers, non_block_params = set(range(12)), EMBEDDINGS[kind]
     if name == "mslt" and step.stage in (1, 2, 3):  # Yang 2020: three more on top, alone, and the head
         layers, non_block_params = set(range(3 * step.stage, 3 * step.stage + 3)), set()
@@ -148,7 +148,7 @@ def layer_of(parameter: str) -> int | None:
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS)
-def test_every_layer_that_should_train_does_and_no_other(
+def test_exactly_the_trained_layers_change(
     name: str,
     kind: str,
     source: Callable[[str], Path],

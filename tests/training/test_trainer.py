@@ -63,7 +63,7 @@ def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
     assert result.losses["eval/loss"] == pytest.approx(losses / count, abs=1e-5)
 
 
-def test_growth_by_interpolation_leaves_the_loss_at_full_depth_as_it_was(
+def test_growth_by_interpolation_keeps_the_loss_at_full_depth(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:
     train(config(), tmp_path)
@@ -73,7 +73,7 @@ def test_growth_by_interpolation_leaves_the_loss_at_full_depth_as_it_was(
 
 
 @pytest.mark.parametrize("expander", ["stack", "interpolate"])
-def test_after_every_growth_every_layer_is_trained_and_none_is_left_over(
+def test_after_every_growth_all_layers_are_trained(
     expander: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     train(config(f"expander={expander}", "checkpoint.every=1", "checkpoint.keep=100"), tmp_path)
@@ -104,7 +104,7 @@ def test_the_clip_is_in_the_config(config: Callable[..., Config], tmp_path: Path
 def test_a_run_under_seconds_ends_by_the_clock(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even when the calibration promised far too many steps."""
+    """Even if the calibration predicted far too many steps."""
     monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 1e-5)
     result = train(config("budget.steps=null", "budget.seconds=0.4"), tmp_path)
     rows = read_rows(tmp_path)

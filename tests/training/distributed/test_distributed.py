@@ -104,7 +104,7 @@ def workers(parent: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def alone(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process, in two micro-steps a step and three stages, and beside it what it imported."""
+    """A run of one process, with two micro-steps a step and three stages, and a list of its imports."""
     folder = tmp_path_factory.mktemp("alone")
     python, *rest = command([*tiny, f"hydra.run.dir={folder}/run"])
     (folder / "imports.txt").write_text(finished([python, "-X", "importtime", *rest]), encoding="utf-8")

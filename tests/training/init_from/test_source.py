@@ -112,7 +112,7 @@ def test_the_cost_of_a_sources_source_is_charged_too(
     assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
 
 
-def test_a_source_whose_own_source_cost_nobody_knows_what_does_so_too(
+def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     train(config("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}"), tmp_path)
@@ -120,7 +120,7 @@ def test_a_source_whose_own_source_cost_nobody_knows_what_does_so_too(
     assert make_plan(again, choose(again.run)).source_flops is None
 
 
-def test_a_source_that_is_gone_is_said_when_a_run_goes_on(
+def test_a_resume_without_its_source_is_refused(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(sources["gpt"], tmp_path / "source")
@@ -172,7 +172,7 @@ def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> No
         config("model=gpt", "init_from.flops=5")
 
 
-def test_lemon_refuses_what_is_no_whole_multiple(
+def test_lemon_refuses_a_width_that_is_no_whole_multiple(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     words = (*METHODS["lemon"], "model.hidden=24", "model.heads=3", f"init_from.path={sources['gpt']}")
@@ -244,9 +244,7 @@ def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_a_learned_map_is_better_than_its_beginning_and_is_what_the_model_gets(
-    kind: str, config: Callable[..., Config]
-) -> None:
+def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Callable[..., Config]) -> None:
     learned, model, batch = ligo(kind)
     first, last = learn(model, learned, batch, Learning(100, 1e-2), choose(config().run))
     assert last < first - 0.1
@@ -255,7 +253,7 @@ def test_a_learned_map_is_better_than_its_beginning_and_is_what_the_model_gets(
         assert loss_of(model, learned, batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-5)
 
 
-def test_the_map_begins_as_stacking_with_rows_of_one() -> None:
+def test_the_initial_map_is_stacking_with_rows_that_sum_to_one() -> None:
     learned, _, _ = ligo("gpt")
     for weights in learned.depth.values():
         torch.testing.assert_close(weights.sum(1), torch.ones(4))
@@ -310,7 +308,7 @@ def renamed(folder: Path, change: Callable[[str], str]) -> None:
         ("bert", lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")),
     ],
 )
-def test_the_hubs_own_files_of_gpt2_and_bert_name_some_tensors_otherwise(
+def test_tensor_names_of_the_hubs_gpt2_and_bert_are_read(
     kind: str, change: Callable[[str], str], sources: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(sources[kind] / "model", tmp_path / "hub")

@@ -36,9 +36,7 @@ def micro_step(h: int, f: int, layers: int) -> int:
     return 3 * 2 * (16 * layers * (8 * h**2 + 4 * h * f + 4 * h * 16) + 15 * 2 * h * 300)
 
 
-def test_flops_by_hand_are_what_is_planned_and_what_is_charged(
-    config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_planned_and_recorded_flops_are_those_by_hand(config: Callable[..., Config], tmp_path: Path) -> None:
     """From 2 layers of h = 8, f = 16 to 4 of h = 16, f = 32; 6 steps of 2 micro-steps each, and 3 of the map."""
     small, large = 12 * micro_step(8, 16, 2), 12 * micro_step(16, 32, 4)
     of_map = 3 * (micro_step(16, 32, 4) + map_flops_by_hand(8, 16, 16, 32, 300 + 16, 2, 4))
@@ -54,7 +52,7 @@ def test_flops_by_hand_are_what_is_planned_and_what_is_charged(
     assert rows[-1]["flops"] == plan.flops
 
 
-def test_a_source_and_every_growth_have_a_map_of_their_own(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_source_and_every_growth_have_their_own_map(config: Callable[..., Config], tmp_path: Path) -> None:
     """1 layer of h = 4, f = 8 becomes 2 of h = 8, f = 16; those 2 of the whole width, and those 4."""
     small = ("model.layers=1", "model.hidden=4", "model.heads=1", "model.ffn=8", "schedule.layers=[1]")
     train(config("model=gpt", *small, "schedule.ends=[1]"), tmp_path / "source")
@@ -74,7 +72,7 @@ def test_a_source_and_every_growth_have_a_map_of_their_own(config: Callable[...,
 def test_a_budget_of_seconds_pays_for_the_map(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A micro-step of the last stage takes a second, so the map's three take some more, and are paid once."""
+    """A micro-step of the last stage takes a second, the three of the map a little more, and they count once."""
     monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: depth / 4)
     plan = planned(config("model=gpt", *BOTH, "budget.steps=null", "budget.seconds=100"))
     of_map = plan.stages[1].map_flops / micro_step(16, 32, 4)
@@ -101,7 +99,7 @@ def stopping(at: tuple[int, ...], patch: pytest.MonkeyPatch) -> None:
         pytest.param("bert", (*SPAN, "model.dropout=0.1"), marks=pytest.mark.slow),
     ],
 )
-def test_stopped_or_killed_around_the_growth_it_goes_on_exactly(
+def test_a_run_stopped_or_killed_around_the_growth_is_resumed_exactly(
     kind: str, words: tuple[str, ...], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     settings, run = config(f"model={kind}", *words), tmp_path / "run"
@@ -135,7 +133,7 @@ def test_stopped_or_killed_around_the_growth_it_goes_on_exactly(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_map_gets_better_on_the_rows_that_come_then(
+def test_the_map_is_learned_on_the_rows_of_the_stage(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int, int]] = []
@@ -158,8 +156,8 @@ def test_the_map_gets_better_on_the_rows_that_come_then(
     assert after["eval/loss"] < before["eval/loss"] - 0.05
 
 
-def test_depth_alone_is_mixed_and_all_else_stays(config: Callable[..., Config], tmp_path: Path) -> None:
-    """At a rate of nothing the map stays what it begins as: stacking, and a blur that is drawn module by module."""
+def test_a_map_of_depth_alone_changes_nothing_else(config: Callable[..., Config], tmp_path: Path) -> None:
+    """At a learning rate of 0 the map stays as initialized: stacking, with noise drawn module by module."""
     trainer, after = grown(("model=bert", *SPAN, *OFTEN, "expander.lr=1e-30"), config, tmp_path)
     before, rng = weights_of(tmp_path, GROWN), generator(0, Purpose.GROWTH, 1)
     modules = ("query", "key", "value", "attention_out", "attention_norm", "ffn_in", "ffn_out", "ffn_norm")

@@ -1,4 +1,4 @@
-"""Runs whose width grows between two stages, and the model that they fill."""
+"""Runs whose width grows between two stages, and the initialization of the larger model."""
 
 import signal
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def planned(config: Config) -> Plan:
 
 
 def moved(run_dir: Path, step: int) -> set[str]:
-    """What the update after this step changed; a layer's parameters as `blocks.N`."""
+    """The parameters that the update after this step changed; those of a layer as `blocks.N`."""
     before, after = weights(run_dir, step), weights(run_dir, step + 1)
     names = {name for name in before if not torch.equal(before[name], after[name])}
     return {".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0] for name in names}
@@ -72,7 +72,7 @@ def test_flops_of_a_narrow_stage_by_hand(config: Callable[..., Config]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_a_narrow_stage_takes_what_a_model_of_that_size_takes(kind: str, config: Callable[..., Config]) -> None:
+def test_a_narrow_stage_costs_what_a_model_of_that_size_costs(kind: str, config: Callable[..., Config]) -> None:
     halves, _ = planned(config(f"model={kind}", *FPI)).stages
     small = ("model.hidden=8", "model.heads=1", "model.ffn=16", "schedule.layers=[4,4]", "schedule.ends=[0.5,1]")
     plain, _ = planned(config(f"model={kind}", "sampler=shallow", *small)).stages
@@ -90,7 +90,7 @@ def test_a_budget_of_flops_is_filled_by_narrow_stages_too(config: Callable[..., 
     ("kind", "words"),
     [("gpt", BOTH), pytest.param("bert", (*FPI, "model.dropout=0.1"), marks=pytest.mark.slow)],
 )
-def test_stopped_before_at_and_after_the_growth_it_goes_on_exactly(
+def test_a_run_stopped_around_the_growth_is_resumed_exactly(
     kind: str,
     words: tuple[str, ...],
     config: Callable[..., Config],
@@ -121,8 +121,8 @@ def test_stopped_before_at_and_after_the_growth_it_goes_on_exactly(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_units_are_copied_and_what_reads_them_is_divided(config: Callable[..., Config], tmp_path: Path) -> None:
-    """By formula, from the seed of the stage: heads draw first, then the residual stream, then the inside."""
+def test_units_are_copied_and_their_readers_are_divided(config: Callable[..., Config], tmp_path: Path) -> None:
+    """By formula, from the seed of the stage: draws for heads first, then the residual stream, then the FFN."""
     _, after = grown(("model=gpt", *FPI, *OFTEN), config, tmp_path)
     before, rng = weights(tmp_path, GROWN), generator(0, Purpose.GROWTH, 1)  # a checkpoint is of before the growth
     rng.integers(1, size=1)
@@ -149,7 +149,7 @@ def test_after_the_growth_every_parameter_trains_and_the_optimizer_has_no_other(
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("gpt", "[2,4]"), ("bert", "[4,4]")])
-def test_the_loss_is_the_same_on_both_sides_where_lemon_says_so(
+def test_lemon_keeps_the_loss_at_growth(
     kind: str, layers: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     train(config(f"model={kind}", "expander=lemon", *HALF, f"schedule.layers={layers}"), tmp_path)
@@ -183,7 +183,7 @@ def test_a_source_may_be_as_narrow_as_the_first_stage(config: Callable[..., Conf
         planned(config("model=gpt", *quarter))
 
 
-def test_filling_does_not_touch_the_luck_of_torch() -> None:
+def test_enlarging_draws_no_random_numbers_of_torch() -> None:
     model_config = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
     narrow, rng = build(model_config, 2), torch.get_rng_state()
     large = replace(model_config, hidden=16, heads=4, ffn=24)
