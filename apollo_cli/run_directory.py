@@ -258,7 +258,9 @@ def up_to_date(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_new_names(values: dict[str, Any]) -> dict[str, Any]:
     """The values with keys of before a renaming under their names of today."""
-    expander, model = values.get("expander"), values.get("model")
+    expander, model, name = values.get("expander"), values.get("model"), values.get("name")
+    if name in ("late_silent", "repro_late_silent", "repro_gpu_late_silent"):
+        values["name"] = name.replace("silent", "zero_init")
     if isinstance(expander, dict) and "source" in expander:
         init_from = {"path": expander["source"], "flops": expander.get("source_flops")}
         expander = {key: value for key, value in expander.items() if key not in ("source", "source_flops")}

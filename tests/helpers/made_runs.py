@@ -21,6 +21,7 @@ CONFIG: dict[str, Any] = {
     "sampler": {"kind": "lvps", "k": 2, "lower": 0.6, "overshoot": 0.4},
     "expander": {"kind": "interpolate", "mode": "nearest", "moments": "keep"},
     "schedule": {"layers": [2, 4], "ends": [0.5, 1]},
+    "init_from": {"path": None},
     "data": {"kind": "pydocs", "seq_len": 16, "vocab_size": 300, "tokenizer": "auto", "cache_dir": None},
     "optim": {"lr": 0.001, "at_growth": "continue"},
     "budget": {"steps": 100, "tokens": None},
