@@ -52,7 +52,7 @@ def models(seed: int) -> dict[str, Cell]:
         "scratch, 2000 steps": Cell("bert", "scratch", rate, seed, steps=2000),
         "stackbert": Cell("bert", "stackbert", TUNED["bert", "stackbert"], seed),
         "apollo_late": Cell("bert", "apollo_late", TUNED["bert", "apollo_late"], seed),
-        "late_silent": Cell("bert", "late_silent", TUNED["bert", "late_silent"], seed),
+        "late_zero_init": Cell("bert", "late_zero_init", TUNED["bert", "late_zero_init"], seed),
     }
 
 

@@ -18,9 +18,9 @@ from apollo_cli.report.runs import RunFiles, read_runs
 from benchmarks import results, saved
 from benchmarks.reproduce import KEPT, KINDS, Cell, Corpus
 
-METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late_silent")
+METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late_zero_init")
 RATE = "1e-3"  # scratch's usual one at this width; no other was tried
-SHORT = 0.56  # of scratch's steps, in a run of its own: as many FLOPs as late_silent's
+SHORT = 0.56  # of scratch's steps, in a run of its own: as many FLOPs as late_zero_init's
 AT_ONCE = 3  # they fill each other's gaps: start, compilation, evaluation; a step's seconds are measured alone
 DEPTHS = (3, 6, 12)
 FOLDER = KEPT / "gpu"
@@ -96,7 +96,7 @@ def _ends(runs: Sequence[RunFiles]) -> Iterator[str]:
         costs = [f"{growth['eval/loss_after'] - growth['eval/loss_before']:.3f}" for growth in growths]
         rows.append(
             [
-                run.summary["name"].removeprefix("repro_gpu_"),
+                str(run.config["name"]).removeprefix("repro_gpu_"),
                 f"{totals['steps']:,}",
                 f"{totals['tokens']:.2e}",
                 f"{totals['flops']:.3e}",

@@ -26,17 +26,17 @@ from apollo_cli.signals import terminable
 
 KEPT, RUNNING = Path(__file__).with_name("reproduction"), Path("outputs/reproduction")
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps", "late_silent")
+METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps", "late_zero_init")
 VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # of seed 0, the same for all
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}  # until all RATES are done
 FITTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("gpt", method): ("budget.flops=20.3e12",) for method in ("apollo_late", "late", "late_lvps", *VARIANTS)
 }
-FITTED["gpt", "late_silent"] = ("budget.flops=15e12", "schedule.layers=[3,6,12]", "schedule.ends=[0.6,0.92,1]")
+FITTED["gpt", "late_zero_init"] = ("budget.flops=15e12", "schedule.layers=[3,6,12]", "schedule.ends=[0.6,0.92,1]")
 LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500, 4000)}  # steps from scratch
 DEFAULT = "pydocs"  # the corpus on which everything was chosen
-COMPARED = ("scratch", "stackbert", "apollo_late", "late_silent")  # on others, as chosen there
+COMPARED = ("scratch", "stackbert", "apollo_late", "late_zero_init")  # on others, as chosen there
 RUNGS = ("gpt", (2000, 2500))  # steps of more scratch runs on others
 STEADIER = ("bert", "1e-3")  # a rate of more scratch runs there: at the chosen one some stay on the plateau
 SHALLOW = (1, 3, 6)  # layers of the scratch runs that show whether depth pays
@@ -144,7 +144,7 @@ class Corpus:
 
     def kept(self, cell: Cell) -> Path:
         """The folder of a complete cell."""
-        return KEPT / self.name / cell.name
+        return KEPT / self.name / cell.name.replace("late_zero_init", "late_silent")  # its name when it was trained
 
     def folder(self, cell: Cell) -> Path:
         """Where a cell is trained."""

@@ -181,7 +181,8 @@ def reproduction() -> dict[str, Any]:
 
     found = {}
     for kind in KINDS:
-        cells = [Cell(kind, method, TUNED[kind, method], 0) for method in ("scratch", "apollo_late", "late_silent")]
+        methods = ("scratch", "apollo_late", "late_zero_init")
+        cells = [Cell(kind, method, TUNED[kind, method], 0) for method in methods]
         words = {cell.method: list(cell.words) for cell in cells}
         steps = {method: steps_of(words[method]) // THINNED for method in words}
         found[kind] = [in_turns(words, steps) for _ in range(WHOLE_RUNS)]

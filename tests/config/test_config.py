@@ -124,6 +124,8 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"plan": "maybe"}, ["plan=maybe", "boolean"]),
         ({"sampler.kk": 2}, ["sampler.kk", "no such key", "did you mean sampler.k?"]),
         ({"sede": 2}, ["sede", "no such key", "did you mean seed?"]),
+        ({"expander.source": "small"}, ["expander.source=small: renamed to init_from.path=small"]),
+        ({"model.mask_words": True}, ["model.mask_words=True: renamed to model.whole_word_masking=True"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(

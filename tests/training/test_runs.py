@@ -74,7 +74,9 @@ def test_every_rule_at_growth_trains(
 
 FROM_SOURCE = ("bert2bert", "ligo", "lemon")  # see test_source.py
 SMALL_EXPERIMENTS = [
-    pytest.param(name, marks=pytest.mark.slow if name.startswith("repro_") and name != "repro_late_silent" else [])
+    pytest.param(
+        name, marks=pytest.mark.slow if name.startswith("repro_") and name != "repro_late_zero_init" else []
+    )
     for name in sorted(groups()["experiment"])
     if not name.startswith(("paper_", "ablation_", *FROM_SOURCE))
 ]

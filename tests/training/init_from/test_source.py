@@ -168,7 +168,7 @@ def test_a_source_without_a_head_is_refused_before_there_is_a_run(
 
 
 def test_a_cost_without_a_source_is_refused(config: Callable[..., Config]) -> None:
-    with pytest.raises(ApolloError, match=r"source_flops=5 and init_from\.path is null"):
+    with pytest.raises(ApolloError, match=r"init_from\.flops=5 and init_from\.path is null"):
         config("model=gpt", "init_from.flops=5")
 
 
