@@ -49,8 +49,9 @@ def lines(name: str) -> list[str]:
     corpus = BenchmarkCorpus(name)
     said = [
         f"Made by `make reproduce` from the rows in `benchmarks/results/{name}_KIND.tar.bz2`.",
-        f"`apollo-compare DIR/{name}` reads them, too, after `python -m benchmarks.archives unpack DIR`. A cell is `apollo-train --config-dir",
-        "benchmarks/conf experiment=repro_METHOD model=KIND optim.lr=RATE seed=SEED`.",
+        f"`apollo-compare DIR/{name}` reads them, too, after `python -m benchmarks.archives unpack DIR`.",
+        "A cell is",
+        "`apollo-train --config-dir benchmarks/conf experiment=repro_METHOD model=KIND optim.lr=RATE seed=SEED`.",
     ]
     for kind in KINDS:
         if corpus.complete(headline_cells(kind)):

@@ -196,7 +196,8 @@ def _is_shipped_experiment(word: str) -> bool:
 @cache
 def _shipped_experiments() -> set[str]:
     """With those that only others are made of."""
-    return {path.stem for path in (conf_folder() / "experiment").glob("*.yaml")}
+    folder = conf_folder() / "experiment"
+    return {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
 
 
 def _is_of(key: str, parents: Sequence[str]) -> bool:

@@ -85,7 +85,7 @@ def test_what_means_something_is_taken_as_it_is(words: str) -> None:
             ["data.vocab_size=300", "bytes has 261 entries for model=bert", "leave data.vocab_size out"],
         ),
         ("sampler=[lvps]", ["sampler", "lvps"]),
-        ("experiment=ablation_k", ["experiment=ablation_k: it is a sweep; add -m"]),
+        ("experiment=ablation/k", ["experiment=ablation/k: it is a sweep; add -m"]),
         ("budget={tokens:5}", ["budget"]),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_budget_that_is_typed_replaces_the_default(typed: str) -> None:
 
 
 def test_a_budget_that_is_typed_replaces_that_of_an_experiment() -> None:
-    line = checked("experiment=paper_bert_base", "budget.seconds=60")
+    line = checked("experiment=paper/bert_base", "budget.seconds=60")
     assert compose_values(line.overrides)["budget"] == {"steps": None, "tokens": None, "flops": None, "seconds": 60}
 
 
@@ -170,10 +170,10 @@ def test_a_sweep_is_checked_by_name_only(words: str) -> None:
         ("-m sampler=lvps,uniform sampler.kk=2", "sampler.kk"),
         ("-m sampler=lvps,unifrm", "sampler=unifrm: no such option; did you mean uniform?"),
         ("-m sede=0,1", "sede: no such key or group; did you mean seed?"),
-        ("-m experiment=ablation_k,stackbert", "experiment=ablation_k: it is a sweep itself"),
-        ("-m experiment=glob(a*)", "experiment=ablation_expander: it is a sweep itself"),
-        ("-m experiment=ablation_k sampler=uniform", "sampler.k: a chosen sampler has no such key"),
-        ("-m experiment=ablation_k data.vocab_size=300", "data.vocab_size=300: data.tokenizer=bytes has 261"),
+        ("-m experiment=ablation/k,stackbert", "experiment=ablation/k: it is a sweep itself"),
+        ("-m experiment=glob(a*)", "experiment=ablation/expander: it is a sweep itself"),
+        ("-m experiment=ablation/k sampler=uniform", "sampler.k: a chosen sampler has no such key"),
+        ("-m experiment=ablation/k data.vocab_size=300", "data.vocab_size=300: data.tokenizer=bytes has 261"),
     ],
 )
 def test_a_sweep_with_a_wrong_name_is_refused(words: str, says: str) -> None:

@@ -213,7 +213,7 @@ def test_beside_a_sweep_of_ours_no_brought_config_has_a_grid(
     )
     _bring(place, "name: mine\n")
     words = ["--config-dir", "brought", "-m", "tracking=mine", "plan=true"]
-    for experiment in ("ablation_k", "theirs"):
+    for experiment in ("ablation/k", "theirs"):
         assert run([*words, f"experiment={experiment}"]) == 2
         assert "hydra.sweeper" in (said := capfd.readouterr().err)
         assert "Traceback" not in said
@@ -224,8 +224,10 @@ def test_a_brought_experiment_does_not_take_the_place_of_a_sweep_of_ours(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _bring(place, "name: mine\n")
-    (place / "brought" / "experiment" / "theirs.yaml").rename(place / "brought" / "experiment" / "ablation_k.yaml")
-    words = ["--config-dir", "brought", "-m", "experiment=ablation_k", "seed=0", "plan=true"]
+    brought = place / "brought" / "experiment"
+    (brought / "ablation").mkdir()
+    (brought / "theirs.yaml").rename(brought / "ablation" / "k.yaml")
+    words = ["--config-dir", "brought", "-m", "experiment=ablation/k", "seed=0", "plan=true"]
     assert run([*TINY[8:10], *words, "model.layers=4", "sampler.k=1", "hydra.sweep.dir=sweep"]) == 0
     assert "name: ablation_k\n" in (place / "sweep" / "0" / "config.yaml").read_text()
 
@@ -233,7 +235,7 @@ def test_a_brought_experiment_does_not_take_the_place_of_a_sweep_of_ours(
 def test_beside_a_sweep_of_ours_a_brought_option_is_one_more(place: Path) -> None:
     (place / "brought" / "sampler").mkdir(parents=True)
     (place / "brought" / "sampler" / "mine.yaml").write_text("kind: lvps\nk: 3.5\nlower: 0.2\novershoot: 1.0\n")
-    words = ["--config-dir", "brought", "-m", "experiment=ablation_samplers", "sampler=lvps,mine", "seed=0"]
+    words = ["--config-dir", "brought", "-m", "experiment=ablation/samplers", "sampler=lvps,mine", "seed=0"]
     assert run([*words, "plan=true", "hydra.sweep.dir=sweep"]) == 0
     cells = {path.parent.name: yaml.safe_load(path.read_text()) for path in place.glob("sweep/*/config.yaml")}
     assert set(cells) == {"0", "1", "scratch-0"}

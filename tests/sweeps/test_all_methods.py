@@ -58,7 +58,7 @@ def test_what_would_part_methods_from_their_sources_is_refused(word: str, said: 
     swept = parser.parse_overrides(["experiment=[all_methods,gstack],[all_methods,lemon]"])
     (problem,) = experiment_grid.problems("all_methods", typed, swept)
     assert re.match(said, problem)
-    assert experiment_grid.problems("ablation_k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
+    assert experiment_grid.problems("ablation/k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
 
 
 @pytest.mark.slow
