@@ -34,7 +34,7 @@ GROUPS = (
 def models(seed: int) -> dict[str, ReproductionCell]:
     """The compared models by their name in the table; scratch also with the FLOPs of `apollo_late`."""
     rate = TUNED["bert", "scratch"]
-    others = ("stackbert", "apollo_late", "late_silent")
+    others = ("stackbert", "apollo_late", "late_zero_init")
     return {
         "scratch": ReproductionCell("bert", "scratch", rate, seed),
         "scratch, 2000 steps": ReproductionCell("bert", "scratch", rate, seed, steps=2000),

@@ -26,7 +26,7 @@ GROWN = (
     "midas",
     "lidas",
     "one_layer",
-    "late_silent",
+    "late_zero_init",
     "raptr",
     "msg",
     "net2net_depth",
@@ -35,7 +35,7 @@ METHODS = ("scratch", "apollo", *GROWN, *FROM_SOURCE)
 # half of the depth and of the width, heads as large, half of scratch's steps: a twelfth of its FLOPs
 SOURCE = ("model.layers=6", "model.hidden=32", "model.heads=1", "model.ffn=128")
 SOURCE_STEPS = 1500
-_COMMON = "_reproduction"
+_COMMON = "_depth_pays"
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def _words() -> Iterator[str]:
     yield "no average. SST-2 is the exception: though its development sentences have 106 bytes on average, the"
     yield "scores are far above the frequent label's, and its one rate was not chosen by them. A cheaper model is"
     yield "worse where the interval of its difference leaves out 0; where it does not, a loss as large as the lower"
-    yield "end is not excluded. Nothing from scratch has the FLOPs of `late_silent`; the shorter scratch run has"
+    yield "end is not excluded. Nothing from scratch has the FLOPs of `late_zero_init`; the shorter scratch run has"
     yield "about those of `apollo_late`."
 
 

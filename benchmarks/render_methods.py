@@ -43,7 +43,7 @@ SURPRISES = """
 - **The jump at growth says little about the end.** With GPT that of G_stack is about a nat and that of MSG
   nothing, and they end within 0.01 of each other.
 - **Copies of a single layer that are heard at once do not recover here**: one-layer expansion, at 80 %, leaves
-  BERT on the plateau and GPT more than 0.1 nats above scratch. `late_silent` grows later still, at 85 %, but from
+  BERT on the plateau and GPT more than 0.1 nats above scratch. `late_zero_init` grows later still, at 85 %, but from
   three layers and silently, and is first with BERT. Its stages are BERT's; with GPT it ends a little
   above scratch, at 1.354 beside 1.349.
 """

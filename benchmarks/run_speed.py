@@ -181,7 +181,7 @@ def reproduction() -> dict[str, Any]:
     from benchmarks.configs import plan_of
     from benchmarks.interleaved import THINNED, run_in_turns
 
-    methods, found = ("scratch", "apollo_late", "late_silent"), {}
+    methods, found = ("scratch", "apollo_late", "late_zero_init"), {}
     for kind in KINDS:
         cells = [ReproductionCell(kind, method, TUNED[kind, method], 0) for method in methods]
         words = {cell.method: list(cell.words) for cell in cells}

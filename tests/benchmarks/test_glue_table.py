@@ -50,7 +50,7 @@ def test_differences_are_those_of_the_same_seed(found: dict[str, dict[str, Any]]
     """0, 2 and 4 points of the second model."""
     first, *_, last = _rows()[-len(glue.models(0)) + 1 :]
     assert first == "| scratch, 2000 steps | 3 | 2.00 | +2.0 ± 5.0 | +2.0 ± 5.0 |"
-    assert last == "| late_silent | 3 | 5.00 | +8.0 ± 19.9 | +8.0 ± 19.9 |"
+    assert last == "| late_zero_init | 3 | 5.00 | +8.0 ± 19.9 | +8.0 ± 19.9 |"
 
 
 def test_what_a_model_lacks_is_a_dash(found: dict[str, dict[str, Any]]) -> None:

@@ -59,7 +59,7 @@ def test_text_of_another_kind_is_for_what_is_saved_alone() -> None:
     own = [cell for cell in other if (cell.kind, cell.method, cell.rate) != ("bert", "scratch", "1e-3")]
     assert len(other) - len(own) == 3
     assert set(own) < set(cells("pydocs"))
-    assert {cell.method for cell in own} == {"scratch", "stackbert", "apollo_late", "late_silent"}
+    assert {cell.method for cell in own} == {"scratch", "stackbert", "apollo_late", "late_zero_init"}
     assert {cell.rate for cell in own} == {TUNED[kind, "scratch"] for kind in KINDS}
     assert all({cell.seed for cell in other if cell.method == m} == {0, 1, 2} for m in reproduce.COMPARED)
 

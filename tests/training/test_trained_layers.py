@@ -21,7 +21,7 @@ PRESETS = {  # steps of a run in which each stage has enough
     "midas": 20,
     "lidas": 20,
     "one_layer": 10,
-    "late_silent": 14,
+    "late_zero_init": 14,
     "raptr": 8,
     "msg": 40,
     "net2net_depth": 40,
