@@ -50,7 +50,7 @@ def lines() -> Iterator[str]:
     head = ("model", "seeds", "FLOPs", TASKS[LEARNED].title, "average without WNLI")
     yield from results_page.table(head, _beside_scratch(found, averaged))
     yield ""
-    yield from _words()
+    yield from _limits()
 
 
 def frequent(task: str) -> float:
@@ -69,9 +69,9 @@ def _frequent(tasks: Sequence[str]) -> Results:
 
 def _about(found: dict[str, list[Results]]) -> Iterator[str]:
     small, large = glue_cells.GROUPS
-    yield "The BERT models of `make reproduce` (12 layers of width 64, bytes, rows of 64; trained anew, for their"
-    yield "weights are not kept, and rounding may part their losses from those above), fine-tuned on tasks of GLUE:"
-    yield "3 epochs, batch 32, warmup 10 %, linear decay, dropout 0.1; the best of the learning rates"
+    yield "The BERT models of `make reproduce` (12 layers of width 64, bytes, rows of 64), trained anew, for their"
+    yield "weights are not kept, so that losses may differ from those above by rounding, and fine-tuned on tasks of"
+    yield "GLUE: 3 epochs, batch 32, warmup 10 %, linear decay, dropout 0.1; the best of the learning rates"
     yield f"{', '.join(small.rates)}, and {', '.join(large.rates)} alone for SST-2, which has three times the rows"
     yield "of all others. Development scores x 100 (the mean of a task's metrics), mean over the pretraining seeds,"
     yield f"with {len(glue_cells.FINE_TUNING_SEEDS)} fine-tuning seed each; ± is the 95 % Student-t interval."
@@ -125,18 +125,17 @@ def _mean(values: Sequence[float], form: str) -> str:
     return f"{over.mean:{form}}" + (f" ± {over.half:{form.removeprefix('+')}}" if over.half else "")
 
 
-def _words() -> Iterator[str]:
-    """What such numbers can say."""
-    yield "What so small a model can show is little. It reads 64 bytes, and a pair of RTE has 300, one of MRPC"
-    yield "240: most of what is asked is cut off. Scores near those of the frequent label (MRPC: F1 81.2, accuracy"
-    yield "68.4; a constant correlates with nothing, so CoLA and STS-B have 0) are no understanding, and a little"
-    yield "above it neither: the rate is chosen by the same development rows. WNLI's development rows repeat"
-    yield "training sentences with the other label, so that a model which learns by heart falls below; it is in"
-    yield "no average. SST-2 is the exception: though its development sentences have 106 bytes on average, the"
-    yield "scores are far above the frequent label's, and its one rate was not chosen by them. A cheaper model is"
-    yield "worse where the interval of its difference leaves out 0; where it does not, a loss as large as the lower"
-    yield "end is not excluded. Nothing from scratch has the FLOPs of `late_zero_init`; the shorter scratch run has"
-    yield "about those of `apollo_late`."
+def _limits() -> Iterator[str]:
+    """What these scores cannot show."""
+    yield "So small a model can show little. It reads 64 bytes, and a pair of RTE has 300, one of MRPC 240: most of"
+    yield "the text is cut off. Scores near those of the frequent label (MRPC: F1 81.2, accuracy 68.4; a constant"
+    yield "correlates with nothing, so CoLA and STS-B have 0), or a little above, are no understanding: the rate is"
+    yield "chosen by the same development rows. WNLI's development rows repeat training sentences with the other"
+    yield "label, so that a model which memorizes falls below; it is in no average. SST-2 is the exception: though its"
+    yield "development sentences have 106 bytes on average, the scores are far above the frequent label's, and its one"
+    yield "rate was not chosen by them. A cheaper model is worse where the interval of its difference leaves out 0;"
+    yield "otherwise a loss as large as the lower end is not excluded. No scratch run has the FLOPs of"
+    yield "`late_zero_init`; the shorter scratch run has about those of `apollo_late`."
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ TITLE = "Every method on the same work"
 SHARED = """\
 Made by `make methods`: all have the same text, model, batch, peak rate, the one chosen for scratch, and shape of
 the rate, and the FLOPs of scratch, those of a source included. What a method does to the rate at growth, and
-one-layer expansion's own warmup and decay, belong to the method. The best loss stands first. Savings are at
-scratch's final loss; seconds saved follow from the seconds of a FLOP, measured in turns on one core, once (pace;
-scratch is 1). Jump: the largest rise of the validation loss at a growth, mean over seeds. Memory: of training
-steps; what growing itself takes is not in it.
+one-layer expansion's own warmup and decay, belong to the method. Rows are sorted by loss. Savings are at scratch's
+final loss; seconds saved follow from the seconds of a FLOP, measured in turns on one core, once (pace; scratch is
+1). Jump: the largest rise of the validation loss at a growth, mean over seeds. Memory: of training steps; growing
+itself may take more.
 """
 SURPRISES = """
 ## What surprised us
@@ -36,16 +36,16 @@ SURPRISES = """
 - **With BERT the best published methods are LIDAS and MIDAS**, which were made for reasoning, not for speed; with
   GPT StackBERT is beside them.
 - **A small trained model is worth little here.** bert2BERT, LiGO and LEMON end above scratch with as many FLOPs,
-  with every seed, though their source took no more than 8 % of them. LEMON shows how it is lost: with GPT the
-  loss rises by more than 0.1 nats while the rate goes to its peak. No lower rate was tried for this table.
-- **Seconds are saved by fewer still**: at this width a FLOP of a shallow model takes up to a fifth longer, so that
-  with GPT no method saves any.
-- **The jump at growth says little about the end.** With GPT that of G_stack is about a nat and that of MSG
-  nothing, and they end within 0.01 of each other.
-- **Copies of a single layer that are heard at once do not recover here**: one-layer expansion, at 80 %, leaves
-  BERT on the plateau and GPT more than 0.1 nats above scratch. `late_zero_init` grows later still, at 85 %, but from
-  three layers and silently, and is first with BERT. Its stages are BERT's; with GPT it ends a little
-  above scratch, at 1.354 beside 1.349.
+  with every seed, though their source took no more than 8 % of them. With GPT, LEMON's loss rises by more than 0.1
+  nats while the rate goes to its peak. No lower rate was tried for this table.
+- **Fewer methods save seconds**: at this width a FLOP of a shallow model takes up to a fifth longer, so that with
+  GPT no method saves any.
+- **The jump at growth says little about the end.** With GPT, G_stack's is about one nat and MSG's is zero, and
+  they end within 0.01 of each other.
+- **Without zero init, late copies of a single layer do not recover here**: one-layer expansion, at 80 %, leaves
+  BERT on the plateau and GPT more than 0.1 nats above scratch. `late_zero_init` grows at 85 %, but from three
+  layers and with new layers that add nothing at first, and is first with BERT. Its stages were chosen for BERT;
+  with GPT it ends a little above scratch, at 1.354 beside 1.349.
 """
 
 
