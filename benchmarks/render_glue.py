@@ -127,15 +127,16 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 def _limits() -> Iterator[str]:
     """What these scores cannot show."""
-    yield "So small a model can show little. It reads 64 bytes, and a pair of RTE has 300, one of MRPC 240: most of"
-    yield "the text is cut off. Scores near those of the frequent label (MRPC: F1 81.2, accuracy 68.4; a constant"
-    yield "correlates with nothing, so CoLA and STS-B have 0), or a little above, are no understanding: the rate is"
-    yield "chosen by the same development rows. WNLI's development rows repeat training sentences with the other"
-    yield "label, so that a model which memorizes falls below; it is in no average. SST-2 is the exception: though its"
-    yield "development sentences have 106 bytes on average, the scores are far above the frequent label's, and its one"
-    yield "rate was not chosen by them. A cheaper model is worse where the interval of its difference leaves out 0;"
-    yield "otherwise a loss as large as the lower end is not excluded. No scratch run has the FLOPs of"
-    yield "`late_zero_init`; the shorter scratch run has about those of `apollo_late`."
+    yield "So small a model can show little. It reads 64 bytes, and a pair of RTE has 300, one of MRPC 240:"
+    yield "most of the text is cut off. Scores near those of the frequent label (MRPC: F1 81.2, accuracy 68.4;"
+    yield "a constant correlates with nothing, so CoLA and STS-B have 0), or a little above, are no"
+    yield "understanding: the rate is chosen by the same development rows. WNLI's development rows repeat"
+    yield "training sentences with the other label, so that a model which memorizes falls below; it is in no"
+    yield "average. SST-2 is the exception: though its development sentences have 106 bytes on average, the"
+    yield "scores are far above the frequent label's, and its one rate was not chosen by them. A cheaper model"
+    yield "is worse where the interval of its difference leaves out 0; otherwise a loss as large as the lower"
+    yield "end is not excluded. No scratch run has the FLOPs of `late_zero_init`; the shorter scratch run has"
+    yield "about those of `apollo_late`."
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Archives of kept cells: reproducible, complete and small."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,13 +12,24 @@ from benchmarks import archives
 from benchmarks.archives import BenchmarkCorpus, corpora
 
 
-def test_unpacking_and_packing_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_what_was_unpacked_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in archives.RESULTS.glob("*.tar.bz2")}
     assert len(before) == 7
-    archives.main("unpack", str(tmp_path / "cells"))
-    monkeypatch.setattr(archives, "RESULTS", tmp_path / "results")
+    folders = {corpus: corpus.folder for corpus in corpora()}
+    monkeypatch.setattr(archives, "RESULTS", tmp_path)
+    for corpus, folder in folders.items():
+        corpus.pack(folder)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_all_archives_are_packed_and_unpacked_by_a_command(no_results: None, tmp_path: Path) -> None:
+    for cell in ("one/gpt_a", "two/bert_b"):
+        (tmp_path / "cells" / cell).mkdir(parents=True)
+        (tmp_path / "cells" / cell / "config.yaml").write_text(cell)
     archives.main("pack", str(tmp_path / "cells"))
-    assert {path.name: path.read_bytes() for path in archives.RESULTS.iterdir()} == before
+    assert {path.name for path in archives.RESULTS.iterdir()} == {"one_gpt.tar.bz2", "two_bert.tar.bz2"}
+    archives.main("unpack", str(tmp_path / "again"))
+    assert (tmp_path / "again" / "two" / "bert_b" / "config.yaml").read_text() == "two/bert_b"
 
 
 def test_an_archive_depends_on_names_and_content_alone(no_results: None, tmp_path: Path) -> None:
@@ -65,7 +77,8 @@ def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
     for folder in folders:
         run = RunFiles(folder)
         assert run.summary["status"] == "completed"
-        assert run.rows[-1]["flops"] == run.plan["flops"] == run.summary["totals"]["flops"]
+        last = json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])
+        assert last["flops"] == run.plan["flops"] == run.summary["totals"]["flops"]
         assert not re.search(r'": "[/~]', (folder / "summary.json").read_text(encoding="utf-8"))
         assert not re.search(r": ['\"]?[/~](?!$)", (folder / "config.yaml").read_text(encoding="utf-8"))
     assert sum(path.stat().st_size for path in archives.RESULTS.iterdir()) < 3e6
