@@ -1,4 +1,4 @@
-"""Trains the cells of a corpus, several beside each other, and keeps those that are complete."""
+"""Trains the cells of a corpus, several in parallel, and keeps those that are complete."""
 
 import os
 import subprocess
@@ -70,7 +70,7 @@ class Campaign(BenchmarkCorpus):
             raise RuntimeError(f"{log.stem} ended with exit code {process.returncode}: see {log}")
 
     def run_all(self, items: Sequence[T], work: Callable[[T, int], object], at_once: int, command: str) -> None:
-        """Does the work on each item, several beside each other, each with its share of the cores.
+        """Does the work on each item, several in parallel, each with its share of the cores.
 
         Args:
             items: in the order in which they are wanted.

@@ -33,21 +33,21 @@ from benchmarks.cells import (
 
 _DEPTH = ("", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", "")
 _SECONDS = (
-    "- Cells are trained beside each other and whatever else the machine does, so their seconds are not compared;"
+    "- Cells run in parallel with others and with other programs, so their seconds are not compared;"
     " see *Seconds and FLOPs of the reproduction* for runs timed in turns."
 )
 PICTURES = ("loss_against_flops", "growth")
 
 
 def write(name: str) -> None:
-    """The part on a corpus, with what is there of it."""
+    """Writes the part on a corpus from its complete cells."""
     results_page.put(f"What is saved: {name}", lines(name))
 
 
 def lines(name: str) -> list[str]:
-    """The lines of the part on a corpus; draws its pictures."""
+    """Lines of the part on a corpus; draws its pictures."""
     corpus = BenchmarkCorpus(name)
-    said = [
+    text = [
         f"Made by `make reproduce` from the rows in `benchmarks/results/{name}_KIND.tar.bz2`.",
         f"`apollo-compare DIR/{name}` reads them, too, after `python -m benchmarks.archives unpack DIR`.",
         "A cell is",
@@ -55,18 +55,18 @@ def lines(name: str) -> list[str]:
     ]
     for kind in KINDS:
         if corpus.complete(headline_cells(kind)):
-            said += ["", f"## {kind.upper()}", "", *_fitted(corpus, kind)]
+            text += ["", f"## {kind.upper()}", "", *_fitted(corpus, kind)]
             if name == DEFAULT:
-                said += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
-                said += _at_equal_loss(corpus, kind)
+                text += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
+                text += _at_equal_loss(corpus, kind)
             else:
-                said += _elsewhere(corpus, kind)
-            said += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
-    return said
+                text += _elsewhere(corpus, kind)
+            text += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
+    return text
 
 
 def _fitted(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
-    """What is typed beside a method's own words because the model wants it."""
+    """Overrides that methods have for this kind of model."""
     wanted = {cell.method for cell in cells(corpus.name)}
     methods: dict[str, list[str]] = {}
     for (fitted_kind, method), more in FITTED.items():
@@ -76,7 +76,7 @@ def _fitted(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 
 def on_depth(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
-    """The table of scratch runs of other depths."""
+    """Table of scratch runs of several depths."""
     rows = [
         [str(cell.layers or 12), corpus.loss(cell), f"{corpus.summary(cell)['totals']['flops']:.3e}"]
         for cell in corpus.complete(depth_cells(kind))
@@ -86,8 +86,8 @@ def on_depth(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 def _on_longer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     yield from ["", "### What fewer layers reach with more steps", ""]
-    yield "Scratch runs of seed 0 that never grow, and what their loss costs twelve layers from scratch: growth is"
-    yield from ["worth its trouble where it saves more than this, or where twelve layers are wanted.", ""]
+    yield "Scratch runs of seed 0 that never grow, and what their loss costs twelve layers from scratch: growth"
+    yield from ["pays where it saves more than this, or where twelve layers are needed.", ""]
     yield from render_ladder.fewer(corpus, kind)
 
 
@@ -113,7 +113,7 @@ def _at_equal_loss(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 
 def _elsewhere(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
-    """What scratch alone does on another corpus."""
+    """Scratch runs on another corpus."""
     if kind == RUNGS[0] and len(render_ladder.ladder(corpus, kind, SEEDS[0])) > 1:
         yield from _at_equal_loss(corpus, kind)
     if kind == STEADIER[0]:
@@ -169,7 +169,7 @@ def _growths(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 
 def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
-    """Another sampler or another expander, all else equal."""
+    """Other samplers and expanders, all else equal."""
     rows = []
     for cell in corpus.complete(variant_cells(kind)):
         costs = growth_costs(RunFiles(corpus.kept(cell)))
@@ -187,7 +187,7 @@ def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 
 def table(comparison: Comparison) -> Iterator[str]:
-    """The headline of a comparison."""
+    """Table of the savings of a comparison."""
     yield from [f"{words.target(comparison)}; {comparison.family.description}.", ""]
     head = ("method", "runs", "final loss (nats)", "FLOPs to target", "FLOPs saved")
     rows = []

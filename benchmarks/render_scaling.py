@@ -17,7 +17,7 @@ BLOCKS = archives.RESULTS / "blocks.json"  # as last measured on a GPU
 
 
 def report(found: Sequence[tuple[str, float, float]], section: Sequence[str] = ()) -> Iterator[str]:
-    """The page.
+    """Lines of the page.
 
     Args:
         found: as `run_scaling.measured` gives it on a CPU.

@@ -1,6 +1,6 @@
 """`make methods`: every growth method on the same work; a stopped campaign is continued.
 
-`python -m benchmarks.run_methods METHOD...` trains some of them, all by default. Cells run beside each other,
+`python -m benchmarks.run_methods METHOD...` trains some of them, all by default. Cells run in parallel,
 perhaps on several machines, so their seconds are not comparable: at the end a twentieth of every method is timed
 in turns, which needs an idle machine.
 """

@@ -28,9 +28,9 @@ from benchmarks.scaling import CASES, Case
 
 
 def block_seconds(model_config: ModelConfig, rows: int, device: torch.device) -> float:
-    """Of a block's forward and backward pass here, from models of two and six layers; the fastest of some.
+    """Seconds of a block's forward and backward pass, from the fastest steps of models of two and six layers.
 
-    On a CPU seconds of one core's work, so that others on the machine count little.
+    On a CPU these are CPU seconds of one core, so that other load counts little.
     """
     shallow, deep = (_fastest(model_config, depth, rows, device) for depth in (2, 6))
     return (deep - shallow) / 4
@@ -41,7 +41,7 @@ def _fastest(model_config: ModelConfig, depth: int, rows: int, device: torch.dev
     for block in model.blocks if device.type == "cuda" else ():
         block.compile()  # as in a run
     tokens = torch.randint(model_config.vocabulary, (rows, model_config.positions), device=device)
-    batch = Batch(tokens, torch.arange(rows, device=device), tokens[:, 0])  # few predictions: the head is not asked
+    batch = Batch(tokens, torch.arange(rows, device=device), tokens[:, 0])  # few predictions: the head costs little
     clock = process_time if device.type == "cpu" else perf_counter
     times = []
     for _ in range(repeats):
@@ -57,7 +57,7 @@ def _fastest(model_config: ModelConfig, depth: int, rows: int, device: torch.dev
 
 
 def measured() -> Iterator[tuple[str, float, float]]:
-    """What is measured here: the name of a model, seconds of a block, and FLOP/s."""
+    """Name of a model, seconds of a block, and FLOP/s, for each model measured on this machine."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     small = [
@@ -71,7 +71,7 @@ def measured() -> Iterator[tuple[str, float, float]]:
 
 
 def here(most: int = 2, steps: int = 40) -> Iterator[str]:
-    """Tokens a second of a GPT of nano size on some processes of a thread each: the section of the page."""
+    """Section of the page: tokens a second of GPT nano on one and two processes of one thread."""
     rates = [_tokens_per_second(devices, steps) for devices in range(1, most + 1)]
     yield f"## {render_scaling.HERE}"
     yield ""
@@ -84,7 +84,7 @@ def here(most: int = 2, steps: int = 40) -> Iterator[str]:
 
 
 def _tokens_per_second(devices: int, steps: int) -> float:
-    """The median over a run's rows, without the first, which pays for warming up."""
+    """Median over the rows of a run without the first, which includes warming up."""
     words = ["model=gpt", "schedule=scratch", "sampler=full", "tracking=local", f"devices={devices}"]
     words += [f"budget.steps={steps}", "log.every=2", f"eval.every={steps}", "eval.rows=16", "device=cpu"]
     with TemporaryDirectory() as folder:
@@ -97,9 +97,9 @@ def _tokens_per_second(devices: int, steps: int) -> float:
 
 
 def main(words: Sequence[str]) -> None:
-    """Measures, predicts and writes; with `here` among the words also what processes do on this machine.
+    """Measures, predicts and writes the page; with the word `here` also measures processes on this machine.
 
-    On a GPU it writes down what it measured, and no page.
+    On a GPU it writes blocks.json and no page.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -73,7 +73,7 @@ def gpu() -> dict[str, Any]:
 
 
 def _gpu_of(kind: str, sizes: tuple[str, ...]) -> dict[str, Any]:
-    """Some sizes of a model: their programs start and compile beside each other, and are timed in turns."""
+    """Some sizes of a model: their programs start and compile in parallel and are timed in turns."""
     import torch
 
     from benchmarks.contenders import words

@@ -28,7 +28,7 @@ class Cluster:
     """Nodes of eight GPUs, by published figures.
 
     Attributes:
-        name: for people.
+        name: shown in tables.
         peak: bf16 FLOP/s of a GPU, dense.
         utilisation: share of it that forward and backward passes reach.
         memory: bytes of a GPU.
@@ -37,8 +37,8 @@ class Cluster:
         network: bytes/s that a GPU's own adapter sends to other nodes.
         reached: share of link and network that a collective gets.
         source: of the figures.
-        of_node: GPUs in a node.
-        gpu: what its name says, for rates measured on one.
+        of_node: number of GPUs in a node.
+        gpu: part of the device's name, to find rates measured on one.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Cluster:
     def bandwidth(self, devices: int) -> float:
         """Bytes/s that each device sends in a collective.
 
-        NCCL lays as many rings through a node as it has adapters, and each ring leaves by another one: together
-        they are as fast as all adapters of a node, and no faster than a GPU's links.
+        NCCL builds as many rings through a node as it has adapters, and each ring uses another one: together they
+        are as fast as all adapters of a node, and no faster than a GPU's links.
         """
         if devices <= self.of_node:
             return self.reached * self.link
@@ -100,8 +100,8 @@ class Case:
     """A model, and what a device reads of it in a step.
 
     Attributes:
-        name: for people.
-        shape: of the model, at its target depth.
+        name: shown in tables.
+        model_config: at its target depth.
         rows: of each device, in one pass.
         predictions: of a row.
     """
@@ -112,7 +112,7 @@ class Case:
     predictions: int
 
     def forward_flops(self, depth: int, head: bool) -> int:
-        """Of one device: so many layers, and the head if it is asked for."""
+        """Forward FLOPs of one device: `depth` layers, and the head if `head`."""
         predictions = self.rows * self.predictions if head else 0
         return forward_flops(self.model_config, self.rows, self.model_config.positions, depth, predictions)
 
@@ -131,8 +131,8 @@ class Step:
 
     Attributes:
         compute: forward and backward, and AdamW.
-        communication: of all collectives, one after the other.
-        overlapped: of the step, where collectives go on beside the products as far as they can.
+        communication: all collectives, one after the other.
+        overlapped: the step, where collectives overlap with products as far as they can.
     """
 
     compute: float
@@ -141,12 +141,12 @@ class Step:
 
     @property
     def in_turns(self) -> float:
-        """Of the step, where nothing overlaps."""
+        """Seconds of the step where nothing overlaps."""
         return self.compute + self.communication
 
 
 def ring_seconds(sent: float, devices: int, cluster: Cluster) -> float:
-    """Of one turn of a ring, in which each device sends so many bytes: to gather, or to scatter sums.
+    """Seconds of one turn of a ring, in which each device sends so many bytes: to gather, or to scatter sums.
 
     sent / B + hops, W - 1 of them in line (Patarasuk and Yuan 2009); those that leave a node take longer.
     """
@@ -156,9 +156,10 @@ def ring_seconds(sent: float, devices: int, cluster: Cluster) -> float:
 
 
 def sum_seconds(sent: float, devices: int, cluster: Cluster) -> float:
-    """Of an all-reduce in which each device sends so many bytes: the faster of two turns of a ring and a tree.
+    """Seconds of an all-reduce in which each device sends so many bytes: the faster of a ring and a tree.
 
-    A tree goes up and down: along the node, and over log2 of the nodes (NCCL 2.4's double binary trees).
+    A ring turns twice. A tree sends up and down, along the node and over log2 of the nodes (NCCL 2.4's double
+    binary trees).
     """
     ring = 2 * ring_seconds(sent / 2, devices, cluster)
     inside, nodes = min(devices, cluster.of_node) - 1, ceil(devices / cluster.of_node)
@@ -167,7 +168,7 @@ def sum_seconds(sent: float, devices: int, cluster: Cluster) -> float:
 
 
 def step(kind: Kind, case: Case, layers: int, depth: int, devices: int, cluster: Cluster, rate: float) -> Step:
-    """Of a step that runs `depth` layers, of which `layers` are stored, with so many FLOP/s on each device."""
+    """Seconds of a step that runs `depth` layers from `layers` stored ones, with `rate` FLOP/s on each device."""
     block = case.forward_flops(1, head=False) / rate
     head = case.forward_flops(0, head=True) / rate
     parameters, rest = num_parameters(case.model_config, layers), num_parameters(case.model_config, 0)
@@ -180,9 +181,9 @@ def step(kind: Kind, case: Case, layers: int, depth: int, devices: int, cluster:
 
 
 def _ddp(parameters: int, rest: int, devices: int, cluster: Cluster, compute: float, backward: float) -> Step:
-    """Sums the blocks' gradients, bucket by bucket, while the backward pass goes on (Li 2020, section 3.2.3).
+    """Sums the blocks' gradients, bucket by bucket, during the backward pass (Li 2020, section 3.2.3).
 
-    The token embedding is the decoder too, so its gradient is there at the end alone: nothing hides that sum.
+    The token embedding is the decoder too, so its gradient is complete only at the end: nothing hides that sum.
     """
     total, late = reduced_bytes("ddp", parameters, devices), reduced_bytes("ddp", rest, devices)
     buckets = ceil(4 * (parameters - rest) / _BUCKET)
@@ -194,9 +195,9 @@ def _ddp(parameters: int, rest: int, devices: int, cluster: Cluster, compute: fl
 def _fsdp(
     model_config: ModelConfig, layers: int, depth: int, devices: int, cluster: Cluster, compute: float, block: float
 ) -> Step:
-    """Gathers the next block while one runs, and scatters the sums of its gradients behind it (Zhao 2023, 3.3).
+    """Gathers the next block while one runs, then scatters the sums of its gradients (Zhao 2023, 3.3).
 
-    The first gathering, and what stands around the blocks (forward and backward), hide behind nothing.
+    Nothing hides the first gathering and the parameters around the blocks (forward and backward).
     """
     rest = num_parameters(model_config, 0)
     one = reduced_bytes("fsdp", num_parameters(model_config, 1) - rest, devices)
@@ -210,7 +211,7 @@ def _fsdp(
 
 
 def memory_bytes(kind: Kind, case: Case, layers: int, depth: int, devices: int) -> int:
-    """Peak of each device: the state as it lies there, and what it works on."""
+    """Peak of each device: its state and its activations."""
     footprint = ActivationMemory(case.model_config, "cuda", bf16=True)
     seq_len = case.model_config.positions
     pieces = num_pieces(footprint, case.rows, seq_len, depth, layers)
@@ -220,7 +221,7 @@ def memory_bytes(kind: Kind, case: Case, layers: int, depth: int, devices: int) 
 
 @dataclass(frozen=True)
 class Mean:
-    """Of a step of a whole run: model FLOPs of a device, bytes that it sends, and seconds."""
+    """Means over the steps of a run: model FLOPs of a device, bytes that it sends, and seconds."""
 
     flops: float
     sent: float
@@ -228,7 +229,7 @@ class Mean:
 
 
 def mean(kind: Kind, case: Case, experiment: str, devices: int, cluster: Cluster, rate: float) -> Mean:
-    """Over the stages of a shipped experiment and the depths that its sampler draws."""
+    """Means over the stages of a shipped experiment and the depths that its sampler draws."""
     config = _config(experiment, case.model_config.layers)
     sampler, target = config.sampler.build(), case.model_config.layers
     flops = sent = seconds = 0.0

@@ -8,4 +8,6 @@ RENAMED_EXPERIMENTS = {
     "late_silent": "late_zero_init",
     "paper_bert_base": "paper/bert_base",
     "paper_gpt2": "paper/gpt2",
+    "repro_gpu_late_silent": "repro_gpu_late_zero_init",
+    "repro_late_silent": "repro_late_zero_init",
 }

@@ -28,11 +28,18 @@ def fixed(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.raw.items() if key not in FREE}
 
 
-@pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
-def test_methods_share_model_data_batch_and_evaluation(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [
+        ("gpt", METHODS),
+        pytest.param("gpt", (*VARIANTS, "scratch_cosine"), marks=pytest.mark.slow),
+        pytest.param("bert", (*METHODS, *VARIANTS, "scratch_cosine"), marks=pytest.mark.slow),
+    ],
+)
+def test_methods_share_model_data_batch_and_evaluation(kind: str, methods: tuple[str, ...]) -> None:
     scratch = config_of_cell(ReproductionCell(kind, "scratch", "4e-3", 0))
     assert scratch.schedule.layers == (12,)
-    for method in (*METHODS, *VARIANTS, "scratch_cosine"):
+    for method in methods:
         config = config_of_cell(ReproductionCell(kind, method, "4e-3", 0))
         assert config.run.name == f"repro_{method}"
         assert fixed(config) == fixed(scratch)
