@@ -42,14 +42,14 @@ format: $(STAMP)  ## mend lint and format
 wheel: $(STAMP)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
-reproduce: $(STAMP)  ## what each method saves, from nothing: hours; goes on where it was stopped; benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.reproduce
+reproduce: $(STAMP)  ## what each method saves, from nothing: hours; continues a stopped one; benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.run_reproduction
 
-methods: $(STAMP)  ## every growth method on the same work: hours; goes on where it was stopped; benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.methods
+methods: $(STAMP)  ## every growth method on the same work: hours; continues a stopped one; benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.run_methods
 
 bench: $(BENCH)  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.run_speed
 
 $(BENCH): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

@@ -1,10 +1,10 @@
-"""Ways to pretrain the same model on the same rows, each behind a gate; and the machine's rate of matrix products.
+"""Programs that pretrain the same model on the same rows, each with a gate; and rates of matrix products.
 
 python -m benchmarks.contenders NAME KIND HIDDEN [OVERRIDE...] PIPE
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from apollo_cli.config.config import Config, parse
-from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.config.config import Config
 from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.models.build import build
@@ -25,37 +24,40 @@ from apollo_cli.training.device import choose
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.run import train
+from benchmarks.configs import config_of
 from benchmarks.gate import Gate
 
 ROWS, VOCABULARY, LONG = 32, 8192, 100_000
 
 
-def words(kind: str, hidden: int) -> list[str]:
-    """The overrides of every contender: 12 layers at full depth, nothing but steps."""
-    return [
+def words(kind: str, hidden: int, more: Sequence[str] = ()) -> list[str]:
+    """Overrides of every contender: 12 layers at full depth, no evaluation and no checkpoint."""
+    common = [
         f"model={kind}", "size=nano", f"model.hidden={hidden}", f"model.heads={hidden // 64}",
         f"model.ffn={4 * hidden}", f"data.vocab_size={VOCABULARY}", f"batch.size={ROWS}", "device=cpu",
         "precision=fp32", f"budget.steps={LONG}", "sampler=full", "schedule=scratch", f"eval.every={LONG}",
         f"checkpoint.every={LONG}", "tracking.wandb=disabled",
     ]  # fmt: skip
+    replaced = {word.partition("=")[0] for word in more}
+    return [*(word for word in common if word.partition("=")[0] not in replaced), *more]
 
 
 def ours(config: Config, gate: Gate) -> None:
-    """The real program."""
+    """`apollo-train`."""
     from apollo_cli.training.trainer import Trainer
 
     original = Trainer.step
 
-    def step(loop: Trainer) -> None:
+    def step(trainer: Trainer) -> None:
         gate.step()
-        original(loop)
+        original(trainer)
 
     Trainer.step = step  # type: ignore[method-assign, assignment]
     train(config, Path(mkdtemp()))
 
 
 def plain(config: Config, gate: Gate) -> None:
-    """A loop as one writes it by hand: whole logits, torch's own linear layers."""
+    """A plain loop: logits of all rows at once, torch's own linear layers."""
     from apollo_cli.models import transformer
 
     transformer.linear = lambda layer, hidden: layer(hidden)
@@ -175,6 +177,4 @@ CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, square, layer, dense
 
 if __name__ == "__main__":
     name, kind, hidden, *more, pipe = sys.argv[1:]
-    typed = {word.partition("=")[0] for word in more}
-    kept = [word for word in words(kind, int(hidden)) if word.partition("=")[0] not in typed]
-    CONTENDERS[name](parse(compose_values([*kept, *more])), Gate(int(pipe)))
+    CONTENDERS[name](config_of(words(kind, int(hidden), more)), Gate(int(pipe)))

@@ -1,4 +1,4 @@
-"""Programs that step only when told to, so that several can be timed in turns on one machine."""
+"""Programs that wait before each step, so that several can be timed in turns on one machine."""
 
 import json
 import os
@@ -11,23 +11,23 @@ from typing import Any
 
 
 class Gate:
-    """Inside a program: lets a number of steps through each time somebody asks, and says how long they took."""
+    """Inside a program: reads from standard input how many steps to run and reports how long they took."""
 
     def __init__(self, pipe: int) -> None:
         self.left, self.began, self.pipe = 0, 0.0, pipe
 
     def step(self) -> None:
-        """Stands before each step; the program ends here when nobody asks any more."""
+        """Called before each step; ends the program at an empty line or at the end of the input."""
         if self.left == 0:
             self._report(perf_counter() - self.began if self.began else 0.0)
-            order = sys.stdin.readline()
-            if not order.strip():
+            steps = sys.stdin.readline()
+            if not steps.strip():
                 os._exit(0)
-            self.left, self.began = int(order), perf_counter()
+            self.left, self.began = int(steps), perf_counter()
         self.left -= 1
 
     def end(self) -> None:
-        """Stands behind the last step."""
+        """Called after the last step."""
         self._report(perf_counter() - self.began)
 
     def _report(self, seconds: float) -> None:
@@ -35,11 +35,11 @@ class Gate:
         os.write(self.pipe, json.dumps({"seconds": seconds, "peak_bytes": peak}).encode() + b"\n")
 
 
-class Gated:
-    """Outside: a program behind a gate.
+class GatedProgram:
+    """Outside: a program with a gate.
 
     Args:
-        words: after `python`; the number of the pipe to report to is added.
+        words: after `python`; the file descriptor of the pipe for reports is added.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -51,10 +51,10 @@ class Gated:
         )  # fmt: skip
         os.close(writing)
         self.reports = os.fdopen(reading)
-        self._report()  # ready for its first step
+        self._report()  # it waits before its first step
 
     def run(self, steps: int, ends: bool = False) -> float:
-        """Seconds that this many steps took; if the program ends with them, its end included."""
+        """Seconds of so many steps; if they are the last, the end of the program is included."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
@@ -71,6 +71,6 @@ class Gated:
         return self.last
 
     def close(self) -> int:
-        """Ends the program; its peak memory in bytes."""
+        """Ends the program and returns its peak memory in bytes."""
         self.process.communicate("\n" if self.process.stdin else None)
         return self.last["peak_bytes"]

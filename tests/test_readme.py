@@ -34,7 +34,7 @@ SLURM = "hydra/launcher=slurm"
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
-    large = {*(f"experiment=ablation_{name}" for name in ("samplers", "k", "expander", "schedule"))}
+    large = {*(f"experiment=ablation/{name}" for name in ("samplers", "k", "expander", "schedule"))}
     large |= {"experiment=all_methods", "sampler=lvps,uniform,edge,full", "data=mixture", "devices=2"}
     is_small = large.isdisjoint(words) and not any(word.startswith(SLURM) for word in words)
     return [] if is_small else [pytest.mark.slow]
@@ -69,7 +69,7 @@ def test_every_command_runs(
         words = [*words, *tiny, "plan=true", "hydra.launcher.nodes=1", "hydra.launcher.gpus_per_node=1"]
     elif "resume" in typed:
         _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
-    elif any(word.startswith("experiment=ablation_") for word in words):
+    elif any(word.startswith("experiment=ablation/") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]
     elif "experiment=all_methods" in words:
         words = [*words, *test_all_methods.small(tiny)]

@@ -26,7 +26,7 @@ examples
   apollo-train experiment=scratch_bert
   apollo-train data=text 'data.files=["corpus/*.txt"]' size=mini budget.tokens=1e8
   apollo-train -m seed=0,1 sampler=lvps,uniform,edge,full
-  apollo-train -m experiment=ablation_k model=gpt
+  apollo-train -m experiment=ablation/k model=gpt
 
 flags
   -m, --multirun               sweep over comma-separated values, one run each; typed again with the
@@ -43,12 +43,15 @@ Exit codes: 0 done; 2 wrong input, explained in one message; 130 / 143 interrupt
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """{group: {option: the first sentence of its file}}."""
+    """{group: {option: the first sentence of its file}}; options in folders as paper/gpt2."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(conf_folder().glob("*/[!_]*.yaml")):
+    for path in sorted(conf_folder().glob("*/**/[!_]*.yaml")):
+        group, *option = path.relative_to(conf_folder()).with_suffix("").parts
+        if group == "hydra" or any(part.startswith("_") for part in option):
+            continue
         lines = path.read_text(encoding="utf-8").splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
-        found.setdefault(path.parent.name, {})[path.stem] = comments[0] if comments else ""
+        found.setdefault(group, {})["/".join(option)] = comments[0] if comments else ""
     return found
 
 

@@ -1,14 +1,10 @@
 """Predictions for clusters, by hand."""
 
-import itertools
-from pathlib import Path
-
 import pytest
-import torch
 
 from apollo_cli.models.communication import step_bytes
 from apollo_cli.models.model_config import ModelConfig
-from benchmarks import results, scaling
+from benchmarks import render_scaling, scaling
 from benchmarks.scaling import CASES, CLUSTERS, Case, Cluster
 
 US = 1e-6
@@ -77,7 +73,7 @@ def test_a_run_is_the_mean_of_its_stages() -> None:
 
 def test_bert_base_of_transformers_on_a_node() -> None:
     """BertForMaskedLM has 109,514,298 parameters: 7 bytes of each leave a device of eight."""
-    lines = list(scaling._steps(CLUSTERS[0], {}))
+    lines = list(render_scaling._steps(CLUSTERS[0], {}))
     assert len(lines) == 2 + 18
     cells = lines[2].split(" | ")
     assert cells[:4] == ["| BERT-Base", "8", "ddp", "196,608"]
@@ -86,35 +82,3 @@ def test_bert_base_of_transformers_on_a_node() -> None:
     layers = 24_576 * 12 * (8 * 768**2 + 4 * 768 * 3072 + 4 * 768 * 512)
     head = 3696 * (2 * 768 * 30_522 + 2 * 768**2)
     assert cells[4] == f"{1e3 * (3 * (layers + head) / 445.05e12 + 28 * 109_514_298 / 3.35e12):.0f}" == "33"
-
-
-def test_a_block_is_what_four_more_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_fastest", lambda model_config, depth, rows, device: {2: 1.0, 6: 3.0}[depth])
-    assert scaling.block_seconds(CASE.model_config, 2, torch.device("cpu")) == 0.5
-
-
-@pytest.mark.slow
-def test_processes_here_are_set_beside_the_ideal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    lines = list(scaling.here(steps=6))
-    one, two = (line.strip("| ").split(" | ") for line in lines[-2:])
-    assert one[0] == "1"
-    assert one[2] == "100%"
-    assert float(two[2].rstrip("%")) == pytest.approx(50 * float(two[1]) / float(one[1]), abs=1)
-
-
-@pytest.mark.slow
-def test_the_page_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "RESULTS.md")
-    threads = torch.get_num_threads()
-    scaling.main([])
-    torch.set_num_threads(threads)
-    sections = results.sections(scaling.TITLE)
-    shipped = Path(scaling.__file__).with_name("RESULTS.md").read_text(encoding="utf-8")
-    for name, section in sections.items():
-        if name != "Blocks, measured":
-            assert section in shipped, name
-    rates = [float(line.split(" | ")[2].rstrip(" |")) for line in sections["Blocks, measured"].splitlines()[6:]]
-    assert len(rates) == 4
-    assert all(1e9 < rate < 1e12 for rate in rates)
-    assert all(a != b for a, b in itertools.pairwise(rates))

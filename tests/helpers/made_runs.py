@@ -22,7 +22,6 @@ CONFIG: dict[str, Any] = {
     "expander": {"kind": "interpolate", "mode": "nearest", "moments": "keep"},
     "init_from": {"path": None, "flops": None},
     "schedule": {"layers": [2, 4], "ends": [0.5, 1]},
-    "init_from": {"path": None},
     "data": {"kind": "pydocs", "seq_len": 16, "vocab_size": 300, "tokenizer": "auto", "cache_dir": None},
     "optim": {"lr": 0.001, "at_growth": "continue"},
     "budget": {"steps": 100, "tokens": None},

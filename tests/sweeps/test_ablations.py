@@ -17,12 +17,12 @@ from apollo_cli.report.runs import flat
 from apollo_cli.sweeps import grid
 from apollo_cli.train import STAMP, run
 
-ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation_"))
+ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation/"))
 SEEDS = 3
 OWN: dict[str, dict[tuple[str, ...], set[tuple[Any, ...]]]] = {
-    "ablation_samplers": {("sampler.kind",): {("lvps",), ("uniform",), ("edge",), ("full",), ("shallow",)}},
-    "ablation_k": {("sampler.k",): {(0,), (1,), (2,), (3,), (4,)}},
-    "ablation_expander": {
+    "ablation/samplers": {("sampler.kind",): {("lvps",), ("uniform",), ("edge",), ("full",), ("shallow",)}},
+    "ablation/k": {("sampler.k",): {(0,), (1,), (2,), (3,), (4,)}},
+    "ablation/expander": {
         ("expander.kind", "expander.mode"): {
             ("stack", None),
             ("interpolate", "nearest"),
@@ -58,13 +58,13 @@ def _experiment(overrides: Sequence[str]) -> str:
 
 
 def test_the_ablations_of_the_paper_are_shipped() -> None:
-    assert ABLATIONS == ["ablation_expander", "ablation_k", "ablation_samplers", "ablation_schedule"]
+    assert ABLATIONS == ["ablation/expander", "ablation/k", "ablation/samplers", "ablation/schedule"]
 
 
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        pytest.param(name, model, marks=[] if (name, model) == ("ablation_k", "gpt") else pytest.mark.slow)
+        pytest.param(name, model, marks=[] if (name, model) == ("ablation/k", "gpt") else pytest.mark.slow)
         for name in ABLATIONS
         for model in ("bert", "gpt")
     ],
@@ -89,7 +89,7 @@ def test_every_job_is_valid_and_differs_in_what_is_swept_alone(name: str, model:
 
 @pytest.mark.slow
 def test_stages_and_ends_are_both_ablated() -> None:
-    _, swept = jobs(["experiment=ablation_schedule", "seed=0"])
+    _, swept = jobs(["experiment=ablation/schedule", "seed=0"])
     layers, ends = {config.schedule.layers for config in swept}, {config.schedule.ends for config in swept}
     assert len(layers) >= 3
     assert len(ends) >= 3
@@ -97,7 +97,7 @@ def test_stages_and_ends_are_both_ablated() -> None:
 
 
 def test_what_is_typed_replaces_what_is_swept() -> None:
-    words = ["experiment=ablation_k", "model=bert,gpt", "seed=7", "sampler.k=1,5", "budget.tokens=1e6"]
+    words = ["experiment=ablation/k", "model=bert,gpt", "seed=7", "sampler.k=1,5", "budget.tokens=1e6"]
     baseline, swept = jobs(words)
     assert [(c.model.kind, c.run.seed) for c in baseline] == [("bert", 7), ("gpt", 7)]
     assert sorted((c.model.kind, c.sampler.k) for c in swept) == [  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ def test_what_is_typed_replaces_what_is_swept() -> None:
 
 def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> None:
     words = [
-        "experiment=ablation_expander",
+        "experiment=ablation/expander",
         "seed=1",
         "optim.lr=1e-3,2e-3",
         "sampler.k=1,2",
@@ -121,10 +121,10 @@ def test_the_baseline_is_trained_once_for_all_that_only_concerns_growth() -> Non
 
 
 TWO_JOBS = {
-    "ablation_samplers": ["sampler=edge,shallow"],
-    "ablation_k": ["sampler.k=0,4"],
-    "ablation_expander": ["expander=stack,interpolate", "expander.moments=map", "optim.at_growth=rewarm"],
-    "ablation_schedule": ["schedule.layers=[1,2,3,4]", "schedule.ends=[0.25,0.5,0.75,1],[0.3,0.5,0.8,1]"],
+    "ablation/samplers": ["sampler=edge,shallow"],
+    "ablation/k": ["sampler.k=0,4"],
+    "ablation/expander": ["expander=stack,interpolate", "expander.moments=map", "optim.at_growth=rewarm"],
+    "ablation/schedule": ["schedule.layers=[1,2,3,4]", "schedule.ends=[0.25,0.5,0.75,1],[0.3,0.5,0.8,1]"],
 }
 
 
@@ -148,7 +148,7 @@ def test_an_ablation_trains_its_baseline_and_its_jobs_and_continues_when_typed_a
 def test_an_ablation_is_planned_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "-m",
-        "experiment=ablation_k",
+        "experiment=ablation/k",
         "seed=0",
         "sampler.k=0,4",
         "plan=true",

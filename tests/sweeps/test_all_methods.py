@@ -12,10 +12,10 @@ from apollo_cli.cli.help import groups
 from apollo_cli.errors import ConfigError
 from apollo_cli.sweeps import grid
 from apollo_cli.train import STAMP, run
-from benchmarks import methods
+from benchmarks import method_cells
 from tests.sweeps.test_ablations import jobs
 
-GROWN = {*methods.OWN, *methods.FROM_SOURCE, "net2net_width", "apollo_as_released"}
+GROWN = {*method_cells.GROWN, *method_cells.FROM_SOURCE, "net2net_width", "apollo_as_released"}
 
 
 def small(tiny: tuple[str, ...]) -> list[str]:
@@ -86,10 +86,14 @@ def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind:
         assert config.optim.lr == scratch[0].optim.lr
         assert config.optim.schedule == "wsd"
     (source,) = sources
-    assert source.budget.flops == pytest.approx(methods.flops(kind, "source", methods.SOURCE_STEPS), rel=0.04)
-    assert scratch[0].budget.flops == pytest.approx(methods.flops(kind, "scratch", methods.steps()), rel=0.02)
+    assert source.budget.flops == pytest.approx(
+        method_cells.flops(kind, "source", method_cells.SOURCE_STEPS), rel=0.04
+    )
+    assert scratch[0].budget.flops == pytest.approx(
+        method_cells.flops(kind, "scratch", method_cells.scratch_steps()), rel=0.02
+    )
     for config in grown:
-        took = source.budget.flops if config.run.name in methods.FROM_SOURCE else 0
+        took = source.budget.flops if config.run.name in method_cells.FROM_SOURCE else 0
         assert (config.budget.flops or 0) + (took or 0) == scratch[0].budget.flops
 
 
@@ -101,7 +105,7 @@ def test_the_whole_sweep_runs_and_continues(
     assert run(words) == 0
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert {summary["name"] for summary in summaries} == {*GROWN, "scratch", "source"}
-    assert {s["name"] for s in summaries if s["totals"].get("source_flops")} == set(methods.FROM_SOURCE)
+    assert {s["name"] for s in summaries if s["totals"].get("source_flops")} == set(method_cells.FROM_SOURCE)
     table = capsys.readouterr().out.rpartition("Sweep of 17")[2]
     assert table.count("completed") == 17
     assert "gstack]" in table

@@ -74,11 +74,7 @@ def test_every_rule_at_growth_trains(
 
 FROM_SOURCE = ("bert2bert", "ligo", "lemon")  # see test_source.py
 SMALL_EXPERIMENTS = [
-    pytest.param(
-        name, marks=pytest.mark.slow if name.startswith("repro_") and name != "repro_late_zero_init" else []
-    )
-    for name in sorted(groups()["experiment"])
-    if not name.startswith(("paper_", "ablation_", *FROM_SOURCE))
+    name for name in sorted(groups()["experiment"]) if not name.startswith(("paper/", "ablation/", *FROM_SOURCE))
 ]
 
 
@@ -93,14 +89,7 @@ def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], t
     assert read_rows(tmp_path)[-1]["layers"] == 12
 
 
-def test_every_experiment_of_the_reproduction_can_be_planned() -> None:
-    for name in groups()["experiment"]:
-        if name.startswith("repro_"):
-            config = parse(compose_values([f"experiment={name}", "device=cpu"]))
-            assert make_plan(config, choose(config.run)).stages[-1].stage.layers == config.model.layers == 12
-
-
-@pytest.mark.parametrize(("experiment", "million_parameters"), [("paper_bert_base", 109.5), ("paper_gpt2", 124.4)])
+@pytest.mark.parametrize(("experiment", "million_parameters"), [("paper/bert_base", 109.5), ("paper/gpt2", 124.4)])
 def test_the_paper_presets_compose_and_plan(experiment: str, million_parameters: float) -> None:
     config = parse(compose_values([f"experiment={experiment}", "device=cpu"]))
     plan = make_plan(config, choose(config.run))

@@ -1,0 +1,84 @@
+"""Tables of what a loss costs from scratch, from runs of several budgets with learning-rate schedules of their own.
+
+So a method is measured at its final loss, not at a loss that it passes on the way.
+"""
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from apollo_cli.intervals import Interval, interval
+from apollo_cli.report import savings
+from benchmarks import results_page
+from benchmarks.archives import BenchmarkCorpus
+from benchmarks.cells import METHODS, SEEDS, ReproductionCell, headline_cells, ladder_cells, longer_cells
+
+
+def ladder(corpus: BenchmarkCorpus, kind: str, seed: int) -> savings.Curve:
+    """Final losses of the complete scratch runs against their budgets."""
+    return savings.make_curve(_end(corpus, cell) for cell in corpus.complete(ladder_cells(kind, seed)))
+
+
+def from_scratch(rungs: savings.Curve, loss: float) -> float | None:
+    """FLOPs of a scratch run that ends at this loss, linear between two budgets; None beyond the budgets tried."""
+    if not rungs or not rungs[-1].loss <= loss <= rungs[0].loss:
+        return None
+    cost = savings.crossing(rungs, loss)
+    return cost.flops if cost else None
+
+
+def rungs(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
+    """Table of the scratch runs."""
+    ladders = [ladder(corpus, kind, seed) for seed in SEEDS]
+    budgets = sorted({(end.step, end.cost.flops) for ends in ladders for end in ends})
+    losses = [{end.step: f"{end.loss:.4f}" for end in ends} for ends in ladders]
+    rows = [
+        [str(steps), f"{flops:.3e}", *(of_seed.get(steps, "-") for of_seed in losses)] for steps, flops in budgets
+    ]
+    yield from results_page.table(("steps", "FLOPs", *(f"loss, seed {seed}" for seed in SEEDS)), rows)
+
+
+def beside(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
+    """Table of what each method saved at its own final loss."""
+    rows = [_row(corpus, kind, method) for method in METHODS if method != "scratch"]
+    head = ("method", "FLOPs", "final losses (nats)", "FLOPs from scratch", "FLOPs saved")
+    yield from results_page.table(head, [row for row in rows if row])
+
+
+def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
+    """Table of what twelve layers need for the final loss of shallower and longer runs."""
+    rows = []
+    for cell in corpus.complete(longer_cells(kind)):
+        end = _end(corpus, cell)
+        cost = from_scratch(ladder(corpus, kind, cell.seed), end.loss)
+        saved = f"{savings.saving(end.cost.flops, cost):.1%}" if cost else "-"
+        costs = f"{cost:.3e}" if cost else "beyond"
+        rows.append([str(cell.layers), str(end.step), f"{end.cost.flops:.3e}", f"{end.loss:.4f}", costs, saved])
+    head = ("layers", "steps", "FLOPs", "final loss (nats)", "FLOPs of 12 layers", "fewer")
+    yield from results_page.table(head, rows)
+
+
+def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
+    ends = {cell.seed: _end(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
+    if not ends:
+        return None
+    costs = {seed: from_scratch(ladder(corpus, kind, seed), end.loss) for seed, end in ends.items()}
+    saved = [savings.saving(ends[seed].cost.flops, cost) for seed, cost in costs.items() if cost]
+    return [
+        method,
+        f"{fmean(end.cost.flops for end in ends.values()):.3e}",
+        ", ".join(f"{end.loss:.4f}" for end in ends.values()),
+        ", ".join(f"{cost:.3e}" if cost else "beyond" for cost in costs.values()),
+        _mean(interval(saved)) if len(saved) == len(ends) else "-",
+    ]
+
+
+def _mean(saved: Interval) -> str:
+    half = "" if saved.half is None else f" ± {saved.half:.1%}"
+    return f"{saved.mean:.1%}{half} (n = {saved.n})"
+
+
+def _end(corpus: BenchmarkCorpus, cell: ReproductionCell) -> savings.Point:
+    summary = corpus.summary(cell)
+    totals = summary["totals"]
+    cost = savings.Cost(totals["flops"], totals["train_seconds"])
+    return savings.Point(totals["steps"], cost, summary["losses"]["eval/loss"])

@@ -1,0 +1,61 @@
+"""benchmarks/RESULTS.md: each render module writes its part; and the pictures beside the archives."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from apollo_cli import files
+from apollo_cli.report import plots
+from apollo_cli.report.comparison import Comparison
+from benchmarks import archives
+
+PAGE = Path(__file__).with_name("RESULTS.md")
+COLOURS = 64  # of a picture: it looks the same and its file is a third as large
+
+
+def sections(title: str) -> dict[str, str]:
+    """{heading: text with its heading} of each `## heading` in the part `# title`."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    part = next((p for p in re.split(r"^(?=# )", text, flags=re.M) if p.startswith(f"# {title}\n")), "")
+    found = re.split(r"^## (.*)\n", part, flags=re.M)[1:]
+    return {name: f"## {name}\n{body.rstrip()}" for name, body in zip(found[::2], found[1::2], strict=True)}
+
+
+def put(title: str, lines: Iterable[str]) -> None:
+    """Replaces the part `# title`, or adds it at the end."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    parts = {
+        part.partition("\n")[0]: part.strip() for part in re.split(r"^(?=# )", text, flags=re.M) if part.strip()
+    }
+    parts[f"# {title}"] = "\n".join([f"# {title}", "", *lines]).strip()
+    PAGE.write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    print(f"written: {PAGE}, {title}")
+
+
+def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
+    """Draws these pictures of a comparison; the lines that show them."""
+    for name, caption, data in plots.draw_comparison(comparison):
+        if name in names:
+            path = archives.RESULTS / f"{corpus}_{kind}_{name}.png"
+            small = BytesIO()
+            picture = Image.open(BytesIO(data)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            picture.save(small, "PNG", optimize=True)
+            files.write_bytes(path, small.getvalue())
+            yield from ["", f"![{caption}](results/{path.name})"]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]] = ()) -> Iterable[str]:
+    """A table of Markdown."""
+    head = list(head)
+    yield row(*head)
+    yield row(*("---" for _ in head))
+    for cells in rows:
+        yield row(*cells)
+
+
+def row(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,59 @@
+"""`make reproduce`: what growth saves, from nothing.
+
+Each cell is a run of `apollo-train` with a preset of benchmarks/conf. It is trained in outputs/reproduction, an
+interrupted one is resumed, and complete ones are kept without their weights and not trained again.
+`python -m benchmarks.run_reproduction CORPUS FILE...` does so on other text with fewer cells.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+
+from apollo_cli.training.calibration import seconds_by_depth
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_task
+from benchmarks import render_reproduction
+from benchmarks.campaign import Campaign, clock
+from benchmarks.cells import DEFAULT, RATES, ReproductionCell, cells
+from benchmarks.configs import config_of, plan_of
+
+
+def main(words: Sequence[str]) -> None:
+    """Trains the missing cells and writes the report."""
+    name, *text = words or [DEFAULT]
+    quoted = ",".join(f'"{path}"' for path in text)
+    campaign = Campaign(name, ("data=text", f"data.files=[{quoted}]") if text else ())
+    wanted = cells(name)
+    missing = campaign.missing(wanted)
+    at_once = max(1, min(os.cpu_count() or 1, len(missing)))
+    print(f"{len(wanted)} cells on {name}, {len(missing)} to train, {at_once} at once", flush=True)
+    if missing:
+        print(f"about {clock(seconds(campaign, missing) / at_once)}; complete cells are kept", flush=True)
+    campaign.run_all(missing, campaign.train, at_once, "make reproduce")
+    render_reproduction.write(name)
+    campaign.save()
+
+
+def seconds(campaign: Campaign, missing: Sequence[ReproductionCell]) -> float:
+    """Seconds of these cells on one core, from micro-steps timed here; a quarter more, for they run together."""
+    torch.set_num_threads(1)
+
+    @cache
+    def seconds_of_depth(kind: str) -> Callable[[int], float]:
+        config = config_of([*ReproductionCell(kind, "scratch", RATES[kind][0], 0).words, *campaign.words])
+        return seconds_by_depth(config, choose(config.run), make_task(config))
+
+    @cache  # rate and seed hardly matter
+    def seconds_of_cell(kind: str, method: str, layers: int | None, steps: int | None) -> float:
+        cell = ReproductionCell(kind, method, RATES[kind][0], 0, layers, steps)
+        stages = plan_of([*cell.words, *campaign.words]).stages
+        return sum(n * seconds_of_depth(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
+
+    return 1.25 * sum(seconds_of_cell(cell.kind, cell.method, cell.layers, cell.steps) for cell in missing)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,40 @@
+"""The reports are those of the kept rows; what a loss costs from scratch."""
+
+from pathlib import Path
+
+import pytest
+
+from apollo_cli.report import plots, savings
+from benchmarks import archives, gpu_cells, method_cells, render_gpu, render_ladder, render_reproduction
+from benchmarks.archives import BenchmarkCorpus
+from benchmarks.cells import KINDS
+from tests.benchmarks.conftest import part, without_pictures
+
+
+def test_the_reports_and_the_readme_have_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    names = {corpus.name for corpus in archives.corpora()} - {gpu_cells.NAME, method_cells.NAME}
+    assert names == {"pydocs", "wikipedia_novels"}
+    for name in names:
+        assert part(f"What is saved: {name}") == without_pictures(render_reproduction.lines(name))
+    assert part(render_gpu.TITLE) == without_pictures(list(render_gpu.lines()))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    pydocs = BenchmarkCorpus("pydocs")
+    for kind in KINDS:
+        for rows in (render_reproduction.on_depth(pydocs, kind), render_ladder.beside(pydocs, kind)):
+            assert "\n".join(rows) in readme
+
+
+def curve(*losses: float) -> savings.Curve:
+    """Scratch runs of 1, 2, 3, ... FLOPs."""
+    points = enumerate(losses, 1)
+    return savings.make_curve(savings.Point(step, savings.Cost(float(step), 1.0), loss) for step, loss in points)
+
+
+@pytest.mark.parametrize(
+    ("loss", "flops"),
+    [(3.0, 1.0), (2.5, 1.5), (2.0, 2.0), (1.25, 2.75), (1.0, 3.0), (3.1, None), (0.9, None)],
+)
+def test_what_a_loss_costs_from_scratch_is_never_extrapolated(loss: float, flops: float | None) -> None:
+    assert render_ladder.from_scratch(curve(3.0, 2.0, 1.0), loss) == flops
+    assert render_ladder.from_scratch(curve(), loss) is None
