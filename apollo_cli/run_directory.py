@@ -49,7 +49,7 @@ class RunDirectory:
         """Holds the directory's lock while entered; the lock of a process that dies is released.
 
         Two files are locked: `.lock`, which other machines on a shared disk see too, and the folder itself, whose
-        lock stays if somebody deletes `.lock`.
+        lock remains if `.lock` is deleted.
 
         Raises:
             OccupiedError: another process holds the lock; the message has its process id.

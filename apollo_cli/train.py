@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
     except BrokenPipeError as error:
         if {"--help", "-h", "--version"}.isdisjoint(words):
             return report(error)
-        sys.stdout = None  # nobody reads any more
+        sys.stdout = None  # the reader of the pipe has gone
         return EXIT_OK
     except Exception as error:
         return report(error)

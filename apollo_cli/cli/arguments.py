@@ -64,7 +64,7 @@ class CommandLine:
         rest = iter(words)
         for word in rest:
             flag, equals, value = word.partition("=")
-            if word == "experiment=null":  # the default, which Hydra refuses to be told
+            if word == "experiment=null":  # the default; Hydra refuses null for a group
                 continue
             if not word.startswith("-"):
                 overrides.append(_without_plus(word))

@@ -154,7 +154,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     if schedule:
         found += of_growth.growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
     if sections["run"] and sections["run"].resume is not None:
-        found.append("resume goes on with a run by its own config: type apollo-train resume=RUN_DIR alone")
+        found.append("resume continues a run with its own config: type apollo-train resume=RUN_DIR alone")
     if budget := sections["budget"]:
         found += of_training.problems_of_budget(budget)
     if batch := sections["batch"]:

@@ -35,7 +35,7 @@ class _DamagedError(DataError):
 
 
 class _SplitFacts(BaseModel, strict=True):
-    """Of a file of rows: their number, and the CRC-32 of each block in hexadecimal."""
+    """The number of rows in a file, and the CRC-32 of each block in hexadecimal."""
 
     rows: PositiveInt
     crc32: str

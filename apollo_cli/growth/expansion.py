@@ -1,4 +1,4 @@
-"""Growth: N stored layers become the next N by a matrix on layers, weights and AdamW's moments alike."""
+"""Grows N stored layers to the next N: one matrix for weights and, on request, AdamW's moments."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
 
 
 def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
-    """The parameter `name` of new layer `slot`, of those of the old layers; a silent one adds nothing."""
+    """The parameter `name` of new layer `slot`, made from the same parameter of the old layers."""
     if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
         return torch.zeros_like(sources[0])
     return mix(growth.matrix[slot], sources)
@@ -59,15 +59,15 @@ MOMENTS = (*MOMENT_RULES, "reset")
 
 
 class Optimizer(Protocol):
-    """What changes hands: that of a run, of which growth knows no more."""
+    """What `grow` reads and edits of an optimizer."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """`params` of each."""
+        """The groups, each with its `params`."""
 
     @property
     def state(self) -> MutableMapping[Any, Any]:
-        """Of each parameter."""
+        """The state of each parameter."""
 
 
 @torch.no_grad()
@@ -78,11 +78,11 @@ def grow(
     growth: Growth,
     moments: str,
 ) -> None:
-    """Expands the layers and hands the optimizer over to them.
+    """Fills the new layers from the old ones, and replaces these in the optimizer.
 
     Args:
         blocks: the N stored layers, all of one shape.
-        grown: the new layers, of that shape and laid on their devices in that way; their weights are overwritten.
+        grown: the new layers, of that shape and on the same devices; their weights are overwritten.
         optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
             new parameter joining the group of its old namesake. Other parameters are not touched.
         growth: from N layers to the new N.

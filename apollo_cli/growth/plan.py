@@ -68,7 +68,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a plan multiplies: the size of a step and the figures of a model of one width.
+    """Size and cost of a step, for a model of one width.
 
     Attributes:
         target: the target depth L.
@@ -78,8 +78,8 @@ class StepCost:
             many of its lowest layers run forward only.
         parameters: trainable parameters by stored layers.
         memory_bytes: estimated peak memory of a micro-step on a device, by stored layers and depth.
-        devices: that share each micro-step.
-        sent_bytes: that each of them sends in a step, by stored layers and depth.
+        devices: number of devices that share each micro-step.
+        sent_bytes: bytes that each device sends in a step, by stored layers and depth.
     """
 
     target: int
@@ -94,19 +94,19 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule x sampler x work: what a run will do, to the last FLOP.
+    """Schedule x sampler x cost of a step: everything known before the first step, FLOPs exactly.
 
     Attributes:
-        schedule: its stages.
-        sampler: of the depth.
-        expander: of the layers.
-        work: what a micro-step takes at the target's width.
-        seed: of all luck.
-        source_flops: that the model it begins from took before; None where nobody knows.
-        source_seconds: of training, likewise.
-        maps: FLOPs of learning the map that begins a stage, from the source or from the stage before, by the index
-            of the stage; several processes learn it alike, and it is charged once.
-        narrower: what a micro-step takes at each smaller share of the width that a stage has.
+        schedule: stages.
+        sampler: draws the depth.
+        expander: grows the layers.
+        step_cost: cost of a step at the target's width.
+        seed: base seed of every random number generator.
+        source_flops: FLOPs of the model that the run is initialized from; None where they are unknown.
+        source_seconds: training seconds of that model.
+        maps: FLOPs of learning the map that begins a stage, by the index of the stage; every process learns the
+            same map, and it is charged once.
+        narrower: cost of a step at each smaller share of the width that a stage has.
     """
 
     schedule: Schedule
@@ -133,7 +133,7 @@ class Plan:
         return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
 
     def route(self, micro_step: int, depth: int) -> ForwardPath:
-        """What a micro-step of this depth runs: as much a function of (seed, micro-step)."""
+        """What a micro-step of this depth runs, also a function of (seed, micro-step)."""
         step = micro_step // self.step_cost.accumulation
         index = self.schedule.index(step)
         layers = self._sampler(index).layers_run(
@@ -142,7 +142,7 @@ class Plan:
         return ForwardPath(layers, self._frozen(index, depth), self.gates(step))
 
     def gates(self, step: int) -> Mapping[int, float]:
-        """The weights of the stored layers that are entering at this step."""
+        """The weights of the stored layers that have a gate at this step, by layer."""
         stage = self.stages[self.schedule.index(step)]
         if not stage.growth or not stage.growth.gated:
             return NO_GATES
@@ -152,11 +152,11 @@ class Plan:
     def flops_of(self, step: int, depth: int) -> int:
         """Model FLOPs of a micro-step of this depth."""
         index = self.schedule.index(step)
-        return self.work_of(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
+        return self.cost_at(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
 
     @cached_property
     def trains_all(self) -> bool:
-        """Whether the gradient of every micro-step reaches every layer that is stored then, and the embeddings."""
+        """Whether the gradient of every micro-step reaches every stored layer, and the embeddings."""
         return all(
             set(route.layers) == set(range(part.stage.layers)) and not route.frozen
             for part in self.stages
@@ -164,8 +164,8 @@ class Plan:
             for route in [self.route(part.stage.first_step * self.step_cost.accumulation, depth)]
         )
 
-    def work_of(self, stage: Stage) -> StepCost:
-        """What a micro-step takes at the width of a stage."""
+    def cost_at(self, stage: Stage) -> StepCost:
+        """The cost of a step at the width of a stage."""
         return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
     def _sampler(self, index: int) -> DepthSampler:
@@ -184,7 +184,7 @@ class Plan:
 
     def _stage_plan(self, index: int) -> StagePlan:
         stage = self.schedule.stages[index]
-        step_cost, counts = self.work_of(stage), self._depth_counts(index)
+        step_cost, counts = self.cost_at(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
         grows = (previous.layers, previous.width) != (stage.layers, stage.width)
         return StagePlan(

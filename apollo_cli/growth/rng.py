@@ -1,7 +1,7 @@
 """Randomness as a function: every draw is addressed by (seed, purpose, index), no state is carried.
 
 A counter-based generator (Philox, Salmon et al., SC 2011) makes the n-th number of a stream as cheap to
-reach as the first. So a resumed run, another rank, or a plan made before training all see the same luck.
+reach as the first. So a resumed run, another rank and a plan made before training see the same numbers.
 """
 
 from enum import IntEnum

@@ -39,7 +39,7 @@ def _lines(task: GlueTask, part: str, rng: random.Random) -> list[str]:
 
 
 def _columns(task: GlueTask, labelled: bool) -> list[str]:
-    """Of a file, as the original has them as far as it matters."""
+    """The columns of a file, as the original has them as far as it matters."""
     if labelled and task.headless:
         return list(task.headless)
     between = {"stsb": ["genre", "filename", "year", "old_index", "source1", "source2"], "mrpc": ["#1 ID", "#2 ID"]}
