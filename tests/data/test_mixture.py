@@ -241,10 +241,10 @@ class TestStreams:
     ) -> None:
         monkeypatch.setattr(packer, "_LONGEST_PIECE", 1000)
         monkeypatch.setattr(packer, "_CHARACTERS_AT_ONCE", 10_000)
-        text = "".join(f"{i} " for i in range(8001))  # in pieces, of which the first ones are enough
+        text = "".join(f"{i} " for i in range(20_001))  # in pieces, of which the first ones are enough
         assert not held_out(hash_of(text), RECIPE.validation, 0)
         first, second = Memory([*named("v", 300), text], endless=True), Memory(named("b", 2000), endless=True)
-        packed = pack(mixed((first, 1.0), (second, 1.0)), tmp_path, self.bounded(2000))[0].packed
+        packed = pack(mixed((first, 1.0), (second, 1.0)), tmp_path, self.bounded(1000))[0].packed
         assert packed.tokens == packed.num_bytes < len(text)
         assert sum(packed.documents.values()) == sum(packed.lengths.values())
         assert packed.longest < len(text)
@@ -263,8 +263,8 @@ class TestStreams:
 
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), 0.75), (Memory(named("b", 9000, 20), endless=True), 0.25))
-        corpus, _ = pack(source, tmp_path, self.bounded(4000))
-        assert [part.training for part in corpus.packed.parts] == [3000, 1000]
+        corpus, _ = pack(source, tmp_path, self.bounded(10_000))
+        assert [part.training for part in corpus.packed.parts] == [7500, 2500]
 
     def test_streams_are_mixed_by_weights_alone(self, tmp_path: Path) -> None:
         source = mixed((Memory(self.TEXTS, endless=True), None), (Memory(named("b", 9), endless=True), None))
