@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 import sys
 import time
 import types
@@ -248,14 +250,33 @@ def test_the_real_wandb_uploads(metrics: Path, monkeypatch: pytest.MonkeyPatch) 
     server.die()
 
 
-def test_a_dead_server_costs_the_timeout_and_no_more(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused_port()}")
+def test_an_upload_to_a_dead_server_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    monkeypatch.setattr(recorder.signal, "alarm", lambda seconds: None)
+    server = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{unused_port()}"}
+    upload, lines = recorder.Upload(tmp_path / "wandb", os.environ | server, 1.0), list[str]()
     start = time.monotonic()
-    lines = _mirrored(metrics.parent, 4, 5)
-    assert time.monotonic() - start < 4.5
-    assert lines == [f"W&B does not have all rows yet; to upload later: wandb sync {metrics.parent}/wandb"]
-    assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
+    upload.finish(start + 0.3, lines.append)
+    assert time.monotonic() - start < 1.3
+    assert lines == ["does not have all rows yet"]
+    assert upload.process is not None
+    assert upload.process.poll() is not None
+
+
+def test_a_recorder_that_does_not_end_costs_the_timeout_and_no_more(
+    metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setattr(recorder, "__file__", str(tmp_path / "endless.py"))
+    lines: list[str] = []
+    opened = open_mirror(_tracking("auto", 0.3), IDENTITY, {}, metrics.parent, 0, lines.append)
+    assert opened is not None
+    process, start = opened.process, time.monotonic()
+    opened.close("completed", {})
+    assert time.monotonic() - start < 1.3
+    assert lines == ["W&B did not finish within 0.3 seconds"]
+    assert process is not None
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_a_key_is_found_in_the_environment_or_the_netrc_file(
