@@ -60,7 +60,7 @@ def plain(config: Config, gate: Gate) -> None:
     """A plain loop: logits of all rows at once, torch's own linear layers."""
     from apollo_cli.models import transformer
 
-    transformer.linear = lambda layer, hidden: layer(hidden)
+    transformer.apply_linear = lambda layer, hidden: layer(hidden)
     model, batches = _model(config), _batches(config)
     groups, optim = build_optimizer(model, config.optim).param_groups, config.optim
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)

@@ -60,7 +60,7 @@ def test_a_reader_never_sees_a_file_half_written(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("value", [{"a": 1, "b": [1.5, None, True], "c": {"d": "größe"}}, [], "text", 10**30, None])
-def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
+def test_json_is_read_back_unchanged(tmp_path: Path, value: object) -> None:
     path = tmp_path / "values.json"
     write_json(path, value)
     content = path.read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
     assert content.endswith("\n")
 
 
-def test_a_value_that_json_has_not_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_value_that_json_cannot_hold_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "values.json"
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):
@@ -76,7 +76,7 @@ def test_a_value_that_json_has_not_leaves_the_old_content(tmp_path: Path) -> Non
     assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}
 
 
-def test_a_command_is_shown_as_it_is_to_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_shown_as_it_is_typed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     for name in ("python", "tool"):
         (tmp_path / "bin" / name).touch(mode=0o755)
@@ -93,10 +93,24 @@ def test_a_command_is_shown_as_it_is_to_be_typed(tmp_path: Path, monkeypatch: py
     ("size", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (12_345_678, "12.3 MB"), (10**13, "10.0 TB")],
 )
-def test_bytes_are_shown_as_people_read_them(size: int, text: str) -> None:
+def test_bytes_are_shown_with_units(size: int, text: str) -> None:
     assert files.in_units(size) == text
 
 
 def test_names_are_in_the_order_of_their_numbers() -> None:
     names = ["k=10", "k=2", "k=1.5", "k=1", "scratch-10", "scratch-9", "b", "a"]
     assert sorted(names, key=files.in_order) == ["a", "b", "k=1", "k=1.5", "k=2", "k=10", "scratch-9", "scratch-10"]
+
+
+def test_only_folders_that_did_not_exist_and_are_empty_are_removed(tmp_path: Path) -> None:
+    with files.remove_if_empty(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+    assert list(tmp_path.iterdir()) == []
+    with files.remove_if_empty(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "a" / "kept").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+    (tmp_path / "old").mkdir()
+    with files.remove_if_empty(tmp_path / "old" / "new"):
+        pass
+    assert (tmp_path / "old").is_dir()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,9 +84,3 @@ def fine_tuning_flops(model_config: ModelConfig, outputs: int, rows: int, seq_le
     head = 2 * model_config.hidden * outputs + (2 * model_config.hidden**2 if model_config.kind == "bert" else 0)
     layers = model_config.layers * layer_flops(model_config, rows, seq_len, tokens)
     return FORWARD_AND_BACKWARD * (layers + rows * head)
-
-
-@torch.no_grad()
-def answers(model: Classifier, batch: SentenceBatch) -> Tensor:
-    """(rows, outputs) in fp32, without dropout if the model is in evaluation mode."""
-    return model(batch, range(len(model.blocks))).float()

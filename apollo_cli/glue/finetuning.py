@@ -12,7 +12,7 @@ from apollo_cli import files
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue import metrics
-from apollo_cli.glue.classifier import Classifier, answers, fine_tuning_flops, task_loss
+from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
 from apollo_cli.glue.console import GlueConsole
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import CellConfig
@@ -84,10 +84,11 @@ def outputs_of(model: Classifier, sentences: SentenceDataset, device: Device, ba
     """Outputs of the model, (rows, outputs) on the CPU, in the order of the rows."""
     was_training = model.training
     model.eval()
-    found = torch.empty(len(sentences.rows), model.answer.out_features)
+    found = torch.empty(len(sentences.rows), model.answer.out_features)  # fp32
+    layers = range(len(model.blocks))
     for numbers in sentences.by_length(batch_size):
         with device.autocast():
-            found[torch.from_numpy(numbers)] = answers(model, sentences.batch(numbers).to(device.device)).cpu()
+            found[torch.from_numpy(numbers)] = model(sentences.batch(numbers).to(device.device), layers).cpu()
     model.train(was_training)
     return found
 

@@ -26,13 +26,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a task.
-
-    Attributes:
-        train: training rows.
-        dev: development rows; MNLI has two splits.
-        test: rows for submissions, without labels.
-    """
+    """The data of a task; MNLI has two splits of development rows and of test rows, which have no labels."""
 
     train: Split
     dev: tuple[Split, ...]
@@ -40,7 +34,6 @@ class Splits:
 
     @classmethod
     def plain(cls, train: int, dev: int, test: int) -> "Splits":
-        """The usual three files, with these numbers of rows."""
         return cls(
             Split("train", "train.tsv", "train", train),
             (Split("dev", "dev.tsv", "validation", dev),),
@@ -78,7 +71,7 @@ class GlueTask:
 
     @property
     def outputs(self) -> int:
-        """Outputs of a model's head."""
+        """Number of outputs of a model's head."""
         return len(self.labels) or 1
 
 

@@ -52,7 +52,7 @@ class Batch:
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
-def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+def apply_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
     """`layer(hidden)`; on a CPU the bias is added in place, as torch would first copy it to every row."""
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return layer(hidden)
@@ -85,7 +85,7 @@ class Block(nn.Module):
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
     def _attention(self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None) -> Tensor:
-        qkv = linear(self.qkv, hidden)
+        qkv = apply_linear(self.qkv, hidden)
         if unpadding:
             qkv = unpadding.pad(qkv)
         # chunked before it is transposed, so that the three gradients are joined by one copy
@@ -96,10 +96,12 @@ class Block(nn.Module):
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
             mixed = unpadding.unpad(mixed)
-        return self.dropout(linear(self.attention_out, mixed))
+        return self.dropout(apply_linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(linear(self.ffn_out, F.gelu(linear(self.ffn_in, hidden), approximate=self.gelu)))
+        return self.dropout(
+            apply_linear(self.ffn_out, F.gelu(apply_linear(self.ffn_in, hidden), approximate=self.gelu))
+        )
 
 
 class LanguageModel(nn.Module, ABC):

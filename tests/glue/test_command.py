@@ -27,7 +27,7 @@ def run_dir(pretrained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_grid_is_run_and_typed_again_leaves_out_what_is_done(
+def test_a_grid_is_run_and_the_same_command_skips_what_is_done(
     run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"run={run_dir}", "task=rte,stsb", *quick, "seed=0,1", "optim.lr=1e-3,3e-3"]
@@ -86,7 +86,7 @@ def test_every_task_is_fine_tuned_and_its_answers_can_be_submitted(run_dir: Path
     assert set(results["tasks"]) == set(TASKS)
     assert set(results["tasks"]["mnli"]["metrics"]) == {"accuracy", "accuracy_mismatched"}
     assert results["average"]["mean"]["with_wnli"] != results["average"]["mean"]["without_wnli"]
-    assert not list((run_dir / "glue").rglob("*.safetensors")), "weights that nobody needs"
+    assert not list((run_dir / "glue").rglob("*.safetensors")), "weights are not kept"
 
 
 def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTuning, "step", stop)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_numbers(
+def test_an_interrupted_run_resumes_with_the_same_numbers(
     run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"run={run_dir}", "task=cola", *quick]
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_numbers(run_dir: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_numbers(run_dir: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
     words = [f"run={run_dir}", "task=cola", *quick]
     assert run([*words, f"out={tmp_path / 'whole'}"]) == 0
     code = (
@@ -142,20 +142,20 @@ def test_a_killed_run_goes_on_with_the_same_numbers(run_dir: Path, quick: tuple[
 
 def _error(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert run(words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("apollo-glue: ")
-    assert "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("apollo-glue: ")
+    assert "Traceback" not in message
+    return message
 
 
-def test_bad_words_are_refused_together_and_name_what_there_is(
+def test_wrong_words_are_refused_together_with_the_right_ones(
     run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = [f"run={run_dir}", "task=rte", *quick]
-    said = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
-    assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in said
+    message = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
+    assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in message
     assert "did you mean rte?" in _error([f"run={run_dir}", "task=RTE"], capsys)
-    assert "glue.epochs=0" in said
+    assert "glue.epochs=0" in message
     assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
     assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)
     assert "device=cuda:9: not on this machine" in _error([*base, "device=cuda:9"], capsys)
@@ -163,21 +163,21 @@ def test_bad_words_are_refused_together_and_name_what_there_is(
     assert "--multirun: no such flag" in _error(["--multirun", "run=x"], capsys)
 
 
-def test_a_run_that_did_not_finish_is_refused_with_the_way_on(
+def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(
     run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     (run_dir / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}), encoding="utf-8")
-    said = _error([f"run={run_dir}", "task=cola", *quick], capsys)
-    assert "this run did not finish (interrupted)" in said
-    assert f"resume={run_dir}" in said
+    message = _error([f"run={run_dir}", "task=cola", *quick], capsys)
+    assert "this run did not finish (interrupted)" in message
+    assert f"resume={run_dir}" in message
     assert not (run_dir / "glue").exists()
     assert "not a run directory" in _error([f"run={run_dir}/nowhere", "task=cola", *quick], capsys)
     (run_dir / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     shutil.rmtree(run_dir / "model")
-    said = _error([f"run={run_dir}", "task=cola", *quick], capsys)
-    assert "its model is missing" in said
-    assert "resume" not in said
+    message = _error([f"run={run_dir}", "task=cola", *quick], capsys)
+    assert "its model is missing" in message
+    assert "resume" not in message
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +187,7 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "start apollo-glue once, not as 4 processes" in capsys.readouterr().err
 
 
-def test_a_missing_file_is_said_before_the_first_run(
+def test_a_missing_file_is_an_error_before_the_first_run(
     run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(glue_dir, tmp_path / "tsv")
@@ -197,7 +197,7 @@ def test_a_missing_file_is_said_before_the_first_run(
     assert not (run_dir / "glue").exists()
 
 
-def test_without_test_rows_there_is_nothing_to_submit(
+def test_without_test_rows_there_is_no_submission(
     run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(glue_dir / "RTE", tmp_path / "tsv" / "RTE")
@@ -207,10 +207,10 @@ def test_without_test_rows_there_is_nothing_to_submit(
     assert not (run_dir / "glue" / "submission").exists()
 
 
-def test_other_rows_do_not_mix_with_results_that_are_there(
+def test_results_of_other_rows_are_not_mixed(
     run_dir: Path, quick: tuple[str, ...], glue_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither when nothing is left to do nor with another rate."""
+    """Neither when all runs are done nor with another learning rate."""
     assert run([f"run={run_dir}", "task=rte", *quick, "glue.epochs=1"]) == 0
     before = (run_dir / "glue" / "results.json").read_bytes()
     other = tmp_path / "other"
@@ -226,7 +226,7 @@ def test_other_rows_do_not_mix_with_results_that_are_there(
     assert "nowhere" in _error(missing, capsys)
 
 
-def test_another_recipe_or_model_does_not_mix_with_results_that_are_there(
+def test_results_of_another_recipe_or_model_are_not_mixed(
     run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"run={run_dir}", "task=rte", *quick]
@@ -245,9 +245,10 @@ def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
     shutil.copytree(gpt_folder, tmp_path / "gpt")
     path = tmp_path / "gpt" / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
-    said = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
+    message = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
     assert (
-        "needs the token <|endoftext|>, it has none. GPT's rows end with that token and are padded with it" in said
+        "needs the token <|endoftext|>, it has none. GPT's rows end with that token and are padded with it"
+        in message
     )
 
 

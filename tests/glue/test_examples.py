@@ -34,7 +34,7 @@ def _file(folder: Path, title: str, name: str, data: bytes) -> Path:
     return folder
 
 
-def test_lines_end_in_any_way_and_fields_keep_their_quotes(tmp_path: Path) -> None:
+def test_any_line_ending_is_read_and_quotes_are_kept(tmp_path: Path) -> None:
     _file(tmp_path, "SST-2", "train.tsv", b'sentence\tlabel\r\n"a \xe2\x80\xa8 b" \t1\r\n it\x0c\'s\t0\r\n\r\n')
     found = read_examples(TASKS["sst2"], TASKS["sst2"].splits.train, tmp_path)
     assert found.texts == [('"a \u2028 b" ',), (" it\x0c's",)]
@@ -55,7 +55,7 @@ def test_rows_that_miss_a_field_or_a_label_are_left_out_and_counted(tmp_path: Pa
     )
 
 
-def test_annotators_without_a_common_answer_gave_no_label(tmp_path: Path) -> None:
+def test_mnli_rows_without_a_gold_label_are_left_out(tmp_path: Path) -> None:
     text = "sentence1\tsentence2\tlabel1\tlabel2\tgold_label\na\tb\tneutral\tentailment\t-\nc\td\tx\tx\tneutral\n"
     _file(tmp_path, "MNLI", "dev_matched.tsv", text.encode())
     found = read_examples(TASKS["mnli"], TASKS["mnli"].splits.dev[0], tmp_path)
@@ -93,13 +93,13 @@ def test_similarities_are_numbers(tmp_path: Path) -> None:
         ("cola", b"gj04\t1\t\t\xff\n", "CoLA/train.tsv: not UTF-8 at byte 8"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(task: str, data: bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_files_are_refused_with_the_line(task: str, data: bytes, message: str, tmp_path: Path) -> None:
     _file(tmp_path, TASKS[task].title, "train.tsv", data)
     with pytest.raises(DataError, match=message):
         read_examples(TASKS[task], TASKS[task].splits.train, tmp_path)
 
 
-def test_a_missing_file_names_the_folder_that_is_wanted(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_the_folder_to_give(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"WNLI: .*/train.tsv cannot .*glue.data_dir must be a folder .* WNLI/train"
     ):

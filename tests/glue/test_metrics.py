@@ -47,12 +47,12 @@ def test_a_public_definition_of_the_metrics_gives_the_same(name: str) -> None:
     assert task_metrics(task, labels, answers) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_a_model_that_always_says_the_same_correlates_with_nothing() -> None:
+def test_constant_predictions_have_no_correlation() -> None:
     assert task_metrics(TASKS["stsb"], SCORES, np.full(5, 2.0)) == {"pearson": 0.0, "spearman": 0.0}
     assert task_metrics(TASKS["cola"], LABELS, np.ones(10)) == {"matthews": 0.0}
 
 
-def test_a_task_counts_by_the_mean_of_its_metrics_and_once() -> None:
+def test_the_average_is_over_the_mean_metrics_of_the_tasks() -> None:
     assert score({"f1": 0.9, "accuracy": 0.8}) == pytest.approx(0.85)
     scores = {"cola": 0.3, "mnli": 0.6, "wnli": 0.5}
     assert average(scores, with_wnli=True) == pytest.approx(1.4 / 3)

@@ -22,7 +22,7 @@ def write(folder: Path) -> Path:
 
 
 def _lines(task: GlueTask, part: str, rng: random.Random) -> list[str]:
-    """The rows of a file; a label can be told from the sentences."""
+    """The rows of a file; the last word of each sentence gives the label away."""
     labelled = part != "test"
     columns = _columns(task, labelled)
     lines = ["\t".join(columns)] if not (labelled and task.headless) else []
@@ -39,7 +39,7 @@ def _lines(task: GlueTask, part: str, rng: random.Random) -> list[str]:
 
 
 def _columns(task: GlueTask, labelled: bool) -> list[str]:
-    """The columns of a file, as the original has them as far as it matters."""
+    """The columns of a file, in the order of the original as far as they are read."""
     if labelled and task.headless:
         return list(task.headless)
     between = {"stsb": ["genre", "filename", "year", "old_index", "source1", "source2"], "mrpc": ["#1 ID", "#2 ID"]}
