@@ -17,13 +17,13 @@ GROWN = {*method_cells.GROWN, *method_cells.FROM_SOURCE, "net2net_width", "apoll
 
 
 def small(tiny: tuple[str, ...]) -> list[str]:
-    """Words for one seed of short rows; the models are as large as they are, for their sizes belong together."""
+    """Words for one seed of short rows; the models keep their sizes, which belong together."""
     kept = ("data.files", "data.cache_dir", "data=", "tracking", "device")
     rows = ["data.seq_len=16", "data.validation=0.1", "batch.size=4", "eval.rows=4", "eval.every=100"]
     return [*(word for word in tiny if word.startswith(kept)), *rows, "budget.flops=6e10", "seed=0"]
 
 
-def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
+def test_scratch_and_the_source_model_run_before_the_grid() -> None:
     typed = ["experiment=[all_methods,gstack],[all_methods,lemon]", "seed=0,1", "model=gpt", "sampler.k=3"]
     scratch, source = experiment_grid.before("all_methods", OverridesParser.create().parse_overrides(typed))
     assert {"name=scratch", "experiment=all_methods", "schedule=scratch", "seed=0,1", "model=gpt"} <= set(scratch)
@@ -31,7 +31,7 @@ def test_scratch_and_the_smaller_model_run_before_whatever_is_typed() -> None:
     assert not [word for word in (*scratch, *source) if "gstack" in word or "sampler" in word]
 
 
-def test_its_sentence_says_how_many_runs_it_is() -> None:
+def test_its_description_has_the_number_of_runs() -> None:
     typed = OverridesParser.create().parse_overrides(["experiment=all_methods"])
     swept = experiment_grid.grid("all_methods", typed)
     assert swept is not None
@@ -42,7 +42,7 @@ def test_its_sentence_says_how_many_runs_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("model.hidden=128", r"model\.hidden: experiment=all_methods has models and methods of its own"),
         ("schedule=stackbert", r"schedule: experiment=all_methods has models and methods of its own"),
@@ -52,18 +52,18 @@ def test_its_sentence_says_how_many_runs_it_is() -> None:
         ),
     ],
 )
-def test_what_would_part_methods_from_their_sources_is_refused(word: str, said: str) -> None:
+def test_overrides_that_methods_and_sources_do_not_share_are_refused(word: str, message: str) -> None:
     parser = OverridesParser.create()
     typed = parser.parse_overrides(["experiment=all_methods", "seed=0,1", "model=bert,gpt", "optim.clip=2", word])
     swept = parser.parse_overrides(["experiment=[all_methods,gstack],[all_methods,lemon]"])
     (problem,) = experiment_grid.problems("all_methods", typed, swept)
-    assert re.match(said, problem)
+    assert re.match(message, problem)
     assert experiment_grid.problems("ablation/k", typed, parser.parse_overrides(["sampler.k=0,1"])) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind: str) -> None:
+def test_every_method_is_its_preset_on_the_same_work_with_the_flops_of_scratch(kind: str) -> None:
     scratch, sources, grown = cells(["experiment=all_methods", f"model={kind}", "seed=1"])
     assert [config.run.name for config in scratch] == ["scratch"]
     names = [config.run.name for config in grown]
@@ -88,7 +88,7 @@ def test_each_is_its_own_preset_on_the_same_work_with_the_flops_of_scratch(kind:
 
 
 @pytest.mark.slow
-def test_the_whole_sweep_runs_and_goes_on(
+def test_the_whole_sweep_runs_and_continues(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["-m", "experiment=all_methods", *small(tiny), f"hydra.sweep.dir={tmp_path}/sweep"]
