@@ -19,7 +19,7 @@ GROWN = {*method_cells.GROWN, *method_cells.FROM_SOURCE, "net2net_width", "apoll
 
 
 def small(tiny: tuple[str, ...]) -> list[str]:
-    """Words for one seed of short rows; the models are as large as they are, for their sizes belong together."""
+    """Words for one seed of short rows; the models keep their sizes, which belong together."""
     kept = ("data.files", "data.cache_dir", "data=", "tracking", "device")
     rows = ["data.seq_len=16", "data.validation=0.1", "batch.size=4", "eval.rows=4", "eval.every=100"]
     return [*(word for word in tiny if word.startswith(kept)), *rows, "budget.flops=6e10", "seed=0"]
