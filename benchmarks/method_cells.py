@@ -102,7 +102,7 @@ def with_budget(cell: MethodCell, source: Path) -> MethodCell:
     if cell.method not in FROM_SOURCE:
         return _with(cell, "budget.steps=null", f"budget.flops={budget}")
     budget -= flops(cell.kind, "source", SOURCE_STEPS)
-    return _with(cell, f"expander.source={source}", "budget.steps=null", f"budget.flops={budget}")
+    return _with(cell, f"init_from.path={source}", "budget.steps=null", f"budget.flops={budget}")
 
 
 @cache

@@ -296,7 +296,7 @@ def test_a_plan_alone_is_not_resumed(
 def test_several_processes_do_no_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run([]) == 2
-    assert "RANK='', LOCAL_RANK='', MASTER_PORT='' is no number" in capsys.readouterr().err
+    assert "RANK='', LOCAL_RANK='', MASTER_PORT='': should be a number" in capsys.readouterr().err
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert run(["-m", "seed=0,1"]) == 2

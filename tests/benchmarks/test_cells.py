@@ -15,7 +15,16 @@ from benchmarks.cells import CONFIGS, KINDS, METHODS, SEARCH_PATH, TUNED, VARIAN
 from benchmarks.configs import config_of
 from tests.conftest import read_rows
 
-FREE = {"name", "optim", "schedule", "sampler", "expander", "budget", "seed"}  # in which methods may differ
+FREE = {
+    "name",
+    "optim",
+    "schedule",
+    "sampler",
+    "expander",
+    "init_from",
+    "budget",
+    "seed",
+}  # in which methods may differ
 PRESETS = sorted(path.stem for path in (CONFIGS / "experiment").glob("[!_]*.yaml"))
 
 

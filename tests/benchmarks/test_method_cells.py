@@ -64,4 +64,4 @@ def test_every_method_has_the_flops_of_scratch_with_those_of_its_source(methods:
     for method, config in configs("gpt", methods).items():
         if method != "scratch":
             assert config.budget.flops == whole - (source if method in FROM_SOURCE else 0)
-    assert f"expander.source={SOURCE}" in with_budget(ligo, SOURCE).words
+    assert f"init_from.path={SOURCE}" in with_budget(ligo, SOURCE).words

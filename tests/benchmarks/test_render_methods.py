@@ -18,7 +18,7 @@ CORPUS = BenchmarkCorpus(NAME)
 
 
 def test_the_report_has_the_table_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
     assert part(render_methods.TITLE) == without_pictures(list(render_methods.lines(CORPUS)))
 
 

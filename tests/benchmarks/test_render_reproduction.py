@@ -12,7 +12,7 @@ from tests.benchmarks.conftest import part, without_pictures
 
 
 def test_the_reports_and_the_readme_have_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
     names = {corpus.name for corpus in archives.corpora()} - {gpu_cells.NAME, method_cells.NAME}
     assert names == {"pydocs", "wikipedia_novels"}
     for name in names:

@@ -36,7 +36,7 @@ def test_evaluations_are_kept_and_the_last_training_row_of_each_stage(tmp_path: 
 def test_a_tiny_campaign_is_trained_reported_and_not_trained_again(
     no_results: None, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they have tests of their own
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])  # they have tests of their own
     for module in (run_methods, render_methods):
         monkeypatch.setattr(module, "KINDS", ("gpt",))
     for module in (run_methods, method_cells):

@@ -36,7 +36,7 @@ class OneAfterTheOther:
 @pytest.fixture
 def two_cells(no_results: None, monkeypatch: pytest.MonkeyPatch, tiny: tuple[str, ...]) -> None:
     """Two cells of a few steps."""
-    monkeypatch.setattr(plots, "pictures", lambda comparison: [])  # they have tests of their own
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])  # they have tests of their own
     monkeypatch.setattr(run_reproduction, "cells", lambda corpus: CELLS)
     own = ("model.layers", "schedule.", "optim.lr", "size=", "data.vocab_size")
     small = tuple(word for word in tiny if not word.startswith(own))

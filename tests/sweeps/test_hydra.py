@@ -220,7 +220,7 @@ def test_completion_can_be_installed_in_other_shells(shell: str, capfd: pytest.C
         (["seed=0,1", "optim.lr=-1"], "optim.lr=-1: should be greater than 0"),
         (["optim.lr=-1,-2"], "config: 2 problems\n  - optim.lr=-1: should be greater than 0\n  - optim.lr=-2: "),
         (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size=0: should be greater than 0"),
-        (["experiment=ablation_k,stackbert"], "experiment=ablation_k: it is a sweep itself"),
+        (["experiment=ablation/k,stackbert"], "experiment=ablation/k: it is a sweep itself"),
         (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs"),
         (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=many"], "n_jobs"),
     ],

@@ -163,7 +163,7 @@ def test_without_a_cluster_a_launcher_of_slurm_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra/sweeper=optuna", "experiment=ablation_k"])
+@pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra/sweeper=optuna", "experiment=ablation/k"])
 def test_what_needs_a_sweep_is_refused_without_one(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
