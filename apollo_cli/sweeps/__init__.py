@@ -1,1 +1,1 @@
-"""Sweeps: cells that go on, beside each other or one after the other, and the sweeps that are shipped."""
+"""Hydra's runs and sweeps: what a command does before, between and after its jobs."""

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -45,7 +45,9 @@ def run_hydra(line: CommandLine) -> int:
     """Has Hydra run, sweep or show what was typed; returns the exit code."""
     with Command(line) as command, _new_folders_removed(command.new_folders):
         try:
-            for overrides in grid.commands(line):
+            commands = grid.commands(line)
+            command.later = commands[1:]
+            for overrides in commands:
                 if code := _hydra_main([*line.flags, *overrides]):
                     break
             if command.refusal:
@@ -102,6 +104,7 @@ class Command:
 
     Attributes:
         line: what was typed.
+        later: the overrides of the sweeps that follow the first one; none but for a shipped sweep.
         refusal: why a sweep does not begin.
         new_folders: run or sweep folder and its parents, as far as they did not exist; the innermost first.
         folder: of the sweep; None for a run on its own, and before a sweep has begun.
@@ -111,6 +114,7 @@ class Command:
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
+        self.later: list[list[str]] = []
         self.refusal: Exception | None = None
         self.new_folders: list[Path] = []
         self.folder: Path | None = None
@@ -139,12 +143,19 @@ class Command:
         Raises:
             ConfigError: no job could run.
         """
-        if self.folder is None:
-            _check_processes()
         is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
-        jobs = self._checked_jobs(config, is_grid)
+        jobs = grid.combinations(_sweep_overrides(config), is_grid)
+        is_first = self.folder is None
+        if is_first:
+            _check_processes()
+            _check_jobs(config, jobs, is_grid)
+            loader = GlobalHydra.instance().config_loader()
+            for overrides in self.later:  # now, not after hours of the first one
+                other = loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
+                _check_jobs(other, grid.combinations(_sweep_overrides(other), is_grid), is_grid)
+            HydraConfig.instance().set_config(config)
         _escape_slashes(config)
-        if self.folder is None:
+        if is_first:
             self._open_sweep(config, is_grid)
         launcher = config.hydra.launcher
         with read_write(config.hydra):
@@ -154,45 +165,6 @@ class Command:
                 from joblib import effective_n_jobs
 
                 launcher.n_jobs = min(len(jobs), effective_n_jobs(launcher.n_jobs))
-
-    def _checked_jobs(self, config: DictConfig, is_grid: bool) -> list[list[str]]:
-        """The words of each job, all composed and parsed once.
-
-        Raises:
-            ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
-        """
-        if is_grid and (size := config.hydra.sweeper.max_batch_size) is not None and size < 1:
-            raise ConfigError([f"hydra.sweeper.max_batch_size={size}: should be greater than 0"])
-        loader = GlobalHydra.instance().config_loader()
-        swept = _sweep_overrides(config)
-        jobs = grid.combinations(swept, is_grid)
-        fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
-        found: dict[str, None] = {}  # in order
-        failing = 0
-        for words in jobs:
-            composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
-            if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
-                name = composed.hydra.runtime.choices["experiment"]
-                raise ConfigError([f"experiment={name}: it is a sweep itself; type no other experiment beside it"])
-            with read_write(composed.hydra), open_dict(composed.hydra):
-                composed.hydra.job.update(num=0, id="0")
-                composed.hydra.runtime.update(output_dir=".", cwd=str(Path.cwd()))
-            HydraConfig.instance().set_config(composed)
-            try:
-                with open_dict(composed):
-                    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-                job_config(values, words)
-            except (ConfigError, OmegaConfBaseException) as error:
-                of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
-                found |= dict.fromkeys(of_job)
-                failing += 1
-        HydraConfig.instance().set_config(config)
-        if failing == len(jobs):
-            raise ConfigError(list(found))
-        if found:
-            listed = "".join(f"\n  - {problem}" for problem in found)
-            print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)
-        return jobs
 
     def _open_sweep(self, config: DictConfig, is_grid: bool) -> None:
         """Makes the journal, and prints the folder and the command that continues."""
@@ -290,6 +262,47 @@ def _check_processes() -> None:
                 "out, and type devices=N, which gives each job as many devices, or hydra/launcher=joblib"
             ]
         )
+
+
+def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool) -> None:
+    """Composes and parses each job of a sweep once.
+
+    Args:
+        config: of the sweep.
+        jobs: the words of each.
+        is_grid: whether Hydra's own sweeper runs them.
+
+    Raises:
+        ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
+    """
+    if is_grid and (size := config.hydra.sweeper.max_batch_size) is not None and size < 1:
+        raise ConfigError([f"hydra.sweeper.max_batch_size={size}: should be greater than 0"])
+    loader = GlobalHydra.instance().config_loader()
+    fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
+    found: dict[str, None] = {}  # in order
+    failing = 0
+    for words in jobs:
+        composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
+        if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
+            name = composed.hydra.runtime.choices["experiment"]
+            raise ConfigError([f"experiment={name}: it is a sweep itself; type no other experiment beside it"])
+        with read_write(composed.hydra), open_dict(composed.hydra):
+            composed.hydra.job.update(num=0, id="0")
+            composed.hydra.runtime.update(output_dir=".", cwd=str(Path.cwd()))
+        HydraConfig.instance().set_config(composed)
+        try:
+            with open_dict(composed):
+                values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            job_config(values, words)
+        except (ConfigError, OmegaConfBaseException) as error:
+            of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
+            found |= dict.fromkeys(of_job)
+            failing += 1
+    if failing == len(jobs):
+        raise ConfigError(list(found))
+    if found:
+        listed = "".join(f"\n  - {problem}" for problem in found)
+        print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)
 
 
 def _sweep_overrides(config: DictConfig) -> list[Override]:

@@ -220,6 +220,10 @@ def test_completion_can_be_installed_in_other_shells(shell: str, capfd: pytest.C
         (["seed=0,1", "optim.lr=-1"], "optim.lr=-1: should be greater than 0"),
         (["optim.lr=-1,-2"], "config: 2 problems\n  - optim.lr=-1: should be greater than 0\n  - optim.lr=-2: "),
         (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "max_batch_size=0: should be greater than 0"),
+        (
+            ["experiment=ablation/k", "data.vocab_size=261", "sampler.k=-1,-2"],
+            "sampler.k=-2: should be greater",
+        ),
         (["experiment=ablation/k,stackbert"], "experiment=ablation/k: it is a sweep itself"),
         (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs"),
         (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=many"], "n_jobs"),
