@@ -41,7 +41,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
         return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)
 
     patch.setattr(transformer, "decoder_loss", loss)
-    patch.setattr(transformer, "linear", lambda layer, hidden: layer(hidden))
+    patch.setattr(transformer, "apply_linear", lambda layer, hidden: layer(hidden))
     patch.setattr(loops, "num_pieces", lambda *_: 1)
 
 
