@@ -203,7 +203,13 @@ def test_torchrun_restarts_after_a_killed_process(kind: str, tiny: tuple[str, ..
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("ddp", "devices=1"), ("fsdp", "devices=1"), ("fsdp", "devices=4"), ("fsdp", "distributed.kind=ddp")],
+    [
+        ("ddp", "devices=1"),
+        ("ddp", "distributed.kind=fsdp"),
+        ("fsdp", "devices=1"),
+        ("fsdp", "devices=4"),
+        ("fsdp", "distributed.kind=ddp"),
+    ],
 )
 def test_a_killed_run_resumes_on_other_devices_or_strategies(
     kind: str, more: str, tiny: tuple[str, ...], tmp_path: Path
