@@ -28,7 +28,7 @@ HEAVY = (
     "sympy",
 )
 # a step takes its time, so that a run is far from its end when a row of it is seen
-LONG = ("budget.steps=60", "checkpoint.every=5", "log.every=1", "eval.every=1", "eval.rows=32")
+LONG = ("budget.steps=60", "checkpoint.every=5", "log.every=1", "eval.every=1", "eval.rows=16")
 
 
 def command(words: Sequence[str]) -> list[str]:
