@@ -39,7 +39,8 @@ def train(config: Config, run_dir: Path) -> Result:
     processes, directory = connect(), RunDirectory(run_dir)
     device, console = choose(config.run, processes), Console(quiet=not processes.is_main)
     with processes.initialized(config.distributed.timeout, device.device):
-        if processes.env and processes.env.restarts and processes.broadcast(_holds(directory, config)):
+        is_restart = processes.env is not None and processes.env.restarts > 0
+        if is_restart and processes.broadcast(processes.is_main and _holds(directory, config)):
             return _resume(config, device, directory, console, {})
         if config.data.inspect:
             return inspect(config, device, directory, console)

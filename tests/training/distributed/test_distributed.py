@@ -28,7 +28,7 @@ HEAVY = (
     "sympy",
 )
 # a step takes its time, so that a run is far from its end when a row of it is seen
-LONG = ("budget.steps=60", "checkpoint.every=5", "log.every=1", "eval.every=1", "eval.rows=32")
+LONG = ("budget.steps=60", "checkpoint.every=5", "log.every=1", "eval.every=1", "eval.rows=16")
 
 
 def command(words: Sequence[str]) -> list[str]:
@@ -203,7 +203,13 @@ def test_torchrun_restarts_after_a_killed_process(kind: str, tiny: tuple[str, ..
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("ddp", "devices=1"), ("fsdp", "devices=1"), ("fsdp", "devices=4"), ("fsdp", "distributed.kind=ddp")],
+    [
+        ("ddp", "devices=1"),
+        ("ddp", "distributed.kind=fsdp"),
+        ("fsdp", "devices=1"),
+        ("fsdp", "devices=4"),
+        ("fsdp", "distributed.kind=ddp"),
+    ],
 )
 def test_a_killed_run_resumes_on_other_devices_or_strategies(
     kind: str, more: str, tiny: tuple[str, ...], tmp_path: Path
