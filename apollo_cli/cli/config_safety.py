@@ -21,7 +21,7 @@ from omegaconf.basecontainer import BaseContainer
 
 from apollo_cli.cli import launchers
 from apollo_cli.config.conf_folder import CONF, conf_folder
-from apollo_cli.config.config import problems_of_name
+from apollo_cli.config.config import name_problems
 from apollo_cli.data import cache_folder
 
 _PLACES = ("run.dir", "sweep.dir", "sweep.subdir")
@@ -152,7 +152,7 @@ def _problems_of_values(leaves: Iterable[tuple[str, Any]]) -> list[str]:
 
 def _problems_of_places(config: DictConfig, changed: Mapping[str, Any], typed: Collection[str]) -> list[str]:
     """What would be written where nobody asked for it; all values are known to be harmless."""
-    found = problems_of_name(_resolved(config, "name"))
+    found = name_problems(_resolved(config, "name"))
     for key in (f"hydra.{place}" for place in _PLACES):
         raw = str(changed.get(key, ""))
         if "${" in raw and _is_elsewhere(raw, place := str(_resolved(config, key))):

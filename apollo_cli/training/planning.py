@@ -148,7 +148,7 @@ def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
     seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
 
     def of_stage(plan: Plan, part: StagePlan) -> float:
-        of_depth, layers, step_cost = seconds[part.stage.width], part.stage.layers, plan.work_of(part.stage)
+        of_depth, layers, step_cost = seconds[part.stage.width], part.stage.layers, plan.cost_of(part.stage)
         of_map = part.map_flops / step_cost.flops(layers, 0) * step_cost.devices * of_depth(layers)
         return of_map + sum(count * of_depth(depth) for depth, count in part.depth_counts.items())
 

@@ -230,7 +230,7 @@ class Trainer:
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
             count = num_pieces(self.footprint, rows, seq_len, depth, len(self.model.blocks))
-            route = self.plan.route(step * len(depths) + part, depth)
+            route = self.plan.forward_path(step * len(depths) + part, depth)
             self.draw_dropout_of(step * len(depths) + part)
             *first, last = batch.pieces(count)
             pieces = [

@@ -38,7 +38,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         (
             {"optim.knots": [[1, 0]]},
             [
-                "optim.knots are given and optim.schedule=cosine",
+                "optim.knots is set and optim.schedule=cosine",
                 "type optim.schedule=piecewise, or optim.knots=null",
             ],
         ),

@@ -383,5 +383,5 @@ def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> No
 def test_matrix_for_another_number_of_layers_is_refused() -> None:
     model, optimizer = trained("gpt", 3)
     grown = nn.ModuleList(model.new_block() for _ in range(6))
-    with pytest.raises(ValueError, match="a growth of 2 layers to 6 is not one of 3"):
+    with pytest.raises(ValueError, match="a growth of 2 layers to 6 cannot grow 3 to 6"):
         grow(model.blocks, grown, optimizer, CopyLayers("nearest").growth(2, 6), "map")
