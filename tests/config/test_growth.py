@@ -84,7 +84,7 @@ from tests.helpers.config_values import problems_of, refuses
         ({"schedule.ends": [0.1, 0.2, 1, 2]}, ["schedule.ends", "rise to 1"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)

@@ -177,7 +177,7 @@ def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: in
     assert same_bits(model.logits(tokens, range(target)), before)
 
 
-def test_what_is_inserted_by_hand() -> None:
+def test_net2net_by_hand() -> None:
     """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream."""
     model, optimizer = trained("bert", 2)
     before = weights(model.blocks)
@@ -188,7 +188,7 @@ def test_what_is_inserted_by_hand() -> None:
         assert same_bits(grown[[1, 3]], copies), name
 
 
-def test_inserted_layers_part_from_their_originals_at_the_first_step() -> None:
+def test_zero_init_copies_differ_from_their_originals_after_the_first_steps() -> None:
     model, optimizer = trained("gpt", 3)
     expand(model, optimizer, "net2net", 6, "reset")
     train(model, optimizer)

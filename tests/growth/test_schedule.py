@@ -94,7 +94,7 @@ def test_trained_has_a_value_for_each_stage_and_new_only_where_layers_are_added(
     assert "new in stage 2, which adds no layer" in problem
 
 
-def test_the_width_grows_alone_or_with_the_layers() -> None:
+def test_the_width_grows_with_or_without_the_layers() -> None:
     schedule = Schedule.over(8, (2, 2, 4, 4), (0.25, 0.5, 0.75, 1), widths=(0.25, 0.5, 1, 1))
     assert [stage.width for stage in schedule.stages] == [0.25, 0.5, 1, 1]
     assert schedule.growth_steps == (2, 4)
@@ -104,7 +104,7 @@ def test_the_width_grows_alone_or_with_the_layers() -> None:
     assert not Schedule.over(8, (2, 4), (0.5, 1)).grows_in_width
 
 
-def test_widths_are_said_for_every_stage_and_rise_to_one() -> None:
+def test_widths_have_a_value_for_each_stage_and_rise_to_one() -> None:
     assert schedule_problems((3, 6), (0.5, 1), widths=(0.5, 1)) == []
     (problem,) = schedule_problems((3, 6), (0.5, 1), widths=(1,))
     assert "schedule.widths has 1 values and schedule.layers 2: give one for each stage" in problem
