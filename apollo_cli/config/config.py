@@ -1,6 +1,6 @@
-"""The whole config: its sections, the keys without a group, and the rules that join them.
+"""The whole config: its sections, the keys without a group, and the rules between sections.
 
-The values stand in `conf/`, none here. `parse` finds every problem before it complains.
+All default values are in `conf/`. `parse` reports every problem in one error.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from apollo_cli.config import data as of_data
-from apollo_cli.config import growth as of_growth
-from apollo_cli.config import model as of_model
-from apollo_cli.config import training as of_training
-from apollo_cli.config.data import DataArgs
-from apollo_cli.config.growth import ExpanderArgs, InitFromArgs, SamplerArgs, ScheduleArgs
-from apollo_cli.config.model import ModelArgs
+from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, data_problems
+from apollo_cli.config.growth import (
+    EXPANDER_FAMILY,
+    SAMPLER_FAMILY,
+    ExpanderArgs,
+    InitFromArgs,
+    SamplerArgs,
+    ScheduleArgs,
+    growth_problems,
+    with_numbers_of_layers,
+)
+from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, model_problems
 from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
 from apollo_cli.config.training import (
     BatchArgs,
@@ -26,13 +31,16 @@ from apollo_cli.config.training import (
     LogArgs,
     OptimArgs,
     TrackingArgs,
+    batch_problems,
+    budget_problems,
+    rate_problems,
 )
 from apollo_cli.errors import ConfigError
 from apollo_cli.models.model_config import Initialization, ModelConfig
 
-_NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, for it names a folder")
+_NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, because it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
-MOST_DEVICES = 64  # of one machine
+MOST_DEVICES = 64  # in one machine
 
 
 class RunArgs(Section):
@@ -51,7 +59,7 @@ class RunArgs(Section):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole valid config. `raw` is the same as plain values, as written to config.yaml."""
+    """A valid config; `raw` has the same plain values, as in config.yaml."""
 
     run: RunArgs
     model: ModelArgs
@@ -72,7 +80,7 @@ class Config:
 
     @property
     def model_config(self) -> ModelConfig:
-        """The sizes of the model, as the models take them."""
+        """The sizes and the initialization of the model."""
         return ModelConfig(
             kind=self.model.kind,
             vocabulary=self.data.vocab_size,
@@ -92,12 +100,12 @@ class Config:
 
 
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {
-    "model": of_model.FAMILY,
-    "sampler": of_growth.SAMPLER_FAMILY,
-    "expander": of_growth.EXPANDER_FAMILY,
+    "model": MODEL_FAMILY,
+    "sampler": SAMPLER_FAMILY,
+    "expander": EXPANDER_FAMILY,
     "schedule": (ScheduleArgs,),
     "init_from": (InitFromArgs,),
-    "data": of_data.FAMILY,
+    "data": DATA_FAMILY,
     "optim": (OptimArgs,),
     "budget": (BudgetArgs,),
     "batch": (BatchArgs,),
@@ -110,17 +118,17 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
-    """A valid config from plain values (Hydra's, resolved, or those of a config.yaml).
+    """A valid config from plain values: Hydra's, resolved, or those of a config.yaml.
 
     Raises:
-        ConfigError: with every problem that was found.
+        ConfigError: with all problems.
     """
     problems: list[str] = []
     model, data = raw.get("model"), raw.get("data")
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
-        raw = {**raw, "data": of_data.completed(data, kind)}
-    raw = of_growth.with_numbers_of_layers(raw)
+        raw = {**raw, "data": completed(data, kind)}
+    raw = with_numbers_of_layers(raw)
     plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": validate(RunArgs, "", plain, problems)}
     for name, family in _FAMILIES.items():
@@ -136,8 +144,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     return Config(**sections, raw=dict(raw))
 
 
-def problems_of_name(name: Any) -> list[str]:
-    """What is wrong with a `name`: it becomes a folder before the whole config can be checked."""
+def name_problems(name: Any) -> list[str]:
+    """Messages about a `name`, which becomes a folder before the whole config is checked."""
     try:
         parse({"name": name})
     except ConfigError as error:
@@ -146,26 +154,26 @@ def problems_of_name(name: Any) -> list[str]:
 
 
 def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
-    """The rules between keys; a rule is skipped where one of its sections is not valid."""
+    """Messages of the rules between keys; a rule is skipped where one of its sections is not valid."""
     found: list[str] = []
     model, expander, schedule = sections["model"], sections["expander"], sections["schedule"]
     if model:
-        found += of_model.model_problems(model)
+        found += model_problems(model)
     if schedule:
-        found += of_growth.growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
+        found += growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
     if sections["run"] and sections["run"].resume is not None:
-        found.append("resume continues a run with its own config: type apollo-train resume=RUN_DIR alone")
+        found.append("resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR")
     if budget := sections["budget"]:
-        found += of_training.problems_of_budget(budget)
+        found += budget_problems(budget)
     if batch := sections["batch"]:
-        found += of_training.problems_of_batch(batch)
+        found += batch_problems(batch)
     if (spread := sections["distributed"]) and spread.kind == "fsdp" and expander and expander.build().learning:
         found.append(
-            f"distributed=fsdp and expander={expander.kind}: its map is learned on whole weights; take "
+            f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
             "distributed=ddp"
         )
     if data := sections["data"]:
-        found += of_data.data_problems(data)
+        found += data_problems(data)
     if optim := sections["optim"]:
-        found += of_training.problems_of_rate(optim)
+        found += rate_problems(optim)
     return found

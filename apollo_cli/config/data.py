@@ -1,4 +1,4 @@
-"""The schema of `data`: which corpus, how it is read, what becomes of it."""
+"""The schema of `data`: the corpus, its tokenizer and its rows."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -66,7 +66,7 @@ class HubSource(HubKeys):
     weight: Weight
 
 
-_FINEST = 10_000  # rows among which each source has its share
+_FINEST = 10_000  # rows in which each source has its share
 _SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
 MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
 
@@ -78,7 +78,7 @@ class DataArgs(Section):
     seq_len: Annotated[Size, Field(ge=4)]
     vocab_size: Size
     tokenizer: str
-    validation: Annotated[float, Field(gt=0, le=0.5)]  # more would be the share for training, mistyped
+    validation: Annotated[float, Field(gt=0, le=0.5)]  # more is probably the share for training
     validation_seed: Seed
     cache_dir: str | None
     inspect: bool
@@ -119,7 +119,7 @@ class MixtureArgs(DataArgs):
 
     @classmethod
     def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
-        """Within `sources`, the key of one of them."""
+        """The key within one of the sources, for an error in `sources`."""
         if detail["loc"][0] != "sources" or len(detail["loc"]) == 1:
             return super().located(prefix, detail)
         number, *rest = detail["loc"][1:]
@@ -139,17 +139,17 @@ class MixtureArgs(DataArgs):
         return ".".join([source, *map(str, key[:1])]), known
 
 
-FAMILY: tuple[type[Section], ...] = (PyDocsArgs, TextArgs, HubArgs, MixtureArgs)
+DATA_FAMILY: tuple[type[Section], ...] = (PyDocsArgs, TextArgs, HubArgs, MixtureArgs)
 
 
 def completed(values: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
-    """The plain values of the section, with what follows from others.
+    """The plain values of the section, with those that follow from others.
 
-    In a mixture each source has what it left out from the keys beside `sources`. With data.tokenizer=bytes
-    `vocab_size` is what that tokenizer has.
+    In a mixture each source gets its missing keys from those beside `sources`. With data.tokenizer=bytes,
+    `vocab_size` is the number of entries of that tokenizer.
 
     Args:
-        values: as they were typed or saved, valid or not.
+        values: as typed or saved, valid or not.
         model: the kind of the model, valid or not.
     """
     values = dict(values)
@@ -165,35 +165,35 @@ def _whole_source(source: Any, beside: Mapping[str, Any]) -> Any:
     if kind not in list(_SOURCES):
         return source
     shared = {key: beside[key] for key in _SOURCES[kind].model_fields if key in beside and key != "kind"}
-    return deepcopy(shared | dict(source))  # YAML would alias what is the same
+    return deepcopy(shared | dict(source))  # YAML would write shared objects as aliases
 
 
 def data_problems(data: DataArgs) -> list[str]:
-    """The rules between keys that are broken, a sentence for each."""
+    """Messages of the rules between keys."""
     mixed = data.sources if isinstance(data, MixtureArgs) else ()
     of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]
-    found = [problem for where, of in of_one if isinstance(of, HubKeys) for problem in _problems_of_hub(where, of)]
-    return found + _problems_of_weights(mixed) + _problems_of_validation(mixed)
+    found = [problem for where, of in of_one if isinstance(of, HubKeys) for problem in _hub_problems(where, of)]
+    return found + _weight_problems(mixed) + _validation_problems(mixed)
 
 
-def _problems_of_hub(where: str, of: HubKeys) -> list[str]:
+def _hub_problems(where: str, of: HubKeys) -> list[str]:
     if of.path and len(of.path) != len(of.name):
         return [f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"]
     if of.streaming and len(of.path) > 1:
         return [
-            f"{where}.streaming=true reads no dataset to its end, so several need weights: type data=mixture with "
-            "each of them in data.sources"
+            f"{where}.streaming=true: a streamed dataset is not read to its end, so several need weights; type "
+            "data=mixture with each of them in data.sources"
         ]
     return []
 
 
-def _problems_of_weights(mixed: tuple[MixedSource, ...]) -> list[str]:
+def _weight_problems(mixed: tuple[MixedSource, ...]) -> list[str]:
     weights = [source.weight for source in mixed]
     found = []
     if None in weights and any(weight is not None for weight in weights):
         found.append("data.sources: some have a weight and some have none; give it to all or to none")
     elif None in weights and len(weights) > 1 and any(isinstance(s, HubKeys) and s.streaming for s in mixed):
-        found.append("data.sources: what is streamed has no size to be mixed by; give every source a weight")
+        found.append("data.sources: a streamed source has no known size to be mixed by; give every source a weight")
     shares = [weight for weight in weights if weight is not None]
     return found + [
         f"data.sources: a weight of {weight} is under 0.01 % of all: raise it or leave that source out"
@@ -202,11 +202,11 @@ def _problems_of_weights(mixed: tuple[MixedSource, ...]) -> list[str]:
     ]
 
 
-def _problems_of_validation(mixed: tuple[MixedSource, ...]) -> list[str]:
+def _validation_problems(mixed: tuple[MixedSource, ...]) -> list[str]:
     given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
     if not any(given) or all(given):
         return []
     return [
         "data.sources: validation_files or validation_split are given for some sources and not for others; "
-        "give them for all, or for none, and data.validation of each is held out"
+        "give them for all, or for none to hold out data.validation of each"
     ]

@@ -11,7 +11,7 @@ MOST_LAYERS = 10_000
 
 
 class ModelArgs(Section):
-    """`model` and `size`: what is trained."""
+    """`model` and `size`: the sizes and the initialization of the model."""
 
     kind: Kind
     layers: Annotated[Size, Field(le=MOST_LAYERS)]
@@ -39,11 +39,11 @@ class GptArgs(ModelArgs):
     kind: Literal["gpt"]
 
 
-FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
+MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
 
 
 def model_problems(model: ModelArgs) -> list[str]:
-    """What does not go together of valid keys."""
+    """Messages about valid keys that do not fit together."""
     if not model.hidden % model.heads:
         return []
     fitting = [h for h in range(1, min(model.hidden, 1024) + 1) if model.hidden % h == 0]

@@ -1,4 +1,4 @@
-"""What every section of the config is made of: the types of its values, and sentences about what does not fit."""
+"""Base class and value types of all sections of the config, and messages about invalid values."""
 
 import re
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ from apollo_cli.config.renamed import renamed
 
 
 def whole(value: Any) -> Any:
-    """1e15 is a float in YAML and a whole number to its writer."""
+    """An int for a float without fraction: 1e15 is a float in YAML."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _text(value: Any) -> Any:
-    """2024 is a number in YAML and a fine name."""
+    """A text for an int: 2024 is a number in YAML and a valid name."""
     return str(value) if type(value) is int else value
 
 
 def _listed(value: Any) -> Any:
-    """One name needs no list."""
+    """A list of one for a text."""
     return [value] if isinstance(value, str) else value
 
 
 def matching(pattern: str, meaning: str) -> AfterValidator:
-    """Refuses a text that the pattern does not match, with the words of `meaning`."""
+    """A validator that refuses a text that does not match the pattern, with the message `meaning`."""
 
     def checked(value: str) -> str:
         if not re.search(pattern, value):
@@ -42,18 +42,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Word = Annotated[str, BeforeValidator(_text)]
-List = Field(strict=False)  # YAML has lists, we keep tuples
+List = Field(strict=False)  # a list of YAML becomes a tuple
 Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
 
 
 class Section(BaseModel):
-    """A part of the config: frozen, exact types, no unknown keys."""
+    """A section of the config: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
-        """The key that a problem is about, and those that may stand beside it; `detail` is one of pydantic's."""
+        """The key of a pydantic error, and the known keys of its section."""
         return prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
 
 
@@ -63,7 +63,7 @@ S = TypeVar("S", bound=Section)
 def member(
     name: str, family: tuple[type[Section], ...], values: Mapping[str, Any], problems: list[str]
 ) -> type[Section] | None:
-    """The class of a family whose `kind` the values name; None, and one more problem, where there is none."""
+    """The class of the family for the `kind` of the values; None, and a new problem, for an unknown kind."""
     by_kind = {
         kind: cls
         for cls in family
@@ -75,19 +75,19 @@ def member(
     if isinstance(kind, str) and kind in by_kind:
         return by_kind[kind]
     kinds = ", ".join(by_kind)
-    problems.append(f"{name}.kind={kind}: should be one of {kinds}; type {name}=NAME, which sets its keys, too")
+    problems.append(f"{name}.kind={kind}: should be one of {kinds}; type {name}=NAME, which also sets its keys")
     return None
 
 
 def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
-    """The section of these values; None, and a problem for each key that does not fit, where it is not valid."""
+    """The section of these values; None, and a problem for each invalid key, where it is not valid."""
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
             key, known = cls.located(prefix, detail)
-            if key not in seen:  # a union reports each of its members
+            if key not in seen:  # a union has an error for each of its members
                 seen.add(key)
                 problems.append(_sentence(key, detail, known))
         return None
@@ -110,6 +110,6 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
 
 
 def closest(word: str, known: list[str]) -> str:
-    """'; did you mean X?' where a known word is near, else nothing."""
+    """'; did you mean X?' with the closest known word, or an empty text."""
     near = get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""

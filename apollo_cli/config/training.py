@@ -1,4 +1,4 @@
-"""The schema of what concerns the training, and its rules."""
+"""The schema of `optim`, `budget`, `batch` and the other sections of training, and their rules."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -9,12 +9,12 @@ from apollo_cli.config.schema import Decay, List, Section, Share, Whole
 
 
 def _line(knots: Any) -> Any:
-    """Refuses what is no line from knot to knot."""
+    """Pairs [share of all steps, share of the peak] as tuples; refuses others."""
     example = "for example 'optim.knots=[[0.5,0.3],[1,0]]'"
     if not isinstance(knots, list | tuple) or not knots or not all(map(_is_pair, knots)):
         raise ValueError(f"should be pairs [share of all steps, share of the peak], {example}")
     if not all(0 <= share <= 1 for knot in knots for share in knot):
-        raise ValueError("both numbers of a knot are shares, of all steps and of the peak: from 0 to 1")
+        raise ValueError("both numbers of a knot must be shares from 0 to 1, of all steps and of the peak")
     reached = [knot[0] for knot in knots]
     if reached[-1] != 1 or any(b <= a for a, b in pairwise(reached)):
         raise ValueError(f"the shares of all steps must rise to 1, knot by knot, {example}")
@@ -45,7 +45,7 @@ class OptimArgs(Section):
 
 
 class BudgetArgs(Section):
-    """`budget`: how long; exactly one is set."""
+    """`budget`: the length of a run; exactly one key is set."""
 
     steps: Whole | None
     tokens: Whole | None
@@ -54,44 +54,44 @@ class BudgetArgs(Section):
 
 
 class BatchArgs(Section):
-    """`batch`: sequences a step and a micro-step."""
+    """`batch`: sequences in a step and in a micro-step."""
 
     size: Whole
     micro: Whole | None
 
     @property
     def micro_size(self) -> int:
-        """Sequences a micro-step on one device."""
+        """Sequences in a micro-step on all devices together."""
         return self.micro or self.size
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps a step."""
+        """Micro-steps in a step."""
         return self.size // self.micro_size
 
 
 class EvalArgs(Section):
-    """`eval`: how often, on how much."""
+    """`eval`: steps between evaluations, and their rows."""
 
     every: Whole
     rows: Whole
 
 
 class CheckpointArgs(Section):
-    """`checkpoint`: how often, how many."""
+    """`checkpoint`: steps between checkpoints, and how many are kept."""
 
     every: Whole
     keep: Whole
 
 
 class LogArgs(Section):
-    """`log`: how often a training row is written."""
+    """`log`: steps between training rows."""
 
     every: Whole
 
 
 class TrackingArgs(Section):
-    """`tracking`: Weights & Biases beside the local files."""
+    """`tracking`: Weights & Biases, in addition to the local files."""
 
     wandb: Literal["auto", "online", "offline", "disabled"]
     project: str
@@ -99,14 +99,14 @@ class TrackingArgs(Section):
 
 
 class DistributedArgs(Section):
-    """`distributed`: how a model lies on several devices, and their patience with each other."""
+    """`distributed`: how several devices share a model, and how long they wait for each other."""
 
     kind: Literal["ddp", "fsdp"]
     timeout: Annotated[float, Field(ge=1, le=86_400)]
 
 
-def problems_of_budget(budget: BudgetArgs) -> list[str]:
-    """Whether it is one."""
+def budget_problems(budget: BudgetArgs) -> list[str]:
+    """A message unless exactly one budget is set."""
     chosen = [key for key, value in budget if value is not None]
     if len(chosen) == 1:
         return []
@@ -116,16 +116,16 @@ def problems_of_budget(budget: BudgetArgs) -> list[str]:
     ]
 
 
-def problems_of_batch(batch: BatchArgs) -> list[str]:
-    """Whether its micro-steps are whole."""
+def batch_problems(batch: BatchArgs) -> list[str]:
+    """A message if the micro-steps of a step are not a whole number."""
     if not batch.size % batch.micro_size:
         return []
     near = max(m for m in range(1, batch.micro_size) if batch.size % m == 0)
     return [f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"]
 
 
-def problems_of_rate(optim: OptimArgs) -> list[str]:
-    """What does not go together of a valid learning rate."""
+def rate_problems(optim: OptimArgs) -> list[str]:
+    """Messages about valid keys of `optim` that do not fit together."""
     found = []
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
         found.append(
@@ -135,14 +135,14 @@ def problems_of_rate(optim: OptimArgs) -> list[str]:
     if optim.schedule != "piecewise":
         if optim.knots is not None:
             found.append(
-                f"optim.knots are given and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
+                f"optim.knots is set and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
                 "optim.knots=null"
             )
         return found
     if optim.knots is None:
         found.append(
-            "optim.schedule=piecewise: optim.knots is missing, the pairs [share of all steps, share of the peak] "
-            "that the rate goes through; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+            "optim.schedule=piecewise: optim.knots is missing, pairs [share of all steps, share of the peak] for "
+            "the rate; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
         )
     elif optim.knots[0][0] <= optim.warmup:
         found.append(
@@ -151,12 +151,12 @@ def problems_of_rate(optim: OptimArgs) -> list[str]:
         )
     if optim.final_lr:
         found.append(
-            f"optim.final_lr={optim.final_lr}: under optim.schedule=piecewise the last of optim.knots is what the "
-            "rate ends at; type optim.final_lr=0"
+            f"optim.final_lr={optim.final_lr}: with optim.schedule=piecewise the rate ends at the last of "
+            "optim.knots; type optim.final_lr=0"
         )
     if optim.at_growth in ("restart", "rewind"):
         found.append(
-            f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise goes through its knots once; type "
+            f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise cannot start again; type "
             "optim.at_growth=continue or rewarm"
         )
     return found

@@ -1,4 +1,4 @@
-"""Grows N stored layers to the next N: one matrix for weights and, on request, AdamW's moments."""
+"""Growth of the depth: a matrix over layers maps N stored layers to the next N, weights and AdamW's moments."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Protocol
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from apollo_cli.growth.expanders import Growth
 
 State = dict[str, Tensor]
-INTO_RESIDUAL = ("attention_out.", "ffn_out.")  # the parameters by which a layer adds to the residual stream
+INTO_RESIDUAL = ("attention_out.", "ffn_out.")  # a layer's projections into the residual stream
 
 
 def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
-    """sum_j row[j] sources[j] over the non-zeros of `row`: a one-hot row copies bit for bit."""
+    """sum_j row[j] sources[j] over the non-zero row[j]; a one-hot row copies bit for bit."""
     first, *rest = np.flatnonzero(row).tolist()
     mixed = sources[first] * float(row[first])
     for j in rest:
@@ -23,22 +23,22 @@ def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
 
 
 def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
-    """The parameter `name` of new layer `slot`, made from the same parameter of the old layers."""
+    """The parameter `name` of new layer `slot`, from `sources`, the same parameter of the old layers."""
     if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
         return torch.zeros_like(sources[0])
     return mix(growth.matrix[slot], sources)
 
 
 def keep_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """A slot that existed keeps its own moments, a new slot starts empty (the authors' release)."""
+    """Old slots keep their own moments, new slots start without (the authors' release)."""
     return states[slot] if slot < len(states) else {}
 
 
 def map_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """The moments follow the layer map: coefficients for the first, their squares for the second.
+    """The layer map applied to the moments: its coefficients for the first, their squares for the second.
 
     The variance of a weighted sum of independent gradients has the squared weights. The step counts are
-    equal wherever moments exist, so the first contributing one is taken.
+    equal wherever moments exist, so the first contributing one is used.
     """
     contributing = [states[j] for j in np.flatnonzero(row).tolist()]
     if not all(contributing):
@@ -50,7 +50,7 @@ def map_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
     }
 
 
-# "reset" is not a rule for one slot: it clears the whole optimizer, see `grow`
+# "reset" is not a rule for one slot: `grow` clears the whole optimizer
 MOMENT_RULES: dict[str, Callable[[int, np.ndarray, Sequence[State]], State]] = {
     "keep": keep_moments,
     "map": map_moments,
@@ -59,15 +59,13 @@ MOMENTS = (*MOMENT_RULES, "reset")
 
 
 class Optimizer(Protocol):
-    """What `grow` reads and edits of an optimizer."""
+    """What `grow` needs of a torch optimizer."""
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups, each with its `params`."""
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     @property
-    def state(self) -> MutableMapping[Any, Any]:
-        """The state of each parameter."""
+    def state(self) -> MutableMapping[Any, Any]: ...
 
 
 @torch.no_grad()
@@ -78,24 +76,26 @@ def grow(
     growth: Growth,
     moments: str,
 ) -> None:
-    """Fills the new layers from the old ones, and replaces these in the optimizer.
+    """Gives `grown` the weights that a growth makes of `blocks`, and their place in the optimizer.
 
     Args:
         blocks: the N stored layers, all of one shape.
-        grown: the new layers, of that shape and on the same devices; their weights are overwritten.
-        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, every
-            new parameter joining the group of its old namesake. Other parameters are not touched.
+        grown: the new layers, of the same shape, devices and sharding; their weights are overwritten.
+        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, and every
+            new parameter joins the group of the old parameter of its name. Other parameters are not changed.
         growth: from N layers to the new N.
-        moments: `keep`, `map`, or `reset` (the optimizer starts afresh, embeddings and head included).
+        moments: `keep`, `map`, or `reset` (the whole optimizer is cleared, embeddings and head included).
 
     Raises:
-        ValueError: `moments` is unknown or the growth is not of these numbers of layers.
+        ValueError: `moments` is unknown, or the growth is for other numbers of layers.
     """
     if moments not in MOMENTS:
         raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
     matrix = growth.matrix
     if matrix.shape != (len(grown), len(blocks)):
-        raise ValueError(f"a growth of {matrix.shape[1]} layers to {len(matrix)} is not one of {len(blocks)}")
+        raise ValueError(
+            f"a growth of {matrix.shape[1]} layers to {len(matrix)} cannot grow {len(blocks)} to {len(grown)}"
+        )
     grown.train(blocks.training)
     for name, first in blocks[0].named_parameters():
         old = [block.get_parameter(name) for block in blocks]

@@ -1,8 +1,8 @@
-"""Which of `source` layers each of `target` layers takes its weights from.
+"""Layer maps: from which of `source` layers each of `target` layers takes its weights.
 
-One map serves both uses of the paper: sharing N stored layers over a forward pass of any depth, and growing
-them to the next N. A map that copies is a tuple of indices; as a matrix G (target x source, rows sum to 1)
-it reads W_new[i] = sum_j G[i, j] W[j], and then a map may also blend.
+A map has both uses of the paper: sharing N stored layers over a forward pass of any depth, and growing them to the
+next N. A copying map is a tuple of indices. As a matrix G (target x source, rows sum to 1) it is
+W_new[i] = sum_j G[i, j] W[j]; such a matrix can also blend layers.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def nearest(source: int, target: int) -> LayerMap:
 
 
 def linear(source: int, target: int) -> np.ndarray:
-    """Linear interpolation: layer i lies at i (source-1) / (target-1) and blends its two neighbours.
+    """Linear interpolation: layer i is at i (source-1) / (target-1) and blends its two neighbours.
 
     2 -> 3 is W0, (W0 + W1)/2, W1.
     """
@@ -39,7 +39,7 @@ def linear(source: int, target: int) -> np.ndarray:
 
 COPIES: dict[str, Copy] = {"nearest": nearest}
 BLENDS: dict[str, Callable[[int, int], np.ndarray]] = {"linear": linear}
-EXPANDER_NAMES = {*COPIES, *BLENDS}  # taken, by layer maps and by `expanders`
+EXPANDER_NAMES = {*COPIES, *BLENDS}  # of layer maps, and of the classes in `expanders`
 
 
 def take_name(kind: str) -> None:
@@ -70,7 +70,7 @@ def copies(kind: str) -> Callable[[Copy], Copy]:
 
 @copies("stack")
 def stack(source: int, target: int) -> LayerMap:
-    """Stacking: all layers again and again; an incomplete last round takes the top ones (StackBERT).
+    """Stacking: all layers repeated; an incomplete last round has the top ones (StackBERT).
 
     3 -> 5 is 0 1 2 1 2.
     """
@@ -80,7 +80,7 @@ def stack(source: int, target: int) -> LayerMap:
 
 
 def by_doubling(once: Copy) -> Copy:
-    """`once` is for at most twice the layers; where there are to be more, they are doubled first."""
+    """A map for any target, from `once` for at most twice the layers: they are doubled as often as needed first."""
 
     @wraps(once)
     def copy(source: int, target: int) -> LayerMap:
@@ -95,7 +95,7 @@ def by_doubling(once: Copy) -> Copy:
 @copies("append")
 @by_doubling
 def append(source: int, target: int) -> LayerMap:
-    """Gradual stacking: all layers, then the last of them once more (Reddi 2023; MSLT, Yang 2020).
+    """Gradual stacking: all layers, then the last of them again (Reddi 2023; MSLT, Yang 2020).
 
     4 -> 6 is 0 1 2 3 2 3.
     """
@@ -105,23 +105,23 @@ def append(source: int, target: int) -> LayerMap:
 @copies("middle")
 @by_doubling
 def middle(source: int, target: int) -> LayerMap:
-    """MIDAS (Saunshi 2024): of n blocks as long as what is added, the block ceil(n/2) - 1 comes twice in place.
+    """MIDAS (Saunshi 2024): of n blocks as long as the added one, the block ceil(n/2) - 1 is repeated in place.
 
-    6 -> 8 is 0 1 2 3 2 3 4 5. Where the blocks do not come out even the last one is the shorter one.
+    6 -> 8 is 0 1 2 3 2 3 4 5. Where the layers do not divide evenly, the last block is shorter.
     """
     if not (added := target - source):
         return tuple(range(source))
     blocks = -(-source // added)
-    end = added * -(-blocks // 2)  # of the block that comes twice
+    end = added * -(-blocks // 2)  # of the repeated block
     return (*range(end), *range(end - added, source))
 
 
 @copies("boundary")
 @by_doubling
 def boundary(source: int, target: int) -> LayerMap:
-    """LIDAS (Kapl 2025): the layers on both sides of the middle come again between them.
+    """LIDAS (Kapl 2025): the layers on both sides of the middle are repeated between them.
 
-    6 -> 8 is 0 1 2 2 3 3 4 5. Of an odd number one more is taken from above the middle (inferred).
+    6 -> 8 is 0 1 2 2 3 3 4 5. Of an odd number of layers, one more is from above the middle (inferred).
     """
     added, centre = target - source, source // 2
     first = centre - added // 2
@@ -132,17 +132,17 @@ def layer_map(kind: str, source: int, target: int) -> LayerMap:
     """The copying map `kind` as `target` indices into `source` layers.
 
     Raises:
-        ValueError: `kind` is unknown or blends, or not 1 <= source <= target.
+        ValueError: `kind` is unknown or blends, or 1 <= source <= target does not hold.
     """
     _check(kind, COPIES, source, target)
     return COPIES[kind](source, target)
 
 
 def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
-    """Any map `kind` as a float64 matrix (target, source) whose rows sum to 1; copies are one-hot.
+    """Any map `kind` as a float64 matrix (target, source) whose rows sum to 1; those of copies are one-hot.
 
     Raises:
-        ValueError: `kind` is unknown, or not 1 <= source <= target.
+        ValueError: `kind` is unknown, or 1 <= source <= target does not hold.
     """
     _check(kind, COPIES | BLENDS, source, target)
     if kind in BLENDS:
@@ -151,7 +151,7 @@ def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
 
 
 def repeated(matrix: np.ndarray) -> tuple[int, ...]:
-    """The rows of a copying map whose source an earlier row has, too: the layers that came in."""
+    """The rows of a copying map whose source also has an earlier row: the new layers."""
     sources = matrix.argmax(axis=1).tolist()
     return tuple(i for i, source in enumerate(sources) if source in sources[:i])
 

@@ -1,4 +1,4 @@
-"""Everything that is known before the first step: stages, depths, exact FLOPs."""
+"""The plan of a run: its stages, depths and exact FLOPs, before the first step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from apollo_cli.growth.rng import Purpose, generator, uniforms
 from apollo_cli.growth.samplers import NO_GATES, DepthSampler, ForwardPath
 from apollo_cli.growth.schedule import Schedule, Stage
 
-MOST_MICRO_STEPS = 50_000_000  # half a minute of counting; the paper's GPT-2 run has 12,800,000
+MOST_MICRO_STEPS = 50_000_000  # counted in half a minute; the paper's GPT-2 run has 12,800,000
 _DRAWS_AT_ONCE = 1 << 20  # bounds the memory of counting a long run
 
 
@@ -24,13 +24,13 @@ class StagePlan:
     Attributes:
         stage: layers, width and span.
         parameters: trainable parameters of the whole model in this stage.
-        memory_bytes: estimated peak of a device, of the depth that takes most.
-        sent_bytes: that each device sends in a step to the others, in the mean.
+        memory_bytes: estimated peak memory of a device, at the depth that needs most.
+        sent_bytes: bytes that each device sends in a step, on average.
         flops: model FLOPs of the stage's steps, exact.
-        map_flops: of learning the map that begins it; 0 where none is learned.
+        map_flops: FLOPs of learning the map at the start of the stage; 0 where none is learned.
         depth_probabilities: P(depth | N, L).
-        depth_counts: how many micro-steps run each depth, exact for this seed.
-        growth: that begins the stage, where a map is learned what that begins at; None for the first.
+        depth_counts: micro-steps by the depth that they run, exact for this seed.
+        growth: the growth at the start of the stage (where a map is learned, its start); None without growth.
     """
 
     stage: Stage
@@ -44,7 +44,7 @@ class StagePlan:
     growth: Growth | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The stage as it stands in plan.json; copying growth maps as indices, blends as rows."""
+        """The stage as in plan.json; growth maps that copy as indices, others as rows."""
         growth_map = None
         if self.growth is not None:
             matrix = self.growth.matrix
@@ -68,18 +68,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Size and cost of a step, for a model of one width.
+    """The size of a step, and its costs for a model of one width.
 
     Attributes:
         target: the target depth L.
         accumulation: micro-steps in a step.
         tokens_per_step: tokens that a step reads.
-        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs and how
-            many of its lowest layers run forward only.
+        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs and the number of
+            its lowest layers that run forward only.
         parameters: trainable parameters by stored layers.
         memory_bytes: estimated peak memory of a micro-step on a device, by stored layers and depth.
         devices: number of devices that share each micro-step.
-        sent_bytes: bytes that each device sends in a step, by stored layers and depth.
+        sent_bytes: bytes that each of them sends in a step, by stored layers and depth.
     """
 
     target: int
@@ -94,19 +94,19 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule x sampler x cost of a step: everything known before the first step, FLOPs exactly.
+    """What a run will do: schedule, sampler and expander, and what each step costs.
 
     Attributes:
-        schedule: stages.
-        sampler: draws the depth.
-        expander: grows the layers.
-        step_cost: cost of a step at the target's width.
+        schedule: the stages.
+        sampler: the distribution of the depth.
+        expander: how the layers grow.
+        step_cost: the cost of a step at the target's width.
         seed: base seed of every random number generator.
-        source_flops: FLOPs of the model that the run is initialized from; None where they are unknown.
-        source_seconds: training seconds of that model.
-        maps: FLOPs of learning the map that begins a stage, by the index of the stage; every process learns the
-            same map, and it is charged once.
-        narrower: cost of a step at each smaller share of the width that a stage has.
+        source_flops: FLOPs of training the model of `init_from`; None where they are not known.
+        source_seconds: seconds of training it; 0 where they are not known.
+        maps: FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where
+            several processes learn the same map.
+        narrower: the cost of a step at each smaller share of the width that a stage has.
     """
 
     schedule: Schedule
@@ -123,26 +123,28 @@ class Plan:
         if self.micro_steps > MOST_MICRO_STEPS:
             raise ValueError(
                 f"{self.micro_steps:,} micro-steps are more than a plan counts exactly ({MOST_MICRO_STEPS:,}): "
-                "give a smaller budget, or a batch.size nearer to batch.micro"
+                "use a smaller budget, or a batch.size nearer to batch.micro"
             )
 
     def depth(self, micro_step: int) -> int:
-        """The depth of a micro-step: a function of (seed, micro-step) and nothing else."""
+        """The depth of a micro-step: a function of (seed, micro-step)."""
         index = self.schedule.index(micro_step // self.step_cost.accumulation)
         (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
         return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
 
-    def route(self, micro_step: int, depth: int) -> ForwardPath:
-        """What a micro-step of this depth runs, also a function of (seed, micro-step)."""
+    def forward_path(self, micro_step: int, depth: int) -> ForwardPath:
+        """What a micro-step of this depth runs: a function of (seed, micro-step)."""
         step = micro_step // self.step_cost.accumulation
         index = self.schedule.index(step)
         layers = self._sampler(index).layers_run(
-            depth, self.schedule.stages[index].layers, lambda: generator(self.seed, Purpose.ROUTE, micro_step)
+            depth,
+            self.schedule.stages[index].layers,
+            lambda: generator(self.seed, Purpose.FORWARD_PATH, micro_step),
         )
         return ForwardPath(layers, self._frozen(index, depth), self.gates(step))
 
     def gates(self, step: int) -> Mapping[int, float]:
-        """The weights of the stored layers that have a gate at this step, by layer."""
+        """The weights c of the stored layers that are gated at this step, see `Growth`."""
         stage = self.stages[self.schedule.index(step)]
         if not stage.growth or not stage.growth.gated:
             return NO_GATES
@@ -152,19 +154,19 @@ class Plan:
     def flops_of(self, step: int, depth: int) -> int:
         """Model FLOPs of a micro-step of this depth."""
         index = self.schedule.index(step)
-        return self.cost_at(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
+        return self.cost_of(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
 
     @cached_property
     def trains_all(self) -> bool:
-        """Whether the gradient of every micro-step reaches every stored layer, and the embeddings."""
+        """Whether every micro-step has gradients for the embeddings and for every layer stored at that time."""
         return all(
-            set(route.layers) == set(range(part.stage.layers)) and not route.frozen
+            set(path.layers) == set(range(part.stage.layers)) and not path.frozen
             for part in self.stages
             for depth in part.depth_counts
-            for route in [self.route(part.stage.first_step * self.step_cost.accumulation, depth)]
+            for path in [self.forward_path(part.stage.first_step * self.step_cost.accumulation, depth)]
         )
 
-    def cost_at(self, stage: Stage) -> StepCost:
+    def cost_of(self, stage: Stage) -> StepCost:
         """The cost of a step at the width of a stage."""
         return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
@@ -172,19 +174,18 @@ class Plan:
         return self.sampler.in_stage(index)
 
     def _frozen(self, index: int, depth: int) -> int:
-        """How many of the lowest logical layers run forward only, by the sampler or the stage."""
+        """How many of the lowest logical layers run forward only, because of the sampler or of the stage."""
         stage = self.schedule.stages[index]
         by_stage = sum(i < stage.frozen for i in layer_map("nearest", stage.layers, depth)) if stage.frozen else 0
         return max(self._sampler(index).frozen(depth), by_stage)
 
     @cached_property
     def stages(self) -> tuple[StagePlan, ...]:
-        """The stages in order."""
         return tuple(self._stage_plan(index) for index in range(len(self.schedule.stages)))
 
     def _stage_plan(self, index: int) -> StagePlan:
         stage = self.schedule.stages[index]
-        step_cost, counts = self.cost_at(stage), self._depth_counts(index)
+        step_cost, counts = self.cost_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
         grows = (previous.layers, previous.width) != (stage.layers, stage.width)
         return StagePlan(
@@ -227,21 +228,21 @@ class Plan:
 
     @property
     def map_flops(self) -> int:
-        """Model FLOPs of learning maps, exact."""
+        """Model FLOPs of learning all maps, exact."""
         return sum(stage.map_flops for stage in self.stages)
 
     @property
     def flops(self) -> int:
-        """Model FLOPs, exact, maps included, without what the source took before."""
+        """Model FLOPs, exact, with those of maps and without those of the source."""
         return self.map_flops + sum(stage.flops for stage in self.stages)
 
     @property
     def scratch_flops(self) -> int:
-        """Model FLOPs of as many steps at the target depth."""
+        """Model FLOPs of the same number of steps at the target depth."""
         return self.micro_steps * self.step_cost.flops(self.step_cost.target, 0)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as it stands in plan.json."""
+        """The plan as in plan.json."""
         return {
             "steps": self.steps,
             "micro_steps": self.micro_steps,
@@ -263,17 +264,17 @@ def max_steps_within(
 
     Args:
         budget: in the unit of `cost`.
-        cost: what a plan takes, for example its exact FLOPs; rises with the steps, but for single ones.
+        cost: the cost of a plan, for example its exact FLOPs; it rises with the steps, except for single ones.
         plan_for: makes the plan of a number of steps.
-        enough_steps: a length from which on every run gives every stage a step.
+        min_steps: see `schedule.min_steps`.
 
     Raises:
-        ValueError: not even that length fits.
+        ValueError: a plan of `min_steps` costs more.
     """
     low = min_steps
     if (least := cost(plan_for(low))) > budget:
         raise ValueError(
-            f"a budget of {budget:.6g} is too small: {low} steps, which give every stage one, cost {least:.6g}"
+            f"a budget of {budget:.6g} is too small: {low} steps, one in the shortest stage, cost {least:.6g}"
         )
     high = 2 * low
     while cost(plan_for(high)) <= budget:
@@ -281,6 +282,6 @@ def max_steps_within(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
-    # a boundary that moves a step later can make a longer run the cheaper one: look a little further
+    # a growth that moves a step later can make a longer run cheaper: try some more lengths
     further = range(low, low + 2 * len(plan_for(low).schedule.stages) + 1)
     return plan_for(max(steps for steps in further if cost(plan_for(steps)) <= budget))

@@ -1,7 +1,7 @@
-"""Randomness as a function: every draw is addressed by (seed, purpose, index), no state is carried.
+"""Random numbers as a function of (seed, purpose, index), without state.
 
-A counter-based generator (Philox, Salmon et al., SC 2011) makes the n-th number of a stream as cheap to
-reach as the first. So a resumed run, another rank and a plan made before training see the same numbers.
+With a counter-based generator (Philox, Salmon et al., SC 2011) the n-th number of a stream costs no more than the
+first. So a resumed run, another rank and a plan made before training all draw the same numbers.
 """
 
 from enum import IntEnum
@@ -12,25 +12,25 @@ _DRAWS_PER_BLOCK = 4  # Philox4x64 makes four 64-bit numbers from each counter v
 
 
 class Purpose(IntEnum):
-    """What the numbers are for. Different purposes of one seed are independent streams."""
+    """What the numbers are used for; different purposes of one seed are independent streams."""
 
     DEPTH = 1
     ROW_ORDER = 2
     MASK = 3
     EVALUATION_MASK = 4
     MIXTURE = 5
-    ROUTE = 6
+    FORWARD_PATH = 6
     GROWTH = 7
     DROPOUT = 8
 
 
 def uniforms(seed: int, purpose: Purpose, start: int, count: int) -> np.ndarray:
-    """The numbers `start` to `start + count - 1` of a stream, uniform on [0, 1), as float64 (count,)."""
+    """Numbers `start` to `start + count - 1` of a stream, uniform on [0, 1), float64 (count,)."""
     block, offset = divmod(start, _DRAWS_PER_BLOCK)
     philox = np.random.Philox(key=(seed, purpose), counter=(block, 0, 0, 0))
     return np.random.Generator(philox).random(offset + count)[offset:]
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
-    """A generator of its own for one index (a sample, an epoch): 2^128 numbers that no other index uses."""
+    """The generator of one index (a sample, an epoch): 2^128 numbers that no other index uses."""
     return np.random.Generator(np.random.Philox(key=(seed, purpose), counter=(0, 0, index, 1)))

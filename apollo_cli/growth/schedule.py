@@ -1,4 +1,4 @@
-"""Stages as data: which span of steps trains how many stored layers."""
+"""Stages: how many layers are stored in which span of steps."""
 
 import re
 from bisect import bisect_right
@@ -15,7 +15,7 @@ Trained = Literal["all", "new"]
 class Stage:
     """A span of steps, `first_step` <= step < `end_step`, with one number of stored layers and one width.
 
-    Of the layers the lowest `frozen` run forward only; `width` is the share of the target's hidden, heads and ffn.
+    The lowest `frozen` layers run forward only; `width` is the share of the target's hidden, heads and ffn.
     """
 
     layers: int
@@ -26,14 +26,13 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """The length of the span."""
         return self.end_step - self.first_step
 
 
 def layers_of(entry: object, target: int) -> object:
-    """What an entry of schedule.layers stands for: L is the target depth, L/4 and 3L/4 are parts of it.
+    """The number of layers for an entry like L, L/4 or 3L/4, where L is `target`; any other entry unchanged.
 
-    Rounded half up, at least 1; anything else is left as it is.
+    Rounded half up, at least 1.
     """
     if not isinstance(entry, str) or not (part := re.fullmatch(r"([1-9]\d{0,3})?L(?:/([1-9]\d{0,3}))?", entry)):
         return entry
@@ -47,12 +46,12 @@ def schedule_problems(
     trained: Sequence[Trained] | None = None,
     widths: Sequence[float] | None = None,
 ) -> list[str]:
-    """What is wrong with stages of these `layers` that end at these cumulative shares of all steps."""
+    """Messages about invalid stages: `layers` stored until the cumulative shares `ends` of all steps."""
     found = []
     if not layers:
         found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
     elif layers[0] < 1 or any(b < a for a, b in pairwise(layers)):
-        found.append(f"schedule.layers must be 1 or more and never fall, stage by stage, not {list(layers)}")
+        found.append(f"schedule.layers={list(layers)}: must be 1 or more and never fall, stage by stage")
     if len(ends) != len(layers):
         found.append(
             f"schedule.ends has {len(ends)} values and schedule.layers {len(layers)}: give one for each stage"
@@ -60,26 +59,26 @@ def schedule_problems(
     if trained is not None and len(trained) != len(layers):
         found.append(
             f"schedule.trained has {len(trained)} values and schedule.layers {len(layers)}: give one for each "
-            "stage, or null where all train all"
+            "stage, or null to train all layers"
         )
     elif trained is not None:
         for stage, (before, n, which) in enumerate(zip((0, *layers), layers, trained, strict=False), 1):
             if which == "new" and n == before:
-                found.append(f"schedule.trained is new in stage {stage}, which adds no layer: make it all")
+                found.append(f"schedule.trained={list(trained)}: stage {stage} adds no layer; make it all there")
     if widths is not None and len(widths) != len(layers):
         found.append(
             f"schedule.widths has {len(widths)} values and schedule.layers {len(layers)}: give one for each "
-            "stage, or null where all have the whole width"
+            "stage, or null for the whole width"
         )
     elif widths is not None and not _rise_to_one(widths):
         found.append(
-            f"schedule.widths are shares of the model's width, above 0; they must never fall and end at 1, not "
-            f"{list(widths)}; for example [{','.join(['0.5'] * (len(widths) - 1) + ['1'])}]"
+            f"schedule.widths={list(widths)}: these are shares of the model's width, above 0; they must never fall "
+            f"and end at 1; for example [{','.join(['0.5'] * (len(widths) - 1) + ['1'])}]"
         )
     if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in pairwise(ends)):
         found.append(
-            f"schedule.ends are cumulative shares of all steps and must rise to 1, not {list(ends)}; "
-            "for example [0.05,0.1,0.25,1]"
+            f"schedule.ends={list(ends)}: these are cumulative shares of all steps and must rise to 1; for example "
+            "[0.05,0.1,0.25,1]"
         )
     return found
 
@@ -89,7 +88,7 @@ def _rise_to_one(widths: Sequence[float]) -> bool:
 
 
 def min_steps(ends: Sequence[float]) -> int:
-    """A length from which on every run gives every stage a step: one share of it is a whole step or more."""
+    """The number of steps at which the shortest stage has a whole step, and so in every longer run."""
     return ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
 
 
@@ -108,13 +107,13 @@ class Schedule:
         trained: Sequence[Trained] | None = None,
         widths: Sequence[float] | None = None,
     ) -> "Schedule":
-        """Stages of `layers`, ending at the cumulative shares `ends` of `steps`, rounded to whole steps.
+        """Stages of `layers` that end at the cumulative shares `ends` of `steps`, rounded to whole steps.
 
-        Where `trained` is `new` the layers that the stage adds train, and none below them. Without `widths` all
-        stages have the whole width.
+        Where `trained` is `new`, only the layers that the stage adds train. Without `widths`, all stages have the
+        whole width.
 
         Raises:
-            ValueError: the stages are not valid, or one would have no step.
+            ValueError: the stages are not valid, or one of them would have no step.
         """
         if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
@@ -123,7 +122,7 @@ class Schedule:
             if end <= first:
                 raise ValueError(
                     f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step in a "
-                    f"run of {steps}: give a larger budget or later schedule.ends"
+                    f"run of {steps}: use a larger budget or later schedule.ends"
                 )
         whole = ("all",) * len(layers)
         frozen = [old if which == "new" else 0 for old, which in zip((0, *layers), trained or whole, strict=False)]
@@ -132,29 +131,27 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """The length of the whole run."""
         return self.stages[-1].end_step
 
     @property
     def growth_steps(self) -> tuple[int, ...]:
-        """The steps before which the layers or the width grow."""
+        """The steps before which layers or width grow."""
         return tuple(b.first_step for a, b in pairwise(self.stages) if (a.layers, a.width) != (b.layers, b.width))
 
     @property
     def grows_in_width(self) -> bool:
-        """Whether it begins narrower than it ends."""
         return self.stages[0].width != self.stages[-1].width
 
     def index(self, step: int) -> int:
-        """The index of the stage that `step` belongs to; the end of the run belongs to the last stage."""
+        """The index of the stage of `step`; the end of the run belongs to the last stage."""
         return bisect_right([stage.first_step for stage in self.stages[1:]], step)
 
     def at(self, step: int) -> Stage:
-        """The stage that `step` belongs to."""
+        """The stage of `step`."""
         return self.stages[self.index(step)]
 
     def number(self, step: int, layers: int, width: float = 1.0) -> int:
-        """Which stage, counted from 1, a model of this size is in: just before a growth the one that ends."""
+        """The stage, counted from 1, of a model of this size at `step`: just before a growth, the one that ends."""
         reached = self.stages[: self.index(step) + 1]
         sizes = [(stage.layers, stage.width) for stage in reached]
         return max((i for i, size in enumerate(sizes, 1) if size == (layers, width)), default=1)

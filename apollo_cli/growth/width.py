@@ -1,7 +1,7 @@
 """Growth of the width: every axis of every tensor belongs to a space, and each space grows by one pair of matrices.
 
-With x' = out x for what is written and W' = W into^T for what reads it, W' x' = W x as soon as into^T out = I. So
-the ties of bert2BERT (Chen 2022, section 3.2) and LiGO (Wang 2023, section 3.2) are those of the table `AXES`: one
+With x' = out x for the values of a space and W' = W into^T for the weights that read them, W' x' = W x if
+into^T out = I. `AXES` has the ties of bert2BERT (Chen 2022, section 3.2) and LiGO (Wang 2023, section 3.2): one
 pair for the residual stream, one for the attention heads, one for the inside of the feed-forward part.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Of each dimension its space; `<` reads it, else it is written. The decoder is the token embedding, which is
-# written: so the norm before it has the weights of a reader. What is not named here does not grow.
+# The space of each dimension; with `<` the parameter reads the space, else it writes to it. The decoder is the
+# token embedding, which writes: so the norm before the decoder reads. Other parameters do not grow.
 AXES: dict[str, tuple[str | None, ...]] = {
     "qkv.weight": ("qkv", "<residual"),
     "qkv.bias": ("qkv",),
@@ -47,7 +47,7 @@ PARTS_OF_QKV = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Space:
-    """How n units become m: `out` (m, n) makes the new values, `into` (m, n) the weights they are read with."""
+    """How n units become m: `out` (m, n) makes the new values, `into` (m, n) the weights that read them."""
 
     out: Tensor
     into: Tensor
@@ -58,7 +58,7 @@ Spaces = Mapping[str, Space]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths of a model: of the residual stream, its number of heads, the inside of the feed-forward part."""
+    """The widths of a model: the residual stream, the number of heads, the inside of the feed-forward part."""
 
     hidden: int
     heads: int
@@ -66,22 +66,22 @@ class Sizes:
 
 
 def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g: a unit below the source's width stays, one above is any of them (Net2Net, FPI)."""
+    """g, the unit that each unit copies: old units copy themselves, new ones a random old one (Net2Net, FPI)."""
     return np.concatenate([np.arange(source), random.integers(source, size=target - source)])
 
 
 def in_turn(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g: all units again and again, so that whole multiples have equally many of each (LEMON)."""
+    """g: the old units repeated, so that a whole multiple has equally many copies of each (LEMON)."""
     return np.arange(target) % source
 
 
 def evenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """What reads copies weighs each by 1 / C, C their number."""
+    """The weights that read C copies of a unit: 1 / C each."""
     return 1 / np.bincount(g)[g]
 
 
 def unevenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """What reads copies weighs them differently, 1 in all, so that they part when they are trained (LEMON)."""
+    """Different weights for the copies of a unit, with sum 1, so that the copies diverge in training (LEMON)."""
     weights = random.uniform(0.5, 1.5, len(g))
     return weights / np.bincount(g, weights)[g]
 
@@ -114,7 +114,7 @@ WIDTHS = {
 
 
 def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
-    """Why a source of these widths cannot grow to the target's."""
+    """Messages about why a model of widths `source` cannot grow to `target`."""
     found = []
     for name in ("hidden", "heads", "ffn"):
         old, new = getattr(source, name), getattr(target, name)
@@ -123,19 +123,19 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
     if source.hidden * target.heads != target.hidden * source.heads:
         size = source.hidden // source.heads
         found.append(
-            f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} wants "
+            f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} needs "
             f"model.heads={target.hidden / size:g}"
         )
     if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
         found.append(
-            f"model.hidden={target.hidden} is no whole multiple of the source's {source.hidden}, and LEMON is "
-            "lossless for such alone; take another width or expander=bert2bert"
+            f"model.hidden={target.hidden} is not a whole multiple of the source's {source.hidden}, and LEMON is "
+            "lossless only for those; take another width or expander=bert2bert"
         )
     return found
 
 
 def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator) -> Spaces:
-    """The matrices of a rule; heads are copied whole, with one choice for queries, keys and values."""
+    """The matrices of a rule; whole heads are copied, the same ones for queries, keys and values."""
     choose, split = WIDTHS[rule][:2]
 
     def space(old: int, new: int, units: int = 1) -> Space:
@@ -150,7 +150,7 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
 
 
 def widened(name: str, tensor: Tensor, spaces: Spaces) -> Tensor:
-    """A parameter, by its name within the model or the layer, at the new width; differentiable in the matrices."""
+    """The parameter `name` (within the model or the layer) at the new width; differentiable in the matrices."""
     for dimension, axis in enumerate(AXES.get(name, ())):
         if axis is None:
             continue
@@ -165,37 +165,37 @@ def widened(name: str, tensor: Tensor, spaces: Spaces) -> Tensor:
 
 
 def flops_of_widening(name: str, shape: tuple[int, ...], spaces: Mapping[str, tuple[int, int]]) -> int:
-    """FLOPs of the products in `widened`, forward, from the (new, old) sizes of each space."""
+    """FLOPs of the products in `widened`, forward only, from the (new, old) sizes of each space."""
     total, sizes = 0, list(shape)
     for dimension, axis in enumerate(AXES.get(name, ())):
         if axis is not None:
             new, old = spaces["value" if axis == "qkv" else axis.removeprefix("<")]
             rest = int(np.prod(sizes)) // sizes[dimension]
-            parts = sizes[dimension] // old  # three where queries, keys and values lie in one tensor
+            parts = sizes[dimension] // old  # 3 for queries, keys and values in one tensor
             total += 2 * parts * new * old * rest
             sizes[dimension] = parts * new
     return total
 
 
 def from_above(name: str, own: Tensor, above: Tensor, source: int) -> Tensor:
-    """AKI (Chen 2022, section 3.3): output units that are new come from the layer above, at the same place.
+    """AKI (Chen 2022, section 3.3): new output units are those of the layer above, at the same place.
 
     Args:
-        name: of the parameter within the layer.
+        name: the parameter's name within the layer.
         own: the parameter, widened.
-        above: that of the next layer, widened alike.
-        source: how many of the output units were there, of each third where queries, keys and values lie together.
+        above: the parameter of the next layer, widened.
+        source: number of old output units, in each third where queries, keys and values are one tensor.
     """
     thirds = 3 if AXES[name][0] == "qkv" else 1
     pieces = [
-        torch.cat((mine[:source], theirs[source:]))
-        for mine, theirs in zip(own.chunk(thirds), above.chunk(thirds), strict=True)
+        torch.cat((lower[:source], upper[source:]))
+        for lower, upper in zip(own.chunk(thirds), above.chunk(thirds), strict=True)
     ]
     return torch.cat(pieces)
 
 
 def widened_layers(layers: list[State], spaces: Spaces, *, new_from_above: bool) -> list[State]:
-    """All layers at the new width; norms are copied in any case (inferred)."""
+    """All layers at the new width; norms never come from the layer above (inferred)."""
     wide = [{name: widened(name, tensor, spaces) for name, tensor in layer.items()} for layer in layers]
     if not new_from_above:
         return wide

@@ -154,7 +154,7 @@ def _seconds_of(config: Config, device: Device) -> Callable[[Plan], float]:
     seconds = {width: seconds_by_depth(config, device, task, width) for width in set(config.schedule.shares)}
 
     def stage_seconds(plan: Plan, part: StagePlan) -> float:
-        at_depth, layers, cost = seconds[part.stage.width], part.stage.layers, plan.cost_at(part.stage)
+        at_depth, layers, cost = seconds[part.stage.width], part.stage.layers, plan.cost_of(part.stage)
         map_seconds = part.map_flops / cost.flops(layers, 0) * cost.devices * at_depth(layers)
         return map_seconds + sum(count * at_depth(depth) for depth, count in part.depth_counts.items())
 

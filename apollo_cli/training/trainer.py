@@ -239,7 +239,7 @@ class Trainer:
             rows, seq_len = batch.tokens.shape
             memory = ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
             count = num_pieces(memory, rows, seq_len, depth, self.layers)
-            path = self.plan.route(step * len(depths) + part, depth)
+            path = self.plan.forward_path(step * len(depths) + part, depth)
             self.seed_dropout(step * len(depths) + part)
             *first, last = batch.chunks(count)
             chunks = [self.backward_chunk(chunk, path, count * len(depths), last=False) for chunk in first]

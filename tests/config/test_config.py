@@ -59,7 +59,7 @@ def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
         ("sampler=edge", "sampler.lower=0.3", "data.text_field='a b'", "seed=3"),
     ],
 )
-def test_a_config_that_is_filled_in_is_the_one_that_hydra_composes(
+def test_the_config_fixture_equals_what_hydra_composes(
     words: tuple[str, ...], config: Callable[..., Config], tiny: tuple[str, ...]
 ) -> None:
     assert config(*words) == parse(compose_values([*tiny, *words]))
@@ -90,7 +90,7 @@ def test_every_shipped_option_is_valid(option: str) -> None:
 
 
 @pytest.mark.parametrize("key", CONTRACT)
-def test_keys_that_users_count_on_are_there(composed: dict[str, Any], key: str) -> None:
+def test_documented_keys_exist(composed: dict[str, Any], key: str) -> None:
     assert key in set(keys(composed))
 
 
@@ -129,7 +129,7 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"model.mask_words": True}, ["model.mask_words=True: renamed to model.whole_word_masking=True"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
@@ -148,7 +148,7 @@ def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
         ("tracking.wandb", "disable", "disabled"),
     ],
 )
-def test_a_word_that_is_almost_right_gets_the_right_one(
+def test_a_misspelt_value_is_refused_with_the_closest_one(
     composed: dict[str, Any], key: str, typed: str, meant: str
 ) -> None:
     (problem,) = problems_of(changed(composed, {key: typed}))
@@ -196,12 +196,12 @@ def test_all_problems_come_in_one_error(composed: dict[str, Any]) -> None:
     assert "10 problems" in str(ConfigError(problems))
 
 
-def test_a_rule_between_keys_waits_until_its_keys_are_valid(composed: dict[str, Any]) -> None:
+def test_a_rule_between_keys_is_checked_only_if_its_keys_are_valid(composed: dict[str, Any]) -> None:
     problems = problems_of(changed(composed, {"model.layers": "x", "batch.size": "y", "budget.steps": "z"}))
     assert [problem.partition("=")[0] for problem in problems] == ["model.layers", "budget.steps", "batch.size"]
 
 
-def test_a_config_error_is_an_error_that_the_user_can_mend() -> None:
+def test_a_config_error_is_a_user_error() -> None:
     assert issubclass(ConfigError, ApolloError)
     assert str(ConfigError(["one"])) == "config: one"
 
@@ -229,16 +229,16 @@ def test_compile_is_auto_or_yes_or_no(composed: dict[str, Any], value: str | boo
 
 
 @pytest.mark.parametrize("value", ["auto", "cpu", "mps", "cuda", "cuda:1"])
-def test_devices_that_torch_names_are_taken(composed: dict[str, Any], value: str) -> None:
+def test_devices_of_torch_are_accepted(composed: dict[str, Any], value: str) -> None:
     assert parse(changed(composed, {"device": value})).run.device == value
 
 
 @pytest.mark.parametrize("name", ["a", "run_2", "lr=1e-3", "v1.2+x"])
-def test_names_may_hold_what_folders_may(composed: dict[str, Any], name: str) -> None:
+def test_valid_names(composed: dict[str, Any], name: str) -> None:
     assert parse(changed(composed, {"name": name})).run.name == name
 
 
-def test_the_shape_is_that_of_the_config(composed: dict[str, Any]) -> None:
+def test_the_model_config_has_the_sizes_of_the_config(composed: dict[str, Any]) -> None:
     shape = parse(composed).model_config
     model, data = composed["model"], composed["data"]
     assert (shape.kind, shape.layers, shape.hidden) == (model["kind"], model["layers"], model["hidden"])

@@ -16,7 +16,7 @@ from tests.helpers.config_values import changed, problems_of, refuses
         ({"data.vocab_size": True}, ["data.vocab_size=True", "integer"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
@@ -27,7 +27,7 @@ def test_a_dataset_of_the_hub_is_chosen_by_its_name_alone() -> None:
     assert (data.path, data.name) == (("somebody/something",), (None,))  # type: ignore[attr-defined]
 
 
-def test_two_datasets_need_as_many_configurations() -> None:
+def test_two_datasets_need_two_configurations() -> None:
     values = compose_values(["data=wiki_books"])
     (problem,) = problems_of(changed(values, {"data.name": ["20231101.en"]}))
     assert "data.path has 2" in problem
@@ -48,7 +48,7 @@ def test_the_tokenizer_of_bytes_decides_the_vocabulary(model: str, entries: int)
 A, B = {"kind": "text", "files": "a.txt"}, {"kind": "hub", "path": "x/y"}
 
 
-def test_a_source_of_a_mixture_takes_what_it_leaves_out_from_beside_it() -> None:
+def test_a_source_of_a_mixture_gets_missing_keys_from_beside_sources() -> None:
     values = compose_values(["data=mixture", "data.document=line", "data.split=test"])
     config = parse(
         changed(values, {"data.sources": [A | {"weight": 2}, A | {"weight": 1}, B | {"weight": 1, "split": "own"}]})
@@ -81,7 +81,7 @@ def test_a_source_of_a_mixture_takes_what_it_leaves_out_from_beside_it() -> None
         ([B | {"path": ["a", "b"]}], ["data.sources[0].path has 2 entries and data.sources[0].name 1"]),
     ],
 )
-def test_what_is_wrong_with_a_source_is_said_with_its_place(sources: list[Any], says: list[str]) -> None:
+def test_a_problem_of_a_source_names_its_index(sources: list[Any], says: list[str]) -> None:
     found = problems_of(changed(compose_values(["data=mixture"]), {"data.sources": sources}))
     assert any(all(text in problem for text in says) for problem in found), found
 

@@ -84,7 +84,7 @@ from tests.helpers.config_values import problems_of, refuses
         ({"schedule.ends": [0.1, 0.2, 1, 2]}, ["schedule.ends", "rise to 1"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
@@ -105,7 +105,7 @@ def test_every_sampler_can_be_built(sampler: str) -> None:
     assert sum(built.probabilities(3, 12).values()) == pytest.approx(1)
 
 
-def test_a_kind_that_is_none_names_all_there_are() -> None:
+def test_an_unknown_kind_is_refused_with_all_kinds() -> None:
     values = compose_values([]) | {"sampler": {"kind": "foo"}}
     with pytest.raises(ConfigError, match=r"sampler\.kind=foo: should be one of lvps, edge, .*sampler=NAME"):
         parse(values)
@@ -114,14 +114,14 @@ def test_a_kind_that_is_none_names_all_there_are() -> None:
 @pytest.mark.parametrize(
     ("target", "example"), [(24, r"\[2,6,12,24\]"), (2, r"\[1,2\]"), (1, r"\[1\]"), (13, r"\[1,3,6,13\]")]
 )
-def test_stages_that_do_not_end_at_the_model_come_with_an_example_that_does(target: int, example: str) -> None:
+def test_stages_that_end_at_another_depth_are_refused_with_a_valid_example(target: int, example: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(compose_values([f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["bert2bert", "lemon", "ligo"])
-def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> None:
+def test_a_method_for_smaller_models_requires_init_from(name: str) -> None:
     (problem,) = problems_of(compose_values([f"experiment={name}"]))
     assert f"expander={name} grows a smaller model: type init_from.path=FOLDER" in problem
 
@@ -129,7 +129,7 @@ def test_a_method_that_begins_from_a_smaller_model_asks_for_it(name: str) -> Non
 @pytest.mark.parametrize(
     "words", [["schedule=apollo"], ["schedule=wider"], ["schedule=wider", "schedule.layers=[L,L]"]]
 )
-def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: list[str]) -> None:
+def test_a_learned_map_needs_no_source_where_layers_or_width_grow(words: list[str]) -> None:
     assert parse(compose_values(["experiment=ligo", *words])).init_from.path is None
 
 
@@ -144,11 +144,14 @@ def test_a_map_is_learned_where_layers_or_width_grow_without_a_source(words: lis
             ["schedule=scratch"],
             r"init_from.path=FOLDER, .*, or let schedule.layers or schedule.widths grow within",
         ),
-        (["schedule=apollo", "distributed=fsdp"], "its map is learned on whole weights; take distributed=ddp"),
+        (
+            ["schedule=apollo", "distributed=fsdp"],
+            "ligo is learned on whole weights; take distributed=ddp",
+        ),
         (["schedule=mslt"], "expander=ligo puts new layers between the old ones"),
     ],
 )
-def test_a_learned_map_that_cannot_be_is_refused(words: list[str], said: str) -> None:
+def test_an_impossible_learned_map_is_refused(words: list[str], said: str) -> None:
     (problem,) = problems_of(compose_values(["experiment=ligo", *words]))
     assert re.search(said, problem)
 

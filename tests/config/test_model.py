@@ -17,14 +17,14 @@ from tests.helpers.config_values import changed, problems_of, refuses
         ({"model.mask_fraction": 0}, ["model.mask_fraction=0", "greater than 0"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
 
 
 @pytest.mark.parametrize("heads", [3, 5, 7, 100, 129])
-def test_heads_that_do_not_divide_the_width_get_a_number_that_does(composed: dict[str, Any], heads: int) -> None:
+def test_heads_that_do_not_divide_the_width_are_refused(composed: dict[str, Any], heads: int) -> None:
     (problem,) = problems_of(changed(composed, {"model.heads": heads}))
     assert f"model.heads={heads}" in problem
     assert "model.hidden=128" in problem

@@ -38,7 +38,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         (
             {"optim.knots": [[1, 0]]},
             [
-                "optim.knots are given and optim.schedule=cosine",
+                "optim.knots is set and optim.schedule=cosine",
                 "type optim.schedule=piecewise, or optim.knots=null",
             ],
         ),
@@ -69,7 +69,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         ({"budget.steps": None, "budget.seconds": 0}, ["budget.seconds=0", "greater than 0"]),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key_its_value_and_what_to_type(
+def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)

@@ -177,7 +177,7 @@ def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: in
     assert same_bits(model.logits(tokens, range(target)), before)
 
 
-def test_what_is_inserted_by_hand() -> None:
+def test_net2net_by_hand() -> None:
     """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream."""
     model, optimizer = trained("bert", 2)
     before = weights(model.blocks)
@@ -188,7 +188,7 @@ def test_what_is_inserted_by_hand() -> None:
         assert same_bits(grown[[1, 3]], copies), name
 
 
-def test_inserted_layers_part_from_their_originals_at_the_first_step() -> None:
+def test_zero_init_copies_differ_from_their_originals_after_the_first_steps() -> None:
     model, optimizer = trained("gpt", 3)
     expand(model, optimizer, "net2net", 6, "reset")
     train(model, optimizer)
@@ -383,5 +383,5 @@ def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> No
 def test_matrix_for_another_number_of_layers_is_refused() -> None:
     model, optimizer = trained("gpt", 3)
     grown = nn.ModuleList(model.new_block() for _ in range(6))
-    with pytest.raises(ValueError, match="a growth of 2 layers to 6 is not one of 3"):
+    with pytest.raises(ValueError, match="a growth of 2 layers to 6 cannot grow 3 to 6"):
         grow(model.blocks, grown, optimizer, CopyLayers("nearest").growth(2, 6), "map")

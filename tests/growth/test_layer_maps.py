@@ -25,7 +25,7 @@ def linear_rows(source: int, target: int) -> Iterator[dict[int, Fraction]]:
         yield {below: 1 - share} | ({below + 1: share} if share else {})
 
 
-def test_nearest_layer_lies_where_its_source_lies_for_every_pair() -> None:
+def test_nearest_is_the_source_layer_at_the_same_height_for_every_pair() -> None:
     for source, target in PAIRS:
         indices = layer_map("nearest", source, target)
         assert len(indices) == target
@@ -85,12 +85,12 @@ def test_published_example_of_a_blend() -> None:
     ("kind", "source", "target", "rows"),
     [("nearest", 3, 6, (1, 3, 5)), ("nearest", 1, 3, (1, 2)), ("stack", 3, 5, (3, 4)), ("stack", 4, 4, ())],
 )
-def test_layers_that_came_in(kind: str, source: int, target: int, rows: LayerMap) -> None:
+def test_new_layers_of_a_copying_map(kind: str, source: int, target: int, rows: LayerMap) -> None:
     assert repeated(mixing_matrix(kind, source, target)) == rows
 
 
 @pytest.mark.parametrize("kind", INSIDE)
-def test_every_layer_stays_and_a_block_of_them_comes_twice(kind: str) -> None:
+def test_every_layer_stays_and_a_block_of_them_is_repeated(kind: str) -> None:
     for source, target in PAIRS:
         if target <= 2 * source:
             indices = layer_map(kind, source, target)
@@ -101,7 +101,7 @@ def test_every_layer_stays_and_a_block_of_them_comes_twice(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", INSIDE)
-def test_where_they_are_more_than_doubled_they_are_doubled_first(kind: str) -> None:
+def test_layers_are_doubled_first_where_they_more_than_double(kind: str) -> None:
     doubled = layer_map(kind, 3, 6)
     assert layer_map(kind, 3, 8) == tuple(doubled[i] for i in layer_map(kind, 6, 8))
 
@@ -180,7 +180,7 @@ def test_blending_map_cannot_share() -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 3), (-1, 3), (4, 3), (0, 0)])
-def test_numbers_of_layers_that_make_no_map_are_refused(source: int, target: int) -> None:
+def test_impossible_numbers_of_layers_are_refused(source: int, target: int) -> None:
     message = f"a layer map needs 1 <= source <= target, not {source} -> {target}"
     with pytest.raises(ValueError, match=message):
         layer_map("nearest", source, target)

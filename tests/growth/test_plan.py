@@ -48,7 +48,9 @@ def make_plan(
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("accumulation", [1, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_depth_counts_are_the_depths_one_by_one(sampler: DepthSampler, accumulation: int, seed: int) -> None:
+def test_depth_counts_count_the_depths_of_all_micro_steps(
+    sampler: DepthSampler, accumulation: int, seed: int
+) -> None:
     plan = make_plan(40, sampler, accumulation=accumulation, seed=seed)
     for stage in plan.stages:
         first, end = (step * accumulation for step in (stage.stage.first_step, stage.stage.end_step))
@@ -65,7 +67,7 @@ def test_depth_of_a_micro_step_is_the_inverse_cdf_at_its_own_number() -> None:
     assert [plan.depth(micro_step) for micro_step in range(60)] == expected.tolist()
 
 
-def test_counting_a_long_run_in_pieces_loses_nothing() -> None:
+def test_a_long_run_is_counted_exactly_in_pieces() -> None:
     plan = make_plan(1_000_000, Uniform(), (4, 12), (0.75, 1), accumulation=2)
     depths = 4 + np.floor(9 * uniforms(0, Purpose.DEPTH, 0, 1_500_000)).astype(int)
     counts = np.bincount(depths)
@@ -114,7 +116,7 @@ def test_growth_map_does_not_change_the_depths() -> None:
     assert make_plan(40, kind="stack").flops == make_plan(40, kind="nearest").flops
 
 
-def test_plan_is_written_with_the_promised_keys() -> None:
+def test_plan_is_written_with_the_documented_keys() -> None:
     plan = make_plan(40)
     written = plan.as_dict()
     assert set(written) == {
@@ -191,7 +193,7 @@ def test_longer_run_that_costs_less_is_found() -> None:
     assert plan.steps == longest_of_all(costs, costs[38]) == 38
 
 
-def test_budget_of_exactly_the_shortest_run_pays_for_it() -> None:
+def test_a_budget_of_exactly_the_shortest_run_is_enough() -> None:
     assert max_steps_within(make_plan(10).flops, lambda plan: plan.flops, make_plan, 10).steps == 10
 
 
@@ -212,9 +214,9 @@ def test_frozen_layers_are_charged_forward_only() -> None:
     schedule = Schedule.over(8, (3, 6, 6), (0.25, 0.75, 1), ("all", "new", "all"))
     plan = Plan(schedule, Shallow(), CopyLayers("append"), replace(make_plan(10).step_cost, target=6), 0)
     assert [stage.flops for stage in plan.stages] == [6 * 307, 12 * (607 - 180), 6 * 607]
-    assert plan.route(0, 3) == ForwardPath((0, 1, 2))
-    assert plan.route(6, 6) == ForwardPath((0, 1, 2, 3, 4, 5), frozen=3)
-    assert plan.route(23, 6) == ForwardPath((0, 1, 2, 3, 4, 5))
+    assert plan.forward_path(0, 3) == ForwardPath((0, 1, 2))
+    assert plan.forward_path(6, 6) == ForwardPath((0, 1, 2, 3, 4, 5), frozen=3)
+    assert plan.forward_path(23, 6) == ForwardPath((0, 1, 2, 3, 4, 5))
     assert plan.stages[2].growth is None
     assert [stage["frozen_layers"] for stage in plan.as_dict()["stages"]] == [0, 3, 0]
 
@@ -228,21 +230,21 @@ def test_flops_of_prefixes_are_the_sum_over_micro_steps() -> None:
     first = sum(100 * depth + 7 - 60 * (depth - 3) for depth in depths[:30])
     assert [stage.flops for stage in plan.stages] == [first, 90 * 1207]
     assert plan.flops == sum(plan.flops_of(i // 3, depth) for i, depth in enumerate(depths))
-    assert plan.route(depths.index(9), 9) == ForwardPath(tuple(range(9)), frozen=6)
+    assert plan.forward_path(depths.index(9), 9) == ForwardPath(tuple(range(9)), frozen=6)
 
 
-def test_a_route_is_a_function_of_seed_and_micro_step() -> None:
-    def routes(seed: int) -> list[ForwardPath]:
+def test_a_forward_path_is_a_function_of_seed_and_micro_step() -> None:
+    def paths(seed: int) -> list[ForwardPath]:
         schedule = Schedule.over(10, (12, 12), (0.5, 1))
         plan = Plan(schedule, Subset((6, 8)), CopyLayers("nearest"), make_plan(10).step_cost, seed)
-        return [plan.route(i, plan.depth(i)) for i in range(30)]
+        return [plan.forward_path(i, plan.depth(i)) for i in range(30)]
 
-    assert routes(1) == routes(1) != routes(2)
-    assert [len(route.layers) for route in routes(1)] == [6] * 15 + [8] * 15
-    assert len({route.layers for route in routes(1)[:15]}) > 10
+    assert paths(1) == paths(1) != paths(2)
+    assert [len(path.layers) for path in paths(1)] == [6] * 15 + [8] * 15
+    assert len({path.layers for path in paths(1)[:15]}) > 10
 
 
-def test_new_layers_enter_over_their_share_of_the_steps() -> None:
+def test_gates_open_over_their_share_of_the_steps() -> None:
     schedule = Schedule.over(100, (2, 4, 8), (0.2, 0.5, 1))
     plan = Plan(schedule, Shallow(), Msg(0.2), make_plan(10).step_cost, 0)
     assert plan.gates(19) == {}
@@ -250,10 +252,10 @@ def test_new_layers_enter_over_their_share_of_the_steps() -> None:
     assert plan.gates(35) == {2: 0.75, 3: 0.75}
     assert plan.gates(40) == {}
     assert plan.gates(50) == dict.fromkeys((4, 5, 6, 7), 0.0)
-    assert plan.route(3 * 55, 8) == ForwardPath(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
+    assert plan.forward_path(3 * 55, 8) == ForwardPath(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
 
 
-def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> None:
+def test_flops_of_learned_maps_are_counted_and_those_of_the_source_are_kept_apart() -> None:
     plan = replace(make_plan(40, Shallow()), maps={0: 1000, 2: 30}, source_flops=77)
     assert plan.flops == 1030 + sum(stage.flops for stage in plan.stages)
     written = plan.as_dict()
@@ -261,7 +263,7 @@ def test_a_map_that_is_learned_is_charged_and_the_source_stands_beside_it() -> N
     assert [stage["map_flops"] for stage in written["stages"]] == [1000, 0, 30, 0]
 
 
-def test_a_narrow_stage_has_the_figures_of_its_width() -> None:
+def test_a_narrow_stage_has_the_costs_of_its_width() -> None:
     """Half the width takes a tenth here: 3 micro-steps in each of 2, 2 and 4 steps of 3, 3 and 6 layers."""
     schedule = Schedule.over(8, (3, 3, 6), (0.25, 0.5, 1), widths=(0.5, 1, 1))
     step_cost = replace(make_plan(10).step_cost, target=6)

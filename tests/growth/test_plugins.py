@@ -1,4 +1,4 @@
-"""What the README shows of methods of one's own runs as it stands, in a copy of this package."""
+"""The plugins shown in the README run unchanged in a copy of this package."""
 
 import os
 import re
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.growth.layer_maps import copies
 from apollo_cli.growth.samplers import sampler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,12 +45,12 @@ def test_a_sampler_an_expander_and_a_schedule_are_shown_each_in_under_20_lines()
     assert all(len(text.splitlines()) < 20 for name, text in FILES.items() if not name.startswith("tests/"))
 
 
-def test_their_own_tests_pass(checkout: Path) -> None:
+def test_the_shown_tests_pass(checkout: Path) -> None:
     done = python(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py")
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_they_are_planned_named_and_checked_as_if_they_were_ours(checkout: Path, tmp_path: Path) -> None:
+def test_plugins_are_planned_listed_and_checked_like_shipped_methods(checkout: Path, tmp_path: Path) -> None:
     words = ("sampler=ends", "expander=mirror", "schedule=halves", "plan=true", f"hydra.run.dir={tmp_path}/run")
     done = python(checkout, "-m", "apollo_cli.train", *words)
     assert done.returncode == 0, done.stderr
@@ -63,8 +62,6 @@ def test_they_are_planned_named_and_checked_as_if_they_were_ours(checkout: Path,
     assert "sampler.deep=often" in wrong.stderr
 
 
-def test_a_name_that_is_taken_is_refused() -> None:
+def test_a_taken_name_of_a_sampler_is_refused() -> None:
     with pytest.raises(ValueError, match="there is a sampler 'lvps' already"):
         sampler("lvps")(type("Another", (), {}))
-    with pytest.raises(ValueError, match="there is an expander or a layer map 'linear' already"):
-        copies("linear")(lambda source, target: ())

@@ -37,7 +37,7 @@ def test_the_numbers_are_those_of_philox_and_so_of_every_machine(seed: int, purp
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**15), st.integers(0, 30))
-def test_a_block_holds_what_its_indices_hold_one_by_one(seed: int, start: int, count: int) -> None:
+def test_a_block_equals_its_numbers_drawn_one_by_one(seed: int, start: int, count: int) -> None:
     block = uniforms(seed, Purpose.MASK, start, count)
     assert block.shape == (count,)
     assert block.tolist() == [uniforms(seed, Purpose.MASK, start + i, 1)[0] for i in range(count)]

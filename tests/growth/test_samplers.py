@@ -74,7 +74,7 @@ def test_edge_is_its_formula_over_uniform_x(sampler: Edge, layers: int, target: 
 
 
 @pytest.mark.parametrize(("layers", "target"), [*PAIRS, (12, 12)])
-def test_plain_samplers_are_what_they_say(layers: int, target: int) -> None:
+def test_uniform_full_and_shallow_by_hand(layers: int, target: int) -> None:
     span = range(layers, target + 1)
     assert Uniform().probabilities(layers, target) == pytest.approx({depth: 1 / len(span) for depth in span})
     assert Full().probabilities(layers, target) == {target: 1}
@@ -191,7 +191,7 @@ def test_larger_k_is_shallower(layers: int, target: int) -> None:
 
 
 @pytest.mark.parametrize("k", [0.0, 1.0, 2.0, 5.0])
-def test_lvps_draws_what_the_authors_way_of_drawing_draws(k: float) -> None:
+def test_lvps_draws_the_depths_of_the_authors_formula(k: float) -> None:
     u, layers, target = uniforms(5, Purpose.DEPTH, 0, 2000), 3, 12
     a, b, p = 0.6, target / layers + 0.4, 1 - k
     y = a * (b / a) ** u if k == 1 else (a**p + u * (b**p - a**p)) ** (1 / p)
@@ -224,15 +224,15 @@ def test_registry_names_every_sampler() -> None:
     assert by_depth | {"subset": Subset, "prefixes": Prefixes} == SAMPLERS
 
 
-def test_a_subset_has_the_first_the_last_and_any_between() -> None:
+def test_a_subset_has_the_first_the_last_and_random_layers_between() -> None:
     sampler = Subset((4, 6)).in_stage(0)
     assert sampler.probabilities(6, 6) == {4: 1.0}
     assert sampler.in_stage(1).probabilities(6, 6) == {6: 1.0}
-    parts = Counter(sampler.layers_run(4, 6, partial(generator, 0, Purpose.ROUTE, i)) for i in range(3000))
+    parts = Counter(sampler.layers_run(4, 6, partial(generator, 0, Purpose.FORWARD_PATH, i)) for i in range(3000))
     assert set(parts) == {(0, a, b, 5) for a in range(1, 5) for b in range(a + 1, 5)}
     assert all(400 < count < 600 for count in parts.values())  # 500 each, four deviations are 82
-    assert sampler.layers_run(6, 6, lambda: pytest.fail("nothing to draw")) == (0, 1, 2, 3, 4, 5)
-    assert sampler.layers_run(2, 6, lambda: generator(0, Purpose.ROUTE, 0)) == (0, 5)
+    assert sampler.layers_run(6, 6, lambda: pytest.fail("it draws numbers")) == (0, 1, 2, 3, 4, 5)
+    assert sampler.layers_run(2, 6, lambda: generator(0, Purpose.FORWARD_PATH, 0)) == (0, 5)
 
 
 def test_prefixes_by_hand() -> None:
@@ -241,12 +241,12 @@ def test_prefixes_by_hand() -> None:
     assert sampler.in_stage(1) == Shallow()
     assert sampler.probabilities(12, 12) == {3: 0.25, 6: 0.25, 9: 0.25, 12: 0.25}
     assert sampler.probabilities(2, 2) == {2: 1.0}
-    assert sampler.layers_run(6, 12, lambda: pytest.fail("nothing to draw")) == (0, 1, 2, 3, 4, 5)
+    assert sampler.layers_run(6, 12, lambda: pytest.fail("it draws numbers")) == (0, 1, 2, 3, 4, 5)
     assert [sampler.frozen(depth) for depth in (3, 6, 9, 12)] == [0, 3, 6, 9]
 
 
 @pytest.mark.parametrize("sampler", [LVPS(), Uniform(), Edge(), Full(), Shallow()])
 def test_other_samplers_share_the_stored_layers_and_train_all(sampler: DepthSampler) -> None:
     assert sampler.in_stage(3) is sampler
-    assert sampler.layers_run(8, 3, lambda: pytest.fail("nothing to draw")) == (0, 0, 0, 1, 1, 1, 2, 2)
+    assert sampler.layers_run(8, 3, lambda: pytest.fail("it draws numbers")) == (0, 0, 0, 1, 1, 1, 2, 2)
     assert sampler.frozen(8) == 0

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from apollo_cli.growth.schedule import Schedule, Stage, layers_of, min_steps, schedule_problems
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
-FALLING = "schedule.layers must be 1 or more and never fall, stage by stage, not "
-BAD_ENDS = "schedule.ends are cumulative shares of all steps and must rise to 1, not "
+FALLING = "schedule.layers={}: must be 1 or more and never fall, stage by stage"
+BAD_ENDS = (
+    "schedule.ends={}: these are cumulative shares of all steps and must rise to 1; for example [0.05,0.1,0.25,1]"
+)
 
 
 def test_apollo_stages_of_forty_epochs() -> None:
@@ -78,13 +80,13 @@ def test_stages_of_as_many_layers_are_numbered_by_their_steps() -> None:
     assert schedule.growth_steps == (2,)
 
 
-def test_a_stage_may_train_what_it_adds_alone() -> None:
+def test_a_stage_may_train_only_the_layers_that_it_adds() -> None:
     schedule = Schedule.over(10, (3, 6, 9, 9), (0.2, 0.4, 0.6, 1), ("all", "new", "new", "all"))
     assert [stage.frozen for stage in schedule.stages] == [0, 3, 6, 0]
     assert [stage.frozen for stage in Schedule.over(10, (3, 6), (0.5, 1)).stages] == [0, 0]
 
 
-def test_what_trains_is_said_for_every_stage_and_only_where_it_can() -> None:
+def test_trained_has_a_value_for_each_stage_and_new_only_where_layers_are_added() -> None:
     assert schedule_problems((3, 6), (0.5, 1), ("all", "new")) == []
     (problem,) = schedule_problems((3, 6), (0.5, 1), ("all",))
     assert "schedule.trained has 1 values and schedule.layers 2" in problem
@@ -92,7 +94,7 @@ def test_what_trains_is_said_for_every_stage_and_only_where_it_can() -> None:
     assert "new in stage 2, which adds no layer" in problem
 
 
-def test_the_width_grows_alone_or_with_the_layers() -> None:
+def test_the_width_grows_with_or_without_the_layers() -> None:
     schedule = Schedule.over(8, (2, 2, 4, 4), (0.25, 0.5, 0.75, 1), widths=(0.25, 0.5, 1, 1))
     assert [stage.width for stage in schedule.stages] == [0.25, 0.5, 1, 1]
     assert schedule.growth_steps == (2, 4)
@@ -102,7 +104,7 @@ def test_the_width_grows_alone_or_with_the_layers() -> None:
     assert not Schedule.over(8, (2, 4), (0.5, 1)).grows_in_width
 
 
-def test_widths_are_said_for_every_stage_and_rise_to_one() -> None:
+def test_widths_have_a_value_for_each_stage_and_rise_to_one() -> None:
     assert schedule_problems((3, 6), (0.5, 1), widths=(0.5, 1)) == []
     (problem,) = schedule_problems((3, 6), (0.5, 1), widths=(1,))
     assert "schedule.widths has 1 values and schedule.layers 2: give one for each stage" in problem
@@ -131,7 +133,7 @@ def test_stages_cover_the_run_without_gaps_and_end_where_asked(parts: list[int],
 @pytest.mark.parametrize(
     ("layers", "ends"), [(LAYERS, ENDS), ([12], [1]), ([1, 12], [0.8, 1.0]), ((3, 6, 12), (0.125, 0.175, 1))]
 )
-def test_valid_stages_have_no_schedule_problems(layers: list[int], ends: list[float]) -> None:
+def test_valid_stages_have_no_problems(layers: list[int], ends: list[float]) -> None:
     assert schedule_problems(layers, ends) == []
 
 
@@ -146,37 +148,37 @@ def test_valid_stages_have_no_schedule_problems(layers: list[int], ends: list[fl
                 "schedule.ends has 1 values and schedule.layers 0: give one for each stage",
             ],
         ),
-        ([0, 3], [0.5, 1], [FALLING + "[0, 3]"]),
-        ([-1], [1], [FALLING + "[-1]"]),
-        ([3, 1], [0.5, 1], [FALLING + "[3, 1]"]),
+        ([0, 3], [0.5, 1], [FALLING.format("[0, 3]")]),
+        ([-1], [1], [FALLING.format("[-1]")]),
+        ([3, 1], [0.5, 1], [FALLING.format("[3, 1]")]),
         ([1, 3], [1], ["schedule.ends has 1 values and schedule.layers 2: give one for each stage"]),
         ([1], [0.5, 1], ["schedule.ends has 2 values and schedule.layers 1: give one for each stage"]),
-        ([1, 3], [0.5, 0.9], [BAD_ENDS + "[0.5, 0.9]; for example [0.05,0.1,0.25,1]"]),
-        ([1, 3], [0.5, 1.5], [BAD_ENDS + "[0.5, 1.5]; for example [0.05,0.1,0.25,1]"]),
-        ([1, 3], [0.0, 1], [BAD_ENDS + "[0.0, 1]; for example [0.05,0.1,0.25,1]"]),
-        ([1, 3], [-0.5, 1], [BAD_ENDS + "[-0.5, 1]; for example [0.05,0.1,0.25,1]"]),
-        ([1, 3, 6], [0.5, 0.5, 1], [BAD_ENDS + "[0.5, 0.5, 1]; for example [0.05,0.1,0.25,1]"]),
-        ([1, 3, 6], (0.5, 0.25, 1), [BAD_ENDS + "[0.5, 0.25, 1]; for example [0.05,0.1,0.25,1]"]),
+        ([1, 3], [0.5, 0.9], [BAD_ENDS.format("[0.5, 0.9]")]),
+        ([1, 3], [0.5, 1.5], [BAD_ENDS.format("[0.5, 1.5]")]),
+        ([1, 3], [0.0, 1], [BAD_ENDS.format("[0.0, 1]")]),
+        ([1, 3], [-0.5, 1], [BAD_ENDS.format("[-0.5, 1]")]),
+        ([1, 3, 6], [0.5, 0.5, 1], [BAD_ENDS.format("[0.5, 0.5, 1]")]),
+        ([1, 3, 6], (0.5, 0.25, 1), [BAD_ENDS.format("[0.5, 0.25, 1]")]),
         (
             [1],
             [],
             [
                 "schedule.ends has 0 values and schedule.layers 1: give one for each stage",
-                BAD_ENDS + "[]; for example [0.05,0.1,0.25,1]",
+                BAD_ENDS.format("[]"),
             ],
         ),
         (
             [6, 3],
             [0.5, 0.25, 0.75],
             [
-                FALLING + "[6, 3]",
+                FALLING.format("[6, 3]"),
                 "schedule.ends has 3 values and schedule.layers 2: give one for each stage",
-                BAD_ENDS + "[0.5, 0.25, 0.75]; for example [0.05,0.1,0.25,1]",
+                BAD_ENDS.format("[0.5, 0.25, 0.75]"),
             ],
         ),
     ],
 )
-def test_every_problem_is_named_at_once(layers: list[int], ends: list[float], found: list[str]) -> None:
+def test_all_problems_are_reported_at_once(layers: list[int], ends: list[float], found: list[str]) -> None:
     assert schedule_problems(layers, ends) == found
     with pytest.raises(ValueError, match=f"^{re.escape('; '.join(found))}$"):
         Schedule.over(1000, layers, ends)
@@ -195,7 +197,7 @@ def test_every_problem_is_named_at_once(layers: list[int], ends: list[float], fo
 def test_stage_without_a_step_is_refused(steps: int, ends: tuple[float, ...], stage: int, layers: int) -> None:
     message = (
         f"stage {stage} of 4 ({layers} layers) would have no step in a run of {steps}: "
-        "give a larger budget or later schedule.ends"
+        "use a larger budget or later schedule.ends"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Schedule.over(steps, LAYERS, ends)

@@ -47,7 +47,7 @@ def test_every_parameter_has_its_axes(model_config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("rule", ["fpi", "aki", "lemon"])
-def test_what_reads_copies_reads_what_was_there(rule: str) -> None:
+def test_weights_that_read_copies_have_the_sum_of_the_old_ones(rule: str) -> None:
     found = spaces(rule, Sizes(8, 2, 12), Sizes(16, 4, 30), np.random.default_rng(1))
     for space in found.values():
         old = space.out.shape[1]
@@ -133,7 +133,7 @@ def test_aki_by_hand() -> None:
     assert torch.equal(low["ffn_norm.weight"], torch.tensor([5.0, 6, 6]))
 
 
-def test_what_cannot_grow_is_said() -> None:
+def test_widths_that_cannot_grow_are_reported() -> None:
     assert width_problems("fpi", Sizes(8, 2, 12), Sizes(12, 3, 12)) == []
     (shrinks,) = width_problems("fpi", Sizes(8, 2, 12), Sizes(8, 2, 6))
     assert "model.ffn=6 is less than the source's 12" in shrinks
@@ -141,5 +141,5 @@ def test_what_cannot_grow_is_said() -> None:
     assert "heads are copied whole" in heads
     assert "model.heads=4" in heads
     (multiple,) = width_problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
-    assert "no whole multiple" in multiple
+    assert "not a whole multiple" in multiple
     assert sizes(BERT) == Sizes(8, 2, 12)

@@ -1,4 +1,4 @@
-"""Composed values with others in their place, and how they are refused."""
+"""Changes of composed values, and checks of the errors that they cause."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,7 +11,7 @@ from apollo_cli.errors import ConfigError
 
 
 def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The same with other values at dotted keys."""
+    """A copy with other values at dotted keys."""
     result = deepcopy(values)
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -30,6 +30,6 @@ def problems_of(values: dict[str, Any]) -> list[str]:
 
 
 def refuses(values: dict[str, Any], changes: dict[str, Any], says: Sequence[str]) -> None:
-    """With these changes there is one problem, which has all these words."""
+    """Asserts that these changes cause one problem, which has all these words."""
     (problem,) = problems_of(changed(values, changes))
     assert all(words in problem for words in says), problem

@@ -1,4 +1,4 @@
-"""Samplers and layer maps of your own: every module here is imported, and what it registers can be typed."""
+"""Your own samplers and expanders: every module here is imported and registers its methods."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -176,7 +176,7 @@ def test_lemon_refuses_a_width_that_is_no_whole_multiple(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     words = (*METHODS["lemon"], "model.hidden=24", "model.heads=3", f"init_from.path={sources['gpt']}")
-    with pytest.raises(ApolloError, match="no whole multiple"):
+    with pytest.raises(ApolloError, match="not a whole multiple"):
         train(config("model=gpt", *words), tmp_path / "run")
 
 
