@@ -1,5 +1,6 @@
 """Where the YAML groups are installed. Imports nothing heavy, for `--help` is to be fast."""
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def conf_folder() -> Path:
         raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
 
 
+@cache
 def group_names() -> list[str]:
     """The groups of the defaults list: the folders of `conf/` but for Hydra's own."""
     names = [path.name for path in conf_folder().iterdir() if path.is_dir()]

@@ -144,15 +144,6 @@ def parse(raw: Mapping[str, Any]) -> Config:
     return Config(**sections, raw=dict(raw))
 
 
-def name_problems(name: Any) -> list[str]:
-    """Messages about a `name`, which becomes a folder before the whole config is checked."""
-    try:
-        parse({"name": name})
-    except ConfigError as error:
-        return [problem for problem in error.problems if problem.startswith("name")]
-    return []
-
-
 def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     """Messages of the rules between keys; a rule is skipped where one of its sections is not valid."""
     found: list[str] = []

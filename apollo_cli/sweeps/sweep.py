@@ -118,7 +118,7 @@ class Command:
         self.refusal: Exception | None = None
         self.new_folders: list[Path] = []
         self.folder: Path | None = None
-        self._continues_with = ""
+        self._hint = ""  # how the sweep continues
         self._submitted: Path | None = None  # folder of the logs of submitted jobs
         self._forwarder: SignalForwarder | None = None
         self._open = ExitStack()
@@ -192,10 +192,11 @@ class Command:
             self._forwarder = SignalForwarder(journal)
             self._open.enter_context(self._forwarder)
         self.folder = folder
-        self._continues_with = _continuing(self.line, folder if is_grid else None)
-        print(
-            f"sweep in {files.shown(folder)}; if it ends early, continue with: {self._continues_with}", flush=True
-        )
+        if is_grid or config.hydra.sweeper.get("storage"):
+            self._hint = f"continue with: {_continuing(self.line, folder if is_grid else None)}"
+        else:
+            self._hint = "a search without hydra.sweeper.storage begins anew when it is typed again"
+        print(f"sweep in {files.shown(folder)}; if it ends early, {self._hint}", flush=True)
 
     def failure(self, error: Exception) -> int:
         """Says why a sweep ended before its time; the exit code."""
@@ -209,13 +210,13 @@ class Command:
         elif self._submitted and type(error).__module__.startswith("submitit."):
             reason = (
                 f"{' '.join(str(error).splitlines()[:2])}; logs are in {files.shown(self._submitted)}. Jobs that "
-                "were submitted continue; when they have ended, type"
+                "were submitted run on without this command, to their end"
             )
         elif self._journal.ended() and isinstance(error, ValueError):  # a search without a single loss
             return EXIT_OK
         else:
             return report(error)
-        print(f"apollo-train: {reason}; continue with: {self._continues_with}", file=sys.stderr)
+        print(f"apollo-train: {reason}; {self._hint}", file=sys.stderr)
         return EXIT_USER_ERROR
 
     def close(self, code: int) -> int:
@@ -228,7 +229,7 @@ class Command:
             jobs = "; submitted jobs run without this command" if self._submitted else ""
             name = signal.Signals(code - 128).name
             print(
-                f"apollo-train: stopped by {name}{jobs}; continue with: {self._continues_with}",
+                f"apollo-train: stopped by {name}{jobs}; {self._hint}",
                 file=sys.stderr,
             )
         return code or close_sweep(self._journal.ended())
