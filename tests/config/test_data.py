@@ -76,7 +76,7 @@ def test_a_source_of_a_mixture_gets_missing_keys_from_beside_sources() -> None:
         ([A | {"weight": 0}], ["data.sources[0].weight=0", "greater than 0"]),
         ([A | {"weight": 1}, B | {"weight": 20000}], ["a weight of 1.0 is under 0.01 % of all"]),
         ([A | {"weight": 1}, B], ["some have a weight and some have none"]),
-        ([A, B | {"streaming": True}], ["what is streamed has no size"]),
+        ([A, B | {"streaming": True}], ["a streamed source has no known size"]),
         ([A | {"validation_files": ["v"]}, B], ["validation_files or validation_split", "for all, or for none"]),
         ([B | {"path": ["a", "b"]}], ["data.sources[0].path has 2 entries and data.sources[0].name 1"]),
     ],

@@ -60,7 +60,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         ({**piecewise([[1, 0.1]]), "optim.final_lr": 0.1}, ["optim.final_lr=0.1", "the last of optim.knots"]),
         (
             {**piecewise([[1, 0]]), "optim.at_growth": "rewind"},
-            ["optim.at_growth=rewind", "once", "optim.at_growth=continue or rewarm"],
+            ["optim.at_growth=rewind", "cannot start again", "optim.at_growth=continue or rewarm"],
         ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
         ({"budget.tokens": 100}, ["exactly one budget", "budget.steps and budget.tokens", "null"]),
