@@ -123,7 +123,7 @@ def growth_problems(
             f"'schedule.layers={_ending_at(schedule.layers, model.layers)}'"
         )
     if sampler:
-        found += sampler.build().stage_problems(schedule.layers)
+        found += _sampler_problems(schedule.layers, sampler, model)
     if expander:
         found += expander.build().stage_problems(schedule.layers, schedule.ends)
     found += _trained_problems(schedule, sampler, expander)
@@ -132,6 +132,21 @@ def growth_problems(
     if model and not model.hidden % model.heads:
         found += _width_problems(schedule, model, expander)
     return found
+
+
+def _sampler_problems(layers: tuple[int, ...], sampler: SamplerArgs, model: ModelArgs | None) -> list[str]:
+    """Which keys of the sampler do not fit the stages, and in which stages it is no distribution of the depth."""
+    method = sampler.build()
+    if (found := method.stage_problems(layers)) or not model or layers[-1] > model.layers:
+        return found
+    keys = ", ".join(f"sampler.{key}={value}" for key, value in sampler if key != "kind")
+    for index, stored in enumerate(layers):
+        if problems := method.in_stage(index).probability_problems(stored, model.layers):
+            return [
+                f"sampler={sampler.kind}: with {stored} stored layers of {model.layers}, {problems[0]}; "
+                f"change {keys or 'its code'}"
+            ]
+    return []
 
 
 def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from apollo_cli.growth.layer_maps import LayerMap, layer_map
 
 NO_GATES: Mapping[int, float] = MappingProxyType({})
+_TOLERANCE = 1e-6  # of the sum of probabilities
 _MOST = 10_000_000  # of any number of layers or stages
 Count = Annotated[int, Field(gt=0, le=_MOST)]
 Lower = Annotated[float, Field(ge=0.01, le=1)]
@@ -73,9 +74,27 @@ class DepthSampler(ABC):
         """How many of the lowest logical layers run forward only."""
         return 0
 
-    def expected_depth(self, layers: int, target: int) -> float:
-        """E[depth | N, L]."""
-        return sum(depth * p for depth, p in self.probabilities(layers, target).items())
+    def probability_problems(self, layers: int, target: int) -> list[str]:
+        """Messages about what makes `probabilities` no distribution over depths from `layers` to `target`.
+
+        A sampler that chooses the layers may run fewer than are stored.
+        """
+        distribution, lowest = self.probabilities(layers, target), 1 if self.chooses_layers else layers
+        found = [
+            f"P({depth})={p:g} is not a probability"
+            for depth, p in distribution.items()
+            if not (p >= 0 and math.isfinite(p))
+        ]
+        found += [
+            f"depth {depth} is not from {lowest} to {target}"
+            for depth in distribution
+            if not lowest <= depth <= target
+        ]
+        if list(distribution) != sorted(distribution):
+            found.append("the depths do not rise")
+        if not found and abs(total := math.fsum(distribution.values()) - 1) > _TOLERANCE:
+            found.append(f"the probabilities sum to {1 + total:g}, not 1")
+        return found
 
     def stage_problems(self, layers: Sequence[int]) -> list[str]:
         """Messages about keys that do not fit stages of these stored layers."""

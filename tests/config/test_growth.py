@@ -8,7 +8,7 @@ import pytest
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.samplers import DepthSampler
+from apollo_cli.growth.samplers import LVPS, DepthSampler
 from tests.helpers.config_values import problems_of, refuses
 
 
@@ -103,6 +103,15 @@ def test_every_sampler_can_be_built(sampler: str) -> None:
     built = parse(compose_values([f"sampler={sampler}"])).sampler.build()
     assert isinstance(built, DepthSampler)
     assert sum(built.probabilities(3, 12).values()) == pytest.approx(1)
+
+
+def test_a_sampler_that_is_no_distribution_in_a_stage_is_refused(
+    composed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums_to_a_half = {1: {1: 1.0}, 3: {3: 0.5}}
+    monkeypatch.setattr(LVPS, "probabilities", lambda self, layers, target: sums_to_a_half[layers])
+    (problem,) = problems_of(composed)
+    assert "sampler=lvps: with 3 stored layers of 12, the probabilities sum to 0.5, not 1; change sampler.k=" in problem
 
 
 def test_an_unknown_kind_is_refused_with_all_kinds() -> None:

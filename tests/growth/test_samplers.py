@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import floor, nextafter
@@ -44,6 +45,10 @@ def integrated(k: float, lower: float, overshoot: float, layers: int, target: in
     return {depth: m / sum(masses) for depth, m in enumerate(masses, layers)}
 
 
+def mean_depth(sampler: DepthSampler, layers: int, target: int) -> float:
+    return sum(depth * p for depth, p in sampler.probabilities(layers, target).items())
+
+
 def transformed(sampler: Edge, layers: int, target: int, points: int = 400_000) -> np.ndarray:
     """P(depth) by pushing a fine grid of x through the definition."""
     x = (np.arange(points) + 0.5) / points
@@ -86,7 +91,7 @@ def test_uniform_full_and_shallow_by_hand(layers: int, target: int) -> None:
 )
 def test_lvps_gives_the_published_figures(layers: int, shallowest: float, expected_depth: float) -> None:
     assert LVPS(k=2.0).probabilities(layers, 12)[layers] == pytest.approx(shallowest, abs=5e-5)
-    assert LVPS(k=2.0).expected_depth(layers, 12) == pytest.approx(expected_depth, abs=5e-5)
+    assert mean_depth(LVPS(k=2.0), layers, 12) == pytest.approx(expected_depth, abs=5e-5)
 
 
 def test_lvps_of_one_layer_is_the_hyperbola_worked_by_hand() -> None:
@@ -105,7 +110,7 @@ def test_edge_has_the_published_mass_at_both_ends() -> None:
 @pytest.mark.parametrize("sampler", ANY, ids=str)
 def test_last_stage_runs_the_target_depth(sampler: DepthSampler) -> None:
     assert sampler.probabilities(12, 12) == {12: 1}
-    assert sampler.expected_depth(12, 12) == 12
+    assert mean_depth(sampler, 12, 12) == 12
     assert set(sampler.depths(uniforms(0, Purpose.DEPTH, 0, 1000), 12, 12)) == {12}
 
 
@@ -139,7 +144,7 @@ def test_every_sampler_is_a_distribution_over_the_possible_depths(
     assert layers <= depths[0] <= depths[-1] <= target
     assert min(masses) >= 0
     assert sum(masses) == pytest.approx(1, abs=1e-12)
-    assert sampler.expected_depth(layers, target) == pytest.approx(np.dot(depths, masses))
+    assert mean_depth(sampler, layers, target) == pytest.approx(np.dot(depths, masses))
 
 
 @settings(deadline=None)
@@ -185,7 +190,7 @@ def test_huge_k_stays_shallow_without_overflow(k: float, layers: int, target: in
 
 @pytest.mark.parametrize(("layers", "target"), PAIRS)
 def test_larger_k_is_shallower(layers: int, target: int) -> None:
-    expected = [LVPS(k=k).expected_depth(layers, target) for k in (0, 0.5, 1, 1.5, 2, 3, 5, 10)]
+    expected = [mean_depth(LVPS(k=k), layers, target) for k in (0, 0.5, 1, 1.5, 2, 3, 5, 10)]
     assert expected == sorted(expected, reverse=True)
     assert len(set(expected)) == len(expected)
 
@@ -250,3 +255,32 @@ def test_other_samplers_share_the_stored_layers_and_train_all(sampler: DepthSamp
     assert sampler.in_stage(3) is sampler
     assert sampler.layers_run(8, 3, lambda: pytest.fail("it draws numbers")) == (0, 0, 0, 1, 1, 1, 2, 2)
     assert sampler.frozen(8) == 0
+
+
+@dataclass(frozen=True)
+class Given(DepthSampler):
+    distribution: dict[int, float]
+
+    def probabilities(self, layers: int, target: int) -> dict[int, float]:
+        return self.distribution
+
+
+@pytest.mark.parametrize(
+    ("distribution", "problem"),
+    [
+        ({6: -1.0, 12: 2.0}, "P(6)=-1 is not a probability"),
+        ({6: float("nan"), 12: 1.0}, "P(6)=nan is not a probability"),
+        ({6: 0.25, 12: 0.25}, "the probabilities sum to 0.5, not 1"),
+        ({}, "the probabilities sum to 0, not 1"),
+        ({5: 0.5, 12: 0.5}, "depth 5 is not from 6 to 12"),
+        ({6: 0.5, 13: 0.5}, "depth 13 is not from 6 to 12"),
+        ({12: 0.5, 6: 0.5}, "the depths do not rise"),
+    ],
+)
+def test_what_is_no_distribution_of_the_depth_is_named(distribution: dict[int, float], problem: str) -> None:
+    assert Given(distribution).probability_problems(6, 12)[0] == problem
+
+
+@given(samplers(), pairs())
+def test_every_shipped_distribution_passes(sampler: DepthSampler, sizes: tuple[int, int]) -> None:
+    assert sampler.probability_problems(*sizes) == []
