@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from apollo_cli.config.conf_folder import group_names
-from apollo_cli.config.config import RunArgs
+from apollo_cli.config.config import RunArgs, text_keys
+from apollo_cli.config.hydra_syntax import in_quotes
 from apollo_cli.config.schema import closest
 from apollo_cli.errors import ConfigError
 
@@ -67,14 +69,17 @@ class CommandLine:
             if word == "experiment=null":  # the default; Hydra refuses null for a group
                 continue
             if not word.startswith("-"):
-                overrides.append(_without_plus(word))
+                overrides.append(_with_quotes(_without_plus(word)))
             elif flag not in _FLAGS:
-                raise ConfigError([_unknown_flag(flag)])
+                following = next(rest, "=")
+                given = value if equals else following if "=" not in following else "VALUE"
+                raise ConfigError([_unknown_flag(flag, given)])
             else:
                 flags.append(flag)
                 if _TAKES_A_VALUE.get(flag):
                     flags += [value] if equals else islice(rest, 1)
-        return cls(flags, overrides)
+        line = cls(flags, overrides)
+        return line if line.has_user_configs else cls(flags, [*_implied_data(overrides), *overrides])
 
 
 def _without_plus(word: str) -> str:
@@ -82,8 +87,29 @@ def _without_plus(word: str) -> str:
     return re.sub(rf"^\++({'|'.join(group_names())})=", r"\1=", word)
 
 
-def _unknown_flag(flag: str) -> str:
+def _with_quotes(word: str) -> str:
+    """name=2026_11_29 is a text, though Hydra's grammar has a number for it: the word with its values in quotes."""
+    key, _, values = word.partition("=")
+    if key not in text_keys() or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", values):
+        return word
+    return f"{key}={','.join(_as_text(value) for value in values.split(','))}"
+
+
+def _as_text(value: str) -> str:
+    is_text = value == "null" or isinstance(OverridesParser.create().parse_override(f"key={value}").value(), str)
+    return value if is_text else in_quotes(value)
+
+
+def _implied_data(overrides: Sequence[str]) -> list[str]:
+    """data=text if its files are typed, data=hub if its path is, and nothing else chooses a corpus."""
+    keys = {word.partition("=")[0] for word in overrides}
+    if not keys.isdisjoint({"data", "experiment", "resume"}):
+        return []
+    return [f"data={kind}" for key, kind in (("data.files", "text"), ("data.path", "hub")) if key in keys][:1]
+
+
+def _unknown_flag(flag: str, value: str) -> str:
     key = flag.lstrip("-")
-    if "." in key or key in RunArgs.model_fields:
-        return f"{flag}: no such flag; keys have no dashes: type {key}=VALUE"
+    if "." in key or key in RunArgs.model_fields or key in group_names():
+        return f"{flag}: no such flag; keys have no dashes: type {key}={value}"
     return f"{flag}: no such flag{closest(flag, list(_FLAGS))}; apollo-train --help lists what there is"

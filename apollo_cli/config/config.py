@@ -5,6 +5,7 @@ All default values are in `conf/`. `parse` reports every problem in one error.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -115,6 +116,18 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "tracking": (TrackingArgs,),
     "distributed": (DistributedArgs,),
 }
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """The keys whose value is a text, or a list of texts."""
+    sections = [("", RunArgs), *((f"{name}.", cls) for name, family in _FAMILIES.items() for cls in family)]
+    return frozenset(
+        prefix + key
+        for prefix, cls in sections
+        for key, field in cls.model_fields.items()
+        if field.annotation in (str, str | None, tuple[str, ...])
+    )
 
 
 def parse(raw: Mapping[str, Any]) -> Config:

@@ -92,6 +92,15 @@ def min_steps(ends: Sequence[float]) -> int:
     return ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
 
 
+def _boundaries(steps: int, ends: Sequence[float]) -> list[int]:
+    """The first step of each stage, and the number of steps."""
+    return [0, *(int(end * steps + 0.5) for end in ends)]
+
+
+def _all_have_a_step(steps: int, ends: Sequence[float]) -> bool:
+    return all(first < end for first, end in pairwise(_boundaries(steps, ends)))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The stages of a run, in order, without gaps."""
@@ -117,12 +126,13 @@ class Schedule:
         """
         if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
-        boundaries = [0, *(int(end * steps + 0.5) for end in ends)]
+        boundaries = _boundaries(steps, ends)
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
             if end <= first:
+                least = next(n for n in range(steps + 1, min_steps(ends) + 1) if _all_have_a_step(n, ends))
                 raise ValueError(
                     f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step in a "
-                    f"run of {steps}: use a larger budget or later schedule.ends"
+                    f"run of {steps}: {least} is the smallest number of steps that these schedule.ends allow"
                 )
         whole = ("all",) * len(layers)
         frozen = [old if which == "new" else 0 for old, which in zip((0, *layers), trained or whole, strict=False)]

@@ -52,12 +52,52 @@ def test_flags_say_whether_it_is_a_sweep_and_whether_it_runs(words: str, multiru
         ("--plan", r"--plan: no such flag; keys have no dashes: type plan=VALUE"),
         ("--multrun", r"--multrun: no such flag; did you mean --multirun\?"),
         ("--config-di", r"--config-di: no such flag; did you mean --config-dir\?"),
-        ("--optim.lr=1e-3", r"--optim.lr: no such flag; keys have no dashes: type optim.lr=VALUE"),
+        ("--optim.lr=1e-3", r"--optim.lr: no such flag; keys have no dashes: type optim.lr=1e-3"),
+        ("--seed 3", r"--seed: no such flag; keys have no dashes: type seed=3"),
+        ("--plan seed=3", r"type plan=VALUE"),
+        ("--model gpt", r"--model: no such flag; keys have no dashes: type model=gpt"),
     ],
 )
 def test_flags_are_not_guessed(flag: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        CommandLine.parse([flag])
+        CommandLine.parse(flag.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed_on"),
+    [
+        ("name=2026_11_29", "name='2026_11_29'"),
+        ("name=1e3", "name='1e3'"),
+        ("name=3.10", "name='3.10'"),
+        ("name=true", "name='true'"),
+        ("name=0012", "name=0012"),  # no number in Hydra's grammar
+        ("name=7b", "name=7b"),
+        ("name='1_1_1'", "name='1_1_1'"),
+        ("name=null", "name=null"),
+        ("name=2026,run,1e3", "name='2026',run,'1e3'"),
+        ("tracking.project=1e3", "tracking.project='1e3'"),
+        ("seed=1e3", "seed=1e3"),
+    ],
+)
+def test_a_text_that_looks_like_a_number_stays_as_typed(typed: str, passed_on: str) -> None:
+    assert CommandLine.parse([typed]).overrides == [passed_on]
+
+
+@pytest.mark.parametrize(
+    ("words", "implied"),
+    [
+        ("data.files=a.txt", ["data=text"]),
+        ("-m data.files=a.txt,b.txt seed=0,1", ["data=text"]),
+        ("data.path=org/name", ["data=hub"]),
+        ("data=mixture data.files=a.txt", []),
+        ("experiment=mine data.files=a.txt", []),
+        ("--config-dir mine data.files=a.txt", []),
+        ("data.seq_len=64", []),
+    ],
+)
+def test_the_kind_of_corpus_follows_from_files_or_path(words: str, implied: list[str]) -> None:
+    line = CommandLine.parse(words.split())
+    assert [o for o in line.overrides if o.startswith("data=") and o != "data=mixture"] == implied
 
 
 def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:

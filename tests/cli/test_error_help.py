@@ -27,6 +27,9 @@ def problems(*words: str) -> list[str]:
             ],
         ),
         ("sampler.kk=2", ["sampler.kk: no such key", "did you mean sampler.k?"]),
+        ("lr=1e-3", ["lr: no such key", "did you mean optim.lr?"]),
+        ("layers=3", ["layers: no such key", "did you mean model.layers or schedule.layers?"]),
+        ("train.lr=1e-3", ["train.lr: no such key", "did you mean optim.lr?"]),
         ("budget.step=5", ["budget.step: no such key", "did you mean budget.steps?"]),
         (
             "sampler=uniform sampler.k=2",

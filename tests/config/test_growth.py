@@ -111,7 +111,10 @@ def test_a_sampler_that_is_no_distribution_in_a_stage_is_refused(
     sums_to_a_half = {1: {1: 1.0}, 3: {3: 0.5}}
     monkeypatch.setattr(LVPS, "probabilities", lambda self, layers, target: sums_to_a_half[layers])
     (problem,) = problems_of(composed)
-    assert "sampler=lvps: with 3 stored layers of 12, the probabilities sum to 0.5, not 1; change sampler.k=" in problem
+    assert (
+        "sampler=lvps: with 3 stored layers of 12, the probabilities sum to 0.5, not 1; change sampler.k="
+        in problem
+    )
 
 
 def test_an_unknown_kind_is_refused_with_all_kinds() -> None:

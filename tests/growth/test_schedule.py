@@ -185,19 +185,21 @@ def test_all_problems_are_reported_at_once(layers: list[int], ends: list[float],
 
 
 @pytest.mark.parametrize(
-    ("steps", "ends", "stage", "layers"),
+    ("steps", "ends", "stage", "layers", "least"),
     [
-        (9, ENDS, 1, 1),  # 0.45 steps
-        (14, ENDS, 2, 3),  # both ends round to 1
-        (5, (0.5, 0.9, 0.95, 1.0), 3, 6),  # 4.5 and 4.75 round to 5
-        (3, (0.3, 0.6, 0.9, 1.0), 4, 12),
-        (0, ENDS, 1, 1),
+        (9, ENDS, 1, 1, 15),  # 0.45 steps
+        (14, ENDS, 2, 3, 15),  # both ends round to 1
+        (5, (0.5, 0.9, 0.95, 1.0), 3, 6, 16),  # 4.5 and 4.75 round to 5; of 16: 8, 14.4, 15.2, 16
+        (3, (0.3, 0.6, 0.9, 1.0), 4, 12, 6),  # of 5: 4.5 rounds to 5; of 6: 1.8, 3.6, 5.4, 6
+        (0, ENDS, 1, 1, 15),
     ],
 )
-def test_stage_without_a_step_is_refused(steps: int, ends: tuple[float, ...], stage: int, layers: int) -> None:
+def test_stage_without_a_step_is_refused(
+    steps: int, ends: tuple[float, ...], stage: int, layers: int, least: int
+) -> None:
     message = (
         f"stage {stage} of 4 ({layers} layers) would have no step in a run of {steps}: "
-        "use a larger budget or later schedule.ends"
+        f"{least} is the smallest number of steps that these schedule.ends allow"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Schedule.over(steps, LAYERS, ends)
