@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from apollo_cli.cli.exit_codes import report, report_signal
 from apollo_cli.cli.help import page
 from apollo_cli.errors import EXIT_OK, ConfigError
 from apollo_cli.signals import Terminated, terminable
-from apollo_cli.training.distributed.environment import ProcessEnv, launcher_start_time
+from apollo_cli.training.distributed.environment import ProcessEnv, launcher_start_time, leave_group
 
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
 _STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S-%f"
@@ -53,8 +54,15 @@ def _run(words: list[str]) -> int:
 
     _refuse_other_encodings(words)
     line = CommandLine.parse(words)
-    if ProcessEnv.from_environ(os.environ):
-        _agree_on_stamp()
+    env = ProcessEnv.from_environ(os.environ)
+    if env and not line.multirun:  # a sweep of several processes is refused
+        if line.typed("plan") != "true":
+            _agree_on_stamp(line.typed("distributed.timeout"))
+        elif env.rank == 0:  # one process plans for all
+            leave_group(os.environ)
+            line = replace(line, overrides=[f"devices={env.world_size}", *line.overrides])
+        else:
+            return EXIT_OK
     if line.runs and (asked := resume_overrides(line)):
         return _resume(Path(asked[0]), asked[1])
 
@@ -63,12 +71,12 @@ def _run(words: list[str]) -> int:
     return run_hydra(line)
 
 
-def _agree_on_stamp() -> None:
-    """Gives all processes of a run the same run directory, also after a restart."""
+def _agree_on_stamp(timeout: str | None) -> None:
+    """Gives all processes of a run the same run directory, also after a restart; waits for them so many seconds."""
     from apollo_cli.training.distributed.group import connect
 
-    stamp = connect().broadcast_via_store("stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT))
-    os.environ[STAMP] = stamp
+    group = connect(float(timeout)) if timeout and timeout.isdecimal() else connect()
+    os.environ[STAMP] = group.broadcast_via_store("stamp", lambda: launcher_start_time().strftime(_STAMP_FORMAT))
 
 
 def _refuse_other_encodings(words: list[str]) -> None:

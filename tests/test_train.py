@@ -361,3 +361,18 @@ def test_help_is_fast_and_ours() -> None:
 def test_hydra_still_prints_the_config(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["--cfg", "job", "sampler.k=3"]) == 0
     assert "k: 3" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_plan_waits_for_no_other_process(
+    rank: str, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first process plans for all of them, as with devices=N; the others have nothing to do."""
+    variables = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run([*tiny, "plan=true", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    if rank == "0":
+        assert json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))["devices"] == 2
+    else:
+        assert not (tmp_path / "run").exists()

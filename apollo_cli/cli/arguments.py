@@ -44,6 +44,10 @@ class CommandLine:
         """Whether Hydra is asked for a run or a sweep, not for information."""
         return _INFORMATION.isdisjoint(self.flags)
 
+    def typed(self, key: str) -> str | None:
+        """The value of the last KEY=VALUE for this key."""
+        return dict(word.partition("=")[::2] for word in self.overrides).get(key)
+
     @property
     def completes(self) -> bool:
         """Whether a shell asks how a word continues."""

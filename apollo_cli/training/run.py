@@ -95,7 +95,8 @@ def launch(config: Config, device: Device, directory: RunDirectory) -> Result:
     check_fits_in_memory(run_plan, device)
     with _locked(directory, device.processes), interruptible():
         _claim(directory, config, run_plan, device.processes)
-    return _launch(config, run_plan, directory, {})
+    cache_dir = {"cache_dir": config.data.cache_dir} if config.data.cache_dir else {}  # as if typed there
+    return _launch(config, run_plan, directory, {"data": cache_dir})
 
 
 def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import psutil
@@ -24,6 +24,7 @@ class ProcessEnv:
         host: address where rank 0 listens.
         port: port where rank 0 listens.
         restarts: how often all processes were started again.
+        unset: the command after which a process is one on its own.
     """
 
     rank: int
@@ -32,6 +33,7 @@ class ProcessEnv:
     host: str
     port: int
     restarts: int = 0
+    unset: str = field(default="unset WORLD_SIZE", compare=False)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ProcessEnv | None":
@@ -54,13 +56,19 @@ class ProcessEnv:
             raise ConfigError(
                 [
                     f"environment: {', '.join(wrong)}: should be a number in each of several processes; start them "
-                    "with torchrun, srun or devices=N"
+                    f"with torchrun, srun or devices=N. For one process on its own, type: unset {names[1]}"
                 ]
             )
         rank, size, local, port, restarts = map(int, values.values())
         if names[3] == "SLURM_JOB_ID":  # jobs on one machine need different ports
             port = _FIRST_PORT + port % _PORTS
-        return cls(rank, size, local, host, port, restarts)
+        return cls(rank, size, local, host, port, restarts, f"unset {names[1]}")
+
+
+def leave_group(environ: MutableMapping[str, str]) -> None:
+    """Makes this a process on its own."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        environ.pop(name, None)
 
 
 def launcher_start_time() -> datetime:

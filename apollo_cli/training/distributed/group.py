@@ -2,11 +2,12 @@
 
 import math
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cache
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ from apollo_cli.training.distributed.environment import ProcessEnv
 
 T = TypeVar("T")
 
-_START_TIMEOUT = timedelta(minutes=10)  # until all processes are started
+_START_TIMEOUT = 600.0  # seconds until all processes are started
+_NOTE_AFTER = 5.0  # seconds of waiting for them
 _ERROR_TIMEOUT = 3.0  # seconds in which rank 0 may report the same error
 _ERROR_KEY = "error of rank 0"
 
@@ -142,7 +144,7 @@ class ProcessGroup:
             return value()
         if self.is_main:
             self.store.set(key, value())
-        self._wait_for(key, _START_TIMEOUT.total_seconds())
+        self._wait_for(key, _START_TIMEOUT)
         return self.store.get(key).decode()
 
     def _wait_for(self, key: str, seconds: float = math.inf) -> None:
@@ -181,35 +183,70 @@ class ProcessGroup:
 
 
 ALONE = ProcessGroup()
+_connected: list[ProcessGroup] = []  # none before `connect`, then one
 
 
-@cache
-def connect() -> ProcessGroup:
-    """Connects to the other processes of this run, if there are any.
+def connect(timeout: float = _START_TIMEOUT) -> ProcessGroup:
+    """Connects to the other processes of this run, if there are any; later calls return the same group.
+
+    Args:
+        timeout: seconds until all of them are started.
 
     Raises:
         ConfigError: they did not start, or the environment does not name them.
     """
-    env = ProcessEnv.from_environ(os.environ)
-    if env is None:
-        return ALONE
-    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's
-    try:
-        store = dist.TCPStore(
-            env.host, env.port, env.world_size, env.rank == 0 and not agent_listens, _START_TIMEOUT
-        )
-    except (RuntimeError, dist.DistError) as error:
-        raise ConfigError(
-            [
-                f"process {env.rank} of {env.world_size} could not connect to the others at {env.host}:{env.port}: "
-                f"{str(error).splitlines()[0]}"
-            ]
-        ) from error
-    start = store.add(f"start of {env.rank}", 1)  # each of torchrun's agents counts restarts by itself
-    env = replace(env, restarts=max(env.restarts, start - 1))
-    return ProcessGroup(env, dist.PrefixStore(f"apollo {start}", store))
+    if not _connected:
+        env = ProcessEnv.from_environ(os.environ)
+        _connected.append(_meet(env, timeout) if env else ALONE)
+    return _connected[0]
 
 
 def connected() -> ProcessGroup:
     """The processes that this one is connected to; itself alone before `connect`."""
-    return connect() if connect.cache_info().currsize else ALONE
+    return _connected[0] if _connected else ALONE
+
+
+def _meet(env: ProcessEnv, timeout: float) -> ProcessGroup:
+    """The group of all processes, once each of them is there. Waits in Python, so that a signal ends it."""
+    listens = env.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
+    began, noted, problem, present = monotonic(), False, "", 0
+    store: Any = None
+    while present < env.world_size:
+        try:
+            if store is None:
+                if not listens:
+                    socket.create_connection((env.host, env.port), timeout=5).close()
+                store = dist.TCPStore(
+                    env.host, env.port, env.world_size, listens, timedelta(seconds=timeout), wait_for_workers=False
+                )
+                start = store.add(f"start of {env.rank}", 1)  # each of torchrun's agents counts restarts by itself
+                store = dist.PrefixStore(f"apollo {start}", store)
+                store.set(f"present {env.rank}", "")
+            present = sum(store.check([f"present {rank}"]) for rank in range(env.world_size))
+        except (OSError, RuntimeError, dist.DistError) as error:
+            problem = f": {str(error).splitlines()[0]}"
+            if listens or store:
+                raise _unreachable(env, problem) from error
+        seconds = monotonic() - began
+        if seconds > timeout:
+            raise _unreachable(env, problem or f": {present} of them started within {timeout:g} s")
+        if seconds > _NOTE_AFTER and not noted:
+            noted = True
+            print(
+                f"apollo-train: process {env.rank} of {env.world_size} waits for the others at "
+                f"{env.host}:{env.port}{problem}; for one process on its own, type: {env.unset}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if present < env.world_size:
+            sleep(0.05)
+    return ProcessGroup(replace(env, restarts=max(env.restarts, start - 1)), store)
+
+
+def _unreachable(env: ProcessEnv, problem: str) -> ConfigError:
+    return ConfigError(
+        [
+            f"process {env.rank} of {env.world_size} could not connect to the others at {env.host}:{env.port}"
+            f"{problem}; for one process on its own, type: {env.unset}"
+        ]
+    )
