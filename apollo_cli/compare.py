@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, DataError
+from apollo_cli.cli.exit_codes import open_standard_streams
+from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, DataError, printable
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
 _MORE = """\
@@ -26,6 +27,7 @@ Exit codes: 0 done; 2 a user error, explained in one message; 1 a bug.
 
 
 def main() -> None:
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -34,7 +36,7 @@ def run(words: list[str]) -> int:
     try:
         _compare(parser().parse_args(words))
     except ApolloError as error:
-        print(f"apollo-compare: {error}", file=sys.stderr)
+        print(printable(f"apollo-compare: {error}"), file=sys.stderr)
         return EXIT_USER_ERROR
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or EXIT_OK)

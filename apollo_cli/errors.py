@@ -3,6 +3,11 @@
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 
 
+def printable(text: str) -> str:
+    """Lines of text, some of it perhaps untrusted, without the control characters that a terminal obeys."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class ApolloError(Exception):
     """Something outside the program is wrong; the message names the problem, the place and the remedy."""
 

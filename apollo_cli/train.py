@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli import __version__
-from apollo_cli.cli.exit_codes import report, report_signal
+from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
 from apollo_cli.cli.help import page
 from apollo_cli.errors import EXIT_OK, ConfigError
 from apollo_cli.signals import Terminated, terminable
@@ -20,6 +20,7 @@ _STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S-%f"
 
 def main() -> None:
     """The console command."""
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -17,11 +17,24 @@ from apollo_cli.errors import (
     ReportedError,
     StorageError,
     TrainingError,
+    printable,
 )
 from apollo_cli.signals import Interrupted, Terminated
 from apollo_cli.training.distributed.environment import ProcessEnv
 
 _MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can go on with
+
+
+def open_standard_streams() -> None:
+    """Connects what is closed of standard input, output and error to the null device.
+
+    Otherwise the next file that is opened would be taken for it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def report(error: Exception, run_dir: Path | None = None, program: str = "apollo-train") -> int:
@@ -40,12 +53,14 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
             isinstance(error, TrainingError) and error.resumable
         )
         text = f"{error}{resume_hint(run_dir, program) if run_dir and resumable else ''}"
+    elif isinstance(error, RecursionError):
+        code, text = EXIT_USER_ERROR, "a value is nested too deeply to be read"
     elif _is_of_the_command_line(error):
         code, text = EXIT_USER_ERROR, str(error).strip().splitlines()[0]
     else:
         code, text = EXIT_BUG, "".join(traceback.format_exception(error)).rstrip()
     if speaker := _speaker(program, text, error):
-        print(text if code == EXIT_BUG else f"{speaker}: {text}", file=sys.stderr)
+        print(printable(text if code == EXIT_BUG else f"{speaker}: {text}"), file=sys.stderr)
     return code
 
 

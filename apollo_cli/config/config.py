@@ -37,6 +37,7 @@ from apollo_cli.config.training import (
     rate_problems,
 )
 from apollo_cli.errors import ConfigError
+from apollo_cli.growth import plugins
 from apollo_cli.models.model_config import Initialization, ModelConfig
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, because it names a folder")
@@ -121,10 +122,12 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
 @cache
 def text_keys() -> frozenset[str]:
     """The keys whose value is a text, or a list of texts."""
-    sections = [("", RunArgs), *((f"{name}.", cls) for name, family in _FAMILIES.items() for cls in family)]
+    sections: dict[str, tuple[type[Section], ...]] = {"": (RunArgs,)}
+    sections |= {f"{name}.": family for name, family in _FAMILIES.items()}
     return frozenset(
         prefix + key
-        for prefix, cls in sections
+        for prefix, family in sections.items()
+        for cls in family
         for key, field in cls.model_fields.items()
         if field.annotation in (str, str | None, tuple[str, ...])
     )
@@ -150,6 +153,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
             sections[name] = None
             continue
         cls = member(name, family, raw[name], problems)
+        if cls is None and name in ("sampler", "expander"):
+            problems += plugins.BROKEN
         sections[name] = validate(cls, f"{name}.", raw[name], problems) if cls else None
     problems += _joint_problems(sections)
     if problems:

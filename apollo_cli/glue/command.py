@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli import __version__
-from apollo_cli.cli.exit_codes import report, report_signal
+from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
 from apollo_cli.errors import EXIT_OK, ConfigError
 from apollo_cli.signals import Terminated, terminable
 from apollo_cli.training.distributed.environment import ProcessEnv
@@ -39,6 +39,7 @@ Exit codes: 0 done; 2 an error to fix, in one message; 130 / 143 interrupted, re
 
 
 def main() -> None:
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 

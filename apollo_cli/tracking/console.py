@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from apollo_cli import files
+from apollo_cli.errors import printable
 from apollo_cli.growth.plan import Plan
 
 _INTERVAL = 30  # seconds between lines on the progress of a long step
@@ -61,6 +62,7 @@ class Console:
             self._log(text)
 
     def say(self, text: str) -> None:
+        text = printable(text)
         self._print(text)
         self._log(text)
 

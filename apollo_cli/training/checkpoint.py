@@ -32,6 +32,7 @@ from apollo_cli.training.state import Checkpoint, TrainerState
 FORMAT = 1
 _PIECE = 1 << 22  # bytes with a checksum of their own, so that all cores can verify one file
 _BLOCK = 1 << 18  # bytes read at once
+_HUGE = 1e300  # more than any number of a run, and a float
 
 
 class _NewerFormat(CheckpointError):
@@ -291,11 +292,12 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
     for key, value in vars(state).items():
         expected = type(getattr(fresh, key))
         kinds = (int, float) if expected is float else expected
-        if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0 and key != "loss_sum"):
-            raise TypeError(f"state.{key} is {value!r}")
+        least = -_HUGE if key == "loss_sum" else 0
+        if not isinstance(value, kinds) or (isinstance(value, int | float) and not least <= value < _HUGE):
+            raise TypeError(f"state.{key} is {value!r:.100}")
     numbers = [*state.losses.values(), *(number for growth in state.growths for number in growth.values())]
-    if not all(number is None or isinstance(number, int | float) for number in numbers):
-        raise TypeError("state has text where numbers should be")
+    if not all(n is None or (isinstance(n, int | float) and abs(n) < _HUGE) for n in numbers):
+        raise TypeError("state has something else where finite numbers should be")
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
         raise TypeError(f"state.run_id is {state.run_id!r}")
     return state

@@ -62,6 +62,26 @@ def test_plugins_are_planned_listed_and_checked_like_shipped_methods(checkout: P
     assert "sampler.deep=often" in wrong.stderr
 
 
+def test_a_plugin_that_cannot_be_imported_is_named_to_those_who_ask_for_its_method(
+    checkout: Path, tmp_path: Path
+) -> None:
+    broken = checkout / "apollo_cli" / "growth" / "plugins" / "broken.py"
+    config = checkout / "apollo_cli" / "conf" / "sampler" / "broken.yaml"
+    broken.write_text("class Broken(:\n", encoding="utf-8")
+    config.write_text("kind: broken\n", encoding="utf-8")
+    try:
+        done = python(checkout, "-m", "apollo_cli.train", "sampler=broken", "plan=true")
+        assert done.returncode == 2
+        assert "growth/plugins/broken.py cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)" in (
+            done.stderr
+        )
+        others = python(checkout, "-m", "apollo_cli.train", "plan=true", f"hydra.run.dir={tmp_path}/run")
+        assert (others.returncode, others.stderr) == (0, "")
+    finally:
+        broken.unlink()
+        config.unlink()
+
+
 def test_a_taken_name_of_a_sampler_is_refused() -> None:
     with pytest.raises(ValueError, match="there is a sampler 'lvps' already"):
         sampler("lvps")(type("Another", (), {}))
