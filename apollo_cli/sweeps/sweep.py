@@ -157,6 +157,8 @@ class Command:
         _escape_slashes(config)
         if is_first:
             self._open_sweep(config, is_grid)
+        if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
+            _set(config, "hydra.sweep.dir", str(self.folder))
         launcher = config.hydra.launcher
         with read_write(config.hydra):
             if self._submitted:

@@ -41,8 +41,8 @@ class Identity:
 
 
 def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Identity:
-    in_sweep = (run_dir.parent / "multirun.yaml").exists()
-    group = f"{name}/{run_dir.parent.name}" if in_sweep else None
+    sweep = run_dir.resolve().parent
+    group = f"{sweep.parent.name}/{sweep.name}" if (sweep / "multirun.yaml").exists() else None
     return Identity(run_id, f"{group or name}/{run_dir.name}", group, tags)
 
 

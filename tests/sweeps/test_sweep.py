@@ -161,6 +161,22 @@ def test_a_job_in_which_another_process_works_is_refused_and_the_others_run(
     assert status(tmp_path / "sweep" / "1") == "completed"
 
 
+@pytest.mark.parametrize(
+    "swept", [["experiment=apollo_bert,scratch_bert", "seed=0,1"], ["name=${model.kind}-${seed}", "model=bert,gpt"]]
+)
+def test_a_sweep_over_names_is_one_folder(
+    swept: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is the one that it prints, whatever the names of its jobs are."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["-m", *swept, "plan=true"]) == 0
+    printed = re.search(r"sweep in (\S+);", capsys.readouterr().out)
+    assert printed
+    jobs = {plan.parent for plan in Path("outputs").rglob("plan.json")}
+    assert jobs == {Path(printed[1]) / str(number) for number in range(len(jobs))}
+    assert len({(job / "config.yaml").read_text(encoding="utf-8").partition("name:")[2][:20] for job in jobs}) == 2
+
+
 @pytest.mark.slow
 def test_plans_of_a_sweep_end_with_their_flops_and_are_not_trained_over(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -315,11 +315,14 @@ def test_the_key_is_looked_for_where_wandb_login_stored_the_server(
 
 
 def test_the_jobs_of_a_sweep_share_a_group(tmp_path: Path) -> None:
+    """The group is the folder of the sweep, whatever the names of its jobs are."""
+    sweep = tmp_path / "apollo" / "stamp"
     for job in ("0", "1"):
-        (tmp_path / "stamp" / job).mkdir(parents=True)
-    (tmp_path / "stamp" / "multirun.yaml").write_text("")
-    first, second = (identify(tmp_path / "stamp" / job, "apollo", (), job) for job in ("0", "1"))
+        (sweep / job).mkdir(parents=True)
+    (sweep / "multirun.yaml").write_text("")
+    first, second = identify(sweep / "0", "apollo", (), "0"), identify(sweep / "1", "scratch", (), "1")
     assert first.group == second.group == "apollo/stamp"
+    assert (first.name, second.name) == ("apollo/stamp/0", "apollo/stamp/1")
     assert (first.id, second.id) == ("0", "1")
     assert identify(tmp_path / "alone", "apollo", (), "2").group is None
 
