@@ -56,6 +56,7 @@ class RunArgs(Section):
     compile: Literal["auto", True, False]
     on_nonfinite: Literal["stop", "skip"]
     plan: bool
+    plan_device: Literal["h200", "h100", "a100", "l40s", "rtx4090", "v100"] | None = None  # absent in older runs
     resume: str | None
 
 

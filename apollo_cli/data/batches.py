@@ -164,13 +164,21 @@ class EvaluationBatches:
     rank: int = 0
     processes: int = 1
 
+    def __len__(self) -> int:
+        return len(range(0, len(self.rows), self._share * self.processes))
+
+    @property
+    def _share(self) -> int:
+        """Sequences at once in this process."""
+        return max(1, self.micro_size // self.processes)
+
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
         """The batches of this process, each with the number of its predictions that count.
 
         All processes have equally many batches, because they may have to run each together: a process that has no
         rows left repeats a row of another one, and none of its predictions count.
         """
-        share = max(1, self.micro_size // self.processes)
+        share = self._share
         for first in range(0, len(self.rows), share * self.processes):
             mine = np.arange(first + self.rank * share, first + (self.rank + 1) * share)
             counted = mine[mine < len(self.rows)]

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 AS_FOLDER = "apollo_folder"  # resolver: a value as the name of one folder
 OmegaConf.register_new_resolver(AS_FOLDER, lambda value: re.sub(r"[/\\]", "_", str(value)), replace=True)
+OmegaConf.register_new_resolver("apollo_parent", lambda plan, name: "plans" if plan else name, replace=True)
 
 _BUSY = Lock()  # held while this process, one of several, runs a job
 

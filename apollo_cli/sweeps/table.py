@@ -10,7 +10,7 @@ from rich.table import Table
 from apollo_cli import files
 from apollo_cli.report.runs import RunFiles
 from apollo_cli.sweeps.journal import JobResult
-from apollo_cli.tracking.console import Screen
+from apollo_cli.tracking.console import Screen, duration
 
 
 def close_sweep(jobs: Sequence[JobResult]) -> int:
@@ -30,6 +30,9 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
     for job in jobs:
         if job.code or job.reason:
             print(f"{files.shown(Path(job.run_dir))} {job.status}: {job.reason}")
+    if plans := [RunFiles(Path(job.run_dir)).plan for job in jobs if job.status == "planned"]:
+        seconds = sum(plan.get("estimated_seconds", 0.0) for plan in plans)
+        print(f"all plans: {sum(plan['flops'] for plan in plans):.4e} FLOPs, about {duration(seconds)} (h:mm:ss)")
     codes = {job.code for job in jobs}
     return 1 if 1 in codes else max(codes, default=0)
 

@@ -21,6 +21,8 @@ from apollo_cli.growth.plan import Plan
 _INTERVAL = 30  # seconds between lines on the progress of a long step
 _MIN_SHARE = 0.01  # of a long step, before which the remaining time cannot be estimated
 _WIDTH = 112  # of plain output that does not go to a terminal
+_BAR = 16  # width of the live bar
+_SAME = ("step", "layers", "width", "eval/loss")  # an evaluation that is printed already
 
 
 class Screen(RichConsole):
@@ -52,7 +54,8 @@ class Console:
         self.task = TaskID(0)
         self.plan: Plan | None = None
         self.train_loss: float | None = None
-        self.loss_before_growth: float | None = None
+        self.evaluated: dict[str, Any] = {}  # the last row of an evaluation
+        self.stepped: dict[str, Any] = {}  # the columns of the last step
 
     def log_to(self, path: Path) -> None:
         """Opens train.log and writes the lines so far to it."""
@@ -61,9 +64,15 @@ class Console:
         for text in self.unlogged:
             self._log(text)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, in_words: bool = False) -> None:
+        """Prints and logs a text.
+
+        Args:
+            text: as it is, so that a command or a path in it can be copied.
+            in_words: whether a narrow terminal breaks its lines between words.
+        """
         text = printable(text)
-        self._print(text)
+        self._print(text, soft_wrap=not in_words)
         self._log(text)
 
     def show(self, table: Table) -> None:
@@ -104,23 +113,34 @@ class Console:
         """Begins the live bar on a terminal."""
         self.plan = plan
         if self.out.is_terminal and not self.out.quiet:
-            columns = (BarColumn(bar_width=max(1, min(24, self.out.width - 90))), TextColumn("{task.description}"))
+            columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=self.out, refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
 
     def step(self, columns: dict[str, Any]) -> None:
         if self.bar is not None:
+            self.stepped = columns
             self.bar.update(self.task, completed=columns["flops"], description=self._position(columns))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Shows on the live bar how many batches of an evaluation are done."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"evaluating {done}/{total}")
 
     def row(self, row: dict[str, Any]) -> None:
         """Prints and logs a row; beside a live bar training rows are only logged."""
         self.train_loss = row.get("train/loss", self.train_loss)
-        line = self._line(row)
+        line, before = self._line(row), self.evaluated
         if "eval/loss" in row:
-            self.loss_before_growth = row["eval/loss"]
+            self.evaluated = row
+        is_repeated = "eval/loss" in row and all(row.get(key) == before.get(key) for key in _SAME)
+        if self.bar and self.stepped:
+            self.bar.update(self.task, description=self._position(self.stepped))
+        if is_repeated:  # just before a growth, and after an evaluation
+            return
         if self.bar is None or "train/loss" not in row:
-            self._print(line)
+            self._print(line, soft_wrap=False)
         self._log(line)
 
     def stop(self) -> None:
@@ -129,42 +149,54 @@ class Console:
             self.bar = None
 
     def _line(self, row: dict[str, Any]) -> str:
-        width = f"  width {row['width']:g}" if "width" in row else ""
-        head = f"step {row['step']:>6}  layers {row['layers']:>2}{width}  {row['flops']:.3e} FLOPs"
+        width = f" width {row['width']:g}" if "width" in row else ""
+        head = f"step {row['step']:>5} layers {row['layers']:>2}{width} {row['flops']:.3e} FLOPs"
         if "growth/to" in row:
             after = row["layers"] == row["growth/to"] and row.get("width") == row.get(
                 "growth/width_to", row.get("width")
             )
             when = f"grown {_grown(row)}" if after else "before growth"
-            return f"{head}  {when}: {_evaluation(row, self._change(row) if after else '')}"
+            return f"{head}: {when}, {_evaluation(row, self._change(row) if after else '')}"
         if "eval/loss" in row:
-            return f"{head}  evaluation: {_evaluation(row)}"
+            return f"{head}: {_evaluation(row)}"
         skipped = f" skipped {row['train/skipped_steps']}" if row["train/skipped_steps"] else ""
         norm = _value(row["train/grad_norm"], ".2f")
         return f"step {self._position(row)} lr {row['train/lr']:.2e} norm {norm}{skipped}"
 
     def _change(self, row: dict[str, Any]) -> str:
         """The change of the stored layers' loss by a growth."""
-        before, after = self.loss_before_growth, row["eval/loss"]
+        before, after = self.evaluated.get("eval/loss"), row["eval/loss"]
         return "" if before is None or after is None else f" ({after - before:+.4f})"
 
     def _position(self, row: dict[str, Any]) -> str:
+        """Where the run is; on a narrow terminal the parts that matter most."""
         assert self.plan is not None
-        loss = "" if self.train_loss is None else f" loss {self.train_loss:.4f}"
-        return (
-            f"{row['step']:>5}/{self.plan.steps} stage {row['stage']}/{len(self.plan.stages)} "
-            f"layers {row['layers']:>2} depth {row['train/depth']:>2}{loss} {row['flops']:.2e} FLOPs "
-            f"ETA {self._eta(row)}"
-        )
+        validation = self.evaluated.get("eval/loss")
+        parts = {  # the higher the number, the sooner a part is left out
+            f"{row['step']:>5}/{self.plan.steps}": 0,
+            f"stage {row['stage']}/{len(self.plan.stages)}": 3,
+            f"layers {row['layers']:>2}": 5,
+            f"depth {row['train/depth']:>2}": 4,
+            "" if self.train_loss is None else f"loss {self.train_loss:.4f}": 1,
+            "" if self.bar is None or validation is None else f"validation {validation:.4f}": 2,
+            f"{row['flops']:.2e} FLOPs": 6,
+            f"ETA {self._eta(row)}": 0,
+        }
+        room = self.out.width - _BAR - 2 if self.bar else _WIDTH
+        for most in range(max(parts.values()), -1, -1):
+            text = " ".join(part for part, order in parts.items() if part and order <= most)
+            if len(text) <= room:
+                break
+        return text
 
     def _eta(self, row: dict[str, Any]) -> str:
         assert self.plan is not None
         share = row["flops"] / self.plan.flops
         return duration(row["train_seconds"] * (1 - share) / share) if share else "?"
 
-    def _print(self, what: str | Table) -> None:
+    def _print(self, what: str | Table, *, soft_wrap: bool = True) -> None:
         try:
-            self.out.print(what, markup=False)
+            self.out.print(what, markup=False, soft_wrap=soft_wrap or not self.out.is_terminal)
         except OSError:  # a terminal whose connection broke
             self.out.on_broken_pipe()
 
@@ -202,15 +234,20 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
 
 def plan_totals(plan: Plan) -> str:
     """The exact totals, and the saving against scratch at equal steps."""
-    saving = 1 - plan.flops / plan.scratch_flops
+    saving, flops, scratch = 1 - plan.flops / plan.scratch_flops, _exact(plan.flops), _exact(plan.scratch_flops)
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     return (
-        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {plan.flops} FLOPs{learned}; scratch at equal "
-        f"steps {plan.scratch_flops} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
+        f"steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
         f"{beside if plan.step_cost.devices > 1 else ''}"
     )
+
+
+def _exact(flops: int) -> str:
+    """A number of FLOPs, exact as long as one can read it; plan.json has every digit."""
+    return str(flops) if flops < 10**15 else f"{flops:.4e}"
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -249,7 +286,7 @@ def _grown(row: dict[str, Any]) -> str:
 
 def _evaluation(row: dict[str, Any], change: str = "") -> str:
     stored, full = row["eval/loss"], row["eval/loss_full_depth"]
-    at_full = "" if stored == full else f"  at full depth {_value(full)}"
+    at_full = "" if stored == full else f", full depth {_value(full)}"
     return f"validation loss {_value(stored)}{change}{at_full}"
 
 

@@ -1,19 +1,83 @@
-"""The duration of a micro-step on this machine, for a budget in seconds."""
+"""How long micro-steps and plans take: timed on this machine, or estimated for a named GPU."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
 from statistics import median
 from time import perf_counter
 
 import numpy as np
+import torch
 
 from apollo_cli.config.config import Config
 from apollo_cli.data.batches import Task, TrainingBatches
 from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
+from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.training.device import Device
 from apollo_cli.training.optimizer import build_optimizer
 
 _REPEATS = 5
+_SAMPLE_TOKENS = 512  # of a layer that is timed for an estimate
+
+# Dense bf16 products in FLOP/s, NVIDIA's data sheets (v100: fp16).
+GPUS = {"h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "rtx4090": 165e12, "v100": 125e12}
+# Measured on one H100 (benchmarks/RESULTS.md, "On a GPU"): BERT-Base reaches 26 % of the peak, and no layer of a
+# smaller model takes less than 31 ms / 12, for the host has to start it.
+_SHARE_OF_PEAK, _SECONDS_A_LAYER = 0.26, 0.0026
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The training seconds of a plan, roughly, and where they come from."""
+
+    seconds: float
+    source: str
+
+
+def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
+    """The training time of a plan on `plan_device`, or on this device by the rate of one layer, timed now."""
+    devices = plan.step_cost.devices
+    if name := config.run.plan_device:
+        rate = GPUS[name] * _SHARE_OF_PEAK * devices
+        seconds = sum(
+            count * max(plan.flops_of(part.stage.first_step, depth) / rate, depth * _SECONDS_A_LAYER)
+            for part in plan.stages
+            for depth, count in part.depth_counts.items()
+        )
+        per_device = f"{devices} x {name}" if devices > 1 else name
+        return Estimate(seconds, f"{per_device} at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s")
+    rate = _layer_rate(config, device)
+    return Estimate(plan.flops / (rate * devices), f"{device.name}, {rate / 1e9:.0f} GFLOP/s in a layer timed now")
+
+
+def _layer_rate(config: Config, device: Device) -> float:
+    """Model FLOPs a second of the forward and backward pass of one layer of this model on this device."""
+    model_config, seq_len = config.model_config, config.data.seq_len
+    rows = max(1, _SAMPLE_TOKENS // seq_len)
+    block = build(replace(model_config, vocabulary=64), 1).to(device.device).blocks[0]
+    hidden = torch.randn(rows, seq_len, model_config.hidden, device=device.device)
+    flops = FORWARD_AND_BACKWARD * layer_flops(model_config, rows, seq_len, rows * seq_len)
+
+    def run() -> None:
+        with device.autocast():
+            output = block(hidden)
+        output.float().sum().backward()
+
+    return flops / min(_seconds(run, device))  # other programs on the machine can only add to it
+
+
+def _seconds(run: Callable[[], None], device: Device) -> list[float]:
+    """The duration of each of some calls, without the first one, which includes warm-up and compilation."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        device.synchronize()
+        start = perf_counter()
+        run()
+        device.synchronize()
+        times.append(perf_counter() - start)
+    return times[1:]
 
 
 def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 1.0) -> Callable[[int], float]:
@@ -27,20 +91,17 @@ def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 
         model = build(config.model_config.narrowed(width), depth).to(device.device)
         device.compile_blocks(model.blocks)
         optimizer = build_optimizer(model, config.optim)
-        times = []
-        for repeat in range(_REPEATS + 1):
-            device.synchronize()
-            start = perf_counter()
+        path = layer_map("nearest", depth, depth)
+        numbers = count()
+
+        def run() -> None:
             with device.autocast():
-                loss = model.loss(
-                    batches.micro_batch(repeat, 0).to(device.device), layer_map("nearest", depth, depth)
-                )
+                loss = model.loss(batches.micro_batch(next(numbers), 0).to(device.device), path)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            device.synchronize()
-            times.append(perf_counter() - start)
-        return median(times[1:])  # the first one includes warm-up and compilation
+
+        return median(_seconds(run, device))
 
     shallow = measure(1)
     slope = max(0.0, (measure(target) - shallow) / (target - 1)) if target > 1 else 0.0

@@ -1,6 +1,7 @@
 """Validation loss at the depth of the stored layers and at full depth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import count
 from math import exp
 
 import torch
@@ -14,13 +15,25 @@ from apollo_cli.training.device import Device
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float] = NO_GATES
+    model: LanguageModel,
+    batches: EvaluationBatches,
+    device: Device,
+    gates: Mapping[int, float] = NO_GATES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first."""
+    """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first.
+
+    `progress` takes the number of batches that are done and of all.
+    """
     stored, target = len(model.blocks), model.model_config.layers
+    depths = {stored, target}
+    total, done = len(depths) * len(batches), count(1)
     was_training = model.training
     model.eval()
-    losses = {depth: _mean_loss(model, batches, device, depth, gates) for depth in {stored, target}}
+    losses = {
+        depth: _mean_loss(model, batches, device, depth, gates, lambda: progress(next(done), total))
+        for depth in depths
+    }
     model.train(was_training)
     return {
         "eval/loss": losses[stored],
@@ -30,7 +43,12 @@ def evaluate(
 
 
 def _mean_loss(
-    model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int, gates: Mapping[int, float]
+    model: LanguageModel,
+    batches: EvaluationBatches,
+    device: Device,
+    depth: int,
+    gates: Mapping[int, float],
+    note_batch: Callable[[], None],
 ) -> float:
     """Mean over the predictions of all processes, in nats."""
     total, predictions = 0.0, 0
@@ -40,5 +58,6 @@ def _mean_loss(
             loss = model.loss(batch.to(device.device), logical, gates=gates)
         total += loss.item() * counted
         predictions += counted
+        note_batch()
     total, all_predictions = device.processes.sum(total, predictions)
     return total / all_predictions

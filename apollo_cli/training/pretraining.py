@@ -129,7 +129,9 @@ class Pretraining(Session):
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(batches, device.device),
-            measure=lambda gates: evaluate(strategy.language_model(), validation, device, gates),
+            measure=lambda gates: evaluate(
+                strategy.language_model(), validation, device, gates, self.console.evaluating
+            ),
             tracker=tracker,
             checkpoints=Checkpoints(
                 self.directory.checkpoints, config.checkpoint.keep, device.processes, in_shards=strategy.in_shards

@@ -17,7 +17,8 @@ from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, Con
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
-from apollo_cli.tracking.console import Console, plan_table, plan_totals
+from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
+from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import prepare_corpus, training_batches
 from apollo_cli.training.device import Device, choose
@@ -79,8 +80,10 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
     """Shows the plan, and writes it into the run directory."""
     run_plan = make_plan(config, device)
     _show(run_plan, config, device, console)
+    estimate = estimated_duration(run_plan, config, device)
+    console.say(f"training takes about {duration(estimate.seconds)} (h:mm:ss): {estimate.source}")
     with _locked(directory, device.processes), interruptible():
-        _claim(directory, config, run_plan, device.processes)
+        directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": estimate.seconds})
         console.say(f"plan written to {directory}; nothing was trained")
     return Result(directory.path, run_plan, {})
 
@@ -184,8 +187,8 @@ def _claim(directory: RunDirectory, config: Config, run_plan: Plan, processes: P
 
 def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> None:
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
-    console.say(plan_totals(run_plan))
-    console.say(device.sentence(config.run))
+    console.say(plan_totals(run_plan), in_words=True)
+    console.say(device.sentence(config.run), in_words=True)
 
 
 def _load(directory: RunDirectory, config: Config, console: Console) -> Checkpoint | None:

@@ -170,9 +170,12 @@ def test_a_sweep_over_names_is_one_folder(
     """Its folder is the one that it prints, whatever the names of its jobs are."""
     monkeypatch.chdir(tmp_path)
     assert run(["-m", *swept, "plan=true"]) == 0
-    printed = re.search(r"sweep in (\S+);", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    printed = re.search(r"sweep in (outputs/plans/\S+);", out)
     assert printed
     jobs = {plan.parent for plan in Path("outputs").rglob("plan.json")}
+    plans = [json.loads((job / "plan.json").read_text(encoding="utf-8")) for job in jobs]
+    assert f"all plans: {sum(plan['flops'] for plan in plans):.4e} FLOPs, about " in out
     assert jobs == {Path(printed[1]) / str(number) for number in range(len(jobs))}
     assert len({(job / "config.yaml").read_text(encoding="utf-8").partition("name:")[2][:20] for job in jobs}) == 2
 

@@ -36,9 +36,9 @@ def test_lines_have_stage_layers_depth_loss_flops_and_eta(
     line = next(line for line in out.splitlines() if "loss 5.5000" in line)
     for part in ("3/12", "stage 1/3", "layers  1", "depth  2", "ETA 0:00:06", "lr 1.00e-03"):
         assert part in line
-    assert "evaluation: validation loss 5.0000  at full depth 5.1000" in out
-    assert "before growth" in out
-    assert "grown 1 -> 2 layers: validation loss 5.0300 (+0.0300)  at full depth 5.1000" in out
+    assert "FLOPs: validation loss 5.0000, full depth 5.1000" in out
+    assert "before growth" not in out  # it was evaluated just now
+    assert "grown 1 -> 2 layers, validation loss 5.0300 (+0.0300), full depth 5.1000" in out
     assert (tmp_path / "train.log").read_text() == out
 
 
@@ -49,14 +49,72 @@ def test_a_growth_in_width_is_printed(config: Callable[..., Config], capsys: pyt
         growth = losses | {"growth/from": 1, "growth/to": layers} | width
         console.row(ROW | growth | {"width": 0.5})
         console.row(ROW | growth | {"width": 1, "layers": layers})
-    lines = [line.partition("FLOPs  ")[2] for line in capsys.readouterr().out.splitlines()]
-    after = ": validation loss 5.0000 (+0.0000)"
+    lines = [line.partition("FLOPs: ")[2] for line in capsys.readouterr().out.splitlines()]
+    after = ", validation loss 5.0000 (+0.0000)"
     assert lines == [
-        "before growth: validation loss 5.0000",
+        "before growth, validation loss 5.0000",
         f"grown 0.5 -> 1 of the width{after}",
-        "before growth: validation loss 5.0000",
+        "before growth, validation loss 5.0000",
         f"grown 1 -> 2 layers, 0.5 -> 1 of the width{after}",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("width", "there", "missing"),
+    [
+        (60, ["3/12", "loss 5.5000", "ETA"], ["validation", "stage"]),
+        (80, ["3/12", "stage 1/3", "loss 5.5000", "validation 5.0000", "ETA"], ["layers", "FLOPs"]),
+        (
+            140,
+            ["3/12", "stage 1/3", "layers  1", "depth  2", "loss 5.5000", "validation 5.0000", "FLOPs", "ETA"],
+            [],
+        ),
+    ],
+)
+def test_the_live_bar_fits_the_terminal_with_what_matters_most(
+    width: int, there: list[str], missing: list[str], config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    plan, console = make_plan(config(), choose(config().run)), Console()
+    console.start(plan)
+    try:
+        console.row(ROW | {"flops": plan.flops // 4, "eval/loss": 5.0, "eval/loss_full_depth": 5.1})
+        console.row(ROW | {"flops": plan.flops // 4} | TRAINING)
+        console.step(ROW | {"flops": plan.flops // 4} | TRAINING)
+        assert console.bar
+        (task,) = console.bar.tasks
+        assert len(task.description) + 16 + 1 < width
+        assert all(part in task.description for part in there), task.description
+        assert not any(part in task.description for part in missing), task.description
+        console.evaluating(38, 128)
+        assert task.description == "evaluating 38/128"
+        console.row(ROW | {"flops": plan.flops // 4, "eval/loss": 4.5, "eval/loss_full_depth": 5.1})
+        assert "ETA" in task.description
+    finally:
+        console.stop()
+
+
+def test_lines_break_between_words_on_a_narrow_terminal(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Terminal()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console()
+    console.say(plan_totals(make_plan(config(), choose(config().run))), in_words=True)
+    console.row(ROW | {"flops": 10**12, "eval/loss": 5.25, "eval/loss_full_depth": 5.125})
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 40
+    assert {"micro-steps,", "fewer", "1.000e+12", "5.2500,", "5.1250"} <= set(out.getvalue().split())
 
 
 def test_the_plan_table_marks_narrow_stages(config: Callable[..., Config]) -> None:

@@ -1,0 +1,33 @@
+"""How long a plan takes: by the rate of this device, or of a named one."""
+
+from collections.abc import Callable
+
+import pytest
+
+from apollo_cli.config.config import Config
+from apollo_cli.training import calibration
+from apollo_cli.training.calibration import estimated_duration
+from apollo_cli.training.device import choose
+from apollo_cli.training.planning import make_plan
+
+
+def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_gpu = config("plan_device=a100")
+    plan = make_plan(of_gpu, choose(of_gpu.run))
+    layers = sum(depth * n for part in plan.stages for depth, n in part.depth_counts.items())
+    assert estimated_duration(plan, of_gpu, choose(of_gpu.run)).seconds == pytest.approx(
+        layers * 0.031 / 12, rel=0.01
+    )
+    monkeypatch.setattr(calibration, "_SECONDS_A_LAYER", 0.0)
+    estimate = estimated_duration(plan, of_gpu, choose(of_gpu.run))
+    assert estimate.seconds == pytest.approx(plan.flops / (0.26 * 312e12))
+    assert estimate.source == "a100 at 26% of 312 TFLOP/s"
+
+
+def test_this_device_is_timed(config: Callable[..., Config]) -> None:
+    plan = make_plan(config(), choose(config().run))
+    estimate = estimated_duration(plan, config(), choose(config().run))
+    assert 1e-5 < estimate.seconds < 60  # 4e7 FLOPs
+    assert "GFLOP/s in a layer timed now" in estimate.source
