@@ -44,6 +44,7 @@ TINY = (
     "data.validation=0.1",
     "model.layers=4",
     "model.hidden=16",
+    "model.heads=2",
     "model.ffn=32",
     "schedule.layers=[1,2,4]",
     "schedule.ends=[0.25,0.5,1]",

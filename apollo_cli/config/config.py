@@ -21,7 +21,7 @@ from apollo_cli.config.growth import (
     growth_problems,
     with_numbers_of_layers,
 )
-from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, model_problems
+from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, model_problems, with_sizes
 from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
 from apollo_cli.config.training import (
     BatchArgs,
@@ -142,6 +142,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     """
     problems: list[str] = []
     model, data = raw.get("model"), raw.get("data")
+    if isinstance(model, Mapping):
+        raw = {**raw, "model": with_sizes(model)}
     if isinstance(data, Mapping):
         kind = model.get("kind") if isinstance(model, Mapping) else None
         raw = {**raw, "data": completed(data, kind)}

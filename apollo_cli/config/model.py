@@ -1,10 +1,11 @@
 """The schema of `model` and `size`."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from apollo_cli.config.schema import Section, Size
+from apollo_cli.config.schema import Section, Size, whole
 from apollo_cli.models.model_config import Kind, PositionInit, ResidualInit
 
 MOST_LAYERS = 10_000
@@ -40,6 +41,21 @@ class GptArgs(ModelArgs):
 
 
 MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
+
+
+def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plain values of `model`, valid or not, with numbers for `heads` and `ffn` where they are null.
+
+    The inner width is four times the width; a head has 64 dimensions, or else 32, or the most between them that
+    divide the width.
+    """
+    hidden = whole(values.get("hidden"))
+    if type(hidden) is not int or hidden < 1:
+        hidden = 1  # the problem is reported for model.hidden
+    sizes = (64, 32, *range(63, 32, -1))
+    head = next((size for size in sizes if hidden % size == 0 and hidden >= 2 * size), hidden)
+    following = {"heads": hidden // head, "ffn": 4 * hidden}
+    return {**values, **{key: number for key, number in following.items() if values.get(key, 0) is None}}
 
 
 def model_problems(model: ModelArgs) -> list[str]:

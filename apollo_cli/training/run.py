@@ -12,6 +12,7 @@ from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import resume_words
 from apollo_cli.data import cache_folder
+from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.inspect import inspection
 from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, ConfigError, ReportedError
 from apollo_cli.growth.plan import Plan
@@ -61,6 +62,7 @@ def train(config: Config, run_dir: Path) -> Result:
                     if processes.is_main:
                         directory.unclaim()
                     raise
+            _show_corpus(corpus, run_plan, config, console)
             return Pretraining(config, run_plan, device, corpus, directory, console).run(None)
 
 
@@ -186,9 +188,26 @@ def _claim(directory: RunDirectory, config: Config, run_plan: Plan, processes: P
 
 
 def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> None:
+    model = config.model_config
+    console.say(
+        f"{model.kind.upper()}: {model.layers} layers of width {model.hidden}, {model.heads} heads, feed-forward "
+        f"{model.ffn}, rows of {model.positions} tokens, vocabulary {model.vocabulary:,}, "
+        f"{run_plan.step_cost.parameters(model.layers):,} parameters",
+        in_words=True,
+    )
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(run_plan), in_words=True)
     console.say(device.sentence(config.run), in_words=True)
+
+
+def _show_corpus(corpus: Corpus, run_plan: Plan, config: Config, console: Console) -> None:
+    documents, rows = sum(corpus.packed.documents.values()), len(corpus.training)
+    epochs = run_plan.steps * config.batch.size / rows
+    console.say(
+        f"corpus: {documents:,} documents, {corpus.packed.tokens:,} tokens; the budget reads its {rows:,} training "
+        f"rows {epochs:.2g} times",
+        in_words=True,
+    )
 
 
 def _load(directory: RunDirectory, config: Config, console: Console) -> Checkpoint | None:
@@ -203,7 +222,10 @@ def _load(directory: RunDirectory, config: Config, console: Console) -> Checkpoi
         console.say(f"{error}; it will be written anew")
         is_complete = False
     if is_complete:
-        raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume")
+        raise CheckpointError(
+            f"{directory}: this run is complete, there is nothing to resume; a new run begins with its "
+            f"weights if you type init_from.path={directory}"
+        )
     checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
     return checkpoints.load_newest(console.say, directory.metrics_bytes())
 

@@ -80,6 +80,7 @@ def test_every_shipped_option_is_valid(option: str) -> None:
     composed = compose_values([option, *NEEDS.get(option, [])])
     config = parse(composed)
     composed["data"]["vocab_size"] = config.data.vocab_size  # which a tokenizer may decide
+    composed["model"] |= {"heads": config.model.heads, "ffn": config.model.ffn}  # which follow the width
     composed["schedule"]["layers"] = list(config.schedule.layers)  # numbers instead of parts of the target
     if "sizes" in composed["sampler"]:
         composed["sampler"]["sizes"] = list(config.sampler.sizes)  # type: ignore[attr-defined]
@@ -242,7 +243,7 @@ def test_the_model_config_has_the_sizes_of_the_config(composed: dict[str, Any]) 
     shape = parse(composed).model_config
     model, data = composed["model"], composed["data"]
     assert (shape.kind, shape.layers, shape.hidden) == (model["kind"], model["layers"], model["hidden"])
-    assert (shape.heads, shape.ffn, shape.dropout) == (model["heads"], model["ffn"], model["dropout"])
+    assert (shape.heads, shape.ffn, shape.dropout) == (model["hidden"] // 64, 4 * model["hidden"], model["dropout"])
     assert (shape.vocabulary, shape.positions) == (data["vocab_size"], data["seq_len"])
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import compose_values
 from tests.helpers.config_values import changed, problems_of, refuses
 
 
@@ -31,3 +33,24 @@ def test_heads_that_do_not_divide_the_width_are_refused(composed: dict[str, Any]
     offer = re.search(r"for example model\.heads=(\d+)", problem)
     assert offer
     assert 128 % int(offer[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads"),
+    [(64, 2), (128, 2), (256, 4), (768, 12), (1024, 16), (96, 3), (32, 1), (16, 1), (100, 2), (7, 1)],
+)
+def test_heads_and_inner_width_follow_the_width_unless_typed(
+    composed: dict[str, Any], hidden: int, heads: int
+) -> None:
+    """Heads of 64, else of 32, else of the most between that divides the width: 100 is two heads of 50."""
+    sizes = parse(changed(composed, {"model.hidden": hidden, "model.heads": None, "model.ffn": None})).model
+    assert (sizes.heads, sizes.ffn) == (heads, 4 * hidden)
+    typed = parse(changed(composed, {"model.hidden": hidden, "model.heads": 1, "model.ffn": 50}))
+    assert (typed.model.heads, typed.model.ffn) == (1, 50)
+    assert typed.raw["model"]["ffn"] == 50
+
+
+@pytest.mark.parametrize("size", ["nano", "mini", "small", "base", "large"])
+def test_every_size_has_heads_of_64_and_an_inner_width_of_4(size: str) -> None:
+    model = parse(compose_values([f"size={size}"])).model
+    assert (model.hidden // model.heads, model.ffn // model.hidden) == (64, 4)
