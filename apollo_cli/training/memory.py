@@ -22,18 +22,26 @@ _PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
 _TOLERANCE = 2  # the plan's number is an estimate: a run that needs less than twice the memory is tried
 
 
-def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int) -> int:
+def activation_limit(device: Device) -> int | None:
+    """Bytes of activations to keep at once: of a GPU half of its memory, beside the training state."""
+    total = None if device.device.type == "cpu" else total_bytes(device)
+    return CPU_ACTIVATIONS if device.device.type == "cpu" else total and total // 2
+
+
+def num_pieces(
+    memory: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int, limit: int | None = None
+) -> int:
     """The number of equal pieces of a micro-batch that runs `depth` layers, of which `layers` are stored.
 
     Activations are kept for each layer that runs. A piece has so few rows that its activations are no more than
     those of the stored layers for the whole batch: then a stage needs memory for its N layers, not for the target
-    depth L. On a CPU they also stay below a limit, for large batches are not faster there. Gradients add up, so
-    the step is the same. A power of two, so that few sizes occur; no piece is too small to be fast.
+    depth L. They also stay below `limit` bytes. Gradients add up, so the step is the same. A power of two, so that
+    few sizes occur; no piece is too small to be fast.
     """
     tokens = rows * seq_len
     kept = tokens * layers
-    if memory.device == "cpu":
-        kept = min(kept, CPU_ACTIVATIONS // memory.bytes_per_layer)
+    if limit is not None:
+        kept = min(kept, limit // memory.bytes_per_layer)
     count = 1
     while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
         count *= 2

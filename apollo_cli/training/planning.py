@@ -20,7 +20,7 @@ from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.learned_map import map_flops
 from apollo_cli.training.init_from.source import SourceModel, find_source
-from apollo_cli.training.memory import num_pieces, process_bytes
+from apollo_cli.training.memory import activation_limit, num_pieces, process_bytes
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
@@ -43,7 +43,7 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
     """
     model_config, seq_len, rows = config.model_config.narrowed(width), config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
-    memory = ActivationMemory(model_config, device.device.type, device.bf16)
+    memory, limit = ActivationMemory(model_config, device.device.type, device.bf16), activation_limit(device)
     devices, batch = device.shared_by(config.run), config.batch
     kind: Kind = config.distributed.kind if devices > 1 else "ddp"
     if rows % devices:
@@ -57,13 +57,13 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
 
     def memory_bytes(layers: int, depth: int) -> int:
         here = rows // devices
-        pieces = num_pieces(memory, here, seq_len, depth, layers)
+        pieces = num_pieces(memory, here, seq_len, depth, layers, limit)
         tensors = memory.working_bytes(here * seq_len, depth, predictions // devices, pieces)
         tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:
-        passes = batch.accumulation * num_pieces(memory, rows // devices, seq_len, depth, layers)
+        passes = batch.accumulation * num_pieces(memory, rows // devices, seq_len, depth, layers, limit)
         return step_bytes(kind, model_config, layers, depth, devices, device.bf16, passes)
 
     return StepCost(

@@ -28,7 +28,7 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
-from apollo_cli.training.memory import num_pieces, peak_bytes, reset_peak
+from apollo_cli.training.memory import activation_limit, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import build_optimizer, learning_rate
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
@@ -89,6 +89,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.saved_step = self.state.step
         self.started = perf_counter() - self.state.total_seconds
+        self.activation_limit = activation_limit(self.device)
         self.pending_steps: list[PendingStep] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 after a step that is not finite, until synced
 
@@ -238,7 +239,7 @@ class Trainer:
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
             memory = ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
-            count = num_pieces(memory, rows, seq_len, depth, self.layers)
+            count = num_pieces(memory, rows, seq_len, depth, self.layers, self.activation_limit)
             path = self.plan.forward_path(step * len(depths) + part, depth)
             self.seed_dropout(step * len(depths) + part)
             *first, last = batch.chunks(count)

@@ -169,7 +169,7 @@ def test_pieces_hold_no_more_layers_than_are_stored() -> None:
     nano = ActivationMemory(ModelConfig("bert", 4096, 128, 128, 2, 512, 12), "cpu", bf16=False)
 
     def pieces(rows: int, seq_len: int, depth: int, layers: int) -> int:
-        return memory.num_pieces(nano, rows, seq_len, depth, layers)
+        return memory.num_pieces(nano, rows, seq_len, depth, layers, memory.CPU_ACTIVATIONS)
 
     assert pieces(32, 128, 12, 12) == 1
     assert pieces(32, 128, 12, 6) == 2
@@ -188,13 +188,19 @@ def test_pieces_hold_no_more_layers_than_are_stored() -> None:
                 assert depth <= count * layers
 
 
-def test_on_a_cpu_activations_stay_below_a_limit() -> None:
-    mini = ModelConfig("bert", 8192, 512, 256, 4, 1024, 12)
-    cpu, gpu = (ActivationMemory(mini, device, bf16=False) for device in ("cpu", "cuda"))
-    count = memory.num_pieces(cpu, 64, 512, 12, 12)
-    assert 64 * 512 * 12 * cpu.bytes_per_layer / count <= memory.CPU_ACTIVATIONS
-    assert 64 * 512 * 12 * cpu.bytes_per_layer / (count / 2) > memory.CPU_ACTIVATIONS  # and are not far below it
-    assert memory.num_pieces(gpu, 64, 512, 12, 12) == 1
+@pytest.mark.parametrize("limit", [memory.CPU_ACTIVATIONS, 250_000_000])
+def test_activations_stay_below_a_limit(limit: int) -> None:
+    mini = ActivationMemory(ModelConfig("bert", 8192, 512, 256, 4, 1024, 12), "cpu", bf16=False)
+    count = memory.num_pieces(mini, 64, 512, 12, 12, limit)
+    assert 64 * 512 * 12 * mini.bytes_per_layer / count <= limit
+    assert 64 * 512 * 12 * mini.bytes_per_layer / (count / 2) > limit  # and are not far below it
+    assert memory.num_pieces(mini, 64, 512, 12, 12) == 1
+
+
+def test_a_gpu_keeps_activations_in_half_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 80_000_000_000)
+    assert memory.activation_limit(Device(torch.device("cuda"), True, True)) == 40_000_000_000
+    assert memory.activation_limit(Device(torch.device("cpu"), False, False)) == memory.CPU_ACTIVATIONS
 
 
 @pytest.mark.parametrize("kind", ["bert", pytest.param("gpt", marks=pytest.mark.slow)])
