@@ -49,7 +49,7 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
         per_device = f"{devices} x {name}" if devices > 1 else name
         return Estimate(seconds, f"{per_device} at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s")
     rate = _layer_rate(config, device)
-    return Estimate(plan.flops / (rate * devices), f"{device.name}, {rate / 1e9:.0f} GFLOP/s in a layer timed now")
+    return Estimate(plan.flops / (rate * devices), f"{device.name}, {rate / 1e9:.3g} GFLOP/s in a layer timed now")
 
 
 def _layer_rate(config: Config, device: Device) -> float:

@@ -57,6 +57,18 @@ def prepare_corpus(
     return corpus
 
 
+def check_files(config: Config) -> None:
+    """Opens the files of a config; asks no network.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    data = config.data
+    for each in data.sources if isinstance(data, MixtureArgs) else [data]:
+        if isinstance(each, TextKeys):
+            _plain_source(each).check_readable()
+
+
 def _source(config: Config) -> sources.Source:
     data = config.data
     if isinstance(data, MixtureArgs):

@@ -21,7 +21,7 @@ from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
-from apollo_cli.training.corpora import prepare_corpus, training_batches
+from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.distributed.group import ProcessGroup, connect
 from apollo_cli.training.memory import check_fits_in_memory
@@ -80,6 +80,7 @@ def inspect(config: Config, device: Device, directory: RunDirectory, console: Co
 
 def plan(config: Config, device: Device, directory: RunDirectory, console: Console) -> Result:
     """Shows the plan, and writes it into the run directory."""
+    check_files(config)
     run_plan = make_plan(config, device)
     _show(run_plan, config, device, console)
     estimate = estimated_duration(run_plan, config, device)

@@ -149,3 +149,20 @@ def test_other_tokenizers_are_trained_exported_and_read_by_transformers(
     theirs, ours = AutoTokenizer.from_pretrained(exported), Tokenizer.from_file(str(exported / "tokenizer.json"))
     for text in ("some words", "Ünïcode 日本 😀", "  odd \n space "):
         assert theirs(text)["input_ids"] == ours.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["data=text", "data.files=[/nonexistent/x.txt]"],
+        ["data=text", "data.files={corpus}", "data.validation_files=/nonexistent/x.txt"],
+        ["data=mixture", "data.sources=[{{kind:pydocs}},{{kind:text,files:/nonexistent/x.txt}}]"],
+    ],
+)
+def test_a_plan_names_a_missing_file(
+    data: list[str], corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.format(corpus=corpus_file) for word in data]
+    assert run([*words, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 2
+    assert "/nonexistent/x.txt" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
