@@ -19,6 +19,7 @@ _TAKES_A_VALUE = {
 }
 _FLAGS = (*_TAKES_A_VALUE, "--version", "-h")
 _INFORMATION = {"--cfg", "-c", "--shell-completion", "-sc", "--info", "-i", "--hydra-help", "--package", "-p"}
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _USER_CONFIGS = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
 
 
@@ -92,9 +93,9 @@ def _without_plus(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """name=2026_11_29 is a text, though Hydra's grammar has a number for it: the word with its values in quotes."""
+    """name=2026_11_29 is a text, though a number in Hydra's grammar: the word with such values in quotes."""
     key, _, values = word.partition("=")
-    if key not in text_keys() or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", values):
+    if key not in text_keys().union(_FOLDERS, group_names()) or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", values):
         return word
     return f"{key}={','.join(_as_text(value) for value in values.split(','))}"
 

@@ -22,7 +22,7 @@ from apollo_cli.errors import (
 from apollo_cli.signals import Interrupted, Terminated
 from apollo_cli.training.distributed.environment import ProcessEnv
 
-_MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can go on with
+_MARKS = ("config.yaml", "glue.yaml")  # of folders that a command can resume
 
 
 def open_standard_streams() -> None:
@@ -86,7 +86,7 @@ def resume_hint(run_dir: Path, program: str) -> str:
     """The command that resumes, as it is to be typed here; nothing where no run is."""
     if not any((run_dir / name).is_file() for name in _MARKS):
         return ""
-    return f"; go on with: {files.command(program)} {shlex.quote(f'resume={files.shown(run_dir)}')}"
+    return f"; resume with: {files.command(program)} {shlex.quote(f'resume={files.shown(run_dir)}')}"
 
 
 def _is_of_the_command_line(error: Exception) -> bool:

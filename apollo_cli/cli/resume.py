@@ -10,7 +10,7 @@ from apollo_cli.errors import ConfigError
 
 OVERRIDABLE_SECTIONS = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
 CACHE_KEY = "data.cache_dir"  # where what can be built again is kept
-OVERRIDABLE_KEYS = ("on_nonfinite", "devices")  # keys for a run that cannot go on as it is, or where it was
+OVERRIDABLE_KEYS = ("on_nonfinite", "devices")  # keys for a run that cannot continue as it is, or where it was
 _RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
 
 

@@ -76,6 +76,8 @@ def test_flags_are_not_guessed(flag: str, said: str) -> None:
         ("name=null", "name=null"),
         ("name=2026,run,1e3", "name='2026',run,'1e3'"),
         ("tracking.project=1e3", "tracking.project='1e3'"),
+        ("hydra.run.dir=2026_11_29", "hydra.run.dir='2026_11_29'"),
+        ("+experiment=2026_11", "experiment='2026_11'"),
         ("seed=1e3", "seed=1e3"),
     ],
 )

@@ -76,4 +76,4 @@ def test_a_second_signal_stops_at_once(corpus_file: Path, tmp_path: Path) -> Non
     assert outcome.code == 130
     assert time.perf_counter() - began < slow - 1
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["status"] == "interrupted"
-    assert "go on with" in outcome.error
+    assert "resume with" in outcome.error
