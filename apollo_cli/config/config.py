@@ -58,6 +58,7 @@ class RunArgs(Section):
     plan: bool
     plan_device: Literal["h200", "h100", "a100", "l40s", "rtx4090", "v100"] | None = None  # absent in older runs
     resume: str | None
+    profile: bool = False  # absent in older runs
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Pretraining(Session):
     ) -> None:
         super().__init__(plan, device, directory, console)
         self.config, self.corpus = config, corpus
+        self.profiles = config.run.profile and device.processes.is_main
 
     @property
     def data(self) -> str:

@@ -1,6 +1,7 @@
 """A run in its directory, from a checkpoint or from the start, to its summary, however it ends."""
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.device import Device, is_out_of_memory
 from apollo_cli.training.distributed.ddp import ParallelStrategy
+from apollo_cli.training.profiling import profiled
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state
 from apollo_cli.training.trainer import Trainer
 
@@ -32,6 +34,7 @@ class Result:
 class Session(ABC):
     """A run from its start to its end; subclasses define what is trained, and on what."""
 
+    profiles = False  # whether a few steps are profiled
     out_of_memory_hint = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
 
     def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console) -> None:
@@ -79,7 +82,11 @@ class Session(ABC):
         try:
             trainer = self.make_trainer(checkpoint, state, tracker)
             self.console.start(self.plan)
-            with StopRequest() as stop:
+            with ExitStack() as open_parts:
+                if self.profiles:
+                    profiling = profiled(self.device.device, self.directory.path, self.console.say)
+                    trainer.after_step = open_parts.enter_context(profiling)
+                stop = open_parts.enter_context(StopRequest())
                 trainer.run(stop)
             self.finish(trainer)
             status = "completed"

@@ -83,6 +83,7 @@ class Trainer:
     checkpoints: Checkpoints
     refused_steps: Path  # a folder for diagnoses
     state: TrainerState
+    after_step: Callable[[], None] = field(default=lambda: None, kw_only=True)
     width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
     transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None if nothing is enlarged
 
@@ -121,6 +122,7 @@ class Trainer:
                 self.save()
                 self.grow(stop)
             self.step()
+            self.after_step()
             signum = self.stop_signal(stop)  # read once a step, so that all below agree on it
             if (
                 signum
