@@ -17,8 +17,7 @@ _ROWS = 12  # of the table
 def profiled(device: torch.device, folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Profiles a few steps after the first ones; yields a function to be called after each step.
 
-    Writes profile.json, a Chrome trace (chrome://tracing, ui.perfetto.dev), and profile.txt, the operators that take
-    most of the time, into `folder`.
+    Writes profile.json, a Chrome trace, and profile.txt, the operators that take most of the time, into `folder`.
     """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -31,13 +30,12 @@ def profiled(device: torch.device, folder: Path, say: Callable[[str], None]) -> 
         with files.writing(folder / "profile.json", 50_000_000):
             profiler.export_chrome_trace(str(folder / "profile.json"))
             (folder / "profile.txt").write_text(table, encoding="utf-8")
-        say(
-            f"profile of steps {_WARMUP + 1} to {profiler.step_num}: {files.shown(folder)}/profile.txt, and profile.json for ui.perfetto.dev"
-        )
+        steps, where = f"{_WARMUP + 1} to {profiler.step_num}", files.shown(folder)
+        say(f"profile of steps {steps}: {where}/profile.txt, and profile.json for ui.perfetto.dev")
         written = True
 
-    steps = schedule(wait=0, warmup=_WARMUP, active=_STEPS, repeat=1)
-    with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
+    wanted = schedule(wait=0, warmup=_WARMUP, active=_STEPS, repeat=1)
+    with profile(activities=activities, schedule=wanted, on_trace_ready=write) as profiler:
         yield profiler.step
     if not written:
         say(f"profile=true: no profile, for the run ended before its step {_WARMUP + 1}")

