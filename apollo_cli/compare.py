@@ -83,7 +83,8 @@ def _compare(asked: argparse.Namespace) -> None:
 
     runs, left_out = read_runs(asked.runs)
     if asked.wandb:
-        runs += fetch_runs(asked.wandb)
+        fetched, notes = fetch_runs(asked.wandb)
+        runs, left_out = runs + fetched, left_out + notes
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))
     found, warnings = families(runs)

@@ -66,7 +66,7 @@ def _method(method: Method, glue: GlueComparison | None) -> dict[str, Any]:
     found = {
         **_counts(method),
         **_intervals(method),
-        "saving_flops_at_ends_of_target_interval": method.moved,
+        "is_paired": method.is_paired,
         "settings": settings(method.outcomes[0].run),
         "runs": [_run(outcome, method) for outcome in method.outcomes],
     }
@@ -99,8 +99,6 @@ def _scores(method: Method, glue: GlueComparison | None) -> dict[str, Interval |
 
 
 def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
-    cost, baseline = outcome.cost, None if method.is_baseline else method.baseline_cost
-    saved = {axis: savings.saving(cost.of(axis), baseline.of(axis)) for axis in AXES} if cost and baseline else {}
     return {
         "place": outcome.run.place,
         "seed": outcome.run.seed,
@@ -108,9 +106,10 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
         **outcome.run.made_with,
         "final_loss": outcome.final,
         "loss_at_flops": outcome.at_flops,
+        "target_loss": outcome.target and outcome.target.loss,
         "to_target": outcome.cost,
         "to_target_for_good": outcome.cost_for_good,
-        **{f"saving_{axis}": saved.get(axis) for axis in AXES},
+        **{f"saving_{axis}": None if method.is_baseline else outcome.ratio(savings.saving, axis) for axis in AXES},
     }
 
 

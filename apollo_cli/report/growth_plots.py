@@ -12,14 +12,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import ModelSize, Row, Run, model_size
+from apollo_cli.report.runs import ROWS_AROUND, ModelSize, Row, Run, model_size
 from apollo_cli.report.style import COLOURS, Look, Picture, looks, png_of
 
 Growth = tuple[ModelSize, ModelSize]  # before and after
 
 _MAX_PANELS = 4  # beside each other
 _MAX_NUMBERS = 6  # beside the jumps of one growth
-_ROWS_AROUND = 12  # training rows on either side of a growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
 _CONSTANTS = {"lower": LVPS.lower, "overshoot": LVPS.overshoot}
 
@@ -122,25 +121,32 @@ def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: in
 
 
 def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
-    """The mean over seeds of a training column around a growth, within the stages on both sides."""
-    series = [_values_around(outcome.run, growth, column) for outcome in method.outcomes]
-    shared = sorted(set.intersection(*map(set, series)))
-    for side in ([s for s in shared if s <= 0], [s for s in shared if s > 0]):
-        means = [fmean(values[step] for values in series) for step in side]
+    """The mean over seeds of a training column around a growth, each seed beside its own growth."""
+    found = [_values_around(outcome.run, growth, column) for outcome in method.outcomes]
+    seeds = [sides for sides in found if any(sides)]
+    for side in (0, 1):
+        nearest_first = zip(*(sides[side] for sides in seeds), strict=False)
+        points = sorted(tuple(map(fmean, zip(*of_seeds, strict=True))) for of_seeds in nearest_first)
+        steps, means = zip(*points, strict=True) if points else ((), ())
         axes.plot(
-            side, means, color=look.colour, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=3
+            steps, means, color=look.colour, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=3
         )
 
 
-def _values_around(run: Run, growth: Growth, column: str) -> dict[int, float]:
-    """Values of a column by steps since the growth; a row at the growth's own step is before it."""
-    step = next((row["step"] for row in run.rows if _growth(row) == growth), None)
+def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[int, float]], ...]:
+    """Before and after a growth: steps since it and values of a column, the nearest first."""
+    step = next((row["step"] for row in run.evaluations if _growth(row) == growth), None)
     if step is None:
-        return {}
-    rows = [row for row in run.rows if row.get(column) is not None]
-    before = [row for row in rows if model_size(row) == growth[0]][-_ROWS_AROUND:]
-    after = [row for row in rows if model_size(row) == growth[1]][:_ROWS_AROUND]
-    return {row["step"] - step: row[column] for row in (*before, *after)}
+        return [], []
+    sides = [
+        [
+            (row["step"] - step, row[column])
+            for row in run.rows
+            if row.get(column) is not None and model_size(row) == size
+        ]
+        for size in growth
+    ]
+    return sides[0][: -ROWS_AROUND - 1 : -1], sides[1][:ROWS_AROUND]
 
 
 def _losses_beside(run: Run, growth: Growth) -> tuple[float, float] | None:

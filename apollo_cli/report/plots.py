@@ -90,10 +90,10 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
 def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> None:
     """The mean curve with a band, a marker at its end; thin and dotted where fewer layers are stored."""
     if curve := method.curve:
-        by_seed = [{p.step: p.loss for p in each} for each in method.curves]
         spent = [p.cost.of(axis) / scale for p in curve]
-        if len(by_seed) > 1:
-            low, high = ([f(losses[p.step] for losses in by_seed) for p in curve] for f in (min, max))
+        if len(method.curves) > 1:
+            seeds = savings.aligned(method.curves, with_ends=method.has_ended)
+            low, high = ([f(p.loss for p in points) for points in seeds] for f in (min, max))
             axes.fill_between(spent, low, high, color=look.colour, alpha=0.18, linewidth=0)
         axes.plot(spent, [p.loss for p in curve], color=look.colour, linestyle=look.line, linewidth=2)
         axes.plot(spent[-1:], [curve[-1].loss], look.marker, color=look.colour, markersize=7)
@@ -112,7 +112,7 @@ def _partial_curves(method: Method) -> Iterator[Curve]:
             savings.make_curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
             for run in runs
         ]
-        yield savings.mean_curve([part for part in parts if part])
+        yield savings.mean_curve([part for part in parts if part], with_ends=method.has_ended)
 
 
 def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, float]:

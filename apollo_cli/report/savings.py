@@ -40,11 +40,26 @@ def make_curve(points: Iterable[Point]) -> Curve:
     return tuple(sorted({point.step: point for point in points}.values(), key=lambda p: (p.cost.flops, p.step)))
 
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over runs of cost and loss, at the steps that all of them have."""
-    by_step = [{point.step: point for point in each} for each in curves]
-    shared = set.intersection(*map(set, by_step)) if by_step else set()
-    return make_curve(_mean_point([points[step] for points in by_step]) for step in shared)
+def aligned(curves: Sequence[Curve], *, with_ends: bool = True) -> list[tuple[Point, ...]]:
+    """The points at each step that all curves have, one a curve; and all first points, and all last ones.
+
+    Runs of equal FLOPs grow, and so begin and end the curves of their stages, at different steps. `with_ends` is
+    false for runs that are under way, whose last points are not at a common place.
+    """
+    by_step = [{point.step: point for point in curve} for curve in curves]
+    shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    found = [tuple(points[step] for points in by_step) for step in shared]
+    first, last = (tuple(curve[end] for curve in curves) for end in (0, -1))
+    if len({point.step for point in first}) > 1:
+        found.insert(0, first)
+    if with_ends and len({point.step for point in last}) > 1:
+        found.append(last)
+    return found
+
+
+def mean_curve(curves: Sequence[Curve], *, with_ends: bool = True) -> Curve:
+    """The mean over runs of cost and loss at their aligned points."""
+    return tuple(map(_mean_point, aligned(curves, with_ends=with_ends)))
 
 
 def crossing(curve: Curve, target: float) -> Cost | None:
@@ -99,8 +114,5 @@ def _between(curve: Curve, i: int, target: float) -> Cost:
 
 
 def _mean_point(points: Sequence[Point]) -> Point:
-    return Point(points[0].step, mean_cost([p.cost for p in points]), fmean(p.loss for p in points))
-
-
-def mean_cost(costs: Sequence[Cost]) -> Cost:
-    return Cost(fmean(cost.flops for cost in costs), fmean(cost.seconds for cost in costs))
+    cost = Cost(fmean(p.cost.flops for p in points), fmean(p.cost.seconds for p in points))
+    return Point(round(fmean(p.step for p in points)), cost, fmean(p.loss for p in points))

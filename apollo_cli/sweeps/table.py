@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apollo_cli import files
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sweeps.journal import JobResult
 from apollo_cli.tracking.console import Screen, duration
 
@@ -39,10 +39,10 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
 
 def _results(job: JobResult) -> Iterator[str]:
     """Loss, FLOPs and seconds, as far as there are any of this job."""
-    run = RunFiles(Path(job.run_dir))
-    summary: dict[str, Any] = {} if job.status in ("refused", "planned") else run.summary
+    run = RunDirectory(Path(job.run_dir))
+    summary: dict[str, Any] = {} if job.status in ("refused", "planned") else run.summary()
     losses, totals = summary.get("losses", {}), summary.get("totals", {})
-    planned = run.plan["flops"] if job.status == "planned" else None
+    planned = run.plan()["flops"] if job.status == "planned" else None
     yield f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-"
     yield f"{totals.get('flops', planned):.3e}" if totals or planned else "-"
     yield f"{totals['train_seconds']:.0f}" if totals else "-"
