@@ -163,7 +163,7 @@ def test_a_run_alone_is_drawn_without_the_pictures_of_invalid_numbers(
 ) -> None:
     bad: dict[str, Any] = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
     folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
-    stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": -1, "3": 1}}]
+    stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": 0, "3": 1}}]
     (folder / "plan.json").write_text(json.dumps({"stages": stages}))
     assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     out = capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_runs_on_other_data_are_a_warning(runs: Path, capsys: pytest.CaptureFixt
     write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
     assert run([str(runs), "--out", "report"]) == 0
     assert "WARNING: these GPT runs are measured on different data" in capsys.readouterr().out
-    assert 'class="warning"' in Path("report/report.html").read_text()
+    assert "<blockquote>\n<p><strong>Warning:</strong> these GPT runs" in Path("report/report.html").read_text()
 
 
 def test_real_runs(
@@ -294,7 +294,8 @@ def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
 
 
 def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
-    found, (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
+    (found, notes), (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
+    assert notes == []
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
@@ -303,12 +304,14 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
         assert one.depth_counts == other.depth_counts
 
 
-def test_a_run_of_wandb_of_a_newer_format_is_refused(
+def test_a_run_of_wandb_of_a_newer_format_is_left_out(
     wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wandb_server.configs["1"]["format"] = FORMAT + 1
-    assert run(["--wandb", "me/apollo"]) == 2
-    assert "me/apollo/1: a newer apollo-train wrote this run" in capsys.readouterr().err
+    assert run(["--wandb", "me/apollo", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [method["n"] for method in found["families"][0]["methods"]] == [1, 2]
+    assert found["warnings"][0].startswith("left out: me/apollo/1: a newer apollo-train wrote this run")
 
 
 def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 import os
 import sys
 from datetime import datetime
-from pathlib import Path
 
 from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
@@ -64,15 +63,12 @@ def _run(words: list[str]) -> int:
     if env := ProcessEnv.from_environ(os.environ):
         raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {env.world_size} processes"])
 
-    from apollo_cli.glue.grid import FineTuningGrid, results_folder, saved_values
-    from apollo_cli.glue.section import compose_words, parse_glue, resumed_values
+    from apollo_cli.glue.grid import FineTuningGrid, results_folder
+    from apollo_cli.glue.section import compose_words, parse_glue
 
     if flags := [word for word in words if word.startswith("-")]:
         raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
-    raw = compose_words(words)
-    if resumed := raw["resume"]:
-        raw = resumed_values(words, raw, saved_values(Path(resumed)))
-    config = parse_glue(raw)
+    config = parse_glue(compose_words(words))
     out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     try:
         FineTuningGrid(config, out).run()

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.errors import ConfigError
 from apollo_cli.glue import results
 from apollo_cli.glue.examples import Examples, note_on_rows, read_examples
 from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
 from apollo_cli.glue.pretrained import Pretrained
-from apollo_cli.glue.section import GlueConfig, parse_glue
+from apollo_cli.glue.section import FORMAT, VALUES, GlueConfig, parse_glue, saved_values
 from apollo_cli.glue.sentences import Framing, SentenceDataset
 from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
@@ -26,7 +26,6 @@ from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.device import Device, choose
 
-VALUES, FORMAT = "glue.yaml", 1
 SUBMISSION = "submission"
 
 
@@ -49,18 +48,16 @@ class FineTuningGrid:
             ApolloError: an error to fix, raised before the first run where that is possible.
             Interrupted: by a signal; the same command continues.
         """
-        console, args = Console(), self.config.args
+        console, run, model = Console(), self.config.run, self.config.model
         with interruptible():
-            pretrained = (
-                Pretrained.of_run(Path(args.run)) if args.run else Pretrained.of_folder(Path(args.model or ""))
-            )
+            pretrained = Pretrained.of_run(Path(run)) if run else Pretrained.of_folder(Path(model or ""))
             tokenizer, model_config = pretrained.tokenizer, pretrained.model_config
             max_length = min(self.config.glue.max_length, model_config.positions)
             framing = Framing.of(model_config.kind, tokenizer, max_length)
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
             for task in self.config.tasks:
                 self._check(task, console)
-            device = choose(self.config.cell(self.config.tasks[0], self.config.optim.lr[0], 0, 1).run)
+            device = choose(self.config.run_args)
             self._claim(pretrained)
             runs = sum(map(len, missing.values()))
             summary = f"{runs} fine-tuning runs, rows of up to {max_length} tokens"
@@ -82,17 +79,16 @@ class FineTuningGrid:
     ) -> None:
         """The runs of a task, one for each learning rate and seed in `cells`."""
         for done, (lr, seed) in enumerate(cells, 1):
-            config = self.config.cell(data.task, lr, seed, len(data.train.rows))
             directory = RunDirectory(self._folder(data.task, lr, seed))
             with files.writing(directory.path, 0):
                 directory.path.mkdir(parents=True, exist_ok=True)
-            Cell(config, data, pretrained, pretrained.group, device, directory).start()
+            Cell(self.config, lr, seed, data, pretrained, device, directory).start()
             score = results.mean_text(self._write()["tasks"][data.task.name])
             console.say(f"{data.task.title}: {done} of {len(cells)} runs done, {score}")
 
     def _missing(self, task: GlueTask) -> Iterator[tuple[float, int]]:
         for lr in dict.fromkeys(self.config.optim.lr):
-            for seed in dict.fromkeys(self.config.args.seed):
+            for seed in dict.fromkeys(self.config.seed):
                 if RunDirectory(self._folder(task, lr, seed)).summary().get("status") != "completed":
                     yield lr, seed
 
@@ -162,8 +158,8 @@ class FineTuningGrid:
                 )
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
-            raw = {"format": FORMAT, "weights": weights, **self.config.raw}
-            files.write_text(path, yaml.safe_dump(raw, sort_keys=False))
+            values = {"format": FORMAT, "weights": weights, **self.config.plain}
+            files.write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     def _write(self) -> dict[str, Any]:
         """Writes and returns results.json; copies the test predictions of each task's best run to submission/."""
@@ -185,21 +181,4 @@ def _fingerprint(task: GlueTask, examples: Mapping[Split, Examples]) -> str:
 
 def results_folder(config: GlueConfig, stamp: str) -> Path:
     """The folder of a command's results."""
-    args = config.args
-    return Path(args.out or (Path(args.run) / "glue" if args.run else f"outputs/glue/{stamp}"))
-
-
-def saved_values(out: Path) -> dict[str, Any]:
-    """The plain values of the command that created a folder of results.
-
-    Raises:
-        CheckpointError: it is no such folder, or of another version.
-    """
-    path = out / VALUES
-    if not path.is_file():
-        raise CheckpointError(f"resume={out}: not a folder of fine-tuning runs (no {VALUES} in it)")
-    raw = read_yaml(path)
-    if raw.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{files.shown(path)}: written by another version of apollo-glue")
-    raw.pop("weights", None)
-    return raw | {"out": str(out), "resume": None}
+    return Path(config.out or (Path(config.run) / "glue" if config.run else f"outputs/glue/{stamp}"))

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -42,7 +42,12 @@ def score(values: Mapping[str, float]) -> float:
     return fmean(values.values())
 
 
-def average(scores: Mapping[str, float], *, with_wnli: bool) -> float | None:
-    """The GLUE average: the mean over these tasks; None without any."""
-    counted = [value for name, value in scores.items() if with_wnli or name != "wnli"]
-    return fmean(counted) if counted else None
+def frequent_score(task: GlueTask, splits: Sequence[np.ndarray]) -> float:
+    """The score of always answering the most frequent label of the development splits, without looking at a row.
+
+    Args:
+        task: the task; a constant similarity has no correlation, so its score is 0.
+        splits: (rows,) each, labels of the development splits.
+    """
+    constant = np.bincount(np.concatenate(splits)).argmax() if task.labels else 0.0
+    return fmean(score(task_metrics(task, labels, np.full(len(labels), constant))) for labels in splits)

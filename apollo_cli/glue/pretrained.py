@@ -12,7 +12,7 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.errors import CheckpointError, DataError
-from apollo_cli.models.hf import load_trunk
+from apollo_cli.models.hf import load_trunk, weight_files
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
@@ -114,11 +114,15 @@ class Pretrained:
 
 
 def _weights_digest(folder: Path) -> str:
+    """Hash of the files of the weights."""
+    digest = hashlib.sha256()
     try:
-        with (folder / "model.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
+        for path in weight_files(folder):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)  # adds to it
+        return digest.hexdigest()[:16]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT or GPT-2 model in transformers' format (config.json and model.safetensors): "
-            f"{error.strerror}"
+            f"{getattr(error, 'strerror', None) or error}"
         ) from error

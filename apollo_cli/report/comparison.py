@@ -215,9 +215,9 @@ def _compare(family: Family, candidates: Sequence[Group], question: Question) ->
     reference = _final_curves(baseline.runs) if baseline else {}
     target = _target(question, list(reference.values()))
     by_seed = {seed: _target(question, [curve]) for seed, curve in reference.items()}
-    groups = sorted(family.groups, key=lambda group: group is not baseline)
-    methods = tuple(_method(group, target, by_seed, question, is_baseline=group is baseline) for group in groups)
-    return Comparison(family, question, tuple(candidates), target, methods)
+    methods = [_method(group, target, by_seed, question, is_baseline=group is baseline) for group in family.groups]
+    methods.sort(key=lambda method: not method.is_baseline)
+    return Comparison(family, question, tuple(candidates), target, tuple(methods))
 
 
 def _final_curves(runs: Sequence[Run]) -> dict[str, Curve]:
@@ -251,23 +251,24 @@ def _method(
     *,
     is_baseline: bool,
 ) -> Method:
-    """The results of a group: paired where it has the seeds of the baseline, each with a cost of its target."""
-    is_paired = (
-        not is_baseline
-        and {str(run.seed) for run in group.runs} == set(by_seed)
-        and all(own and own.cost for own in by_seed.values())
+    """The results of a group.
+
+    It is paired where it has the seeds of the baseline and each run reaches the target of its seed.
+    """
+    if not is_baseline and {str(run.seed) for run in group.runs} == set(by_seed):
+        paired = tuple(_outcome(run, by_seed[str(run.seed)], question) for run in group.runs)
+        if all(outcome.ratio(savings.saving, "flops") is not None for outcome in paired):
+            return Method(group.label, paired, is_paired=True)
+    return Method(group.label, tuple(_outcome(run, target, question) for run in group.runs), is_baseline)
+
+
+def _outcome(run: Run, target: Target | None, question: Question) -> Outcome:
+    curve = whole_model(run)
+    return Outcome(
+        run=run,
+        curve=curve,
+        target=target,
+        cost=savings.crossing(curve, target.loss) if target else None,
+        cost_for_good=savings.crossing_for_good(curve, target.loss) if target else None,
+        at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
     )
-    outcomes = []
-    for run in group.runs:
-        curve, own = whole_model(run), by_seed[str(run.seed)] if is_paired else target
-        outcomes.append(
-            Outcome(
-                run=run,
-                curve=curve,
-                target=own,
-                cost=savings.crossing(curve, own.loss) if own else None,
-                cost_for_good=savings.crossing_for_good(curve, own.loss) if own else None,
-                at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
-            )
-        )
-    return Method(group.label, tuple(outcomes), is_baseline, is_paired)

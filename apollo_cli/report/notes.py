@@ -13,7 +13,7 @@ from apollo_cli.report.tables import format_number, format_ratio, method_cells
 
 INTERVAL_NOTE = (
     "± is the half width of the 95 % Student-t interval over seeds; n = 1 has none. A method with the baseline's "
-    "seeds is paired with it: the target of each run is the final loss of the baseline's run of its seed."
+    "seeds is paired with it: each run is measured at the final loss of the baseline's run of its seed."
 )
 CROSSING_NOTE = (
     "The cost of the target is where the loss of the whole model is first at or below it, linear between two "
@@ -228,6 +228,7 @@ def _target_notes(comparison: Comparison) -> Iterator[str]:
     fixed = [f"'{m.label}'" for m in comparison.methods if not m.is_paired and not m.is_baseline and m.reached]
     if fixed:
         yield (
-            f"Not paired with '{baseline.label}', whose seeds are others: {first_of(fixed, _MAX_METHODS)}. Their "
-            "target is the mean of its final losses, whose variation their intervals leave out."
+            f"Not paired with '{baseline.label}', for other seeds or runs that do not reach the loss of their "
+            f"seed: {first_of(fixed, _MAX_METHODS)}. Their target is the mean loss, whose own variation over seeds "
+            "their intervals leave out."
         )

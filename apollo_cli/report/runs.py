@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, Required, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -19,7 +19,6 @@ from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
 ModelSize = tuple[int, float]  # stored layers, share of the width
-T = TypeVar("T")
 
 ROWS_AROUND = 12  # training rows on either side of a growth that are kept
 GLUE_FILE = Path("glue") / "results.json"  # in a run directory, written by apollo-glue
@@ -30,7 +29,7 @@ _MAX_BYTES = 50_000_000  # of GLUE's results
 
 _Layers = Annotated[int, Field(gt=0, le=10_000)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Loss = NotRequired[float | None]  # None or NaN where it was not finite
+_Loss: TypeAlias = float | None  # None or NaN where it was not finite
 
 
 class _Config(BaseModel):
@@ -61,14 +60,14 @@ class GlueTaskResults(BaseModel):
 
 
 class _Pretrained(BaseModel):
-    loss: Annotated[float, Field(allow_inf_nan=False)] | None = Field(None, alias="eval/loss")
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None = Field(default=None, alias="eval/loss")
 
 
 class GlueScores(BaseModel):
     """The results that `apollo-glue` left in a run directory; empty where it was not fine-tuned."""
 
     tasks: dict[Literal[tuple(TASKS)], GlueTaskResults] = {}  # type: ignore[valid-type]
-    pretrained: _Pretrained = _Pretrained()
+    pretrained: _Pretrained = Field(default_factory=_Pretrained)
     recipe: Any = None
 
     @property
@@ -85,17 +84,25 @@ class GlueScores(BaseModel):
         return self.pretrained.loss
 
 
-_ROW: TypeAdapter[Row] = TypeAdapter(
-    TypedDict(  # other columns are left out
-        "_Columns",
-        {
-            "step": int, "flops": _Cost, "train_seconds": _Cost, "layers": int, "width": _Loss,
-            "eval/loss": _Loss, "train/loss": _Loss, "train/grad_norm": _Loss,
-            "growth/from": NotRequired[int], "growth/to": NotRequired[int],
-            "growth/width_from": _Loss, "growth/width_to": _Loss,
-        },
-    )
-)  # fmt: skip
+_Columns = TypedDict(  # of a row; others are left out
+    "_Columns",
+    {
+        "step": Required[int],
+        "flops": Required[_Cost],
+        "train_seconds": Required[_Cost],
+        "layers": Required[int],
+        "width": _Loss,
+        "eval/loss": _Loss,
+        "train/loss": _Loss,
+        "train/grad_norm": _Loss,
+        "growth/from": int,
+        "growth/to": int,
+        "growth/width_from": _Loss,
+        "growth/width_to": _Loss,
+    },
+    total=False,
+)
+_ROW: TypeAdapter[Any] = TypeAdapter(_Columns)
 
 
 @dataclass(frozen=True)

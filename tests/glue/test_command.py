@@ -153,8 +153,8 @@ def test_wrong_words_are_refused_together_with_the_right_ones(
 ) -> None:
     base = [f"run={run_dir}", "task=rte", *quick]
     message = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
-    assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in message
-    assert "did you mean rte?" in _error([f"run={run_dir}", "task=RTE"], capsys)
+    assert "task=colla: should be 'cola', 'sst2', 'mrpc'" in message
+    assert "did you mean cola?" in message
     assert "glue.epochs=0" in message
     assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
     assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)

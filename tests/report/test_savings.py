@@ -54,9 +54,13 @@ def test_of_two_evaluations_at_one_step_the_later_one_counts() -> None:
     assert [point.loss for point in savings.make_curve(points)] == [6.0, 4.0]
 
 
-def test_the_mean_curve_has_the_steps_that_all_have() -> None:
-    mean = savings.mean_curve([curve([5.0, 3.0, 1.0]), curve([7.0, 4.0], [0.0, 300.0])])
-    assert mean == (Point(0, Cost(0, 0), 6.0), Point(1, Cost(200, 20), 3.5))
+def test_the_mean_curve_has_the_steps_that_all_have_and_the_ends_of_those_that_ended() -> None:
+    curves = [curve([5.0, 3.0, 1.0]), curve([7.0, 4.0], [0.0, 300.0])]
+    shared = (Point(0, Cost(0, 0), 6.0), Point(1, Cost(200, 20), 3.5))
+    assert savings.mean_curve(curves, with_ends=False) == shared
+    assert savings.mean_curve(curves)[:2] == shared
+    assert [(p.cost.flops, p.loss) for p in savings.mean_curve(curves)[2:]] == [(250.0, 2.5)]
+    assert savings.mean_curve([curves[0], curves[0]]) == curves[0]
     assert savings.mean_curve([]) == ()
 
 
