@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -135,6 +136,36 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     assert not Path("outputs").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_no_text_of_a_csv_is_a_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "a=1"]
+    scratch(tmp_path / "base", FLAT, name="base")
+    for number, name in enumerate(names):
+        write_run(tmp_path / str(number), [(0, 0, 0.0, 9.0), (9, 2000, 9.0, 3.0)], name=name, sampler__k=number)
+    assert run([str(tmp_path), "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {line["method"] for line in lines} == {"base", "'=1+1", "'+1", "'-1", "'@SUM(A1)", "a=1"}
+    assert {line["saving_flops_mean"] for line in lines} == {"", "-1.0"}  # a number stays one
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_no_sound_run_is_named_and_the_rest_compared(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "0" / "summary.json").write_bytes(bytes(100))
+    shutil.copytree(runs / "3", runs / "a copy")
+    (runs.parent / "other" / "0").mkdir(parents=True)
+    (runs.parent / "other" / "0" / "config.yaml").write_text("lr: 1\n")
+    (runs.parent / "other" / "0" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    assert run(["sweep", "other/0", "nowhere", "--out", "report"]) == 0
+    out = capsys.readouterr().out
+    for text in ("left out: 'nowhere'", "left out: other/0/config.yaml", "left out: sweep/0/summary.json"):
+        assert f"WARNING: {text}" in out
+        assert text.replace("_", r"\_") in Path("report/report.md").read_text()
+    assert "seed 1 is there 2 times; left out: sweep/a copy" in out
+    assert "GPT: grown saves 50.0" in out
+
+
 @pytest.mark.usefixtures("small_pictures")
 def test_many_methods_are_drawn_and_untrusted_text_is_never_markup(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -185,14 +216,14 @@ def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
         ([], "no runs are given"),
         (["nowhere"], "'nowhere': no run directory there"),
         (["sweep", "--baseline", "x"], "--baseline x is none of the methods"),
-        (["sweep", "--target-loss", "-1"], "--target-loss -1.0: should be a loss"),
-        (["sweep", "--target-loss", "nan"], "--target-loss nan: should be a loss"),
-        (["sweep", "--at-flops", "0"], "--at-flops 0.0: should be a number"),
+        (["sweep", "--target-loss", "-1"], "--target-loss: -1: should be a number above 0"),
+        (["sweep", "--target-loss", "nan"], "--target-loss: nan: should be a number above 0"),
+        (["sweep", "--at-flops", "0"], "--at-flops: 0: should be a number above 0"),
         (["sweep", "--out", "sweep/0"], "--out sweep/0 is in the run directory"),
         (["sweep", "--out", "sweep/0/report"], "is in the run directory"),
         (["sweep", "--out", "file/report"], "--out file/report cannot be made"),
         (["sweep", "--json", "--csv"], "not allowed with"),
-        (["sweep", "--target-loss", "x"], "invalid float value"),
+        (["sweep", "--target-loss", "x"], "--target-loss: x: should be a number above 0"),
         (["--wandb", "project"], "should be ENTITY/PROJECT"),
         (["--wandb", "me/project"], "there is no W&B key here"),
     ],

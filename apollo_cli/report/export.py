@@ -58,8 +58,13 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(column for line in lines for column in line)))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({column: _no_formula(value) for column, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """The value; a text that a spreadsheet would run as a formula behind an apostrophe (OWASP, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _method(method: Method, glue: GlueComparison | None) -> dict[str, Any]:

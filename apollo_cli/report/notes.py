@@ -40,7 +40,7 @@ def headline(comparison: Comparison) -> str:
     certain = [method for method in positive if not savings_of[method.label].includes_zero]
     if not positive:
         nearest = max(savings_of, key=lambda label: savings_of[label].mean)
-        more = -100 * savings_of[nearest].mean
+        more = max(0.0, -100 * savings_of[nearest].mean)
         return f"{title}: no method saves FLOPs {at}; the nearest, {nearest}, needs {more:.1f}% more"
     if not certain:
         return f"{title}: no method is shown to save FLOPs {at}: every interval includes 0; more seeds narrow them"
