@@ -42,41 +42,25 @@ TESTS = "test_predictions"  # the folder of a run with its answers to the test r
 
 @dataclass(frozen=True)
 class TaskData:
-    """The encoded rows of a task.
-
-    Attributes:
-        task: one of GLUE.
-        train: training rows.
-        dev: development splits.
-        test: splits without labels, each with the names of its rows in a submission.
-        fingerprint: of training and development rows.
-    """
+    """The encoded rows of a task."""
 
     task: GlueTask
     train: SentenceDataset
     dev: list[tuple[Split, SentenceDataset]]
-    test: list[tuple[Split, SentenceDataset, list[str]]]
-    fingerprint: str
+    test: list[tuple[Split, SentenceDataset, list[str]]]  # without labels; the names of the rows in a submission
+    fingerprint: str  # of training and development rows
 
 
-@dataclass(frozen=True)
-class Development:
-    """The evaluation of a model on the development splits of its task."""
-
-    data: TaskData
-    batch_size: int
-
-    def evaluate_model(self, model: Classifier, device: Device) -> dict[str, float]:
-        """`eval/loss` of the first split, the metrics of all, and `eval/score`, their mean."""
-        values: dict[str, float] = {}
-        losses = []
-        for split, sentences in self.data.dev:
-            given = outputs_of(model, sentences, device, self.batch_size)
-            losses.append(task_loss(given, torch.from_numpy(sentences.labels)).item())
-            scores = metrics.task_metrics(self.data.task, sentences.labels, predictions(self.data.task, given))
-            values |= {f"{name}{split.suffix}": value for name, value in scores.items()}
-        named = {f"eval/{name}": value for name, value in values.items()}
-        return {"eval/loss": losses[0], **named, "eval/score": metrics.score(values)}
+def evaluate_model(model: Classifier, data: TaskData, device: Device, batch_size: int) -> dict[str, float]:
+    """On the development splits: `eval/loss` of the first, the metrics of all, and `eval/score`, their mean."""
+    losses, values = [], {}
+    for split, sentences in data.dev:
+        outputs = outputs_of(model, sentences, device, batch_size)
+        losses.append(task_loss(outputs, torch.from_numpy(sentences.labels)).item())
+        scores = metrics.task_metrics(data.task, sentences.labels, predictions(data.task, outputs))
+        values |= {f"{name}{split.suffix}": value for name, value in scores.items()}
+    named = {f"eval/{name}": value for name, value in values.items()}
+    return {"eval/loss": losses[0], **named, "eval/score": metrics.score(values)}
 
 
 @torch.no_grad()
@@ -100,13 +84,9 @@ def predictions(task: GlueTask, outputs: Tensor) -> np.ndarray:
 
 @dataclass
 class FineTuning(Trainer):
-    """A trainer whose steps have different numbers of tokens.
+    """A trainer whose steps have different numbers of tokens."""
 
-    Attributes:
-        spent: (steps + 1, 2), FLOPs and tokens before each step.
-    """
-
-    spent: np.ndarray
+    spent: np.ndarray  # (steps + 1, 2), FLOPs and tokens before each step
 
     def flops(self, step: int, depths: list[int]) -> int:
         """FLOPs of a step: its tokens count, and for attention its longest row."""
@@ -127,9 +107,7 @@ class GlueConsole(Console):
     def _line(self, row: dict[str, Any]) -> str:
         if "eval/loss" not in row:
             return f"{self._position(row)} lr {row['train/lr']:.2e}"
-        scores = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
-        shown = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
-        return f"{self.name} step {row['step']:>5}  {shown}"
+        return f"{self.name} step {row['step']:>5}  {'  '.join(map(' '.join, _scores(row).items()))}"
 
     def _position(self, row: dict[str, Any]) -> str:
         assert self.plan is not None
@@ -222,14 +200,8 @@ class Cell(Session):
         group, tags = self.pretrained.group, (self.pretrained.model_config.kind, self.rows.task.name)
         identity = Identity(state.run_id, f"{group}/{self.name}", group, tags, "glue")
         shown = self.values | {"pretrained": self.pretrained.facts}
-        mirror = open_mirror(
-            self.config.tracking,
-            identity,
-            shown,
-            self.directory.path,
-            metrics_file.dropped_rows,
-            self.console.say,
-        )
+        tracking, say = self.config.tracking, self.console.say
+        mirror = open_mirror(tracking, identity, shown, self.directory.path, metrics_file.dropped_rows, say)
         return Tracker(metrics_file, self.console, [mirror] if mirror else [])
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
@@ -241,7 +213,6 @@ class Cell(Session):
         optim = config.optim.at(self.lr)
         optimizer = build_optimizer(model, optim)
         strategy = ParallelStrategy(model, lambda blocks: None)
-        development = Development(self.rows, config.batch.size)
         if checkpoint:
             self.restore(checkpoint, strategy, optimizer)
         return FineTuning(
@@ -257,7 +228,7 @@ class Cell(Session):
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
-            measure=lambda gates: development.evaluate_model(model, device),
+            measure=lambda gates: evaluate_model(model, self.rows, device, config.batch.size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,
@@ -304,12 +275,14 @@ class Cell(Session):
 
     def print_summary(self, summary: dict[str, Any]) -> None:
         """One line; the table comes when all runs are done."""
-        scores = ", ".join(
-            f"{name.removeprefix('eval/')} {value:.4f}"
-            for name, value in summary["losses"].items()
-            if name.startswith("eval/") and value is not None
-        )
+        scores = ", ".join(f"{name} {value}" for name, value in _scores(summary["losses"]).items())
         self.console.say(f"{self.name} {summary['status']}: {scores or 'no evaluation'}")
+
+
+def _scores(row: dict[str, Any]) -> dict[str, str]:
+    """The evaluation in a row as text, by name."""
+    scores = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+    return {name: "-" if value is None else f"{value:.4f}" for name, value in scores.items()}
 
 
 def submission(task: GlueTask, indices: list[str], given: np.ndarray) -> str:

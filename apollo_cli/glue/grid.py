@@ -5,7 +5,7 @@ A folder of results holds `glue.yaml` (the values of the command), `TASK/lr2e-05
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from apollo_cli.glue.examples import Examples, note_on_rows, read_examples
 from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import FORMAT, VALUES, GlueConfig, parse_glue, saved_values
-from apollo_cli.glue.sentences import Framing, SentenceDataset
+from apollo_cli.glue.sentences import SentenceDataset
 from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import Device, choose
+from apollo_cli.training.device import choose
 
 SUBMISSION = "submission"
 
@@ -51,10 +51,9 @@ class FineTuningGrid:
         console, run, model = Console(), self.config.run, self.config.model
         with interruptible():
             pretrained = Pretrained.of_run(Path(run)) if run else Pretrained.of_folder(Path(model or ""))
-            tokenizer, model_config = pretrained.tokenizer, pretrained.model_config
-            max_length = min(self.config.glue.max_length, model_config.positions)
-            framing = Framing.of(model_config.kind, tokenizer, max_length)
+            max_length = min(self.config.glue.max_length, pretrained.model_config.positions)
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
+            _ = pretrained.tokenizer  # refused now, if it is of another model
             for task in self.config.tasks:
                 self._check(task, console)
             device = choose(self.config.run_args)
@@ -63,28 +62,18 @@ class FineTuningGrid:
             summary = f"{runs} fine-tuning runs, rows of up to {max_length} tokens"
             console.say(summary if runs else "all of these fine-tuning runs are done already")
             for task, cells in missing.items():
-                self._fine_tune(pretrained, self._data(task, framing, tokenizer), cells, device, console)
+                data = self._data(task, pretrained, max_length)
+                for done, (lr, seed) in enumerate(cells, 1):
+                    directory = RunDirectory(self._folder(task, lr, seed))
+                    with files.writing(directory.path, 0):
+                        directory.path.mkdir(parents=True, exist_ok=True)
+                    Cell(self.config, lr, seed, data, pretrained, device, directory).start()
+                    score = results.mean_text(self._write()["tasks"][task.name])
+                    console.say(f"{task.title}: {done} of {len(cells)} runs done, {score}")
         found = self._write()
         console.show(results.scores_table(found))
         console.say(f"results: {files.shown(self.out / results.NAME)}")
         return found
-
-    def _fine_tune(
-        self,
-        pretrained: Pretrained,
-        data: TaskData,
-        cells: Sequence[tuple[float, int]],
-        device: Device,
-        console: Console,
-    ) -> None:
-        """The runs of a task, one for each learning rate and seed in `cells`."""
-        for done, (lr, seed) in enumerate(cells, 1):
-            directory = RunDirectory(self._folder(data.task, lr, seed))
-            with files.writing(directory.path, 0):
-                directory.path.mkdir(parents=True, exist_ok=True)
-            Cell(self.config, lr, seed, data, pretrained, device, directory).start()
-            score = results.mean_text(self._write()["tasks"][data.task.name])
-            console.say(f"{data.task.title}: {done} of {len(cells)} runs done, {score}")
 
     def _missing(self, task: GlueTask) -> Iterator[tuple[float, int]]:
         for lr in dict.fromkeys(self.config.optim.lr):
@@ -125,10 +114,12 @@ class FineTuningGrid:
         if not self._tests(task):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so no submission is written")
 
-    def _data(self, task: GlueTask, framing: Framing, tokenizer: Any) -> TaskData:
+    def _data(self, task: GlueTask, pretrained: Pretrained, max_length: int) -> TaskData:
         found = self._examples(task)
         encoded = {
-            split: SentenceDataset.encode(examples.texts, examples.labels, framing, tokenizer)
+            split: SentenceDataset.encode(
+                examples.texts, examples.labels, pretrained.model_config.kind, pretrained.tokenizer, max_length
+            )
             for split, examples in found.items()
         }
         return TaskData(
