@@ -31,15 +31,10 @@ SUBMISSION = "submission"
 
 @dataclass(frozen=True)
 class FineTuningGrid:
-    """The fine-tuning runs of a command.
-
-    Attributes:
-        config: the command's.
-        out: the folder of the results.
-    """
+    """The fine-tuning runs of a command."""
 
     config: GlueConfig
-    out: Path
+    out: Path  # the folder of the results
 
     def run(self) -> dict[str, Any]:
         """Fine-tunes what is not done yet; returns the results of all runs.

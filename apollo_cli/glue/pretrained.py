@@ -21,17 +21,11 @@ from apollo_cli.tracking.wandb import identify
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model.
+    """A pretrained model."""
 
-    Attributes:
-        folder: in transformers' format.
-        facts: its origin, as results record it.
-        group: W&B group of its fine-tuning runs, which is also the name of its own run there.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
-    group: str
+    folder: Path  # in transformers' format
+    facts: dict[str, Any]  # its origin, as results record it
+    group: str  # W&B group of its fine-tuning runs, which is also the name of its own run there
 
     @classmethod
     def of_run(cls, run_dir: Path) -> "Pretrained":

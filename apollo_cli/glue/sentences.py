@@ -16,18 +16,11 @@ from apollo_cli.models.transformer import Batch
 
 @dataclass(frozen=True)
 class SentenceBatch(Batch):
-    """A batch of sentences with one prediction per row, the label.
+    """A batch of sentences with one prediction per row, the label."""
 
-    Attributes:
-        segments: (rows, seq_len) int64, 1 in the second sentence.
-        attention_mask: (rows, seq_len) bool, False at padding.
-        token_indices: (tokens,) int64, indices into the flattened rows that are no padding; computed on the CPU,
-            so that training does not wait for the device.
-    """
-
-    segments: Tensor
-    attention_mask: Tensor
-    token_indices: Tensor
+    segments: Tensor  # (rows, seq_len) int64, 1 in the second sentence
+    attention_mask: Tensor  # (rows, seq_len) bool, False at padding
+    token_indices: Tensor  # (tokens,) int64, no padding in the flattened rows; from the CPU, to wait for no device
 
     def chunks(self, count: int) -> Sequence[Batch]:
         """`count` batches of equally many rows."""
@@ -68,21 +61,13 @@ def framed(kind: str, tokenizer: Tokenizer, max_length: int) -> Tokenizer:
 
 @dataclass(frozen=True)
 class SentenceDataset:
-    """The encoded rows of a split.
+    """The encoded rows of a split; BERT predicts the label at [CLS], GPT at the last token."""
 
-    Attributes:
-        kind: of the model; BERT predicts the label at [CLS], GPT at the last token.
-        padding: the token that fills rows up; GPT has none of its own, and nothing reads what follows its last one.
-        rows: tokens of each row.
-        firsts: (rows,), how many tokens belong to the first segment.
-        labels: (rows,); zeros for a test split.
-    """
-
-    kind: str
-    padding: int
-    rows: list[np.ndarray]
-    firsts: np.ndarray
-    labels: np.ndarray
+    kind: str  # of the model
+    padding: int  # fills rows up; GPT has no token for it, and nothing reads what follows its last one
+    rows: list[np.ndarray]  # tokens of each row
+    firsts: np.ndarray  # (rows,), how many tokens belong to the first segment
+    labels: np.ndarray  # (rows,); zeros for a test split
 
     @classmethod
     def encode(
@@ -133,17 +118,11 @@ class SentenceDataset:
 
 @dataclass(frozen=True)
 class TrainingSentences:
-    """The batches of a fine-tuning run, as functions of seed and step; the last one of an epoch may be smaller.
-
-    Attributes:
-        sentences: the training rows.
-        seed: seed of the order of the rows.
-        batch_size: rows per step.
-    """
+    """The batches of a fine-tuning run, as functions of seed and step; the last one of an epoch may be smaller."""
 
     sentences: SentenceDataset
-    seed: int
-    batch_size: int
+    seed: int  # of the order of the rows
+    batch_size: int  # rows per step
 
     @property
     def micro_size(self) -> int:
