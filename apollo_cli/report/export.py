@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from apollo_cli.intervals import LEVEL, Interval
@@ -22,6 +22,13 @@ _UNITS = {
     "speedup": "baseline's cost / cost - 1",
     "interval": f"Student-t over seeds, level {LEVEL}; null for n = 1",
 }
+_COUNTS = ("method", "is_baseline", "n", "reached")
+_BY_AXIS: dict[str, Callable[[Method, str], Interval | None]] = {
+    "{}_to_target": Method.cost,
+    "saving_{}": Method.saving,
+    "speedup_{}": Method.speedup,
+}
+_INTERVALS = ("final_loss", "loss_at_flops", *(name.format(axis) for name in _BY_AXIS for axis in AXES))
 
 
 def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[str, Any]:
@@ -47,18 +54,18 @@ def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str])
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     """One line a method; an interval is the columns _mean, _low and _high."""
     lines: list[dict[str, Any]] = []
-    for comparison in comparisons:
-        glue, target_loss = compare_glue(comparison), comparison.target.loss if comparison.target else None
-        for method in comparison.methods:
-            line = {"family": comparison.family.title, "target_loss": target_loss, **_counts(method)}
-            scores = {f"glue_{name}": score for name, score in _scores(method, glue).items()}
-            for name, value in (_intervals(method) | scores).items():
-                line |= {f"{name}_{part}": (_as_json(value) or {}).get(part) for part in ("mean", "low", "high")}
-            lines.append(line)
+    for family in comparisons_json(comparisons, [])["families"]:
+        for method in family["methods"]:
+            line = {"family": family["family"], "target_loss": family["target_loss"]}
+            line |= {name: method[name] for name in _COUNTS}
+            scores = {f"glue_{name}": score for name, score in method.get("glue", {}).items()}
+            for name, value in ({name: method[name] for name in _INTERVALS} | scores).items():
+                line |= {f"{name}_{part}": (value or {}).get(part) for part in ("mean", "low", "high")}
+            lines.append({column: _no_formula(value) for column, value in line.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(column for line in lines for column in line)))
     writer.writeheader()
-    writer.writerows({column: _no_formula(value) for column, value in line.items()} for line in lines)
+    writer.writerows(lines)
     return text.getvalue()
 
 
@@ -68,42 +75,24 @@ def _no_formula(value: Any) -> Any:
 
 
 def _method(method: Method, glue: GlueComparison | None) -> dict[str, Any]:
-    found = {
-        **_counts(method),
-        **_intervals(method),
-        "is_paired": method.is_paired,
-        "settings": settings(method.outcomes[0].run),
-        "runs": [_run(outcome, method) for outcome in method.outcomes],
-    }
-    if glue:
-        found |= {"glue": _scores(method, glue), "glue_averaged": glue.averaged}
-    return found
-
-
-def _counts(method: Method) -> dict[str, Any]:
+    scores = glue and {"glue": glue.scores.get(method.label, {}), "glue_averaged": glue.averaged}
     return {
         "method": method.label,
         "is_baseline": method.is_baseline,
+        "is_paired": method.is_paired,
         "n": len(method.outcomes),
         "reached": method.reached,
-    }
-
-
-def _intervals(method: Method) -> dict[str, Interval | None]:
-    return {
         "final_loss": method.final,
         "loss_at_flops": method.at_flops,
-        **{f"{axis}_to_target": method.cost(axis) for axis in AXES},
-        **{f"saving_{axis}": method.saving(axis) for axis in AXES},
-        **{f"speedup_{axis}": method.speedup(axis) for axis in AXES},
+        **{name.format(axis): of(method, axis) for name, of in _BY_AXIS.items() for axis in AXES},
+        "settings": settings(method.outcomes[0].run),
+        "runs": [_run(outcome, method) for outcome in method.outcomes],
+        **(scores or {}),
     }
-
-
-def _scores(method: Method, glue: GlueComparison | None) -> dict[str, Interval | None]:
-    return glue.scores.get(method.label, {}) if glue else {}
 
 
 def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
+    saved = {f"saving_{axis}": None if method.is_baseline else outcome.ratio(savings.saving, axis) for axis in AXES}
     return {
         "place": outcome.run.place,
         "seed": outcome.run.seed,
@@ -114,7 +103,7 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
         "target_loss": outcome.target and outcome.target.loss,
         "to_target": outcome.cost,
         "to_target_for_good": outcome.cost_for_good,
-        **{f"saving_{axis}": None if method.is_baseline else outcome.ratio(savings.saving, axis) for axis in AXES},
+        **saved,
     }
 
 
