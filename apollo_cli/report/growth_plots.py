@@ -91,10 +91,7 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    lines = [
-        plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
-        for look in entries
-    ]
+    lines = [plt.Line2D([], [], label=look.label, **look.of_line) for look in entries]
     columns = max(1, min(6, 80 // (6 + max((len(look.label) for look in entries), default=1))))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
@@ -128,9 +125,7 @@ def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column:
         nearest_first = zip(*(sides[side] for sides in seeds), strict=False)
         points = sorted(tuple(map(fmean, zip(*of_seeds, strict=True))) for of_seeds in nearest_first)
         steps, means = zip(*points, strict=True) if points else ((), ())
-        axes.plot(
-            steps, means, color=look.colour, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=3
-        )
+        axes.plot(steps, means, linewidth=1.6, markersize=3, **look.of_line)
 
 
 def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[int, float]], ...]:
@@ -219,8 +214,7 @@ def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: 
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         for look, shares in lines:
             depths = sorted(shares)
-            percent = [100 * shares[depth] for depth in depths]
-            axes.plot(depths, percent, color=look.colour, linestyle=look.line, marker=look.marker, **style)
+            axes.plot(depths, [100 * shares[depth] for depth in depths], **look.of_line, **style)
         axes.set_title(title)
         axes.set_xlabel("depth (layers run)")
         axes.xaxis.get_major_locator().set_params(integer=True)

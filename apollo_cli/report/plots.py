@@ -100,7 +100,7 @@ def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> No
     for part in _partial_curves(method):
         spent = [p.cost.of(axis) / scale for p in part]
         axes.plot(spent, [p.loss for p in part], color=look.colour, linestyle=":", linewidth=1)
-    axes.plot([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
+    axes.plot([], [], label=look.label, **look.of_line)
 
 
 def _partial_curves(method: Method) -> Iterator[Curve]:

@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from apollo_cli import files
@@ -59,16 +59,14 @@ class GlueTaskResults(BaseModel):
     data: Any = None
 
 
-class _Pretrained(BaseModel):
-    loss: Annotated[float, Field(allow_inf_nan=False)] | None = Field(default=None, alias="eval/loss")
-
-
 class GlueScores(BaseModel):
     """The results that `apollo-glue` left in a run directory; empty where it was not fine-tuned."""
 
     tasks: dict[Literal[tuple(TASKS)], GlueTaskResults] = {}  # type: ignore[valid-type]
-    pretrained: _Pretrained = Field(default_factory=_Pretrained)
     recipe: Any = None
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None = Field(  # validation loss of the fine-tuned weights
+        default=None, validation_alias=AliasPath("pretrained", "eval/loss")
+    )
 
     @property
     def scores(self) -> dict[str, float]:
@@ -77,11 +75,6 @@ class GlueScores(BaseModel):
     def recipe_of(self, task: str) -> str:
         """How, at which learning rates and on which rows it was fine-tuned."""
         return repr((self.recipe, self.tasks[task].rates, self.tasks[task].data))
-
-    @property
-    def loss(self) -> float | None:
-        """Validation loss of the fine-tuned weights; None where it is not recorded."""
-        return self.pretrained.loss
 
 
 _Columns = TypedDict(  # of a row; others are left out
@@ -102,7 +95,7 @@ _Columns = TypedDict(  # of a row; others are left out
     },
     total=False,
 )
-_ROW: TypeAdapter[Any] = TypeAdapter(_Columns)
+ROW: TypeAdapter[Any] = TypeAdapter(_Columns)
 
 
 @dataclass(frozen=True)
@@ -195,7 +188,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
                 if line.endswith(b"\n"):
-                    yield _checked(f"{files.shown(path)}, line {number}", _ROW.validate_json, line)
+                    yield checked(f"{files.shown(path)}, line {number}", ROW.validate_json, line)
                 elif len(line) == _MAX_LINE:
                     raise DataError(f"{files.shown(path)}, line {number} is damaged: it has no end")
     except OSError as error:
@@ -226,10 +219,10 @@ def make_run(
     Raises:
         DataError: names what is damaged.
     """
-    _checked(f"{place}/config.yaml", _Config.model_validate, config)
+    checked(f"{place}/config.yaml", _Config.model_validate, config)
     facts = summary["data"] if isinstance(summary.get("data"), dict) else {}
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")
-    planned = _checked(f"{place}/plan.json", _Plan.model_validate, plan)
+    planned = checked(f"{place}/plan.json", _Plan.model_validate, plan)
     depth_counts: dict[int, Counter[int]] = defaultdict(Counter)
     for stage in planned.stages:  # several may store as many layers
         depth_counts[stage.layers].update({depth: n for depth, n in stage.depth_counts.items() if n})
@@ -246,15 +239,6 @@ def make_run(
         source_flops=planned.source_flops,
         source_seconds=planned.source_seconds or 0.0,
     )
-
-
-def checked_row(place: str, row: Any) -> Row:
-    """A row of another origin than a file.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    return _checked(place, _ROW.validate_python, row)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -276,11 +260,15 @@ def read_glue_scores(run_dir: Path) -> GlueScores:
         return GlueScores()
     if path.stat().st_size > _MAX_BYTES:
         raise DataError(f"{files.shown(path)} is damaged: it has more than {_MAX_BYTES} bytes")
-    return _checked(files.shown(path), GlueScores.model_validate_json, path.read_bytes())
+    return checked(files.shown(path), GlueScores.model_validate_json, path.read_bytes())
 
 
-def _checked(place: str, validate: Any, value: Any) -> Any:
-    """The value, validated by pydantic; `place` names it."""
+def checked(place: str, validate: Any, value: Any) -> Any:
+    """The value as a method of pydantic validates it.
+
+    Raises:
+        DataError: it is damaged; `place` names it.
+    """
     try:
         return validate(value)
     except ValidationError as error:

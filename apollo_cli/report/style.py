@@ -49,6 +49,11 @@ class Look:
     line: Any
     marker: str
 
+    @property
+    def of_line(self) -> dict[str, Any]:
+        """As matplotlib's keywords of a line."""
+        return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
+
 
 def looks(methods: Sequence[Method]) -> dict[str, Look]:
     """The look of each label: the baseline is black, the others take colours and kinds of lines in turn."""

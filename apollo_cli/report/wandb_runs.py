@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import Run, checked_row, flat, make_run
+from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, has_key
 
@@ -68,7 +68,7 @@ def _runs_of(api: Any, project: str) -> Iterator[Run | ApolloError]:
         try:
             config = without_format(place, {key: value for key, value in found.config.items() if key != FACTS})
             status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
-            rows = (checked_row(place, row) for row in found.scan_history())
+            rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
             summary = {"status": status, "data": facts.get("data")}
             run = make_run(place, flat(config), summary, facts.get("plan") or {}, rows)
         except ApolloError as error:
