@@ -17,7 +17,7 @@ from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
 from apollo_cli.report.glue import compare_glue, glue_table
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
-from apollo_cli.report.runs import printable
+from apollo_cli.report.runs import one_line
 from apollo_cli.report.tables import ReportTable, results_table, settings_table, target_sentence
 from apollo_cli.run_directory import RunDirectory
 
@@ -104,7 +104,7 @@ def _lines(
         for name, caption, png in plots.draw_comparison(comparison):
             pictures[f"{slug}_{name}.png"] = png
             yield from (f"![{_safe(caption)}]({slug}_{name}.png)", "")
-    command = printable(shlex.join([Path(words[0]).name, *words[1:]]))
+    command = one_line(shlex.join([Path(words[0]).name, *words[1:]]))
     yield from ("## How", "", *_list([CROSSING_NOTE, INTERVAL_NOTE, f"apollo-train {__version__}: {command}"]))
 
 
@@ -122,7 +122,7 @@ def _table(table: ReportTable) -> Iterator[str]:
 
 def _safe(text: str) -> str:
     """The text without control characters and markup."""
-    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(printable(text), quote=False))
+    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(one_line(text), quote=False))
 
 
 def _page(text: str, pictures: dict[str, bytes]) -> str:

@@ -1,14 +1,14 @@
 """Sentences on a comparison: its headline, and notes on what limits it."""
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import fmean, median
 
 from apollo_cli.intervals import interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
-from apollo_cli.report.runs import first_of, printable
+from apollo_cli.report.runs import first_of, one_line
 from apollo_cli.report.tables import format_number, format_ratio, method_cells
 
 INTERVAL_NOTE = (
@@ -56,18 +56,13 @@ def headline(comparison: Comparison) -> str:
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Notes on a comparison, the weightiest first; the labels in them are untrusted text."""
+    methods = comparison.methods
     found = [
-        *_baseline_notes(comparison),
-        *_reference_notes(comparison),
-        *_settings_notes(comparison),
-        *(note for method in comparison.methods for note in _source_notes(method)),
-        *_machine_notes(comparison),
-        *(note for method in comparison.methods for note in _timing_notes(method)),
-        *_noise_notes(comparison),
-        *_target_notes(comparison),
-        *comparison.family.notes,
+        *(_baseline_notes(comparison), _reference_notes(comparison), _settings_notes(comparison)),
+        *(*map(_source_notes, methods), _machine_notes(comparison), *map(_timing_notes, methods)),
+        *(_noise_notes(comparison), _target_notes(comparison), comparison.family.notes),
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _baseline_notes(comparison: Comparison) -> Iterator[str]:
@@ -132,14 +127,12 @@ def _source_notes(method: Method) -> Iterator[str]:
             f"'{method.label}' is initialized from a model of unknown cost, which is not counted; "
             "set init_from.flops."
         )
-    costs = [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]
-    if costs:
-        without = [method.saving(axis, with_source=False) for axis in AXES]
-        flops, seconds = (format_ratio(method, saving) for saving in without)
-        saved = f" Without them its saving is {flops} of the FLOPs and {seconds} of the seconds."
+    if costs := [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]:
+        without = [format_ratio(method, method.saving(axis, with_source=False)) for axis in AXES]
+        saved = f" Without them its saving is {without[0]} of the FLOPs and {without[1]} of the seconds."
         yield (
             f"'{method.label}' is initialized from a model that cost {format_number(fmean(costs))} FLOPs; they are "
-            f"counted.{saved if all(without) else ''}"
+            f"counted.{saved if method.saving('flops') else ''}"
         )
 
 
@@ -151,8 +144,9 @@ def _machine_notes(comparison: Comparison) -> Iterator[str]:
         "git_commit": "the code may have changed between them",
     }
     for key, consequence in consequences.items():
-        runs = [(o.run.made_with.get(key), method.label) for method in comparison.methods for o in method.outcomes]
-        known = [(value[:12] if key == "git_commit" else value, label) for value, label in runs if value]
+        length = 12 if key == "git_commit" else None
+        runs = [(outcome.run, method.label) for method in comparison.methods for outcome in method.outcomes]
+        known = [(run.made_with[key][:length], label) for run, label in runs if key in run.made_with]
         if len({value for value, _ in known}) > 1:
             yield f"The runs differ in {key.replace('_', ' ')}, so {consequence}: {_by_value(known)}."
 
@@ -181,13 +175,11 @@ def _timing_notes(method: Method) -> Iterator[str]:
         if len(spans) < _MIN_SPANS:
             continue
         usual = median(seconds / flops for seconds, flops in spans)
-        lost = sum(
-            max(0.0, seconds - usual * flops) for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops
-        )
+        lost = sum(seconds - usual * flops for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops)
         total = sum(seconds for seconds, _ in spans)
         if lost > _LOST_SHARE * total:
             yield (
-                f"{printable(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
+                f"{one_line(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
                 f"{_SLOWDOWN} times slower than usual: stopped, or the machine was busy. "
                 "Its timing is not comparable."
             )
@@ -199,7 +191,8 @@ def _noise_notes(comparison: Comparison) -> Iterator[str]:
         return
     parts = []
     for method in comparison.methods:
-        later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
+        ends = [(outcome.cost, outcome.cost_for_good) for outcome in method.outcomes]
+        later = [cost for cost, good in ends if cost and not (good and good.flops <= (1 + _TOLERANCE) * cost.flops)]
         if later and not method.is_baseline:
             saved = interval_of_all([outcome.saving_for_good for outcome in method.outcomes])
             mean = f"{saved.mean:.1%}" if saved else "above it at the end"
@@ -209,10 +202,6 @@ def _noise_notes(comparison: Comparison) -> Iterator[str]:
             "Losses rise above the target again after they reach it. Saving in FLOPs, method and baseline counted "
             f"from where they stay there: {first_of(parts, _MAX_METHODS)}."
         )
-
-
-def _is_near(cost: savings.Cost, later: savings.Cost | None) -> bool:
-    return later is not None and later.flops <= (1 + _TOLERANCE) * cost.flops
 
 
 def _target_notes(comparison: Comparison) -> Iterator[str]:

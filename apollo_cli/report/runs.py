@@ -1,6 +1,7 @@
 """Runs read from run directories and checked: they may be damaged, unfinished or of strangers."""
 
 import os
+import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, Valid
 from typing_extensions import TypedDict
 
 from apollo_cli import files
-from apollo_cli.errors import ApolloError, DataError
+from apollo_cli.errors import ApolloError, DataError, printable
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.run_directory import RunDirectory
 
@@ -119,6 +120,11 @@ class Run:
         return self.config.get("seed")
 
     @property
+    def flops(self) -> float:
+        """FLOPs so far."""
+        return max(row["flops"] for row in self.rows)
+
+    @property
     def target_layers(self) -> Any:
         """The target depth L."""
         return self.config.get("model.layers")
@@ -195,15 +201,15 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{files.shown(path)} cannot be read: {error.strerror}") from error
 
 
-def printable(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Untrusted text as one line without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return printable(re.sub(r"[\n\t]", "\N{REPLACEMENT CHARACTER}", str(value)))
 
 
 def first_of(places: Sequence[str], count: int = 3) -> str:
     """`a, b, c and 4 more`."""
     more = f" and {len(places) - count} more" if len(places) > count else ""
-    return ", ".join(map(printable, places[:count])) + more
+    return ", ".join(map(one_line, places[:count])) + more
 
 
 def make_run(
@@ -229,12 +235,12 @@ def make_run(
     return Run(
         place=place,
         config=config,
-        status=printable(summary.get("status")),
+        status=one_line(summary.get("status")),
         data=data if isinstance(data, str) else None,
         evaluation_rows=evaluation_rows if type(evaluation_rows) is int else None,
         depth_counts={layers: dict(counts) for layers, counts in depth_counts.items()},
         rows=_around_growths(rows),
-        made_with={key: printable(summary[key]) for key in MADE_WITH if summary.get(key)},
+        made_with={key: one_line(summary[key]) for key in MADE_WITH if summary.get(key)},
         glue=glue,
         source_flops=planned.source_flops,
         source_seconds=planned.source_seconds or 0.0,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, printable
+from apollo_cli.report.runs import Run, flat, one_line
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -148,7 +148,7 @@ def test_the_order_of_the_runs_does_not_matter() -> None:
 
 
 def test_untrusted_text_becomes_one_printable_line(tmp_path: Path) -> None:
-    assert printable("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
+    assert one_line("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
     (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
     assert len(label) == 80
     assert label.isprintable()
