@@ -101,7 +101,7 @@ class FineTuningGrid:
             if note := note_on_rows(task, split, examples):
                 console.say(note)
         fingerprint = _fingerprint(task, found)
-        if any(data["fingerprint"] != fingerprint for data in results.data_of(self.out, task)):
+        if any(run["data"]["fingerprint"] != fingerprint for run in results.complete(self.out, task.name)):
             folder = files.shown(self.out / task.name)
             raise ConfigError(
                 [f"{folder} has results of other {task.title} rows: type out=DIR, or restore the files"]

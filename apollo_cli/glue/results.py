@@ -9,7 +9,7 @@ from rich.table import Table
 
 from apollo_cli import files
 from apollo_cli.errors import CheckpointError
-from apollo_cli.glue.tasks import TASKS, GlueTask
+from apollo_cli.glue.tasks import TASKS
 from apollo_cli.intervals import interval
 from apollo_cli.run_directory import RunDirectory
 
@@ -24,7 +24,7 @@ def collect(folder: Path) -> dict[str, Any]:
     with the most seeds, the lowest on a tie; `mean` over its seeds, with the ends of the 95 % interval; `best` of
     all runs, as in published results. Both are chosen by the same development rows that they are measured on.
     """
-    summaries = list(_complete(folder))
+    summaries = list(complete(folder))
     of_tasks = {name: [each for each in summaries if each["task"] == name] for name in TASKS}
     tasks = {name: _task_results(of_task) for name, of_task in of_tasks.items() if of_task}
     pretrained = summaries[0]["pretrained"] if summaries else {}
@@ -45,12 +45,12 @@ def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def data_of(folder: Path, task: GlueTask) -> list[dict[str, Any]]:
-    """Fingerprint and number of training rows of each complete run of a task."""
-    return [summary["data"] for summary in _complete(folder, task.name)]
+def complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
+    """The summaries of the complete runs of a task or of all.
 
-
-def _complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
+    Raises:
+        CheckpointError: one is damaged.
+    """
     for path in sorted(folder.glob(f"{task}/*/summary.json"), key=lambda path: files.in_order(str(path))):
         summary = RunDirectory(path.parent).summary()
         if summary.get("status") == "completed":

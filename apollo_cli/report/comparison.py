@@ -200,8 +200,8 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
     """
     groups = family.groups
     if asked is None:
-        grown = {group.runs[0].target_layers for group in groups if not group.is_scratch}
-        bases = [group for group in groups if group.is_scratch]
+        grown = {group.runs[0].target_layers for group in groups if not group.runs[0].is_scratch}
+        bases = [group for group in groups if group.runs[0].is_scratch]
         return [group for group in bases if group.runs[0].target_layers in grown] or bases
     if named := [group for group in groups if group.label == asked]:
         return named

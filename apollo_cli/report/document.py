@@ -11,7 +11,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from apollo_cli import __version__, files
-from apollo_cli.errors import DataError, StorageError
+from apollo_cli.errors import StorageError
 from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
@@ -19,7 +19,6 @@ from apollo_cli.report.glue import compare_glue, glue_table
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
 from apollo_cli.report.runs import one_line
 from apollo_cli.report.tables import ReportTable, results_table, settings_table, target_sentence
-from apollo_cli.run_directory import RunDirectory
 
 _HEAD = """\
 <!doctype html>
@@ -51,10 +50,8 @@ def write_report(
         words: the command, to be shown.
 
     Raises:
-        DataError: the folder is in a run directory.
         StorageError: something cannot be written.
     """
-    _refuse_run_directory(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,15 +69,6 @@ def write_report(
         with files.writing(folder / name, len(data)):
             files.write_bytes(folder / name, data)
     return folder / "report.html"
-
-
-def _refuse_run_directory(folder: Path) -> None:
-    for place in (folder.resolve(), *folder.resolve().parents):
-        directory = RunDirectory(place)
-        if directory.is_claimed and (directory.plan_file.exists() or directory.metrics_file.exists()):
-            raise DataError(
-                f"--out {files.shown(folder)} is in the run directory {directory}; choose another folder"
-            )
 
 
 def _lines(

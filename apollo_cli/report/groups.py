@@ -49,11 +49,6 @@ class Group:
     label: str
     runs: tuple[Run, ...]
 
-    @property
-    def is_scratch(self) -> bool:
-        """Whether the runs train the whole model from the first step."""
-        return self.runs[0].is_scratch
-
 
 @dataclass(frozen=True)
 class Family:

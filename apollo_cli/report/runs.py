@@ -158,8 +158,9 @@ def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
     folders: dict[Path, Path] = {}
     for word in words:
         before = len(problems)
-        found = _run_directories(word, problems)
-        folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
+        found = list(_run_directories(word, problems))
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
         if not found and len(problems) == before:
             problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
     runs, empty = [], []
@@ -299,24 +300,23 @@ def _around_growths(rows: Iterable[Row]) -> list[Row]:
     return [*evaluations, *(row for size in first for row in (*first[size], *last[size]))]
 
 
-def _run_directories(word: str, problems: list[str]) -> list[Path]:
-    """The run directories that a word means; unreadable folders are added to `problems`."""
-    matches = [word] if Path(word).is_dir() else sorted(glob(word, recursive=True))  # noqa: PTH207 - may be absolute
-    return [folder for match in matches if Path(match).is_dir() for folder in _below(Path(match), problems)]
+def _run_directories(word: str, problems: list[str]) -> Iterator[Path]:
+    """The run directories that a word means, a folder of them or a glob; unreadable folders are added to `problems`.
 
-
-def _below(place: Path, problems: list[str]) -> Iterator[Path]:
-    """`place` if it is a run directory, else those below it; links are followed, runs are not entered."""
+    Links are followed once, and runs are not entered.
+    """
 
     def unreadable(error: OSError) -> None:
         problems.append(f"{files.shown(Path(error.filename))} cannot be read: {error.strerror}")
 
     seen = set()
-    for folder, names, inside in os.walk(place, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        is_run = "config.yaml" in inside and not set(_RUN_FILES).isdisjoint(inside)
-        if is_run and real not in seen:
-            yield Path(folder)
-        is_leaf = is_run or "glue.yaml" in inside  # a fine-tuning run
-        names[:] = [] if is_leaf or real in seen else sorted(name for name in names if not name.startswith("."))
-        seen.add(real)
+    matches = [word] if Path(word).is_dir() else sorted(glob(word, recursive=True))  # noqa: PTH207 - may be absolute
+    for place in filter(os.path.isdir, matches):
+        for folder, names, inside in os.walk(place, onerror=unreadable, followlinks=True):
+            real = os.path.realpath(folder)
+            is_run = "config.yaml" in inside and not set(_RUN_FILES).isdisjoint(inside)
+            if is_run and real not in seen:
+                yield Path(folder)
+            is_leaf = is_run or "glue.yaml" in inside or real in seen  # glue.yaml: of fine-tuning runs
+            names[:] = [] if is_leaf else sorted(name for name in names if not name.startswith("."))
+            seen.add(real)
