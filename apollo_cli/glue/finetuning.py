@@ -117,17 +117,7 @@ class GlueConsole(Console):
 
 
 class Cell(Session):
-    """The session of a fine-tuning run.
-
-    Args:
-        config: of all runs.
-        lr: learning rate of this one.
-        seed: of this one.
-        data: of its task.
-        pretrained: the model that it begins from.
-        device: of all runs.
-        directory: of this run.
-    """
+    """The session of a fine-tuning run, at a learning rate and a seed of the config."""
 
     out_of_memory_hint = "a smaller glue.max_length or batch.size needs less"
 

@@ -240,7 +240,7 @@ def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
     cost = savings.crossing(mean, loss)
     if cost is None or not cost.flops or not cost.seconds:
         return Target(loss, finals)
-    return Target(loss, finals, cost, savings.crossing_for_good(mean, loss) or cost)
+    return Target(loss, finals, cost, savings.crossing(mean, loss, for_good=True) or cost)
 
 
 def _method(
@@ -269,6 +269,6 @@ def _outcome(run: Run, target: Target | None, question: Question) -> Outcome:
         curve=curve,
         target=target,
         cost=savings.crossing(curve, target.loss) if target else None,
-        cost_for_good=savings.crossing_for_good(curve, target.loss) if target else None,
+        cost_for_good=savings.crossing(curve, target.loss, for_good=True) if target else None,
         at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
     )

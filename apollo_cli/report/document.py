@@ -20,22 +20,7 @@ from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_not
 from apollo_cli.report.runs import one_line
 from apollo_cli.report.tables import ReportTable, results_table, settings_table, target_sentence
 
-_HEAD = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What was saved</title>
-"""
-_STYLE = """\
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; white-space: nowrap; }
-th:first-child, td:first-child { white-space: normal; }
-img { max-width: 100%; background: #fff; }
-figure { margin: 1.5rem 0; }
-figcaption { opacity: .75; font-size: .9rem; }
-blockquote { margin: 0; border-left: .3rem solid #d55e00; padding-left: .8rem; font-weight: 600; }
-"""
+_PAGE = Path(__file__).with_name("page.html")
 
 
 def write_report(
@@ -122,4 +107,4 @@ def _page(text: str, pictures: dict[str, bytes]) -> str:
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     body = re.sub(r'<p><img src="([^"]*)" alt="([^"]*)" /></p>', figure, body)
-    return f"{_HEAD}<style>\n{_STYLE}</style></head>\n<body>\n{body}</body></html>\n"
+    return _PAGE.read_text(encoding="utf-8").replace("<!-- report -->", body)

@@ -2,9 +2,10 @@
 
 import csv
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from apollo_cli.intervals import LEVEL, Interval
 from apollo_cli.report import savings
@@ -12,7 +13,6 @@ from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
 from apollo_cli.report.glue import GlueComparison, compare_glue
 from apollo_cli.report.groups import settings
 from apollo_cli.report.notes import comparison_notes
-from apollo_cli.report.savings import Cost
 
 _UNITS = {
     "loss": "nats per prediction",
@@ -40,15 +40,15 @@ def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str])
             "baseline": comparison.baseline.label if comparison.baseline else None,
             "baseline_cost": comparison.baseline_cost,
             "target_loss": comparison.target and comparison.target.loss,
-            "target_interval": comparison.target and comparison.target.interval,
+            "target_interval": _interval(comparison.target.interval) if comparison.target else None,
             "at_flops": comparison.question.at_flops,
             "methods": [_method(method, glue) for method in comparison.methods],
             "notes": comparison_notes(comparison),
         }
         for comparison, glue in zip(comparisons, map(compare_glue, comparisons), strict=True)
     ]
-    found: dict[str, Any] = _as_json({"units": _UNITS, "warnings": warnings, "families": families})
-    return found
+    found: dict[str, Any] = {"units": _UNITS, "warnings": warnings, "families": families}
+    return to_jsonable_python(found, inf_nan_mode="null", fallback=str)  # type: ignore[no-any-return]
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
@@ -75,19 +75,20 @@ def _no_formula(value: Any) -> Any:
 
 
 def _method(method: Method, glue: GlueComparison | None) -> dict[str, Any]:
-    scores = glue and {"glue": glue.scores.get(method.label, {}), "glue_averaged": glue.averaged}
+    glue_scores = glue.scores.get(method.label, {}) if glue else {}
+    scores = {name: _interval(score) for name, score in glue_scores.items()}
     return {
         "method": method.label,
         "is_baseline": method.is_baseline,
         "is_paired": method.is_paired,
         "n": len(method.outcomes),
         "reached": method.reached,
-        "final_loss": method.final,
-        "loss_at_flops": method.at_flops,
-        **{name.format(axis): of(method, axis) for name, of in _BY_AXIS.items() for axis in AXES},
+        "final_loss": _interval(method.final),
+        "loss_at_flops": _interval(method.at_flops),
+        **{name.format(axis): _interval(of(method, axis)) for name, of in _BY_AXIS.items() for axis in AXES},
         "settings": settings(method.outcomes[0].run),
         "runs": [_run(outcome, method) for outcome in method.outcomes],
-        **(scores or {}),
+        **({"glue": scores, "glue_averaged": glue.averaged} if glue else {}),
     }
 
 
@@ -107,20 +108,6 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
     }
 
 
-def _as_json(value: Any) -> Any:
-    match value:
-        case Interval(mean=mean, n=n):
-            low, high = value.ends or (None, None)
-            return {"mean": _as_json(mean), "low": low, "high": high, "n": n}
-        case Cost(flops=flops, seconds=seconds):
-            return {"flops": flops, "seconds": seconds}
-        case dict():
-            return {key: _as_json(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_as_json(each) for each in value]
-        case float():
-            return value if math.isfinite(value) else None
-        case None | bool() | int() | str():
-            return value
-        case _:  # YAML has dates too
-            return str(value)
+def _interval(value: Interval | None) -> dict[str, Any] | None:
+    low, high = (value and value.ends) or (None, None)
+    return value and {"mean": value.mean, "low": low, "high": high, "n": value.n}

@@ -301,7 +301,7 @@ def _around_growths(rows: Iterable[Row]) -> list[Row]:
 
 
 def _run_directories(word: str, problems: list[str]) -> Iterator[Path]:
-    """The run directories that a word means, a folder of them or a glob; unreadable folders are added to `problems`.
+    """The run directories that a word means: one, a folder or a glob; adds unreadable folders to `problems`.
 
     Links are followed once, and runs are not entered.
     """

@@ -62,20 +62,26 @@ def mean_curve(curves: Sequence[Curve], *, with_ends: bool = True) -> Curve:
     return tuple(map(_mean_point, aligned(curves, with_ends=with_ends)))
 
 
-def crossing(curve: Curve, target: float) -> Cost | None:
-    """Where the loss is first at or below the target, linear between two evaluations; None if it never is.
+def crossing(curve: Curve, target: float, *, for_good: bool = False) -> Cost | None:
+    """Where the loss is first at or below it, linear between two evaluations; None if it never is.
 
-    Nothing is extrapolated: where the first evaluation is below the target, its cost is the result.
+    `for_good`: from where on it stays there until the end. Nothing is extrapolated: where the first evaluation is
+    below the target, its cost is the result.
     """
-    first = next((i for i, point in enumerate(curve) if point.loss <= target), None)
-    return None if first is None else _between(curve, first, target)
-
-
-def crossing_for_good(curve: Curve, target: float) -> Cost | None:
-    """Where the loss reaches the target and stays at or below it until the end; None if it ends above."""
-    above = [i for i, point in enumerate(curve) if not point.loss <= target]
-    first = above[-1] + 1 if above else 0
-    return None if first == len(curve) else _between(curve, first, target)
+    reached = [i for i, point in enumerate(curve) if point.loss <= target]
+    if for_good:
+        above = [i for i, point in enumerate(curve) if not point.loss <= target]
+        reached = list(range(above[-1] + 1 if above else 0, len(curve)))
+    if not reached:
+        return None
+    here, before = curve[reached[0]], curve[max(0, reached[0] - 1)]
+    if here is before or here.loss == target or not math.isfinite(before.loss):
+        return here.cost
+    share = (before.loss - target) / (before.loss - here.loss)
+    return Cost(
+        before.cost.flops + share * (here.cost.flops - before.cost.flops),
+        before.cost.seconds + share * (here.cost.seconds - before.cost.seconds),
+    )
 
 
 def loss_at(curve: Curve, flops: float) -> float | None:
@@ -98,19 +104,6 @@ def saving(cost: float, baseline: float) -> float:
 def speedup(cost: float, baseline: float) -> float:
     """Baseline / cost - 1; infinite for a cost of 0."""
     return baseline / cost - 1 if cost else math.inf
-
-
-def _between(curve: Curve, i: int, target: float) -> Cost:
-    """The cost of the target between point i, which is at or below it, and the one before, which is above it."""
-    here = curve[i]
-    if i == 0 or here.loss == target or not math.isfinite(curve[i - 1].loss):
-        return here.cost
-    before = curve[i - 1]
-    share = (before.loss - target) / (before.loss - here.loss)
-    return Cost(
-        before.cost.flops + share * (here.cost.flops - before.cost.flops),
-        before.cost.seconds + share * (here.cost.seconds - before.cost.seconds),
-    )
 
 
 def _mean_point(points: Sequence[Point]) -> Point:

@@ -40,13 +40,13 @@ def test_nothing_is_extrapolated_on_either_side() -> None:
 def test_noise_makes_two_crossings() -> None:
     noisy = curve([5.0, 3.0, 4.0, 2.0])
     assert savings.crossing(noisy, 3.5) == Cost(75.0, 7.5)
-    assert savings.crossing_for_good(noisy, 3.5) == Cost(225.0, 22.5)
-    assert savings.crossing_for_good(curve([5.0, 3.0, 4.0]), 3.5) is None
+    assert savings.crossing(noisy, 3.5, for_good=True) == Cost(225.0, 22.5)
+    assert savings.crossing(curve([5.0, 3.0, 4.0]), 3.5, for_good=True) is None
 
 
 def test_a_loss_that_is_not_finite_is_above_every_target_and_no_line_comes_from_it() -> None:
     assert savings.crossing(curve([math.inf, 3.0]), 4.0) == Cost(100.0, 10.0)
-    assert savings.crossing_for_good(curve([3.0, math.inf]), 4.0) is None
+    assert savings.crossing(curve([3.0, math.inf]), 4.0, for_good=True) is None
 
 
 def test_of_two_evaluations_at_one_step_the_later_one_counts() -> None:
@@ -110,7 +110,7 @@ def test_the_crossing_scales_with_the_flops(line: Curve, target: float, factor: 
 
 @given(curves(), LOSSES)
 def test_the_crossing_is_measured_and_not_after_the_one_for_good(line: Curve, target: float) -> None:
-    first, good = savings.crossing(line, target), savings.crossing_for_good(line, target)
+    first, good = savings.crossing(line, target), savings.crossing(line, target, for_good=True)
     assert (first is None) == (min(p.loss for p in line) > target)
     assert (good is None) == (line[-1].loss > target)
     if first:
