@@ -106,15 +106,9 @@ def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: in
     axes.plot([place, place], [before, after], color=look.colour, linewidth=1.5)
     axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
     axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
-    axes.annotate(
-        f"{after - before:+.3f}" if with_number else "",
-        (place, max(before, after)),
-        textcoords="offset points",
-        xytext=(0, 8),
-        ha="center",
-        fontsize=8,
-        color=look.colour,
-    )
+    if with_number:
+        above: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8}
+        axes.annotate(f"{after - before:+.3f}", (place, max(before, after)), color=look.colour, **above)
 
 
 def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
