@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml
-
-from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.files import in_order
 from apollo_cli.report.runs import Run, first_of, one_line
 
@@ -165,21 +162,22 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A label for each group: its `name`, if no other group has it, else the values of what differs.
+    """A label for each group: its `name`, where no other group has it, else the values of what differs.
 
-    The default name is a label only where all groups have names of their own.
+    Where names differ, as those of experiments do, groups of one name have it before the values.
     """
     names = [{str(run.config.get("name")) for run in group} for group in groups]
     owners = Counter(name for found in names for name in found)
-    own = [len(found) == 1 and all(owners[n] == 1 for n in found) for found in names]
-    default = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["name"]
-    all_named = len(groups) > 1 and all(own)
-    named = [is_own and (all_named or default not in found) for is_own, found in zip(own, names, strict=True)]
-    unnamed = [settings(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
     labels: list[str] = []
-    for group, found, has_name in zip(groups, names, named, strict=True):
-        label = next(iter(found)) if has_name else _label_of_values(group[0], unnamed)
-        label = shortened(one_line(label))
+    for group, found in zip(groups, names, strict=True):
+        name, *others = found
+        alike = [
+            their[0] for their, own in zip(groups, names, strict=True) if (len(own) > 1 if others else own == found)
+        ]
+        values = _label_of_values(group[0], list(map(settings, alike)))
+        if not others and len(owners) > 1:
+            values = f"{name} {values}"
+        label = shortened(one_line(name if not others and owners[name] == 1 else values))
         twins = sum(other == label or other.startswith(f"{label} (") for other in labels)
         labels.append(f"{label} ({twins + 1})" if twins else label)
     return labels

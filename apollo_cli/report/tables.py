@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from apollo_cli.intervals import Interval, interval
+from apollo_cli.intervals import Interval, interval_of_all
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
 
@@ -102,11 +102,8 @@ def format_number(value: float, half: float | None = None) -> str:
 
 def format_flops(method: Method) -> str:
     """The FLOPs of a method's runs from start to end."""
-    ends = [curve[-1].cost.flops for curve in method.curves]
-    if not ends:
-        return "-"
-    total = interval(ends)
-    return format_number(total.mean, total.half or None)
+    total = interval_of_all([curve[-1].cost.flops for curve in method.curves])
+    return format_number(total.mean, total.half or None) if total else "-"
 
 
 def _cost(method: Method, axis: str) -> str:

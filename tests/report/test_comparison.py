@@ -313,10 +313,10 @@ def test_the_default_baseline_is_as_deep_as_the_grown_models(tmp_path: Path) -> 
     write_run(tmp_path / "grown", FLAT, name="grown")
     comparison = compared(tmp_path)
     assert comparison.baseline
-    assert comparison.baseline.label == "scratch model.layers=4"
+    assert comparison.baseline.label == "same scratch model.layers=4"
     asked = compared(tmp_path, baseline="model.layers=2")
     assert asked.baseline
-    assert asked.baseline.label == "scratch model.layers=2"
+    assert asked.baseline.label == "same scratch model.layers=2"
     with pytest.raises(DataError, match="means several methods"):
         compared(tmp_path, baseline="scratch")
 
