@@ -24,7 +24,7 @@ from apollo_cli.training import pretraining
 from apollo_cli.training.run import train
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 from tests.helpers.stub_wandb import StubServer, unused_port
-from tests.report.test_glue import fine_tuned
+from tests.report.test_tables import fine_tuned
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
 GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]

@@ -53,7 +53,7 @@ class TaskData:
 
 def evaluate_model(model: Classifier, data: TaskData, device: Device, batch_size: int) -> dict[str, float]:
     """On the development splits: `eval/loss` of the first, the metrics of all, and `eval/score`, their mean."""
-    losses, values = [], {}
+    losses, values = [], dict[str, float]()
     for split, sentences in data.dev:
         outputs = outputs_of(model, sentences, device, batch_size)
         losses.append(task_loss(outputs, torch.from_numpy(sentences.labels)).item())

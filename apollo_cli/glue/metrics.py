@@ -11,12 +11,9 @@ from apollo_cli.glue.tasks import GlueTask
 
 
 def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """The metrics of a task, each from -1 or 0 to 1; a correlation with constant predictions is 0.
+    """The metrics of a task, each from -1 or 0 to 1, of labels as in `Examples` and predictions, both (rows,).
 
-    Args:
-        task: the task.
-        labels: (rows,), as in `Examples`.
-        predictions: (rows,), the model's.
+    A correlation with constant predictions is 0.
     """
     return {name: _metric(name, labels, predictions) for name in task.metrics}
 
@@ -43,11 +40,9 @@ def score(values: Mapping[str, float]) -> float:
 
 
 def frequent_score(task: GlueTask, splits: Sequence[np.ndarray]) -> float:
-    """The score of always answering the most frequent label of the development splits, without looking at a row.
+    """The score of always answering the most frequent label of these development splits, (rows,) each.
 
-    Args:
-        task: the task; a constant similarity has no correlation, so its score is 0.
-        splits: (rows,) each, labels of the development splits.
+    A constant similarity has no correlation, so its score is 0.
     """
     constant = np.bincount(np.concatenate(splits)).argmax() if task.labels else 0.0
     return fmean(score(task_metrics(task, labels, np.full(len(labels), constant))) for labels in splits)

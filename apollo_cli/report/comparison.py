@@ -164,17 +164,17 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
     Raises:
         DataError: the baseline of the question is in no family, or is several groups of one.
     """
-    candidates = [_baseline_candidates(family, question.baseline) for family in families]
-    asked, problems = f"--baseline {question.baseline}", []
-    if question.baseline and not any(candidates):
-        labels = ", ".join(group.label for family in families for group in family.groups)
-        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
-    for groups in candidates:
-        if question.baseline and len(groups) > 1:
-            labels = ", ".join(group.label for group in groups)
-            problems.append(f"{asked} means several methods: {labels}; type one of them")
-    if problems:
-        raise DataError("\n".join(problems))
+    asked = question.baseline
+    candidates = [_baseline_candidates(family, asked) for family in families]
+    ambiguous = next((groups for groups in candidates if len(groups) > 1), []) if asked else []
+    groups = ambiguous or [group for family in families for group in family.groups]
+    labels = ", ".join(group.label for group in groups)
+    if ambiguous:
+        raise DataError(f"--baseline {asked} means several methods: {labels}; type one of them")
+    if asked and not any(candidates):
+        raise DataError(
+            f"--baseline {asked} is none of the methods, no words of one, and no folder of runs: {labels}"
+        )
     return [_compare(family, groups, question) for family, groups in zip(families, candidates, strict=True)]
 
 

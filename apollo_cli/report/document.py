@@ -15,10 +15,16 @@ from apollo_cli.errors import StorageError
 from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
-from apollo_cli.report.glue import compare_glue, glue_table
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
 from apollo_cli.report.runs import one_line
-from apollo_cli.report.tables import ReportTable, results_table, settings_table, target_sentence
+from apollo_cli.report.tables import (
+    ReportTable,
+    compare_glue,
+    glue_table,
+    results_table,
+    settings_table,
+    target_sentence,
+)
 
 _PAGE = Path(__file__).with_name("page.html")
 

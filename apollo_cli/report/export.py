@@ -10,9 +10,9 @@ from pydantic_core import to_jsonable_python
 from apollo_cli.intervals import LEVEL, Interval
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
-from apollo_cli.report.glue import GlueComparison, compare_glue
 from apollo_cli.report.groups import settings
 from apollo_cli.report.notes import comparison_notes
+from apollo_cli.report.tables import GlueComparison, compare_glue
 
 _UNITS = {
     "loss": "nats per prediction",
@@ -48,7 +48,7 @@ def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str])
         for comparison, glue in zip(comparisons, map(compare_glue, comparisons), strict=True)
     ]
     found: dict[str, Any] = {"units": _UNITS, "warnings": warnings, "families": families}
-    return to_jsonable_python(found, inf_nan_mode="null", fallback=str)  # type: ignore[no-any-return]
+    return to_jsonable_python(found, inf_nan_mode="null", fallback=str)
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
@@ -109,5 +109,7 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
 
 
 def _interval(value: Interval | None) -> dict[str, Any] | None:
-    low, high = (value and value.ends) or (None, None)
-    return value and {"mean": value.mean, "low": low, "high": high, "n": value.n}
+    if value is None:
+        return None
+    low, high = value.ends or (None, None)
+    return {"mean": value.mean, "low": low, "high": high, "n": value.n}

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.comparison import Comparison, Question, compare
-from apollo_cli.report.glue import AVERAGE, compare_glue, glue_table
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
+from apollo_cli.report.tables import AVERAGE, compare_glue, glue_table
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
