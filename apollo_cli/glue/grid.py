@@ -79,16 +79,11 @@ class FineTuningGrid:
     def _folder(self, task: GlueTask, lr: float, seed: int) -> Path:
         return self.out / task.name / f"lr{lr:g}_seed{seed}"
 
-    def _tests(self, task: GlueTask) -> list[Split]:
-        """The test splits; files of test rows may be missing."""
-        folder = self.config.data_dir
-        return [
-            split for split in task.splits.test if folder is None or (folder / task.title / split.file).exists()
-        ]
-
     def _examples(self, task: GlueTask) -> dict[Split, Examples]:
-        splits = (task.splits.train, *task.splits.dev, *self._tests(task))
-        return {split: read_examples(task, split, self.config.data_dir) for split in splits}
+        """The rows of all splits; files of test rows may be missing."""
+        folder, (train, dev, test) = self.config.data_dir, task.splits
+        tests = [split for split in test if folder is None or (folder / task.title / split.file).exists()]
+        return {split: read_examples(task, split, folder) for split in (train, *dev, *tests)}
 
     def _check(self, task: GlueTask, console: Console) -> None:
         """Reads all rows that will be needed, so that a missing file is an error now and not in hours.
@@ -102,20 +97,16 @@ class FineTuningGrid:
                 console.say(note)
         fingerprint = _fingerprint(task, found)
         if any(run["data"]["fingerprint"] != fingerprint for run in results.complete(self.out, task.name)):
-            folder = files.shown(self.out / task.name)
-            raise ConfigError(
-                [f"{folder} has results of other {task.title} rows: type out=DIR, or restore the files"]
-            )
-        if not self._tests(task):
+            problem = f"{files.shown(self.out / task.name)} has results of other {task.title} rows"
+            raise ConfigError([f"{problem}: type out=DIR, or restore the files"])
+        if not any(split in found for split in task.splits.test):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so no submission is written")
 
     def _data(self, task: GlueTask, pretrained: Pretrained, max_length: int) -> TaskData:
-        found = self._examples(task)
+        found, kind = self._examples(task), pretrained.model_config.kind
         encoded = {
-            split: SentenceDataset.encode(
-                examples.texts, examples.labels, pretrained.model_config.kind, pretrained.tokenizer, max_length
-            )
-            for split, examples in found.items()
+            split: SentenceDataset.encode(rows.texts, rows.labels, kind, pretrained.tokenizer, max_length)
+            for split, rows in found.items()
         }
         return TaskData(
             task=task,
@@ -138,10 +129,8 @@ class FineTuningGrid:
             if read_yaml(path).get("weights") != weights:
                 different = ["the weights of the model"]
             if different:
-                folder = files.shown(self.out)
-                raise ConfigError(
-                    [f"{folder} has results of another recipe ({', '.join(different)}): type out=DIR"]
-                )
+                problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
+                raise ConfigError([f"{problem}: type out=DIR"])
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
             values = {"format": FORMAT, "weights": weights, **self.config.plain}

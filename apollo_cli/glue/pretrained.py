@@ -95,10 +95,7 @@ class Pretrained:
             tokenizer = tokenizers.load_tokenizer(self.model_config.kind, str(self.folder.resolve()))
         except DataError as error:
             problem = str(error).partition(": ")[2]
-            padding = (
-                ". GPT's rows end with that token and are padded with it" if "<|endoftext|>" in problem else ""
-            )
-            raise DataError(f"{files.shown(self.folder)}: its tokenizer: {problem}{padding}") from error
+            raise DataError(f"{files.shown(self.folder)}: its tokenizer: {problem}") from error
         if tokenizer.get_vocab_size() > self.model_config.vocabulary:
             raise DataError(
                 f"{files.shown(self.folder)}: its tokenizer has {tokenizer.get_vocab_size():,} entries, the "

@@ -1,6 +1,7 @@
 """The tasks of GLUE (Wang 2018, arXiv 1804.07461): their files, columns, labels and metrics."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HUB = "nyu-mll/glue"  # one configuration per task
 
@@ -16,8 +17,7 @@ class Split:
     suffix: str = ""  # of its metrics and of its submission file
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """The data of a task; MNLI has two splits of development rows and of test rows, which have no labels."""
 
     train: Split

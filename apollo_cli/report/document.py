@@ -34,11 +34,7 @@ def write_report(
 ) -> Path:
     """Writes report.md, report.html, comparison.json, comparison.csv and the pictures; returns the HTML file.
 
-    Args:
-        folder: made if missing; files of these names in it are replaced.
-        comparisons: one a family.
-        warnings: on all of them.
-        words: the command, to be shown.
+    The folder is made if it is missing; `words` are the command, to be shown.
 
     Raises:
         StorageError: something cannot be written.
