@@ -30,7 +30,7 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
     for job in jobs:
         if job.code or job.reason:
             print(f"{files.shown(Path(job.run_dir))} {job.status}: {job.reason}")
-    if plans := [RunFiles(Path(job.run_dir)).plan for job in jobs if job.status == "planned"]:
+    if plans := [RunDirectory(Path(job.run_dir)).plan() for job in jobs if job.status == "planned"]:
         seconds = sum(plan.get("estimated_seconds", 0.0) for plan in plans)
         print(f"all plans: {sum(plan['flops'] for plan in plans):.4e} FLOPs, about {duration(seconds)} (h:mm:ss)")
     codes = {job.code for job in jobs}
