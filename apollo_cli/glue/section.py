@@ -101,7 +101,7 @@ class GlueConfig(Section):
     @property
     def data_dir(self) -> Path | None:
         """The folder of the original files; None for the hub."""
-        return Path(self.glue.data_dir).expanduser() if self.glue.data_dir else None
+        return Path(self.glue.data_dir) if self.glue.data_dir else None
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _tracking(name: str) -> dict[str, Any]:
 def _parsed(key: str, text: str) -> Any:
     """The value of what is typed: YAML, several values as a list, a path as it stands."""
     if key in _PATH_KEYS:
-        return None if text in ("", "null") else text
+        return None if text in ("", "null") else str(Path(text).expanduser())
     as_list = key in _LIST_KEYS and not text.startswith("[")
     value = OmegaConf.from_dotlist([f"value=[{text}]" if as_list else f"value={text}"])
     return OmegaConf.to_container(value)["value"]  # type: ignore[index, call-overload]

@@ -26,7 +26,6 @@ GLUE_FILE = Path("glue") / "results.json"  # in a run directory, written by apol
 MADE_WITH = ("device", "precision", "git_commit")  # in summary.json
 _RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl")  # one of them beside config.yaml
 _MAX_LINE = 1_000_000  # bytes of a row, which has some hundred
-_MAX_BYTES = 50_000_000  # of GLUE's results
 
 _Layers = Annotated[int, Field(gt=0, le=10_000)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -179,10 +178,13 @@ def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _read_run(folder: Path) -> Run:
-    directory, place = RunDirectory(folder), files.shown(folder)
+    directory, place, scores = RunDirectory(folder), files.shown(folder), folder / GLUE_FILE
     config, summary, plan = flat(directory.config()), directory.summary(), directory.plan()
     rows = read_rows(directory.metrics_file) if directory.metrics_file.is_file() else ()
-    return make_run(place, config, summary, plan, rows, read_glue_scores(folder))
+    text = scores.read_bytes() if scores.is_file() else b"{}"
+    return make_run(
+        place, config, summary, plan, rows, checked(f"{place}/{GLUE_FILE}", GlueScores.model_validate_json, text)
+    )
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -254,20 +256,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
-
-
-def read_glue_scores(run_dir: Path) -> GlueScores:
-    """The GLUE scores of a run.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    path = run_dir / GLUE_FILE
-    if not path.is_file():
-        return GlueScores()
-    if path.stat().st_size > _MAX_BYTES:
-        raise DataError(f"{files.shown(path)} is damaged: it has more than {_MAX_BYTES} bytes")
-    return checked(files.shown(path), GlueScores.model_validate_json, path.read_bytes())
 
 
 def checked(place: str, validate: Any, value: Any) -> Any:

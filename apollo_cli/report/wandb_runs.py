@@ -3,7 +3,6 @@
 import os
 import queue
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
@@ -33,7 +32,7 @@ def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
     try:
         while answer := answers.get(timeout=TIMEOUT):
             if isinstance(answer, Run):
-                runs.append(answer)
+                runs += [answer] if answer.rows else []
             elif isinstance(answer, ApolloError):
                 notes.append(f"left out: {answer}")
             else:
@@ -47,32 +46,27 @@ def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
 
 
 def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
-    """Puts the runs, the damaged ones as errors, then None; or the error that ended it."""
+    """Puts the runs of apollo-train, the damaged ones as errors, then None; or the error that ended it."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 
-        for answer in _runs_of(wandb.Api(timeout=TIMEOUT), project):
-            answers.put(answer)
+        for found in wandb.Api(timeout=TIMEOUT).runs(project, lazy=False):
+            try:
+                if isinstance(found.config.get(FACTS), dict):
+                    answers.put(_run(f"{project}/{found.id}", found))
+            except ApolloError as error:
+                answers.put(error)
         answers.put(None)
     except Exception as error:
         answers.put(error)
 
 
-def _runs_of(api: Any, project: str) -> Iterator[Run | ApolloError]:
-    """The runs of apollo-train with rows in a project; `api` is a wandb.Api."""
-    for found in api.runs(project, lazy=False):
-        facts, place = found.config.get(FACTS), f"{project}/{found.id}"
-        if not isinstance(facts, dict):
-            continue
-        try:
-            config = without_format(place, {key: value for key, value in found.config.items() if key != FACTS})
-            status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
-            rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
-            summary = {"status": status, "data": facts.get("data")}
-            run = make_run(place, flat(config), summary, facts.get("plan") or {}, rows)
-        except ApolloError as error:
-            yield error
-            continue
-        if run.rows:
-            yield run
+def _run(place: str, found: Any) -> Run:
+    """The run of a wandb Run."""
+    config = dict(found.config)
+    facts = config.pop(FACTS)
+    status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
+    rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
+    summary = {"status": status, "data": facts.get("data")}
+    return make_run(place, flat(without_format(place, config)), summary, facts.get("plan") or {}, rows)

@@ -20,7 +20,7 @@ def test_the_defaults_are_those_of_the_file() -> None:
 def test_several_values_are_a_list_and_paths_are_taken_literally() -> None:
     words = ["model=a,b=[c]", "task=RTE,cola", "seed=1", "optim.lr=1e-3,2e-4", "glue.data_dir=~/x{y}"]
     config = parse_glue(compose_words([*words, "tracking=local", "out=null"]))
-    assert (config.model, config.glue.data_dir, config.out) == ("a,b=[c]", "~/x{y}", None)
+    assert (config.model, config.data_dir, config.out) == ("a,b=[c]", Path.home() / "x{y}", None)
     assert ([task.name for task in config.tasks], config.seed) == (["cola", "rte"], (1,))
     assert config.optim.lr == (0.001, 0.0002)
     assert config.tracking.wandb == "disabled"
