@@ -51,7 +51,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(style.SETTINGS, "figure.dpi", 25)
+    monkeypatch.setattr(plots, "SETTINGS", [*style.SETTINGS, {"figure.dpi": 25}])
 
 
 @pytest.mark.usefixtures("no_pictures")

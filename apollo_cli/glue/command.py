@@ -50,28 +50,23 @@ def run(words: list[str]) -> int:
     if "--version" in words:
         print(f"{NAME} {__version__}")
         return EXIT_OK
+    out = None
     try:
         with terminable():
-            return _run(words)
+            if env := ProcessEnv.from_environ(os.environ):
+                alone = f"start {NAME} once, not as {env.world_size} processes"
+                raise ConfigError([f"fine-tuning takes one device: {alone}"])
+            if flags := [word for word in words if word.startswith("-")]:
+                raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
+
+            from apollo_cli.glue.grid import FineTuningGrid, results_folder
+            from apollo_cli.glue.section import compose_words, parse_glue
+
+            config = parse_glue(compose_words(words))
+            out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+            FineTuningGrid(config, out).run()
     except (KeyboardInterrupt, Terminated) as stop:
         return report_signal(stop, NAME)
-    except Exception as error:
-        return report(error, None, NAME)
-
-
-def _run(words: list[str]) -> int:
-    if env := ProcessEnv.from_environ(os.environ):
-        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {env.world_size} processes"])
-
-    from apollo_cli.glue.grid import FineTuningGrid, results_folder
-    from apollo_cli.glue.section import compose_words, parse_glue
-
-    if flags := [word for word in words if word.startswith("-")]:
-        raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
-    config = parse_glue(compose_words(words))
-    out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
-    try:
-        FineTuningGrid(config, out).run()
     except Exception as error:
         return report(error, out, NAME)
     return EXIT_OK

@@ -27,7 +27,7 @@ def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
     if len(comparison.methods) > _MAX_METHODS:
         some = f" Shown are {_MAX_METHODS} of {len(comparison.methods)} methods, those with the best results."
         comparison = replace(comparison, methods=_best(comparison))
-    with plt.rc_context(SETTINGS):
+    with plt.style.context(SETTINGS):
         if any(method.curve for method in comparison.methods):
             for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):
                 caption = (

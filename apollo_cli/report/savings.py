@@ -6,10 +6,11 @@ Papers mix the two; a saving of 45 % is a speedup of 82 %.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,9 @@ def crossing(curve: Curve, target: float, *, for_good: bool = False) -> Cost | N
 
 def loss_at(curve: Curve, flops: float) -> float | None:
     """The loss after so many FLOPs, linear between two evaluations; None before the first and after the last."""
-    spent = [point.cost.flops for point in curve]
-    i = bisect_left(spent, flops)
-    if i == len(curve) or (i == 0 and spent[0] != flops):
+    if not curve or not curve[0].cost.flops <= flops <= curve[-1].cost.flops:
         return None
-    if spent[i] == flops:
-        return curve[i].loss
-    share = (flops - spent[i - 1]) / (spent[i] - spent[i - 1])
-    return curve[i - 1].loss + share * (curve[i].loss - curve[i - 1].loss)
+    return float(np.interp(flops, [point.cost.flops for point in curve], [point.loss for point in curve]))
 
 
 def saving(cost: float, baseline: float) -> float:
