@@ -3,6 +3,7 @@
 import os
 import sys
 from datetime import datetime
+from pathlib import Path
 
 from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
@@ -59,11 +60,12 @@ def run(words: list[str]) -> int:
             if flags := [word for word in words if word.startswith("-")]:
                 raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
 
-            from apollo_cli.glue.grid import FineTuningGrid, results_folder
+            from apollo_cli.glue.grid import FineTuningGrid
             from apollo_cli.glue.section import compose_words, parse_glue
 
             config = parse_glue(compose_words(words))
-            out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+            of_model = Path("outputs/glue") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+            out = Path(config.out or (Path(config.run) / "glue" if config.run else of_model))
             FineTuningGrid(config, out).run()
     except (KeyboardInterrupt, Terminated) as stop:
         return report_signal(stop, NAME)

@@ -86,11 +86,7 @@ class FineTuningGrid:
         return {split: read_examples(task, split, folder) for split in (train, *dev, *tests)}
 
     def _check(self, task: GlueTask, console: Console) -> None:
-        """Reads all rows that will be needed, so that a missing file is an error now and not in hours.
-
-        Raises:
-            ConfigError: there are results of other rows.
-        """
+        """Reads all rows that will be needed, so that what is missing, or not those of results, is an error now."""
         found = self._examples(task)
         for split, examples in found.items():
             if note := note_on_rows(task, split, examples):
@@ -117,11 +113,7 @@ class FineTuningGrid:
         )
 
     def _claim(self, pretrained: Pretrained) -> None:
-        """Writes glue.yaml, which ties the folder to this recipe and this model.
-
-        Raises:
-            ConfigError: the folder has results of another recipe or model.
-        """
+        """Writes glue.yaml, which ties the folder to this recipe and this model; refuses results of others."""
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
             recipe = parse_glue(saved_values(self.out)).recipe
@@ -152,8 +144,3 @@ class FineTuningGrid:
 def _fingerprint(task: GlueTask, examples: Mapping[Split, Examples]) -> str:
     """The fingerprint of the training and the development rows of a task."""
     return "-".join(examples[split].fingerprint for split in (task.splits.train, *task.splits.dev))
-
-
-def results_folder(config: GlueConfig, stamp: str) -> Path:
-    """The folder of a command's results."""
-    return Path(config.out or (Path(config.run) / "glue" if config.run else f"outputs/glue/{stamp}"))

@@ -173,7 +173,7 @@ def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
             runs.append(run)
         else:
             empty.append(run.place)
-    notes = [f"left out: {problem}" for problem in problems]
+    notes = [f"left out: {one_line(problem)}" for problem in problems]
     return runs, [*notes, *([f"left out, without a row: {first_of(empty)}"] if empty else [])]
 
 

@@ -49,15 +49,13 @@ class Look:
 
 def looks(methods: Sequence[Method]) -> dict[str, Look]:
     """The look of each label: the baseline is black, the others take colours and kinds of lines in turn."""
-    found, i = {}, 0
-    for method in methods:
+    found = {}
+    for i, method in enumerate(sorted(methods, key=lambda method: method.is_baseline)):
         label = shortened(method.label, 60).replace("$", r"\$").lstrip("_")  # no formula, and not hidden
+        line = _LINES[(i // len(COLOURS) + (i % 2)) % len(_LINES)]
+        found[method.label] = Look(label, COLOURS[i % len(COLOURS)], line, _MARKERS[i % len(_MARKERS)])
         if method.is_baseline:
             found[method.label] = Look(label, "black", "-", "X")
-        else:
-            line = _LINES[(i // len(COLOURS) + (i % 2)) % len(_LINES)]
-            found[method.label] = Look(label, COLOURS[i % len(COLOURS)], line, _MARKERS[i % len(_MARKERS)])
-            i += 1
     return found
 
 

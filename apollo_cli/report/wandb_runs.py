@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
+from apollo_cli.report.runs import ROW, Run, checked, flat, make_run, one_line
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, has_key
 
@@ -34,7 +34,7 @@ def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
             if isinstance(answer, Run):
                 runs += [answer] if answer.rows else []
             elif isinstance(answer, ApolloError):
-                notes.append(f"left out: {answer}")
+                notes.append(f"left out: {one_line(answer)}")
             else:
                 reason = (str(answer).strip().splitlines() or [type(answer).__name__])[0]
                 raise DataError(f"{option}: {reason}") from answer

@@ -135,6 +135,13 @@ def test_each_thing_that_is_no_sound_run_is_named_and_left_out(tmp_path: Path) -
         assert sum(name in note for note in notes) == 1, name
 
 
+def test_names_and_keys_in_a_note_are_printable(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a\x1b[31m\nb", CURVE)
+    (folder / "plan.json").write_text(json.dumps({"stages": [{"layers": 4, "depth_counts": {"\x1b[2J": 1}}]}))
+    _, (note,) = read_runs([str(tmp_path)])
+    assert note.isprintable()
+
+
 def test_a_long_run_keeps_its_evaluations_and_the_rows_around_growths(tmp_path: Path) -> None:
     """The rows between are of no use to a comparison, and a million of them would fill the memory."""
     folder = write_run(tmp_path / "run", [])
