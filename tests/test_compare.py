@@ -166,6 +166,27 @@ def test_what_is_no_sound_run_is_named_and_the_rest_compared(
     assert "GPT: grown saves 50.0" in out
 
 
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    "values",
+    [
+        "x: [{2020-01-01: 1}]",
+        "x: !!binary aGVsbG8=",
+        "x: [1, [2, {null: 3}]]",
+        "x: .nan",
+        "x: !!set {a, b}",
+        "seed: [1]",
+    ],
+)
+def test_any_value_of_yaml_may_stand_in_a_config(
+    values: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (runs / "3" / "config.yaml").open("a") as file:
+        file.write(f"{values}\n")
+    assert run(["sweep", "--json"]) == 0
+    assert sum(m["n"] for m in json.loads(capsys.readouterr().out)["families"][0]["methods"]) == 4
+
+
 @pytest.mark.usefixtures("small_pictures")
 def test_many_methods_are_drawn_and_untrusted_text_is_never_markup(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

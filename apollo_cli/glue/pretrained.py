@@ -45,13 +45,15 @@ class Pretrained:
             )
         if not directory.model.is_dir():
             raise CheckpointError(f"run={run_dir}: its model is missing ({directory.model}); train it again")
+        parts = (summary.get(key) for key in ("totals", "losses"))
+        totals, losses = (part if isinstance(part, dict) else {} for part in parts)
         facts = {
             "run_dir": directory.path.resolve().as_posix(),
             "run_id": summary.get("run_id"),
             "name": summary.get("name"),
             "seed": summary.get("seed"),
-            "flops": summary.get("totals", {}).get("flops"),
-            "eval/loss": summary.get("losses", {}).get("eval/loss"),
+            "flops": totals.get("flops"),
+            "eval/loss": losses.get("eval/loss"),
             "weights": _weights_digest(directory.model),
         }
         group = identify(directory.path.resolve(), str(summary.get("name")), (), "").name

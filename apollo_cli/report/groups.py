@@ -1,6 +1,5 @@
 """Grouping of runs: a group is one method over its seeds, a family is the groups with comparable losses."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -96,7 +95,7 @@ def _evaluation_setup(run: Run, known: dict[str, set[tuple[str, int]]]) -> Evalu
 
 def _data_config(run: Run) -> str:
     keys = [key for key in run.config if key.startswith("data.") and key != "data.cache_dir"]
-    return json.dumps({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
+    return repr({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])})
 
 
 def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
@@ -120,7 +119,7 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
     """The groups in the order of their labels, and a note for each seed that a method has twice."""
     members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        members[json.dumps(settings(run), default=str)].append(run)
+        members[repr(settings(run))].append(run)
     notes, groups = [], []
     for label, same in zip(_labels(list(members.values())), members.values(), strict=True):
         by_seed: dict[str, list[Run]] = defaultdict(list)
@@ -212,7 +211,7 @@ def _rank(key: str) -> tuple[int, str]:
 
 def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
     """The number of methods that these keys distinguish."""
-    return len({json.dumps([method.get(key) for key in keys], default=str) for method in methods})
+    return len({repr([method.get(key) for key in keys]) for method in methods})
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:
