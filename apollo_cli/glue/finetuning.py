@@ -277,9 +277,6 @@ def _scores(row: dict[str, Any]) -> dict[str, str]:
 
 def submission(task: GlueTask, indices: list[str], given: np.ndarray) -> str:
     """The predictions as gluebenchmark.com takes them: lines of `index` and `prediction`, by names of labels."""
-    if task.labels:
-        names = [task.labels[number] for number in given]
-    else:
-        names = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in given]
+    names = [task.labels[each] if task.labels else f"{np.clip(each, 0, 5):.3f}" for each in given]
     rows = [f"{index}\t{name}" for index, name in zip(indices, names, strict=True)]
     return "\n".join(["index\tprediction", *rows]) + "\n"

@@ -20,7 +20,6 @@ Growth = tuple[ModelSize, ModelSize]  # before and after
 _MAX_PANELS = 4  # beside each other
 _MAX_NUMBERS = 6  # beside the jumps of one growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
-_CONSTANTS = {"lower": LVPS.lower, "overshoot": LVPS.overshoot}
 
 
 def draw_growth(comparison: Comparison) -> Iterator[Picture]:
@@ -187,7 +186,7 @@ def _depth_shares(method: Method, layers: int) -> dict[int, float]:
 
 def _lvps_constants(run: Run) -> dict[str, float] | None:
     """Constants of the run's sampler; None if they, untrusted, are not valid."""
-    found = {key: run.config.get(f"sampler.{key}", default) for key, default in _CONSTANTS.items()}
+    found = {key: run.config.get(f"sampler.{key}", getattr(LVPS, key)) for key in ("lower", "overshoot")}
     is_valid = all(type(value) in (int, float) and 0 < value <= 100 for value in found.values())
     return found if is_valid and found["lower"] <= 1 else None
 
