@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-import traceback
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli.cli.exit_codes import open_standard_streams
-from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, DataError, printable
+from apollo_cli.cli.exit_codes import open_standard_streams, report
+from apollo_cli.errors import EXIT_OK, DataError
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
 _MORE = """\
@@ -34,20 +33,19 @@ def main() -> None:
 def run(words: list[str]) -> int:
     """Runs `apollo-compare` with these words and returns its exit code."""
     try:
-        _compare(parser().parse_args(words))
-    except ApolloError as error:
-        print(printable(f"apollo-compare: {error}"), file=sys.stderr)
-        return EXIT_USER_ERROR
+        line = parser()
+        asked = line.parse_args(words)
+        if not asked.runs and not asked.wandb:
+            line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
+        _compare(asked)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or EXIT_OK)
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None
-        return EXIT_OK
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        traceback.print_exception(error)
-        return EXIT_BUG
+        return report(error, None, "apollo-compare")
     return EXIT_OK
 
 
@@ -59,8 +57,10 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--baseline", metavar="LABEL", help="the method to measure by: its label, words of it, or its folder"
     )
-    line.add_argument("--target-loss", type=float, metavar="NATS", help="instead of the baseline's final loss")
-    line.add_argument("--at-flops", type=float, metavar="FLOPS", help="also the loss of each after so many FLOPs")
+    line.add_argument("--target-loss", type=_positive, metavar="NATS", help="instead of the baseline's final loss")
+    line.add_argument(
+        "--at-flops", type=_positive, metavar="FLOPS", help="also the loss of each after so many FLOPs"
+    )
     line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
     line.add_argument("--wandb", metavar="ENTITY/PROJECT", help="take the runs of a project of Weights & Biases")
     form = line.add_mutually_exclusive_group()
@@ -70,10 +70,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    problems = _argument_problems(asked)
-    if problems:
-        raise DataError("\n".join(problems))
-
     from apollo_cli.report.comparison import Question, compare
     from apollo_cli.report.export import comparisons_csv, comparisons_json
     from apollo_cli.report.groups import families
@@ -83,7 +79,8 @@ def _compare(asked: argparse.Namespace) -> None:
 
     runs, left_out = read_runs(asked.runs)
     if asked.wandb:
-        runs += fetch_runs(asked.wandb)
+        fetched, notes = fetch_runs(asked.wandb)
+        runs, left_out = runs + fetched, left_out + notes
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))
     found, warnings = families(runs)
@@ -93,6 +90,7 @@ def _compare(asked: argparse.Namespace) -> None:
         print(json.dumps(comparisons_json(comparisons, warnings), indent=2, allow_nan=False))
     elif asked.csv:
         print(comparisons_csv(comparisons), end="")
+        print(*(f"WARNING: {warning}" for warning in warnings), sep="\n", file=sys.stderr)
     else:
         print_comparisons(comparisons, warnings)
     if asked.out or not (asked.json or asked.csv):
@@ -103,15 +101,11 @@ def _compare(asked: argparse.Namespace) -> None:
         print(f"report: {path}", file=sys.stderr if asked.json or asked.csv else sys.stdout)
 
 
-def _argument_problems(asked: argparse.Namespace) -> Sequence[str]:
-    found = []
-    if not asked.runs and not asked.wandb:
-        found.append("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
-    if asked.target_loss is not None and not 0 < asked.target_loss < float("inf"):
-        found.append(f"--target-loss {asked.target_loss}: should be a loss in nats, more than 0")
-    if asked.at_flops is not None and not 0 < asked.at_flops < float("inf"):
-        found.append(f"--at-flops {asked.at_flops}: should be a number of FLOPs, more than 0")
-    return found
+def _positive(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
 
 
 if __name__ == "__main__":

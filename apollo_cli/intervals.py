@@ -23,6 +23,11 @@ class Interval:
         """The lower and the upper end; None for n = 1."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
+    @property
+    def includes_zero(self) -> bool:
+        """Whether the interval, if there is one, includes 0."""
+        return self.half is not None and abs(self.mean) <= self.half
+
     def format(self, digits: int, scale: float = 1) -> str:
         """`3.1416 ± 0.0012`: mean and half width times `scale`, without the latter for n = 1."""
         mean = f"{scale * self.mean:.{digits}f}"

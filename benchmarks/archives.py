@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from apollo_cli import files
 from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
-from apollo_cli.report.runs import RunFiles, read_runs
+from apollo_cli.report.runs import read_runs
+from apollo_cli.run_directory import RunDirectory
 from benchmarks.cells import KINDS, ReproductionCell
 
 RESULTS = Path(__file__).with_name("results")
@@ -64,8 +65,8 @@ class BenchmarkCorpus:
         return [cell for cell in cells if not self.kept(cell).exists()]
 
     def summary(self, cell: ReproductionCell) -> dict[str, Any]:
-        """summary.json of a cell; empty if it is not complete."""
-        return RunFiles(self.kept(cell)).summary
+        """summary.json of a cell; no more than a status if it is not complete."""
+        return RunDirectory(self.kept(cell)).summary()
 
     def loss(self, cell: ReproductionCell) -> str:
         """Final validation loss with four digits; a dash if the cell is not complete."""
@@ -111,9 +112,9 @@ def corpora() -> list[BenchmarkCorpus]:
     return [BenchmarkCorpus(name) for name in sorted(names)]
 
 
-def growth_costs(run: RunFiles) -> list[float]:
-    """Rise of the validation loss at each growth, in nats."""
-    return [growth["eval/loss_after"] - growth["eval/loss_before"] for growth in run.summary["growths"]]
+def growth_costs(summary: dict[str, Any]) -> list[float]:
+    """Rise of the validation loss at each growth of a run, in nats."""
+    return [growth["eval/loss_after"] - growth["eval/loss_before"] for growth in summary["growths"]]
 
 
 def _archive(folder: Path, members: Iterable[Path]) -> bytes:

@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import TypeVar
 
 from apollo_cli import files
-from apollo_cli.report.runs import RunFiles
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import terminable
 from benchmarks.archives import BenchmarkCorpus
@@ -101,7 +100,7 @@ class Campaign(BenchmarkCorpus):
         unfinished.mkdir(parents=True)
         for name in ("config.yaml", "plan.json"):
             copyfile(folder / name, unfinished / name)
-        summary = RunFiles(folder).summary
+        summary = RunDirectory(folder).summary()
         del summary["run_dir"]  # a path of this machine
         files.write_json(unfinished / "summary.json", summary)
         files.write_bytes(unfinished / "metrics.jsonl", self.rows(folder / "metrics.jsonl"))

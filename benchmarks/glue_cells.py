@@ -8,7 +8,7 @@ from typing import Any
 from apollo_cli import files
 from apollo_cli.glue.results import averages
 from apollo_cli.glue.tasks import TASKS
-from apollo_cli.report import glue_scores
+from apollo_cli.report.runs import GLUE_FILE
 from benchmarks.archives import BenchmarkCorpus
 from benchmarks.cells import DEFAULT, SEEDS, TUNED, ReproductionCell
 
@@ -74,7 +74,7 @@ def keep(cell: ReproductionCell, folder: Path) -> None:
         RuntimeError: the kept ones are of other weights, or the new ones of learning rates that no group has.
     """
     path, before = _file(cell), kept(cell)
-    found = json.loads((folder / glue_scores.FILE).read_text(encoding="utf-8"))
+    found = json.loads((folder / GLUE_FILE).read_text(encoding="utf-8"))
     if before and before["pretrained"]["weights"] != found["pretrained"]["weights"]:
         raise RuntimeError(f"{path} is of other weights than {folder}: remove it to fine-tune all tasks again")
     found["pretrained"].pop("run_dir", None)  # a path of this machine
@@ -91,4 +91,4 @@ def keep(cell: ReproductionCell, folder: Path) -> None:
 
 
 def _file(cell: ReproductionCell) -> Path:
-    return BenchmarkCorpus(CORPUS).kept(cell) / glue_scores.FILE
+    return BenchmarkCorpus(CORPUS).kept(cell) / GLUE_FILE

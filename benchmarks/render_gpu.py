@@ -4,13 +4,16 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from apollo_cli.report.runs import RunFiles
 from benchmarks import render_reproduction, results_page
 from benchmarks.archives import BenchmarkCorpus, growth_costs
 from benchmarks.cells import KINDS
 from benchmarks.gpu_cells import NAME
+
+Summary = dict[str, Any]  # summary.json of a run
 
 TITLE = "What is saved on a GPU"
 ABOUT = (
@@ -31,25 +34,26 @@ def lines() -> Iterator[str]:
     yield from ABOUT
     corpus = BenchmarkCorpus(NAME)
     for kind in KINDS:
-        runs = [RunFiles(path.parent) for path in sorted(corpus.folder.glob(f"{kind}_*/summary.json"))]
+        paths = sorted(corpus.folder.glob(f"{kind}_*/summary.json"))
+        runs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
         if runs:
-            runs.sort(key=lambda run: -run.summary["totals"]["flops"])
-            yield from ["", f"## {kind.upper()} on a GPU", "", *_ends(runs)]
+            runs = dict(sorted(runs.items(), key=lambda item: -item[1]["totals"]["flops"]))
+            yield from ["", f"## {kind.upper()} on a GPU", "", *_ends(runs.values())]
             yield from _headline(corpus, kind, runs)
             yield from _steps(corpus, kind)
 
 
-def _ends(runs: Sequence[RunFiles]) -> Iterator[str]:
+def _ends(summaries: Iterable[Summary]) -> Iterator[str]:
     rows = []
-    for run in runs:
-        totals, costs = run.summary["totals"], [f"{cost:.3f}" for cost in growth_costs(run)]
+    for summary in summaries:
+        totals, costs = summary["totals"], [f"{cost:.3f}" for cost in growth_costs(summary)]
         rows.append(
             [
-                run.summary["name"].removeprefix("repro_gpu_"),
+                summary["name"].removeprefix("repro_gpu_"),
                 f"{totals['steps']:,}",
                 f"{totals['tokens']:.2e}",
                 f"{totals['flops']:.3e}",
-                f"{run.summary['losses']['eval/loss']:.4f}",
+                f"{summary['losses']['eval/loss']:.4f}",
                 ", ".join(costs) or "-",
             ]
         )
@@ -57,10 +61,10 @@ def _ends(runs: Sequence[RunFiles]) -> Iterator[str]:
     yield from results_page.table(head, rows)
 
 
-def _headline(corpus: BenchmarkCorpus, kind: str, runs: Sequence[RunFiles]) -> Iterator[str]:
+def _headline(corpus: BenchmarkCorpus, kind: str, runs: Mapping[Path, Summary]) -> Iterator[str]:
     """All methods beside the longest run from scratch."""
-    *_, shorter = (run for run in runs if run.summary["name"] == "repro_gpu_scratch")
-    folders = sorted(run.folder for run in runs if run is not shorter)
+    *_, shorter = (folder for folder, summary in runs.items() if summary["name"] == "repro_gpu_scratch")
+    folders = sorted(folder for folder in runs if folder != shorter)
     comparison = corpus.compared(folders, "repro_gpu_scratch")
     yield from ["", *render_reproduction.table(comparison)]
     yield from results_page.pictures(NAME, kind, comparison, render_reproduction.PICTURES)

@@ -12,7 +12,7 @@ from statistics import fmean
 from apollo_cli import files
 from apollo_cli.report import notes, tables
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from benchmarks import results_page
 from benchmarks.archives import BenchmarkCorpus, growth_costs
 from benchmarks.cells import KINDS
@@ -73,10 +73,10 @@ def table(corpus: BenchmarkCorpus, kind: str, comparison: Comparison) -> Iterato
     """Loss, FLOPs saved with and without the source, seconds, the jump at growth, and memory."""
     named = {name_of(method): method for method in comparison.methods if method.final}
     runs = {
-        name: [RunFiles(corpus.kept(cell)) for cell in corpus.complete(method_cells(kind, [name]))]
+        name: [RunDirectory(corpus.kept(cell)) for cell in corpus.complete(method_cells(kind, [name]))]
         for name in named
     }
-    device = Counter(run.summary["device"] for of_name in runs.values() for run in of_name).most_common(1)[0][0]
+    device = Counter(run.summary()["device"] for of_name in runs.values() for run in of_name).most_common(1)[0][0]
     pace = known_paces(corpus, kind)
     rows = [
         [
@@ -85,7 +85,7 @@ def table(corpus: BenchmarkCorpus, kind: str, comparison: Comparison) -> Iterato
             f"{pace[name]:.2f}" if name in pace else "-",
             seconds_saved(method, pace),
             _jump(runs[name]),
-            _memory(run for run in runs[name] if run.summary["device"] == device),
+            _memory(run for run in runs[name] if run.summary()["device"] == device),
         ]
         for name, method in sorted(named.items(), key=lambda pair: pair[1].final.mean)  # type: ignore[union-attr]
     ]
@@ -112,7 +112,7 @@ def name_of(method: Method) -> str:
 
 def _saved(comparison: Comparison, method: Method) -> Iterator[str]:
     """FLOPs, with and without the source; where the loss is not reached, how many seeds reach it."""
-    cells, without = tables.method_cells(comparison, method), method.saving_without_source("flops")
+    cells, without = tables.method_cells(comparison, method), method.saving("flops", with_source=False)
     reached = method.saving("flops") is not None or method.is_baseline
     yield cells.savings["flops"] if reached else cells.costs["flops"]
     from_source = any(outcome.source.flops for outcome in method.outcomes)
@@ -121,23 +121,30 @@ def _saved(comparison: Comparison, method: Method) -> Iterator[str]:
 
 def seconds_saved(method: Method, pace: dict[str, float]) -> str:
     """Share of scratch's seconds, from the FLOPs of its runs and their sources, each at its own pace."""
-    name, cost = name_of(method), method.cost("flops")
-    if method.is_baseline or cost is None or method.baseline_cost is None or name not in pace:
+    name = name_of(method)
+    if method.is_baseline or name not in pace or method.saving("flops") is None:
         return ""
-    before = fmean(outcome.source.flops for outcome in method.outcomes)
-    seconds = (cost.mean - before) * pace[name] + before * pace.get("source", 1.0)
-    return f"{1 - seconds / method.baseline_cost.flops:.1%}"
+    saved = []
+    for outcome in method.outcomes:
+        assert outcome.cost
+        assert outcome.target
+        assert outcome.target.cost
+        before = outcome.source.flops
+        seconds = (outcome.cost.flops - before) * pace[name] + before * pace.get("source", 1.0)
+        saved.append(1 - seconds / outcome.target.cost.flops)
+    return f"{fmean(saved):.1%}"
 
 
-def _jump(runs: Sequence[RunFiles]) -> str:
+def _jump(runs: Sequence[RunDirectory]) -> str:
     """Largest rise of the validation loss at a growth, mean over runs."""
-    rises = [max(growth_costs(run)) for run in runs if run.summary["growths"]]
+    rises = [max(costs) for run in runs if (costs := growth_costs(run.summary()))]
     return f"{fmean(rises):.3f}" if rises else ""
 
 
-def _memory(runs: Iterator[RunFiles]) -> str:
+def _memory(runs: Iterator[RunDirectory]) -> str:
     """Peak: of tensors on a GPU, of the process on a CPU."""
-    peaks = [row.get("perf/peak_memory_bytes") or 0 for run in runs for row in run.rows]
+    rows = (json.loads(line) for run in runs for line in run.metrics_file.read_bytes().splitlines())
+    peaks = [row.get("perf/peak_memory_bytes") or 0 for row in rows]
     return files.in_units(int(max(peaks))) if peaks else "-"
 
 

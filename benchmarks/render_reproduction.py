@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from apollo_cli.report import notes, tables
 from apollo_cli.report.comparison import Comparison
-from apollo_cli.report.runs import RunFiles
 from benchmarks import render_ladder, results_page
 from benchmarks.archives import BenchmarkCorpus, growth_costs
 from benchmarks.cells import (
@@ -172,7 +171,7 @@ def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Other samplers and expanders, all else equal."""
     rows = []
     for cell in corpus.complete(variant_cells(kind)):
-        costs = growth_costs(RunFiles(corpus.kept(cell)))
+        costs = growth_costs(corpus.summary(cell))
         steps, flops = (corpus.summary(cell)["totals"][name] for name in ("steps", "flops"))
         rows.append(
             [cell.method, str(steps), f"{flops:.3e}", corpus.loss(cell), *(f"{cost:.3f}" for cost in costs)]

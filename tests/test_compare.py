@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from apollo_cli.training import pretraining
 from apollo_cli.training.run import train
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 from tests.helpers.stub_wandb import StubServer, unused_port
-from tests.report.test_glue import fine_tuned
+from tests.report.test_tables import fine_tuned
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
 GROWN: list[Evaluation] = [(50, 100, 10.0, 5.0), (100, 600, 80.0, 2.5)]
@@ -50,7 +51,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(style.SETTINGS, "figure.dpi", 25)
+    monkeypatch.setattr(plots, "SETTINGS", [*style.SETTINGS, {"figure.dpi": 25}])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -135,6 +136,57 @@ def test_json_and_csv_are_alone_on_standard_output(runs: Path, capsys: pytest.Ca
     assert not Path("outputs").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_no_text_of_a_csv_is_a_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "a=1"]
+    scratch(tmp_path / "base", FLAT, name="base")
+    for number, name in enumerate(names):
+        write_run(tmp_path / str(number), [(0, 0, 0.0, 9.0), (9, 2000, 9.0, 3.0)], name=name, sampler__k=number)
+    assert run([str(tmp_path), "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {line["method"] for line in lines} == {"base", "'=1+1", "'+1", "'-1", "'@SUM(A1)", "a=1"}
+    assert {line["saving_flops_mean"] for line in lines} == {"", "-1.0"}  # a number stays one
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_no_sound_run_is_named_and_the_rest_compared(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "0" / "summary.json").write_bytes(bytes(100))
+    shutil.copytree(runs / "3", runs / "a copy")
+    (runs.parent / "other" / "0").mkdir(parents=True)
+    (runs.parent / "other" / "0" / "config.yaml").write_text("lr: 1\n")
+    (runs.parent / "other" / "0" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    assert run(["sweep", "other/0", "nowhere", "--out", "report"]) == 0
+    out = capsys.readouterr().out
+    for text in ("left out: 'nowhere'", "left out: other/0/config.yaml", "left out: sweep/0/summary.json"):
+        assert f"WARNING: {text}" in out
+        assert text.replace("_", r"\_") in Path("report/report.md").read_text()
+    assert "seed 1 is there 2 times; left out: sweep/a copy" in out
+    assert "GPT: grown saves 50.0" in out
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    "values",
+    [
+        "x: [{2020-01-01: 1}]",
+        "x: !!binary aGVsbG8=",
+        "x: [1, [2, {null: 3}]]",
+        "x: .nan",
+        "x: !!set {a, b}",
+        "seed: [1]",
+    ],
+)
+def test_any_value_of_yaml_may_stand_in_a_config(
+    values: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (runs / "3" / "config.yaml").open("a") as file:
+        file.write(f"{values}\n")
+    assert run(["sweep", "--json"]) == 0
+    assert sum(m["n"] for m in json.loads(capsys.readouterr().out)["families"][0]["methods"]) == 4
+
+
 @pytest.mark.usefixtures("small_pictures")
 def test_many_methods_are_drawn_and_untrusted_text_is_never_markup(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -163,7 +215,7 @@ def test_a_run_alone_is_drawn_without_the_pictures_of_invalid_numbers(
 ) -> None:
     bad: dict[str, Any] = {"sampler__lower": "x", "sampler__k": float("nan"), "optim__betas": [float("inf")]}
     folder = write_run(tmp_path / "runs" / "0", GROWN, [(50, 100, 10.0, 6.0)], **bad)
-    stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": -1, "3": 1}}]
+    stages = [{"layers": 2, "depth_counts": {"2": 0, "4": 0}}, {"layers": 4, "depth_counts": {"4": 0, "3": 1}}]
     (folder / "plan.json").write_text(json.dumps({"stages": stages}))
     assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     out = capsys.readouterr().out
@@ -185,14 +237,12 @@ def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
         ([], "no runs are given"),
         (["nowhere"], "'nowhere': no run directory there"),
         (["sweep", "--baseline", "x"], "--baseline x is none of the methods"),
-        (["sweep", "--target-loss", "-1"], "--target-loss -1.0: should be a loss"),
-        (["sweep", "--target-loss", "nan"], "--target-loss nan: should be a loss"),
-        (["sweep", "--at-flops", "0"], "--at-flops 0.0: should be a number"),
-        (["sweep", "--out", "sweep/0"], "--out sweep/0 is in the run directory"),
-        (["sweep", "--out", "sweep/0/report"], "is in the run directory"),
+        (["sweep", "--target-loss", "-1"], "--target-loss: -1: should be a number above 0"),
+        (["sweep", "--target-loss", "nan"], "--target-loss: nan: should be a number above 0"),
+        (["sweep", "--at-flops", "0"], "--at-flops: 0: should be a number above 0"),
         (["sweep", "--out", "file/report"], "--out file/report cannot be made"),
         (["sweep", "--json", "--csv"], "not allowed with"),
-        (["sweep", "--target-loss", "x"], "invalid float value"),
+        (["sweep", "--target-loss", "x"], "--target-loss: x: should be a number above 0"),
         (["--wandb", "project"], "should be ENTITY/PROJECT"),
         (["--wandb", "me/project"], "there is no W&B key here"),
     ],
@@ -217,7 +267,7 @@ def test_runs_on_other_data_are_a_warning(runs: Path, capsys: pytest.CaptureFixt
     write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
     assert run([str(runs), "--out", "report"]) == 0
     assert "WARNING: these GPT runs are measured on different data" in capsys.readouterr().out
-    assert 'class="warning"' in Path("report/report.html").read_text()
+    assert "<blockquote>\n<p><strong>Warning:</strong> these GPT runs" in Path("report/report.html").read_text()
 
 
 def test_real_runs(
@@ -294,7 +344,8 @@ def wandb_server(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunsServer:
 
 
 def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, runs: Path) -> None:
-    found, (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
+    (found, notes), (local, _) = wandb_runs.fetch_runs("me/apollo"), read_runs([str(runs)])
+    assert notes == []
     assert [run.place for run in found] == [f"me/apollo/{name}" for name in "0123"]
     for one, other in zip(found, local, strict=True):
         assert one.rows == other.rows
@@ -303,12 +354,14 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
         assert one.depth_counts == other.depth_counts
 
 
-def test_a_run_of_wandb_of_a_newer_format_is_refused(
+def test_a_run_of_wandb_of_a_newer_format_is_left_out(
     wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wandb_server.configs["1"]["format"] = FORMAT + 1
-    assert run(["--wandb", "me/apollo"]) == 2
-    assert "me/apollo/1: a newer apollo-train wrote this run" in capsys.readouterr().err
+    assert run(["--wandb", "me/apollo", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [method["n"] for method in found["families"][0]["methods"]] == [1, 2]
+    assert found["warnings"][0].startswith("left out: me/apollo/1: a newer apollo-train wrote this run")
 
 
 def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:

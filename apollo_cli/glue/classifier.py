@@ -72,14 +72,8 @@ def task_loss(answers: Tensor, labels: Tensor) -> Tensor:
 def fine_tuning_flops(model_config: ModelConfig, outputs: int, rows: int, seq_len: int, tokens: int) -> int:
     """FLOPs of a step: `layer_flops` of each layer, and per row the head's.
 
-    Per row, with width h: BERT's pooler 2 h^2, the linear head 2 h outputs.
-
-    Args:
-        model_config: sizes of the model.
-        outputs: outputs of the head.
-        rows: rows of the batch.
-        seq_len: tokens of the longest row.
-        tokens: tokens of all rows, without padding.
+    Per row, with width h: BERT's pooler 2 h^2, the linear head 2 h outputs. The batch has `rows` rows, the longest
+    of `seq_len` tokens, and `tokens` tokens in all, without padding.
     """
     head = 2 * model_config.hidden * outputs + (2 * model_config.hidden**2 if model_config.kind == "bert" else 0)
     layers = model_config.layers * layer_flops(model_config, rows, seq_len, tokens)

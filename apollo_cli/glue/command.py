@@ -51,31 +51,24 @@ def run(words: list[str]) -> int:
     if "--version" in words:
         print(f"{NAME} {__version__}")
         return EXIT_OK
+    out = None
     try:
         with terminable():
-            return _run(words)
+            if env := ProcessEnv.from_environ(os.environ):
+                alone = f"start {NAME} once, not as {env.world_size} processes"
+                raise ConfigError([f"fine-tuning takes one device: {alone}"])
+            if flags := [word for word in words if word.startswith("-")]:
+                raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
+
+            from apollo_cli.glue.grid import FineTuningGrid
+            from apollo_cli.glue.section import compose_words, parse_glue
+
+            config = parse_glue(compose_words(words))
+            of_model = Path("outputs/glue") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+            out = Path(config.out or (Path(config.run) / "glue" if config.run else of_model))
+            FineTuningGrid(config, out).run()
     except (KeyboardInterrupt, Terminated) as stop:
         return report_signal(stop, NAME)
-    except Exception as error:
-        return report(error, None, NAME)
-
-
-def _run(words: list[str]) -> int:
-    if env := ProcessEnv.from_environ(os.environ):
-        raise ConfigError([f"fine-tuning takes one device: start {NAME} once, not as {env.world_size} processes"])
-
-    from apollo_cli.glue.grid import FineTuningGrid, results_folder, saved_values
-    from apollo_cli.glue.section import compose_words, parse_glue, resumed_values
-
-    if flags := [word for word in words if word.startswith("-")]:
-        raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
-    raw = compose_words(words)
-    if resumed := raw["resume"]:
-        raw = resumed_values(words, raw, saved_values(Path(resumed)))
-    config = parse_glue(raw)
-    out = results_folder(config, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
-    try:
-        FineTuningGrid(config, out).run()
     except Exception as error:
         return report(error, out, NAME)
     return EXIT_OK

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,12 @@ _Row = tuple[int, Mapping[str, Any]]  # line number, cells by column: sentence1,
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of a split.
+    """The rows of a split."""
 
-    Attributes:
-        texts: one or two sentences per row.
-        labels: (rows,), numbers of the task's labels as int64, or similarities as float32; empty for a test split.
-        indices: index of each row in a submission.
-        left_out: number of rows that were left out because they have no sentence or no label.
-    """
-
-    texts: list[tuple[str, ...]]
-    labels: np.ndarray
-    indices: list[str]
-    left_out: int
+    texts: list[tuple[str, ...]]  # one or two sentences per row
+    labels: np.ndarray  # (rows,), numbers of labels as int64, or similarities as float32; empty for a test split
+    indices: list[str]  # of each row in a submission
+    left_out: int  # number of rows without a sentence or a label
 
     @property
     def fingerprint(self) -> str:
@@ -90,13 +84,10 @@ def _collect(task: GlueTask, rows: Iterator[_Row], where: str, labelled: bool) -
 def _label(task: GlueTask, label: Any, where: str) -> float:
     """The number of a label, which the hub's rows hold already, or a similarity."""
     if not task.labels:
-        try:
-            score = float(label)
-        except (TypeError, ValueError):
-            score = -1.0
-        if not 0 <= score <= _MAX_SCORE:
-            raise DataError(f"{where}: the score {label!r} should be a number from 0 to {_MAX_SCORE:g}")
-        return score
+        with suppress(TypeError, ValueError):
+            if 0 <= (score := float(label)) <= _MAX_SCORE:
+                return score
+        raise DataError(f"{where}: the score {label!r} should be a number from 0 to {_MAX_SCORE:g}")
     if isinstance(label, int) and 0 <= label < len(task.labels):
         return label
     if label not in task.labels:

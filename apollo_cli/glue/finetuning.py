@@ -13,9 +13,8 @@ from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue import metrics
 from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
-from apollo_cli.glue.console import GlueConsole
 from apollo_cli.glue.pretrained import Pretrained
-from apollo_cli.glue.section import CellConfig
+from apollo_cli.glue.section import GlueConfig
 from apollo_cli.glue.sentences import SentenceDataset, TrainingSentences
 from apollo_cli.glue.tasks import GlueTask, Split
 from apollo_cli.growth.expanders import CopyLayers
@@ -24,6 +23,7 @@ from apollo_cli.growth.samplers import Full
 from apollo_cli.growth.schedule import Schedule
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
+from apollo_cli.tracking.console import Console
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import Identity, open_mirror
@@ -42,41 +42,25 @@ TESTS = "test_predictions"  # the folder of a run with its answers to the test r
 
 @dataclass(frozen=True)
 class TaskData:
-    """The encoded rows of a task.
-
-    Attributes:
-        task: one of GLUE.
-        train: training rows.
-        dev: development splits.
-        test: splits without labels, each with the names of its rows in a submission.
-        fingerprint: of training and development rows.
-    """
+    """The encoded rows of a task."""
 
     task: GlueTask
     train: SentenceDataset
     dev: list[tuple[Split, SentenceDataset]]
-    test: list[tuple[Split, SentenceDataset, list[str]]]
-    fingerprint: str
+    test: list[tuple[Split, SentenceDataset, list[str]]]  # without labels; the names of the rows in a submission
+    fingerprint: str  # of training and development rows
 
 
-@dataclass(frozen=True)
-class Development:
-    """The evaluation of a model on the development splits of its task."""
-
-    data: TaskData
-    batch_size: int
-
-    def evaluate_model(self, model: Classifier, device: Device) -> dict[str, float]:
-        """`eval/loss` of the first split, the metrics of all, and `eval/score`, their mean."""
-        values: dict[str, float] = {}
-        losses = []
-        for split, sentences in self.data.dev:
-            given = outputs_of(model, sentences, device, self.batch_size)
-            losses.append(task_loss(given, torch.from_numpy(sentences.labels)).item())
-            scores = metrics.task_metrics(self.data.task, sentences.labels, predictions(self.data.task, given))
-            values |= {f"{name}{split.suffix}": value for name, value in scores.items()}
-        named = {f"eval/{name}": value for name, value in values.items()}
-        return {"eval/loss": losses[0], **named, "eval/score": metrics.score(values)}
+def evaluate_model(model: Classifier, data: TaskData, device: Device, batch_size: int) -> dict[str, float]:
+    """On the development splits: `eval/loss` of the first, the metrics of all, and `eval/score`, their mean."""
+    losses, values = [], dict[str, float]()
+    for split, sentences in data.dev:
+        outputs = outputs_of(model, sentences, device, batch_size)
+        losses.append(task_loss(outputs, torch.from_numpy(sentences.labels)).item())
+        scores = metrics.task_metrics(data.task, sentences.labels, predictions(data.task, outputs))
+        values |= {f"{name}{split.suffix}": value for name, value in scores.items()}
+    named = {f"eval/{name}": value for name, value in values.items()}
+    return {"eval/loss": losses[0], **named, "eval/score": metrics.score(values)}
 
 
 @torch.no_grad()
@@ -100,13 +84,9 @@ def predictions(task: GlueTask, outputs: Tensor) -> np.ndarray:
 
 @dataclass
 class FineTuning(Trainer):
-    """A trainer whose steps have different numbers of tokens.
+    """A trainer whose steps have different numbers of tokens."""
 
-    Attributes:
-        spent: (steps + 1, 2), FLOPs and tokens before each step.
-    """
-
-    spent: np.ndarray
+    spent: np.ndarray  # (steps + 1, 2), FLOPs and tokens before each step
 
     def flops(self, step: int, depths: list[int]) -> int:
         """FLOPs of a step: its tokens count, and for attention its longest row."""
@@ -117,32 +97,46 @@ class FineTuning(Trainer):
         return int(self.spent[step, 1])
 
 
-class Cell(Session):
-    """The session of a fine-tuning run.
+class GlueConsole(Console):
+    """Prints rows of a fine-tuning run with its name and metrics."""
 
-    Args:
-        config: of this run.
-        data: of its task.
-        pretrained: the model that it begins from.
-        group: in W&B.
-        device: of all runs.
-        directory: of this run.
-    """
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _line(self, row: dict[str, Any]) -> str:
+        if "eval/loss" not in row:
+            return f"{self._position(row)} lr {row['train/lr']:.2e}"
+        return f"{self.name} step {row['step']:>5}  {'  '.join(map(' '.join, _scores(row).items()))}"
+
+    def _position(self, row: dict[str, Any]) -> str:
+        assert self.plan is not None
+        loss = "" if self.train_loss is None else f" loss {self.train_loss:.4f}"
+        step = f"{self.name} step {row['step']:>5}/{self.plan.steps}"
+        return f"{step}{loss} {row['flops']:.2e} FLOPs ETA {self._eta(row)}"
+
+
+class Cell(Session):
+    """The session of a fine-tuning run, at a learning rate and a seed of the config."""
 
     out_of_memory_hint = "a smaller glue.max_length or batch.size needs less"
 
     def __init__(
         self,
-        config: CellConfig,
+        config: GlueConfig,
+        lr: float,
+        seed: int,
         data: TaskData,
         pretrained: Pretrained,
-        group: str,
         device: Device,
         directory: RunDirectory,
     ) -> None:
-        self.config, self.rows, self.pretrained, self.group = config, data, pretrained, group
-        self.training = TrainingSentences(data.train, config.run.seed, config.raw["batch"]["size"])
-        super().__init__(self._plan(device), device, directory, GlueConsole(config.run.name))
+        self.config, self.lr, self.seed, self.rows, self.pretrained = config, lr, seed, data, pretrained
+        self.name = f"{data.task.name}_lr{lr:g}_seed{seed}"
+        self.training = TrainingSentences(data.train, seed, config.batch.size)
+        self.steps = config.glue.epochs * self.training.steps_per_epoch
+        self.values = {"task": data.task.name, "lr": lr, "seed": seed, **config.recipe}
+        super().__init__(self._plan(device), device, directory, GlueConsole(self.name))
 
     @property
     def data(self) -> str:
@@ -151,15 +145,14 @@ class Cell(Session):
     @cached_property
     def spent(self) -> np.ndarray:
         """(steps + 1, 2): FLOPs and tokens before each step."""
-        steps, task = self.config.budget.steps or 0, self.rows.task
-        sizes = self.training.sizes(steps).tolist()
+        task, sizes = self.rows.task, self.training.sizes(self.steps).tolist()
         each = [(fine_tuning_flops(self.pretrained.model_config, task.outputs, *size), size[-1]) for size in sizes]
         return np.concatenate([np.zeros((1, 2), dtype=np.int64), np.cumsum(each, axis=0, dtype=np.int64)])
 
     def _plan(self, device: Device) -> Plan:
         """One stage of all layers; the cost of a step is the mean, for the estimate of the remaining time."""
-        steps, layers = self.config.budget.steps or 0, self.pretrained.model_config.layers
-        flops, tokens = (int(total) // steps for total in self.spent[-1])
+        layers = self.pretrained.model_config.layers
+        flops, tokens = (int(total) // self.steps for total in self.spent[-1])
         step_cost = StepCost(
             target=layers,
             accumulation=1,
@@ -168,9 +161,8 @@ class Cell(Session):
             parameters=lambda layers: self.pretrained.num_parameters,
             memory_bytes=lambda layers, depth: process_bytes(device, 16 * self.pretrained.num_parameters, 1),
         )
-        return Plan(
-            Schedule.over(steps, [layers], [1.0]), Full(), CopyLayers("nearest"), step_cost, self.config.run.seed
-        )
+        schedule = Schedule.over(self.steps, [layers], [1.0])
+        return Plan(schedule, Full(), CopyLayers("nearest"), step_cost, self.seed)
 
     def start(self) -> Result:
         """Begins the run, or resumes it where an earlier command stopped.
@@ -180,7 +172,7 @@ class Cell(Session):
         """
         with self.directory.owned(), interruptible():
             if not self.directory.is_claimed:
-                self.directory.claim(self.config.raw, self.plan.as_dict())
+                self.directory.claim(self.values, self.plan.as_dict())
                 return self.run(None)
             checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep)
             checkpoint = checkpoints.load_newest(self.console.say, self.directory.metrics_bytes())
@@ -195,46 +187,38 @@ class Cell(Session):
     def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
         metrics_file = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
-        task, name = self.rows.task, self.config.run.name
-        identity = Identity(
-            state.run_id, f"{self.group}/{name}", self.group, (self.pretrained.model_config.kind, task.name), "glue"
-        )
-        shown = self.config.raw | {"pretrained": self.pretrained.facts}
-        mirror = open_mirror(
-            self.config.tracking,
-            identity,
-            shown,
-            self.directory.path,
-            metrics_file.dropped_rows,
-            self.console.say,
-        )
+        group, tags = self.pretrained.group, (self.pretrained.model_config.kind, self.rows.task.name)
+        identity = Identity(state.run_id, f"{group}/{self.name}", group, tags, "glue")
+        shown = self.values | {"pretrained": self.pretrained.facts}
+        tracking, say = self.config.tracking, self.console.say
+        mirror = open_mirror(tracking, identity, shown, self.directory.path, metrics_file.dropped_rows, say)
         return Tracker(metrics_file, self.console, [mirror] if mirror else [])
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The trainer, new or with the state of the checkpoint."""
         config, device = self.config, self.device
-        torch.manual_seed(config.run.seed)
-        body, pooler = self.pretrained.load(config.raw["glue"]["dropout"])
+        torch.manual_seed(self.seed)
+        body, pooler = self.pretrained.load(config.glue.dropout)
         model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
-        optimizer = build_optimizer(model, config.optim)
+        optim = config.optim.at(self.lr)
+        optimizer = build_optimizer(model, optim)
         strategy = ParallelStrategy(model, lambda blocks: None)
-        development = Development(self.rows, config.raw["batch"]["size"])
         if checkpoint:
             self.restore(checkpoint, strategy, optimizer)
         return FineTuning(
             args=TrainArgs(
-                optim=config.optim,
+                optim=optim,
                 log_every=config.log.every,
-                eval_every=config.eval.every,
+                eval_every=self.training.steps_per_epoch,
                 checkpoint_every=config.checkpoint.every,
-                on_nonfinite=config.run.on_nonfinite,
+                on_nonfinite=config.on_nonfinite,
             ),
             plan=self.plan,
             device=device,
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
-            measure=lambda gates: development.evaluate_model(model, device),
+            measure=lambda gates: evaluate_model(model, self.rows, device, config.batch.size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,
@@ -247,7 +231,7 @@ class Cell(Session):
         assert isinstance(trainer.model, Classifier)
         task, folder = self.rows.task, self.directory.path / TESTS
         for split, sentences, indices in self.rows.test:
-            outputs = outputs_of(trainer.model, sentences, self.device, self.config.raw["batch"]["size"])
+            outputs = outputs_of(trainer.model, sentences, self.device, self.config.batch.size)
             text = submission(task, indices, predictions(task, outputs))
             with files.writing(folder, len(text)):
                 folder.mkdir(exist_ok=True)
@@ -259,8 +243,8 @@ class Cell(Session):
         return {
             "status": status,
             "task": self.rows.task.name,
-            "lr": self.config.optim.lr,
-            "seed": self.config.run.seed,
+            "lr": self.lr,
+            "seed": self.seed,
             "losses": state.losses,
             "totals": {
                 "steps": state.step,
@@ -271,6 +255,7 @@ class Cell(Session):
                 "total_seconds": state.total_seconds,
             },
             "data": {"fingerprint": self.data, "training_rows": len(self.rows.train.rows)},
+            "frequent_score": metrics.frequent_score(self.rows.task, [dev.labels for _, dev in self.rows.dev]),
             "pretrained": self.pretrained.facts,
             "device": self.device.name,
             "precision": "bf16" if self.device.bf16 else "fp32",
@@ -280,19 +265,18 @@ class Cell(Session):
 
     def print_summary(self, summary: dict[str, Any]) -> None:
         """One line; the table comes when all runs are done."""
-        scores = ", ".join(
-            f"{name.removeprefix('eval/')} {value:.4f}"
-            for name, value in summary["losses"].items()
-            if name.startswith("eval/") and value is not None
-        )
-        self.console.say(f"{self.config.run.name} {summary['status']}: {scores or 'no evaluation'}")
+        scores = ", ".join(f"{name} {value}" for name, value in _scores(summary["losses"]).items())
+        self.console.say(f"{self.name} {summary['status']}: {scores or 'no evaluation'}")
+
+
+def _scores(row: dict[str, Any]) -> dict[str, str]:
+    """The evaluation in a row as text, by name."""
+    scores = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+    return {name: "-" if value is None else f"{value:.4f}" for name, value in scores.items()}
 
 
 def submission(task: GlueTask, indices: list[str], given: np.ndarray) -> str:
     """The predictions as gluebenchmark.com takes them: lines of `index` and `prediction`, by names of labels."""
-    if task.labels:
-        names = [task.labels[number] for number in given]
-    else:
-        names = [f"{min(5.0, max(0.0, float(value))):.3f}" for value in given]
+    names = [task.labels[each] if task.labels else f"{np.clip(each, 0, 5):.3f}" for each in given]
     rows = [f"{index}\t{name}" for index, name in zip(indices, names, strict=True)]
     return "\n".join(["index\tprediction", *rows]) + "\n"

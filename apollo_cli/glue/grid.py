@@ -5,7 +5,7 @@ A folder of results holds `glue.yaml` (the values of the command), `TASK/lr2e-05
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,28 @@ from typing import Any
 import yaml
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.errors import ConfigError
 from apollo_cli.glue import results
 from apollo_cli.glue.examples import Examples, note_on_rows, read_examples
 from apollo_cli.glue.finetuning import TESTS, Cell, TaskData
 from apollo_cli.glue.pretrained import Pretrained
-from apollo_cli.glue.section import GlueConfig, parse_glue
-from apollo_cli.glue.sentences import Framing, SentenceDataset
+from apollo_cli.glue.section import FORMAT, VALUES, GlueConfig, parse_glue, saved_values
+from apollo_cli.glue.sentences import SentenceDataset
 from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import Device, choose
+from apollo_cli.training.device import choose
 
-VALUES, FORMAT = "glue.yaml", 1
 SUBMISSION = "submission"
 
 
 @dataclass(frozen=True)
 class FineTuningGrid:
-    """The fine-tuning runs of a command.
-
-    Attributes:
-        config: the command's.
-        out: the folder of the results.
-    """
+    """The fine-tuning runs of a command."""
 
     config: GlueConfig
-    out: Path
+    out: Path  # the folder of the results
 
     def run(self) -> dict[str, Any]:
         """Fine-tunes what is not done yet; returns the results of all runs.
@@ -49,91 +43,66 @@ class FineTuningGrid:
             ApolloError: an error to fix, raised before the first run where that is possible.
             Interrupted: by a signal; the same command continues.
         """
-        console, args = Console(), self.config.args
+        console, run, model = Console(), self.config.run, self.config.model
         with interruptible():
-            pretrained = (
-                Pretrained.of_run(Path(args.run)) if args.run else Pretrained.of_folder(Path(args.model or ""))
-            )
-            tokenizer, model_config = pretrained.tokenizer, pretrained.model_config
-            max_length = min(self.config.glue.max_length, model_config.positions)
-            framing = Framing.of(model_config.kind, tokenizer, max_length)
+            pretrained = Pretrained.of_run(Path(run)) if run else Pretrained.of_folder(Path(model or ""))
+            max_length = min(self.config.glue.max_length, pretrained.model_config.positions)
             missing = {task: cells for task in self.config.tasks if (cells := list(self._missing(task)))}
+            _ = pretrained.tokenizer  # refused now, if it is of another model
             for task in self.config.tasks:
                 self._check(task, console)
-            device = choose(self.config.cell(self.config.tasks[0], self.config.optim.lr[0], 0, 1).run)
+            device = choose(self.config.run_args)
             self._claim(pretrained)
             runs = sum(map(len, missing.values()))
             summary = f"{runs} fine-tuning runs, rows of up to {max_length} tokens"
             console.say(summary if runs else "all of these fine-tuning runs are done already")
             for task, cells in missing.items():
-                self._fine_tune(pretrained, self._data(task, framing, tokenizer), cells, device, console)
+                data = self._data(task, pretrained, max_length)
+                for done, (lr, seed) in enumerate(cells, 1):
+                    directory = RunDirectory(self._folder(task, lr, seed))
+                    with files.writing(directory.path, 0):
+                        directory.path.mkdir(parents=True, exist_ok=True)
+                    Cell(self.config, lr, seed, data, pretrained, device, directory).start()
+                    score = results.mean_text(self._write()["tasks"][task.name])
+                    console.say(f"{task.title}: {done} of {len(cells)} runs done, {score}")
         found = self._write()
         console.show(results.scores_table(found))
         console.say(f"results: {files.shown(self.out / results.NAME)}")
         return found
 
-    def _fine_tune(
-        self,
-        pretrained: Pretrained,
-        data: TaskData,
-        cells: Sequence[tuple[float, int]],
-        device: Device,
-        console: Console,
-    ) -> None:
-        """The runs of a task, one for each learning rate and seed in `cells`."""
-        for done, (lr, seed) in enumerate(cells, 1):
-            config = self.config.cell(data.task, lr, seed, len(data.train.rows))
-            directory = RunDirectory(self._folder(data.task, lr, seed))
-            with files.writing(directory.path, 0):
-                directory.path.mkdir(parents=True, exist_ok=True)
-            Cell(config, data, pretrained, pretrained.group, device, directory).start()
-            score = results.mean_text(self._write()["tasks"][data.task.name])
-            console.say(f"{data.task.title}: {done} of {len(cells)} runs done, {score}")
-
     def _missing(self, task: GlueTask) -> Iterator[tuple[float, int]]:
         for lr in dict.fromkeys(self.config.optim.lr):
-            for seed in dict.fromkeys(self.config.args.seed):
+            for seed in dict.fromkeys(self.config.seed):
                 if RunDirectory(self._folder(task, lr, seed)).summary().get("status") != "completed":
                     yield lr, seed
 
     def _folder(self, task: GlueTask, lr: float, seed: int) -> Path:
         return self.out / task.name / f"lr{lr:g}_seed{seed}"
 
-    def _tests(self, task: GlueTask) -> list[Split]:
-        """The test splits; files of test rows may be missing."""
-        folder = self.config.data_dir
-        return [
-            split for split in task.splits.test if folder is None or (folder / task.title / split.file).exists()
-        ]
-
     def _examples(self, task: GlueTask) -> dict[Split, Examples]:
-        splits = (task.splits.train, *task.splits.dev, *self._tests(task))
-        return {split: read_examples(task, split, self.config.data_dir) for split in splits}
+        """The rows of all splits; files of test rows may be missing."""
+        folder, (train, dev, test) = self.config.data_dir, task.splits
+        tests = [split for split in test if folder is None or (folder / task.title / split.file).exists()]
+        return {split: read_examples(task, split, folder) for split in (train, *dev, *tests)}
 
     def _check(self, task: GlueTask, console: Console) -> None:
-        """Reads all rows that will be needed, so that a missing file is an error now and not in hours.
-
-        Raises:
-            ConfigError: there are results of other rows.
-        """
+        """Reads all rows that will be needed, so that what is missing, or not those of results, is an error now."""
         found = self._examples(task)
         for split, examples in found.items():
             if note := note_on_rows(task, split, examples):
                 console.say(note)
         fingerprint = _fingerprint(task, found)
-        if any(data["fingerprint"] != fingerprint for data in results.data_of(self.out, task)):
-            folder = files.shown(self.out / task.name)
-            raise ConfigError(
-                [f"{folder} has results of other {task.title} rows: type out=DIR, or restore the files"]
-            )
-        if not self._tests(task):
+        if any(run["data"]["fingerprint"] != fingerprint for run in results.complete(self.out, task.name)):
+            problem = f"{files.shown(self.out / task.name)} has results of other {task.title} rows"
+            raise ConfigError([f"{problem}: type out=DIR, or restore the files"])
+        if not any(split in found for split in task.splits.test):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so no submission is written")
 
-    def _data(self, task: GlueTask, framing: Framing, tokenizer: Any) -> TaskData:
-        found = self._examples(task)
+    def _data(self, task: GlueTask, pretrained: Pretrained, max_length: int) -> TaskData:
+        found, kind = self._examples(task), pretrained.model_config.kind
         encoded = {
-            split: SentenceDataset.encode(examples.texts, examples.labels, framing, tokenizer)
-            for split, examples in found.items()
+            split: SentenceDataset.encode(rows.texts, rows.labels, kind, pretrained.tokenizer, max_length)
+            for split, rows in found.items()
         }
         return TaskData(
             task=task,
@@ -144,11 +113,7 @@ class FineTuningGrid:
         )
 
     def _claim(self, pretrained: Pretrained) -> None:
-        """Writes glue.yaml, which ties the folder to this recipe and this model.
-
-        Raises:
-            ConfigError: the folder has results of another recipe or model.
-        """
+        """Writes glue.yaml, which ties the folder to this recipe and this model; refuses results of others."""
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
             recipe = parse_glue(saved_values(self.out)).recipe
@@ -156,14 +121,12 @@ class FineTuningGrid:
             if read_yaml(path).get("weights") != weights:
                 different = ["the weights of the model"]
             if different:
-                folder = files.shown(self.out)
-                raise ConfigError(
-                    [f"{folder} has results of another recipe ({', '.join(different)}): type out=DIR"]
-                )
+                problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
+                raise ConfigError([f"{problem}: type out=DIR"])
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
-            raw = {"format": FORMAT, "weights": weights, **self.config.raw}
-            files.write_text(path, yaml.safe_dump(raw, sort_keys=False))
+            values = {"format": FORMAT, "weights": weights, **self.config.plain}
+            files.write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     def _write(self) -> dict[str, Any]:
         """Writes and returns results.json; copies the test predictions of each task's best run to submission/."""
@@ -181,25 +144,3 @@ class FineTuningGrid:
 def _fingerprint(task: GlueTask, examples: Mapping[Split, Examples]) -> str:
     """The fingerprint of the training and the development rows of a task."""
     return "-".join(examples[split].fingerprint for split in (task.splits.train, *task.splits.dev))
-
-
-def results_folder(config: GlueConfig, stamp: str) -> Path:
-    """The folder of a command's results."""
-    args = config.args
-    return Path(args.out or (Path(args.run) / "glue" if args.run else f"outputs/glue/{stamp}"))
-
-
-def saved_values(out: Path) -> dict[str, Any]:
-    """The plain values of the command that created a folder of results.
-
-    Raises:
-        CheckpointError: it is no such folder, or of another version.
-    """
-    path = out / VALUES
-    if not path.is_file():
-        raise CheckpointError(f"resume={out}: not a folder of fine-tuning runs (no {VALUES} in it)")
-    raw = read_yaml(path)
-    if raw.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{files.shown(path)}: written by another version of apollo-glue")
-    raw.pop("weights", None)
-    return raw | {"out": str(out), "resume": None}

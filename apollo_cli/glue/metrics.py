@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -11,12 +11,9 @@ from apollo_cli.glue.tasks import GlueTask
 
 
 def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """The metrics of a task, each from -1 or 0 to 1; a correlation with constant predictions is 0.
+    """The metrics of a task, each from -1 or 0 to 1, of labels as in `Examples` and predictions, both (rows,).
 
-    Args:
-        task: the task.
-        labels: (rows,), as in `Examples`.
-        predictions: (rows,), the model's.
+    A correlation with constant predictions is 0.
     """
     return {name: _metric(name, labels, predictions) for name in task.metrics}
 
@@ -42,7 +39,10 @@ def score(values: Mapping[str, float]) -> float:
     return fmean(values.values())
 
 
-def average(scores: Mapping[str, float], *, with_wnli: bool) -> float | None:
-    """The GLUE average: the mean over these tasks; None without any."""
-    counted = [value for name, value in scores.items() if with_wnli or name != "wnli"]
-    return fmean(counted) if counted else None
+def frequent_score(task: GlueTask, splits: Sequence[np.ndarray]) -> float:
+    """The score of always answering the most frequent label of these development splits, (rows,) each.
+
+    A constant similarity has no correlation, so its score is 0.
+    """
+    constant = np.bincount(np.concatenate(splits)).argmax() if task.labels else 0.0
+    return fmean(score(task_metrics(task, labels, np.full(len(labels), constant))) for labels in splits)

@@ -12,7 +12,7 @@ from torch import Tensor
 from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.errors import CheckpointError, DataError
-from apollo_cli.models.hf import load_trunk
+from apollo_cli.models.hf import load_trunk, weight_files
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
@@ -21,17 +21,11 @@ from apollo_cli.tracking.wandb import identify
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model.
+    """A pretrained model."""
 
-    Attributes:
-        folder: in transformers' format.
-        facts: its origin, as results record it.
-        group: W&B group of its fine-tuning runs, which is also the name of its own run there.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
-    group: str
+    folder: Path  # in transformers' format
+    facts: dict[str, Any]  # its origin, as results record it
+    group: str  # W&B group of its fine-tuning runs, which is also the name of its own run there
 
     @classmethod
     def of_run(cls, run_dir: Path) -> "Pretrained":
@@ -51,13 +45,15 @@ class Pretrained:
             )
         if not directory.model.is_dir():
             raise CheckpointError(f"run={run_dir}: its model is missing ({directory.model}); train it again")
+        parts = (summary.get(key) for key in ("totals", "losses"))
+        totals, losses = (part if isinstance(part, dict) else {} for part in parts)
         facts = {
             "run_dir": directory.path.resolve().as_posix(),
             "run_id": summary.get("run_id"),
             "name": summary.get("name"),
             "seed": summary.get("seed"),
-            "flops": summary.get("totals", {}).get("flops"),
-            "eval/loss": summary.get("losses", {}).get("eval/loss"),
+            "flops": totals.get("flops"),
+            "eval/loss": losses.get("eval/loss"),
             "weights": _weights_digest(directory.model),
         }
         group = identify(directory.path.resolve(), str(summary.get("name")), (), "").name
@@ -101,10 +97,7 @@ class Pretrained:
             tokenizer = tokenizers.load_tokenizer(self.model_config.kind, str(self.folder.resolve()))
         except DataError as error:
             problem = str(error).partition(": ")[2]
-            padding = (
-                ". GPT's rows end with that token and are padded with it" if "<|endoftext|>" in problem else ""
-            )
-            raise DataError(f"{files.shown(self.folder)}: its tokenizer: {problem}{padding}") from error
+            raise DataError(f"{files.shown(self.folder)}: its tokenizer: {problem}") from error
         if tokenizer.get_vocab_size() > self.model_config.vocabulary:
             raise DataError(
                 f"{files.shown(self.folder)}: its tokenizer has {tokenizer.get_vocab_size():,} entries, the "
@@ -114,11 +107,15 @@ class Pretrained:
 
 
 def _weights_digest(folder: Path) -> str:
+    """Hash of the files of the weights."""
+    digest = hashlib.sha256()
     try:
-        with (folder / "model.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
+        for path in weight_files(folder):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)  # adds to it
+        return digest.hexdigest()[:16]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT or GPT-2 model in transformers' format (config.json and model.safetensors): "
-            f"{error.strerror}"
+            f"{getattr(error, 'strerror', None) or error}"
         ) from error

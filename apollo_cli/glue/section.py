@@ -1,24 +1,27 @@
-"""The typed schema of `apollo-glue`, and its command line: words over the values of conf/glue.yaml."""
+"""The config of `apollo-glue`: conf/glue.yaml, or that of a resumed command, with the typed words applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from hydra.errors import HydraException
+import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 
+from apollo_cli import files
+from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import DEVICE, RunArgs
-from apollo_cli.config.hydra_syntax import compose_values, parse_overrides
-from apollo_cli.config.schema import List, Names, Section, Seed, Size, Whole, closest, validate
-from apollo_cli.config.training import BudgetArgs, CheckpointArgs, EvalArgs, LogArgs, OptimArgs, TrackingArgs
-from apollo_cli.errors import ConfigError
+from apollo_cli.config.schema import List, Section, Seed, Size, Whole, validate
+from apollo_cli.config.training import CheckpointArgs, LogArgs, OptimArgs, TrackingArgs
+from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.glue.tasks import TASKS, GlueTask
+from apollo_cli.run_directory import read_yaml
 
+VALUES, FORMAT = "glue.yaml", 1  # a folder of results has the values of its command
 ALL = "all"
-PATH_KEYS = ("run", "model", "out", "resume", "glue.data_dir")  # taken literally, outside Hydra's grammar
 OVERRIDABLE_SECTIONS = ("tracking", "checkpoint", "on_nonfinite")  # cannot change the result of a resumed run
+_PATH_KEYS = ("run", "model", "out", "resume", "glue.data_dir")  # taken literally
 _LIST_KEYS = ("task", "seed", "optim.lr")
 
 
@@ -26,18 +29,8 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class GlueArgs(Section):
-    """The keys without a group."""
-
-    run: str | None
-    model: str | None
-    task: Names
-    seed: Annotated[tuple[Seed, ...], List, BeforeValidator(_as_list), Field(min_length=1)]
-    out: str | None
-    resume: str | None
-    device: Annotated[str, DEVICE]
-    precision: Literal["auto", "fp32", "bf16"]
-    on_nonfinite: Literal["stop", "skip"]
+def _in_lower_case(names: Any) -> Any:
+    return [name.lower() if isinstance(name, str) else name for name in _as_list(names)]
 
 
 class GlueRecipe(Section):
@@ -70,168 +63,147 @@ class OptimGrid(OptimArgs):
         return OptimArgs(**self.model_dump() | {"lr": lr})
 
 
-@dataclass(frozen=True)
-class CellConfig:
-    """One fine-tuning run, in the sections that the trainer reads; `raw` goes to config.yaml and W&B."""
+class GlueConfig(Section):
+    """A whole valid config."""
 
-    run: RunArgs
-    optim: OptimArgs
-    budget: BudgetArgs
-    eval: EvalArgs
-    checkpoint: CheckpointArgs
-    log: LogArgs
-    tracking: TrackingArgs
-    raw: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class GlueConfig:
-    """A whole valid config; `raw` is the same as plain values, as written to glue.yaml."""
-
-    args: GlueArgs
+    run: str | None
+    model: str | None
+    task: Annotated[
+        tuple[Literal[(*TASKS, ALL)], ...],  # type: ignore[valid-type]
+        List, BeforeValidator(_in_lower_case), Field(min_length=1),
+    ]  # fmt: skip
+    seed: Annotated[tuple[Seed, ...], List, BeforeValidator(_as_list), Field(min_length=1)]
+    out: str | None
+    resume: str | None
+    device: Annotated[str, DEVICE]
+    precision: Literal["auto", "fp32", "bf16"]
+    on_nonfinite: Literal["stop", "skip"]
     glue: GlueRecipe
     batch: GlueBatchArgs
     optim: OptimGrid
     checkpoint: CheckpointArgs
     log: LogArgs
     tracking: TrackingArgs
-    raw: dict[str, Any]
+
+    @classmethod
+    def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
+        """The dotted key of a pydantic error, and the known keys of its section."""
+        section, *names = [part for part in detail["loc"] if isinstance(part, str)]
+        inner = cls.model_fields[section].annotation if names else cls
+        known: list[str] = list(inner.model_fields)  # type: ignore[union-attr]
+        return ".".join([section, *names]), [f"{section}.{name}" for name in known] if names else known
 
     @property
     def tasks(self) -> list[GlueTask]:
         """The selected tasks, each once, in the order of GLUE."""
-        return [task for name, task in TASKS.items() if name in self.args.task or ALL in self.args.task]
+        return [task for name, task in TASKS.items() if name in self.task or ALL in self.task]
 
     @property
     def data_dir(self) -> Path | None:
         """The folder of the original files; None for the hub."""
-        return Path(self.glue.data_dir).expanduser() if self.glue.data_dir else None
+        return Path(self.glue.data_dir) if self.glue.data_dir else None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The plain values, as written to glue.yaml."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The values that decide a score, beside task, learning rate and seed."""
-        optim = {key: value for key, value in self.raw["optim"].items() if key != "lr"}
-        recipe = {key: value for key, value in self.raw["glue"].items() if key != "data_dir"}
-        return {"glue": recipe, "batch": self.raw["batch"], "optim": optim}
+        plain = self.plain
+        del plain["glue"]["data_dir"], plain["optim"]["lr"]
+        return {section: plain[section] for section in ("glue", "batch", "optim")}
 
-    def cell(self, task: GlueTask, lr: float, seed: int, rows: int) -> CellConfig:
-        """The fine-tuning run of a task with this learning rate and seed, on `rows` training rows."""
-        steps_per_epoch = -(-rows // self.batch.size)
-        return CellConfig(
-            run=RunArgs(
-                seed=seed,
-                name=f"{task.name}_lr{lr:g}_seed{seed}",
-                device=self.args.device,
-                devices=None,
-                precision=self.args.precision,
-                compile=False,  # the lengths change from step to step
-                on_nonfinite=self.args.on_nonfinite,
-                plan=False,
-                resume=None,
-            ),
-            optim=self.optim.at(lr),
-            budget=BudgetArgs(steps=self.glue.epochs * steps_per_epoch, tokens=None, flops=None, seconds=None),
-            eval=EvalArgs(every=steps_per_epoch, rows=rows),
-            checkpoint=self.checkpoint,
-            log=self.log,
-            tracking=self.tracking,
-            raw={"task": task.name, "lr": lr, "seed": seed, **self.recipe},
-        )
+    @property
+    def run_args(self) -> RunArgs:
+        """What decides the device; nothing is compiled, for the lengths change from step to step."""
+        chosen = {key: getattr(self, key) for key in ("device", "precision", "on_nonfinite")}
+        return RunArgs(seed=0, name="glue", devices=None, compile=False, plan=False, resume=None, **chosen)
 
 
-_SECTIONS: dict[str, type[Section]] = {
-    "glue": GlueRecipe,
-    "batch": GlueBatchArgs,
-    "optim": OptimGrid,
-    "checkpoint": CheckpointArgs,
-    "log": LogArgs,
-    "tracking": TrackingArgs,
-}
-
-
-def parse_glue(raw: Mapping[str, Any]) -> GlueConfig:
+def parse_glue(values: Mapping[str, Any]) -> GlueConfig:
     """A valid config from plain values.
 
     Raises:
         ConfigError: with every problem that was found.
     """
     problems: list[str] = []
-    plain = {key: value for key, value in raw.items() if key not in _SECTIONS}
-    sections: dict[str, Any] = {"args": validate(GlueArgs, "", plain, problems)}
-    for name, section in _SECTIONS.items():
-        values = raw.get(name)
-        if not isinstance(values, Mapping):
-            problems.append(f"{name}: missing, it must be a group of keys")
-            continue
-        sections[name] = validate(section, f"{name}.", values, problems)
-    problems += _task_problems(_as_list(plain.get("task")))
-    if bool(plain.get("run")) == bool(plain.get("model")):
+    config = validate(GlueConfig, "", values, problems)
+    if bool(values.get("run")) == bool(values.get("model")):
         problems.append(
             "type either run=RUN_DIR, a run of apollo-train, or model=FOLDER, a model in transformers' format"
         )
-    if problems:
+    if problems or config is None:
         raise ConfigError(problems)
-    return GlueConfig(**sections, raw=dict(raw))
-
-
-def _task_problems(names: Sequence[Any]) -> list[str]:
-    known = [*TASKS, ALL]
-    if not names:
-        return [f"task is empty: name some of {', '.join(known)}"]
-    return [
-        f"task={name}: no such task{closest(str(name).lower(), known)}; GLUE has {', '.join(TASKS)}, and task=all"
-        for name in names
-        if name not in known
-    ]
+    return config
 
 
 def compose_words(words: Sequence[str]) -> dict[str, Any]:
-    """The plain values of conf/glue.yaml with these words applied.
+    """The plain values of conf/glue.yaml, or of the command that `resume=` names, with these words applied.
 
     Raises:
-        ConfigError: a word is not KEY=VALUE, or its key does not exist.
+        ConfigError: a word is not KEY=VALUE, or could change the result of a resumed command.
+        CheckpointError: there is no command to resume.
     """
     problems: list[str] = []
-    parts = [word.partition("=") for word in words]
-    paths = {key: None if value in ("", "null") else value for key, _, value in parts if key in PATH_KEYS}
-    known = [
-        f"{name}.{key}" if key else name
-        for name, value in compose_values([], "glue").items()
-        for key in (value if isinstance(value, dict) else [""])
-    ]
-    overrides = []
-    for override in parse_overrides(["".join(part) for part in parts if part[0] not in PATH_KEYS], problems):
-        key, _, value = (override.input_line or "").lstrip("+").partition("=")
-        if key not in [*known, "tracking"]:
-            problems.append(f"{key}: no such key{closest(key, known)}")
-        elif override.is_sweep_override() and key not in _LIST_KEYS:
-            problems.append(f"{key}={value}: takes one value; several are for {', '.join(_LIST_KEYS)}")
-        overrides.append(f"{key}=[{value}]" if override.is_sweep_override() else override.input_line or "")
+    typed = [(word, *word.partition("=")[::2]) for word in words]
+    resumed = next((text for _, key, text in typed if key == "resume" and text), None)
+    values = saved_values(Path(resumed)) if resumed else _default_values()
+    for word, key, text in typed:
+        section, _, leaf = key.rpartition(".")
+        if "=" not in word:
+            problems.append(f"{word}: not understood; type KEY=VALUE")
+        elif key == "tracking" and text in ("wandb", "local"):
+            values["tracking"] = _tracking(text)
+        elif isinstance(values.get(key), dict):
+            instead = "tracking=wandb or tracking=local" if key == "tracking" else f"{key}.KEY=VALUE"
+            problems.append(f"{word}: {key} is a group of keys; type {instead}")
+        elif isinstance(place := values.setdefault(section, {}) if section else values, dict):
+            try:
+                place[leaf] = _parsed(key, text)
+            except (yaml.YAMLError, OmegaConfBaseException):
+                problems.append(f"{word}: not understood; lists are 'KEY=[1,2]' in quotes")
+    sections = {key.partition(".")[0] for _, key, _ in typed} - {"resume", *OVERRIDABLE_SECTIONS}
+    if resumed and sections:
+        keys, allowed = ", ".join(sorted(sections)), ", ".join(OVERRIDABLE_SECTIONS)
+        problems.append(f"{keys}: a resumed command keeps its own values; only {allowed} may be typed too")
     if problems:
         raise ConfigError(problems)
-    try:
-        values = compose_values(overrides, "glue")
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([str(error).strip().splitlines()[0]]) from error
-    for path_key, path in paths.items():
-        section, _, leaf = path_key.rpartition(".")
-        (values[section] if section else values)[leaf] = path
-    return values
+    return values | {"resume": None}
 
 
-def resumed_values(words: Sequence[str], typed: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a resumed command with the sections typed beside `resume=`.
-
-    Args:
-        words: as typed.
-        typed: the values that they compose.
-        saved: the values of the resumed command.
+def saved_values(out: Path) -> dict[str, Any]:
+    """The plain values of the command that created a folder of results.
 
     Raises:
-        ConfigError: a word could change the result.
+        CheckpointError: it is no such folder, or of another version.
     """
-    sections = {word.partition("=")[0].partition(".")[0] for word in words} - {"resume"}
-    if refused := sorted(sections - set(OVERRIDABLE_SECTIONS)):
-        keys, allowed = ", ".join(refused), ", ".join(OVERRIDABLE_SECTIONS)
-        raise ConfigError([f"{keys}: a resumed command keeps its own values; only {allowed} may be typed too"])
-    return {**saved, **{section: typed[section] for section in sections}}
+    path = out / VALUES
+    if not path.is_file():
+        raise CheckpointError(f"resume={out}: not a folder of fine-tuning runs (no {VALUES} in it)")
+    values = read_yaml(path)
+    if values.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{files.shown(path)}: written by another version of apollo-glue")
+    values.pop("weights", None)
+    return values | {"out": str(out), "resume": None}
+
+
+def _default_values() -> dict[str, Any]:
+    """conf/glue.yaml with the tracking that its defaults name."""
+    values = read_yaml(conf_folder() / VALUES)
+    (tracking,) = (each["tracking"] for each in values.pop("defaults") if isinstance(each, dict))
+    return values | {"tracking": _tracking(tracking)}
+
+
+def _tracking(name: str) -> dict[str, Any]:
+    return read_yaml(conf_folder() / "tracking" / f"{name}.yaml")
+
+
+def _parsed(key: str, text: str) -> Any:
+    """The value of what is typed: YAML, several values as a list, a path as it stands."""
+    if key in _PATH_KEYS:
+        return None if text in ("", "null") else str(Path(text).expanduser())
+    as_list = key in _LIST_KEYS and not text.startswith("[")
+    value = OmegaConf.from_dotlist([f"value=[{text}]" if as_list else f"value={text}"])
+    return OmegaConf.to_container(value)["value"]  # type: ignore[index, call-overload]

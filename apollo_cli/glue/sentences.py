@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from apollo_cli.data.row_order import shuffled
@@ -15,18 +16,11 @@ from apollo_cli.models.transformer import Batch
 
 @dataclass(frozen=True)
 class SentenceBatch(Batch):
-    """A batch of sentences with one prediction per row, the label.
+    """A batch of sentences with one prediction per row, the label."""
 
-    Attributes:
-        segments: (rows, seq_len) int64, 1 in the second sentence.
-        attention_mask: (rows, seq_len) bool, False at padding.
-        token_indices: (tokens,) int64, indices into the flattened rows that are no padding; computed on the CPU,
-            so that training does not wait for the device.
-    """
-
-    segments: Tensor
-    attention_mask: Tensor
-    token_indices: Tensor
+    segments: Tensor  # (rows, seq_len) int64, 1 in the second sentence
+    attention_mask: Tensor  # (rows, seq_len) bool, False at padding
+    token_indices: Tensor  # (tokens,) int64, no padding in the flattened rows; from the CPU, to wait for no device
 
     def chunks(self, count: int) -> Sequence[Batch]:
         """`count` batches of equally many rows."""
@@ -46,88 +40,48 @@ def _true_indices(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero().squeeze(1)
 
 
-@dataclass(frozen=True)
-class Framing:
-    """The special tokens around the sentences of a row.
+def framed(kind: str, tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """A tokenizer that puts special tokens around the sentences, and cuts the longer one of a pair first.
 
-    BERT reads [CLS] a [SEP], or [CLS] a [SEP] b [SEP], and predicts at [CLS] (Devlin 2019, figure 4). GPT reads the
-    end-of-text token after each sentence, as between the documents of its pretraining, and predicts at the last
-    one (Radford 2018, figure 1, where that token is learned with the task).
-
-    Attributes:
-        kind: bert or gpt.
-        ids: ids of the special tokens.
-        max_length: most tokens of a row, special tokens included.
+    BERT reads [CLS] a [SEP], or [CLS] a [SEP] b [SEP] (Devlin 2019, figure 4). GPT reads the end-of-text token
+    after each sentence, as between the documents of its pretraining (Radford 2018, figure 1, where it is learned
+    with the task). A row has at most `max_length` tokens, special ones included.
     """
-
-    kind: str
-    ids: dict[str, int]
-    max_length: int
-
-    @classmethod
-    def of(cls, kind: str, tokenizer: Tokenizer, max_length: int) -> "Framing":
-        return cls(kind, special_ids(kind, tokenizer), max_length)
-
-    @property
-    def padding(self) -> int:
-        """The token that fills rows up; GPT has none of its own, and what follows the last token has no effect."""
-        return self.ids["pad" if self.kind == "bert" else "eos"]
-
-    def row(self, sentences: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-        """The tokens of a row, and how many of them belong to the first segment."""
-        ends = [self.ids["sep" if self.kind == "bert" else "eos"]]
-        begin = [self.ids["cls"]] if self.kind == "bert" else []
-        first, *rest = truncate(sentences, self.max_length - len(begin) - len(sentences))
-        tokens = [*begin, *first, *ends]
-        return tokens + [token for sentence in rest for token in [*sentence, *ends]], len(tokens)
-
-    def predicting_position(self, length: int) -> int:
-        """The position in a row of this length where the label is predicted."""
-        return 0 if self.kind == "bert" else length - 1
-
-
-def truncate(sentences: Sequence[Sequence[int]], length: int) -> list[Sequence[int]]:
-    """The sentences, cut at their ends to `length` tokens together, the longer one first."""
-    if len(sentences) == 1:
-        return [sentences[0][:length]]
-    first, second = sentences
-    short = min(len(first), len(second), length // 2)
-    if len(first) <= len(second):
-        return [first[:short], second[: length - short]]
-    return [first[: length - short], second[:short]]
+    ids = special_ids(kind, tokenizer)
+    begin, end = (["cls"] if kind == "bert" else []), "sep" if kind == "bert" else "eos"
+    names = {name: tokenizer.id_to_token(ids[name]) for name in (*begin, end)}
+    single = [*(names[name] for name in begin), "$A", names[end]]
+    special = [(names[name], ids[name]) for name in names]
+    found = Tokenizer.from_str(tokenizer.to_str())
+    found.post_processor = TemplateProcessing(single, [*single, "$B:1", f"{names[end]}:1"], special)
+    found.enable_truncation(max_length, strategy="longest_first")
+    found.no_padding()
+    return found
 
 
 @dataclass(frozen=True)
 class SentenceDataset:
-    """The encoded rows of a split.
+    """The encoded rows of a split; BERT predicts the label at [CLS], GPT at the last token."""
 
-    Attributes:
-        rows: tokens of each row.
-        firsts: (rows,), how many tokens belong to the first segment.
-        labels: (rows,); zeros for a test split.
-        framing: the special tokens in the rows.
-    """
-
-    rows: list[np.ndarray]
-    firsts: np.ndarray
-    labels: np.ndarray
-    framing: Framing
+    kind: str  # of the model
+    padding: int  # fills rows up; GPT has no token for it, and nothing reads what follows its last one
+    rows: list[np.ndarray]  # tokens of each row
+    firsts: np.ndarray  # (rows,), how many tokens belong to the first segment
+    labels: np.ndarray  # (rows,); zeros for a test split
 
     @classmethod
     def encode(
-        cls, texts: Sequence[tuple[str, ...]], labels: np.ndarray, framing: Framing, tokenizer: Tokenizer
+        cls, texts: Sequence[tuple[str, ...]], labels: np.ndarray, kind: str, tokenizer: Tokenizer, max_length: int
     ) -> "SentenceDataset":
-        """Encodes texts; `labels` may be empty."""
-        columns = [
-            tokenizer.encode_batch_fast(list(column), add_special_tokens=False)
-            for column in zip(*texts, strict=True)
-        ]
-        framed = [framing.row([encoding.ids for encoding in encodings]) for encodings in zip(*columns, strict=True)]
+        """Encodes texts of one or two sentences; `labels` may be empty."""
+        inputs = [text if len(text) > 1 else text[0] for text in texts]
+        found = framed(kind, tokenizer, max_length).encode_batch_fast(inputs)
         return cls(
-            rows=[np.array(tokens, dtype=np.int64) for tokens, _ in framed],
-            firsts=np.array([first for _, first in framed]),
-            labels=labels if len(labels) else np.zeros(len(framed), dtype=labels.dtype),
-            framing=framing,
+            kind=kind,
+            padding=special_ids(kind, tokenizer)["pad" if kind == "bert" else "eos"],
+            rows=[np.array(each.ids, dtype=np.int64) for each in found],
+            firsts=np.array([each.type_ids.count(0) for each in found]),
+            labels=labels if len(labels) else np.zeros(len(found), dtype=labels.dtype),
         )
 
     @property
@@ -140,13 +94,13 @@ class SentenceDataset:
         rows = [self.rows[number] for number in numbers]
         lengths = np.array([len(row) for row in rows])
         width = lengths.max()
-        tokens = np.full((len(rows), width), self.framing.padding, dtype=np.int64)
+        tokens = np.full((len(rows), width), self.padding, dtype=np.int64)
         for line, row in zip(tokens, rows, strict=True):
             line[: len(row)] = row
         columns = np.arange(width)
         is_token = columns < lengths[:, None]
         second = (columns >= self.firsts[numbers][:, None]) & is_token
-        positions = np.array([self.framing.predicting_position(length) for length in lengths])
+        positions = np.zeros_like(lengths) if self.kind == "bert" else lengths - 1
         return SentenceBatch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(positions + np.arange(len(rows)) * width),
@@ -164,17 +118,11 @@ class SentenceDataset:
 
 @dataclass(frozen=True)
 class TrainingSentences:
-    """The batches of a fine-tuning run, as functions of seed and step; the last one of an epoch may be smaller.
-
-    Attributes:
-        sentences: the training rows.
-        seed: seed of the order of the rows.
-        batch_size: rows per step.
-    """
+    """The batches of a fine-tuning run, as functions of seed and step; the last one of an epoch may be smaller."""
 
     sentences: SentenceDataset
-    seed: int
-    batch_size: int
+    seed: int  # of the order of the rows
+    batch_size: int  # rows per step
 
     @property
     def micro_size(self) -> int:

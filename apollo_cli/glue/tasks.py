@@ -1,31 +1,23 @@
 """The tasks of GLUE (Wang 2018, arXiv 1804.07461): their files, columns, labels and metrics."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HUB = "nyu-mll/glue"  # one configuration per task
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a task's data.
+    """A part of a task's data."""
 
-    Attributes:
-        name: train, dev or test, of MNLI also dev_mismatched and the like.
-        file: file name in the folder of the task.
-        hub: name of the split on the hub.
-        rows: published number of rows.
-        suffix: suffix of its metrics and of its submission file.
-    """
-
-    name: str
-    file: str
-    hub: str
-    rows: int
-    suffix: str = ""
+    name: str  # train, dev or test, of MNLI also dev_mismatched and the like
+    file: str  # in the folder of the task
+    hub: str  # name of the split on the hub
+    rows: int  # published number of rows
+    suffix: str = ""  # of its metrics and of its submission file
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """The data of a task; MNLI has two splits of development rows and of test rows, which have no labels."""
 
     train: Split
@@ -43,31 +35,18 @@ class Splits:
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task.
+    """A task."""
 
-    Attributes:
-        name: its name in commands and on the hub.
-        title: its official name; also the folder of its files and the name of its submission.
-        columns: columns of the one or two sentences in the files.
-        hub_columns: the same on the hub.
-        label: column of the label in the files.
-        labels: in the order of the hub's numbers; empty where the label is a similarity from 0 to 5.
-        metrics: the official metrics, whose mean is the score.
-        splits: its data.
-        headless: columns of train and dev if these files have no header.
-        index: column with the index of the test rows in the files.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    hub_columns: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
+    name: str  # in commands and on the hub
+    title: str  # official name; also the folder of its files and the name of its submission
+    columns: tuple[str, ...]  # of the one or two sentences in the files
+    hub_columns: tuple[str, ...]  # the same on the hub
+    label: str  # column of the label in the files
+    labels: tuple[str, ...]  # in the order of the hub's numbers; empty where the label is a similarity from 0 to 5
+    metrics: tuple[str, ...]  # the official ones, whose mean is the score
     splits: Splits
-    headless: tuple[str, ...] = ()
-    index: str = "index"
+    headless: tuple[str, ...] = ()  # columns of train and dev if these files have no header
+    index: str = "index"  # column with the index of the test rows in the files
 
     @property
     def outputs(self) -> int:

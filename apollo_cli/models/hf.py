@@ -194,7 +194,7 @@ def _with_prefix(kind: str, name: str) -> str:
 def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        theirs = _tensors(folder)
+        theirs = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
         model_config = _model_config(config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
@@ -216,15 +216,20 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     return ModelConfig(kind, **sizes, dropout=config[_DROPOUT_KEYS[kind][0]], init=init)
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, or of the files that an index beside them names."""
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that an index beside them names.
+
+    Raises:
+        ValueError: the index is damaged, or names a file elsewhere; also KeyError, TypeError, AttributeError.
+        OSError: the index cannot be read.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return load_file(folder / "model.safetensors")
+        return [folder / "model.safetensors"]
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     if outside := [name for name in names if Path(name).name != name]:
         raise ValueError(f"{index.name} names {outside[0]!r}, which is not beside it")
-    return {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+    return [folder / name for name in sorted(names)]
 
 
 def _with_weights(

@@ -1,7 +1,7 @@
 """Comparison of the methods of a family: the baseline, the target loss, and what each method needs to reach it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,28 +26,49 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A loss to reach, and what it costs the baseline; no cost where it is not reached, or at once."""
+
+    loss: float
+    interval: Interval | None = None  # over the baseline's seeds; None where the loss was typed
+    cost: Cost | None = None
+    cost_for_good: Cost | None = None  # from where on the baseline stays at the loss
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one run reached; None where there is no such evaluation."""
 
     run: Run
     curve: Curve  # of the whole model
-    final: float | None  # loss
+    target: Target | None  # of the baseline's run of the same seed if the method is paired, else of all its runs
     cost: Cost | None  # where the loss first reaches the target
     cost_for_good: Cost | None  # from where on the loss stays at the target
     at_flops: float | None  # loss at the budget of the question
+
+    @property
+    def final(self) -> float | None:
+        """The last loss."""
+        return self.curve[-1].loss if self.curve else None
+
+    @property
+    def saving_for_good(self) -> float | None:
+        """The saving in FLOPs, counted from where both stay at the target; None where one does not."""
+        if self.cost_for_good is None or self.target is None or self.target.cost_for_good is None:
+            return None
+        return savings.saving(self.cost_for_good.flops, self.target.cost_for_good.flops)
 
     @property
     def source(self) -> Cost:
         """Cost of the model that the run was initialized from; curve and costs include it."""
         return Cost(self.run.source_flops or 0, self.run.source_seconds)
 
-
-@dataclass(frozen=True)
-class Target:
-    """The target loss; `interval` is over the baseline's seeds, None where the target was typed."""
-
-    loss: float
-    interval: Interval | None
+    def ratio(self, of: Callable[[float, float], float], axis: str, *, with_source: bool = True) -> float | None:
+        """`of` this run's cost and the baseline's, FLOPs or seconds; None where one is missing."""
+        if self.cost is None or self.target is None or self.target.cost is None:
+            return None
+        source = 0 if with_source else self.source.of(axis)
+        return of(self.cost.of(axis) - source, self.target.cost.of(axis))
 
 
 @dataclass(frozen=True)
@@ -56,19 +77,18 @@ class Method:
 
     label: str
     outcomes: tuple[Outcome, ...]  # one a seed
-    is_baseline: bool
-    baseline_cost: Cost | None  # of the target
-    moved: tuple[float | None, float | None] | None  # saving in FLOPs with the target at the ends of its interval
+    is_baseline: bool = False
+    is_paired: bool = False  # each run is measured against the baseline's run of its seed
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """Curves of the completed runs, or of all where none is completed."""
-        return _final_curves([outcome.run for outcome in self.outcomes])
+        return tuple(_final_curves([outcome.run for outcome in self.outcomes]).values())
 
     @cached_property
     def curve(self) -> Curve:
         """The mean of `curves`."""
-        return savings.mean_curve(self.curves)
+        return savings.mean_curve(self.curves, with_ends=self.has_ended)
 
     @property
     def has_ended(self) -> bool:
@@ -91,50 +111,46 @@ class Method:
 
     def cost(self, axis: str) -> Interval | None:
         """FLOPs or seconds to the target; None unless all runs reach it. The baseline's is its mean curve's."""
-        if self.is_baseline and self.baseline_cost:
-            return Interval(self.baseline_cost.of(axis), None, len(self.outcomes))
+        target = self.outcomes[0].target
+        if self.is_baseline and target and target.cost:
+            return Interval(target.cost.of(axis), None, len(self.outcomes))
         return interval_of_all([outcome.cost.of(axis) if outcome.cost else None for outcome in self.outcomes])
 
-    def saving(self, axis: str) -> Interval | None:
-        """1 - cost / baseline's cost, run by run; None for the baseline and without a mean cost."""
-        return self._ratio(savings.saving, axis)
+    def saving(self, axis: str, *, with_source: bool = True) -> Interval | None:
+        """1 - cost / baseline's cost, run by run; None for the baseline and unless all runs reach the target.
+
+        Without the cost of the runs' source models it is what some papers report.
+        """
+        return self._ratio(savings.saving, axis, with_source=with_source)
 
     def speedup(self, axis: str) -> Interval | None:
         """Baseline's cost / cost - 1, run by run; None as for the saving."""
         return self._ratio(savings.speedup, axis)
 
-    def saving_without_source(self, axis: str) -> Interval | None:
-        """The saving where the cost of the runs' source models is not counted, as in some papers."""
-        return self._ratio(savings.saving, axis, with_source=False)
-
-    def _ratio(
-        self, ratio: Callable[[float, float], float], axis: str, *, with_source: bool = True
-    ) -> Interval | None:
-        if self.is_baseline or self.baseline_cost is None:
+    def _ratio(self, of: Callable[[float, float], float], axis: str, **more: bool) -> Interval | None:
+        if self.is_baseline:
             return None
-        baseline = self.baseline_cost.of(axis)
-        return interval_of_all(
-            [
-                ratio(o.cost.of(axis) - (0 if with_source else o.source.of(axis)), baseline) if o.cost else None
-                for o in self.outcomes
-            ]
-        )
+        return interval_of_all([outcome.ratio(of, axis, **more) for outcome in self.outcomes])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A family's results; without a baseline or a typed target there is no target, and then no baseline_cost."""
+    """A family's results; without a baseline or a typed loss there is no target."""
 
     family: Family
     question: Question
     candidates: tuple[Group, ...]  # that may be the baseline; it is known if there is exactly one
     target: Target | None
-    baseline_cost: Cost | None  # of the target
     methods: tuple[Method, ...]  # the baseline first
 
     @property
     def baseline(self) -> Method | None:
         return next((method for method in self.methods if method.is_baseline), None)
+
+    @property
+    def baseline_cost(self) -> Cost | None:
+        """Cost of the target."""
+        return self.target.cost if self.target else None
 
     @property
     def reference(self) -> tuple[Curve, ...]:
@@ -148,17 +164,17 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
     Raises:
         DataError: the baseline of the question is in no family, or is several groups of one.
     """
-    candidates = [_baseline_candidates(family, question.baseline) for family in families]
-    asked, problems = f"--baseline {question.baseline}", []
-    if question.baseline and not any(candidates):
-        labels = ", ".join(group.label for family in families for group in family.groups)
-        problems.append(f"{asked} is none of the methods, no words of one, and no folder of runs: {labels}")
-    for groups in candidates:
-        if question.baseline and len(groups) > 1:
-            labels = ", ".join(group.label for group in groups)
-            problems.append(f"{asked} means several methods: {labels}; type one of them")
-    if problems:
-        raise DataError("\n".join(problems))
+    asked = question.baseline
+    candidates = [_baseline_candidates(family, asked) for family in families]
+    ambiguous = next((groups for groups in candidates if len(groups) > 1), []) if asked else []
+    groups = ambiguous or [group for family in families for group in family.groups]
+    labels = ", ".join(group.label for group in groups)
+    if ambiguous:
+        raise DataError(f"--baseline {asked} means several methods: {labels}; type one of them")
+    if asked and not any(candidates):
+        raise DataError(
+            f"--baseline {asked} is none of the methods, no words of one, and no folder of runs: {labels}"
+        )
     return [_compare(family, groups, question) for family, groups in zip(families, candidates, strict=True)]
 
 
@@ -184,8 +200,8 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
     """
     groups = family.groups
     if asked is None:
-        grown = {group.runs[0].target_layers for group in groups if not group.is_scratch}
-        bases = [group for group in groups if group.is_scratch]
+        grown = {group.runs[0].target_layers for group in groups if not group.runs[0].is_scratch}
+        bases = [group for group in groups if group.runs[0].is_scratch]
         return [group for group in bases if group.runs[0].target_layers in grown] or bases
     if named := [group for group in groups if group.label == asked]:
         return named
@@ -196,67 +212,63 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
 
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
-    reference = _final_curves(baseline.runs) if baseline else ()
-    target = _target(question, reference)
-    cost = _baseline_cost(reference, target)
-    groups = sorted(family.groups, key=lambda group: group is not baseline)
-    methods = tuple(_method(group, target, cost, question, is_baseline=group is baseline) for group in groups)
-    return Comparison(family, question, tuple(candidates), target, cost, methods)
+    reference = _final_curves(baseline.runs) if baseline else {}
+    target = _target(question, list(reference.values()))
+    by_seed = {seed: _target(question, [curve]) for seed, curve in reference.items()}
+    methods = [_method(group, target, by_seed, question, is_baseline=group is baseline) for group in family.groups]
+    methods.sort(key=lambda method: not method.is_baseline)
+    return Comparison(family, question, tuple(candidates), target, tuple(methods))
 
 
-def _final_curves(runs: Sequence[Run]) -> tuple[Curve, ...]:
-    """Curves of the completed runs, or of all where none is completed."""
+def _final_curves(runs: Sequence[Run]) -> dict[str, Curve]:
+    """By seed, curves of the completed runs, or of all where none is completed."""
     curves = [(run, curve) for run in runs if (curve := whole_model(run))]
-    completed = [curve for run, curve in curves if run.status == "completed"]
-    return tuple(completed or [curve for _, curve in curves])
+    completed = [(run, curve) for run, curve in curves if run.status == "completed"]
+    return {str(run.seed): curve for run, curve in completed or curves}
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
-    if question.target_loss is not None:
-        return Target(question.target_loss, None)
-    finals = interval_of_all([curve[-1].loss for curve in reference])
-    return Target(finals.mean, finals) if finals and math.isfinite(finals.mean) else None
+    """The typed loss, or the mean final loss of these curves, and its cost on their mean curve.
 
-
-def _baseline_cost(reference: Sequence[Curve], target: Target | None) -> Cost | None:
-    """Cost of the target on the baseline's mean curve: its end, unless the loss was reached before.
-
-    Where seeds end at different steps, as under a budget in seconds, the mean of their ends stands for the end.
+    Where they end at different steps, as under a budget in seconds, the mean of their ends is the end.
     """
-    if not reference or target is None:
+    finals = None if question.target_loss else interval_of_all([curve[-1].loss for curve in reference])
+    loss = question.target_loss or (finals.mean if finals else math.inf)
+    if not math.isfinite(loss):
         return None
-    cost = savings.crossing(savings.mean_curve(reference), target.loss)
-    if cost is None and target.interval:
-        cost = savings.mean_cost([curve[-1].cost for curve in reference])
-    return cost if cost and cost.flops and cost.seconds else None
+    mean = savings.mean_curve(reference)
+    cost = savings.crossing(mean, loss)
+    if cost is None or not cost.flops or not cost.seconds:
+        return Target(loss, finals)
+    return Target(loss, finals, cost, savings.crossing(mean, loss, for_good=True) or cost)
 
 
 def _method(
-    group: Group, target: Target | None, cost: Cost | None, question: Question, *, is_baseline: bool
+    group: Group,
+    target: Target | None,
+    by_seed: Mapping[str, Target | None],
+    question: Question,
+    *,
+    is_baseline: bool,
 ) -> Method:
-    outcomes = []
-    for run in group.runs:
-        curve = whole_model(run)
-        outcomes.append(
-            Outcome(
-                run=run,
-                curve=curve,
-                final=curve[-1].loss if curve else None,
-                cost=savings.crossing(curve, target.loss) if target else None,
-                cost_for_good=savings.crossing_for_good(curve, target.loss) if target else None,
-                at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
-            )
-        )
-    moved = None
-    if not is_baseline and cost and target and target.interval and target.interval.ends:
-        low, high = target.interval.ends
-        curves = [outcome.curve for outcome in outcomes]
-        moved = (_mean_saving(curves, low, cost), _mean_saving(curves, high, cost))
-    return Method(group.label, tuple(outcomes), is_baseline, cost, moved)
+    """The results of a group.
+
+    It is paired where it has the seeds of the baseline and each run reaches the target of its seed.
+    """
+    if not is_baseline and {str(run.seed) for run in group.runs} == set(by_seed):
+        paired = tuple(_outcome(run, by_seed[str(run.seed)], question) for run in group.runs)
+        if all(outcome.ratio(savings.saving, "flops") is not None for outcome in paired):
+            return Method(group.label, paired, is_paired=True)
+    return Method(group.label, tuple(_outcome(run, target, question) for run in group.runs), is_baseline)
 
 
-def _mean_saving(curves: Sequence[Curve], loss: float, baseline_cost: Cost) -> float | None:
-    """The mean saving in FLOPs at a target loss; None unless all curves reach it."""
-    costs = [savings.crossing(curve, loss) for curve in curves]
-    saved = interval_of_all([savings.saving(cost.flops, baseline_cost.flops) if cost else None for cost in costs])
-    return saved.mean if saved else None
+def _outcome(run: Run, target: Target | None, question: Question) -> Outcome:
+    curve = whole_model(run)
+    return Outcome(
+        run=run,
+        curve=curve,
+        target=target,
+        cost=savings.crossing(curve, target.loss) if target else None,
+        cost_for_good=savings.crossing(curve, target.loss, for_good=True) if target else None,
+        at_flops=None if question.at_flops is None else savings.loss_at(curve, question.at_flops),
+    )

@@ -2,17 +2,17 @@
 
 import csv
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from apollo_cli.intervals import LEVEL, Interval
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method, Outcome
-from apollo_cli.report.glue import GlueComparison, compare_glue
 from apollo_cli.report.groups import settings
 from apollo_cli.report.notes import comparison_notes
-from apollo_cli.report.savings import Cost
+from apollo_cli.report.tables import GlueComparison, compare_glue
 
 _UNITS = {
     "loss": "nats per prediction",
@@ -22,6 +22,13 @@ _UNITS = {
     "speedup": "baseline's cost / cost - 1",
     "interval": f"Student-t over seeds, level {LEVEL}; null for n = 1",
 }
+_COUNTS = ("method", "is_baseline", "n", "reached")
+_BY_AXIS: dict[str, Callable[[Method, str], Interval | None]] = {
+    "{}_to_target": Method.cost,
+    "saving_{}": Method.saving,
+    "speedup_{}": Method.speedup,
+}
+_INTERVALS = ("final_loss", "loss_at_flops", *(name.format(axis) for name in _BY_AXIS for axis in AXES))
 
 
 def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> dict[str, Any]:
@@ -33,28 +40,28 @@ def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str])
             "baseline": comparison.baseline.label if comparison.baseline else None,
             "baseline_cost": comparison.baseline_cost,
             "target_loss": comparison.target and comparison.target.loss,
-            "target_interval": comparison.target and comparison.target.interval,
+            "target_interval": _interval(comparison.target.interval) if comparison.target else None,
             "at_flops": comparison.question.at_flops,
             "methods": [_method(method, glue) for method in comparison.methods],
             "notes": comparison_notes(comparison),
         }
         for comparison, glue in zip(comparisons, map(compare_glue, comparisons), strict=True)
     ]
-    found: dict[str, Any] = _as_json({"units": _UNITS, "warnings": warnings, "families": families})
-    return found
+    found: dict[str, Any] = {"units": _UNITS, "warnings": warnings, "families": families}
+    return to_jsonable_python(found, inf_nan_mode="null", fallback=str)
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     """One line a method; an interval is the columns _mean, _low and _high."""
     lines: list[dict[str, Any]] = []
-    for comparison in comparisons:
-        glue, target_loss = compare_glue(comparison), comparison.target.loss if comparison.target else None
-        for method in comparison.methods:
-            line = {"family": comparison.family.title, "target_loss": target_loss, **_counts(method)}
-            scores = {f"glue_{name}": score for name, score in _scores(method, glue).items()}
-            for name, value in (_intervals(method) | scores).items():
-                line |= {f"{name}_{part}": (_as_json(value) or {}).get(part) for part in ("mean", "low", "high")}
-            lines.append(line)
+    for family in comparisons_json(comparisons, [])["families"]:
+        for method in family["methods"]:
+            line = {"family": family["family"], "target_loss": family["target_loss"]}
+            line |= {name: method[name] for name in _COUNTS}
+            scores = {f"glue_{name}": score for name, score in method.get("glue", {}).items()}
+            for name, value in ({name: method[name] for name in _INTERVALS} | scores).items():
+                line |= {f"{name}_{part}": (value or {}).get(part) for part in ("mean", "low", "high")}
+            lines.append({column: _no_formula(value) for column, value in line.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(column for line in lines for column in line)))
     writer.writeheader()
@@ -62,45 +69,31 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     return text.getvalue()
 
 
+def _no_formula(value: Any) -> Any:
+    """The value; a text that a spreadsheet would run as a formula behind an apostrophe (OWASP, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _method(method: Method, glue: GlueComparison | None) -> dict[str, Any]:
-    found = {
-        **_counts(method),
-        **_intervals(method),
-        "saving_flops_at_ends_of_target_interval": method.moved,
-        "settings": settings(method.outcomes[0].run),
-        "runs": [_run(outcome, method) for outcome in method.outcomes],
-    }
-    if glue:
-        found |= {"glue": _scores(method, glue), "glue_averaged": glue.averaged}
-    return found
-
-
-def _counts(method: Method) -> dict[str, Any]:
+    glue_scores = glue.scores.get(method.label, {}) if glue else {}
+    scores = {name: _interval(score) for name, score in glue_scores.items()}
     return {
         "method": method.label,
         "is_baseline": method.is_baseline,
+        "is_paired": method.is_paired,
         "n": len(method.outcomes),
         "reached": method.reached,
+        "final_loss": _interval(method.final),
+        "loss_at_flops": _interval(method.at_flops),
+        **{name.format(axis): _interval(of(method, axis)) for name, of in _BY_AXIS.items() for axis in AXES},
+        "settings": settings(method.outcomes[0].run),
+        "runs": [_run(outcome, method) for outcome in method.outcomes],
+        **({"glue": scores, "glue_averaged": glue.averaged} if glue else {}),
     }
-
-
-def _intervals(method: Method) -> dict[str, Interval | None]:
-    return {
-        "final_loss": method.final,
-        "loss_at_flops": method.at_flops,
-        **{f"{axis}_to_target": method.cost(axis) for axis in AXES},
-        **{f"saving_{axis}": method.saving(axis) for axis in AXES},
-        **{f"speedup_{axis}": method.speedup(axis) for axis in AXES},
-    }
-
-
-def _scores(method: Method, glue: GlueComparison | None) -> dict[str, Interval | None]:
-    return glue.scores.get(method.label, {}) if glue else {}
 
 
 def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
-    cost, baseline = outcome.cost, None if method.is_baseline else method.baseline_cost
-    saved = {axis: savings.saving(cost.of(axis), baseline.of(axis)) for axis in AXES} if cost and baseline else {}
+    saved = {f"saving_{axis}": None if method.is_baseline else outcome.ratio(savings.saving, axis) for axis in AXES}
     return {
         "place": outcome.run.place,
         "seed": outcome.run.seed,
@@ -108,26 +101,15 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
         **outcome.run.made_with,
         "final_loss": outcome.final,
         "loss_at_flops": outcome.at_flops,
+        "target_loss": outcome.target and outcome.target.loss,
         "to_target": outcome.cost,
         "to_target_for_good": outcome.cost_for_good,
-        **{f"saving_{axis}": saved.get(axis) for axis in AXES},
+        **saved,
     }
 
 
-def _as_json(value: Any) -> Any:
-    match value:
-        case Interval(mean=mean, n=n):
-            low, high = value.ends or (None, None)
-            return {"mean": _as_json(mean), "low": low, "high": high, "n": n}
-        case Cost(flops=flops, seconds=seconds):
-            return {"flops": flops, "seconds": seconds}
-        case dict():
-            return {key: _as_json(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_as_json(each) for each in value]
-        case float():
-            return value if math.isfinite(value) else None
-        case None | bool() | int() | str():
-            return value
-        case _:  # YAML has dates too
-            return str(value)
+def _interval(value: Interval | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    low, high = value.ends or (None, None)
+    return {"mean": value.mean, "low": low, "high": high, "n": value.n}

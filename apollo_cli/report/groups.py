@@ -1,17 +1,13 @@
 """Grouping of runs: a group is one method over its seeds, a family is the groups with comparable losses."""
 
-import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-
-from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.files import in_order
-from apollo_cli.report.runs import Run, first_of, printable
+from apollo_cli.report.runs import Run, first_of, one_line
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
 _IDLE = (
@@ -33,8 +29,7 @@ _SOURCE = "init_from.path"
 _UNKNOWN = "not known yet"
 
 
-@dataclass(frozen=True)
-class EvaluationSetup:
+class EvaluationSetup(NamedTuple):
     """What makes losses comparable: the objective, the corpus with its tokenizer, the held-out rows."""
 
     kind: str  # bert or gpt
@@ -50,11 +45,6 @@ class Group:
     label: str
     runs: tuple[Run, ...]
 
-    @property
-    def is_scratch(self) -> bool:
-        """Whether the runs train the whole model from the first step."""
-        return self.runs[0].is_scratch
-
 
 @dataclass(frozen=True)
 class Family:
@@ -69,13 +59,13 @@ class Family:
 def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
     """The families of these runs, independent of their order, and a warning for each objective with several."""
     runs = sorted(runs, key=lambda run: in_order(run.place))
-    known: dict[str, set[tuple[str, int]]] = {}
+    known: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for run in runs:
         if run.data is not None and run.evaluation_rows is not None:
-            known.setdefault(_data_config(run), set()).add((run.data, run.evaluation_rows))
-    members: dict[EvaluationSetup, list[Run]] = {}  # in the order of their first places
+            known[_data_config(run)].add((run.data, run.evaluation_rows))
+    members: dict[EvaluationSetup, list[Run]] = defaultdict(list)  # in the order of their first places
     for run in runs:
-        members.setdefault(_evaluation_setup(run, known), []).append(run)
+        members[_evaluation_setup(run, known)].append(run)
     found, warnings = [], []
     for kind in sorted({setup.kind for setup in members}):
         setups = [setup for setup in members if setup.kind == kind]
@@ -94,7 +84,7 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
 
 def _evaluation_setup(run: Run, known: dict[str, set[tuple[str, int]]]) -> EvaluationSetup:
     """The setup of a run; one without a summary gets that of the runs with the same data config."""
-    kind, mask = run.config["model.kind"], printable(run.config.get("model.mask_fraction", ""))
+    kind, mask = run.config["model.kind"], one_line(run.config.get("model.mask_fraction", ""))
     if run.data is not None and run.evaluation_rows is not None:
         return EvaluationSetup(kind, mask, run.data, run.evaluation_rows)
     config = _data_config(run)
@@ -105,7 +95,7 @@ def _evaluation_setup(run: Run, known: dict[str, set[tuple[str, int]]]) -> Evalu
 
 def _data_config(run: Run) -> str:
     keys = [key for key in run.config if key.startswith("data.") and key != "data.cache_dir"]
-    return json.dumps({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])}, default=str)
+    return repr({key: run.config.get(key) for key in sorted([*keys, "model.kind", "eval.rows"])})
 
 
 def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
@@ -122,26 +112,26 @@ def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
     groups, notes = _groups(runs)
     if unknown := [run.place for run in runs if run.data is None or run.evaluation_rows is None]:
         notes.append(f"no summary yet, so the data is taken from the config: {first_of(unknown)}")
-    return Family(title, printable(description), groups, tuple(notes))
+    return Family(title, one_line(description), groups, tuple(notes))
 
 
 def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
     """The groups in the order of their labels, and a note for each seed that a method has twice."""
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        members.setdefault(json.dumps(settings(run), default=str), []).append(run)
+        members[repr(settings(run))].append(run)
     notes, groups = [], []
     for label, same in zip(_labels(list(members.values())), members.values(), strict=True):
-        by_seed: dict[str, list[Run]] = {}
+        by_seed: dict[str, list[Run]] = defaultdict(list)
         for run in sorted(same, key=lambda run: in_order(str(run.seed))):
-            by_seed.setdefault(str(run.seed), []).append(run)
+            by_seed[str(run.seed)].append(run)
         kept = []
         for seed, twins in by_seed.items():
-            best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.rows[-1]["flops"]))
+            best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.flops))
             kept.append(best)
             if others:
                 left = first_of([run.place for run in others])
-                notes.append(f"'{label}': seed {printable(seed)} is there {len(twins)} times; left out: {left}")
+                notes.append(f"'{label}': seed {one_line(seed)} is there {len(twins)} times; left out: {left}")
         groups.append(Group(label, tuple(kept)))
     return tuple(sorted(groups, key=lambda group: in_order(group.label))), notes
 
@@ -164,28 +154,29 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     found = [settings(run) for run in runs]
     keys = sorted({key for each in found for key in each}, key=_rank)
     return [
-        (key, ["" if each.get(key) is None else shortened(printable(_value_text(each[key]))) for each in found])
+        (key, ["" if each.get(key) is None else shortened(one_line(_value_text(each[key]))) for each in found])
         for key in keys
         if _count(found, [key]) > 1
     ]
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A label for each group: its `name`, if no other group has it, else the values of what differs.
+    """A label for each group: its `name`, where no other group has it, else the values of what differs.
 
-    The default name is a label only where all groups have names of their own.
+    Where names differ, as those of experiments do, groups of one name have it before the values.
     """
     names = [{str(run.config.get("name")) for run in group} for group in groups]
     owners = Counter(name for found in names for name in found)
-    own = [len(found) == 1 and all(owners[n] == 1 for n in found) for found in names]
-    default = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["name"]
-    all_named = len(groups) > 1 and all(own)
-    named = [is_own and (all_named or default not in found) for is_own, found in zip(own, names, strict=True)]
-    unnamed = [settings(group[0]) for group, has_name in zip(groups, named, strict=True) if not has_name]
     labels: list[str] = []
-    for group, found, has_name in zip(groups, names, named, strict=True):
-        label = next(iter(found)) if has_name else _label_of_values(group[0], unnamed)
-        label = shortened(printable(label))
+    for group, found in zip(groups, names, strict=True):
+        name, *others = found
+        alike = [
+            their[0] for their, own in zip(groups, names, strict=True) if (len(own) > 1 if others else own == found)
+        ]
+        values = _label_of_values(group[0], list(map(settings, alike)))
+        if not others and len(owners) > 1:
+            values = f"{name} {values}"
+        label = shortened(one_line(name if not others and owners[name] == 1 else values))
         twins = sum(other == label or other.startswith(f"{label} (") for other in labels)
         labels.append(f"{label} ({twins + 1})" if twins else label)
     return labels
@@ -220,7 +211,7 @@ def _rank(key: str) -> tuple[int, str]:
 
 def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
     """The number of methods that these keys distinguish."""
-    return len({json.dumps([method.get(key) for key in keys], default=str) for method in methods})
+    return len({repr([method.get(key) for key in keys]) for method in methods})
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:

@@ -12,16 +12,14 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
-from apollo_cli.report.runs import ModelSize, Row, Run, model_size
+from apollo_cli.report.runs import ROWS_AROUND, ModelSize, Row, Run, model_size
 from apollo_cli.report.style import COLOURS, Look, Picture, looks, png_of
 
 Growth = tuple[ModelSize, ModelSize]  # before and after
 
 _MAX_PANELS = 4  # beside each other
 _MAX_NUMBERS = 6  # beside the jumps of one growth
-_ROWS_AROUND = 12  # training rows on either side of a growth
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
-_CONSTANTS = {"lower": LVPS.lower, "overshoot": LVPS.overshoot}
 
 
 def draw_growth(comparison: Comparison) -> Iterator[Picture]:
@@ -92,10 +90,7 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    lines = [
-        plt.Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
-        for look in entries
-    ]
+    lines = [plt.Line2D([], [], label=look.label, **look.of_line) for look in entries]
     columns = max(1, min(6, 80 // (6 + max((len(look.label) for look in entries), default=1))))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
@@ -110,37 +105,36 @@ def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: in
     axes.plot([place, place], [before, after], color=look.colour, linewidth=1.5)
     axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
     axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
-    axes.annotate(
-        f"{after - before:+.3f}" if with_number else "",
-        (place, max(before, after)),
-        textcoords="offset points",
-        xytext=(0, 8),
-        ha="center",
-        fontsize=8,
-        color=look.colour,
-    )
+    if with_number:
+        above: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8}
+        axes.annotate(f"{after - before:+.3f}", (place, max(before, after)), color=look.colour, **above)
 
 
 def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
-    """The mean over seeds of a training column around a growth, within the stages on both sides."""
-    series = [_values_around(outcome.run, growth, column) for outcome in method.outcomes]
-    shared = sorted(set.intersection(*map(set, series)))
-    for side in ([s for s in shared if s <= 0], [s for s in shared if s > 0]):
-        means = [fmean(values[step] for values in series) for step in side]
-        axes.plot(
-            side, means, color=look.colour, linestyle=look.line, linewidth=1.6, marker=look.marker, markersize=3
-        )
+    """The mean over seeds of a training column around a growth, each seed beside its own growth."""
+    found = [_values_around(outcome.run, growth, column) for outcome in method.outcomes]
+    seeds = [sides for sides in found if any(sides)]
+    for side in (0, 1):
+        nearest_first = zip(*(sides[side] for sides in seeds), strict=False)
+        points = sorted(tuple(map(fmean, zip(*of_seeds, strict=True))) for of_seeds in nearest_first)
+        steps, means = zip(*points, strict=True) if points else ((), ())
+        axes.plot(steps, means, linewidth=1.6, markersize=3, **look.of_line)
 
 
-def _values_around(run: Run, growth: Growth, column: str) -> dict[int, float]:
-    """Values of a column by steps since the growth; a row at the growth's own step is before it."""
-    step = next((row["step"] for row in run.rows if _growth(row) == growth), None)
+def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[int, float]], ...]:
+    """Before and after a growth: steps since it and values of a column, the nearest first."""
+    step = next((row["step"] for row in run.evaluations if _growth(row) == growth), None)
     if step is None:
-        return {}
-    rows = [row for row in run.rows if row.get(column) is not None]
-    before = [row for row in rows if model_size(row) == growth[0]][-_ROWS_AROUND:]
-    after = [row for row in rows if model_size(row) == growth[1]][:_ROWS_AROUND]
-    return {row["step"] - step: row[column] for row in (*before, *after)}
+        return [], []
+    sides = [
+        [
+            (row["step"] - step, row[column])
+            for row in run.rows
+            if row.get(column) is not None and model_size(row) == size
+        ]
+        for size in growth
+    ]
+    return sides[0][: -ROWS_AROUND - 1 : -1], sides[1][:ROWS_AROUND]
 
 
 def _losses_beside(run: Run, growth: Growth) -> tuple[float, float] | None:
@@ -192,7 +186,7 @@ def _depth_shares(method: Method, layers: int) -> dict[int, float]:
 
 def _lvps_constants(run: Run) -> dict[str, float] | None:
     """Constants of the run's sampler; None if they, untrusted, are not valid."""
-    found = {key: run.config.get(f"sampler.{key}", default) for key, default in _CONSTANTS.items()}
+    found = {key: run.config.get(f"sampler.{key}", getattr(LVPS, key)) for key in ("lower", "overshoot")}
     is_valid = all(type(value) in (int, float) and 0 < value <= 100 for value in found.values())
     return found if is_valid and found["lower"] <= 1 else None
 
@@ -213,8 +207,7 @@ def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: 
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         for look, shares in lines:
             depths = sorted(shares)
-            percent = [100 * shares[depth] for depth in depths]
-            axes.plot(depths, percent, color=look.colour, linestyle=look.line, marker=look.marker, **style)
+            axes.plot(depths, [100 * shares[depth] for depth in depths], **look.of_line, **style)
         axes.set_title(title)
         axes.set_xlabel("depth (layers run)")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,16 +1,20 @@
 """Sentences on a comparison: its headline, and notes on what limits it."""
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import fmean, median
 
+from apollo_cli.intervals import interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
-from apollo_cli.report.runs import first_of, printable
+from apollo_cli.report.runs import first_of, one_line
 from apollo_cli.report.tables import format_number, format_ratio, method_cells
 
-INTERVAL_NOTE = "± is the half width of the 95 % Student-t interval over seeds; n = 1 has none."
+INTERVAL_NOTE = (
+    "± is the half width of the 95 % Student-t interval over seeds; n = 1 has none. A method with the baseline's "
+    "seeds is paired with it: each run is measured at the final loss of the baseline's run of its seed."
+)
 CROSSING_NOTE = (
     "The cost of the target is where the loss of the whole model is first at or below it, linear between two "
     "evaluations, never extrapolated. Saving = 1 - cost / baseline's cost; speedup = baseline's cost / cost - 1."
@@ -26,37 +30,39 @@ _MIN_SPANS = 4  # between evaluations
 
 
 def headline(comparison: Comparison) -> str:
-    """The best method in one sentence; empty where nothing is saved or measured."""
-    known = [(saving.mean, method) for method in comparison.methods if (saving := method.saving("flops"))]
-    if not known or comparison.target is None:
+    """The best method in one sentence; empty where nothing is measured. An interval with 0 in it is no saving."""
+    savings_of = {method.label: saving for method in comparison.methods if (saving := method.saving("flops"))}
+    if not savings_of or comparison.target is None or comparison.baseline is None:
         return ""
-    most, best = max(known, key=lambda pair: pair[0])
-    cells = method_cells(comparison, best)
-    measured = [method for method in comparison.methods if method.is_baseline or method is best]
-    timed = not [note for method in measured for note in _timing_notes(method)]
-    seconds = f" and {cells.savings['seconds']} of the seconds" if timed else ""
-    none = "no method saves FLOPs; the nearest is " if most <= 0 else ""
+    title, baseline = comparison.family.title, comparison.baseline
+    at = f"at validation loss {comparison.target.loss:.4f}"
+    positive = [m for m in comparison.methods if m.label in savings_of and savings_of[m.label].mean > 0]
+    certain = [method for method in positive if not savings_of[method.label].includes_zero]
+    if not positive:
+        nearest = max(savings_of, key=lambda label: savings_of[label].mean)
+        more = max(0.0, -100 * savings_of[nearest].mean)
+        return f"{title}: no method saves FLOPs {at}; the nearest, {nearest}, needs {more:.1f}% more"
+    if not certain:
+        return f"{title}: no method is shown to save FLOPs {at}: every interval includes 0; more seeds narrow them"
+    best = max(certain, key=lambda method: savings_of[method.label].mean)
+    cells, seconds = method_cells(comparison, best), best.saving("seconds")
+    is_timed = seconds and not seconds.includes_zero and not any(map(list, map(_timing_notes, (baseline, best))))
     return (
-        f"{comparison.family.title}: {none}{best.label} saves {cells.savings['flops']} of the FLOPs"
-        f"{seconds} of {comparison.baseline.label if comparison.baseline else ''} "
-        f"at validation loss {comparison.target.loss:.4f} ({cells.runs})"
+        f"{title}: {best.label} saves {cells.savings['flops']} of the FLOPs"
+        f"{' and ' + cells.savings['seconds'] + ' of the seconds' if is_timed else ''} of {baseline.label} {at} "
+        f"({cells.runs})"
     )
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """Notes on a comparison, the weightiest first; the labels in them are untrusted text."""
+    methods = comparison.methods
     found = [
-        *_baseline_notes(comparison),
-        *_reference_notes(comparison),
-        *_settings_notes(comparison),
-        *(note for method in comparison.methods for note in _source_notes(method)),
-        *_machine_notes(comparison),
-        *(note for method in comparison.methods for note in _timing_notes(method)),
-        *_noise_notes(comparison),
-        *_target_notes(comparison),
-        *comparison.family.notes,
+        *(_baseline_notes(comparison), _reference_notes(comparison), _settings_notes(comparison)),
+        *(*map(_source_notes, methods), _machine_notes(comparison), *map(_timing_notes, methods)),
+        *(_noise_notes(comparison), _target_notes(comparison), comparison.family.notes),
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _baseline_notes(comparison: Comparison) -> Iterator[str]:
@@ -121,14 +127,12 @@ def _source_notes(method: Method) -> Iterator[str]:
             f"'{method.label}' is initialized from a model of unknown cost, which is not counted; "
             "set init_from.flops."
         )
-    costs = [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]
-    if costs:
-        without = [method.saving_without_source(axis) for axis in AXES]
-        flops, seconds = (format_ratio(method, saving) for saving in without)
-        saved = f" Without them its saving is {flops} of the FLOPs and {seconds} of the seconds."
+    if costs := [outcome.source.flops for outcome in method.outcomes if outcome.source.flops]:
+        without = [format_ratio(method, method.saving(axis, with_source=False)) for axis in AXES]
+        saved = f" Without them its saving is {without[0]} of the FLOPs and {without[1]} of the seconds."
         yield (
             f"'{method.label}' is initialized from a model that cost {format_number(fmean(costs))} FLOPs; they are "
-            f"counted.{saved if all(without) else ''}"
+            f"counted.{saved if method.saving('flops') else ''}"
         )
 
 
@@ -140,8 +144,9 @@ def _machine_notes(comparison: Comparison) -> Iterator[str]:
         "git_commit": "the code may have changed between them",
     }
     for key, consequence in consequences.items():
-        runs = [(o.run.made_with.get(key), method.label) for method in comparison.methods for o in method.outcomes]
-        known = [(value[:12] if key == "git_commit" else value, label) for value, label in runs if value]
+        length = 12 if key == "git_commit" else None
+        runs = [(outcome.run, method.label) for method in comparison.methods for outcome in method.outcomes]
+        known = [(run.made_with[key][:length], label) for run, label in runs if key in run.made_with]
         if len({value for value, _ in known}) > 1:
             yield f"The runs differ in {key.replace('_', ' ')}, so {consequence}: {_by_value(known)}."
 
@@ -170,13 +175,11 @@ def _timing_notes(method: Method) -> Iterator[str]:
         if len(spans) < _MIN_SPANS:
             continue
         usual = median(seconds / flops for seconds, flops in spans)
-        lost = sum(
-            max(0.0, seconds - usual * flops) for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops
-        )
+        lost = sum(seconds - usual * flops for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops)
         total = sum(seconds for seconds, _ in spans)
         if lost > _LOST_SHARE * total:
             yield (
-                f"{printable(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
+                f"{one_line(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
                 f"{_SLOWDOWN} times slower than usual: stopped, or the machine was busy. "
                 "Its timing is not comparable."
             )
@@ -184,19 +187,16 @@ def _timing_notes(method: Method) -> Iterator[str]:
 
 def _noise_notes(comparison: Comparison) -> Iterator[str]:
     """Losses that cross the target more than once; the baseline is counted in the same way."""
-    target = comparison.target
-    if target is None or comparison.baseline_cost is None:
+    if comparison.baseline_cost is None:
         return
-    mean = savings.mean_curve(comparison.reference)
-    base = savings.crossing_for_good(mean, target.loss) or comparison.baseline_cost
     parts = []
     for method in comparison.methods:
-        later = [o for o in method.outcomes if o.cost and not _is_near(o.cost, o.cost_for_good)]
+        ends = [(outcome.cost, outcome.cost_for_good) for outcome in method.outcomes]
+        later = [cost for cost, good in ends if cost and not (good and good.flops <= (1 + _TOLERANCE) * cost.flops)]
         if later and not method.is_baseline:
-            costs = [o.cost_for_good.flops for o in method.outcomes if o.cost_for_good]
-            stays = len(costs) == len(method.outcomes)
-            saved = f"{savings.saving(fmean(costs), base.flops):.1%}" if stays else "above it at the end"
-            parts.append(f"'{method.label}' {saved} ({len(later)} of {len(method.outcomes)} runs)")
+            saved = interval_of_all([outcome.saving_for_good for outcome in method.outcomes])
+            mean = f"{saved.mean:.1%}" if saved else "above it at the end"
+            parts.append(f"'{method.label}' {mean} ({len(later)} of {len(method.outcomes)} runs)")
     if parts:
         yield (
             "Losses rise above the target again after they reach it. Saving in FLOPs, method and baseline counted "
@@ -204,24 +204,20 @@ def _noise_notes(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _is_near(cost: savings.Cost, later: savings.Cost | None) -> bool:
-    return later is not None and later.flops <= (1 + _TOLERANCE) * cost.flops
-
-
 def _target_notes(comparison: Comparison) -> Iterator[str]:
-    target, cost = comparison.target, comparison.baseline_cost
-    if target and target.interval and cost and target.interval.n == 1 and comparison.baseline:
+    target, baseline = comparison.target, comparison.baseline
+    if target is None or target.interval is None or target.cost is None or baseline is None:
+        return
+    if target.interval.n == 1:
         yield (
-            f"The target is the loss of one run of '{comparison.baseline.label}': its variation with the seed is "
+            f"The target is the loss of one run of '{baseline.label}': its variation with the seed is "
             "unknown, and no interval includes it."
         )
-    ranges = [
-        f"'{method.label}' {' to '.join('not reached' if end is None else f'{end:.1%}' for end in method.moved)}"
-        for method in comparison.methods
-        if method.moved and any(end is not None for end in method.moved)
-    ]
-    if ranges:
+        return
+    fixed = [f"'{m.label}'" for m in comparison.methods if not m.is_paired and not m.is_baseline and m.reached]
+    if fixed:
         yield (
-            "The intervals hold the target fixed. With the target at the ends of its own interval over the "
-            f"baseline's seeds, at the same cost, the saving in FLOPs is: {first_of(ranges, _MAX_METHODS)}."
+            f"Not paired with '{baseline.label}', for other seeds or runs that do not reach the loss of their "
+            f"seed: {first_of(fixed, _MAX_METHODS)}. Their target is the mean loss, whose own variation over seeds "
+            "their intervals leave out."
         )

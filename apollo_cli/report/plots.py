@@ -1,8 +1,9 @@
 """Pictures of a comparison: validation loss against FLOPs and seconds."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
     if len(comparison.methods) > _MAX_METHODS:
         some = f" Shown are {_MAX_METHODS} of {len(comparison.methods)} methods, those with the best results."
         comparison = replace(comparison, methods=_best(comparison))
-    with plt.rc_context(SETTINGS):
+    with plt.style.context(SETTINGS):
         if any(method.curve for method in comparison.methods):
             for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):
                 caption = (
@@ -65,24 +66,17 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
     axes.set_ylim(*_limits(comparison, axis, most))
     axes.set_xlim(0, most / scale * 1.02)
     if comparison.target:
-        axes.axhline(comparison.target.loss, color="0.35", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"target {comparison.target.loss:.3f}",
-            (0.005, comparison.target.loss),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            xytext=(0, -4),
-            va="top",
-            fontsize=9,
-            color="0.35",
-        )
+        loss = comparison.target.loss
+        axes.axhline(loss, color="0.35", linestyle="--", linewidth=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"target {loss:.3f}", (0.005, loss), (0, -4), va="top", fontsize=9, color="0.35", **place)
     axes.set_ylabel("validation loss (nats per prediction)")
     axes.legend(fontsize=10 if len(methods) <= 8 else 8, loc="upper right")
     below = axes
     if lanes:
         below = figure.add_subplot(grid[1], sharex=axes)
         axes.tick_params(labelbottom=False)
-        _lanes(axes, below, comparison, lanes, by_label, axis, scale)
+        _lanes(axes, below, comparison, axis, scale)
     below.set_xlabel(name)
     return png_of(figure)
 
@@ -90,17 +84,17 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
 def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> None:
     """The mean curve with a band, a marker at its end; thin and dotted where fewer layers are stored."""
     if curve := method.curve:
-        by_seed = [{p.step: p.loss for p in each} for each in method.curves]
         spent = [p.cost.of(axis) / scale for p in curve]
-        if len(by_seed) > 1:
-            low, high = ([f(losses[p.step] for losses in by_seed) for p in curve] for f in (min, max))
+        if len(method.curves) > 1:
+            seeds = savings.aligned(method.curves, with_ends=method.has_ended)
+            low, high = ([f(p.loss for p in points) for points in seeds] for f in (min, max))
             axes.fill_between(spent, low, high, color=look.colour, alpha=0.18, linewidth=0)
         axes.plot(spent, [p.loss for p in curve], color=look.colour, linestyle=look.line, linewidth=2)
         axes.plot(spent[-1:], [curve[-1].loss], look.marker, color=look.colour, markersize=7)
     for part in _partial_curves(method):
         spent = [p.cost.of(axis) / scale for p in part]
         axes.plot(spent, [p.loss for p in part], color=look.colour, linestyle=":", linewidth=1)
-    axes.plot([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=look.label)
+    axes.plot([], [], label=look.label, **look.of_line)
 
 
 def _partial_curves(method: Method) -> Iterator[Curve]:
@@ -112,7 +106,7 @@ def _partial_curves(method: Method) -> Iterator[Curve]:
             savings.make_curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
             for run in runs
         ]
-        yield savings.mean_curve([part for part in parts if part])
+        yield savings.mean_curve([part for part in parts if part], with_ends=method.has_ended)
 
 
 def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, float]:
@@ -131,39 +125,31 @@ def _limits(comparison: Comparison, axis: str, most: float) -> tuple[float, floa
     return min(losses, default=0) - margin, max(losses, default=0) + margin
 
 
-def _lanes(
-    axes: Axes,
-    below: Axes,
-    comparison: Comparison,
-    lanes: Sequence[Method],
-    by_label: dict[str, Look],
-    axis: str,
-    scale: float,
-) -> None:
+def _lanes(axes: Axes, below: Axes, comparison: Comparison, axis: str, scale: float) -> None:
     """An arrow from the baseline's cost of the target to each method's, with the saving."""
-    assert comparison.baseline_cost
     assert comparison.target
-    start = comparison.baseline_cost.of(axis) / scale
-    bottom = axes.get_ylim()[0]
-    axes.plot([start, start], [bottom, comparison.target.loss], color="black", linestyle=":", linewidth=1)
-    below.axvline(start, color="black", linestyle=":", linewidth=1)
+    assert comparison.target.cost
+    lanes = [method for method in comparison.methods if not method.is_baseline]
+    start, loss, bottom = comparison.target.cost.of(axis) / scale, comparison.target.loss, axes.get_ylim()[0]
+    dotted: dict[str, Any] = {"linestyle": ":", "linewidth": 1}
+    axes.plot([start, start], [bottom, loss], color="black", **dotted)
+    below.axvline(start, color="black", **dotted)
     below.set_ylim(len(lanes) - 0.4, -0.75)
     below.set_yticks([])
     below.grid(visible=False)
     below.spines["left"].set_visible(False)
     for lane, method in enumerate(lanes):
-        look = by_label[method.label]
+        look = looks(comparison.methods)[method.label]
         cost, saved = method.cost(axis), method.saving(axis)
         if cost is None or saved is None:
             _annotate_lane(below, start, lane, f"{look.label}: {method_cells(comparison, method).costs[axis]}")
             continue
         end = cost.mean / scale
-        axes.plot([end], [comparison.target.loss], "o", color=look.colour, markersize=5, zorder=5)
-        axes.plot([end, end], [bottom, comparison.target.loss], color=look.colour, linestyle=":", linewidth=1)
-        below.plot([end, end], [-0.75, lane], color=look.colour, linestyle=":", linewidth=1)
-        below.annotate(
-            "", (end, lane), (start, lane), arrowprops={"arrowstyle": "-|>", "color": look.colour, "lw": 1.8}
-        )
+        axes.plot([end], [loss], "o", color=look.colour, markersize=5, zorder=5)
+        axes.plot([end, end], [bottom, loss], color=look.colour, **dotted)
+        below.plot([end, end], [-0.75, lane], color=look.colour, **dotted)
+        arrow = {"arrowstyle": "-|>", "color": look.colour, "lw": 1.8}
+        below.annotate("", (end, lane), (start, lane), arrowprops=arrow)
         if cost.half is not None:
             below.errorbar(end, lane, xerr=cost.half / scale, color=look.colour, capsize=3, linewidth=1)
         half = "" if saved.half is None else f" ± {100 * saved.half:.1f}"
@@ -173,15 +159,7 @@ def _lanes(
 
 def _annotate_lane(below: Axes, start: float, lane: int, text: str) -> None:
     """Text above a lane, on the side of the baseline's cost that has more room."""
-    to_the_left = start > below.get_xlim()[1] / 2
-    below.annotate(
-        text,
-        (start, lane),
-        textcoords="offset points",
-        xytext=(-6 if to_the_left else 6, 3),
-        ha="right" if to_the_left else "left",
-        va="bottom",
-        color="0.1",
-        fontsize=10,
-        bbox={"boxstyle": "square,pad=0.1", "color": "white"},
-    )
+    shift, side = (-6, "right") if start > below.get_xlim()[1] / 2 else (6, "left")
+    box = {"boxstyle": "square,pad=0.1", "color": "white"}
+    beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (shift, 3), "ha": side, "va": "bottom"}
+    below.annotate(text, (start, lane), color="0.1", fontsize=10, bbox=box, **beside)

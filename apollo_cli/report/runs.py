@@ -1,81 +1,101 @@
-"""Runs read from run directories: complete ones, and compact ones without weights."""
+"""Runs read from run directories and checked: they may be damaged, unfinished or of strangers."""
 
-import gzip
-import json
-import math
 import os
-import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Required, TypeAlias
+
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from apollo_cli import files
-from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.glue_scores import GlueScores, read_glue_scores
+from apollo_cli.errors import ApolloError, DataError, printable
+from apollo_cli.glue.tasks import TASKS
 from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
 ModelSize = tuple[int, float]  # stored layers, share of the width
 
-_COLUMNS = ("step", "flops", "train_seconds", "layers")  # in every row
-_OPTIONAL_COLUMNS = (
-    *("eval/loss", "train/loss", "train/grad_norm", "width"),
-    *("growth/from", "growth/to", "growth/width_from", "growth/width_to"),
-)
+ROWS_AROUND = 12  # training rows on either side of a growth that are kept
+GLUE_FILE = Path("glue") / "results.json"  # in a run directory, written by apollo-glue
 MADE_WITH = ("device", "precision", "git_commit")  # in summary.json
-_RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl", "metrics.jsonl.gz")  # one of them beside config.yaml
-_MAX_BYTES = 500_000_000  # of a metrics file; a run writes some thousand a minute
-_MAX_LAYERS = 10_000
+_RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl")  # one of them beside config.yaml
+_MAX_LINE = 1_000_000  # bytes of a row, which has some hundred
+
+_Layers = Annotated[int, Field(gt=0, le=10_000)]
+_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Loss: TypeAlias = float | None  # None or NaN where it was not finite
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """A run directory; each file is read when first asked for."""
+class _Config(BaseModel):
+    model_config = ConfigDict(strict=True)
+    kind: Literal["bert", "gpt"] = Field(alias="model.kind")
+    layers: _Layers = Field(alias="model.layers")
+    stages: list[_Layers] = Field(alias="schedule.layers")
 
-    folder: Path
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.yaml, flat: {"sampler.k": 2, ...}."""
-        directory = RunDirectory(self.folder)
-        return flat(directory.config()) if directory.is_claimed else {}
+class _Stage(BaseModel):
+    layers: _Layers
+    depth_counts: dict[_Layers, Annotated[int, Field(ge=0)]]
 
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        return RunDirectory(self.folder).summary()
 
-    @cached_property
-    def plan(self) -> dict[str, Any]:
-        return RunDirectory(self.folder).plan()
+class _Plan(BaseModel):
+    source_flops: _Cost | None = 0
+    source_seconds: _Cost | None = 0
+    stages: list[_Stage] = []
+
+
+class GlueTaskResults(BaseModel):
+    """The part of a task in results.json of `apollo-glue`."""
+
+    mean: Annotated[float, Field(ge=-1, le=1)]  # over fine-tuning seeds
+    frequent: float | None = None  # score of always answering the most frequent label
+    rates: Any = None
+    data: Any = None
+
+
+class GlueScores(BaseModel):
+    """The results that `apollo-glue` left in a run directory; empty where it was not fine-tuned."""
+
+    tasks: dict[Literal[tuple(TASKS)], GlueTaskResults] = {}  # type: ignore[valid-type]
+    recipe: Any = None
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None = Field(  # validation loss of the fine-tuned weights
+        default=None, validation_alias=AliasPath("pretrained", "eval/loss")
+    )
 
     @property
-    def metrics_file(self) -> Path | None:
-        """metrics.jsonl, or metrics.jsonl.gz of a compact run; None without rows."""
-        path = RunDirectory(self.folder).metrics_file
-        return next((path for path in (path, path.with_name(f"{path.name}.gz")) if path.is_file()), None)
+    def scores(self) -> dict[str, float]:
+        return {name: task.mean for name, task in self.tasks.items()}
 
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The rows of the metrics file, without a last line that is still being written.
+    def recipe_of(self, task: str) -> str:
+        """How, at which learning rates and on which rows it was fine-tuned."""
+        return repr((self.recipe, self.tasks[task].rates, self.tasks[task].data))
 
-        Raises:
-            DataError: there is no such file, or a line of it is damaged.
-        """
-        path = self.metrics_file
-        if path is None:
-            raise DataError(f"{self.folder}: not a run directory (no metrics.jsonl in it)")
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-            if len(data) > _MAX_BYTES:
-                raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DataError(f"{files.shown(path)} is damaged: {error}") from error
-        return [_row(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
+
+_Columns = TypedDict(  # of a row; others are left out
+    "_Columns",
+    {
+        "step": Required[int],
+        "flops": Required[_Cost],
+        "train_seconds": Required[_Cost],
+        "layers": Required[int],
+        "width": _Loss,
+        "eval/loss": _Loss,
+        "train/loss": _Loss,
+        "train/grad_norm": _Loss,
+        "growth/from": int,
+        "growth/to": int,
+        "growth/width_from": _Loss,
+        "growth/width_to": _Loss,
+    },
+    total=False,
+)
+ROW: TypeAdapter[Any] = TypeAdapter(_Columns)
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ class Run:
     data: str | None  # fingerprint of corpus and tokenizer; None without a summary
     evaluation_rows: int | None  # number of held-out rows; None without a summary
     depth_counts: dict[int, dict[int, int]]  # {stored layers: {depth: micro-steps}} of the plan; may be empty
-    rows: Sequence[Row]  # of metrics.jsonl, each with step, flops, train_seconds and layers
+    rows: Sequence[Row]  # of metrics.jsonl: all evaluations, and the training rows around growths
     made_with: dict[str, str] = field(default_factory=dict)  # device, precision and git_commit, if recorded
     glue: GlueScores = field(default_factory=GlueScores)
     source_flops: float | None = 0  # cost of the model that the run was initialized from; None if unknown
@@ -97,6 +117,11 @@ class Run:
     @property
     def seed(self) -> Any:
         return self.config.get("seed")
+
+    @property
+    def flops(self) -> float:
+        """FLOPs so far."""
+        return max(row["flops"] for row in self.rows)
 
     @property
     def target_layers(self) -> Any:
@@ -113,7 +138,7 @@ class Run:
         """Whether the row's model has all layers at the whole width."""
         return model_size(row) == (self.target_layers, 1)
 
-    @property
+    @cached_property
     def evaluations(self) -> list[Row]:
         """The rows with a validation loss, those at a growth included; the cost of the source is added."""
         before = {"flops": self.source_flops or 0, "train_seconds": self.source_seconds}
@@ -127,44 +152,67 @@ def model_size(row: Row) -> ModelSize:
 
 
 def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs in run directories, folders of them, and globs, each once; and a note on those left out.
-
-    Raises:
-        DataError: lists every word without a run and every damaged file.
-    """
+    """The runs in run directories, folders of them, and globs, each once; and notes on what is left out."""
     problems: list[str] = []
     folders: dict[Path, Path] = {}
     for word in words:
         before = len(problems)
-        found = _run_directories(word, problems)
-        folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
+        found = list(_run_directories(word, problems))
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
         if not found and len(problems) == before:
             problems.append(f"{word!r}: no run directory there (one has a config.yaml and a metrics.jsonl)")
     runs, empty = [], []
     for folder in folders.values():
-        run, place = RunFiles(folder), files.shown(folder)
         try:
-            if run.metrics_file is None or not run.rows:
-                empty.append(place)
-            else:
-                glue = read_glue_scores(folder)
-                runs.append(make_run(place, run.config, run.summary, run.plan, run.rows, glue=glue))
+            run = _read_run(folder)
         except ApolloError as error:
             problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
-    return runs, [f"left out, without a row: {first_of(empty)}"] if empty else []
+            continue
+        if run.rows:
+            runs.append(run)
+        else:
+            empty.append(run.place)
+    notes = [f"left out: {one_line(problem)}" for problem in problems]
+    return runs, [*notes, *([f"left out, without a row: {first_of(empty)}"] if empty else [])]
 
 
-def printable(value: Any) -> str:
+def _read_run(folder: Path) -> Run:
+    directory, place, scores = RunDirectory(folder), files.shown(folder), folder / GLUE_FILE
+    config, summary, plan = flat(directory.config()), directory.summary(), directory.plan()
+    rows = read_rows(directory.metrics_file) if directory.metrics_file.is_file() else ()
+    text = scores.read_bytes() if scores.is_file() else b"{}"
+    return make_run(
+        place, config, summary, plan, rows, checked(f"{place}/{GLUE_FILE}", GlueScores.model_validate_json, text)
+    )
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a metrics.jsonl, without a last line that is still being written.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
+                if line.endswith(b"\n"):
+                    yield checked(f"{files.shown(path)}, line {number}", ROW.validate_json, line)
+                elif len(line) == _MAX_LINE:
+                    raise DataError(f"{files.shown(path)}, line {number} is damaged: it has no end")
+    except OSError as error:
+        raise DataError(f"{files.shown(path)} cannot be read: {error.strerror}") from error
+
+
+def one_line(value: Any) -> str:
     """Untrusted text as one line without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return printable(re.sub(r"[\n\t]", "\N{REPLACEMENT CHARACTER}", str(value)))
 
 
 def first_of(places: Sequence[str], count: int = 3) -> str:
     """`a, b, c and 4 more`."""
     more = f" and {len(places) - count} more" if len(places) > count else ""
-    return ", ".join(map(printable, places[:count])) + more
+    return ", ".join(map(one_line, places[:count])) + more
 
 
 def make_run(
@@ -172,32 +220,33 @@ def make_run(
     config: dict[str, Any],
     summary: dict[str, Any],
     plan: dict[str, Any],
-    rows: Sequence[Row],
-    **more: Any,
+    rows: Iterable[Row],
+    glue: GlueScores = GlueScores(),  # noqa: B008 - never changed
 ) -> Run:
     """The run of a flat config and of the contents of summary.json, plan.json and metrics.jsonl, all untrusted.
 
     Raises:
         DataError: names what is damaged.
     """
-    if problems := _config_problems(f"{place}/config.yaml", config):
-        raise DataError("\n".join(problems))
+    checked(f"{place}/config.yaml", _Config.model_validate, config)
     facts = summary["data"] if isinstance(summary.get("data"), dict) else {}
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")
-    depth_counts, flops, seconds = _checked_plan(f"{place}/plan.json", plan)
-    _check_rows(f"{place}/metrics.jsonl", rows)
+    planned = checked(f"{place}/plan.json", _Plan.model_validate, plan)
+    depth_counts: dict[int, Counter[int]] = defaultdict(Counter)
+    for stage in planned.stages:  # several may store as many layers
+        depth_counts[stage.layers].update({depth: n for depth, n in stage.depth_counts.items() if n})
     return Run(
         place=place,
         config=config,
-        status=printable(summary.get("status")),
+        status=one_line(summary.get("status")),
         data=data if isinstance(data, str) else None,
         evaluation_rows=evaluation_rows if type(evaluation_rows) is int else None,
-        depth_counts=depth_counts,
-        rows=rows,
-        made_with={key: printable(summary[key]) for key in MADE_WITH if summary.get(key)},
-        source_flops=flops,
-        source_seconds=seconds,
-        **more,
+        depth_counts={layers: dict(counts) for layers, counts in depth_counts.items()},
+        rows=_around_growths(rows),
+        made_with={key: one_line(summary[key]) for key in MADE_WITH if summary.get(key)},
+        glue=glue,
+        source_flops=planned.source_flops,
+        source_seconds=planned.source_seconds or 0.0,
     )
 
 
@@ -209,79 +258,53 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _config_problems(place: str, config: dict[str, Any]) -> list[str]:
-    found = []
-    if config.get("model.kind") not in ("bert", "gpt"):
-        found.append(f"{place}: model.kind is {config.get('model.kind')!r}, it should be bert or gpt")
-    if type(config.get("model.layers")) is not int or not 0 < config["model.layers"] <= _MAX_LAYERS:
-        found.append(f"{place}: model.layers is {config.get('model.layers')!r}, it should be a whole number")
-    layers = config.get("schedule.layers")
-    if not isinstance(layers, list) or not all(type(n) is int and n > 0 for n in layers):
-        found.append(f"{place}: schedule.layers is {layers!r}, it should be a list of whole numbers")
-    return found
+def checked(place: str, validate: Any, value: Any) -> Any:
+    """The value as a method of pydantic validates it.
 
-
-def _checked_plan(place: str, plan: dict[str, Any]) -> tuple[dict[int, dict[int, int]], float | None, float]:
-    """{stored layers: {depth: micro-steps}}, FLOPs and seconds of the source."""
-    flops, seconds = plan.get("source_flops", 0), plan.get("source_seconds", 0.0)
-    for value in (flops, seconds):
-        if not isinstance(value, int | float | None) or (value is not None and not 0 <= value < math.inf):
-            raise DataError(f"{place} is damaged: the cost of its source is {value!r}")
-    depth_counts: dict[int, Counter[int]] = {}
+    Raises:
+        DataError: it is damaged; `place` names it.
+    """
     try:
-        for stage in plan.get("stages", []):  # several may store as many layers
-            counts = {int(depth): int(n) for depth, n in stage["depth_counts"].items() if n}
-            depth_counts.setdefault(int(stage["layers"]), Counter()).update(counts)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DataError(f"{place} is damaged: its stages are not those of a plan") from error
-    return {layers: dict(counts) for layers, counts in depth_counts.items()}, flops, seconds or 0.0
+        return validate(value)
+    except ValidationError as error:
+        (first, *_) = error.errors(include_url=False)
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"{place} is damaged: {key + ': ' if key else ''}{first['msg']}") from error
 
 
-def _check_rows(place: str, rows: Sequence[Row]) -> None:
-    for number, row in enumerate(rows, 1):
-        for column in _COLUMNS:
-            if type(row.get(column)) not in (int, float) or not 0 <= row[column] < math.inf:
-                raise DataError(f"{place}, line {number} is damaged: {column} is {row.get(column)!r}")
-        for column in _OPTIONAL_COLUMNS:
-            if not isinstance(row.get(column), int | float | None):
-                raise DataError(f"{place}, line {number} is damaged: {column} is {row[column]!r}")
+def _around_growths(rows: Iterable[Row]) -> list[Row]:
+    """All evaluations, and of each model size the first and the last training rows."""
+    evaluations: list[Row] = []
+    first: dict[ModelSize, list[Row]] = defaultdict(list)
+    last: dict[ModelSize, deque[Row]] = defaultdict(lambda: deque(maxlen=ROWS_AROUND))
+    for row in rows:
+        size = model_size(row)
+        if "eval/loss" in row:
+            evaluations.append(row)
+        elif len(first[size]) < ROWS_AROUND:
+            first[size].append(row)
+        else:
+            last[size].append(row)
+    return [*evaluations, *(row for size in first for row in (*first[size], *last[size]))]
 
 
-def _run_directories(word: str, problems: list[str]) -> list[Path]:
-    """The run directories that a word means; unreadable folders are added to `problems`."""
-    matches = [word] if Path(word).is_dir() else sorted(glob(word, recursive=True))  # noqa: PTH207 - may be absolute
-    return [folder for match in matches if Path(match).is_dir() for folder in _below(Path(match), problems)]
+def _run_directories(word: str, problems: list[str]) -> Iterator[Path]:
+    """The run directories that a word means: one, a folder or a glob; adds unreadable folders to `problems`.
 
-
-def _below(place: Path, problems: list[str]) -> Iterator[Path]:
-    """`place` if it is a run directory, else those below it; links are followed, runs are not entered."""
+    Links are followed once, and runs are not entered.
+    """
 
     def unreadable(error: OSError) -> None:
         problems.append(f"{files.shown(Path(error.filename))} cannot be read: {error.strerror}")
 
     seen = set()
-    for folder, names, inside in os.walk(place, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        is_run = "config.yaml" in inside and not set(_RUN_FILES).isdisjoint(inside)
-        if is_run and real not in seen:
-            yield Path(folder)
-        is_leaf = is_run or "glue.yaml" in inside  # a fine-tuning run
-        names[:] = [] if is_leaf or real in seen else sorted(name for name in names if not name.startswith("."))
-        seen.add(real)
-
-
-def _row(path: Path, number: int, line: bytes) -> Row:
-    try:
-        row = json.loads(line, parse_int=_parse_int)
-        if isinstance(row, dict):
-            return row
-        raise ValueError("it is no row")
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{files.shown(path)}, line {number} is damaged: {error}") from error
-
-
-def _parse_int(digits: str) -> int:
-    """The integer, if a float can hold it too."""
-    if len(digits) > 300:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+    matches = [word] if Path(word).is_dir() else sorted(glob(word, recursive=True))  # noqa: PTH207 - may be absolute
+    for place in filter(os.path.isdir, matches):
+        for folder, names, inside in os.walk(place, onerror=unreadable, followlinks=True):
+            real = os.path.realpath(folder)
+            is_run = "config.yaml" in inside and not set(_RUN_FILES).isdisjoint(inside)
+            if is_run and real not in seen:
+                yield Path(folder)
+            is_leaf = is_run or "glue.yaml" in inside or real in seen  # glue.yaml: of fine-tuning runs
+            names[:] = [] if is_leaf else sorted(name for name in names if not name.startswith("."))
+            seen.add(real)

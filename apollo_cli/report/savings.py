@@ -6,10 +6,11 @@ Papers mix the two; a saving of 45 % is a speedup of 82 %.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,55 @@ def make_curve(points: Iterable[Point]) -> Curve:
     return tuple(sorted({point.step: point for point in points}.values(), key=lambda p: (p.cost.flops, p.step)))
 
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over runs of cost and loss, at the steps that all of them have."""
-    by_step = [{point.step: point for point in each} for each in curves]
-    shared = set.intersection(*map(set, by_step)) if by_step else set()
-    return make_curve(_mean_point([points[step] for points in by_step]) for step in shared)
+def aligned(curves: Sequence[Curve], *, with_ends: bool = True) -> list[tuple[Point, ...]]:
+    """The points at each step that all curves have, one a curve; and all first points, and all last ones.
 
-
-def crossing(curve: Curve, target: float) -> Cost | None:
-    """Where the loss is first at or below the target, linear between two evaluations; None if it never is.
-
-    Nothing is extrapolated: where the first evaluation is below the target, its cost is the result.
+    Runs of equal FLOPs grow, and so begin and end the curves of their stages, at different steps. `with_ends` is
+    false for runs that are under way, whose last points are not at a common place.
     """
-    first = next((i for i, point in enumerate(curve) if point.loss <= target), None)
-    return None if first is None else _between(curve, first, target)
+    by_step = [{point.step: point for point in curve} for curve in curves]
+    shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    found = [tuple(points[step] for points in by_step) for step in shared]
+    first, last = (tuple(curve[end] for curve in curves) for end in (0, -1))
+    if len({point.step for point in first}) > 1:
+        found.insert(0, first)
+    if with_ends and len({point.step for point in last}) > 1:
+        found.append(last)
+    return found
 
 
-def crossing_for_good(curve: Curve, target: float) -> Cost | None:
-    """Where the loss reaches the target and stays at or below it until the end; None if it ends above."""
-    above = [i for i, point in enumerate(curve) if not point.loss <= target]
-    first = above[-1] + 1 if above else 0
-    return None if first == len(curve) else _between(curve, first, target)
+def mean_curve(curves: Sequence[Curve], *, with_ends: bool = True) -> Curve:
+    """The mean over runs of cost and loss at their aligned points."""
+    return tuple(map(_mean_point, aligned(curves, with_ends=with_ends)))
+
+
+def crossing(curve: Curve, target: float, *, for_good: bool = False) -> Cost | None:
+    """Where the loss is first at or below it, linear between two evaluations; None if it never is.
+
+    `for_good`: from where on it stays there until the end. Nothing is extrapolated: where the first evaluation is
+    below the target, its cost is the result.
+    """
+    reached = [i for i, point in enumerate(curve) if point.loss <= target]
+    if for_good:
+        above = [i for i, point in enumerate(curve) if not point.loss <= target]
+        reached = list(range(above[-1] + 1 if above else 0, len(curve)))
+    if not reached:
+        return None
+    here, before = curve[reached[0]], curve[max(0, reached[0] - 1)]
+    if here is before or here.loss == target or not math.isfinite(before.loss):
+        return here.cost
+    share = (before.loss - target) / (before.loss - here.loss)
+    return Cost(
+        before.cost.flops + share * (here.cost.flops - before.cost.flops),
+        before.cost.seconds + share * (here.cost.seconds - before.cost.seconds),
+    )
 
 
 def loss_at(curve: Curve, flops: float) -> float | None:
     """The loss after so many FLOPs, linear between two evaluations; None before the first and after the last."""
-    spent = [point.cost.flops for point in curve]
-    i = bisect_left(spent, flops)
-    if i == len(curve) or (i == 0 and spent[0] != flops):
+    if not curve or not curve[0].cost.flops <= flops <= curve[-1].cost.flops:
         return None
-    if spent[i] == flops:
-        return curve[i].loss
-    share = (flops - spent[i - 1]) / (spent[i] - spent[i - 1])
-    return curve[i - 1].loss + share * (curve[i].loss - curve[i - 1].loss)
+    return float(np.interp(flops, [point.cost.flops for point in curve], [point.loss for point in curve]))
 
 
 def saving(cost: float, baseline: float) -> float:
@@ -85,22 +102,6 @@ def speedup(cost: float, baseline: float) -> float:
     return baseline / cost - 1 if cost else math.inf
 
 
-def _between(curve: Curve, i: int, target: float) -> Cost:
-    """The cost of the target between point i, which is at or below it, and the one before, which is above it."""
-    here = curve[i]
-    if i == 0 or here.loss == target or not math.isfinite(curve[i - 1].loss):
-        return here.cost
-    before = curve[i - 1]
-    share = (before.loss - target) / (before.loss - here.loss)
-    return Cost(
-        before.cost.flops + share * (here.cost.flops - before.cost.flops),
-        before.cost.seconds + share * (here.cost.seconds - before.cost.seconds),
-    )
-
-
 def _mean_point(points: Sequence[Point]) -> Point:
-    return Point(points[0].step, mean_cost([p.cost for p in points]), fmean(p.loss for p in points))
-
-
-def mean_cost(costs: Sequence[Cost]) -> Cost:
-    return Cost(fmean(cost.flops for cost in costs), fmean(cost.seconds for cost in costs))
+    cost = Cost(fmean(p.cost.flops for p in points), fmean(p.cost.seconds for p in points))
+    return Point(round(fmean(p.step for p in points)), cost, fmean(p.loss for p in points))

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -20,16 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 _LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vP"
 
-SETTINGS: Any = {
-    "figure.dpi": 150,
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-}
+SETTINGS: list[Any] = [Path(__file__).with_name("pictures.mplstyle")]
 
 
 class Picture(NamedTuple):
@@ -49,18 +41,21 @@ class Look:
     line: Any
     marker: str
 
+    @property
+    def of_line(self) -> dict[str, Any]:
+        """As matplotlib's keywords of a line."""
+        return {"color": self.colour, "linestyle": self.line, "marker": self.marker}
+
 
 def looks(methods: Sequence[Method]) -> dict[str, Look]:
     """The look of each label: the baseline is black, the others take colours and kinds of lines in turn."""
-    found, i = {}, 0
-    for method in methods:
+    found = {}
+    for i, method in enumerate(sorted(methods, key=lambda method: method.is_baseline)):
         label = shortened(method.label, 60).replace("$", r"\$").lstrip("_")  # no formula, and not hidden
+        line = _LINES[(i // len(COLOURS) + (i % 2)) % len(_LINES)]
+        found[method.label] = Look(label, COLOURS[i % len(COLOURS)], line, _MARKERS[i % len(_MARKERS)])
         if method.is_baseline:
             found[method.label] = Look(label, "black", "-", "X")
-        else:
-            line = _LINES[(i // len(COLOURS) + (i % 2)) % len(_LINES)]
-            found[method.label] = Look(label, COLOURS[i % len(COLOURS)], line, _MARKERS[i % len(_MARKERS)])
-            i += 1
     return found
 
 

@@ -7,9 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.glue import compare_glue, glue_table
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
-from apollo_cli.report.tables import ReportTable, method_cells, target_sentence
+from apollo_cli.report.tables import ReportTable, compare_glue, glue_table, method_cells, target_sentence
 from apollo_cli.tracking.console import Screen
 
 _WIDE = 92  # columns that leave room for the speedup, which follows from the saving

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apollo_cli import files
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sweeps.journal import JobResult
 from apollo_cli.tracking.console import Screen, duration
 
@@ -30,7 +30,7 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
     for job in jobs:
         if job.code or job.reason:
             print(f"{files.shown(Path(job.run_dir))} {job.status}: {job.reason}")
-    if plans := [RunFiles(Path(job.run_dir)).plan for job in jobs if job.status == "planned"]:
+    if plans := [RunDirectory(Path(job.run_dir)).plan() for job in jobs if job.status == "planned"]:
         seconds = sum(plan.get("estimated_seconds", 0.0) for plan in plans)
         print(f"all plans: {sum(plan['flops'] for plan in plans):.4e} FLOPs, about {duration(seconds)} (h:mm:ss)")
     codes = {job.code for job in jobs}
@@ -39,10 +39,10 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
 
 def _results(job: JobResult) -> Iterator[str]:
     """Loss, FLOPs and seconds, as far as there are any of this job."""
-    run = RunFiles(Path(job.run_dir))
-    summary: dict[str, Any] = {} if job.status in ("refused", "planned") else run.summary
+    run = RunDirectory(Path(job.run_dir))
+    summary: dict[str, Any] = {} if job.status in ("refused", "planned") else run.summary()
     losses, totals = summary.get("losses", {}), summary.get("totals", {})
-    planned = run.plan["flops"] if job.status == "planned" else None
+    planned = run.plan()["flops"] if job.status == "planned" else None
     yield f"{losses['eval/loss']:.4f}" if "eval/loss" in losses else "-"
     yield f"{totals.get('flops', planned):.3e}" if totals or planned else "-"
     yield f"{totals['train_seconds']:.0f}" if totals else "-"

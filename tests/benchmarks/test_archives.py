@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from benchmarks import archives
 from benchmarks.archives import BenchmarkCorpus, corpora
 
@@ -75,10 +75,10 @@ def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
     folders = [path.parent for corpus in corpora() for path in corpus.folder.glob("*/summary.json")]
     assert len(folders) == 206
     for folder in folders:
-        run = RunFiles(folder)
-        assert run.summary["status"] == "completed"
+        run = RunDirectory(folder)
+        assert run.summary()["status"] == "completed"
         last = json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1])
-        assert last["flops"] == run.plan["flops"] == run.summary["totals"]["flops"]
+        assert last["flops"] == run.plan()["flops"] == run.summary()["totals"]["flops"]
         assert not re.search(r'": "[/~]', (folder / "summary.json").read_text(encoding="utf-8"))
         assert not re.search(r": ['\"]?[/~](?!$)", (folder / "config.yaml").read_text(encoding="utf-8"))
     assert sum(path.stat().st_size for path in archives.RESULTS.iterdir()) < 3e6

@@ -5,9 +5,10 @@ from statistics import fmean
 import pytest
 
 from apollo_cli.report import plots, savings
-from apollo_cli.report.comparison import Method, Outcome
-from apollo_cli.report.runs import Run, RunFiles
+from apollo_cli.report.comparison import Method, Outcome, Target
+from apollo_cli.report.runs import Run, read_rows
 from apollo_cli.report.savings import Cost
+from apollo_cli.run_directory import RunDirectory
 from benchmarks import render_methods
 from benchmarks.archives import BenchmarkCorpus, growth_costs
 from benchmarks.cells import KINDS
@@ -27,22 +28,22 @@ def test_seconds_saved_use_the_pace_of_the_run_and_of_its_source() -> None:
         return Cost(flops, 1.0)
 
     run = Run("wide", {"name": "wide"}, "completed", "data", 4, {}, [], source_flops=200)
-    outcome = Outcome(run, savings.make_curve([]), None, cost(800), cost(800), None)
-    method = Method("wide", (outcome,), False, cost(1000), None)
+    target = Target(3.0, None, cost(1000), cost(1000))
+    method = Method("wide", (Outcome(run, savings.make_curve([]), target, cost(800), cost(800), None),))
     # 600 FLOPs at twice scratch's seconds, and 200 at half of them
     assert render_methods.seconds_saved(method, {"wide": 2.0, "source": 0.5}) == "-30.0%"
     assert render_methods.seconds_saved(method, {}) == ""
 
 
 def test_what_surprised_us_is_in_the_rows() -> None:
-    def runs(kind: str, method: str) -> list[RunFiles]:
-        return [RunFiles(CORPUS.kept(cell)) for cell in CORPUS.complete(method_cells(kind, [method]))]
+    def runs(kind: str, method: str) -> list[RunDirectory]:
+        return [RunDirectory(CORPUS.kept(cell)) for cell in CORPUS.complete(method_cells(kind, [method]))]
 
     def ends(kind: str, method: str) -> list[float]:
-        return [run.summary["losses"]["eval/loss"] for run in runs(kind, method)]
+        return [run.summary()["losses"]["eval/loss"] for run in runs(kind, method)]
 
     def jumps(method: str) -> list[float]:
-        return [max(growth_costs(run)) for run in runs("gpt", method)]
+        return [max(growth_costs(run.summary())) for run in runs("gpt", method)]
 
     final = {(kind, method): fmean(ends(kind, method)) for kind in KINDS for method in METHODS}
     published = set(METHODS) - {"scratch", "late_zero_init"}
@@ -53,9 +54,9 @@ def test_what_surprised_us_is_in_the_rows() -> None:
         for method in FROM_SOURCE:
             assert min(ends(kind, method)) > max(ends(kind, "scratch"))
             for run in runs(kind, method):
-                assert run.summary["totals"]["source_flops"] < 0.08 * flops(kind, "scratch", scratch_steps())
+                assert run.summary()["totals"]["source_flops"] < 0.08 * flops(kind, "scratch", scratch_steps())
     for run in runs("gpt", "lemon"):
-        first, *others = [row["eval/loss"] for row in run.rows if "eval/loss" in row]
+        first, *others = [row["eval/loss"] for row in read_rows(run.metrics_file) if "eval/loss" in row]
         assert max(others) - first > 0.1
     assert fmean(jumps("gstack")) == pytest.approx(1, abs=0.2)
     assert max(jumps("msg")) < 1e-3

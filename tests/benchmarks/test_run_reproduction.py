@@ -1,5 +1,6 @@
 """A tiny campaign: cells are trained, kept without weights, reported, packed and not trained again."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +10,7 @@ import pytest
 
 from apollo_cli import train
 from apollo_cli.report import plots
-from apollo_cli.report.runs import RunFiles
+from apollo_cli.run_directory import RunDirectory
 from benchmarks import archives, campaign, results_page, run_reproduction
 from benchmarks.campaign import Campaign
 from benchmarks.cells import ReproductionCell
@@ -73,10 +74,10 @@ def check_campaign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         assert {path.name for path in folder.iterdir()} == {
             "config.yaml", "plan.json", "summary.json", "metrics.jsonl",
         }  # fmt: skip
-        run = RunFiles(folder)
-        assert run.summary["status"] == "completed"
-        assert "run_dir" not in run.summary
-        assert run.rows[-1]["flops"] == run.plan["flops"]
+        run = RunDirectory(folder)
+        assert run.summary()["status"] == "completed"
+        assert "run_dir" not in run.summary()
+        assert json.loads(run.metrics_file.read_text().splitlines()[-1])["flops"] == run.plan()["flops"]
     text = results_page.PAGE.read_text(encoding="utf-8")
     assert "# What is saved: tiny" in text
     assert "| repro_scratch | n = 1 |" in text

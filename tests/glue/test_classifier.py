@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apollo_cli.errors import CheckpointError
 from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
-from apollo_cli.glue.sentences import Framing, SentenceBatch, SentenceDataset
+from apollo_cli.glue.sentences import SentenceBatch, SentenceDataset
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
 from apollo_cli.models.model_config import Kind, ModelConfig
@@ -24,12 +24,13 @@ IDS = {"bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}, "gpt": {"eos
 
 def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
     rng = np.random.default_rng(0)
-    framing = Framing(kind, IDS[kind], 14)
-    framed = [
-        framing.row([rng.integers(5, vocabulary, n).tolist() for n in sizes]) for sizes in [(3, 4), (9, 2), (1, 1)]
-    ]
-    rows = [np.array(tokens) for tokens, _ in framed]
-    sentences = SentenceDataset(rows, np.array([first for _, first in framed]), labels, framing)
+    ids, rows, firsts = IDS[kind], [], []
+    begin, end = ([ids["cls"]], [ids["sep"]]) if kind == "bert" else ([], [ids["eos"]])
+    for sizes in [(3, 4), (9, 2), (1, 1)]:
+        first, second = (rng.integers(5, vocabulary, n).tolist() for n in sizes)
+        rows.append(np.array([*begin, *first, *end, *second, *end]))
+        firsts.append(len([*begin, *first, *end]))
+    sentences = SentenceDataset(kind, ids.get("pad", 0), rows, np.array(firsts), labels)
     return sentences.batch(np.array([0, 1, 2]))
 
 

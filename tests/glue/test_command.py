@@ -153,8 +153,8 @@ def test_wrong_words_are_refused_together_with_the_right_ones(
 ) -> None:
     base = [f"run={run_dir}", "task=rte", *quick]
     message = _error(["task=colla", "glue.epochs=0", "seed=x"], capsys)
-    assert "task=colla: no such task; did you mean cola?; GLUE has cola, sst2, mrpc" in message
-    assert "did you mean rte?" in _error([f"run={run_dir}", "task=RTE"], capsys)
+    assert "task=colla: should be 'cola', 'sst2', 'mrpc'" in message
+    assert "did you mean cola?" in message
     assert "glue.epochs=0" in message
     assert "no such key; did you mean seed?" in _error(["run=x", "sed=1"], capsys)
     assert "type either run=RUN_DIR" in _error(["task=cola"], capsys)
@@ -246,10 +246,7 @@ def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
     path = tmp_path / "gpt" / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
     message = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
-    assert (
-        "needs the token <|endoftext|>, it has none. GPT's rows end with that token and are padded with it"
-        in message
-    )
+    assert "needs the token <|endoftext|>, it has none" in message
 
 
 def test_a_gpt_is_fine_tuned_from_a_folder(gpt_folder: Path, quick: tuple[str, ...], tmp_path: Path) -> None:

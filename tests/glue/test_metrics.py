@@ -3,7 +3,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from apollo_cli.glue.metrics import average, score, task_metrics
+from apollo_cli.glue.metrics import frequent_score, score, task_metrics
+from apollo_cli.glue.results import averages
 from apollo_cli.glue.tasks import TASKS
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1, 1, 0])
@@ -54,7 +55,20 @@ def test_constant_predictions_have_no_correlation() -> None:
 
 def test_the_average_is_over_the_mean_metrics_of_the_tasks() -> None:
     assert score({"f1": 0.9, "accuracy": 0.8}) == pytest.approx(0.85)
-    scores = {"cola": 0.3, "mnli": 0.6, "wnli": 0.5}
-    assert average(scores, with_wnli=True) == pytest.approx(1.4 / 3)
-    assert average(scores, with_wnli=False) == pytest.approx(0.45)
-    assert average({"wnli": 0.5}, with_wnli=False) is None
+    tasks = {name: {"mean": value, "best": 1.0} for name, value in {"cola": 0.3, "mnli": 0.6, "wnli": 0.5}.items()}
+    found = averages(tasks)["mean"]
+    assert (found["with_wnli"], found["without_wnli"]) == (pytest.approx(1.4 / 3), pytest.approx(0.45))
+    assert averages({"wnli": tasks["wnli"]})["mean"]["without_wnli"] is None
+
+
+def test_the_frequent_label_scores_what_the_development_rows_of_glue_give_it() -> None:
+    """Of MRPC's 408 rows 279 are paraphrases, of RTE's 277 146 entailed; a constant correlates with nothing."""
+    mrpc, rte = np.repeat([1, 0], [279, 129]), np.repeat([0, 1], [146, 131])
+    accuracy = 279 / 408
+    assert frequent_score(TASKS["mrpc"], [mrpc]) == pytest.approx((accuracy + 2 * accuracy / (1 + accuracy)) / 2)
+    assert frequent_score(TASKS["rte"], [rte]) == pytest.approx(146 / 277)
+    assert frequent_score(TASKS["cola"], [rte]) == frequent_score(TASKS["stsb"], [SCORES]) == 0
+    mismatched = np.repeat([0, 2], [10, 30])  # of both splits together label 2 is the most frequent
+    assert frequent_score(TASKS["mnli"], [np.repeat([0, 2], [20, 10]), mismatched]) == pytest.approx(
+        (1 / 3 + 3 / 4) / 2
+    )

@@ -1,28 +1,12 @@
 import random
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from apollo_cli.data.tokenizer import byte_tokenizer, load_tokenizer
-from apollo_cli.glue.sentences import Framing, SentenceDataset, TrainingSentences, truncate
-
-WORDS = [f"w{i}" for i in range(40)]
-
-
-def test_pairs_are_cut_as_the_tokenizers_library_cuts_them() -> None:
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    for first, second, room in product(range(1, 9), range(1, 9), range(2, 18)):
-        tokenizer.enable_truncation(room, strategy="longest_first")
-        a, b = WORDS[:first], WORDS[20 : 20 + second]
-        expected = tokenizer.encode(" ".join(a), " ".join(b)).ids
-        ids = [[vocabulary[word] for word in words] for words in (a, b)]
-        assert [token for part in truncate(ids, room) for token in part] == expected, (first, second, room)
+from apollo_cli.glue.sentences import SentenceDataset, TrainingSentences
 
 
 def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
@@ -33,7 +17,7 @@ def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
     first, second = texts[:60], texts[60:]
     tokenizer = load_tokenizer("bert", str(pretrained / "model"))
     pairs = list(zip(first, second, strict=True))
-    ours = SentenceDataset.encode(pairs, np.zeros(60), Framing.of("bert", tokenizer, 16), tokenizer)
+    ours = SentenceDataset.encode(pairs, np.zeros(60), "bert", tokenizer, 16)
     of_transformers = AutoTokenizer.from_pretrained(pretrained / "model")
     theirs = of_transformers(first, second, truncation=True, max_length=16, padding=True, return_tensors="pt")
     batch = ours.batch(np.arange(60))
@@ -42,14 +26,25 @@ def test_rows_are_those_of_transformers_tokenizer(pretrained: Path) -> None:
     assert torch.equal(batch.attention_mask.long(), theirs["attention_mask"])
 
 
-def test_rows_are_framed_as_each_model_knows_them() -> None:
-    bert = Framing("bert", {"pad": 0, "cls": 2, "sep": 3}, 8)
-    assert bert.row([[10, 11]]) == ([2, 10, 11, 3], 4)
-    assert bert.row([[10, 11], [20, 21, 22]]) == ([2, 10, 11, 3, 20, 21, 22, 3], 4)
-    assert bert.row([[10] * 9]) == ([2, *[10] * 6, 3], 8)
-    gpt = Framing("gpt", {"eos": 0}, 8)
-    assert gpt.row([[10, 11], [20]]) == ([10, 11, 0, 20, 0], 3)
-    assert (bert.predicting_position(5), gpt.predicting_position(5)) == (0, 4)
+@pytest.mark.parametrize(
+    ("kind", "texts", "row", "first"),
+    [
+        ("bert", ("ab",), ["[CLS]", "a", "b", "[SEP]"], 4),
+        ("bert", ("ab", "cde"), ["[CLS]", "a", "b", "[SEP]", "c", "d", "e", "[SEP]"], 4),
+        ("bert", ("a" * 9,), ["[CLS]", *"aaaaaa", "[SEP]"], 8),
+        ("bert", ("aaaa", "bb"), ["[CLS]", *"aaa", "[SEP]", *"bb", "[SEP]"], 5),
+        ("gpt", ("ab", "c"), ["a", "b", "<|endoftext|>", "c", "<|endoftext|>"], 3),
+        ("gpt", ("ab",), ["a", "b", "<|endoftext|>"], 3),
+    ],
+)
+def test_rows_are_framed_as_each_model_knows_them(
+    kind: str, texts: tuple[str, ...], row: list[str], first: int
+) -> None:
+    tokenizer = byte_tokenizer(kind)
+    found = SentenceDataset.encode([texts], np.array([1]), kind, tokenizer, 8)
+    assert [tokenizer.id_to_token(token) for token in found.rows[0]] == row
+    assert found.firsts.tolist() == [first]
+    assert found.batch(np.array([0])).positions.tolist() == [0 if kind == "bert" else len(row) - 1]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def sentences() -> SentenceDataset:
     """Eleven pairs of different lengths, as bytes."""
     texts = [("a" * (1 + i % 5), "b" * (1 + 3 * i % 7)) for i in range(11)]
     tokenizer = byte_tokenizer("bert")
-    return SentenceDataset.encode(texts, np.arange(11), Framing.of("bert", tokenizer, 64), tokenizer)
+    return SentenceDataset.encode(texts, np.arange(11), "bert", tokenizer, 64)
 
 
 def test_a_batch_is_as_wide_as_its_longest_row(sentences: SentenceDataset) -> None:

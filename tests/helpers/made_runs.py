@@ -1,6 +1,5 @@
 """Run directories with known curves, in the format of apollo-train."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +39,6 @@ def write_run(
     status: str | None = "completed",
     data: str = "f" * 64,
     evaluation_rows: int = 4,
-    compact: bool = False,
     made_with: dict[str, str] | None = None,
     **overrides: Any,
 ) -> Path:
@@ -53,7 +51,6 @@ def write_run(
         status: None for a run without a summary.
         data: the fingerprint in the summary.
         evaluation_rows: in the summary.
-        compact: writes metrics.jsonl.gz instead of metrics.jsonl.
         made_with: device, precision and git_commit in the summary.
         overrides: keys of CONFIG with __ for the dot.
     """
@@ -72,11 +69,8 @@ def write_run(
         for row in rows
     ]
     folder.mkdir(parents=True)
-    lines = "".join(json.dumps(row) + "\n" for pair in zip(rows, training, strict=True) for row in pair).encode()
-    if compact:
-        (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(lines))
-    else:
-        (folder / "metrics.jsonl").write_bytes(lines)
+    lines = "".join(json.dumps(row) + "\n" for pair in zip(rows, training, strict=True) for row in pair)
+    (folder / "metrics.jsonl").write_text(lines)
     stages = [{"layers": n, "depth_counts": {str(n): 10, str(layers): 30}} for n in config["schedule"]["layers"]]
     (folder / "plan.json").write_text(json.dumps({"steps": 100, "stages": stages}))
     if status:

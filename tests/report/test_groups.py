@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, printable
+from apollo_cli.report.runs import Run, flat, one_line
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -42,7 +42,7 @@ def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
 
 def test_growth_settings_of_scratch_runs_do_not_matter() -> None:
     (family,) = families([scratch("a", sampler__kind="full"), scratch("b", seed=1, expander__kind="stack")])[0]
-    assert [group.label for group in family.groups] == ["scratch"]
+    assert len(family.groups) == 1
 
 
 def test_seeds_with_sources_of_equal_cost_are_one_group() -> None:
@@ -75,7 +75,24 @@ def test_without_names_the_differing_settings_are_the_label() -> None:
     assert labels(run("a"), run("b", schedule__layers=[1, 4])) == ["layers=1-4", "layers=2-4"]
     assert labels(scratch("a", optim__lr=0.01), scratch("b")) == ["scratch lr=0.001", "scratch lr=0.01"]
     kinds = [run("a", name="x"), run("b", name="x", sampler__kind="uniform"), scratch("c", name="base")]
-    assert labels(*kinds) == ["base", "sampler=lvps k=2", "sampler=uniform k=2"]
+    assert labels(*kinds) == ["base", "x sampler=lvps k=2", "x sampler=uniform k=2"]
+
+
+def test_where_experiments_differ_their_names_are_in_the_labels() -> None:
+    runs = [
+        run(f"{name}{lr}{seed}", name=name, optim__lr=lr, seed=seed)
+        for name in "ab"
+        for lr in (1, 2)
+        for seed in (0, 1)
+    ]
+    for each in runs[4:]:
+        each.config["sampler.kind"] = "uniform"
+    base = [scratch(f"{lr}", name="base", optim__lr=lr) for lr in (1, 2)]
+    assert labels(*runs, *base, run("c", name="c", sampler__k=9)) == [
+        *("a lr=1", "a lr=2", "b lr=1", "b lr=2", "base scratch lr=1", "base scratch lr=2", "c"),
+    ]
+    each_seed = [run(f"{k}{seed}", name=f"bert-{seed}", sampler__k=k, seed=seed) for k in (1, 2) for seed in (0, 1)]
+    assert labels(*each_seed) == ["sampler=lvps k=1", "sampler=lvps k=2"]
 
 
 def test_a_label_has_the_main_settings_first_and_no_redundant_ones() -> None:
@@ -148,7 +165,7 @@ def test_the_order_of_the_runs_does_not_matter() -> None:
 
 
 def test_untrusted_text_becomes_one_printable_line(tmp_path: Path) -> None:
-    assert printable("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
+    assert one_line("a\nb\x1b[31m") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}[31m"
     (label, _) = labels(run("a", name="x\ny" * 100), run("b", name="zzz", sampler__k=1))
     assert len(label) == 80
     assert label.isprintable()

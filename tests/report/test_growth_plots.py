@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from apollo_cli.report import growth_plots as module
-from apollo_cli.report.comparison import whole_model
+from apollo_cli.report.comparison import Question, compare, whole_model
+from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
+from apollo_cli.report.style import looks
 from tests.helpers.made_runs import write_run
 
 WIDER = {"growth/from": 4, "growth/to": 4, "growth/width_from": 0.5, "growth/width_to": 1.0}
@@ -23,7 +25,7 @@ def test_a_growth_in_width_has_two_sides(tmp_path: Path) -> None:
     growth = ((4, 0.5), (4, 1.0))
     assert {module._growth(row) for row in run.evaluations} == {growth}
     assert module._losses_beside(run, growth) == (3.0, 3.5)
-    assert module._values_around(run, growth, "train/loss") == {-1: 4.0, 1: 4.0}
+    assert module._values_around(run, growth, "train/loss") == ([(-1, 4.0)], [(1, 4.0)])
     assert module._growth_title(growth) == "0.5 to 1 of the width"
     assert not run.is_scratch
     assert [point.loss for point in whole_model(run)] == [3.5]
@@ -35,3 +37,22 @@ def test_a_growth_in_depth_is_named_by_its_layers() -> None:
     assert growth == ((3, 1.0), (6, 1.0))
     assert module._growth_title(growth) == "3 to 6 layers"
     assert module._growth_title(((3, 0.5), (6, 1.0))) == "3 to 6 layers, 0.5 to 1 of the width"
+
+
+def test_seeds_are_aligned_at_their_own_growth(tmp_path: Path) -> None:
+    """Rows each 10 steps, growths at step 24 and 28: the rows before lie 4 and 8 steps before, 6 on average."""
+    for seed, at in enumerate((24, 28)):
+        folder = write_run(tmp_path / str(seed), [], seed=seed)
+        columns = {"flops": 1, "train_seconds": 1.0}
+        grown = {"step": at, "growth/from": 2, "growth/to": 4, "eval/loss": 3.0}
+        rows = [grown | columns | {"layers": layers} for layers in (2, 4)]
+        for step in range(10, 60, 10):
+            rows.append({"step": step, "layers": 2 if step < at else 4, "train/loss": step + seed} | columns)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (method,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())[0].methods
+    figure, grid = module._panels(1, 1, 4)
+    module._draw_column(grid[0, 0], method, ((2, 1.0), (4, 1.0)), looks([method])[method.label], "train/loss")
+    before, after = (list(zip(*line.get_data(), strict=True)) for line in grid[0, 0].lines)
+    assert before == [(-16.0, 10.5), (-6.0, 20.5)]
+    assert after == [(4.0, 30.5), (14.0, 40.5), (24.0, 50.5)]
+    module.plt.close(figure)

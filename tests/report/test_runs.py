@@ -1,4 +1,3 @@
-import gzip
 import json
 import os
 from pathlib import Path
@@ -6,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.errors import DataError
-from apollo_cli.report import runs as runs_module
-from apollo_cli.report.runs import RunFiles, read_runs
+from apollo_cli.report.runs import read_rows, read_runs
 from tests.helpers.made_runs import write_run
 
 CURVE = [(0, 0, 0.0, 5.0), (10, 100, 1.0, 4.0)]
@@ -48,21 +45,16 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", scan)
-    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
-        read_runs([str(tmp_path)])
+    runs, notes = read_runs([str(tmp_path)])
+    assert len(runs) == 1
+    assert len(notes) == 1
+    assert notes[0].endswith("locked cannot be read: Permission denied")
 
 
 def test_runs_inside_runs_are_ignored(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CURVE)
     write_run(tmp_path / "run" / "wandb" / "files", CURVE)
     assert len(read_runs([str(tmp_path)])[0]) == 1
-
-
-def test_a_compact_run_is_a_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "plain", CURVE)
-    write_run(tmp_path / "compact", CURVE, compact=True)
-    one, other = read_runs([str(tmp_path / "plain"), str(tmp_path / "compact")])[0]
-    assert one.rows == other.rows
 
 
 def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
@@ -87,50 +79,82 @@ def test_runs_without_rows_are_left_out_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("{broken}", "line 2 is damaged"),
-        ("[1]", "line 2 is damaged: it is no row"),
-        ('{"step": 1, "flops": 1, "layers": 4}', "line 2 is damaged: train_seconds is None"),
-        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": "x"}', "eval/loss is 'x'"),
-        ("[" * 100_000, "line 2 is damaged"),
-        ('{"step": 1, "flops": NaN, "layers": 4, "train_seconds": 0}', "flops is nan"),
-        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": -1}', "train_seconds is -1"),
-        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": 1' + "0" * 400 + "}", "401 digits"),
+        ("{broken}", "Invalid JSON"),
+        ("[1]", "Input should be an object"),
+        ('{"step": 1, "flops": 1, "layers": 4}', "train_seconds: Field required"),
+        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": 0, "eval/loss": "x"}', "eval/loss: "),
+        ("[" * 100_000, "Invalid JSON"),
+        ('{"step": 1, "flops": NaN, "layers": 4, "train_seconds": 0}', "flops: Input should be a finite number"),
+        ('{"step": 1, "flops": 1, "layers": 4, "train_seconds": -1}', "train_seconds: "),
+        ('{"step": 1, "flops": 1' + "0" * 400 + ', "layers": 4, "train_seconds": 0}', "flops: "),
+        ("x" * 1_000_001, "it has no end"),
     ],
 )
-def test_a_damaged_line_is_named(line: str, what: str, tmp_path: Path) -> None:
+def test_a_run_with_a_damaged_line_is_left_out_and_the_line_named(line: str, what: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", CURVE)
+    write_run(tmp_path / "sound", CURVE)
     path = folder / "metrics.jsonl"
     first, _, rest = path.read_text().partition("\n")
     path.write_text(f"{first}\n{line}\n{rest}")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, ") as caught:
-        read_runs([str(folder)])
-    assert what in str(caught.value)
+    runs, notes = read_runs([str(tmp_path)])
+    assert [Path(run.place).name for run in runs] == ["sound"]
+    assert len(notes) == 1
+    assert "metrics.jsonl, line 2 is damaged: " in notes[0]
+    assert what in notes[0]
 
 
-def test_a_compact_run_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_run(tmp_path / "run", CURVE, compact=True)
-    (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(bytes(100_000)))
-    monkeypatch.setattr(runs_module, "_MAX_BYTES", 50_000)
-    with pytest.raises(DataError, match="it has more than 50000 bytes"):
-        read_runs([str(folder)])
-
-
-def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
-    compact = write_run(tmp_path / "compact", CURVE, compact=True)
-    (compact / "metrics.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
+def test_each_thing_that_is_no_sound_run_is_named_and_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "sound", CURVE)
     write_run(tmp_path / "config", CURVE, model__kind="t5", model__layers="x", schedule__layers=["x"])
-    plan = write_run(tmp_path / "plan", CURVE)
-    (plan / "plan.json").write_text(json.dumps({"stages": [{"layers": "x"}]}))
-    summary = write_run(tmp_path / "summary", CURVE)
-    (summary / "summary.json").write_text("{")
-    with pytest.raises(DataError) as caught:
-        read_runs([str(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "no*")])
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 8
-    for name in ("nowhere", "no*", "metrics.jsonl.gz", "plan.json", "summary.json", "bert or gpt", "whole number"):
-        assert any(name in line for line in lines), name
+    for name, stage in {"plan": {"layers": "x"}, "depths": {"layers": 4, "depth_counts": {"200000": 1}}}.items():
+        (write_run(tmp_path / name, CURVE) / "plan.json").write_text(json.dumps({"stages": [stage]}))
+    for name, content in {"summary": b"{", "zeroed": bytes(400)}.items():
+        (write_run(tmp_path / name, CURVE) / "summary.json").write_bytes(content)
+    (write_run(tmp_path / "newer", CURVE) / "config.yaml").write_text("format: 999\n")
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "config.yaml").write_text("trainer:\n  max_steps: 5\n")
+    (tmp_path / "stranger" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    (tmp_path / "empty").mkdir()
+    words = [str(tmp_path), str(tmp_path / "nowhere"), str(tmp_path / "no*"), str(tmp_path / "empty")]
+    runs, notes = read_runs(words)
+    assert [Path(run.place).name for run in runs] == ["sound"]
+    assert len(notes) == 10
+    assert all(note.startswith("left out: ") for note in notes)
+    for name in (
+        "nowhere",
+        "no*",
+        "empty'",
+        "config/",
+        "plan/",
+        "depths/",
+        "summary/",
+        "zeroed/",
+        "newer/",
+        "stranger/",
+    ):
+        assert sum(name in note for note in notes) == 1, name
 
 
-def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no metrics\.jsonl"):
-        _ = RunFiles(tmp_path).rows
+def test_names_and_keys_in_a_note_are_printable(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a\x1b[31m\nb", CURVE)
+    (folder / "plan.json").write_text(json.dumps({"stages": [{"layers": 4, "depth_counts": {"\x1b[2J": 1}}]}))
+    _, (note,) = read_runs([str(tmp_path)])
+    assert note.isprintable()
+
+
+def test_a_long_run_keeps_its_evaluations_and_the_rows_around_growths(tmp_path: Path) -> None:
+    """The rows between are of no use to a comparison, and a million of them would fill the memory."""
+    folder = write_run(tmp_path / "run", [])
+    columns = {"flops": 1, "train_seconds": 1.0, "perf/tokens_per_second": 9.0}
+    rows = [
+        {"step": step, "layers": 2 if step <= 500 else 4, ("train/loss" if step % 100 else "eval/loss"): 3.0}
+        | columns
+        for step in range(1, 1001)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((run,), _) = read_runs([str(folder)])
+    assert [row["step"] for row in run.evaluations] == list(range(100, 1001, 100))
+    steps = [row["step"] for row in run.rows if "train/loss" in row]
+    assert steps == [*range(1, 13), *range(488, 500), *range(501, 513), *range(988, 1000)]
+    assert "perf/tokens_per_second" not in run.rows[-1]
+    assert len(list(read_rows(folder / "metrics.jsonl"))) == 1000

@@ -40,13 +40,13 @@ def test_nothing_is_extrapolated_on_either_side() -> None:
 def test_noise_makes_two_crossings() -> None:
     noisy = curve([5.0, 3.0, 4.0, 2.0])
     assert savings.crossing(noisy, 3.5) == Cost(75.0, 7.5)
-    assert savings.crossing_for_good(noisy, 3.5) == Cost(225.0, 22.5)
-    assert savings.crossing_for_good(curve([5.0, 3.0, 4.0]), 3.5) is None
+    assert savings.crossing(noisy, 3.5, for_good=True) == Cost(225.0, 22.5)
+    assert savings.crossing(curve([5.0, 3.0, 4.0]), 3.5, for_good=True) is None
 
 
 def test_a_loss_that_is_not_finite_is_above_every_target_and_no_line_comes_from_it() -> None:
     assert savings.crossing(curve([math.inf, 3.0]), 4.0) == Cost(100.0, 10.0)
-    assert savings.crossing_for_good(curve([3.0, math.inf]), 4.0) is None
+    assert savings.crossing(curve([3.0, math.inf]), 4.0, for_good=True) is None
 
 
 def test_of_two_evaluations_at_one_step_the_later_one_counts() -> None:
@@ -54,9 +54,13 @@ def test_of_two_evaluations_at_one_step_the_later_one_counts() -> None:
     assert [point.loss for point in savings.make_curve(points)] == [6.0, 4.0]
 
 
-def test_the_mean_curve_has_the_steps_that_all_have() -> None:
-    mean = savings.mean_curve([curve([5.0, 3.0, 1.0]), curve([7.0, 4.0], [0.0, 300.0])])
-    assert mean == (Point(0, Cost(0, 0), 6.0), Point(1, Cost(200, 20), 3.5))
+def test_the_mean_curve_has_the_steps_that_all_have_and_the_ends_of_those_that_ended() -> None:
+    curves = [curve([5.0, 3.0, 1.0]), curve([7.0, 4.0], [0.0, 300.0])]
+    shared = (Point(0, Cost(0, 0), 6.0), Point(1, Cost(200, 20), 3.5))
+    assert savings.mean_curve(curves, with_ends=False) == shared
+    assert savings.mean_curve(curves)[:2] == shared
+    assert [(p.cost.flops, p.loss) for p in savings.mean_curve(curves)[2:]] == [(250.0, 2.5)]
+    assert savings.mean_curve([curves[0], curves[0]]) == curves[0]
     assert savings.mean_curve([]) == ()
 
 
@@ -106,7 +110,7 @@ def test_the_crossing_scales_with_the_flops(line: Curve, target: float, factor: 
 
 @given(curves(), LOSSES)
 def test_the_crossing_is_measured_and_not_after_the_one_for_good(line: Curve, target: float) -> None:
-    first, good = savings.crossing(line, target), savings.crossing_for_good(line, target)
+    first, good = savings.crossing(line, target), savings.crossing(line, target, for_good=True)
     assert (first is None) == (min(p.loss for p in line) > target)
     assert (good is None) == (line[-1].loss > target)
     if first:

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from apollo_cli.errors import DataError
 from apollo_cli.report.comparison import Comparison, Question, compare
-from apollo_cli.report.glue import AVERAGE, compare_glue, glue_table
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
+from apollo_cli.report.tables import AVERAGE, compare_glue, glue_table
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)]
@@ -60,6 +59,20 @@ def test_scores_are_means_over_seeds_and_averages_are_over_shared_tasks(folder: 
     assert any(note.startswith("WNLI is in no average") for note in glue.notes)
 
 
+def test_the_frequent_label_is_a_row_where_it_was_recorded(folder: Path) -> None:
+    for name, frequent in (("base0", {"cola": 0.0, "rte": 0.527}), ("grown", {"sst2": 0.509})):
+        path = folder / name / "glue" / "results.json"
+        found = json.loads(path.read_text())
+        for task, score in frequent.items():
+            found["tasks"][task]["frequent"] = score
+        path.write_text(json.dumps(found))
+    comparison = _comparison(folder)
+    glue = compare_glue(comparison)
+    assert glue is not None
+    row = glue_table(comparison, glue).rows[0]
+    assert row == ["always the frequent label", "-", "-", "0.0", "50.9", "52.7", "-", "26.4"]  # (0 + 52.7) / 2
+
+
 def test_without_scores_there_is_no_table(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT)
     assert compare_glue(_comparison(tmp_path)) is None
@@ -104,20 +117,17 @@ def test_scores_of_other_weights_are_noted(folder: Path) -> None:
 @pytest.mark.parametrize(
     "found",
     [
-        *("{", "[]", {}, {"tasks": {"colla": {"mean": 0.5}}}, {"tasks": {"cola": {"mean": 7}}}),
-        *(
-            {"tasks": {"cola": {}}},
-            {"tasks": {}, "pretrained": {"eval/loss": "low"}},
-            {"tasks": {}, "pretrained": []},
-        ),
+        *("{", "[]", {"tasks": {"colla": {"mean": 0.5}}}, {"tasks": {"cola": {"mean": 7}}}),
+        *({"tasks": {"cola": {}}}, {"tasks": {}, "pretrained": {"eval/loss": "low"}}),
     ],
 )
-def test_damaged_glue_results_are_refused(found: Any, tmp_path: Path) -> None:
+def test_a_run_with_damaged_glue_results_is_left_out(found: Any, tmp_path: Path) -> None:
     run_dir = scratch(tmp_path / "base", FLAT)
     (run_dir / "glue").mkdir()
     (run_dir / "glue" / "results.json").write_text(found if isinstance(found, str) else json.dumps(found))
-    with pytest.raises(DataError, match=r"glue/results\.json is damaged"):
-        read_runs([str(tmp_path)])
+    runs, (note,) = read_runs([str(tmp_path)])
+    assert not runs
+    assert "glue/results.json is damaged" in note
 
 
 def test_fine_tuning_runs_are_not_compared(tmp_path: Path) -> None:
