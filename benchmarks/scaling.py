@@ -13,7 +13,6 @@ from apollo_cli.models.build import num_parameters
 from apollo_cli.models.communication import Kind, gathered_bytes, reduced_bytes, state_bytes, step_bytes
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, forward_flops
 from apollo_cli.models.model_config import ModelConfig
-from apollo_cli.training.memory import num_pieces
 from benchmarks.configs import config_of
 
 KINDS: tuple[Kind, ...] = ("ddp", "fsdp")
@@ -214,9 +213,8 @@ def memory_bytes(kind: Kind, case: Case, layers: int, depth: int, devices: int) 
     """Peak of each device: its state and its activations."""
     footprint = ActivationMemory(case.model_config, "cuda", bf16=True)
     seq_len = case.model_config.positions
-    pieces = num_pieces(footprint, case.rows, seq_len, depth, layers)
     state = state_bytes(kind, case.model_config, layers, devices, bf16=True)
-    return state + footprint.working_bytes(case.rows * seq_len, depth, case.rows * case.predictions, pieces)
+    return state + footprint.working_bytes(case.rows * seq_len, depth, case.rows * case.predictions, 1)
 
 
 @dataclass(frozen=True)

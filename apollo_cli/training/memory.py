@@ -28,22 +28,17 @@ def activation_limit(device: Device) -> int | None:
     return CPU_ACTIVATIONS if device.device.type == "cpu" else total and total // 2
 
 
-def num_pieces(
-    memory: ActivationMemory, rows: int, seq_len: int, depth: int, layers: int, limit: int | None = None
-) -> int:
-    """The number of equal pieces of a micro-batch that runs `depth` layers, of which `layers` are stored.
+def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, limit: int | None) -> int:
+    """The number of equal pieces of a micro-batch that runs `depth` layers.
 
-    Activations are kept for each layer that runs. A piece has so few rows that its activations are no more than
-    those of the stored layers for the whole batch: then a stage needs memory for its N layers, not for the target
-    depth L. They also stay below `limit` bytes. Gradients add up, so the step is the same. A power of two, so that
-    few sizes occur; no piece is too small to be fast.
+    Activations are kept for each layer that runs; those of a piece stay below `limit` bytes. An early stage whose
+    stored layers are shared over all L keeps no more than the last stage, so sharing parts nothing by itself.
+    Gradients add up, so the step is the same. A power of two, so that few sizes occur; no piece is too small to be
+    fast.
     """
     tokens = rows * seq_len
-    kept = tokens * layers
-    if limit is not None:
-        kept = min(kept, limit // memory.bytes_per_layer)
-    count = 1
-    while tokens * depth > count * kept and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
+    kept, count = tokens * depth * memory.bytes_per_layer, 1
+    while limit and kept > count * limit and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
         count *= 2
     return count
 

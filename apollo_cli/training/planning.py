@@ -57,13 +57,13 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
 
     def memory_bytes(layers: int, depth: int) -> int:
         here = rows // devices
-        pieces = num_pieces(memory, here, seq_len, depth, layers, limit)
+        pieces = num_pieces(memory, here, seq_len, depth, limit)
         tensors = memory.working_bytes(here * seq_len, depth, predictions // devices, pieces)
         tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:
-        passes = batch.accumulation * num_pieces(memory, rows // devices, seq_len, depth, layers, limit)
+        passes = batch.accumulation * num_pieces(memory, rows // devices, seq_len, depth, limit)
         return step_bytes(kind, model_config, layers, depth, devices, device.bf16, passes)
 
     return StepCost(

@@ -241,7 +241,7 @@ class Trainer:
             batch = self.training.micro_batch(step, part)
             rows, seq_len = batch.tokens.shape
             memory = ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
-            count = num_pieces(memory, rows, seq_len, depth, self.layers, self.activation_limit)
+            count = num_pieces(memory, rows, seq_len, depth, self.activation_limit)
             path = self.plan.forward_path(step * len(depths) + part, depth)
             self.seed_dropout(step * len(depths) + part)
             *first, last = batch.chunks(count)

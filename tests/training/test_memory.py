@@ -37,7 +37,7 @@ def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> N
 @pytest.mark.parametrize("rows", [1, 2, 97, 360, 10**9, 2**31 - 1, 10**15, 10**400])
 def test_the_number_of_pieces_of_a_huge_batch_is_found_at_once(rows: int) -> None:
     footprint = ActivationMemory(ModelConfig("gpt", 300, 16, 16, 2, 32, 4), "cpu", bf16=False)
-    count = num_pieces(footprint, rows, 16, depth=4, layers=1)
+    count = num_pieces(footprint, rows, 16, depth=4, limit=1)
     assert rows % count == 0
 
 
