@@ -9,10 +9,10 @@ import pickle
 import random
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -115,43 +115,44 @@ def _no_sync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _composed_once() -> Iterator[None]:
+def _composed_once(built_once: BuiltOnce) -> Iterator[None]:
     """Hydra parses the same words and merges the same files of the package again for each composition.
 
-    Here each word is parsed once, and so is each file; what the words of groups choose is merged once. A
-    composition takes a fifth of its time so. Nothing is kept where a user's own folders are searched.
+    Here each word is parsed once, and so is each file; what the words of groups choose is merged once, for all
+    workers. A composition takes a fifth of its time so. Nothing is kept where a user's own folders are searched.
     """
     sources = (of for of in Plugins.instance().discover(ConfigSource) if issubclass(of, ConfigSource))
     source = next(of for of in sources if of.scheme() == "pkg")
     load, parse = source.load_config, OverridesParser.parse_rule
     choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
-    chosen: dict[Hashable, DefaultsList] = {}
-    merged: dict[int, bytes] = {}  # by the identity of the list of files
 
     read = cache(lambda provider, place, path: pickle.dumps(load(source(provider, f"pkg://{place}"), path)))
     parsed = cache(lambda word, rule: parse(OverridesParser.create(), word, rule))
 
-    def choose_once(
-        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **how: bool
-    ) -> DefaultsList:
-        if any(of.scheme() not in ("pkg", "structured") for of in repo.get_sources()):
-            return choose(repo, config_name, overrides_list, **how)
-        values = Overrides(repo, overrides_list).config_overrides
-        of_groups = [word.input_line for word in overrides_list if not any(word is value for value in values)]
-        key = (config_name, *of_groups, *how.items())
-        if key not in chosen:
-            chosen[key] = choose(repo, config_name, overrides_list, **how)
-        return replace(chosen[key], config_overrides=values)
+    def kept(key: object, make: Callable[[], Any]) -> Any:
+        name = f"hydra_{sha256(repr(key).encode()).hexdigest()}"
+        return pickle.loads(built_once(name, lambda path: path.write_bytes(pickle.dumps(make()))).read_bytes())
 
-    def merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        if not any(defaults is known.defaults for known in chosen.values()):
-            return merge(self, defaults, repo)
-        if id(defaults) not in merged:
-            merged[id(defaults)] = pickle.dumps(merge(self, defaults, repo))
-        return pickle.loads(merged[id(defaults)])
+    def is_shipped(repo: IConfigRepository) -> bool:
+        return all(of.scheme() in ("pkg", "structured") for of in repo.get_sources())
 
     def read_once(self: ConfigSource, config_path: str) -> ConfigResult:
         return pickle.loads(read(self.provider, self.path, config_path))
+
+    def choose_once(
+        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **how: bool
+    ) -> DefaultsList:
+        if not is_shipped(repo):
+            return choose(repo, config_name, overrides_list, **how)
+        values = Overrides(repo, overrides_list).config_overrides
+        of_groups = [word for word in overrides_list if not any(word is value for value in values)]
+        key = ([word.input_line for word in of_groups], config_name, how)
+        return replace(kept(key, partial(choose, repo, config_name, of_groups, **how)), config_overrides=values)
+
+    def merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        return (
+            kept(defaults, lambda: merge(self, defaults, repo)) if is_shipped(repo) else merge(self, defaults, repo)
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "load_config", read_once)
