@@ -67,6 +67,7 @@ TINY = (
     "tracking=local",
     "device=cpu",
 )
+RARELY = ("batch.micro=4", "eval.every=100", "checkpoint.every=100")  # where none of them is tested: half the time
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -20,7 +20,7 @@ from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.state import Checkpoint
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import STEPS, read_rows, without_clocks
+from tests.conftest import STEPS, BuiltOnce, read_rows, without_clocks
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -> None:
@@ -47,10 +47,29 @@ def _newest(run_dir: Path) -> Checkpoint:
     return found
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "-inf"])
-@pytest.mark.parametrize("step", [0, 3, 7])  # the first of all, the first after a growth, one in between
+@pytest.fixture(scope="session")
+def undisturbed(config: Callable[..., Config], built_once: BuiltOnce) -> Path:
+    return built_once("dropout", lambda folder: train(config("model.dropout=0.1", "checkpoint.every=99"), folder))
+
+
+FAST = [("loss", 0), ("gradient", 3), ("-inf", 7)]
+
+
+@pytest.mark.parametrize(
+    ("what", "step"),
+    [
+        pytest.param(what, step, marks=[] if (what, step) in FAST else pytest.mark.slow)
+        for what in ("loss", "gradient", "-inf")
+        for step in (0, 3, 7)  # the first of all, the first after a growth, one in between
+    ],
+)
 def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
-    what: str, step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    step: int,
+    undisturbed: Path,
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("model.dropout=0.1", f"checkpoint.every={step or 99}")
     with monkeypatch.context() as patch:
@@ -68,9 +87,8 @@ def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
     assert found["parameters"] == ([] if what == "loss" else ["blocks.0.qkv.weight"])
     # what was kept is the state before: without the poison, the run ends as if nothing had happened
     resume(tmp_path / "run")
-    train(config(*words), tmp_path / "straight")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
-    ours, theirs = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "straight"))
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(undisturbed))
+    ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "run", undisturbed))
     assert ours == theirs
 
 
