@@ -29,10 +29,13 @@ class Killed(BaseException):
 @pytest.fixture(scope="session")
 def straight(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
     """An undisturbed run of each model."""
-    return {
-        kind: built_once(f"straight_{kind}", lambda folder: train(config(f"model={kind}"), folder))
-        for kind in KINDS
-    }
+
+    def build(folder: Path) -> None:
+        for kind in KINDS:
+            train(config(f"model={kind}"), folder / kind)
+
+    folder = built_once("straight", build)
+    return {kind: folder / kind for kind in KINDS}
 
 
 def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,13 @@ METHODS = {
 @pytest.fixture(scope="session")
 def sources(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
     """A complete small run of each model."""
-    return {
-        kind: built_once(f"source_{kind}", lambda folder: train(config(f"model={kind}", *RARELY, *SMALL), folder))
-        for kind in ("bert", "gpt")
-    }
+
+    def build(folder: Path) -> None:
+        for kind in ("bert", "gpt"):
+            train(config(f"model={kind}", *RARELY, *SMALL), folder / kind)
+
+    folder = built_once("sources", build)
+    return {kind: folder / kind for kind in ("bert", "gpt")}
 
 
 @pytest.mark.parametrize(
