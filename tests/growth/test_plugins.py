@@ -33,7 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(checkout)}
-    command = [sys.executable, *words]
+    command = [sys.executable, "-m", *words]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -46,18 +46,18 @@ def test_a_sampler_an_expander_and_a_schedule_are_shown_each_in_under_20_lines()
 
 
 def test_the_shown_tests_pass(checkout: Path) -> None:
-    done = python(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py")
+    done = python(checkout, "pytest", "-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py")
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_plugins_are_planned_listed_and_checked_like_shipped_methods(checkout: Path, tmp_path: Path) -> None:
     words = ("sampler=ends", "expander=mirror", "schedule=halves", "plan=true", f"hydra.run.dir={tmp_path}/run")
-    done = python(checkout, "-m", "apollo_cli.train", *words)
+    done = python(checkout, "apollo_cli.train", *words)
     assert done.returncode == 0, done.stderr
     assert "kind: mirror" in (tmp_path / "run" / "config.yaml").read_text()
-    shown = python(checkout, "-m", "apollo_cli.train", "--help").stdout
+    shown = python(checkout, "apollo_cli.train", "--help").stdout
     assert re.search(r"ends +N or L, and nothing between", shown)
-    wrong = python(checkout, "-m", "apollo_cli.train", "sampler=ends", "sampler.deep=often")
+    wrong = python(checkout, "apollo_cli.train", "sampler=ends", "sampler.deep=often")
     assert wrong.returncode == 2
     assert "sampler.deep=often" in wrong.stderr
 
