@@ -30,6 +30,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the package anew
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
 
 gc.disable()  # until all tests are imported, which takes a fifth less time so
@@ -39,7 +40,7 @@ from apollo_cli.cli.logs import OwnOrWarning
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
-from apollo_cli.files import write_json, write_text
+from apollo_cli.files import write_text
 
 BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -212,25 +213,27 @@ def tiny(corpus_file: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def config(tiny: tuple[str, ...], built_once: BuiltOnce) -> Callable[..., Config]:
+def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
     """Makes the config of a tiny run with more overrides.
 
-    Hydra takes 0.08 s for a composition. So it composes each option of a group once, for all workers, and plain
-    values are filled in. Words with interpolations, and options that touch several sections, it composes together.
+    Hydra composes each option of a group once, and plain values are filled in. Words with interpolations, and
+    options that touch several sections, it composes together.
     """
 
     @cache
     def composed(*options: str) -> dict[str, Any]:
-        name = f"composed_{sha256(repr(options).encode()).hexdigest()}.json"
-        path = built_once(name, lambda path: write_json(path, compose_values([*tiny, *options])))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return compose_values([*tiny, *options])
 
-    def with_options(*options: str) -> dict[str, Any]:
+    @cache
+    def with_options(*options: str) -> bytes:
         chosen = [re.fullmatch(r"(model|sampler|expander|schedule|optim|distributed)=\w+", o) for o in options]
         groups = [match[1] for match in chosen if match]
         if len(set(groups)) < len(options):
-            return composed(*options)
-        return composed() | {group: composed(option)[group] for group, option in zip(groups, options, strict=True)}
+            values = composed(*options)
+        else:
+            of_groups = {group: composed(option)[group] for group, option in zip(groups, options, strict=True)}
+            values = composed() | of_groups
+        return pickle.dumps(OmegaConf.create(values, flags={"struct": True}))
 
     def make(*more: str) -> Config:
         overrides = OverridesParser.create().parse_overrides(list(more))
@@ -238,9 +241,7 @@ def config(tiny: tuple[str, ...], built_once: BuiltOnce) -> Callable[..., Config
         values = [
             o for o in overrides if re.fullmatch(rf"([a-z]+\.\w+|{'|'.join(plain)})=[^$]*", o.input_line or "")
         ]
-        options = [o.input_line or "" for o in overrides if o not in values]
-        filled = OmegaConf.create(with_options(*options))
-        OmegaConf.set_struct(filled, True)
+        filled = pickle.loads(with_options(*(o.input_line or "" for o in overrides if o not in values)))
         for override in values:
             OmegaConf.update(filled, override.key_or_group, override.value(), merge=True)
         return parse(OmegaConf.to_container(filled))  # type: ignore[arg-type]
