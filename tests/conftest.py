@@ -249,6 +249,19 @@ def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture(scope="session")
+def straight(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
+    """A complete run of each model; not to be changed."""
+    from apollo_cli.training.run import train
+
+    def build(folder: Path) -> None:
+        for kind in ("bert", "gpt"):
+            train(config(f"model={kind}"), folder / kind)
+
+    folder = built_once("straight", build)
+    return {kind: folder / kind for kind in ("bert", "gpt")}
+
+
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -17,25 +17,13 @@ from apollo_cli.training import planning
 from apollo_cli.training.device import choose
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, STEPS, BuiltOnce, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, read_rows, without_clocks
 
 KINDS = ("bert", "gpt")
 
 
 class Killed(BaseException):
     """In place of kill -9: nothing is saved."""
-
-
-@pytest.fixture(scope="session")
-def straight(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
-    """An undisturbed run of each model."""
-
-    def build(folder: Path) -> None:
-        for kind in KINDS:
-            train(config(f"model={kind}"), folder / kind)
-
-    folder = built_once("straight", build)
-    return {kind: folder / kind for kind in KINDS}
 
 
 def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
