@@ -31,6 +31,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_a_sampler_an_expander_and_a_schedule_are_shown_each_in_under_20_lines() -> None:
     kinds = [name.rpartition("/")[0] for name in FILES]
     assert {"apollo_cli/growth/plugins", "conf/sampler", "conf/expander", "conf/schedule", "tests/growth"} == set(
@@ -54,10 +60,7 @@ from apollo_cli.train import run
 assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py"]) == 0
 assert [run(words) for words in {commands}] == [0, 0, 2]
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = python(checkout, "-c", script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
     assert "kind: mirror" in (tmp_path / "run" / "config.yaml").read_text()
