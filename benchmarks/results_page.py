@@ -8,7 +8,6 @@ from pathlib import Path
 from PIL import Image
 
 from apollo_cli import files
-from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison
 from benchmarks import archives
 
@@ -37,6 +36,8 @@ def put(title: str, lines: Iterable[str]) -> None:
 
 def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
     """Draws these pictures of a comparison; the lines that show them."""
+    from apollo_cli.report import plots  # imports matplotlib
+
     for name, caption, data in plots.draw_comparison(comparison):
         if name in names:
             path = archives.RESULTS / f"{corpus}_{kind}_{name}.png"

@@ -5,23 +5,32 @@ import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator
-from copy import deepcopy
-from functools import cache
+from copy import copy
+from dataclasses import replace
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process that a test starts would compile the package anew
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tests run side by side, and several threads each would fight
 
 gc.disable()  # until all tests are imported, which takes a fifth less time so
@@ -31,7 +40,7 @@ from apollo_cli.cli.logs import OwnOrWarning
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
-from apollo_cli.files import write_json, write_text
+from apollo_cli.files import write_text
 
 BuiltOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -59,6 +68,7 @@ TINY = (
     "tracking=local",
     "device=cpu",
 )
+RARELY = ("batch.micro=4", "eval.every=100", "checkpoint.every=100")  # where none of them is tested: half the time
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -107,21 +117,50 @@ def _no_sync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _parsed_once() -> Iterator[None]:
-    """Hydra parses every YAML file of a package again for each composition, a quarter of its time."""
+def _composed_once(built_once: BuiltOnce) -> Iterator[None]:
+    """Hydra parses the same words and merges the same files of the package again for each composition.
+
+    Here each word is parsed once, and so is each file; what the words of groups choose is merged once, for all
+    workers. A composition takes a fifth of its time so. Nothing is kept where a user's own folders are searched.
+    """
     sources = (of for of in Plugins.instance().discover(ConfigSource) if issubclass(of, ConfigSource))
     source = next(of for of in sources if of.scheme() == "pkg")
-    original = source.load_config
-    read: dict[tuple[str, str], ConfigResult] = {}
+    load, parse = source.load_config, OverridesParser.parse_rule
+    choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
 
-    def load_config(self: Any, config_path: str) -> ConfigResult:
-        where = (self.path, config_path)
-        if where not in read:
-            read[where] = original(self, config_path)
-        return deepcopy(read[where])
+    read = cache(lambda provider, place, path: pickle.dumps(load(source(provider, f"pkg://{place}"), path)))
+    parsed = cache(lambda word, rule: parse(OverridesParser.create(), word, rule))
+
+    def kept(key: object, make: Callable[[], Any]) -> Any:
+        name = f"hydra_{sha256(repr(key).encode()).hexdigest()}"
+        return pickle.loads(built_once(name, lambda path: path.write_bytes(pickle.dumps(make()))).read_bytes())
+
+    def is_shipped(repo: IConfigRepository) -> bool:
+        return all(of.scheme() in ("pkg", "structured") for of in repo.get_sources())
+
+    def read_once(self: ConfigSource, config_path: str) -> ConfigResult:
+        return pickle.loads(read(self.provider, self.path, config_path))
+
+    def choose_once(
+        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **how: bool
+    ) -> DefaultsList:
+        if not is_shipped(repo):
+            return choose(repo, config_name, overrides_list, **how)
+        values = Overrides(repo, overrides_list).config_overrides
+        of_groups = [word for word in overrides_list if not any(word is value for value in values)]
+        key = ([word.input_line for word in of_groups], config_name, how)
+        return replace(kept(key, partial(choose, repo, config_name, of_groups, **how)), config_overrides=values)
+
+    def merge_once(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        return (
+            kept(defaults, lambda: merge(self, defaults, repo)) if is_shipped(repo) else merge(self, defaults, repo)
+        )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_config", load_config)
+        patch.setattr(source, "load_config", read_once)
+        patch.setattr(OverridesParser, "parse_rule", lambda self, word, rule: copy(parsed(word, rule)))
+        patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
         yield
 
 
@@ -174,25 +213,27 @@ def tiny(corpus_file: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def config(tiny: tuple[str, ...], built_once: BuiltOnce) -> Callable[..., Config]:
+def config(tiny: tuple[str, ...]) -> Callable[..., Config]:
     """Makes the config of a tiny run with more overrides.
 
-    Hydra takes 0.08 s for a composition. So it composes each option of a group once, for all workers, and plain
-    values are filled in. Words with interpolations, and options that touch several sections, it composes together.
+    Hydra composes each option of a group once, and plain values are filled in. Words with interpolations, and
+    options that touch several sections, it composes together.
     """
 
     @cache
     def composed(*options: str) -> dict[str, Any]:
-        name = f"composed_{sha256(repr(options).encode()).hexdigest()}.json"
-        path = built_once(name, lambda path: write_json(path, compose_values([*tiny, *options])))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return compose_values([*tiny, *options])
 
-    def with_options(*options: str) -> dict[str, Any]:
+    @cache
+    def with_options(*options: str) -> bytes:
         chosen = [re.fullmatch(r"(model|sampler|expander|schedule|optim|distributed)=\w+", o) for o in options]
         groups = [match[1] for match in chosen if match]
         if len(set(groups)) < len(options):
-            return composed(*options)
-        return composed() | {group: composed(option)[group] for group, option in zip(groups, options, strict=True)}
+            values = composed(*options)
+        else:
+            of_groups = {group: composed(option)[group] for group, option in zip(groups, options, strict=True)}
+            values = composed() | of_groups
+        return pickle.dumps(OmegaConf.create(values, flags={"struct": True}))
 
     def make(*more: str) -> Config:
         overrides = OverridesParser.create().parse_overrides(list(more))
@@ -200,14 +241,25 @@ def config(tiny: tuple[str, ...], built_once: BuiltOnce) -> Callable[..., Config
         values = [
             o for o in overrides if re.fullmatch(rf"([a-z]+\.\w+|{'|'.join(plain)})=[^$]*", o.input_line or "")
         ]
-        options = [o.input_line or "" for o in overrides if o not in values]
-        filled = OmegaConf.create(with_options(*options))
-        OmegaConf.set_struct(filled, True)
+        filled = pickle.loads(with_options(*(o.input_line or "" for o in overrides if o not in values)))
         for override in values:
             OmegaConf.update(filled, override.key_or_group, override.value(), merge=True)
         return parse(OmegaConf.to_container(filled))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def straight(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
+    """A complete run of each model; not to be changed."""
+    from apollo_cli.training.run import train
+
+    def build(folder: Path) -> None:
+        for kind in ("bert", "gpt"):
+            train(config(f"model={kind}"), folder / kind)
+
+    folder = built_once("straight", build)
+    return {kind: folder / kind for kind in ("bert", "gpt")}
 
 
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:

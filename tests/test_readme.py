@@ -30,6 +30,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 SLURM = "hydra/launcher=slurm"
+TRAINED = ("data", "devices", "-m")  # test_runs.py trains what other options are, here they are planned
 
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
@@ -77,12 +78,15 @@ def test_every_command_runs(
         words = [*words, "plan=true"]  # no test has a network
     elif "plan" not in typed:
         if sources := [word.partition("=")[2] for word in words if word.startswith("init_from.path=")]:
-            train(config("model.layers=2", "schedule.layers=[2]", "schedule.ends=[1]"), Path(sources[0]))
-        words = [*words, *(["expander.steps=3"] if "experiment=ligo" in words else [])]
-        own = ("model.layers", "schedule.", *(f"{key}=" for key in typed))
+            small = ("model.layers=2", "schedule.layers=[2]", "schedule.ends=[1]", "budget.steps=1")
+            train(config(*small), Path(sources[0]))
+        trials = ["hydra.sweeper.n_trials=1"] if "hydra/sweeper" in typed else []
+        words = [*(word for word in words if "n_trials" not in word), *trials]
+        words += ["plan=true"] if words and not any(word.startswith(TRAINED) for word in words) else []
+        own = ("model.layers", "schedule.", "batch.micro", "eval.every", *(f"{key}=" for key in typed))
         own += ("data.vocab_size=",) if "data.tokenizer" in typed else ()
         own += ("data.files=",) if "data=mixture" in words else ()
-        words = words + [word for word in tiny if not word.startswith(own)] + ["budget.steps=16"]
+        words += [word for word in tiny if not word.startswith(own)] + ["budget.steps=16", "eval.every=100"]
     assert run(words) == 0
 
 

@@ -71,16 +71,15 @@ def test_a_run_leaves_every_file_of_the_contract(
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_transformers_loads_what_a_run_exports(kind: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_transformers_loads_what_a_run_exports(kind: str, straight: dict[str, Path]) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    assert run([f"model={kind}", *tiny, f"hydra.run.dir={tmp_path}/run"]) == 0
     auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
-    loaded: Any = auto.from_pretrained(tmp_path / "run" / "model", output_loading_info=True)
+    loaded: Any = auto.from_pretrained(straight[kind] / "model", output_loading_info=True)
     model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.num_hidden_layers == 4
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(straight[kind] / "model")
     assert len(tokenizer) == 300
     assert tokenizer("some words")["input_ids"]
 
@@ -326,7 +325,7 @@ def _command(*words: str) -> list[str]:
 def test_a_signal_saves_names_the_resume_command_and_loses_nothing(
     signum: int, code: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    words = [*tiny, "budget.steps=150", "log.every=1", "checkpoint.every=100000", "eval.every=1000"]
+    words = [*tiny, "budget.steps=60", "log.every=1", "checkpoint.every=100000", "eval.every=1000"]
     folder = tmp_path / "run"
     process = subprocess.Popen(
         _command(*words, f"hydra.run.dir={folder}"),
@@ -338,9 +337,9 @@ def test_a_signal_saves_names_the_resume_command_and_loses_nothing(
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if (folder / "metrics.jsonl").exists() and len(read_rows(folder)) > 20:
+        if (folder / "metrics.jsonl").exists() and len(read_rows(folder)) > 5:
             break
-        time.sleep(0.02)
+        time.sleep(0.01)
     process.send_signal(signum)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
@@ -350,7 +349,7 @@ def test_a_signal_saves_names_the_resume_command_and_loses_nothing(
     assert (folder / "checkpoints" / f"step_{step:08d}").is_dir()
     assert run([f"resume={folder}"]) == 0
     rows = read_rows(folder)
-    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 151))
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 61))
     assert rows[-1]["flops"] == json.loads((folder / "plan.json").read_text())["flops"]
 
 

@@ -13,8 +13,6 @@ from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from apollo_cli.data import network
@@ -191,6 +189,9 @@ def load_tokenizer(kind: str, name: str) -> Tokenizer:
 
 def _download(name: str) -> Path:
     """The file of a tokenizer on the hub, or in its cache; older ones have no tokenizer.json."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     network.go_offline_if_needed()
     reached = True
     for file in _FILES:

@@ -7,13 +7,14 @@ pair for the residual stream, one for the attention heads, one for the inside of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:  # a config is checked without torch, which takes a second to import
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
 
 # The space of each dimension; with `<` the parameter reads the space, else it writes to it. The decoder is the
 # token embedding, which writes: so the norm before the decoder reads. Other parameters do not grow.
@@ -49,8 +50,8 @@ PARTS_OF_QKV = ("query", "key", "value")
 class Space:
     """How n units become m: `out` (m, n) makes the new values, `into` (m, n) the weights that read them."""
 
-    out: Tensor
-    into: Tensor
+    out: "Tensor"
+    into: "Tensor"
 
 
 Spaces = Mapping[str, Space]
@@ -136,6 +137,8 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
 
 def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator) -> Spaces:
     """The matrices of a rule; whole heads are copied, the same ones for queries, keys and values."""
+    import torch
+
     choose, split = WIDTHS[rule][:2]
 
     def space(old: int, new: int, units: int = 1) -> Space:
@@ -149,8 +152,10 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
     return found | {"residual": space(source.hidden, target.hidden), "ffn": space(source.ffn, target.ffn)}
 
 
-def widened(name: str, tensor: Tensor, spaces: Spaces) -> Tensor:
+def widened(name: str, tensor: "Tensor", spaces: Spaces) -> "Tensor":
     """The parameter `name` (within the model or the layer) at the new width; differentiable in the matrices."""
+    import torch
+
     for dimension, axis in enumerate(AXES.get(name, ())):
         if axis is None:
             continue
@@ -177,7 +182,7 @@ def flops_of_widening(name: str, shape: tuple[int, ...], spaces: Mapping[str, tu
     return total
 
 
-def from_above(name: str, own: Tensor, above: Tensor, source: int) -> Tensor:
+def from_above(name: str, own: "Tensor", above: "Tensor", source: int) -> "Tensor":
     """AKI (Chen 2022, section 3.3): new output units are those of the layer above, at the same place.
 
     Args:
@@ -186,6 +191,8 @@ def from_above(name: str, own: Tensor, above: Tensor, source: int) -> Tensor:
         above: the parameter of the next layer, widened.
         source: number of old output units, in each third where queries, keys and values are one tensor.
     """
+    import torch
+
     thirds = 3 if AXES[name][0] == "qkv" else 1
     pieces = [
         torch.cat((lower[:source], upper[source:]))

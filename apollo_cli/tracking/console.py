@@ -76,10 +76,12 @@ class Console:
         self._log(text)
 
     def show(self, table: Table) -> None:
-        self._print(table)
         plain = RichConsole(file=io.StringIO(), width=_WIDTH)
-        plain.print(table)
-        self._log(plain.file.getvalue().rstrip())  # type: ignore[attr-defined]
+        plain.print(table, soft_wrap=True)
+        text = plain.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        as_logged = not self.out.is_terminal and self.out.encoding == plain.encoding
+        self._print(text if as_logged else table)
+        self._log(text)
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[float | None], None]]:

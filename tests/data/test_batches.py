@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, spearmanr
 
 from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches
 from apollo_cli.data.row_order import shuffled
@@ -59,11 +58,15 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 @pytest.mark.parametrize("rows", [50, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (64, 100))])
 def test_every_row_is_as_likely_to_come_first(rows: int) -> None:
+    from scipy.stats import chisquare  # takes a second
+
     first = [int(shuffled(rows, seed, 0, np.array([0]))[0]) for seed in range(2000)]
     assert chisquare(np.bincount(first, minlength=rows)).pvalue > 0.001
 
 
 def test_a_shuffle_has_no_correlation_with_the_order() -> None:
+    from scipy.stats import spearmanr
+
     fixed = 0
     for seed in range(30):
         shuffle = order(2000, seed)
@@ -101,6 +104,8 @@ def test_bert_predicts_the_original_tokens_and_changes_no_other() -> None:
 
 
 def test_bert_replaces_80_10_10() -> None:
+    from scipy.stats import chisquare
+
     rows = framed(2000, 128)
     batch = MASKED.batch(rows, 1, Purpose.MASK, np.arange(2000))
     inputs = batch.tokens.flatten()[batch.positions].numpy()

@@ -1,7 +1,6 @@
 import socket
 from typing import Any, NoReturn
 
-import datasets.config
 import huggingface_hub.constants
 import pytest
 
@@ -16,12 +15,14 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     network._is_reachable.cache_clear()
 
 
 def offline() -> tuple[bool, bool]:
+    import datasets.config
+
     return huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
 
 

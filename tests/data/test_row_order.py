@@ -2,7 +2,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
 
 from apollo_cli.data.row_order import RowOrder, allotted, most_needed
 
@@ -33,6 +32,8 @@ def test_every_block_has_each_part_by_its_weight() -> None:
     parts = part_of(ORDER.row_numbers(0, np.arange(30_000)))
     for block in parts.reshape(3, 10_000):
         assert Counter(block.tolist()) == {0: 6000, 1: 3000, 2: 1000}
+    from scipy.stats import chisquare
+
     assert chisquare(np.bincount(parts[:500], minlength=3), [300, 150, 50]).pvalue > 0.001
 
 

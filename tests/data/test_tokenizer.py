@@ -437,7 +437,7 @@ def test_a_name_on_the_hub_is_loaded_from_what_it_has(
             raise EntryNotFoundError(f"no {file}")
         return str(folder / file)
 
-    monkeypatch.setattr(tokenizers, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert (
         tokenizers.load_tokenizer(kind, "somebody/tokenizer").to_str()
         == tokenizers.load_tokenizer(kind, str(folder)).to_str()

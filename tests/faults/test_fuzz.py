@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -53,11 +54,10 @@ def _leaves(prefix: str, value: object) -> Iterator[str]:
 
 @cache
 def keys() -> list[str]:
-    """Every key of every option: a key that is new is typed, too. Not at once: that takes four seconds."""
-    lines = [
-        [f"{group}={option}"] for group, options in GROUPS.items() for option in options if group != "experiment"
-    ]
-    return sorted({key for line in lines for key in _leaves("", compose_values(line))})
+    """Every key of every option: a key that is new is typed, too. Not at once: that takes a second."""
+    options = ([f"{group}={option}" for option in GROUPS[group]] for group in GROUPS if group != "experiment")
+    lines = zip_longest(*options, fillvalue="")
+    return sorted({key for line in lines for key in _leaves("", compose_values([*filter(None, line)]))})
 
 
 HYDRAS = [
@@ -156,8 +156,8 @@ def _fuzz(tiny: tuple[str, ...], cases: int, more: tuple[str, ...]) -> Counter[s
 
 
 def test_a_few_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
-    ends = _fuzz(tiny, 12, ("plan=true",))
-    assert sum(ends.values()) >= 12
+    ends = _fuzz(tiny, 7, ("plan=true",))
+    assert sum(ends.values()) >= 7
     assert ends["refused"] > 2
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apollo_cli.train import run
 from apollo_cli.training.checkpoint import Checkpoints
 from tests.conftest import TINY, read_rows, without_clocks
 from tests.helpers.watched import MOMENTS
@@ -163,9 +164,17 @@ def moments_of(calls: dict[str, list[float]], moment: str, rng: random.Random) -
     return moment, call, rng.random() * durations[call]
 
 
-@pytest.mark.parametrize(
-    "moment", ["saving", *(pytest.param(moment, marks=pytest.mark.faults) for moment in ("caching", "exporting"))]
-)
+def test_a_run_killed_while_it_saves_ends_like_an_undisturbed_one(corpus_file: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"data.files=[{corpus_file}]")
+    assert run([*words, f"data.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run"]) == 0
+    trial = Trial(words, tmp_path / "trial")
+    assert start(trial.begin_or_resume(), "saving", call=2, delay=0.005).code == -signal.SIGKILL
+    assert run(trial.begin_or_resume()) == 0
+    trial.check(ending(tmp_path / "run"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", ["saving", "caching", "exporting"])
 def test_a_killed_run_ends_like_an_undisturbed_one(moment: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     words, outcome, expected = undisturbed
     trial = Trial(words, tmp_path / "trial")

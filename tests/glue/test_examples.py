@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from datasets import Dataset
 
 from apollo_cli.errors import DataError
 from apollo_cli.glue import examples
@@ -116,6 +115,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _publish(folder: Path, name: str, **splits: dict[str, Any]) -> None:
+    from datasets import Dataset
+
     files = []
     for split, columns in splits.items():
         path = folder / name / f"{split}.parquet"

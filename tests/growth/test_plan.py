@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ def longest_of_all(costs: dict[int, int], budget: int) -> int:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("ends", [(0.1, 0.2, 0.5, 1), (0.25, 0.5, 0.75, 1), (0.42, 0.52, 0.8, 1)])
 def test_longest_plan_within_a_budget_is_the_longest_of_all(sampler: DepthSampler, ends: tuple[float, ...]) -> None:
+    @cache
     def plan_for(steps: int) -> Plan:
         return make_plan(steps, sampler, ends=ends, accumulation=2)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, stats
 
 from apollo_cli.growth.rng import Purpose, generator, uniforms
 from apollo_cli.growth.samplers import LVPS, SAMPLERS, DepthSampler, Edge, Full, Prefixes, Shallow, Subset, Uniform
@@ -37,6 +36,8 @@ def integrated(k: float, lower: float, overshoot: float, layers: int, target: in
     """P(depth) by quadrature of the density y^-k, bin by bin of floor(y N)."""
 
     def mass(a: float, b: float) -> float:
+        from scipy import integrate
+
         return integrate.quad(lambda y: y**-k, a, b, epsabs=0, epsrel=1e-12)[0]
 
     top = target / layers + overshoot
@@ -221,6 +222,8 @@ def test_draws_have_the_stated_distribution(sampler: DepthSampler, layers: int, 
     observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
     assert sum(observed) == draws
     if len(observed) > 1:
+        from scipy import stats
+
         assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apollo_cli.models.build import build, num_parameters
@@ -69,6 +67,9 @@ class _CountedBytes(TorchDispatchMode):
 def _send(rank: int, folder: str) -> None:
     """One forward and backward pass over shared layers, under torch's own fsdp; nothing is kept whole."""
     torch.set_num_threads(1)
+    from torch.distributed.device_mesh import init_device_mesh  # takes a second
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     dist.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
     model, mesh = build(SHAPE, 3), init_device_mesh("cpu", (2,))
     for block in model.blocks:

@@ -3,7 +3,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
 
 from apollo_cli.intervals import Interval, interval
 from apollo_cli.report import savings
@@ -66,6 +65,9 @@ def test_the_mean_curve_has_the_steps_that_all_have_and_the_ends_of_those_that_e
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 5.0, 4.0, 9.0]])
 def test_the_interval_is_students(values: list[float]) -> None:
+
+    from scipy.stats import t
+
     found = interval(values)
     expected = t.interval(0.95, len(values) - 1, found.mean, _sem(values))
     assert found.ends == pytest.approx(expected)

@@ -11,6 +11,7 @@ from apollo_cli.training.distributed.environment import ProcessEnv
 from apollo_cli.training.distributed.group import ProcessGroup
 from apollo_cli.training.run import train
 from apollo_cli.training.trainer import Trainer
+from tests.conftest import RARELY
 
 
 def test_auto_on_a_cpu_is_fp32_and_not_compiled(config: Callable[..., Config]) -> None:
@@ -81,7 +82,7 @@ def test_a_run_out_of_memory_says_what_to_type(
 
     monkeypatch.setattr(Trainer, "backward", backward)
     with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):
-        train(config(), tmp_path)
+        train(config(*RARELY), tmp_path)
 
 
 def test_the_device_line_says_what_was_chosen_and_why(config: Callable[..., Config]) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.signals import Interrupted
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import read_rows, without_clocks
+from tests.conftest import RARELY, read_rows, without_clocks
 
 TWO = "schedule.ends=[0.5,1]"
 METHODS = {  # each in four layers and twelve steps; a stage begins at steps 4, 6 or 8
@@ -35,12 +36,17 @@ def weights(run_dir: Path, step: int) -> dict[str, Tensor]:
     return load_file(run_dir / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
+        for (i, name), (j, kind) in product(enumerate(METHODS), enumerate(["bert", "gpt"]))
+    ],
+)
 def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     name: str, kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(f"model={kind}", *METHODS[name])
+    settings = config(f"model={kind}", *RARELY, *METHODS[name])
     result = train(settings, tmp_path / "straight")
     assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
     original = Trainer.step
@@ -64,13 +70,13 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_no_loss_jumps_where_new_layers_are_gated(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config(f"model={kind}", *METHODS["msg"]), tmp_path)
+    train(config(f"model={kind}", *RARELY, *METHODS["msg"]), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert before["eval/loss"] == after["eval/loss"]
     assert (before["layers"], after["layers"]) == (2, 4)
 
 
 def test_no_loss_jumps_with_zero_init(config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config("model=gpt", *METHODS["net2net"]), tmp_path)
+    train(config("model=gpt", *RARELY, *METHODS["net2net"]), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert before["eval/loss"] == after["eval/loss"]

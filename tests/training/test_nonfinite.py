@@ -20,7 +20,7 @@ from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.state import Checkpoint
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, BuiltOnce, read_rows, without_clocks
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], what: str) -> None:
@@ -47,10 +47,29 @@ def _newest(run_dir: Path) -> Checkpoint:
     return found
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "-inf"])
-@pytest.mark.parametrize("step", [0, 3, 7])  # the first of all, the first after a growth, one in between
+@pytest.fixture(scope="session")
+def undisturbed(config: Callable[..., Config], built_once: BuiltOnce) -> Path:
+    return built_once("dropout", lambda folder: train(config("model.dropout=0.1", "checkpoint.every=99"), folder))
+
+
+FAST = [("loss", 0), ("gradient", 3), ("-inf", 7)]
+
+
+@pytest.mark.parametrize(
+    ("what", "step"),
+    [
+        pytest.param(what, step, marks=[] if (what, step) in FAST else pytest.mark.slow)
+        for what in ("loss", "gradient", "-inf")
+        for step in (0, 3, 7)  # the first of all, the first after a growth, one in between
+    ],
+)
 def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
-    what: str, step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str,
+    step: int,
+    undisturbed: Path,
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ("model.dropout=0.1", f"checkpoint.every={step or 99}")
     with monkeypatch.context() as patch:
@@ -68,9 +87,8 @@ def test_stop_keeps_the_state_before_the_step_and_a_diagnosis(
     assert found["parameters"] == ([] if what == "loss" else ["blocks.0.qkv.weight"])
     # what was kept is the state before: without the poison, the run ends as if nothing had happened
     resume(tmp_path / "run")
-    train(config(*words), tmp_path / "straight")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
-    ours, theirs = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "straight"))
+    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(undisturbed))
+    ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "run", undisturbed))
     assert ours == theirs
 
 
@@ -134,7 +152,7 @@ def test_too_many_skips_in_a_row_end_the_run(
 ) -> None:
     poison(monkeypatch, range(1, 99), "loss")
     with pytest.raises(TrainingError, match=f"as in the {MAX_SKIPS_IN_A_ROW} steps before it"):
-        train(config("on_nonfinite=skip"), tmp_path)
+        train(config("on_nonfinite=skip", "eval.every=100", "checkpoint.every=100"), tmp_path)
     assert len(list((tmp_path / "refused_steps").iterdir())) == MAX_SKIPS_IN_A_ROW + 1
 
 
@@ -155,8 +173,8 @@ def test_a_huge_learning_rate_ends_with_a_message(config: Callable[..., Config],
 
 def test_peaks_between_two_rows_are_recorded(config: Callable[..., Config], tmp_path: Path) -> None:
     """The mean over log.every steps hides a spike, which the rows of single steps show."""
-    train(config("log.every=1"), tmp_path / "all")
-    train(config("log.every=3"), tmp_path / "few")
+    train(config(*RARELY, "log.every=1"), tmp_path / "all")
+    train(config(*RARELY, "log.every=3"), tmp_path / "few")
     every = [row for row in read_rows(tmp_path / "all") if "train/lr" in row]
     for row in (row for row in read_rows(tmp_path / "few") if "train/lr" in row):
         inside = [r for r in every if row["step"] - 3 < r["step"] <= row["step"]]
@@ -166,7 +184,7 @@ def test_peaks_between_two_rows_are_recorded(config: Callable[..., Config], tmp_
 
 
 def test_the_summary_has_the_losses_around_each_growth(config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config("expander=stack"), tmp_path)
+    train(config(*RARELY, "expander=stack"), tmp_path)
     rows = [row for row in read_rows(tmp_path) if "growth/to" in row]
     expected = [
         {

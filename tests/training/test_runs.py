@@ -14,7 +14,7 @@ from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import train
-from tests.conftest import read_rows
+from tests.conftest import RARELY, read_rows
 
 SAMPLERS = ["lvps", "uniform", "edge", "full", "shallow"]
 EXPANDERS = [
@@ -31,11 +31,12 @@ SCHEDULES = {
 
 
 def _choices() -> list[Any]:
-    """All combinations; the fast ones have any two choices of different groups together at least once."""
+    """All combinations; the fast ones have every expander with every schedule that grows, and every sampler."""
     choices = []
     numbered = enumerate(SAMPLERS), enumerate(EXPANDERS), enumerate(SCHEDULES)
     for (i, sampler), (j, expander), (k, schedule) in product(*numbered):
-        marks = [] if (i + j + k) % len(SCHEDULES) == 0 else [pytest.mark.slow]
+        is_fast = i == (j + k) % len(SAMPLERS) and (schedule != "scratch" or j == 0)
+        marks = [] if is_fast else [pytest.mark.slow]
         choices.append(
             pytest.param(sampler, expander, schedule, marks=marks, id=f"{sampler}-{expander[-1]}-{schedule}")
         )
@@ -47,7 +48,7 @@ def test_every_sampler_trains_with_every_expander_and_schedule(
     sampler: str, expander: tuple[str, ...], schedule: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     kind = "gpt" if sampler in ("uniform", "full") else "bert"
-    words = [f"model={kind}", f"sampler={sampler}", *expander, *SCHEDULES[schedule], "budget.steps=8"]
+    words = [f"model={kind}", f"sampler={sampler}", *expander, *SCHEDULES[schedule], *RARELY, "budget.steps=8"]
     result = train(config(*words), tmp_path)
     rows = read_rows(tmp_path)
     assert rows[-1]["flops"] == result.plan.flops
@@ -67,7 +68,7 @@ _APART = {("keep", "continue"), ("map", "rewarm"), ("reset", "restart"), ("map",
 def test_every_rule_at_growth_trains(
     moments: str, at_growth: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config(f"expander.moments={moments}", f"optim.at_growth={at_growth}"), tmp_path)
+    train(config(f"expander.moments={moments}", f"optim.at_growth={at_growth}", *RARELY), tmp_path)
     rows = read_rows(tmp_path)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"]
 
@@ -81,9 +82,10 @@ SMALL_EXPERIMENTS = [
 @pytest.mark.parametrize("experiment", SMALL_EXPERIMENTS)
 def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
     """With its own depth and stages; only the width, the corpus and the length are small."""
-    own = ("model.layers", "schedule.")
+    own = ("model.layers", "schedule.", "batch.micro", "eval.every", "checkpoint.every")
     words = [word for word in tiny if not word.startswith(own)]
-    config = parse(compose_values([f"experiment={experiment}", *words, "budget.flops=null", "budget.steps=16"]))
+    words += [*RARELY, "budget.flops=null", "budget.steps=16"]
+    config = parse(compose_values([f"experiment={experiment}", *words]))
     result = train(config, tmp_path)
     assert read_rows(tmp_path)[-1]["flops"] == result.plan.flops
     assert read_rows(tmp_path)[-1]["layers"] == 12
@@ -100,6 +102,6 @@ def test_the_paper_presets_compose_and_plan(experiment: str, million_parameters:
 
 
 def test_a_run_learns(config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config("budget.steps=60", "batch.size=16", "batch.micro=16", "optim.lr=1e-2"), tmp_path)
+    train(config(*RARELY, "budget.steps=60", "batch.size=16", "batch.micro=16", "optim.lr=1e-2"), tmp_path)
     rows = read_rows(tmp_path)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.5

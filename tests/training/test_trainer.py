@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from apollo_cli.config.config import Config
 from apollo_cli.models.hf import load_model
 from apollo_cli.training import planning
+from apollo_cli.training.device import choose
 from apollo_cli.training.run import train
-from tests.conftest import read_rows
+from tests.conftest import RARELY, read_rows
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -18,7 +19,7 @@ def test_accumulated_micro_steps_equal_one_large_one(
     kind: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     """At a fixed depth; the gradients differ by the order of a sum alone."""
-    words = (f"model={kind}", "sampler=full", "optim.eps=1e-4")  # a larger eps keeps rounding small
+    words = (f"model={kind}", *RARELY, "sampler=full", "optim.eps=1e-4")  # a larger eps keeps rounding small
     for micro in (1, 4):
         train(config(*words, f"batch.micro={micro}"), tmp_path / str(micro))
     one, four = (load_file(tmp_path / m / "model" / "model.safetensors") for m in ("1", "4"))
@@ -28,9 +29,9 @@ def test_accumulated_micro_steps_equal_one_large_one(
     assert flops[0] == flops[1]
 
 
-def test_each_micro_step_has_a_depth_of_its_own(config: Callable[..., Config], tmp_path: Path) -> None:
-    result = train(config("batch.micro=1", "sampler=uniform"), tmp_path)
-    first = result.plan.stages[0]
+def test_each_micro_step_has_a_depth_of_its_own(config: Callable[..., Config]) -> None:
+    settings = config("batch.micro=1", "sampler=uniform")
+    first = planning.make_plan(settings, choose(settings.run)).stages[0]
     assert sum(first.depth_counts.values()) == first.stage.steps * 4
     assert len(first.depth_counts) > 1
 
@@ -51,7 +52,7 @@ def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
         return seen[-1]
 
     monkeypatch.setattr(pretraining, "EvaluationBatches", spy)
-    result = train(config(f"model={kind}"), tmp_path)
+    result = train(config(f"model={kind}", *RARELY, "budget.steps=8"), tmp_path)
     auto = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
     model = auto.from_pretrained(tmp_path / "model").eval()
     losses, count = 0.0, 0
@@ -63,11 +64,8 @@ def test_the_validation_loss_is_that_of_the_exported_model_in_transformers(
     assert result.losses["eval/loss"] == pytest.approx(losses / count, abs=1e-5)
 
 
-def test_growth_by_interpolation_keeps_the_loss_at_full_depth(
-    config: Callable[..., Config], tmp_path: Path
-) -> None:
-    train(config(), tmp_path)
-    growths = [row for row in read_rows(tmp_path) if "growth/to" in row]
+def test_growth_by_interpolation_keeps_the_loss_at_full_depth(straight: dict[str, Path]) -> None:
+    growths = [row for row in read_rows(straight["bert"]) if "growth/to" in row]
     for before, after in zip(growths[::2], growths[1::2], strict=True):
         assert before["eval/loss_full_depth"] == after["eval/loss_full_depth"]
 
@@ -76,7 +74,8 @@ def test_growth_by_interpolation_keeps_the_loss_at_full_depth(
 def test_after_every_growth_all_layers_are_trained(
     expander: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config(f"expander={expander}", "checkpoint.every=1", "checkpoint.keep=100"), tmp_path)
+    words = (*RARELY, f"expander={expander}", "checkpoint.every=1", "checkpoint.keep=100")
+    train(config(*words), tmp_path)
     for grown, layers in ((4, 2), (7, 4)):  # the first step of a stage, and its second
         before, after = (
             load_file(tmp_path / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
@@ -95,7 +94,7 @@ def _untrainable(name: str) -> bool:
 def test_the_clip_is_in_the_config(config: Callable[..., Config], tmp_path: Path) -> None:
     norms = {}
     for clip in ("0", "1e-3"):
-        train(config(f"optim.clip={clip}", "log.every=1"), tmp_path / clip)
+        train(config(*RARELY, f"optim.clip={clip}", "log.every=1", "budget.steps=8"), tmp_path / clip)
         norms[clip] = [row["train/grad_norm"] for row in read_rows(tmp_path / clip) if "train/loss" in row]
     assert norms["0"][0] == norms["1e-3"][0]  # the norm before clipping
     assert norms["0"][1:] != norms["1e-3"][1:]
@@ -116,13 +115,12 @@ def test_a_run_under_seconds_ends_by_the_clock(
 def test_blocks_compile(config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
-    train(config("compile=true"), tmp_path)
+    train(config(*RARELY, "compile=true", "budget.steps=8"), tmp_path)
     assert len(compiled) == 1 + 2 + 4
 
 
-def test_an_exported_model_loads_back(config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config("model=gpt"), tmp_path)
-    model = load_model(tmp_path / "model")
-    weights = load_file(tmp_path / "checkpoints" / "step_00000012" / "model.safetensors")
+def test_an_exported_model_loads_back(straight: dict[str, Path]) -> None:
+    model = load_model(straight["gpt"] / "model")
+    weights = load_file(straight["gpt"] / "checkpoints" / "step_00000012" / "model.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name])

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from apollo_cli.training.init_from.learned_map import LearnedMap, learn, loss_of
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import read_rows, without_clocks
+from tests.conftest import RARELY, BuiltOnce, read_rows, without_clocks
 
 SMALL = ("model.layers=2", "schedule.layers=[1,2]", "schedule.ends=[0.5,1]", "sampler=shallow")
 LARGE = ("model.hidden=32", "model.heads=4", "model.ffn=64", "schedule.ends=[1]", "schedule.layers=[4]")
@@ -39,18 +40,25 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def sources(config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def sources(config: Callable[..., Config], built_once: BuiltOnce) -> dict[str, Path]:
     """A complete small run of each model."""
-    folders = {}
-    for kind in ("bert", "gpt"):
-        folders[kind] = tmp_path_factory.mktemp("source") / kind
-        train(config(f"model={kind}", *SMALL), folders[kind])
-    return folders
+
+    def build(folder: Path) -> None:
+        for kind in ("bert", "gpt"):
+            train(config(f"model={kind}", *RARELY, *SMALL), folder / kind)
+
+    folder = built_once("sources", build)
+    return {kind: folder / kind for kind in ("bert", "gpt")}
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
+        for (i, name), (j, kind) in product(enumerate(METHODS), enumerate(["bert", "gpt"]))
+    ],
+)
 def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     name: str,
     kind: str,
@@ -59,7 +67,7 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = config(f"model={kind}", *METHODS[name], f"init_from.path={sources[kind]}")
+    settings = config(f"model={kind}", *RARELY, *METHODS[name], f"init_from.path={sources[kind]}")
     result = train(settings, tmp_path / "straight")
     rows = read_rows(tmp_path / "straight")
     assert rows[-1]["flops"] == result.plan.flops
@@ -89,7 +97,7 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
 def test_lemon_begins_at_the_loss_of_its_source(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config("model=gpt", *METHODS["lemon"], f"init_from.path={sources['gpt']}"), tmp_path)
+    train(config("model=gpt", *RARELY, *METHODS["lemon"], f"init_from.path={sources['gpt']}"), tmp_path)
     end = read_rows(sources["gpt"])[-1]["eval/loss"]
     assert read_rows(tmp_path)[0]["eval/loss"] == pytest.approx(end, abs=1e-5)
 
@@ -97,7 +105,7 @@ def test_lemon_begins_at_the_loss_of_its_source(
 def test_a_model_in_transformers_format_is_a_source_whose_cost_is_not_known(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    words = ("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}")
+    words = ("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}")
     plan = train(config(*words), tmp_path).plan
     assert plan.source_flops is None
     assert make_plan(config(*words, "init_from.flops=1e9"), choose(config().run)).source_flops == 10**9
@@ -106,7 +114,7 @@ def test_a_model_in_transformers_format_is_a_source_whose_cost_is_not_known(
 def test_the_cost_of_a_sources_source_is_charged_too(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    first = train(config("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt']}"), tmp_path).plan
+    first = train(config("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt']}"), tmp_path).plan
     again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
     assert first.source_flops is not None
     assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
@@ -115,7 +123,7 @@ def test_the_cost_of_a_sources_source_is_charged_too(
 def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config("model=gpt", *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}"), tmp_path)
+    train(config("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}"), tmp_path)
     again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
     assert make_plan(again, choose(again.run)).source_flops is None
 

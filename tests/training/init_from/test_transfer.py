@@ -22,7 +22,7 @@ from apollo_cli.training.init_from import transfer
 from apollo_cli.training.init_from.learned_map import learn
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, read_rows, without_clocks
 from tests.training.init_from.test_source import map_flops_by_hand
 from tests.training.init_from.test_weights import GROWN, OFTEN, grown, moved, planned
 from tests.training.test_methods import weights as weights_of
@@ -102,7 +102,7 @@ def stopping(at: tuple[int, ...], patch: pytest.MonkeyPatch) -> None:
 def test_a_run_stopped_or_killed_around_the_growth_is_resumed_exactly(
     kind: str, words: tuple[str, ...], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    settings, run = config(f"model={kind}", *words), tmp_path / "run"
+    settings, run = config(f"model={kind}", *RARELY, *words), tmp_path / "run"
     train(settings, tmp_path / "straight")
 
     def in_the_map(model: Any, learned: Any, batch: Callable[[int], Batch], *rest: Any) -> Any:

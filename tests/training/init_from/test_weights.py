@@ -25,13 +25,13 @@ from apollo_cli.training.init_from.weights import enlarged, init_from_smaller
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, read_rows, without_clocks
 from tests.training.test_methods import weights
 
 HALF = ("sampler=shallow", "schedule.layers=[4,4]", "schedule.ends=[0.5,1]", "schedule.widths=[0.5,1]")
 FPI = ("expander=bert2bert", "expander.width=fpi", *HALF)
 BOTH = ("expander=bert2bert", "model.heads=4", "schedule.widths=[0.25,0.5,1]")  # AKI, and 1, 2, 4 layers
-OFTEN = ("checkpoint.every=1", "checkpoint.keep=100")
+OFTEN = ("batch.micro=4", "checkpoint.every=1", "checkpoint.keep=100")
 GROWN = 6  # the step before which all of these become as wide as they get
 
 
@@ -97,7 +97,7 @@ def test_a_run_stopped_around_the_growth_is_resumed_exactly(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = config(f"model={kind}", *words)
+    settings = config(f"model={kind}", *RARELY, *words)
     result = train(settings, tmp_path / "straight")
     rows = read_rows(tmp_path / "straight")
     assert rows[-1]["flops"] == result.plan.flops
@@ -152,7 +152,7 @@ def test_after_the_growth_every_parameter_trains_and_the_optimizer_has_no_other(
 def test_lemon_keeps_the_loss_at_growth(
     kind: str, layers: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config(f"model={kind}", "expander=lemon", *HALF, f"schedule.layers={layers}"), tmp_path)
+    train(config(f"model={kind}", *RARELY, "expander=lemon", *HALF, f"schedule.layers={layers}"), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert (before["width"], after["width"]) == (0.5, 1)
     assert (before["stage"], after["stage"]) == (1, 2)
@@ -160,7 +160,7 @@ def test_lemon_keeps_the_loss_at_growth(
 
 
 def test_every_growth_is_in_the_summary(config: Callable[..., Config], tmp_path: Path) -> None:
-    trainer, _ = grown(("model=gpt", *BOTH), config, tmp_path)
+    trainer, _ = grown(("model=gpt", *RARELY, *BOTH), config, tmp_path)
     ends = [{k: v for k, v in growth.items() if "loss" not in k} for growth in trainer.state.growths]
     assert ends == [
         {"step": 3, "from": 1, "to": 2, "width_from": 0.25, "width_to": 0.5},
@@ -171,8 +171,8 @@ def test_every_growth_is_in_the_summary(config: Callable[..., Config], tmp_path:
 
 def test_a_source_may_be_as_narrow_as_the_first_stage(config: Callable[..., Config], tmp_path: Path) -> None:
     small = ("model.layers=2", "model.hidden=8", "model.heads=1", "model.ffn=16", "schedule.layers=[2]")
-    train(config("model=gpt", *small, "schedule.ends=[1]"), tmp_path / "source")
-    plan = train(config("model=gpt", *FPI, f"init_from.path={tmp_path / 'source'}"), tmp_path / "run").plan
+    train(config("model=gpt", *RARELY, *small, "schedule.ends=[1]"), tmp_path / "source")
+    plan = train(config("model=gpt", *RARELY, *FPI, f"init_from.path={tmp_path / 'source'}"), tmp_path / "run").plan
     assert plan.source_flops
     end = read_rows(tmp_path / "source")[-1]["eval/loss"]
     assert read_rows(tmp_path / "run")[0]["eval/loss"] == pytest.approx(end, abs=0.5)
