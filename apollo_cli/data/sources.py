@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apollo_cli.data.readers import Reading, read_documents, refuse_unsuitable
+from apollo_cli.data.readers import KINDS, Reading, kind_of, read_documents, refuse_unsuitable
 from apollo_cli.errors import DataError
 
 Documents = Callable[[], Iterator[str]]  # starts a new pass over a source
@@ -181,7 +181,7 @@ class TextFiles(Source):
     """Files: txt, jsonl, json, csv, tsv, parquet and arrow, each also compressed as .gz, .xz, .bz2 or .zst.
 
     Attributes:
-        patterns: paths or globs; `**` matches folders.
+        patterns: paths or globs; `**` matches folders. A folder stands for the files of known kinds in it.
         document: where a document of a .txt file ends: `blank_line`, `line` or `file`; in other formats every
             record is one, but with `file` all of them are one.
         text_field: the field or column that holds the text, in formats that have them.
@@ -272,9 +272,10 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
         if os.path.lexists(literal):  # its name may contain brackets
             matches = [literal]
         files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
-        if not files and matches:
-            example = str(Path(pattern) / "*.txt")
-            raise DataError(f"{key}: {pattern} is a directory: name its files, for example '{key}=[\"{example}\"]'")
+        if matches and not files:
+            files = [file for folder in matches for file in _files_in(Path(folder))]
+            if not files:
+                raise DataError(f"{key}: {pattern} is a directory without a file of {', '.join(KINDS)}")
         if not files:
             started = f"(looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
             relative = not pattern.startswith(("/", "~"))
@@ -283,6 +284,17 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
             refuse_unsuitable(file)
         found |= dict.fromkeys(file.resolve() for file in files)
     return list(found)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of known kinds in a folder and those below it, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if kind_of(path) in KINDS
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def file_states(paths: list[Path]) -> list[list[Any]]:
