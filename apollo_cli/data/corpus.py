@@ -113,7 +113,8 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer; or the cache
             cannot be written.
     """
-    folder = cache / _key(source, recipe)
+    identity = _identity(source, recipe)
+    folder = cache / _digest_of(identity)[:20]
     try:
         if corpus := _cached(folder, recipe):
             return corpus
@@ -122,7 +123,7 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
         with _lock(folder.with_suffix(".lock"), say):
             if corpus := _cached(folder, recipe, say):
                 return corpus
-            _build(source, recipe, folder, say, bar)
+            _build(source, recipe, identity, folder, say, bar)
     except OSError as error:
         raise DataError(
             f"the corpus cannot be built in {cache}: {error}. Set data.cache_dir to a folder that can be written to"
@@ -130,15 +131,14 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
     return _open(folder, recipe)
 
 
-def _key(source: Source, recipe: Recipe) -> str:
-    """The folder name of a cached corpus: equal for equal text, tokenizer and options."""
+def _identity(source: Source, recipe: Recipe) -> list[Any]:
+    """What decides a packed corpus: equal for equal text, tokenizer and options."""
     made_here = recipe.tokenizer in (*tokenizers.TRAINED, BYTES)
     made_by = recipe.tokenizer if made_here else tokenizers.tokenizer_identity(recipe.tokenizer)
     try:
-        parts = [FORMAT, type(source).__name__, source.identity(), asdict(recipe), made_by]
+        return [FORMAT, type(source).__name__, source.identity(), asdict(recipe), made_by]
     except OSError as error:  # a file was deleted meanwhile
         raise DataError(f"the corpus cannot be read: {error}") from error
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _cached(folder: Path, recipe: Recipe, say: Say | None = None) -> Corpus | None:
@@ -230,13 +230,42 @@ def _rows(path: Path, facts: _SplitFacts, recipe: Recipe) -> np.ndarray:
     return np.memmap(path, dtype=recipe.dtype, mode="r", shape=shape)
 
 
-def _build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> None:
+def _refuse_changed(before: list[Any], source: Source, recipe: Recipe) -> None:
+    """Raises a DataError with the names of the files that are not what they were when `before` was taken."""
+    after = _identity(source, recipe)
+    if changed := sorted({state[0] for state in _file_states(before) ^ _file_states(after)}):
+        raise DataError(
+            f"{', '.join(changed[:3])}{' and more' if changed[3:] else ''}: changed while it was read; start again "
+            "when nothing writes to it"
+        )
+    if after != before:
+        raise DataError(f"{source.title()} or data.tokenizer changed while it was read; start again")
+
+
+def _file_states(identity: Any) -> set[tuple[str, int, int]]:
+    """The (path, size, time of the last change) in an identity, at any depth."""
+    match identity:
+        case [str(path), int(size), int(changed)]:
+            return {(path, size, changed)}
+        case dict():
+            return _file_states(list(identity.values()))
+        case list() | tuple():
+            return set().union(*map(_file_states, identity))
+    return set()
+
+
+def _build(source: Source, recipe: Recipe, identity: list[Any], folder: Path, say: Say, bar: Bar) -> None:
     """Builds beside `folder` and renames, so that the folder is complete or does not exist."""
     unfinished = folder.with_suffix(".building")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        packed = pack_corpus(source, recipe, unfinished, say, bar)
+        try:
+            packed = pack_corpus(source, recipe, unfinished, say, bar)
+        except DataError:
+            _refuse_changed(identity, source, recipe)  # which may be why
+            raise
+        _refuse_changed(identity, source, recipe)
         _write_facts(unfinished, recipe, source, packed)
         unfinished.rename(folder)
     except OSError as error:

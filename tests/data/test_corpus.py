@@ -1,7 +1,7 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from apollo_cli.data import packer
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
-from apollo_cli.data.sources import Source, TextFiles
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.mixture import Mixture
+from apollo_cli.data.sources import Part, Source, TextFiles
 from apollo_cli.errors import DataError
 
 ENTRIES = {"bert": 200, "gpt": 300}
@@ -353,6 +355,47 @@ def test_a_text_file_that_changed_is_packed_again(
             load_corpus(TextFiles((str(path),)), recipes["bert"], tmp_path / "c", silent).fingerprint
         )
     assert fingerprints[0] != fingerprints[1]
+
+
+def replace_by_other(path: Path) -> None:
+    path.with_name("other").write_text("other words " * 500, encoding="utf-8")
+    path.with_name("other").replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "appended to": lambda path: path.open("a").write("more\n\n"),
+    "replaced": replace_by_other,
+    "deleted": lambda path: path.unlink(),
+    "cut inside of a letter": lambda path: path.write_bytes(path.read_bytes()[:5000] + b"\xc3"),
+}
+
+
+@pytest.mark.parametrize("kind", ["files", "a mixture", "a dataset"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moment", ["training a tokenizer", "tokenizing and packing"])
+def test_a_corpus_that_changes_while_it_is_packed_is_refused_by_name_and_not_kept(
+    documents: list[str], tmp_path: Path, moment: str, change: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text("\n\n".join(documents), encoding="utf-8")
+    source: Source = TextFiles((str(tmp_path / "in/*.txt"),))
+    if kind == "a mixture":
+        source = Mixture(tuple(Part(TextFiles((str(tmp_path / "in" / name),)), 1.0) for name in ("a.txt", "b.txt")))
+    elif kind == "a dataset":
+        source = Hub((str(tmp_path / "in"),), (None,))
+
+    def say(line: str) -> None:
+        if line.startswith(moment):
+            CHANGES[change](tmp_path / "in/b.txt")
+
+    with pytest.raises(DataError, match=r"b\.txt") as error:
+        load_corpus(source, Recipe("gpt", "auto", 300, SEQ_LEN, 0.1), tmp_path / "cache", say)
+    assert ("changed while it was read" in str(error.value)) or change == "deleted"
+    assert "a.txt" not in str(error.value)
+    assert not list((tmp_path / "cache").glob("*/*"))
 
 
 def test_a_tokenizer_file_that_changed_packs_again(
