@@ -23,6 +23,7 @@ from apollo_cli.errors import DataError
 
 SPLITS = ("training", "validation")
 _LONGEST_PIECE = 100_000  # characters that are tokenized at once, so that long documents use all cores, too
+_UNKNOWN_WARNING, _UNKNOWN_REFUSAL = 0.03, 0.5  # shares of all tokens
 _PIECES_AT_ONCE, _CHARACTERS_AT_ONCE = 2048, 1_000_000  # about 130 bytes of memory for each character
 
 Say = Callable[[str], None]  # takes one line of progress
@@ -57,6 +58,7 @@ class PackingStats:
         documents: packed ones of training and of validation.
         num_bytes: of their text in UTF-8.
         tokens: without those that are added between documents or around rows.
+        unknown: tokens for what the tokenizer does not know; None in a corpus in which they were not counted.
         left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
             after the last row that is needed.
         copies: documents that are exact copies of an earlier one.
@@ -75,6 +77,7 @@ class PackingStats:
     ] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     num_bytes: Count = 0
     tokens: Count = 0
+    unknown: Count | None = None
     left_over: Count = 0
     copies: Count = 0
     distinct: bool = False
@@ -87,6 +90,10 @@ class PackingStats:
     parts: list[PartStats] = field(default_factory=list)
 
     __pydantic_config__ = _EXACT
+
+    @property
+    def share_unknown(self) -> float:
+        return (self.unknown or 0) / max(1, self.tokens)
 
     def rows(self, split: str) -> int:
         """The rows of all parts for training or for validation."""
@@ -127,6 +134,14 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
         _hold_out_the_tail(packed, recipe, folder)
     _check_rows(packed, recipe, source)
     say(_summary(packed, recipe))
+    if packed.share_unknown > _UNKNOWN_WARNING:
+        problem = (
+            f"{packed.share_unknown:.1%} of all tokens are unknown to data.tokenizer={recipe.tokenizer}: type "
+            "data.tokenizer=bpe or unigram, or a larger data.vocab_size where rare letters are unknown"
+        )
+        if packed.share_unknown > _UNKNOWN_REFUSAL:
+            raise DataError(problem)
+        say(f"warning: {problem}")
     return packed
 
 
@@ -139,7 +154,8 @@ def _summary(packed: PackingStats, recipe: Recipe) -> str:
         documents += f"; {packed.left_out:,} for training left out, for validation has them"
     if packed.empty:
         documents += f"; {packed.empty:,} without text left out"
-    return f"packed {rows} rows of {recipe.seq_len}: {documents}"
+    unknown = f"; {packed.share_unknown:.2%} of all tokens are unknown" if packed.unknown else ""
+    return f"packed {rows} rows of {recipe.seq_len}: {documents}{unknown}"
 
 
 def _with_progress(source: Source, documents: Iterator[str], at: At, say: Say) -> Iterator[str]:
@@ -194,7 +210,8 @@ class Packer:
         self.copies = CopyCounter(folder / "hashes")
         self.given: set[int] = set()  # hashes of the documents given for validation
         self.seen: set[int] | None = set() if distinct else None
-        self.packed = PackingStats(distinct=distinct)
+        self.unknown = tokenizers.unknown_id(tokenizer)
+        self.packed = PackingStats(distinct=distinct, unknown=0)
         self.length: int | None = None  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
@@ -312,6 +329,7 @@ class Packer:
             self.copies.add(piece.document)
         packed.num_bytes += len(piece.text.encode())
         packed.tokens += len(ids)
+        packed.unknown = (packed.unknown or 0) + ids.count(self.unknown)
         self.writers[piece.goes_to].add(ids, piece.is_last)
         self.length = (self.length or 0) + len(ids)
         if piece.is_last:

@@ -111,22 +111,34 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
     """
     texts = list(_sample(documents))
     special = list(SPECIAL_TOKENS[kind].values())
-    learner = _word_level(models.WordPiece(unk_token="[UNK]"))
     counts: Counter[str] = Counter()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
     for text in texts:
-        counts.update(learner.normalizer.normalize_str(text))
+        counts.update(normalizer.normalize_str(text))
     frequent = sorted((letter for letter in counts if not letter.isspace()), key=lambda c: (-counts[c], c))
-    letters = frequent[: min(1000, max(vocabulary // 16, 64))]
+    number = min(1000, max(vocabulary // 16, 64))
+    learned = _learn_wordpiece(texts, vocabulary, special, frequent[:number])
+    while len(learned) < vocabulary and number < len(frequent):  # as where most words are a letter
+        number += (vocabulary - len(learned) + 1) // 2
+        learned = _learn_wordpiece(texts, vocabulary, special, frequent[:number], most=vocabulary)
+    tokenizer = _word_level(models.WordPiece(learned, unk_token="[UNK]", max_input_chars_per_word=100))
+    return _with_special_tokens(tokenizer, special)
+
+
+def _learn_wordpiece(
+    texts: list[str], vocabulary: int, special: list[str], letters: list[str], most: int | None = None
+) -> dict[str, int]:
+    """The ids of the entries that WordPiece learns with these letters, of which at most `most` tokens are taken."""
+    learner = _word_level(models.WordPiece(unk_token="[UNK]"))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
-        special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
+        special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)][:most],
         initial_alphabet=letters,
         limit_alphabet=len(letters),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    tokenizer = _word_level(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
-    return _with_special_tokens(tokenizer, special)
+    return learner.get_vocab()
 
 
 def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -294,6 +306,13 @@ def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the model's special tokens by their names in transformers: pad, cls, eos, ..."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
+
+
+def unknown_id(tokenizer: Tokenizer) -> int:
+    """The id of the token for what the tokenizer does not know; -1 if it has none."""
+    model = json.loads(tokenizer.to_str())["model"]
+    by_name = tokenizer.token_to_id(str(model.get("unk_token")))
+    return next((i for i in (model.get("unk_id"), by_name) if i is not None), -1)
 
 
 def inside_words(tokenizer: Tokenizer) -> np.ndarray:

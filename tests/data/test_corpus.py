@@ -357,6 +357,48 @@ def test_a_text_file_that_changed_is_packed_again(
     assert fingerprints[0] != fingerprints[1]
 
 
+def unknown_share(known: int, unknown: int) -> list[str]:
+    """Documents of which so many words are known to the tokenizer of `word_tokenizer`, and the others not."""
+    rng = random.Random(0)
+    words = ["one"] * known + ["other"] * unknown
+    return [" ".join(rng.sample(words, len(words))) + f" {i}" for i in range(100)]
+
+
+@pytest.fixture
+def word_tokenizer(tmp_path: Path) -> Recipe:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {token: i for i, token in enumerate([*special, "one", *map(str, range(100))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return Recipe("bert", str(tmp_path / "tokenizer.json"), len(words), SEQ_LEN, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "share"), [(50, 0, ""), (98, 1, "1.00%"), (94, 5, "5.00%"), (39, 60, "60.0%")]
+)
+def test_the_share_of_unknown_tokens_is_shown_warned_of_and_refused_above_half(
+    word_tokenizer: Recipe, tmp_path: Path, known: int, unknown: int, share: str
+) -> None:
+    said: list[str] = []
+    texts = unknown_share(known, unknown)
+    if unknown > known:
+        with pytest.raises(DataError, match=rf"{share} of all tokens are unknown.*data\.tokenizer=bpe or unigram"):
+            load_corpus(Memory(texts), word_tokenizer, tmp_path / "cache", said.append)
+        assert not list((tmp_path / "cache").glob("*/*"))
+        return
+    packed = load_corpus(Memory(texts), word_tokenizer, tmp_path / "cache", said.append).packed
+    assert packed.unknown == 100 * unknown
+    assert any(f"{share} of all tokens are unknown" in line for line in said) == bool(unknown)
+    assert any(line.startswith("warning: 5.0% of all tokens") for line in said) == (unknown == 5)
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [("bert", "wordpiece"), ("bert", "unigram"), ("gpt", "bpe")])
+def test_the_unknown_token_is_known(documents: list[str], kind: str, algorithm: str) -> None:
+    tokenizer = tokenizers.train_tokenizer(kind, {"bert": 100, "gpt": 300}[kind], documents, algorithm=algorithm)
+    assert tokenizers.unknown_id(tokenizer) == (UNK if kind == "bert" else -1)
+
+
 def replace_by_other(path: Path) -> None:
     path.with_name("other").write_text("other words " * 500, encoding="utf-8")
     path.with_name("other").replace(path)
