@@ -224,9 +224,10 @@ _TRIAL = """
 import sys
 from contextlib import suppress
 from pathlib import Path
-from apollo_cli.data.tokenizer import first_line, read_tokenizer
+from apollo_cli.data.tokenizer import check_growth, first_line, read_tokenizer
 try:
     tokenizer = read_tokenizer(Path(sys.argv[1]))
+    check_growth(tokenizer)
     with suppress(Exception):
         tokenizer.encode_batch_fast(["A text of 8 words, as they come."], add_special_tokens=False)
 except BaseException as error:
@@ -237,7 +238,7 @@ except BaseException as error:
 
 @cache
 def _load_in_subprocess(path: Path, *digests: str) -> None:
-    """Loads an untrusted file in another process first: some files abort the process, or never return.
+    """Loads an untrusted file in another process first: some abort it, or never return.
 
     Raises:
         ValueError: it cannot be loaded; says why.
@@ -251,6 +252,32 @@ def _load_in_subprocess(path: Path, *digests: str) -> None:
         raise ValueError("it makes the tokenizers library crash")
     if done.returncode:
         raise ValueError(first_line(ValueError(done.stdout or done.stderr)))
+
+
+def check_growth(tokenizer: Tokenizer) -> None:
+    """Normalizes single letters, a sentence, and the texts that the normalizer looks for, step by step.
+
+    Raises:
+        ValueError: one becomes much longer, so that a corpus might take all memory. (The longest that Unicode makes
+            of one letter has 18.)
+    """
+    steps = _steps(json.loads(tokenizer.to_str())["normalizer"])
+    looked_for = [step["pattern"]["String"] for step in steps if "String" in step.get("pattern", {})]
+    texts = [*map(chr, range(0x20, 0x250)), "A text of 8 words, as they come.", "日本語 😀", *looked_for]
+    grown, one = texts, normalizers.Sequence([])
+    for step in steps:
+        one.__setstate__(json.dumps(step).encode())
+        grown = [one.normalize_str(text) for text in grown]
+        for before, after in zip(texts, grown, strict=True):
+            if len(after) > 10 * len(before) + 20:
+                raise ValueError(f"its normalizer makes {len(after)} characters of {len(before)}")
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The JSON of a normalizer, or of those that a sequence applies one after another."""
+    if normalizer and normalizer["type"] == "Sequence":
+        return [step for part in normalizer["normalizers"] for step in _steps(part)]
+    return [normalizer] if normalizer else []
 
 
 def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:

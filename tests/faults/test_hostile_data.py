@@ -236,6 +236,41 @@ def test_a_hostile_tokenizer_json_is_refused_in_one_line(
     assert capfd.readouterr() == ("", "")  # not even of a panic
 
 
+def replacing(pattern: dict[str, str], content: str, times: int = 1) -> str:
+    step = {"type": "Replace", "pattern": pattern, "content": content}
+    inner = {"type": "Sequence", "normalizers": [step]}
+    return word_level(normalizer={"type": "Sequence", "normalizers": [inner] * times})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (replacing({"String": "e"}, "ee", 6), "its normalizer makes 32 characters of 1"),
+        (replacing({"String": "e"}, "ee", 60), "its normalizer makes 32 characters of 1"),
+        (replacing({"Regex": "[0-9]"}, "00", 6), "its normalizer makes 32 characters of 1"),
+        (replacing({"String": 'rare " word'}, "x" * 1000), "its normalizer makes 1000 characters of 11"),
+        (
+            word_level(normalizer={"type": "Prepend", "prepend": "x" * 100}),
+            "its normalizer makes 101 characters of 1",
+        ),
+    ],
+)
+def test_a_tokenizer_that_makes_texts_much_longer_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    assert said in refusal(tmp_path / "tokenizer.json")
+
+
+def test_a_normalizer_as_they_are_is_taken(tmp_path: Path) -> None:
+    steps = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        *({"type": kind} for kind in ("NFKD", "StripAccents", "Lowercase")),
+    ]
+    (tmp_path / "tokenizer.json").write_text(word_level(normalizer={"type": "Sequence", "normalizers": steps}))
+    assert tokenizers.load_tokenizer("gpt", str(tmp_path / "tokenizer.json")).get_vocab_size() == len(WORDS)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe\x00", b"\x00" * 50, b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n"]
 )
