@@ -1,10 +1,11 @@
 """The schema of `data`: the corpus, its tokenizer and its rows."""
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from apollo_cli.config.schema import List, Names, Section, Seed, Size
 from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, byte_vocabulary
@@ -33,12 +34,20 @@ class TextKeys(Section):
     errors: Literal["strict", "replace"]
 
 
+OneOfEach = Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+
+
+def _home(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(os.path.expanduser(path) for path in paths)  # noqa: PTH111 - of an unknown user it stays as it is
+
+
 class HubKeys(Section):
     """Keys of a source: datasets of the hub."""
 
     kind: Literal["hub"]
-    path: Names
-    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+    path: Annotated[Names, AfterValidator(_home)]
+    name: OneOfEach
+    revision: OneOfEach
     split: str
     validation_split: str | None
     streaming: bool
@@ -112,6 +121,7 @@ class MixtureArgs(DataArgs):
     text_field: str
     errors: str
     name: str | None
+    revision: str | None
     split: str
     validation_split: str | None
     streaming: bool
@@ -177,8 +187,9 @@ def data_problems(data: DataArgs) -> list[str]:
 
 
 def _hub_problems(where: str, of: HubKeys) -> list[str]:
-    if of.path and len(of.path) != len(of.name):
-        return [f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"]
+    for key, values in (("name", of.name), ("revision", of.revision if any(of.revision) else of.path)):
+        if of.path and len(of.path) != len(values):
+            return [f"{where}.path has {len(of.path)} entries and {where}.{key} {len(values)}: give one for each"]
     if of.streaming and len(of.path) > 1:
         return [
             f"{where}.streaming=true: a streamed dataset is not read to its end, so several need weights; type "
