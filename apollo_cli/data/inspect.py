@@ -28,12 +28,11 @@ def _statistics(corpus: Corpus) -> Table:
     held_out = "given" if packed.given else "held out"
     if packed.tail:
         held_out = "the last rows, for documents are too few"
-    copies = "copies of others were left out" if packed.distinct else "of them are copies of an earlier one"
     table = Table(title="The corpus", title_justify="left", show_header=False)
     rows = {
         "documents": f"{documents:,}: {packed.documents['training']:,} training, "
         f"{packed.documents['validation']:,} validation ({held_out})",
-        "exact copies": f"{packed.copies:,} {copies}; a copy never is in both parts",
+        "exact copies": f"{packed.copies:,} of them are copies of an earlier one; a copy never is in both parts",
         "left out": f"{packed.left_out:,} for training that validation has, too; {packed.empty:,} without text",
         "text": f"{packed.num_bytes:,} bytes of UTF-8",
         "tokens": f"{packed.tokens:,} of a vocabulary of {corpus.tokenizer.get_vocab_size():,}",

@@ -1,20 +1,20 @@
 """Documents to files of rows: tokenized on all cores while they are read, in bounded memory."""
 
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field
 from tokenizers import Tokenizer
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.chunking import pieces
-from apollo_cli.data.dedup import CopyCounter, hash_of, held_out
+from apollo_cli.data.dedup import hash_of, held_out
 from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
@@ -30,9 +30,6 @@ Say = Callable[[str], None]  # takes one line of progress
 At = Callable[[float | None], None]  # takes the fraction that is done
 Bar = Callable[[str], AbstractContextManager[At]]  # shows a progress bar under this title
 
-Count = Annotated[int, Field(ge=0)]
-_EXACT = ConfigDict(strict=True, extra="forbid")  # when they are read from a file
-
 
 def no_bar(_: str) -> AbstractContextManager[At]:
     return nullcontext(lambda _: None)
@@ -43,11 +40,9 @@ class PartStats:
     """A packed part of the corpus: its title, its weight, and its rows of training and of validation."""
 
     title: str
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    training: Count = 0
-    validation: Count = 0
-
-    __pydantic_config__ = _EXACT
+    weight: float | None
+    training: int = 0
+    validation: int = 0
 
 
 @dataclass
@@ -61,8 +56,7 @@ class PackingStats:
         unknown: tokens for what the tokenizer does not know; None in a corpus in which they were not counted.
         left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
             after the last row that is needed.
-        copies: documents that are exact copies of an earlier one.
-        distinct: whether the copies were left out; else they are among `documents`.
+        copies: those of `documents` that are exact copies of an earlier one.
         left_out: documents for training that validation has, too.
         empty: documents and rows without text.
         lengths: how many documents have a number of tokens with so many binary digits.
@@ -72,24 +66,26 @@ class PackingStats:
         parts: of the corpus.
     """
 
-    documents: Annotated[
-        dict[Annotated[str, Field(pattern="^(training|validation)$")], Count], Field(min_length=len(SPLITS))
-    ] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    num_bytes: Count = 0
-    tokens: Count = 0
-    unknown: Count | None = None
-    left_over: Count = 0
-    copies: Count = 0
-    distinct: bool = False
-    left_out: Count = 0
-    empty: Count = 0
-    lengths: dict[int, Count] = field(default_factory=dict)
-    longest: Count = 0
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    num_bytes: int = 0
+    tokens: int = 0
+    unknown: int | None = None
+    left_over: int = 0
+    copies: int = 0
+    left_out: int = 0
+    empty: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
+    longest: int = 0
     given: bool = False
     tail: bool = False
     parts: list[PartStats] = field(default_factory=list)
 
-    __pydantic_config__ = _EXACT
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "PackingStats":
+        """The statistics that `asdict` made and JSON holds, without those that are no longer counted."""
+        known = {key: value for key, value in saved.items() if key in cls.__dataclass_fields__}
+        lengths = {int(digits): count for digits, count in saved["lengths"].items()}
+        return cls(**known | {"lengths": lengths, "parts": [PartStats(**part) for part in saved["parts"]]})
 
     @property
     def share_unknown(self) -> float:
@@ -125,12 +121,10 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
     with bar("tokenizing and packing") as at:
         packed = Packer(parts, documents, recipe, folder, tokenizer, at).run()
-        if _lacks_documents(packed) and packed.copies:  # no copy may be in both splits
-            say(f"documents are too few to hold whole ones out; {packed.copies:,} exact copies are left out")
-            packed = Packer(parts, documents, recipe, folder, tokenizer, at, distinct=True).run()
     for remark in source.remarks():
         say(remark)
-    if _lacks_documents(packed):
+    rows = [packed.rows(split) for split in SPLITS]
+    if 0 in rows and sum(rows) > 1 and len(packed.parts) == 1 and not packed.given:
         _hold_out_the_tail(packed, recipe, folder)
     _check_rows(packed, recipe, source)
     say(_summary(packed, recipe))
@@ -149,7 +143,7 @@ def _summary(packed: PackingStats, recipe: Recipe) -> str:
     rows = " and ".join(f"{packed.rows(split):,} {split}" for split in SPLITS)
     documents = f"{sum(packed.documents.values()):,} documents"
     if packed.copies:
-        documents += f", {packed.copies:,} {'more were' if packed.distinct else 'of them'} exact copies of others"
+        documents += f", {packed.copies:,} of them exact copies of others"
     if packed.left_out:
         documents += f"; {packed.left_out:,} for training left out, for validation has them"
     if packed.empty:
@@ -201,17 +195,15 @@ class Packer:
         folder: Path,
         tokenizer: Tokenizer,
         at: At,
-        distinct: bool = False,
     ) -> None:
         self.parts, self.documents, self.recipe, self.folder = parts, documents, recipe, folder
         self.tokenizer, self.at = tokenizer, at
         special = tokenizers.special_ids(recipe.kind, tokenizer)
         self.writers = {split: _RowWriter(folder / f"{split}.bin", recipe, special) for split in SPLITS}
-        self.copies = CopyCounter(folder / "hashes")
+        self.hashes = array("Q")  # of the packed documents
         self.given: set[int] = set()  # hashes of the documents given for validation
-        self.seen: set[int] | None = set() if distinct else None
         self.unknown = tokenizers.unknown_id(tokenizer)
-        self.packed = PackingStats(distinct=distinct, unknown=0)
+        self.packed = PackingStats(unknown=0)
         self.length: int | None = None  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
@@ -219,22 +211,18 @@ class Packer:
         packed = self.packed
         given = [part.source.validation() for part in self.parts]
         packed.given = given[0] is not None
-        if any((documents is not None) != packed.given for documents in given):
-            raise DataError("data.sources: documents for validation are given for some; give them for all or none")
         needed = self._rows_needed()
         packed.parts = [PartStats(part.source.title(), part.weight) for part in self.parts]
         with ExitStack() as opened:
-            for file in (self.copies.file, *(writer.file for writer in self.writers.values())):
-                opened.callback(file.close)
+            for writer in self.writers.values():
+                opened.enter_context(writer.file)
             for i, documents in enumerate(given):
                 if documents is not None:
                     self._pack_part(i, documents, ("validation",), needed[i])
             for i, read in enumerate(self.documents):
                 self._pack_part(i, read(), ("training",) if packed.given else SPLITS, needed[i])
-            if self.seen is None:
-                packed.copies = self.copies.copies()
+        packed.copies = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, np.uint64)))
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
-        (self.folder / "hashes").unlink()
         return packed
 
     def _rows_needed(self) -> list[dict[str, int] | None]:
@@ -242,8 +230,6 @@ class Packer:
         bound, weights = self.recipe.bound, [part.weight for part in self.parts]
         if bound is None:
             return [None] * len(weights)
-        if None in weights and len(weights) > 1:
-            raise DataError("data.sources: what is streamed is mixed by weights: give every source a weight")
         rows = most_needed(bound.training, tuple(weight or 1.0 for weight in weights))
         return [{"training": count, "validation": bound.validation} for count in rows]
 
@@ -295,10 +281,6 @@ class Packer:
             self.given.add(document)
         elif self.packed.given and document in self.given:
             return "left_out"
-        if self.seen is not None:
-            if document in self.seen:
-                return "copies"
-            self.seen.add(document)
         return split
 
     def _tokenized(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
@@ -326,7 +308,7 @@ class Packer:
             return
         if piece.document is not None:
             packed.documents[piece.goes_to] += 1
-            self.copies.add(piece.document)
+            self.hashes.append(piece.document)
         packed.num_bytes += len(piece.text.encode())
         packed.tokens += len(ids)
         packed.unknown = (packed.unknown or 0) + ids.count(self.unknown)
@@ -384,14 +366,17 @@ class _RowWriter:
         return count
 
 
-def _lacks_documents(packed: PackingStats) -> bool:
-    """Whether documents are too few for a row in each split, though there are two rows in all."""
-    rows = [packed.rows(split) for split in SPLITS]
-    return len(packed.parts) == 1 and not packed.given and 0 in rows and sum(rows) > 1
-
-
 def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> None:
-    """Moves the share of all rows that is for validation from their end."""
+    """Moves the share of all rows that is for validation from their end.
+
+    Raises:
+        DataError: documents are copies of others, so that one could be in both splits.
+    """
+    if packed.copies:
+        raise DataError(
+            f"the corpus is too small: its documents are too few to hold whole ones out, and {packed.copies:,} of "
+            "them are exact copies of others. Leave the copies out, or give more text"
+        )
     training, validation = (folder / f"{split}.bin" for split in SPLITS)
     (part,) = packed.parts
     rows = part.training + part.validation
@@ -409,23 +394,18 @@ def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> No
 
 def _check_rows(packed: PackingStats, recipe: Recipe, source: Source) -> None:
     """Raises a DataError if training, validation, or a part with a weight has no row."""
-    rows = packed.rows("training") + packed.rows("validation")
-    if rows < 2:
+    training, validation = (packed.rows(split) for split in SPLITS)
+    if not training and packed.left_out:
         raise DataError(
-            f"the corpus is too small: {source.title()} fills {rows} rows of data.seq_len={recipe.seq_len}, and "
-            "one for training and one for validation are needed. Give more text or a smaller data.seq_len"
+            f"{packed.left_out:,} documents for training are left out, for validation has them, and the rest fills "
+            f"no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
         )
-    for split in SPLITS:
-        if not packed.rows(split):
-            if split == "training" and packed.left_out:
-                raise DataError(
-                    f"{packed.left_out:,} documents for training are left out, for validation has them, and the "
-                    f"rest fills no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
-                )
-            raise DataError(
-                f"the corpus is too small: what is for {split} fills no row of data.seq_len={recipe.seq_len}. Give "
-                "more text for it or a smaller data.seq_len"
-            )
+    if not training or not validation:
+        raise DataError(
+            f"the corpus is too small: {source.title()} fills {training} rows of data.seq_len={recipe.seq_len} for "
+            f"training and {validation} for validation, and one of each is needed. Give more text or a smaller "
+            "data.seq_len"
+        )
     for part in packed.parts:
         if not part.training and part.weight is not None:
             raise DataError(

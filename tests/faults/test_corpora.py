@@ -476,9 +476,9 @@ def test_a_full_disk_is_refused_with_what_is_needed_and_leaves_nothing(corpus_fi
     if "tokenizing" not in done.stdout:
         pytest.skip(f"no file system of our own can be mounted here: {done.stderr.strip()[-200:]}")
     message = answer(done.stdout, "DataError")
-    assert re.search(rf"{tmp_path}/disk/cache/\w+\.building: the disk is full; \d+\.\d kB were written", message)
-    space = r", [\d.]+ (bytes|kB) are free, and more than 5\d\d\.\d kB are needed\. A token takes 2 bytes"
-    assert re.search(rf"{space}.*about 0\.5 GB.*data\.cache_dir", message)
+    assert re.search(
+        rf"{tmp_path}/disk/cache/\w+\.building: the disk is full\. .*about 0\.5 GB.*data\.cache_dir", message
+    )
     left = [line for line in done.stdout.splitlines() if line.startswith(f"{tmp_path}/disk")]
     assert all(line.endswith(".lock") for line in left)
     assert "Traceback" not in done.stderr
