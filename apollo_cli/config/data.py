@@ -10,17 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from apollo_cli.config.schema import List, Names, Section, Seed, Size
 from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, byte_vocabulary
 
-
-def _renamed_document(value: Any) -> Any:
-    if value == "row":
-        raise ValueError("renamed to data.document=line")
-    return value
+Weight = Annotated[float, Field(gt=0)] | None
 
 
 class PyDocsKeys(Section):
     """Keys of a source: the documentation on this machine."""
 
     kind: Literal["pydocs"]
+    weight: Weight = None  # of a source in data.sources
 
 
 class TextKeys(Section):
@@ -29,9 +26,10 @@ class TextKeys(Section):
     kind: Literal["text"]
     files: Names
     validation_files: Names
-    document: Annotated[Literal["blank_line", "line", "file"], BeforeValidator(_renamed_document)]
+    document: Literal["blank_line", "line", "file"]
     text_field: str
     errors: Literal["strict", "replace"]
+    weight: Weight = None
 
 
 OneOfEach = Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
@@ -52,32 +50,12 @@ class HubKeys(Section):
     validation_split: str | None
     streaming: bool
     text_field: str
-
-
-Weight = Annotated[float, Field(gt=0)] | None
-
-
-class PyDocsSource(PyDocsKeys):
-    """`kind: pydocs` in `data.sources`."""
-
-    weight: Weight
-
-
-class TextSource(TextKeys):
-    """`kind: text` in `data.sources`."""
-
-    weight: Weight
-
-
-class HubSource(HubKeys):
-    """`kind: hub` in `data.sources`."""
-
-    weight: Weight
+    weight: Weight = None
 
 
 _FINEST = 10_000  # rows in which each source has its share
-_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
-MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
+_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsKeys, "text": TextKeys, "hub": HubKeys}
+MixedSource = Annotated[PyDocsKeys | TextKeys | HubKeys, Field(discriminator="kind")]
 
 
 class DataArgs(Section):
@@ -93,22 +71,16 @@ class DataArgs(Section):
     inspect: bool
 
 
-class PyDocsArgs(DataArgs, PyDocsKeys):
+class PyDocsArgs(PyDocsKeys, DataArgs):
     """data=pydocs."""
 
-    kind: Literal["pydocs"]
 
-
-class TextArgs(DataArgs, TextKeys):
+class TextArgs(TextKeys, DataArgs):
     """data=text."""
 
-    kind: Literal["text"]
 
-
-class HubArgs(DataArgs, HubKeys):
+class HubArgs(HubKeys, DataArgs):
     """data=hub and its presets."""
-
-    kind: Literal["hub"]
 
 
 class MixtureArgs(DataArgs):
@@ -135,14 +107,10 @@ class MixtureArgs(DataArgs):
         number, *rest = detail["loc"][1:]
         detail["loc"] = detail["loc"][:1]
         source = f"{prefix}sources[{number}]"
+        if detail["type"].startswith("union_tag"):
+            detail |= {"input": detail["input"].get("kind"), "msg": f"should be one of {', '.join(_SOURCES)}"}
+            return f"{source}.kind", []
         if not rest:
-            if detail["type"] == "union_tag_invalid":
-                detail["input"] = detail["input"]["kind"]
-                detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
-                return f"{source}.kind", []
-            if detail["type"] == "union_tag_not_found":
-                detail["type"] = "missing"
-                return f"{source}.kind", []
             return source, []
         kind, *key = rest
         known = [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]

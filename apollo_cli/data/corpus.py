@@ -99,7 +99,8 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
     try:
         if corpus := _cached(folder, recipe):
             return corpus
-        source.check_readable()  # before anything is made or downloaded
+        for part in source.parts():  # before anything is made or downloaded
+            part.source.check_readable()
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock"), say):
             if corpus := _cached(folder, recipe, say):
@@ -240,8 +241,8 @@ def _build(source: Source, recipe: Recipe, identity: list[Any], folder: Path, sa
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
-                f"{unfinished}: the disk is full. 1 GB of English text takes about {recipe.dtype.itemsize / 4:g} GB. "
-                "Set data.cache_dir to a folder with more space"
+                f"{unfinished}: the disk is full. 1 GB of English text takes {recipe.dtype.itemsize / 4:g} GB. Set "
+                "data.cache_dir to a folder with more space"
             ) from error
         raise
     finally:

@@ -14,11 +14,10 @@ _ROWS_SHOWN = 3
 
 
 def inspection(corpus: Corpus, batches: TrainingBatches) -> Iterator[Table]:
-    """Tables for a terminal: statistics, the parts of a mixture, the lengths of documents, the first rows."""
+    """Tables for a terminal: statistics, the parts of a mixture, the first rows."""
     yield _statistics(corpus)
     if len(corpus.packed.parts) > 1:
         yield _parts(corpus)
-    yield _lengths(corpus)
     yield _first_rows(corpus.tokenizer, batches)
 
 
@@ -56,21 +55,6 @@ def _parts(corpus: Corpus) -> Table:
     for part in corpus.packed.parts:
         weight = "by its rows" if part.weight is None else f"{part.weight:g}"
         table.add_row(Text(part.title), weight, f"{part.training:,}", f"{part.validation:,}")
-    return table
-
-
-def _lengths(corpus: Corpus) -> Table:
-    """The numbers of documents whose lengths are between two powers of two."""
-    table = Table(title="Lengths of the documents", title_justify="left")
-    for name in ("tokens", "documents", "share", "up to here"):
-        table.add_column(name, justify="right")
-    lengths = corpus.packed.lengths
-    total, so_far = sum(lengths.values()), 0
-    for digits in sorted(lengths):
-        so_far += lengths[digits]
-        low, high = (1 << digits) >> 1, (1 << digits) - 1
-        span = f"{low:,}" if high <= low else f"{low:,} - {high:,}"
-        table.add_row(span, f"{lengths[digits]:,}", f"{lengths[digits] / total:.1%}", f"{so_far / total:.1%}")
     return table
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,6 @@ class PackingStats:
         copies: those of `documents` that are exact copies of an earlier one.
         left_out: documents for training that validation has, too.
         empty: documents and rows without text.
-        lengths: how many documents have a number of tokens with so many binary digits.
         longest: the most tokens that a document has.
         given: whether the documents for validation were given.
         tail: whether the last rows are for validation, because documents were too few; all count as training then.
@@ -74,7 +74,6 @@ class PackingStats:
     copies: int = 0
     left_out: int = 0
     empty: int = 0
-    lengths: dict[int, int] = field(default_factory=dict)
     longest: int = 0
     given: bool = False
     tail: bool = False
@@ -84,8 +83,7 @@ class PackingStats:
     def from_json(cls, saved: dict[str, Any]) -> "PackingStats":
         """The statistics that `asdict` made and JSON holds, without those that are no longer counted."""
         known = {key: value for key, value in saved.items() if key in cls.__dataclass_fields__}
-        lengths = {int(digits): count for digits, count in saved["lengths"].items()}
-        return cls(**known | {"lengths": lengths, "parts": [PartStats(**part) for part in saved["parts"]]})
+        return cls(**known | {"parts": [PartStats(**part) for part in saved["parts"]]})
 
     @property
     def share_unknown(self) -> float:
@@ -103,8 +101,9 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
     tokenizer = tokenizers.existing_tokenizer(recipe)
-    source.download(say)
     parts = source.parts()
+    for part in parts:
+        part.source.download(say)
     documents: list[Documents] = [part.source.documents for part in parts]
     if tokenizer is None:
         if recipe.bound:
@@ -121,7 +120,7 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
     with bar("tokenizing and packing") as at:
         packed = Packer(parts, documents, recipe, folder, tokenizer, at).run()
-    for remark in source.remarks():
+    for remark in chain.from_iterable(part.source.remarks() for part in parts):
         say(remark)
     rows = [packed.rows(split) for split in SPLITS]
     if 0 in rows and sum(rows) > 1 and len(packed.parts) == 1 and not packed.given:
@@ -204,7 +203,7 @@ class Packer:
         self.given: set[int] = set()  # hashes of the documents given for validation
         self.unknown = tokenizers.unknown_id(tokenizer)
         self.packed = PackingStats(unknown=0)
-        self.length: int | None = None  # tokens so far of a document that has not ended
+        self.length = 0  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
         """Packs what is given for validation, then the rest."""
@@ -250,8 +249,7 @@ class Packer:
                 if fraction == 1:
                     break
             self.at(fraction)
-        if self.length is not None:  # only the beginning of the last document was needed
-            self._end_document()
+        self.length = 0  # of the last document only the beginning may have been needed
         for split, writer in writers.items():
             setattr(self.packed.parts[number], split, writer.end_part(needed[split] if needed else None))
 
@@ -313,15 +311,10 @@ class Packer:
         packed.tokens += len(ids)
         packed.unknown = (packed.unknown or 0) + ids.count(self.unknown)
         self.writers[piece.goes_to].add(ids, piece.is_last)
-        self.length = (self.length or 0) + len(ids)
+        self.length += len(ids)
+        packed.longest = max(packed.longest, self.length)
         if piece.is_last:
-            self._end_document()
-
-    def _end_document(self) -> None:
-        length, self.length = self.length or 0, None
-        digits = length.bit_length()
-        self.packed.lengths[digits] = self.packed.lengths.get(digits, 0) + 1
-        self.packed.longest = max(self.packed.longest, length)
+            self.length = 0
 
 
 class _RowWriter:

@@ -80,7 +80,7 @@ def test_a_source_of_a_mixture_gets_missing_keys_from_beside_sources() -> None:
     ("sources", "says"),
     [
         ([5], ["data.sources[0]=5", "dictionary"]),
-        ([{"files": "a"}], ["data.sources[0].kind: missing"]),
+        ([{"files": "a"}], ["data.sources[0].kind=None: should be one of pydocs, text, hub"]),
         ([{"kind": "txt"}], ["data.sources[0].kind=txt", "pydocs, text, hub"]),
         (
             [{"kind": "text", "file": "a"}],

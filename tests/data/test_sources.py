@@ -23,15 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from apollo_cli.config.config import parse
-from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import sources
 from apollo_cli.data.corpus import load_corpus
 from apollo_cli.data.hub import Hub
 from apollo_cli.data.mixture import Mixture
 from apollo_cli.data.recipe import Bound, Recipe
 from apollo_cli.data.sources import Part, PyDocs, Source, TextFiles, _docstrings, _documentation
-from apollo_cli.errors import ConfigError, DataError
+from apollo_cli.errors import DataError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
@@ -560,11 +558,6 @@ def test_every_format_gives_its_texts_plain_and_compressed(tmp_path: Path, name:
     path = write(tmp_path / f"{name}{suffix}", content)
     assert read(path) == read(path, document="line") == EXPECTED
     assert read(path, document="file") == ["\n".join(EXPECTED)]
-
-
-def test_the_former_name_of_a_line_is_refused_with_its_new_one() -> None:
-    with pytest.raises(ConfigError, match=r"data\.document=row: renamed to data\.document=line$"):
-        parse(compose_values(["data=text", "data.files=[a.txt]", "data.document=row"]))
 
 
 @pytest.mark.parametrize(
