@@ -16,6 +16,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from tokenizers import Tokenizer
 
 from apollo_cli import files
+from apollo_cli.data import cache_folder
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.packer import SPLITS, Bar, PackingStats, Say, no_bar, pack_corpus
 from apollo_cli.data.recipe import BYTES, Recipe
@@ -101,7 +102,7 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
             return corpus
         for part in source.parts():  # before anything is made or downloaded
             part.source.check_readable()
-        cache.mkdir(parents=True, exist_ok=True)
+        cache_folder.make(cache)
         with _lock(folder.with_suffix(".lock"), say):
             if corpus := _cached(folder, recipe, say):
                 return corpus

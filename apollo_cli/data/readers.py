@@ -26,9 +26,10 @@ _COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", *_COLUMNAR)
 _COMPRESSION = (".gz", ".xz", ".bz2", ".zst")
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar", ".jar", ".whl"}
-_OTHER_COMPRESSION = {".z", ".lz", ".lz4", ".lzma", ".lzo", ".br"}
-_NOT_TEXT = {".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg", ".jpeg", ".gif", ".mp3", ".mp4", ".exe"} | {
-    *(".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".h5", ".sqlite", ".db")
+_NOT_TEXT = {
+    *(".z", ".lz", ".lz4", ".lzma", ".lzo", ".br", ".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg"),
+    *(".jpeg", ".gif", ".mp3", ".mp4", ".exe", ".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors"),
+    *(".bin", ".h5", ".sqlite", ".db"),
 }
 _MARKS = {  # at the start of a file; the longer ones first
     b"\xff\xfe\x00\x00": "utf-32",
@@ -95,13 +96,10 @@ def refuse_unsuitable(path: Path) -> None:
             "write the text into a file, and name that"
         )
     last = path.suffix.lower()
-    if last in ARCHIVES or kind_of(path) == ".tar":
-        raise DataError(f"{path} is an archive, not a text: extract it, then name the files in it in data.files")
-    if last in _OTHER_COMPRESSION:
-        raise DataError(f"{path}: this compression is not read: decompress it, or use .gz, .xz, .bz2 or .zst")
-    if last in _NOT_TEXT:
+    if last in ARCHIVES | _NOT_TEXT or kind_of(path) == ".tar":
         raise DataError(
-            f"{path}: a {last} file is not text: put its text into a .txt or .jsonl file, and name that"
+            f"{path}: a {last} file is not read as text: name the files that it packs, or put its text into a .txt "
+            f"or .jsonl ({', '.join(_COMPRESSION)} are decompressed)"
         )
 
 
@@ -247,7 +245,8 @@ def _json(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
     hold none are doubled in number, so that the time grows with the length of the file.
     """
     decode = json.JSONDecoder().raw_decode
-    number, rest, is_array, has_ended = 1, "", None, False
+    number, rest, has_begun = 1, "", False
+    brackets = ""  # of the array around the objects, as far as they were read
     while block := _take(lines, max(_JSON_BLOCK, len(rest))):
         text, position, rest = rest + block, 0, ""
         if len(text) > MAX_LENGTH + 2 * _JSON_BLOCK:
@@ -257,17 +256,13 @@ def _json(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
             number += text.count("\n", start, position)
             if position == len(text):
                 break
-            if is_array is None:
-                is_array = text[position] == "["
-                position += is_array
-                continue
-            if is_array and text[position] == "]" and not has_ended:
-                has_ended, position = True, position + 1
+            if text[position] == {"": "[", "[": "]"}.get(brackets) and (brackets or not has_begun):
+                brackets, position = brackets + text[position], position + 1
                 continue
             try:
-                if has_ended:
+                if brackets == "[]":
                     raise ValueError("something follows the array")
-                row, end = decode(text, position)
+                has_begun, (row, end) = True, decode(text, position)
             except (ValueError, RecursionError) as error:
                 if getattr(error, "pos", 0) < len(text.rstrip()):
                     reason = getattr(error, "msg", error)
@@ -278,7 +273,7 @@ def _json(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
             number += text.count("\n", position, end)
             position = end
             del row
-    if rest or (is_array and not has_ended):
+    if rest or brackets == "[":
         raise DataError(f"{path}, line {number}: not JSON (the file ends in the middle); fetch or make it again")
 
 

