@@ -46,4 +46,5 @@ def make(folder: Path) -> None:
     """Makes the folder, and its tag."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _TAG).exists():
-        files.write_text(folder / _TAG, _CONTENT)
+        with suppress(OSError):  # another process writes it, too, or the next write has the same error
+            files.write_text(folder / _TAG, _CONTENT)

@@ -82,14 +82,7 @@ class Corpus:
 def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar = no_bar) -> Corpus:
     """The packed corpus, from the cache or built now; parallel processes build it once.
 
-    A damaged one is built again, once.
-
-    Args:
-        source: where documents come from.
-        recipe: how they become rows.
-        cache: folder of all cached corpora; made if missing.
-        say: takes one line of progress.
-        bar: shows the progress of a long step.
+    A damaged one is built again, once. `cache` is the folder of all corpora; it is made if missing.
 
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer; or the cache

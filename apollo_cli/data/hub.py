@@ -4,14 +4,14 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apollo_cli.data import network
-from apollo_cli.data.readers import ARCHIVES, first_line
+from apollo_cli.data.readers import ARCHIVES, first_line, nothing_in
 from apollo_cli.data.sources import Part, Source, file_states
 from apollo_cli.errors import DataError
 
@@ -72,7 +72,7 @@ class Hub(Source):
         for key in self._keys():
             info = self._builder(key).info
             if info.features is not None and self.text_field not in info.features:
-                raise self._no_column(key[0], info.features)
+                raise nothing_in(key[0], "column", self.text_field, info.features)
             for split in self._splits():
                 if info.splits and split.isidentifier() and split not in info.splits:
                     raise DataError(f"dataset {key[0]!r} has no split {split!r} (it has: {', '.join(info.splits)})")
@@ -111,7 +111,7 @@ class Hub(Source):
         for key in self._keys():
             for row in self._rows(key, split):
                 if self.text_field not in row:
-                    raise self._no_column(key[0], row)
+                    raise nothing_in(key[0], "column", self.text_field, row)
                 text = row[self.text_field]
                 if isinstance(text, bytes):
                     with _errors_of(key, "cannot be read"):
@@ -173,11 +173,6 @@ class Hub(Source):
                 raise DataError(f"data.revision={revision}: of {path!r} only {builder.hash} is in the cache")
             self._builders[key] = builder
         return self._builders[key]
-
-    def _no_column(self, path: str, columns: Iterable[str]) -> DataError:
-        return DataError(
-            f"{path}: no column {self.text_field!r} (it has: {', '.join(columns)}); set data.text_field"
-        )
 
 
 @contextmanager

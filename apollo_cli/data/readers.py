@@ -294,7 +294,7 @@ def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
     """
     where = f"{path}, line {number}"
     if not isinstance(row, dict) or text_field not in row:
-        raise _nothing(where, "text in the field", text_field, row if isinstance(row, dict) else ())
+        raise nothing_in(where, "text in the field", text_field, row if isinstance(row, dict) else ())
     text = "" if row[text_field] is None else row[text_field]
     if not isinstance(text, str):
         raise DataError(
@@ -358,10 +358,10 @@ def _check_names(path: Path, where: str, names: list[str], column: str, line: st
                 f"{where}: its columns are parted by {other!r}, and those of a {kind_of(path)} by {delimiter!r}: "
                 "write it so, or as .jsonl"
             )
-    raise _nothing(str(path), "column", column, names)
+    raise nothing_in(str(path), "column", column, names)
 
 
-def _nothing(where: str, what: str, name: str, names: Iterable[str]) -> DataError:
+def nothing_in(where: str, what: str, name: str, names: Iterable[str]) -> DataError:
     """The error for a record or table without `name`: `what` is a field or column, `names` are those it has."""
     known = ", ".join(names) or "no fields"
     if len(known) > _MAX_NAMES:  # of a table without names they are a text
@@ -389,7 +389,7 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
                 schema, batches = _arrow(file)
             if (index := schema.get_field_index(column)) < 0:  # not there, or there twice
                 names = (f.name if _is_text(f.type) else f"{f.name} of {f.type}" for f in schema)
-                raise _nothing(str(path), "column", column, names)
+                raise nothing_in(str(path), "column", column, names)
             if not _is_text(type_ := schema.field(index).type):
                 raise DataError(f"{path}: the column {column!r} holds {type_}, not text; set data.text_field")
             for batch in batches:

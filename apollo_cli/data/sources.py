@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,7 @@ class Source(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """The documents, in the same order every time; a row without text gives an empty one.
-
-        Raises:
-            DataError: something cannot be read; the message says what and where.
-        """
+        """The documents, in the same order every time; a row without text gives an empty one."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -40,11 +36,7 @@ class Source(ABC):
         return None
 
     def check_readable(self) -> None:
-        """Opens everything and looks at its beginning, before any long work.
-
-        Raises:
-            DataError: something cannot be read; the message says what and where.
-        """
+        """Opens everything and looks at its beginning, before any long work; raises a DataError."""
         return
 
     def download(self, say: Callable[[str], None]) -> None:
@@ -121,7 +113,7 @@ class PyDocs(Source):
         return "the documentation on this machine"
 
     def identity(self) -> dict[str, Any]:
-        return {"python": sys.version.split()[0], **{name: _version(name) for name in DOCUMENTED_PACKAGES}}
+        return {"python": sys.version.split()[0], **{name: version(name) for name in DOCUMENTED_PACKAGES}}
 
     def documents(self) -> Iterator[str]:
         yield from _documentation()
@@ -169,23 +161,13 @@ def _docstrings(path: Path) -> list[str]:
     return texts
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 @dataclass(frozen=True)
 class TextFiles(Source):
-    """Files: txt, jsonl, json, csv, tsv, parquet and arrow, each also compressed as .gz, .xz, .bz2 or .zst.
+    """Files, read as `read_documents` says.
 
     Attributes:
         patterns: paths or globs; `**` matches folders. A folder stands for the files of known kinds in it.
-        document: where a document of a .txt file ends: `blank_line`, `line` or `file`; in other formats every
-            record is one, but with `file` all of them are one.
-        text_field: the field or column that holds the text, in formats that have them.
-        errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
+        document, text_field, errors: as in `read_documents`.
         validation_patterns: the files for validation; files that `patterns` match, too, are only for validation.
     """
 
@@ -194,8 +176,7 @@ class TextFiles(Source):
     text_field: str = "text"
     errors: str = "strict"
     validation_patterns: tuple[str, ...] = ()
-    _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)
-    _current: list[Reading] = field(default_factory=list, compare=False, repr=False)  # of the current pass
+    _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)  # the last of each file
 
     def paths(self) -> list[Path]:
         """The files for training, sorted within each pattern.
@@ -239,21 +220,18 @@ class TextFiles(Source):
         return self._read(self._validation_paths()) if self.validation_patterns else None
 
     def _read(self, paths: list[Path]) -> Iterator[str]:
-        readings = {path: Reading(path.stat().st_size) for path in paths}
-        self._readings.update(readings)
-        self._current[:] = readings.values()
-        for path, reading in readings.items():
-            yield from read_documents(path, self.document, self.text_field, self.errors, reading)
+        self._readings.update({path: Reading(path.stat().st_size) for path in paths})
+        for path in paths:
+            yield from read_documents(path, self.document, self.text_field, self.errors, self._readings[path])
 
     def fraction_read(self) -> float | None:
-        return sum(one.position for one in self._current) / max(1, sum(one.size for one in self._current))
+        readings = self._readings.values()
+        return sum(one.position for one in readings) / max(1, sum(one.size for one in readings))
 
     def remarks(self) -> list[str]:
         replaced = [one for one in self._readings.values() if one.replaced_bytes]
-        if not replaced:
-            return []
         num_bytes, num_lines = sum(r.replaced_bytes for r in replaced), sum(r.replaced_lines for r in replaced)
-        return [
+        return replaced and [
             f"data.errors=replace: {num_bytes:,} bytes in {num_lines:,} lines of {len(replaced):,} files were not "
             "UTF-8 and became U+FFFD"
         ]
