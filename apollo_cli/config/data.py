@@ -61,7 +61,6 @@ MixedSource = Annotated[PyDocsKeys | TextKeys | HubKeys, Field(discriminator="ki
 class DataArgs(Section):
     """`data`: the corpus, its tokenizer, its rows."""
 
-    kind: str
     seq_len: Annotated[Size, Field(ge=4)]
     vocab_size: Size
     tokenizer: str

@@ -230,8 +230,10 @@ class TextFiles(Source):
 
     def remarks(self) -> list[str]:
         replaced = [one for one in self._readings.values() if one.replaced_bytes]
+        if not replaced:
+            return []
         num_bytes, num_lines = sum(r.replaced_bytes for r in replaced), sum(r.replaced_lines for r in replaced)
-        return replaced and [
+        return [
             f"data.errors=replace: {num_bytes:,} bytes in {num_lines:,} lines of {len(replaced):,} files were not "
             "UTF-8 and became U+FFFD"
         ]
