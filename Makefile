@@ -25,7 +25,7 @@ test: $(STAMP)  ## run the fast tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(STAMP)  ## run the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu and not faults'
+	$(BIN)/python -m pytest -m 'not gpu and not faults and not network'
 
 test-faults: $(STAMP)  ## the long proof that no run is lost: kills, full disks, dead servers, bad input
 	$(BIN)/python -m pytest tests/faults tests/sweeps/test_sweep.py -m 'faults or not faults'

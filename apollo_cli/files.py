@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def remove_if_empty(folder: Path) -> Iterator[None]:
-    """At the end, removes those of `folder` and its parents that did not exist before and are empty."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        yield
-    finally:
-        for path in missing:
-            with suppress(OSError, ValueError):  # not empty, or never created
-                path.rmdir()

@@ -208,8 +208,8 @@ def _write_corpus(folder: Path) -> None:
 def tiny(corpus_file: Path) -> tuple[str, ...]:
     """The overrides of a tiny run; its packed corpus is shared by all workers."""
     folder = corpus_file.parent / "cache"
-    with cache_folder.in_use(folder):
-        return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={folder}")
+    cache_folder.make(folder)
+    return (*TINY, f"data.files=[{corpus_file}]", f"data.cache_dir={folder}")
 
 
 @pytest.fixture(scope="session")

@@ -100,17 +100,3 @@ def test_bytes_are_shown_with_units(size: int, text: str) -> None:
 def test_names_are_in_the_order_of_their_numbers() -> None:
     names = ["k=10", "k=2", "k=1.5", "k=1", "scratch-10", "scratch-9", "b", "a"]
     assert sorted(names, key=files.in_order) == ["a", "b", "k=1", "k=1.5", "k=2", "k=10", "scratch-9", "scratch-10"]
-
-
-def test_only_folders_that_did_not_exist_and_are_empty_are_removed(tmp_path: Path) -> None:
-    with files.remove_if_empty(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-    assert list(tmp_path.iterdir()) == []
-    with files.remove_if_empty(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-        (tmp_path / "a" / "kept").touch()
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
-    (tmp_path / "old").mkdir()
-    with files.remove_if_empty(tmp_path / "old" / "new"):
-        pass
-    assert (tmp_path / "old").is_dir()

@@ -1,25 +1,23 @@
 """The schema of `data`: the corpus, its tokenizer and its rows."""
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from apollo_cli.config.schema import List, Names, Section, Seed, Size
 from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, byte_vocabulary
 
-
-def _renamed_document(value: Any) -> Any:
-    if value == "row":
-        raise ValueError("renamed to data.document=line")
-    return value
+Weight = Annotated[float, Field(gt=0)] | None
 
 
 class PyDocsKeys(Section):
     """Keys of a source: the documentation on this machine."""
 
     kind: Literal["pydocs"]
+    weight: Weight = None  # of a source in data.sources
 
 
 class TextKeys(Section):
@@ -28,53 +26,41 @@ class TextKeys(Section):
     kind: Literal["text"]
     files: Names
     validation_files: Names
-    document: Annotated[Literal["blank_line", "line", "file"], BeforeValidator(_renamed_document)]
+    document: Literal["blank_line", "line", "file"]
     text_field: str
     errors: Literal["strict", "replace"]
+    weight: Weight = None
+
+
+OneOfEach = Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+
+
+def _home(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(os.path.expanduser(path) for path in paths)  # noqa: PTH111 - of an unknown user it stays as it is
 
 
 class HubKeys(Section):
     """Keys of a source: datasets of the hub."""
 
     kind: Literal["hub"]
-    path: Names
-    name: Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+    path: Annotated[Names, AfterValidator(_home)]
+    name: OneOfEach
+    revision: OneOfEach
     split: str
     validation_split: str | None
     streaming: bool
     text_field: str
-
-
-Weight = Annotated[float, Field(gt=0)] | None
-
-
-class PyDocsSource(PyDocsKeys):
-    """`kind: pydocs` in `data.sources`."""
-
-    weight: Weight
-
-
-class TextSource(TextKeys):
-    """`kind: text` in `data.sources`."""
-
-    weight: Weight
-
-
-class HubSource(HubKeys):
-    """`kind: hub` in `data.sources`."""
-
-    weight: Weight
+    weight: Weight = None
 
 
 _FINEST = 10_000  # rows in which each source has its share
-_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsSource, "text": TextSource, "hub": HubSource}
-MixedSource = Annotated[PyDocsSource | TextSource | HubSource, Field(discriminator="kind")]
+_SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsKeys, "text": TextKeys, "hub": HubKeys}
+MixedSource = Annotated[PyDocsKeys | TextKeys | HubKeys, Field(discriminator="kind")]
 
 
 class DataArgs(Section):
     """`data`: the corpus, its tokenizer, its rows."""
 
-    kind: str
     seq_len: Annotated[Size, Field(ge=4)]
     vocab_size: Size
     tokenizer: str
@@ -84,22 +70,16 @@ class DataArgs(Section):
     inspect: bool
 
 
-class PyDocsArgs(DataArgs, PyDocsKeys):
+class PyDocsArgs(PyDocsKeys, DataArgs):
     """data=pydocs."""
 
-    kind: Literal["pydocs"]
 
-
-class TextArgs(DataArgs, TextKeys):
+class TextArgs(TextKeys, DataArgs):
     """data=text."""
 
-    kind: Literal["text"]
 
-
-class HubArgs(DataArgs, HubKeys):
+class HubArgs(HubKeys, DataArgs):
     """data=hub and its presets."""
-
-    kind: Literal["hub"]
 
 
 class MixtureArgs(DataArgs):
@@ -112,6 +92,7 @@ class MixtureArgs(DataArgs):
     text_field: str
     errors: str
     name: str | None
+    revision: str | None
     split: str
     validation_split: str | None
     streaming: bool
@@ -125,14 +106,10 @@ class MixtureArgs(DataArgs):
         number, *rest = detail["loc"][1:]
         detail["loc"] = detail["loc"][:1]
         source = f"{prefix}sources[{number}]"
+        if detail["type"].startswith("union_tag"):
+            detail |= {"input": detail["input"].get("kind"), "msg": f"should be one of {', '.join(_SOURCES)}"}
+            return f"{source}.kind", []
         if not rest:
-            if detail["type"] == "union_tag_invalid":
-                detail["input"] = detail["input"]["kind"]
-                detail["msg"] = f"should be one of {', '.join(_SOURCES)}"
-                return f"{source}.kind", []
-            if detail["type"] == "union_tag_not_found":
-                detail["type"] = "missing"
-                return f"{source}.kind", []
             return source, []
         kind, *key = rest
         known = [f"{source}.{name}" for name in _SOURCES[str(kind)].model_fields]
@@ -177,8 +154,9 @@ def data_problems(data: DataArgs) -> list[str]:
 
 
 def _hub_problems(where: str, of: HubKeys) -> list[str]:
-    if of.path and len(of.path) != len(of.name):
-        return [f"{where}.path has {len(of.path)} entries and {where}.name {len(of.name)}: give one for each"]
+    for key, values in (("name", of.name), ("revision", of.revision if any(of.revision) else of.path)):
+        if of.path and len(of.path) != len(values):
+            return [f"{where}.path has {len(of.path)} entries and {where}.{key} {len(values)}: give one for each"]
     if of.streaming and len(of.path) > 1:
         return [
             f"{where}.streaming=true: a streamed dataset is not read to its end, so several need weights; type "

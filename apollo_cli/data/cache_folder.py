@@ -4,16 +4,13 @@ A folder that the user types is made a cache and tagged by a CACHEDIR.TAG (https
 that only a config names, which may be someone else's, must have the tag already: else nothing is written there.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
 from apollo_cli import files
-from apollo_cli.errors import ApolloError, ConfigError
-from apollo_cli.files import remove_if_empty
+from apollo_cli.errors import ConfigError
 
 _TAG = "CACHEDIR.TAG"
 _CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# Packed corpora of apollo-train; they are built again.\n"
@@ -45,23 +42,9 @@ def cache_folder_problems(named: str) -> list[str]:
     ]
 
 
-@contextmanager
-def in_use(folder: Path) -> Iterator[None]:
-    """Makes the folder and its tag; removes both if the corpus is refused before anything else is written.
-
-    If the folder cannot be written to, there is no error here: the next write reports it.
-    """
-    tag = folder / _TAG
-    with remove_if_empty(folder):
-        new = not tag.exists()
-        if new:
-            with suppress(OSError):
-                folder.mkdir(parents=True, exist_ok=True)
-                files.write_text(tag, _CONTENT)
-        try:
-            yield
-        except ApolloError:
-            with suppress(OSError):  # it may be no folder
-                if new and os.listdir(folder) == [_TAG]:  # noqa: PTH208
-                    tag.unlink()
-            raise
+def make(folder: Path) -> None:
+    """Makes the folder, and its tag."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _TAG).exists():
+        with suppress(OSError):  # another process writes it, too, or the next write has the same error
+            files.write_text(folder / _TAG, _CONTENT)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from pydantic import BaseModel, PositiveInt, ValidationError
 from tokenizers import Tokenizer
 
 from apollo_cli import files
+from apollo_cli.data import cache_folder
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.packer import SPLITS, Bar, PackingStats, Say, no_bar, pack_corpus
 from apollo_cli.data.recipe import BYTES, Recipe
@@ -32,24 +32,6 @@ _CHECK_SEED = random.SystemRandom().getrandbits(64)  # other blocks in each proc
 
 class _DamagedError(DataError):
     """A cached corpus is not what was written."""
-
-
-class _SplitFacts(BaseModel, strict=True):
-    """The number of rows in a file, and the CRC-32 of each block in hexadecimal."""
-
-    rows: PositiveInt
-    crc32: str
-
-
-class _Facts(BaseModel, strict=True):
-    """What corpus.json says about a corpus, as far as it is read again."""
-
-    content: str
-    fingerprint: str
-    packed: PackingStats
-    sha256_of_tokenizer: str
-    training: _SplitFacts
-    validation: _SplitFacts
 
 
 @dataclass(frozen=True)
@@ -100,29 +82,24 @@ class Corpus:
 def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar = no_bar) -> Corpus:
     """The packed corpus, from the cache or built now; parallel processes build it once.
 
-    A damaged one is built again, once.
-
-    Args:
-        source: where documents come from.
-        recipe: how they become rows.
-        cache: folder of all cached corpora; made if missing.
-        say: takes one line of progress.
-        bar: shows the progress of a long step.
+    A damaged one is built again, once. `cache` is the folder of all corpora; it is made if missing.
 
     Raises:
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer; or the cache
             cannot be written.
     """
-    folder = cache / _key(source, recipe)
+    identity = _identity(source, recipe)
+    folder = cache / _digest_of(identity)[:20]
     try:
         if corpus := _cached(folder, recipe):
             return corpus
-        source.check_readable()  # before anything is made or downloaded
-        cache.mkdir(parents=True, exist_ok=True)
+        for part in source.parts():  # before anything is made or downloaded
+            part.source.check_readable()
+        cache_folder.make(cache)
         with _lock(folder.with_suffix(".lock"), say):
             if corpus := _cached(folder, recipe, say):
                 return corpus
-            _build(source, recipe, folder, say, bar)
+            _build(source, recipe, identity, folder, say, bar)
     except OSError as error:
         raise DataError(
             f"the corpus cannot be built in {cache}: {error}. Set data.cache_dir to a folder that can be written to"
@@ -130,15 +107,14 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
     return _open(folder, recipe)
 
 
-def _key(source: Source, recipe: Recipe) -> str:
-    """The folder name of a cached corpus: equal for equal text, tokenizer and options."""
+def _identity(source: Source, recipe: Recipe) -> list[Any]:
+    """What decides a packed corpus: equal for equal text, tokenizer and options."""
     made_here = recipe.tokenizer in (*tokenizers.TRAINED, BYTES)
     made_by = recipe.tokenizer if made_here else tokenizers.tokenizer_identity(recipe.tokenizer)
     try:
-        parts = [FORMAT, type(source).__name__, source.identity(), asdict(recipe), made_by]
+        return [FORMAT, type(source).__name__, source.identity(), asdict(recipe), made_by]
     except OSError as error:  # a file was deleted meanwhile
         raise DataError(f"the corpus cannot be read: {error}") from error
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _cached(folder: Path, recipe: Recipe, say: Say | None = None) -> Corpus | None:
@@ -167,8 +143,8 @@ def _lock(path: Path, say: Say) -> AcquireReturnProxy:
 def _open(folder: Path, recipe: Recipe) -> Corpus:
     """A corpus as it was written.
 
-    Sizes, corpus.json and tokenizer.json are checked completely, the rows in a limited number of random blocks, so
-    that damage in a large corpus is found after a few starts.
+    Checksums find damage: corpus.json and tokenizer.json are checked completely, the rows in a limited number of
+    random blocks, so that damage in a large corpus is found after a few starts.
 
     Raises:
         DataError: it is damaged; the message says what to delete.
@@ -177,87 +153,94 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
         saved = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         if saved.pop("sha256_of_this") != _digest_of(saved):
             raise ValueError("the checksum of corpus.json differs")
-        facts = _Facts.model_validate_json(json.dumps(saved))
         content = (folder / "tokenizer.json").read_bytes()
-        if hashlib.sha256(content).hexdigest() != facts.sha256_of_tokenizer:
+        if hashlib.sha256(content).hexdigest() != saved["sha256_of_tokenizer"]:
             raise ValueError("the checksum of tokenizer.json differs")
-        with tokenizers.refusing("tokenizer.json: cannot be loaded"):
-            tokenizer = Tokenizer.from_buffer(content)
+        training, validation = (_rows(folder / f"{split}.bin", saved[split], recipe) for split in SPLITS)
+        packed = PackingStats.from_json(saved["packed"])
+        tokenizer = Tokenizer.from_buffer(content)
         tokenizers.check_tokenizer(recipe.kind, tokenizer, "tokenizer.json")
-        if tokenizer.get_vocab_size() != recipe.vocabulary:
-            raise ValueError("tokenizer.json has another vocabulary")
-        if [facts.packed.rows(split) for split in SPLITS] != [facts.training.rows, facts.validation.rows]:
-            raise ValueError("the parts of corpus.json have other rows")
-        if len({part.weight is None for part in facts.packed.parts}) > 1:
-            raise ValueError("some parts of corpus.json have no weight")
-        training = _rows(folder / "training.bin", facts.training, recipe)
-        validation = _rows(folder / "validation.bin", facts.validation, recipe)
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"corpus.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise _DamagedError(
-            f"the cached corpus {folder} is damaged ({reason}): delete it, and it is built again"
+            f"the cached corpus {folder} is damaged ({error}): delete it, and it is built again"
         ) from error
-    return Corpus(training, validation, tokenizer, facts.fingerprint, facts.content, facts.packed, folder)
+    return Corpus(training, validation, tokenizer, saved["fingerprint"], saved["content"], packed, folder)
 
 
-def _rows(path: Path, facts: _SplitFacts, recipe: Recipe) -> np.ndarray:
+def _rows(path: Path, facts: dict[str, Any], recipe: Recipe) -> np.ndarray:
     """The rows of a file, memory-mapped, after a check of a limited number of blocks.
+
+    Args:
+        path: of the file.
+        facts: its `rows`, and `crc32`, the checksum of each block in hexadecimal.
+        recipe: has the row length and the type of a token.
 
     Raises:
         ValueError: the file does not agree with `facts`.
     """
-    shape = (facts.rows, recipe.seq_len)
+    shape = (facts["rows"], recipe.seq_len)
     if path.stat().st_size != shape[0] * shape[1] * recipe.dtype.itemsize:
         raise ValueError(f"{path.name} has another size")
-    expected = np.frombuffer(bytes.fromhex(facts.crc32), "<u4")
-    if len(expected) != -(-path.stat().st_size // _BLOCK):
-        raise ValueError(f"{path.name} has too few checksums")
+    expected = np.frombuffer(bytes.fromhex(facts["crc32"]), "<u4")
     count = min(_BLOCKS_CHECKED, len(expected))
     chosen = sorted(random.Random(_CHECK_SEED).sample(range(len(expected)), count))
     with path.open("rb") as file:
         for i in chosen:
             file.seek(i * _BLOCK)
-            block = file.read(_BLOCK)
-            if zlib.crc32(block) != expected[i]:
+            if zlib.crc32(file.read(_BLOCK)) != expected[i]:
                 raise ValueError(f"the checksum of {path.name} differs")
-            if np.frombuffer(block, recipe.dtype).max() >= recipe.vocabulary:
-                raise ValueError(f"{path.name} has a token beyond the vocabulary")
     return np.memmap(path, dtype=recipe.dtype, mode="r", shape=shape)
 
 
-def _build(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> None:
+def _refuse_changed(before: list[Any], source: Source, recipe: Recipe) -> None:
+    """Raises a DataError with the names of the files that are not what they were when `before` was taken."""
+    after = _identity(source, recipe)
+    if changed := sorted({state[0] for state in _file_states(before) ^ _file_states(after)}):
+        raise DataError(
+            f"{', '.join(changed[:3])}{' and more' if changed[3:] else ''}: changed while it was read; start again "
+            "when nothing writes to it"
+        )
+    if after != before:
+        raise DataError(f"{source.title()} or data.tokenizer changed while it was read; start again")
+
+
+def _file_states(identity: Any) -> set[tuple[str, int, int]]:
+    """The (path, size, time of the last change) in an identity, at any depth."""
+    match identity:
+        case [str(path), int(size), int(changed)]:
+            return {(path, size, changed)}
+        case dict():
+            return _file_states(list(identity.values()))
+        case list() | tuple():
+            return set().union(*map(_file_states, identity))
+    return set()
+
+
+def _build(source: Source, recipe: Recipe, identity: list[Any], folder: Path, say: Say, bar: Bar) -> None:
     """Builds beside `folder` and renames, so that the folder is complete or does not exist."""
     unfinished = folder.with_suffix(".building")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        packed = pack_corpus(source, recipe, unfinished, say, bar)
+        try:
+            packed = pack_corpus(source, recipe, unfinished, say, bar)
+        except DataError:
+            _refuse_changed(identity, source, recipe)  # which may be why
+            raise
+        _refuse_changed(identity, source, recipe)
         _write_facts(unfinished, recipe, source, packed)
         unfinished.rename(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(unfinished, recipe) from error
+            raise DataError(
+                f"{unfinished}: the disk is full. 1 GB of English text takes {recipe.dtype.itemsize / 4:g} GB. Set "
+                "data.cache_dir to a folder with more space"
+            ) from error
         raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _full(folder: Path, recipe: Recipe) -> DataError:
-    """The error for a full disk; made before the unfinished corpus is removed."""
-    written = sum(path.stat().st_size for path in folder.iterdir())
-    free = shutil.disk_usage(folder).free
-    size = recipe.dtype.itemsize
-    return DataError(
-        f"{folder}: the disk is full; {files.in_units(written)} were written (and are removed), "
-        f"{files.in_units(free)} are free, and more than {files.in_units(written + free)} are needed. "
-        f"A token takes {size} bytes, so that 1 GB of English text takes about {size / 4:g} GB. Set data.cache_dir "
-        "to a folder with more space"
-    )
 
 
 def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingStats) -> None:

@@ -2,21 +2,20 @@
 
 import errno
 import os
-import shutil
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apollo_cli.data import network
-from apollo_cli.data.readers import ARCHIVES, first_line
+from apollo_cli.data.readers import ARCHIVES, first_line, nothing_in
 from apollo_cli.data.sources import Part, Source, file_states
 from apollo_cli.errors import DataError
-from apollo_cli.files import in_units
 
-_Key = tuple[str, str | None, str]  # path, configuration, split
+_Key = tuple[str, str | None, str | None]  # path, configuration, revision
 _FORMATS = {"arrow", "csv", "json", "parquet", "text"} | {"cache"}  # cache: prepared by datasets from one of them
 
 
@@ -31,6 +30,7 @@ class Hub(Source):
         streaming: read while downloading, no further than a run needs, and keep only the packed rows on the disk.
         text_field: the column that holds the text.
         validation_split: the split for validation; None if some documents of `split` are to be held out.
+        revisions: the commit, branch or tag of each on the hub; None, or no entry, is its newest commit.
     """
 
     paths: tuple[str, ...]
@@ -39,8 +39,8 @@ class Hub(Source):
     streaming: bool = False
     text_field: str = "text"
     validation_split: str | None = None
-    _builders: dict[tuple[str, str | None], Any] = field(default_factory=dict, compare=False, repr=False)
-    _opened: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
+    revisions: tuple[str | None, ...] = ()
+    _builders: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
     _progress: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all
 
     def title(self) -> str:
@@ -48,45 +48,46 @@ class Hub(Source):
 
     def identity(self) -> dict[str, Any]:
         """Names, the versions on the hub of what is not streamed, and the states of the files of folders."""
-        splits = [split for split in (self.split, self.validation_split) if split]
-        keys = [key for split in splits for key in self._keys(split)]
+        splits = self._splits()
         return {
             "paths": self.paths,
             "names": self.names[: len(self.paths)],
             "splits": splits,
             "text_field": self.text_field,
-            "versions": None if self.streaming else [self._builder(key).hash for key in keys],
+            "versions": None
+            if self.streaming
+            else [self._builder(key).hash for _ in splits for key in self._keys()],
             "files": [file_states(_files_in(Path(path))) for path in self.paths if Path(path).is_dir()],
+            **({"revisions": self.revisions} if any(self.revisions) else {}),
         }
 
     def edition(self) -> list[str] | None:
         """The versions on the hub of what is streamed: not in `identity`, so that packed rows are found offline."""
         if not self.streaming or all(Path(path).is_dir() for path in self.paths):
             return None
-        return [self._builder(key).hash for key in self._keys(self.split)]
+        return [self._builder(key).hash for key in self._keys()]
 
     def check_readable(self) -> None:
         """Requests every dataset and its splits from the hub or its cache, and checks the column if it is known."""
-        for split in filter(None, (self.split, self.validation_split)):
-            for key in self._keys(split):
-                info = self._builder(key).info
-                if info.features is not None and self.text_field not in info.features:
-                    raise self._no_column(key[0], info.features)
+        for key in self._keys():
+            info = self._builder(key).info
+            if info.features is not None and self.text_field not in info.features:
+                raise nothing_in(key[0], "column", self.text_field, info.features)
+            for split in self._splits():
                 if info.splits and split.isidentifier() and split not in info.splits:
                     raise DataError(f"dataset {key[0]!r} has no split {split!r} (it has: {', '.join(info.splits)})")
 
     def download(self, say: Callable[[str], None]) -> None:
         """Downloads and prepares what is not streamed and not in the library's cache, with its progress bars."""
-        for key in [] if self.streaming else self._keys(self.split):
+        for key in [] if self.streaming else self._keys():
             if not Path(self._builder(key).cache_dir).exists():
                 say(f"downloading and preparing dataset {key[0]}")
-                self._prepare(key, bars=sys.stderr.isatty())
+                self._open(key, self.split)
 
     def parts(self) -> list[Part]:
         if len(self.paths) < 2:
             return [Part(self, None)]
-        pairs = zip(self.paths, self.names, strict=True)
-        return [Part(replace(self, paths=(path,), names=(name,)), None) for path, name in pairs]
+        return [Part(replace(self, paths=(p,), names=(n,), revisions=(r,)), None) for p, n, r in self._keys()]
 
     @property
     def is_streamed(self) -> bool:
@@ -100,102 +101,109 @@ class Hub(Source):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the split with all their columns, dataset by dataset."""
-        for key in self._keys(self.split):
-            yield from self._rows(key)
+        for key in self._keys():
+            yield from self._rows(key, self.split)
 
     def fraction_read(self) -> float | None:
         return self._progress[0] / max(1, self._progress[1]) if self._progress else None
 
     def _read(self, split: str) -> Iterator[str]:
-        for key in self._keys(split):
-            for row in self._rows(key):
+        for key in self._keys():
+            for row in self._rows(key, split):
                 if self.text_field not in row:
-                    raise self._no_column(key[0], row)
+                    raise nothing_in(key[0], "column", self.text_field, row)
                 text = row[self.text_field]
+                if isinstance(text, bytes):
+                    with _errors_of(key, "cannot be read"):
+                        text = text.decode()
                 if not isinstance(text, str | None):
                     raise DataError(f"{key[0]}: the column {self.text_field!r} holds no text; set data.text_field")
                 yield text or ""
 
-    def _rows(self, key: _Key) -> Iterator[dict[str, Any]]:
-        """The rows of a dataset; turns every error of the library's readers into a DataError."""
-        dataset = self._open(key)
+    def _rows(self, key: _Key, split: str) -> Iterator[dict[str, Any]]:
+        dataset = self._open(key, split)
         self._progress[:] = [] if self.streaming else [0, len(dataset)]
-        try:
+        with _errors_of(key, "cannot be read"):
             for row in dataset:
                 if self._progress:
                     self._progress[0] += 1
                 yield row
-        except Exception as error:
-            raise DataError(f"dataset {key[0]!r} cannot be read: {first_line(_cause(error))}") from error
 
-    def _keys(self, split: str) -> list[_Key]:
+    def _splits(self) -> list[str]:
+        return [split for split in (self.split, self.validation_split) if split]
+
+    def _keys(self) -> list[_Key]:
         if not self.paths:
             raise DataError(
                 "data.path is empty: name a dataset of the hub, for example data.path=roneneldan/TinyStories"
             )
-        return [(path, name, split) for path, name in zip(self.paths, self.names, strict=False)]
+        revisions = self.revisions if any(self.revisions) else (None,) * len(self.paths)
+        return list(zip(self.paths, self.names, revisions, strict=False))
 
-    def _open(self, key: _Key) -> Any:
-        if key not in self._opened:
-            if not self.streaming:
-                self._prepare(key, bars=False)
-            builder, split = self._builder(key), key[-1]
-            with _opening(key[0]):
-                opened = builder.as_streaming_dataset(split) if self.streaming else builder.as_dataset(split)
-            self._opened[key] = opened
-        return self._opened[key]
-
-    def _prepare(self, key: _Key, *, bars: bool) -> None:
-        from datasets import disable_progress_bars, enable_progress_bars
-
-        (enable_progress_bars if bars else disable_progress_bars)()
+    def _open(self, key: _Key, split: str) -> Any:
         builder = self._builder(key)
-        with _opening(key[0]):
+        with _errors_of(key, "cannot be opened"):
+            if self.streaming:
+                return builder.as_streaming_dataset(split)
             builder.download_and_prepare()
+            return builder.as_dataset(split)
 
     def _builder(self, key: _Key) -> Any:
         """The library's object for a dataset, made without a download of its rows."""
-        from datasets import load_dataset_builder
+        from datasets import disable_progress_bars, load_dataset_builder
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+        from huggingface_hub import HfApi, constants
 
-        path, name, _ = key
-        if (path, name) not in self._builders:
-            with _opening(path):
-                if path in _PACKAGED_DATASETS_MODULES:  # it would read all files of the working directory
-                    raise DataError(
-                        f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
-                    )
+        path, name, revision = key
+        if key not in self._builders:
+            if path in _PACKAGED_DATASETS_MODULES:  # it would read all files of the working directory
+                raise DataError(
+                    f"data.path={path} is a format, not a dataset: for files use data=text data.files=..."
+                )
+            if not sys.stderr.isatty():
+                disable_progress_bars()
+            with _errors_of(key, "cannot be opened"):
                 if not Path(path).is_dir():
                     network.go_offline_if_needed()
-                builder = load_dataset_builder(path, name)
+                    if revision and not constants.HF_HUB_OFFLINE:  # else the library takes what its cache has
+                        revision = HfApi().dataset_info(path, revision=revision).sha
+                builder = load_dataset_builder(path, name, revision=revision)
                 _refuse_unsafe(path, builder)
-            self._builders[path, name] = builder
-        return self._builders[path, name]
-
-    def _no_column(self, path: str, columns: Iterable[str]) -> DataError:
-        return DataError(
-            f"{path}: no column {self.text_field!r} (it has: {', '.join(columns)}); set data.text_field"
-        )
+            if re.fullmatch("[0-9a-f]{7,40}", revision or "") and not builder.hash.startswith(revision):
+                raise DataError(f"data.revision={revision}: of {path!r} only {builder.hash} is in the cache")
+            self._builders[key] = builder
+        return self._builders[key]
 
 
 @contextmanager
-def _opening(path: str) -> Iterator[None]:
-    """Turns every error of the library into a DataError about this dataset."""
+def _errors_of(key: _Key, problem: str) -> Iterator[None]:
+    """Turns every error of the library into a DataError: the dataset `problem` (cannot be opened, or read)."""
+    path, _, revision = key
     try:
         yield
-    except DataError:
+    except (DataError, GeneratorExit):
         raise
     except Exception as error:
-        cause = _cause(error)
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "Not enough disk space" in str(cause):  # which datasets finds before it begins
-            raise _full(path) from error
-        hint = f"{network.what_to_do(path)}, or put text into files and use data=text data.files=..."
-        if Path(path).is_dir():
-            hint = "put its text into files and use data=text data.files=..."
+        cause: BaseException = error
+        while isinstance(cause.__cause__, Exception):  # datasets wraps the errors of its readers
+            cause = cause.__cause__
+        hint = f"; {network.what_to_do(path)}, or put text into files and use data=text data.files=..."
+        if "scripts are no longer supported" in str(cause):
+            hint = (
+                ": a script of others is not run. Name another version of the dataset, or try "
+                "data.revision=refs/convert/parquet, which the hub makes of many (of large ones only a part)"
+            )
+        elif getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "enough disk space" in str(cause):
+            hint = (
+                ". Set the environment variable HF_HOME to a folder with more space, or type data.streaming=true, "
+                "which keeps only the packed rows"
+            )
         elif Path(path).is_file():
-            hint = f"it is a file: type data=text data.files={path}"
-        raise DataError(f"dataset {path!r} cannot be opened: {first_line(cause)}; {hint}") from error
+            hint = f"; it is a file: type data=text data.files={path}"
+        elif Path(path).is_dir() or problem == "cannot be read":
+            hint = "; put its text into files and use data=text data.files=..."
+        of = f" of data.revision={revision}" if revision else ""
+        raise DataError(f"dataset {path!r}{of} {problem}: {first_line(cause)}{hint}") from error
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -219,30 +227,3 @@ def _refuse_unsafe(path: str, builder: Any) -> None:
             raise DataError(f"dataset {path!r} names {file}, which is not in it: take that out of its README.md")
         if Path(file).suffix.lower() in ARCHIVES:
             raise DataError(f"dataset {path!r} holds the archive {file}: extract it, then name the folder")
-
-
-def _full(path: str) -> DataError:
-    """The error for a disk that the library filled, after it removed the unfinished files."""
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    free = {str(folder): _free_bytes(Path(folder)) for folder in (config.HF_DATASETS_CACHE, HF_HUB_CACHE)}
-    fullest = min(free, key=lambda folder: free[folder])
-    space = in_units(free[fullest])
-    return DataError(
-        f"dataset {path!r}: the disk of {fullest} is full; {space} are free there, and more than {space} are "
-        "needed. Set the environment variable HF_HOME to a folder with more space, or type data.streaming=true, "
-        "which keeps only the packed rows"
-    )
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder that may not exist yet."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
-
-
-def _cause(error: Exception) -> Exception:
-    """The innermost cause, because datasets wraps the errors of its readers."""
-    while isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return error

@@ -14,11 +14,10 @@ _ROWS_SHOWN = 3
 
 
 def inspection(corpus: Corpus, batches: TrainingBatches) -> Iterator[Table]:
-    """Tables for a terminal: statistics, the parts of a mixture, the lengths of documents, the first rows."""
+    """Tables for a terminal: statistics, the parts of a mixture, the first rows."""
     yield _statistics(corpus)
     if len(corpus.packed.parts) > 1:
         yield _parts(corpus)
-    yield _lengths(corpus)
     yield _first_rows(corpus.tokenizer, batches)
 
 
@@ -28,15 +27,17 @@ def _statistics(corpus: Corpus) -> Table:
     held_out = "given" if packed.given else "held out"
     if packed.tail:
         held_out = "the last rows, for documents are too few"
-    copies = "copies of others were left out" if packed.distinct else "of them are copies of an earlier one"
     table = Table(title="The corpus", title_justify="left", show_header=False)
     rows = {
         "documents": f"{documents:,}: {packed.documents['training']:,} training, "
         f"{packed.documents['validation']:,} validation ({held_out})",
-        "exact copies": f"{packed.copies:,} {copies}; a copy never is in both parts",
+        "exact copies": f"{packed.copies:,} of them are copies of an earlier one; a copy never is in both parts",
         "left out": f"{packed.left_out:,} for training that validation has, too; {packed.empty:,} without text",
         "text": f"{packed.num_bytes:,} bytes of UTF-8",
         "tokens": f"{packed.tokens:,} of a vocabulary of {corpus.tokenizer.get_vocab_size():,}",
+        "unknown": "not counted"
+        if packed.unknown is None
+        else f"{packed.unknown:,} of the tokens ({packed.share_unknown:.2%}) are unknown to the tokenizer",
         "bytes per token": f"{packed.num_bytes / max(1, packed.tokens):.3f}",
         "tokens a document": f"{packed.tokens / max(1, documents):,.1f} on average, at most {packed.longest:,}",
         "rows": f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, of {seq_len} tokens",
@@ -54,21 +55,6 @@ def _parts(corpus: Corpus) -> Table:
     for part in corpus.packed.parts:
         weight = "by its rows" if part.weight is None else f"{part.weight:g}"
         table.add_row(Text(part.title), weight, f"{part.training:,}", f"{part.validation:,}")
-    return table
-
-
-def _lengths(corpus: Corpus) -> Table:
-    """The numbers of documents whose lengths are between two powers of two."""
-    table = Table(title="Lengths of the documents", title_justify="left")
-    for name in ("tokens", "documents", "share", "up to here"):
-        table.add_column(name, justify="right")
-    lengths = corpus.packed.lengths
-    total, so_far = sum(lengths.values()), 0
-    for digits in sorted(lengths):
-        so_far += lengths[digits]
-        low, high = (1 << digits) >> 1, (1 << digits) - 1
-        span = f"{low:,}" if high <= low else f"{low:,} - {high:,}"
-        table.add_row(span, f"{lengths[digits]:,}", f"{lengths[digits] / total:.1%}", f"{so_far / total:.1%}")
     return table
 
 

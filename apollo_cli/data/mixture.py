@@ -1,6 +1,6 @@
 """Several sources as one corpus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -43,16 +43,5 @@ class Mixture(Source):
         editions = [part.source.edition() for part in self.parts()]
         return None if all(edition is None for edition in editions) else editions
 
-    def check_readable(self) -> None:
-        for part in self.parts():
-            part.source.check_readable()
-
-    def download(self, say: Callable[[str], None]) -> None:
-        for part in self.parts():
-            part.source.download(say)
-
     def documents(self) -> Iterator[str]:
         return chain.from_iterable(part.source.documents() for part in self.parts())
-
-    def remarks(self) -> list[str]:
-        return [remark for member in self.members for remark in member.source.remarks()]

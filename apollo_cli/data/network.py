@@ -25,7 +25,6 @@ def go_offline_if_needed() -> None:
 
 
 def _offline_variables() -> list[str]:
-    """The names of the variables that ask for it."""
     return [name for name in _OFFLINE if os.environ.get(name, "").upper() in _YES]
 
 

@@ -1,20 +1,21 @@
 """Documents to files of rows: tokenized on all cores while they are read, in bounded memory."""
 
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field
 from tokenizers import Tokenizer
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.chunking import pieces
-from apollo_cli.data.dedup import CopyCounter, hash_of, held_out
+from apollo_cli.data.dedup import hash_of, held_out
 from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
@@ -23,14 +24,12 @@ from apollo_cli.errors import DataError
 
 SPLITS = ("training", "validation")
 _LONGEST_PIECE = 100_000  # characters that are tokenized at once, so that long documents use all cores, too
+_UNKNOWN_WARNING, _UNKNOWN_REFUSAL = 0.03, 0.5  # shares of all tokens
 _PIECES_AT_ONCE, _CHARACTERS_AT_ONCE = 2048, 1_000_000  # about 130 bytes of memory for each character
 
 Say = Callable[[str], None]  # takes one line of progress
 At = Callable[[float | None], None]  # takes the fraction that is done
 Bar = Callable[[str], AbstractContextManager[At]]  # shows a progress bar under this title
-
-Count = Annotated[int, Field(ge=0)]
-_EXACT = ConfigDict(strict=True, extra="forbid")  # when they are read from a file
 
 
 def no_bar(_: str) -> AbstractContextManager[At]:
@@ -42,11 +41,9 @@ class PartStats:
     """A packed part of the corpus: its title, its weight, and its rows of training and of validation."""
 
     title: str
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    training: Count = 0
-    validation: Count = 0
-
-    __pydantic_config__ = _EXACT
+    weight: float | None
+    training: int = 0
+    validation: int = 0
 
 
 @dataclass
@@ -57,36 +54,40 @@ class PackingStats:
         documents: packed ones of training and of validation.
         num_bytes: of their text in UTF-8.
         tokens: without those that are added between documents or around rows.
+        unknown: tokens for what the tokenizer does not know; None in a corpus in which they were not counted.
         left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
             after the last row that is needed.
-        copies: documents that are exact copies of an earlier one.
-        distinct: whether the copies were left out; else they are among `documents`.
+        copies: those of `documents` that are exact copies of an earlier one.
         left_out: documents for training that validation has, too.
         empty: documents and rows without text.
-        lengths: how many documents have a number of tokens with so many binary digits.
         longest: the most tokens that a document has.
         given: whether the documents for validation were given.
         tail: whether the last rows are for validation, because documents were too few; all count as training then.
         parts: of the corpus.
     """
 
-    documents: Annotated[
-        dict[Annotated[str, Field(pattern="^(training|validation)$")], Count], Field(min_length=len(SPLITS))
-    ] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    num_bytes: Count = 0
-    tokens: Count = 0
-    left_over: Count = 0
-    copies: Count = 0
-    distinct: bool = False
-    left_out: Count = 0
-    empty: Count = 0
-    lengths: dict[int, Count] = field(default_factory=dict)
-    longest: Count = 0
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    num_bytes: int = 0
+    tokens: int = 0
+    unknown: int | None = None
+    left_over: int = 0
+    copies: int = 0
+    left_out: int = 0
+    empty: int = 0
+    longest: int = 0
     given: bool = False
     tail: bool = False
     parts: list[PartStats] = field(default_factory=list)
 
-    __pydantic_config__ = _EXACT
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "PackingStats":
+        """The statistics that `asdict` made and JSON holds, without those that are no longer counted."""
+        known = {key: value for key, value in saved.items() if key in cls.__dataclass_fields__}
+        return cls(**known | {"parts": [PartStats(**part) for part in saved["parts"]]})
+
+    @property
+    def share_unknown(self) -> float:
+        return (self.unknown or 0) / max(1, self.tokens)
 
     def rows(self, split: str) -> int:
         """The rows of all parts for training or for validation."""
@@ -100,8 +101,9 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
         DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
     """
     tokenizer = tokenizers.existing_tokenizer(recipe)
-    source.download(say)
     parts = source.parts()
+    for part in parts:
+        part.source.download(say)
     documents: list[Documents] = [part.source.documents for part in parts]
     if tokenizer is None:
         if recipe.bound:
@@ -118,15 +120,21 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
     with bar("tokenizing and packing") as at:
         packed = Packer(parts, documents, recipe, folder, tokenizer, at).run()
-        if _lacks_documents(packed) and packed.copies:  # no copy may be in both splits
-            say(f"documents are too few to hold whole ones out; {packed.copies:,} exact copies are left out")
-            packed = Packer(parts, documents, recipe, folder, tokenizer, at, distinct=True).run()
-    for remark in source.remarks():
+    for remark in chain.from_iterable(part.source.remarks() for part in parts):
         say(remark)
-    if _lacks_documents(packed):
+    rows = [packed.rows(split) for split in SPLITS]
+    if 0 in rows and sum(rows) > 1 and len(packed.parts) == 1 and not packed.given:
         _hold_out_the_tail(packed, recipe, folder)
     _check_rows(packed, recipe, source)
     say(_summary(packed, recipe))
+    if packed.share_unknown > _UNKNOWN_WARNING:
+        problem = (
+            f"{packed.share_unknown:.1%} of all tokens are unknown to data.tokenizer={recipe.tokenizer}: type "
+            "data.tokenizer=bpe or unigram, or a larger data.vocab_size where rare letters are unknown"
+        )
+        if packed.share_unknown > _UNKNOWN_REFUSAL:
+            raise DataError(problem)
+        say(f"warning: {problem}")
     return packed
 
 
@@ -134,12 +142,13 @@ def _summary(packed: PackingStats, recipe: Recipe) -> str:
     rows = " and ".join(f"{packed.rows(split):,} {split}" for split in SPLITS)
     documents = f"{sum(packed.documents.values()):,} documents"
     if packed.copies:
-        documents += f", {packed.copies:,} {'more were' if packed.distinct else 'of them'} exact copies of others"
+        documents += f", {packed.copies:,} of them exact copies of others"
     if packed.left_out:
         documents += f"; {packed.left_out:,} for training left out, for validation has them"
     if packed.empty:
         documents += f"; {packed.empty:,} without text left out"
-    return f"packed {rows} rows of {recipe.seq_len}: {documents}"
+    unknown = f"; {packed.share_unknown:.2%} of all tokens are unknown" if packed.unknown else ""
+    return f"packed {rows} rows of {recipe.seq_len}: {documents}{unknown}"
 
 
 def _with_progress(source: Source, documents: Iterator[str], at: At, say: Say) -> Iterator[str]:
@@ -185,39 +194,34 @@ class Packer:
         folder: Path,
         tokenizer: Tokenizer,
         at: At,
-        distinct: bool = False,
     ) -> None:
         self.parts, self.documents, self.recipe, self.folder = parts, documents, recipe, folder
         self.tokenizer, self.at = tokenizer, at
         special = tokenizers.special_ids(recipe.kind, tokenizer)
         self.writers = {split: _RowWriter(folder / f"{split}.bin", recipe, special) for split in SPLITS}
-        self.copies = CopyCounter(folder / "hashes")
+        self.hashes = array("Q")  # of the packed documents
         self.given: set[int] = set()  # hashes of the documents given for validation
-        self.seen: set[int] | None = set() if distinct else None
-        self.packed = PackingStats(distinct=distinct)
-        self.length: int | None = None  # tokens so far of a document that has not ended
+        self.unknown = tokenizers.unknown_id(tokenizer)
+        self.packed = PackingStats(unknown=0)
+        self.length = 0  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
         """Packs what is given for validation, then the rest."""
         packed = self.packed
         given = [part.source.validation() for part in self.parts]
         packed.given = given[0] is not None
-        if any((documents is not None) != packed.given for documents in given):
-            raise DataError("data.sources: documents for validation are given for some; give them for all or none")
         needed = self._rows_needed()
         packed.parts = [PartStats(part.source.title(), part.weight) for part in self.parts]
         with ExitStack() as opened:
-            for file in (self.copies.file, *(writer.file for writer in self.writers.values())):
-                opened.callback(file.close)
+            for writer in self.writers.values():
+                opened.enter_context(writer.file)
             for i, documents in enumerate(given):
                 if documents is not None:
                     self._pack_part(i, documents, ("validation",), needed[i])
             for i, read in enumerate(self.documents):
                 self._pack_part(i, read(), ("training",) if packed.given else SPLITS, needed[i])
-            if self.seen is None:
-                packed.copies = self.copies.copies()
+        packed.copies = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, np.uint64)))
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
-        (self.folder / "hashes").unlink()
         return packed
 
     def _rows_needed(self) -> list[dict[str, int] | None]:
@@ -225,8 +229,6 @@ class Packer:
         bound, weights = self.recipe.bound, [part.weight for part in self.parts]
         if bound is None:
             return [None] * len(weights)
-        if None in weights and len(weights) > 1:
-            raise DataError("data.sources: what is streamed is mixed by weights: give every source a weight")
         rows = most_needed(bound.training, tuple(weight or 1.0 for weight in weights))
         return [{"training": count, "validation": bound.validation} for count in rows]
 
@@ -247,8 +249,7 @@ class Packer:
                 if fraction == 1:
                     break
             self.at(fraction)
-        if self.length is not None:  # only the beginning of the last document was needed
-            self._end_document()
+        self.length = 0  # of the last document only the beginning may have been needed
         for split, writer in writers.items():
             setattr(self.packed.parts[number], split, writer.end_part(needed[split] if needed else None))
 
@@ -278,10 +279,6 @@ class Packer:
             self.given.add(document)
         elif self.packed.given and document in self.given:
             return "left_out"
-        if self.seen is not None:
-            if document in self.seen:
-                return "copies"
-            self.seen.add(document)
         return split
 
     def _tokenized(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
@@ -309,19 +306,15 @@ class Packer:
             return
         if piece.document is not None:
             packed.documents[piece.goes_to] += 1
-            self.copies.add(piece.document)
+            self.hashes.append(piece.document)
         packed.num_bytes += len(piece.text.encode())
         packed.tokens += len(ids)
+        packed.unknown = (packed.unknown or 0) + ids.count(self.unknown)
         self.writers[piece.goes_to].add(ids, piece.is_last)
-        self.length = (self.length or 0) + len(ids)
+        self.length += len(ids)
+        packed.longest = max(packed.longest, self.length)
         if piece.is_last:
-            self._end_document()
-
-    def _end_document(self) -> None:
-        length, self.length = self.length or 0, None
-        digits = length.bit_length()
-        self.packed.lengths[digits] = self.packed.lengths.get(digits, 0) + 1
-        self.packed.longest = max(self.packed.longest, length)
+            self.length = 0
 
 
 class _RowWriter:
@@ -366,14 +359,17 @@ class _RowWriter:
         return count
 
 
-def _lacks_documents(packed: PackingStats) -> bool:
-    """Whether documents are too few for a row in each split, though there are two rows in all."""
-    rows = [packed.rows(split) for split in SPLITS]
-    return len(packed.parts) == 1 and not packed.given and 0 in rows and sum(rows) > 1
-
-
 def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> None:
-    """Moves the share of all rows that is for validation from their end."""
+    """Moves the share of all rows that is for validation from their end.
+
+    Raises:
+        DataError: documents are copies of others, so that one could be in both splits.
+    """
+    if packed.copies:
+        raise DataError(
+            f"the corpus is too small: its documents are too few to hold whole ones out, and {packed.copies:,} of "
+            "them are exact copies of others. Leave the copies out, or give more text"
+        )
     training, validation = (folder / f"{split}.bin" for split in SPLITS)
     (part,) = packed.parts
     rows = part.training + part.validation
@@ -391,23 +387,18 @@ def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> No
 
 def _check_rows(packed: PackingStats, recipe: Recipe, source: Source) -> None:
     """Raises a DataError if training, validation, or a part with a weight has no row."""
-    rows = packed.rows("training") + packed.rows("validation")
-    if rows < 2:
+    training, validation = (packed.rows(split) for split in SPLITS)
+    if not training and packed.left_out:
         raise DataError(
-            f"the corpus is too small: {source.title()} fills {rows} rows of data.seq_len={recipe.seq_len}, and "
-            "one for training and one for validation are needed. Give more text or a smaller data.seq_len"
+            f"{packed.left_out:,} documents for training are left out, for validation has them, and the rest fills "
+            f"no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
         )
-    for split in SPLITS:
-        if not packed.rows(split):
-            if split == "training" and packed.left_out:
-                raise DataError(
-                    f"{packed.left_out:,} documents for training are left out, for validation has them, and the "
-                    f"rest fills no row of data.seq_len={recipe.seq_len}: give other text for one of the two"
-                )
-            raise DataError(
-                f"the corpus is too small: what is for {split} fills no row of data.seq_len={recipe.seq_len}. Give "
-                "more text for it or a smaller data.seq_len"
-            )
+    if not training or not validation:
+        raise DataError(
+            f"the corpus is too small: {source.title()} fills {training} rows of data.seq_len={recipe.seq_len} for "
+            f"training and {validation} for validation, and one of each is needed. Give more text or a smaller "
+            "data.seq_len"
+        )
     for part in packed.parts:
         if not part.training and part.weight is not None:
             raise DataError(

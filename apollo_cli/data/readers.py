@@ -6,7 +6,6 @@ import gzip
 import json
 import lzma
 import re
-import shlex
 import shutil
 import stat
 import tempfile
@@ -23,11 +22,14 @@ from apollo_cli.errors import DataError
 from apollo_cli.files import in_units
 
 MAX_LENGTH = 512_000_000  # bytes of a line, characters of a document: more is an error or a decompression bomb
-_UNPACK = {".gz": "gzip -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc", ".zst": "zstd -dc"}
+_COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
+KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", *_COLUMNAR)
+_COMPRESSION = (".gz", ".xz", ".bz2", ".zst")
 ARCHIVES = {".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar", ".jar", ".whl"}
-_OTHER_COMPRESSION = {".z", ".lz", ".lz4", ".lzma", ".lzo", ".br"}
-_NOT_TEXT = {".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg", ".jpeg", ".gif", ".mp3", ".mp4", ".exe"} | {
-    *(".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".h5", ".sqlite", ".db")
+_NOT_TEXT = {
+    *(".z", ".lz", ".lz4", ".lzma", ".lzo", ".br", ".pdf", ".doc", ".docx", ".odt", ".epub", ".png", ".jpg"),
+    *(".jpeg", ".gif", ".mp3", ".mp4", ".exe", ".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".safetensors"),
+    *(".bin", ".h5", ".sqlite", ".db"),
 }
 _MARKS = {  # at the start of a file; the longer ones first
     b"\xff\xfe\x00\x00": "utf-32",
@@ -35,11 +37,11 @@ _MARKS = {  # at the start of a file; the longer ones first
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-_UTF8_MARK = b"\xef\xbb\xbf"
-_COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
-_STRINGS = ("string", "large_string", "string_view")  # types of pyarrow
+_UTF8_MARK = "\ufeff"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_NAMES = 300  # characters of the names of columns in a message
-_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_JSON_BLOCK = 1 << 20  # characters of whole lines that are parsed together
+_BETWEEN_VALUES = re.compile(r"[\s,]*")
 
 
 @dataclass
@@ -65,6 +67,14 @@ class Reading:
         return self.size if self.file.closed else self.file.tell()
 
 
+def kind_of(path: Path) -> str:
+    """The suffix that decides the format, in lower case: that before a suffix of compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSION:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
 def refuse_unsuitable(path: Path) -> None:
     """Checks a file by its type and its name, before it is opened.
 
@@ -85,15 +95,11 @@ def refuse_unsuitable(path: Path) -> None:
             f"{path} is not a regular file but a pipe, socket or device, and a corpus is read more than once: "
             "write the text into a file, and name that"
         )
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    last = suffixes[-1] if suffixes else ""
-    if last in ARCHIVES or (last in _UNPACK and ".tar" in suffixes[-2:-1]):
-        raise DataError(f"{path} is an archive, not a text: extract it, then name the files in it in data.files")
-    if last in _OTHER_COMPRESSION:
-        raise DataError(f"{path}: this compression is not read: decompress it, or use .gz, .xz, .bz2 or .zst")
-    if last in _NOT_TEXT:
+    last = path.suffix.lower()
+    if last in ARCHIVES | _NOT_TEXT or kind_of(path) == ".tar":
         raise DataError(
-            f"{path}: a {last} file is not text: put its text into a .txt or .jsonl file, and name that"
+            f"{path}: a {last} file is not read as text: name the files that it packs, or put its text into a .txt "
+            f"or .jsonl ({', '.join(_COMPRESSION)} are decompressed)"
         )
 
 
@@ -111,29 +117,27 @@ def read_documents(path: Path, document: str, text_field: str, errors: str, read
     Raises:
         DataError: names the file, and the line where there are lines.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _UNPACK:
-        suffixes.pop()
-    kind = suffixes[-1] if suffixes else ".txt"
+    kind = kind_of(path)
     if kind in _COLUMNAR:
         records = _columnar(path, kind, text_field, reading)
+    elif kind in _DELIMITERS:
+        records = _table(path, _lines(path, errors, reading), text_field, _DELIMITERS[kind])
+    elif kind in (".jsonl", ".ndjson", ".json"):
+        records = _json(path, _lines(path, errors, reading), text_field)
     else:
-        lines = _lines(path, errors, reading)
-        if kind in (".jsonl", ".ndjson"):
-            records = _json_lines(path, lines, text_field)
-        elif kind == ".json":
-            records = _json_values(path, lines, text_field)
-        elif kind in (".csv", ".tsv"):
-            records = _csv_column(path, lines, text_field, "," if kind == ".csv" else "\t")
-        else:
-            yield from _split(path, lines, document)
-            return
+        yield from _split(path, _lines(path, errors, reading), document)
+        return
     yield from _split(path, (f"{text}\n" for text in records if text), "file") if document == "file" else records
 
 
 def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
-    """The lines of a file that may be compressed; a byte-order mark of UTF-8 is dropped."""
+    """The lines of a file that may be compressed, without byte-order marks.
+
+    One at the start of a line is no text, but where a file was that now is joined to another. In a file that begins
+    with one, a mark inside of a line is of a file that was joined to a last line without an end.
+    """
     number = offset = 0
+    is_marked = False
     try:
         with ExitStack() as opened:
             next_line = partial(_open_binary(path, opened, reading).readline, MAX_LENGTH + 1)
@@ -147,20 +151,21 @@ def _lines(path: Path, errors: str, reading: Reading) -> Iterator[str]:
                         f"{path}, line {number}: longer than {in_units(MAX_LENGTH)}, the most that a line may have."
                         " Break it into lines, or leave the file out if it is not what its name says"
                     )
-                start, offset = offset, offset + len(line)
                 if number == 1:
                     _refuse_other_encodings(path, line)
-                    if line.startswith(_UTF8_MARK):
-                        line, start = line[len(_UTF8_MARK) :], len(_UTF8_MARK)
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
                     if errors == "strict":
-                        raise _not_utf8(path, number, start + error.start, line[error.start]) from error
+                        raise _not_utf8(path, number, offset + error.start, line[error.start]) from error
                     text = line.decode(errors="replace")
                     reading.replaced_bytes += len(line) - len(line.decode(errors="ignore").encode())
                     reading.replaced_lines += 1
+                offset += len(line)
                 del line  # so that a long one is not in memory twice
+                if _UTF8_MARK in text:
+                    is_marked = is_marked or (number == 1 and text.startswith(_UTF8_MARK))
+                    text = text.replace(_UTF8_MARK, "") if is_marked else text.removeprefix(_UTF8_MARK)
                 yield text
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -184,40 +189,24 @@ def _open_binary(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
 
 
 def _refuse_other_encodings(path: Path, line: bytes) -> None:
-    for mark, encoding in _MARKS.items():
-        if line.startswith(mark):
-            raise DataError(
-                f"{path} begins with the mark of {encoding.upper()}, and UTF-8 is read. Convert it: "
-                f"{_conversion(path, encoding)}"
+    encoding = next((name for mark, name in _MARKS.items() if line.startswith(mark)), None)
+    seen = f"it begins with the mark of {str(encoding).upper()}"
+    for name, zeros in (("utf-16le", line[1:1000:2]), ("utf-16be", line[:1000:2])):
+        if not encoding and len(line) > 2 and zeros.count(0) > 0.9 * len(zeros):  # a letter of Latin script has one
+            encoding, seen = (
+                name,
+                f"every other byte of its first line is zero, as in {name.upper()} without a mark",
             )
-    for encoding, zeros in (("utf-16le", line[1:1000:2]), ("utf-16be", line[:1000:2])):
-        if len(line) > 2 and zeros.count(0) > 0.9 * len(zeros):  # a letter of Latin script has one
-            raise DataError(
-                f"{path}: every other byte of its first line is zero, as in {encoding.upper()} without a mark, and "
-                f"UTF-8 is read. Convert it: {_conversion(path, encoding)}"
-            )
+    if encoding:
+        raise DataError(f"{path}: {seen}, and UTF-8 is read: convert it, with iconv -f {encoding} -t utf-8")
 
 
 def _not_utf8(path: Path, number: int, offset: int, bad: int) -> DataError:
-    where = "of the decompressed text" if path.suffix.lower() in _UNPACK else "of the file"
+    where = "of the decompressed text" if path.suffix.lower() in _COMPRESSION else "of the file"
     return DataError(
         f"{path}, line {number}, byte offset {offset} {where}: 0x{bad:02x} is not UTF-8. Convert the file, for "
-        f"example: {_conversion(path, 'latin1')}; or type data.errors=replace, which puts U+FFFD there"
+        "example with iconv -f latin1 -t utf-8; or type data.errors=replace, which puts U+FFFD there"
     )
-
-
-def _conversion(path: Path, encoding: str) -> str:
-    return _command(path, ["iconv", "-f", encoding, "-t", "utf-8"], "utf8")
-
-
-def _command(path: Path, words: list[str], mark: str) -> str:
-    """A shell command that runs `words` on the file and writes their output beside it, under a name with `mark`."""
-    unpack = _UNPACK.get(path.suffix.lower())
-    plain = path.with_suffix("") if unpack else path
-    new = shlex.quote(f"{plain.stem}.{mark}{plain.suffix}")
-    if unpack:
-        return f"{unpack} {shlex.quote(path.name)} | {shlex.join(words)} > {new}"
-    return f"{shlex.join([*words, path.name])} > {new}"
 
 
 def _split(path: Path, lines: Iterator[str], document: str) -> Iterator[str]:
@@ -249,127 +238,143 @@ def _joined(waiting: list[str]) -> str:
     return text.strip()
 
 
-def _json_lines(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if number == 1 and line.lstrip().startswith("["):
-            raise DataError(
-                f"{path} is one JSON array, and one object a line is read in such a file. Name it .json, or "
-                f"convert it: {_command(path, ['jq', '-c', '.[]'], 'lines')}"
-            )
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error}); one object a line is read: correct that line"
-            ) from error
-        yield _text_of(path, number, row, text_field)
-        del row
+def _json(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
+    """The texts of objects one after another, or of those in one array, with line breaks anywhere.
+
+    Whole lines are parsed, as many as hold a complete object: what ends too early ends where they do. Lines that
+    hold none are doubled in number, so that the time grows with the length of the file.
+    """
+    decode = json.JSONDecoder().raw_decode
+    number, rest, has_begun = 1, "", False
+    brackets = ""  # of the array around the objects, as far as they were read
+    while block := _take(lines, max(_JSON_BLOCK, len(rest))):
+        text, position, rest = rest + block, 0, ""
+        if len(text) > MAX_LENGTH + 2 * _JSON_BLOCK:
+            raise DataError(f"{path}, line {number}: an object of more than {in_units(MAX_LENGTH)}")
+        while not rest:
+            start, position = position, _BETWEEN_VALUES.match(text, position).end()  # type: ignore[union-attr]
+            number += text.count("\n", start, position)
+            if position == len(text):
+                break
+            if text[position] == {"": "[", "[": "]"}.get(brackets) and (brackets or not has_begun):
+                brackets, position = brackets + text[position], position + 1
+                continue
+            try:
+                if brackets == "[]":
+                    raise ValueError("something follows the array")
+                has_begun, (row, end) = True, decode(text, position)
+            except (ValueError, RecursionError) as error:
+                if getattr(error, "pos", 0) < len(text.rstrip()):
+                    reason = getattr(error, "msg", error)
+                    raise DataError(f"{path}, line {number}: not JSON ({reason}); correct it there") from error
+                rest = text[position:]
+                break
+            yield _text_of(path, number, row, text_field)
+            number += text.count("\n", position, end)
+            position = end
+            del row
+    if rest or brackets == "[":
+        raise DataError(f"{path}, line {number}: not JSON (the file ends in the middle); fetch or make it again")
+
+
+def _take(lines: Iterator[str], length: int) -> str:
+    """The next lines, of at least `length` characters together; fewer at the end."""
+    taken: list[str] = []
+    while length > 0 and (line := next(lines, None)) is not None:
+        taken.append(line)
+        length -= len(line)
+    return "".join(taken)
 
 
 def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
-    """The text of a JSON object; empty for null.
+    """The text of a JSON object that begins in line `number`; empty for null.
 
     Raises:
         DataError: it has no text, or none that can be written as UTF-8.
     """
+    where = f"{path}, line {number}"
     if not isinstance(row, dict) or text_field not in row:
-        known = ", ".join(row) if isinstance(row, dict) else "no fields"
-        raise DataError(
-            f"{path}, line {number}: no text in the field {text_field!r} (it has: {known}); set data.text_field"
-        )
+        raise nothing_in(where, "text in the field", text_field, row if isinstance(row, dict) else ())
     text = "" if row[text_field] is None else row[text_field]
     if not isinstance(text, str):
         raise DataError(
-            f"{path}, line {number}: the field {text_field!r} holds {json.dumps(text)[:40]}, not text; write it in "
-            f"quotes, or set data.text_field (it has: {', '.join(row)})"
+            f"{where}: the field {text_field!r} holds {json.dumps(text)[:40]}, not text; write it in quotes, or "
+            f"set data.text_field (it has: {', '.join(row)[:_MAX_NAMES]})"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{path}, line {number}: half of a surrogate pair is not text ({error}); correct that row"
-        ) from error
+        raise DataError(f"{where}: half of a surrogate pair is not text ({error}); correct that row") from error
     return text
 
 
-def _json_values(path: Path, lines: Iterator[str], text_field: str) -> Iterator[str]:
-    """The texts of one JSON array, or of a sequence of objects, with line breaks anywhere.
-
-    Lines are collected until every bracket in them is closed, so that each is parsed once.
-    """
-    waiting: list[str] = []
-    depth, outer, first, number = 0, 0, 1, 0
-    for number, line in enumerate(lines, 1):
-        if not waiting:
-            if not line.strip():
-                continue
-            if not outer and first == 1 and line.lstrip().startswith("["):
-                outer, depth, line = 1, 1, line.lstrip()[1:]
-            first = number
-        waiting.append(line)
-        bare = _JSON_STRING.sub("", line)
-        depth += bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
-        if depth <= outer:
-            yield from _values_in(path, "".join(waiting), first, text_field, in_array=bool(outer))
-            waiting.clear()
-            first = number + 1
-    if waiting or (outer and depth > 0):
-        raise DataError(f"{path}, line {number}: the JSON ends in the middle; fetch or make it again")
-
-
-def _values_in(path: Path, text: str, first: int, text_field: str, *, in_array: bool) -> Iterator[str]:
-    """The texts of complete objects, with commas between them in an array; `first` is the line where they begin."""
-    decoder, position, ended = json.JSONDecoder(), 0, False
-    while position < len(text):
-        character = text[position]
-        if character.isspace() or (in_array and character == "," and not ended):
-            position += 1
-        elif in_array and character == "]" and not ended:
-            position, ended = position + 1, True
-        else:
-            number = first + text.count("\n", 0, position)
-            try:
-                if ended:
-                    raise ValueError("something follows the array")
-                row, position = decoder.raw_decode(text, position)
-            except (ValueError, RecursionError) as error:
-                reason = str(error).replace(f": line {getattr(error, 'lineno', 0)} column", ": column")
-                raise DataError(f"{path}, line {number}: not JSON ({reason}); correct it there") from error
-            yield _text_of(path, number, row, text_field)
-
-
-def _csv_column(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Iterator[str]:
+def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Iterator[str]:
     """A column of a table whose first row has the names; a row without text gives an empty document."""
+    taken: list[str] = []  # lines of the current row
+
+    def recorded() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
     csv.field_size_limit(MAX_LENGTH)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    rows = csv.reader(recorded(), delimiter=delimiter, strict=True)
+    names: list[str] = []
     try:
-        names = next((row for row in rows if row), [])
-        if names and column not in names:
-            raise _no_column(path, column, names)
-        index = names.index(column) if names else 0
         for row in rows:
-            if row and len(row) != len(names):
+            where = f"{path}, line {rows.line_num - len(taken) + 1}"
+            if row and not names:
+                names = row
+                _check_names(path, where, names, column, taken[-1], delimiter)
+            elif row and len(row) != len(names):
                 raise DataError(
-                    f"{path}, line {rows.line_num}: {len(row)} columns, and the first row names {len(names)}; "
-                    "correct that row (a text with commas or quotes is written in quotes)"
+                    f"{where}: {len(row)} columns, and the first row names {len(names)}; correct that row (a text "
+                    "with commas or quotes is written in quotes)"
                 )
-            if row:
-                yield row[index]
+            elif delimiter == "\t" and len(taken) > 1 and {line.count("\t") for line in taken} == {len(row) - 1}:
+                raise DataError(
+                    f"{where}: a quote opens a field there and closes {len(taken) - 1} lines below, and each of "
+                    "these lines could be a row of its own. If the quotes are text, write a .jsonl, or double them "
+                    "and put the text in quotes"
+                )
+            elif row and row != names:  # which come again where tables were joined
+                yield row[names.index(column)]
+            taken.clear()
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: not a table ({error}); correct that row") from error
+        reason = "a quote opens a field there and never closes" if "end of data" in str(error) else str(error)
+        raise DataError(
+            f"{path}, line {rows.line_num - len(taken) + 1}: not a table ({reason}); correct that row: a text with "
+            "quotes has them doubled and stands in quotes"
+        ) from error
 
 
-def _no_column(path: Path, column: str, names: Iterable[str]) -> DataError:
-    known = ", ".join(names)
+def _check_names(path: Path, where: str, names: list[str], column: str, line: str, delimiter: str) -> None:
+    """Raises a DataError if the first row does not name the column."""
+    if column in names:
+        return
+    for other in ",;\t|":
+        if other != delimiter and column in next(csv.reader([line], delimiter=other)):
+            raise DataError(
+                f"{where}: its columns are parted by {other!r}, and those of a {kind_of(path)} by {delimiter!r}: "
+                "write it so, or as .jsonl"
+            )
+    raise nothing_in(str(path), "column", column, names)
+
+
+def nothing_in(where: str, what: str, name: str, names: Iterable[str]) -> DataError:
+    """The error for a record or table without `name`: `what` is a field or column, `names` are those it has."""
+    known = ", ".join(names) or "no fields"
     if len(known) > _MAX_NAMES:  # of a table without names they are a text
         known = f"{known[:_MAX_NAMES]}..."
-    return DataError(f"{path}: no column {column!r} (it has: {known}); set data.text_field")
+    return DataError(f"{where}: no {what} {name!r} (it has: {known}); set data.text_field")
 
 
 def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:
-    """A column of a parquet or arrow file, batch by batch; a row without text gives an empty document."""
+    """A column of a parquet or arrow file, batch by batch; a row without text gives an empty document.
+
+    Text may be stored as bytes of UTF-8 or as categories. Everything is validated before a value is read, because
+    an arrow file may point outside of itself.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -382,23 +387,33 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
                 schema, batches = table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
             else:
                 schema, batches = _arrow(file)
-            if column not in schema.names:
-                raise _no_column(path, column, schema.names)
-            type_ = schema.field(column).type
-            if str(type_.value_type if pyarrow.types.is_dictionary(type_) else type_) not in _STRINGS:
+            if (index := schema.get_field_index(column)) < 0:  # not there, or there twice
+                names = (f.name if _is_text(f.type) else f"{f.name} of {f.type}" for f in schema)
+                raise nothing_in(str(path), "column", column, names)
+            if not _is_text(type_ := schema.field(index).type):
                 raise DataError(f"{path}: the column {column!r} holds {type_}, not text; set data.text_field")
             for batch in batches:
-                yield from (text or "" for text in batch.column(column).to_pylist())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the column {column!r} is not UTF-8 ({error}); write it again as text") from error
+                texts = batch.column(column)
+                texts.validate(full=True)
+                yield from (text or "" for text in texts.cast(pyarrow.large_string()).to_pylist())
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
+        if "UTF8" in str(error):
+            raise DataError(
+                f"{path}: the column {column!r} is not UTF-8 ({first_line(error)}); write it again as text"
+            ) from error
         raise DataError(f"{path}: cannot be read as {what} ({first_line(error)})") from error
+
+
+def _is_text(type_: Any) -> bool:
+    """Whether a type of pyarrow holds text or bytes, plain or as categories."""
+    name = str(getattr(type_, "value_type", type_) if str(type_).startswith("dictionary") else type_)
+    return name in ("string", "large_string", "string_view") or "binary" in name.partition("<")[0]
 
 
 def _open_seekable(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
     """Opens a file for random access; a compressed one is decompressed into a temporary file first."""
     stream = _open_binary(path, opened, reading)
-    if path.suffix.lower() not in _UNPACK:
+    if path.suffix.lower() not in _COMPRESSION:
         return stream
     whole = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     shutil.copyfileobj(stream, whole)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apollo_cli.data.readers import Reading, read_documents, refuse_unsuitable
+from apollo_cli.data.readers import KINDS, Reading, kind_of, read_documents, refuse_unsuitable
 from apollo_cli.errors import DataError
 
 Documents = Callable[[], Iterator[str]]  # starts a new pass over a source
@@ -25,11 +25,7 @@ class Source(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """The documents, in the same order every time; a row without text gives an empty one.
-
-        Raises:
-            DataError: something cannot be read; the message says what and where.
-        """
+        """The documents, in the same order every time; a row without text gives an empty one."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -40,11 +36,7 @@ class Source(ABC):
         return None
 
     def check_readable(self) -> None:
-        """Opens everything and looks at its beginning, before any long work.
-
-        Raises:
-            DataError: something cannot be read; the message says what and where.
-        """
+        """Opens everything and looks at its beginning, before any long work; raises a DataError."""
         return
 
     def download(self, say: Callable[[str], None]) -> None:
@@ -121,7 +113,7 @@ class PyDocs(Source):
         return "the documentation on this machine"
 
     def identity(self) -> dict[str, Any]:
-        return {"python": sys.version.split()[0], **{name: _version(name) for name in DOCUMENTED_PACKAGES}}
+        return {"python": sys.version.split()[0], **{name: version(name) for name in DOCUMENTED_PACKAGES}}
 
     def documents(self) -> Iterator[str]:
         yield from _documentation()
@@ -169,23 +161,13 @@ def _docstrings(path: Path) -> list[str]:
     return texts
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 @dataclass(frozen=True)
 class TextFiles(Source):
-    """Files: txt, jsonl, json, csv, tsv, parquet and arrow, each also compressed as .gz, .xz, .bz2 or .zst.
+    """Files, read as `read_documents` says.
 
     Attributes:
-        patterns: paths or globs; `**` matches folders.
-        document: where a document of a .txt file ends: `blank_line`, `line` or `file`; in other formats every
-            record is one, but with `file` all of them are one.
-        text_field: the field or column that holds the text, in formats that have them.
-        errors: bytes that are not UTF-8 are refused (`strict`) or become U+FFFD (`replace`).
+        patterns: paths or globs; `**` matches folders. A folder stands for the files of known kinds in it.
+        document, text_field, errors: as in `read_documents`.
         validation_patterns: the files for validation; files that `patterns` match, too, are only for validation.
     """
 
@@ -194,8 +176,7 @@ class TextFiles(Source):
     text_field: str = "text"
     errors: str = "strict"
     validation_patterns: tuple[str, ...] = ()
-    _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)
-    _current: list[Reading] = field(default_factory=list, compare=False, repr=False)  # of the current pass
+    _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)  # the last of each file
 
     def paths(self) -> list[Path]:
         """The files for training, sorted within each pattern.
@@ -239,14 +220,13 @@ class TextFiles(Source):
         return self._read(self._validation_paths()) if self.validation_patterns else None
 
     def _read(self, paths: list[Path]) -> Iterator[str]:
-        readings = {path: Reading(path.stat().st_size) for path in paths}
-        self._readings.update(readings)
-        self._current[:] = readings.values()
-        for path, reading in readings.items():
-            yield from read_documents(path, self.document, self.text_field, self.errors, reading)
+        self._readings.update({path: Reading(path.stat().st_size) for path in paths})
+        for path in paths:
+            yield from read_documents(path, self.document, self.text_field, self.errors, self._readings[path])
 
     def fraction_read(self) -> float | None:
-        return sum(one.position for one in self._current) / max(1, sum(one.size for one in self._current))
+        readings = self._readings.values()
+        return sum(one.position for one in readings) / max(1, sum(one.size for one in readings))
 
     def remarks(self) -> list[str]:
         replaced = [one for one in self._readings.values() if one.replaced_bytes]
@@ -272,9 +252,10 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
         if os.path.lexists(literal):  # its name may contain brackets
             matches = [literal]
         files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
-        if not files and matches:
-            example = str(Path(pattern) / "*.txt")
-            raise DataError(f"{key}: {pattern} is a directory: name its files, for example '{key}=[\"{example}\"]'")
+        if matches and not files:
+            files = [file for folder in matches for file in _files_in(Path(folder))]
+            if not files:
+                raise DataError(f"{key}: {pattern} is a directory without a file of {', '.join(KINDS)}")
         if not files:
             started = f"(looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
             relative = not pattern.startswith(("/", "~"))
@@ -283,6 +264,17 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
             refuse_unsuitable(file)
         found |= dict.fromkeys(file.resolve() for file in files)
     return list(found)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of known kinds in a folder and those below it, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if kind_of(path) in KINDS
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def file_states(paths: list[Path]) -> list[list[Any]]:

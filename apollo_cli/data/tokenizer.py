@@ -109,22 +109,34 @@ def _train_wordpiece(kind: str, vocabulary: int, documents: Iterable[str]) -> To
     """
     texts = list(_sample(documents))
     special = list(SPECIAL_TOKENS[kind].values())
-    learner = _word_level(models.WordPiece(unk_token="[UNK]"))
     counts: Counter[str] = Counter()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
     for text in texts:
-        counts.update(learner.normalizer.normalize_str(text))
+        counts.update(normalizer.normalize_str(text))
     frequent = sorted((letter for letter in counts if not letter.isspace()), key=lambda c: (-counts[c], c))
-    letters = frequent[: min(1000, max(vocabulary // 16, 64))]
+    number = min(1000, max(vocabulary // 16, 64))
+    learned = _learn_wordpiece(texts, vocabulary, special, frequent[:number])
+    while len(learned) < vocabulary and number < len(frequent):  # as where most words are a letter
+        number += (vocabulary - len(learned) + 1) // 2
+        learned = _learn_wordpiece(texts, vocabulary, special, frequent[:number], most=vocabulary)
+    tokenizer = _word_level(models.WordPiece(learned, unk_token="[UNK]", max_input_chars_per_word=100))
+    return _with_special_tokens(tokenizer, special)
+
+
+def _learn_wordpiece(
+    texts: list[str], vocabulary: int, special: list[str], letters: list[str], most: int | None = None
+) -> dict[str, int]:
+    """The ids of the entries that WordPiece learns with these letters, of which at most `most` tokens are taken."""
+    learner = _word_level(models.WordPiece(unk_token="[UNK]"))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
-        special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
+        special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)][:most],
         initial_alphabet=letters,
         limit_alphabet=len(letters),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    tokenizer = _word_level(models.WordPiece(learner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100))
-    return _with_special_tokens(tokenizer, special)
+    return learner.get_vocab()
 
 
 def _in_order(entries: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -213,9 +225,10 @@ _TRIAL = """
 import sys
 from contextlib import suppress
 from pathlib import Path
-from apollo_cli.data.tokenizer import first_line, read_tokenizer
+from apollo_cli.data.tokenizer import check_growth, first_line, read_tokenizer
 try:
     tokenizer = read_tokenizer(Path(sys.argv[1]))
+    check_growth(tokenizer)
     with suppress(Exception):
         tokenizer.encode_batch_fast(["A text of 8 words, as they come."], add_special_tokens=False)
 except BaseException as error:
@@ -226,7 +239,7 @@ except BaseException as error:
 
 @cache
 def _load_in_subprocess(path: Path, *digests: str) -> None:
-    """Loads an untrusted file in another process first: some files abort the process, or never return.
+    """Loads an untrusted file in another process first: some abort it, or never return.
 
     Raises:
         ValueError: it cannot be loaded; says why.
@@ -240,6 +253,32 @@ def _load_in_subprocess(path: Path, *digests: str) -> None:
         raise ValueError("it makes the tokenizers library crash")
     if done.returncode:
         raise ValueError(first_line(ValueError(done.stdout or done.stderr)))
+
+
+def check_growth(tokenizer: Tokenizer) -> None:
+    """Normalizes single letters, a sentence, and the texts that the normalizer looks for, step by step.
+
+    Raises:
+        ValueError: one becomes much longer, so that a corpus might take all memory. (The longest that Unicode makes
+            of one letter has 18.)
+    """
+    steps = _steps(json.loads(tokenizer.to_str())["normalizer"])
+    looked_for = [step["pattern"]["String"] for step in steps if "String" in step.get("pattern", {})]
+    texts = [*map(chr, range(0x20, 0x250)), "A text of 8 words, as they come.", "日本語 😀", *looked_for]
+    grown, one = texts, normalizers.Sequence([])
+    for step in steps:
+        one.__setstate__(json.dumps(step).encode())
+        grown = [one.normalize_str(text) for text in grown]
+        for before, after in zip(texts, grown, strict=True):
+            if len(after) > 10 * len(before) + 20:
+                raise ValueError(f"its normalizer makes {len(after)} characters of {len(before)}")
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The JSON of a normalizer, or of those that a sequence applies one after another."""
+    if normalizer and normalizer["type"] == "Sequence":
+        return [step for part in normalizer["normalizers"] for step in _steps(part)]
+    return [normalizer] if normalizer else []
 
 
 def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:
@@ -295,6 +334,13 @@ def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the model's special tokens by their names in transformers: pad, cls, eos, ..."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
+
+
+def unknown_id(tokenizer: Tokenizer) -> int:
+    """The id of the token for what the tokenizer does not know; -1 if it has none."""
+    model = json.loads(tokenizer.to_str())["model"]
+    by_name = tokenizer.token_to_id(str(model.get("unk_token")))
+    return next((i for i in (model.get("unk_id"), by_name) if i is not None), -1)
 
 
 def inside_words(tokenizer: Tokenizer) -> np.ndarray:

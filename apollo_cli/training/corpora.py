@@ -83,5 +83,6 @@ def _plain_source(data: PyDocsKeys | TextKeys | HubKeys) -> sources.Source:
     if isinstance(data, TextKeys):
         return sources.TextFiles(data.files, data.document, data.text_field, data.errors, data.validation_files)
     if isinstance(data, HubKeys):
-        return Hub(data.path, data.name, data.split, data.streaming, data.text_field, data.validation_split)
+        options = (data.split, data.streaming, data.text_field, data.validation_split, data.revision)
+        return Hub(data.path, data.name, *options)
     return sources.PyDocs()

@@ -54,14 +54,13 @@ def train(config: Config, run_dir: Path) -> Result:
         _show(run_plan, config, device, console)
         check_fits_in_memory(run_plan, device)
         with _locked(directory, processes), interruptible():
-            with cache_folder.in_use(cache):  # a cache folder that cannot be used is an error before the claim
-                _claim(directory, config, run_plan, processes)
-                try:
-                    corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
-                except ApolloError:
-                    if processes.is_main:
-                        directory.unclaim()
-                    raise
+            _claim(directory, config, run_plan, processes)
+            try:
+                corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
+            except ApolloError:
+                if processes.is_main:
+                    directory.unclaim()
+                raise
             _show_corpus(corpus, run_plan, config, console)
             return Pretraining(config, run_plan, device, corpus, directory, console).run(None)
 
@@ -69,7 +68,7 @@ def train(config: Config, run_dir: Path) -> Result:
 def inspect(config: Config, device: Device, directory: RunDirectory, console: Console) -> Result:
     """Shows the corpus instead of training on it; writes nothing into the run directory."""
     run_plan, cache = make_plan(config, device), cache_folder.path(config.data.cache_dir)
-    with interruptible(), cache_folder.in_use(cache):
+    with interruptible():
         corpus = prepare_corpus(config, cache, console, run_plan.steps)
     for table in inspection(corpus, training_batches(config, corpus)):
         console.show(table)
@@ -141,8 +140,7 @@ def _resume(
         if not device.needs_launch(config.run):
             _show(run_plan, config, device, console)
             console.say(f"resuming {directory} at step {checkpoint.state.step if checkpoint else 0}")
-            with cache_folder.in_use(cache):
-                corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
+            corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
             if checkpoint and checkpoint.state.data != corpus.content:
                 raise CheckpointError(
                     f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "

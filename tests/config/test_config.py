@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import PyDocsArgs
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.errors import ApolloError, ConfigError
 from tests.helpers.config_values import changed, problems_of, refuses
@@ -68,7 +69,8 @@ def test_the_config_fixture_equals_what_hydra_composes(
 def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: dict[str, Any]) -> None:
     config = parse(composed)
     assert (config.model.kind, config.model.layers, config.model.dropout) == ("bert", 12, 0)
-    assert (config.data.kind, config.data.vocab_size, config.data.tokenizer) == ("pydocs", 4096, "auto")
+    assert (config.data.vocab_size, config.data.tokenizer) == (4096, "auto")
+    assert isinstance(config.data, PyDocsArgs)
     assert (config.run.device, config.run.precision, config.run.compile) == ("auto", "auto", "auto")
     assert config.schedule.layers == (1, 3, 6, 12)
     assert config.budget.steps

@@ -34,6 +34,21 @@ def test_two_datasets_need_two_configurations() -> None:
     assert "data.name 1" in problem
 
 
+def test_a_revision_is_one_for_each_dataset_or_none() -> None:
+    words = ["data=hub", "data.path=[a,b]", "data.name=[null,null]"]
+    assert parse(compose_values(words)).data.revision == (None,)  # type: ignore[attr-defined]
+    pinned = compose_values([*words, "data.revision=[v1,null]"])
+    assert parse(pinned).data.revision == ("v1", None)  # type: ignore[attr-defined]
+    (problem,) = problems_of(changed(pinned, {"data.revision": "v1"}))
+    assert "data.path has 2 entries and data.revision 1" in problem
+
+
+def test_a_folder_in_the_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    data = parse(compose_values(["data=hub", "data.path='~/corpora/mine'"])).data
+    assert data.path == ("/home/somebody/corpora/mine",)  # type: ignore[attr-defined]
+
+
 def test_one_file_needs_no_list() -> None:
     assert parse(compose_values(["data=text", "data.files=a.txt"])).data.files == ("a.txt",)  # type: ignore[attr-defined]
 
@@ -65,7 +80,7 @@ def test_a_source_of_a_mixture_gets_missing_keys_from_beside_sources() -> None:
     ("sources", "says"),
     [
         ([5], ["data.sources[0]=5", "dictionary"]),
-        ([{"files": "a"}], ["data.sources[0].kind: missing"]),
+        ([{"files": "a"}], ["data.sources[0].kind=None: should be one of pydocs, text, hub"]),
         ([{"kind": "txt"}], ["data.sources[0].kind=txt", "pydocs, text, hub"]),
         (
             [{"kind": "text", "file": "a"}],

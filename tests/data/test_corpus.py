@@ -1,7 +1,7 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from apollo_cli.data import packer
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
-from apollo_cli.data.sources import Source, TextFiles
+from apollo_cli.data.hub import Hub
+from apollo_cli.data.mixture import Mixture
+from apollo_cli.data.sources import Part, Source, TextFiles
 from apollo_cli.errors import DataError
 
 ENTRIES = {"bert": 200, "gpt": 300}
@@ -217,7 +219,7 @@ def test_a_corpus_of_less_than_two_rows_is_refused(
     recipe = replace(recipes[kind], seq_len=64)
     with pytest.raises(DataError, match=r"corpus is too small.*data\.seq_len=64.*Give more text or a smaller"):
         pack(texts, recipe, tmp_path)
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".lock", ".TAG")]
 
 
 @pytest.mark.parametrize(("tokens", "enough"), [(2 * SEQ_LEN - 1, False), (2 * SEQ_LEN, True), (3 * SEQ_LEN, True)])
@@ -353,6 +355,89 @@ def test_a_text_file_that_changed_is_packed_again(
             load_corpus(TextFiles((str(path),)), recipes["bert"], tmp_path / "c", silent).fingerprint
         )
     assert fingerprints[0] != fingerprints[1]
+
+
+def unknown_share(known: int, unknown: int) -> list[str]:
+    """Documents of which so many words are known to the tokenizer of `word_tokenizer`, and the others not."""
+    rng = random.Random(0)
+    words = ["one"] * known + ["other"] * unknown
+    return [" ".join(rng.sample(words, len(words))) + f" {i}" for i in range(100)]
+
+
+@pytest.fixture
+def word_tokenizer(tmp_path: Path) -> Recipe:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {token: i for i, token in enumerate([*special, "one", *map(str, range(100))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return Recipe("bert", str(tmp_path / "tokenizer.json"), len(words), SEQ_LEN, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "share"), [(50, 0, ""), (98, 1, "1.00%"), (94, 5, "5.00%"), (39, 60, "60.0%")]
+)
+def test_the_share_of_unknown_tokens_is_shown_warned_of_and_refused_above_half(
+    word_tokenizer: Recipe, tmp_path: Path, known: int, unknown: int, share: str
+) -> None:
+    said: list[str] = []
+    texts = unknown_share(known, unknown)
+    if unknown > known:
+        with pytest.raises(DataError, match=rf"{share} of all tokens are unknown.*data\.tokenizer=bpe or unigram"):
+            load_corpus(Memory(texts), word_tokenizer, tmp_path / "cache", said.append)
+        assert not list((tmp_path / "cache").glob("*/*"))
+        return
+    packed = load_corpus(Memory(texts), word_tokenizer, tmp_path / "cache", said.append).packed
+    assert packed.unknown == 100 * unknown
+    assert any(f"{share} of all tokens are unknown" in line for line in said) == bool(unknown)
+    assert any(line.startswith("warning: 5.0% of all tokens") for line in said) == (unknown == 5)
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [("bert", "wordpiece"), ("bert", "unigram"), ("gpt", "bpe")])
+def test_the_unknown_token_is_known(documents: list[str], kind: str, algorithm: str) -> None:
+    tokenizer = tokenizers.train_tokenizer(kind, {"bert": 100, "gpt": 300}[kind], documents, algorithm=algorithm)
+    assert tokenizers.unknown_id(tokenizer) == (UNK if kind == "bert" else -1)
+
+
+def replace_by_other(path: Path) -> None:
+    path.with_name("other").write_text("other words " * 500, encoding="utf-8")
+    path.with_name("other").replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "appended to": lambda path: path.open("a").write("more\n\n"),
+    "replaced": replace_by_other,
+    "deleted": lambda path: path.unlink(),
+    "cut inside of a letter": lambda path: path.write_bytes(path.read_bytes()[:5000] + b"\xc3"),
+}
+
+
+@pytest.mark.parametrize("kind", ["files", "a mixture", "a dataset"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moment", ["training a tokenizer", "tokenizing and packing"])
+def test_a_corpus_that_changes_while_it_is_packed_is_refused_by_name_and_not_kept(
+    documents: list[str], tmp_path: Path, moment: str, change: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text("\n\n".join(documents), encoding="utf-8")
+    source: Source = TextFiles((str(tmp_path / "in/*.txt"),))
+    if kind == "a mixture":
+        source = Mixture(tuple(Part(TextFiles((str(tmp_path / "in" / name),)), 1.0) for name in ("a.txt", "b.txt")))
+    elif kind == "a dataset":
+        source = Hub((str(tmp_path / "in"),), (None,))
+
+    def say(line: str) -> None:
+        if line.startswith(moment):
+            CHANGES[change](tmp_path / "in/b.txt")
+
+    with pytest.raises(DataError, match=r"b\.txt") as error:
+        load_corpus(source, Recipe("gpt", "auto", 300, SEQ_LEN, 0.1), tmp_path / "cache", say)
+    assert ("changed while it was read" in str(error.value)) or change == "deleted"
+    assert "a.txt" not in str(error.value)
+    assert not list((tmp_path / "cache").glob("*/*"))
 
 
 def test_a_tokenizer_file_that_changed_packs_again(

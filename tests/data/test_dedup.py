@@ -1,11 +1,9 @@
 import hashlib
-import random
-from pathlib import Path
 
 import pytest
 
 from apollo_cli.data import dedup
-from apollo_cli.data.dedup import CopyCounter, hash_of, held_out
+from apollo_cli.data.dedup import hash_of, held_out
 
 
 def test_the_hash_is_that_of_the_bytes_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,28 +12,6 @@ def test_the_hash_is_that_of_the_bytes_for_every_length(monkeypatch: pytest.Monk
     assert hash_of(text) == expected
     monkeypatch.setattr(dedup, "_PIECE", 7)
     assert hash_of(text) == expected
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 1000])
-@pytest.mark.parametrize("buffer", [1, 5, 1000])
-def test_copies_are_counted_in_any_number_of_passes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, buffer: int
-) -> None:
-    monkeypatch.setattr(dedup, "_AT_ONCE", at_once)
-    monkeypatch.setattr(dedup, "_BUFFER", buffer)
-    rng = random.Random(0)
-    hashes = [rng.choice([0, 2**64 - 1, *range(20)]) for _ in range(60)]
-    counter = CopyCounter(tmp_path / "hashes")
-    for document in hashes:
-        counter.add(document)
-    assert counter.copies() == 60 - len(set(hashes))
-    counter.file.close()
-
-
-def test_no_documents_have_no_copies(tmp_path: Path) -> None:
-    counter = CopyCounter(tmp_path / "hashes")
-    assert counter.copies() == 0
-    counter.file.close()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])

@@ -100,6 +100,43 @@ def test_a_vocabulary_that_the_corpus_cannot_fill_is_refused_with_one_that_it_ca
     assert tokenizers.train_tokenizer(kind, int(offer[1]), documents).get_vocab_size() == int(offer[1])
 
 
+def chinese(letters: int, documents: int = 300) -> list[str]:
+    """Texts without spaces, of so many letters that are used more or less often."""
+    rng = random.Random(0)
+    weights = [1 / (i + 20) for i in range(letters)]
+    used = [chr(0x4E00 + 7 * i) for i in range(letters)]
+    return ["".join(rng.choices(used, weights, k=60)) for _ in range(documents)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"), [(k, a) for k, names in tokenizers.ALGORITHMS.items() for a in names]
+)
+@pytest.mark.parametrize("entries", [4096, 70])
+@pytest.mark.parametrize("letters", [30, 1000])
+def test_a_vocabulary_that_a_message_offers_is_taken(kind: str, algorithm: str, entries: int, letters: int) -> None:
+    texts = chinese(letters)
+    try:
+        tokenizer = tokenizers.train_tokenizer(kind, entries, texts, algorithm=algorithm)
+    except DataError as error:
+        if "not large enough" in str(error):  # what the library says without a number
+            return
+        offered = re.search(r"Type data\.vocab_size=(\d+)", str(error))
+        assert offered
+        entries = int(offered[1])
+        tokenizer = tokenizers.train_tokenizer(kind, entries, texts, algorithm=algorithm)
+    assert tokenizer.get_vocab_size() == entries
+
+
+def test_wordpiece_takes_more_letters_where_words_do_not_fill_the_vocabulary() -> None:
+    texts = chinese(1500)
+    count = len({letter for text in texts for letter in text})
+    every = tokenizers.train_tokenizer("bert", 5 + 2 * count, texts)
+    assert tokenizers.unknown_id(every) not in every.encode("".join(texts), add_special_tokens=False).ids
+    few = tokenizers.train_tokenizer("bert", 605, texts)
+    entries = few.get_vocab()
+    assert sum(len(entry) == 1 for entry in entries) == sum(entry.startswith("##") for entry in entries) == 300
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_an_empty_corpus_is_refused(kind: str) -> None:
     with pytest.raises(DataError, match="the corpus is empty"):

@@ -79,7 +79,7 @@ def refusal(file: Path | str, cache: Path, **options: str) -> str:
     with pytest.raises(DataError) as error:
         pack(file, cache, **options)
     assert "\n" not in str(error.value)
-    assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix != ".lock"]
+    assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix not in (".lock", ".TAG")]
     return str(error.value)
 
 
@@ -163,26 +163,22 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
         (
             "wide.txt",
             TEXT.encode("utf-16"),
-            r"mark of UTF-16.*iconv -f utf-16 -t utf-8 wide\.txt > wide\.utf8\.txt",
+            r"mark of UTF-16.*iconv -f utf-16 -t utf-8",
         ),
-        ("wider.txt", TEXT.encode("utf-32"), r"mark of UTF-32.*iconv -f utf-32 -t utf-8 wider\.txt"),
+        ("wider.txt", TEXT.encode("utf-32"), r"mark of UTF-32.*iconv -f utf-32 -t utf-8"),
         (
             "bare.txt",
             TEXT.encode("utf-16-le"),
-            r"UTF-16LE without a mark.*utf-16le -t utf-8 bare\.txt > bare\.",
+            r"UTF-16LE without a mark.*utf-16le -t utf-8",
         ),
         (
             "bare.csv",
             "text\n".encode("utf-16-be"),
-            r"UTF-16BE without a mark.*utf-16be -t utf-8 bare\.csv",
+            r"UTF-16BE without a mark.*utf-16be -t utf-8",
         ),
         ("nameless.csv", "x" * 9000 + "\nb\n", r"no column 'text' \(it has: x{300}\.\.\.\)"),
         ("big_end.txt", b"\xfe\xff" + TEXT.encode("utf-16-be"), "mark of UTF-16"),
-        (
-            "wide.txt.gz",
-            gzip.compress(TEXT.encode("utf-16"), mtime=0),
-            r"gzip -dc wide\.txt\.gz \| iconv -f utf-16 .*> wide\.",
-        ),
+        ("wide.txt.gz", gzip.compress(TEXT.encode("utf-16"), mtime=0), "mark of UTF-16"),
         ("latin.txt", b"caf\xe9\n" + TEXT.encode(), r"latin\.txt, line 1, byte offset 3 of the file: 0xe9"),
         ("mixed.txt", "süß\n".encode() + b"s\xfc\xdf\n", r"mixed\.txt, line 2, byte offset 7 of the file: 0xfc"),
         ("bom.txt", b"\xef\xbb\xbfab\xff\n", r"bom\.txt, line 1, byte offset 5 of the file: 0xff"),
@@ -191,28 +187,22 @@ def test_odd_text_trains_and_is_not_changed(tmp_path: Path, name: str, content: 
         ("bad.jsonl", '{"text": "a"}\n{"text": \n{"text": "b"}\n', r"bad\.jsonl, line 2: not JSON"),
         ("none.jsonl", '{"text": "a"}\n{"body": "b"}\n', r"none\.jsonl, line 2: no text in the field 'text'.*body"),
         ("number.jsonl", '{"text": 7}\n', r"number\.jsonl, line 1: the field 'text' holds 7, not"),
-        (
-            "list.jsonl",
-            '[\n{"text": "a"},\n{"text": "b"}\n]\n',
-            r"list\.jsonl is one JSON array.*Name it \.json.*jq -c '\.\[\]' list\.jsonl",
-        ),
-        ("line.jsonl", '[{"text": "a"}, {"text": "b"}]', r"line\.jsonl is one JSON array"),
-        ("cut.json", '[{"text": "a"}, {"text": "b"}', r"cut\.json, line 1: the JSON ends in the middle"),
-        ("nested.json", '{"a":' * 100_000, r"nested\.json, line 1: the JSON ends in the middle"),
+        ("cut.json", '[{"text": "a"}, {"text": "b"}', r"cut\.json, line 1: not JSON \(the file ends"),
+        ("nested.json", '{"a":' * 100_000, r"nested\.json, line 1: not JSON"),
         ("nest.json", '{"a":' * 100_000 + "1" + "}" * 100_000, r"nest\.json, line 1: not JSON"),
         ("a.csv", "body\nb\n", r"a\.csv: no column 'text' \(it has: body\)"),
-        ("deep.jsonl", "[" * 100_000 + "\n", r"deep\.jsonl is one JSON array"),
+        ("deep.jsonl", "[" * 100_000 + "\n", r"deep\.jsonl, line 1: not JSON"),
         ("deeper.jsonl", '{"text": "a"}\n' + '{"a":' * 100_000 + "\n", r"deeper\.jsonl, line 2: not JSON"),
-        ("a.zip", b"PK\3\4", "is an archive, not a text: extract it"),
-        ("a.tar", b"", "is an archive"),
-        ("a.tar.gz", gzip.compress(b"x", mtime=0), "is an archive"),
-        ("a.tgz", b"", "is an archive"),
-        ("a.TAR.XZ", b"", "is an archive"),
-        ("a.7z", b"", "is an archive"),
-        ("a.rar", b"", "is an archive"),
-        ("a.txt.lz4", b"", "this compression is not read"),
-        ("a.pdf", b"%PDF", r"a \.pdf file is not text"),
-        ("a.pkl", b"\x80", r"a \.pkl file is not text"),
+        ("a.zip", b"PK\3\4", "is not read as text"),
+        ("a.tar", b"", "is not read as text"),
+        ("a.tar.gz", gzip.compress(b"x", mtime=0), "is not read as text"),
+        ("a.tgz", b"", "is not read as text"),
+        ("a.TAR.XZ", b"", "is not read as text"),
+        ("a.7z", b"", "is not read as text"),
+        ("a.rar", b"", "is not read as text"),
+        ("a.txt.lz4", b"", "is not read as text"),
+        ("a.pdf", b"%PDF", r"a \.pdf file is not read as text"),
+        ("a.pkl", b"\x80", r"a \.pkl file is not read as text"),
     ],
 )
 def test_what_cannot_train_is_refused_by_name_with_what_to_do(
@@ -284,13 +274,11 @@ def test_parquet_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     assert "a.parquet: the column 'text' is not UTF-8" in refusal(tmp_path / "a.parquet", tmp_path / "cache")
 
 
-def test_a_directory_is_refused_with_a_glob_to_type(tmp_path: Path) -> None:
+def test_a_directory_without_text_is_refused_with_the_kinds(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    write(tmp_path / "texts/a.txt", TEXT)
+    write(tmp_path / "texts/a.bin", TEXT)
     message = refusal(tmp_path / "texts", tmp_path / "cache")
-    assert f"{tmp_path}/texts is a directory" in message
-    (glob,) = re.findall(r"data\.files=\[\"(.*)\"\]", message)
-    assert text_of(pack(glob, tmp_path / "cache")[0])
+    assert f"{tmp_path}/texts is a directory without a file of .txt, .jsonl" in message
 
 
 @pytest.mark.parametrize("pattern", ["link.txt", "*.txt"])
@@ -488,9 +476,9 @@ def test_a_full_disk_is_refused_with_what_is_needed_and_leaves_nothing(corpus_fi
     if "tokenizing" not in done.stdout:
         pytest.skip(f"no file system of our own can be mounted here: {done.stderr.strip()[-200:]}")
     message = answer(done.stdout, "DataError")
-    assert re.search(rf"{tmp_path}/disk/cache/\w+\.building: the disk is full; \d+\.\d kB were written", message)
-    space = r", [\d.]+ (bytes|kB) are free, and more than 5\d\d\.\d kB are needed\. A token takes 2 bytes"
-    assert re.search(rf"{space}.*about 0\.5 GB.*data\.cache_dir", message)
+    assert re.search(
+        rf"{tmp_path}/disk/cache/\w+\.building: the disk is full\. .*0\.5 GB.*data\.cache_dir", message
+    )
     left = [line for line in done.stdout.splitlines() if line.startswith(f"{tmp_path}/disk")]
-    assert all(line.endswith(".lock") for line in left)
+    assert all(line.endswith((".lock", ".TAG")) for line in left)
     assert "Traceback" not in done.stderr

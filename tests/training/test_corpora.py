@@ -33,8 +33,8 @@ def streamed(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rest = [word for word in TINY if word != "data=text"]
     words = ["data=hub", *rest, f"data.path={tmp_path}/hub", "data.streaming=true", "data.tokenizer=bytes"]
     words = [word for word in words if not word.startswith("data.vocab_size")]
-    with cache_folder.in_use(tmp_path / "cache"):
-        return lambda *more: parse(compose_values([*words, f"data.cache_dir={tmp_path}/cache", *more]))
+    cache_folder.make(tmp_path / "cache")
+    return lambda *more: parse(compose_values([*words, f"data.cache_dir={tmp_path}/cache", *more]))
 
 
 def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
