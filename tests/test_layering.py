@@ -20,10 +20,10 @@ LAYERS = (
     ("tracking",),
     ("training",),
     ("cli",),
-    ("glue",),
+    ("glue", "inference"),
     ("report",),
     ("sweeps",),
-    ("train", "compare"),
+    ("train", "compare", "evaluate", "sample"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

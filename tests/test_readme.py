@@ -15,8 +15,11 @@ import pytest
 import yaml
 
 from apollo_cli.cli.help import groups
+from apollo_cli.cli.plain_words import PlainArgs, parse_words
 from apollo_cli.compare import parser
 from apollo_cli.config.config import Config
+from apollo_cli.inference.evaluation_command import EvaluationArgs
+from apollo_cli.inference.sampling_command import SamplingArgs
 from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
 from apollo_cli.training.run import train
@@ -136,6 +139,18 @@ def _flags(named: dict[str, str]) -> list[str]:
 def test_every_comparison_can_be_typed(words: list[str]) -> None:
     asked = parser().parse_args(words)
     assert asked.runs or asked.wandb
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        ({"apollo-eval": EvaluationArgs, "apollo-sample": SamplingArgs}[words[0]], words[1:])
+        for words in COMMANDS
+        if words[0] in ("apollo-eval", "apollo-sample")
+    ],
+)
+def test_every_evaluation_and_sample_can_be_typed(cls: type[PlainArgs], words: list[str]) -> None:
+    assert parse_words(cls, [word for word in words if not word.startswith("data.")], "apollo-eval")
 
 
 def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,20 @@ class Checkpoints:
         return sorted(found, key=_step, reverse=True)
 
 
+def load_checkpoint(folder: Path, name: str) -> Checkpoint:
+    """The checkpoint of this name in `checkpoints/`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    known = sorted(path.name for path in folder.glob("step_*"))
+    if name not in known:
+        raise CheckpointError(
+            f"checkpoint={name}: not in {files.shown(folder)}, which has {', '.join(known) or 'none'}"
+        )
+    return _load(folder / name)
+
+
 def _remove(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

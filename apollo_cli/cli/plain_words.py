@@ -1,0 +1,45 @@
+"""KEY=VALUE words of commands that have no configs: each value is taken as it is typed, whatever is in it."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import ConfigDict
+
+from apollo_cli.config.schema import Section, closest, validate
+from apollo_cli.errors import ConfigError
+
+
+class PlainArgs(Section):
+    """Keys of such a command, with their defaults; a value is converted from its text."""
+
+    model_config = ConfigDict(strict=False)
+
+
+A = TypeVar("A", bound=PlainArgs)
+
+
+def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
+    """The typed keys of these words; a key whose type is a tuple may be typed several times.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems: list[str] = []
+    values: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            problems.append(f"{word.partition('=')[0]}: no such flag; {program} --help shows what may be typed")
+        elif not equals:
+            problems.append(f"{word}: not understood; type KEY=VALUE")
+        elif key not in cls.model_fields:
+            problems.append(f"{key}: no such key{closest(key, list(cls.model_fields))}")
+        elif str(cls.model_fields[key].annotation).startswith("tuple"):
+            lists.setdefault(key, []).append(value)
+        else:
+            values[key] = value
+    found = validate(cls, "", values | lists, problems)
+    if problems or found is None:
+        raise ConfigError(problems)
+    return found

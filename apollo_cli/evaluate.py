@@ -1,0 +1,51 @@
+"""`apollo-eval`. Heavy imports are deferred, so that `--help` is fast."""
+
+import sys
+
+from apollo_cli.cli.exit_codes import open_standard_streams
+from apollo_cli.cli.program import run_program
+
+NAME = "apollo-eval"
+PAGE = """\
+apollo-eval: what trained models are worth on a text: loss, perplexity, bits per byte, accuracy.
+
+usage: apollo-eval run=DIR [run=DIR ...] [data=NAME] [data.KEY=VALUE ...] [KEY=VALUE ...]
+
+  run=DIR                      a run of apollo-train, or any BERT or GPT-2 in transformers' format; may stand again
+  data.files=FILES             the text, as apollo-train takes it (data=..., data.path=...); without it the
+                               rows that the run held out
+  checkpoint=step_00000100     of the run, instead of its exported model
+  depth=6                      so many layers run: fewer than are stored (early exit), or more (shared)
+  rows=1024                    at most so many rows
+  stride=64                    GPT: overlapping windows, each token with at least seq_len - 64 tokens before it
+  pseudo=16                    BERT: also the pseudo-perplexity of so many rows, each token masked alone
+  per_layer=true               what each layer is worth: the loss without it, its update, its likeness to the next
+  device=auto  precision=auto
+  --json                       print JSON instead of a table
+
+examples
+  apollo-eval run=outputs/apollo/2026-01-31_12-00-00-000000
+  apollo-eval run=a run=b data.files=book.txt --json
+
+Bits per byte compare models with different tokenizers. Exit codes: 0 done; 2 an error to fix; 1 a bug.
+"""
+
+
+def main() -> None:
+    open_standard_streams()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Runs `apollo-eval` with these words; returns the exit code."""
+
+    def action(words: list[str]) -> None:
+        from apollo_cli.inference.evaluation_command import evaluate_models
+
+        evaluate_models(words)
+
+    return run_program(NAME, PAGE, action, words)
+
+
+if __name__ == "__main__":
+    main()

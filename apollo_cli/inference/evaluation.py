@@ -1,0 +1,167 @@
+"""What a trained model is worth on a text: loss, perplexity, bits per byte, accuracy, and each layer's share."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.data.corpus import Corpus
+from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.training.device import Device
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's results on rows of a corpus.
+
+    Attributes:
+        depth: layers that ran.
+        loss: mean over the predictions, in nats.
+        accuracy: share of the predictions whose likeliest token is right.
+        predictions: their number.
+        bits_per_byte: loss of the text over its bytes, comparable between tokenizers; None for masked tokens, of
+            which the loss is not that of a text.
+    """
+
+    depth: int
+    loss: float
+    accuracy: float
+    predictions: int
+    bits_per_byte: float | None
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@dataclass(frozen=True)
+class LayerWorth:
+    """What one stored layer does.
+
+    Attributes:
+        loss_without: the loss if it is left out.
+        update: norm of what it adds to the residual stream over the norm of its input, mean over tokens.
+        similarity: cosine of its weights and the next layer's; None for the last one.
+    """
+
+    loss_without: float
+    update: float
+    similarity: float | None
+
+
+def layers_to_run(stored: int, depth: int) -> tuple[int, ...]:
+    """The stored layers of a pass of this depth: the lowest ones (early exit), or all, shared as in training."""
+    return tuple(range(depth)) if depth < stored else layer_map("nearest", stored, depth)
+
+
+@torch.no_grad()
+def measure(
+    model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int, corpus: Corpus
+) -> Measured:
+    """Loss and accuracy over the rows of `batches` at this depth."""
+    total, right, count = _sums(model, ((batch, None) for batch, _ in batches), device, depth)
+    return Measured(depth, total / count, right / count, count, _bits_per_byte(model, total / count, corpus))
+
+
+@torch.no_grad()
+def measure_sliding(
+    model: LanguageModel, rows: np.ndarray, stride: int, device: Device, depth: int, corpus: Corpus
+) -> Measured:
+    """As `measure`, of a causal model, over windows that begin `stride` tokens apart.
+
+    Each token but those of the first window is predicted from at least seq_len - stride tokens before it.
+    """
+    tokens = torch.from_numpy(rows.astype(np.int64)).flatten()
+    total, right, count = _sums(model, _windows(tokens, rows.shape[1], stride), device, depth)
+    return Measured(depth, total / count, right / count, count, _bits_per_byte(model, total / count, corpus))
+
+
+def _windows(tokens: Tensor, seq_len: int, stride: int) -> Iterator[tuple[Batch, int]]:
+    """Windows of one row each, with the number of their last predictions that count."""
+    done = 1  # tokens that are predicted; the first one has none before it
+    for start in range(0, len(tokens) - 1, stride):
+        window = tokens[start : start + seq_len]
+        last = start + len(window)
+        counted = last - done
+        yield Batch(window[None], torch.arange(len(window) - 1), window[1:]), counted
+        done = last
+        if last == len(tokens):
+            break
+
+
+def _sums(
+    model: LanguageModel, batches: Iterator[tuple[Batch, int | None]], device: Device, depth: int
+) -> tuple[float, int, int]:
+    """Sum of losses, number of right predictions, number of predictions; of each batch the last ones count."""
+    logical = layers_to_run(len(model.blocks), depth)
+    total, right, count = 0.0, 0, 0
+    for batch, counted in batches:
+        moved = batch.to(device.device)
+        with device.autocast():
+            hidden = model.trunk(moved.tokens, logical).flatten(0, 1)[moved.positions]
+            logits = model.head(hidden)
+        kept = slice(len(moved.targets) - counted, None) if counted is not None else slice(None)
+        targets, logits = moved.targets[kept], logits[kept].float()
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
+        right += int((logits.argmax(-1) == targets).sum())
+        count += len(targets)
+    return total, right, count
+
+
+def _bits_per_byte(model: LanguageModel, loss: float, corpus: Corpus) -> float | None:
+    """The loss in bits times the corpus' tokens a byte."""
+    if model.model_config.kind == "bert":
+        return None
+    return loss / math.log(2) * corpus.packed.tokens / corpus.packed.num_bytes
+
+
+@torch.no_grad()
+def pseudo_perplexity(model: LanguageModel, rows: np.ndarray, mask_id: int, device: Device, micro: int) -> float:
+    """e to the mean loss of every token of the rows, each masked alone (Salazar 2020, arXiv 1910.14659, eq. 2)."""
+    logical, total, count = layers_to_run(len(model.blocks), len(model.blocks)), 0.0, 0
+    for row in torch.from_numpy(rows.astype(np.int64)).to(device.device):
+        for positions in torch.arange(1, len(row) - 1, device=device.device).split(micro):
+            tokens = row.repeat(len(positions), 1)
+            at = torch.arange(len(positions), device=device.device)
+            tokens[at, positions] = mask_id
+            with device.autocast():
+                logits = model.head(model.trunk(tokens, logical)[at, positions])
+            total += F.cross_entropy(logits.float(), row[positions], reduction="sum").item()
+            count += len(positions)
+    return math.exp(min(total / count, 700.0))
+
+
+@torch.no_grad()
+def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Device) -> list[LayerWorth]:
+    """What each stored layer is worth, from the lowest one."""
+    stored = len(model.blocks)
+    weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
+    similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
+    updates = _updates(model, next(iter(batches))[0], device)
+    found = []
+    for i in range(stored):
+        losses = [
+            (model.loss(batch.to(device.device), [j for j in range(stored) if j != i]).item(), counted)
+            for batch, counted in batches
+        ]
+        mean = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+        found.append(LayerWorth(mean, updates[i], similarities[i] if i < stored - 1 else None))
+    return found
+
+
+def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:
+    hidden = model.embed(batch.tokens.to(device.device))
+    found = []
+    for block in model.blocks:
+        after = block(hidden)
+        found.append(((after - hidden).norm(dim=-1) / hidden.norm(dim=-1)).mean().item())
+        hidden = after
+    return found

@@ -1,0 +1,171 @@
+"""The words of `apollo-eval`, the rows that it measures on, and its table."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from rich.table import Table
+
+from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.plain_words import PlainArgs, parse_words
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.config.schema import Size
+from apollo_cli.data import cache_folder
+from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.data.corpus import Corpus
+from apollo_cli.data.tokenizer import special_ids
+from apollo_cli.errors import ConfigError
+from apollo_cli.inference.evaluation import (
+    layer_worths,
+    measure,
+    measure_sliding,
+    pseudo_perplexity,
+)
+from apollo_cli.inference.trained import TrainedModel, load_trained
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.corpora import prepare_corpus
+from apollo_cli.training.device import Device, choose
+from apollo_cli.training.planning import make_task
+
+_MOST_LOGITS = 2**26  # numbers at once
+
+
+class EvaluationArgs(PlainArgs):
+    """What may be typed, beside the keys of `data`."""
+
+    run: tuple[str, ...] = Field(min_length=1)
+    checkpoint: str | None = None
+    depth: Size | None = None
+    rows: Size | None = None
+    stride: Size | None = None
+    pseudo: Annotated[int, Field(ge=0)] = 0
+    per_layer: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def evaluate_models(words: Sequence[str]) -> None:
+    """Measures each model that is typed, and prints a table or JSON."""
+    as_json = "--json" in words
+    of_data = [word for word in words if word.startswith(("data=", "data."))]
+    args = parse_words(EvaluationArgs, [w for w in words if w not in (*of_data, "--json")], "apollo-eval")
+    console = Console(quiet=as_json)
+    found = []
+    for folder in args.run:
+        trained = load_trained(Path(folder), console, args.checkpoint)
+        config = _config(trained, of_data, args)
+        device = choose(config.run)
+        found.append(
+            _evaluate(replace(trained, model=trained.model.to(device.device)), config, device, args, console)
+        )
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console.show(_table(found))
+    for result in found if args.per_layer else []:
+        console.show(_layer_table(result))
+
+
+def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs) -> Config:
+    """The run's config, with the typed corpus instead of its own, on the typed device."""
+    sizes = trained.model.model_config
+    if trained.config:
+        raw = dict(trained.config.raw)
+    elif of_data:
+        raw = compose_values([f"model={trained.kind}", "schedule=scratch"])
+    else:
+        raise ConfigError(
+            [f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"]
+        )
+    if of_data:
+        overrides = CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides
+        typed = compose_values(overrides)["data"]
+        raw["data"] = typed | {
+            "tokenizer": "bytes" if raw["data"]["tokenizer"] == "bytes" else _tokenizer_folder(trained),
+            "vocab_size": trained.tokenizer.get_vocab_size(),
+            "seq_len": sizes.positions,
+            "validation": 0.5,  # all rows are measured; half of them go to each file
+        }
+    return parse(raw | {"device": args.device, "precision": args.precision, "devices": None})
+
+
+def _tokenizer_folder(trained: TrainedModel) -> str:
+    folder = Path(trained.title)
+    return str(folder / "model" if (folder / "model").is_dir() else folder)
+
+
+def _evaluate(
+    trained: TrainedModel, config: Config, device: Device, args: EvaluationArgs, console: Console
+) -> dict[str, Any]:
+    model, sizes = trained.model, trained.model.model_config
+    corpus = prepare_corpus(config, cache_folder.path(config.data.cache_dir), console, 1)
+    rows = _rows(corpus, config, args, is_typed=config.data != (trained.config and trained.config.data))
+    micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
+    batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
+    depth = args.depth or len(model.blocks)
+    if args.stride:
+        if trained.kind == "bert":
+            raise ConfigError(
+                [f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"]
+            )
+        measured = measure_sliding(model, rows, args.stride, device, depth, corpus)
+    else:
+        measured = measure(model, batches, device, depth, corpus)
+    result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
+    if args.pseudo:
+        if trained.kind != "bert":
+            raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; GPT has a perplexity"])
+        mask = special_ids("bert", corpus.tokenizer)["mask"]
+        result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)
+    if args.per_layer:
+        result["layers"] = [asdict(worth) for worth in layer_worths(model, batches, device)]
+    return result
+
+
+def _rows(corpus: Corpus, config: Config, args: EvaluationArgs, *, is_typed: bool) -> np.ndarray:
+    """All rows of a typed corpus; of the run's own one those that it is evaluated on."""
+    if not is_typed:
+        return corpus.evaluation(args.rows or config.eval.rows)
+    rows = np.concatenate([corpus.validation, corpus.training])
+    return rows[: args.rows]
+
+
+def _table(found: Sequence[dict[str, Any]]) -> Table:
+    """One row a model."""
+    table = Table()
+    heads = {
+        "run": "{}",
+        "depth": "{}",
+        "rows": "{:,}",
+        "loss": "{:.4f}",
+        "perplexity": "{:.2f}",
+        "bits_per_byte": "{:.4f}",
+        "accuracy": "{:.2%}",
+        "pseudo_perplexity": "{:.2f}",
+    }
+    shown = {key: form for key, form in heads.items() if any(result.get(key) is not None for result in found)}
+    for key in shown:
+        table.add_column(key.replace("_", " "), justify="left" if key == "run" else "right", overflow="fold")
+    for result in found:
+        table.add_row(
+            *(form.format(result[key]) if result.get(key) is not None else "-" for key, form in shown.items())
+        )
+    return table
+
+
+def _layer_table(result: dict[str, Any]) -> Table:
+    table = Table(title=result["run"], title_justify="left")
+    for name in ("layer", "loss without it", "more by", "update", "like the next"):
+        table.add_column(name, justify="right")
+    for number, layer in enumerate(result["layers"]):
+        similarity = "-" if layer["similarity"] is None else f"{layer['similarity']:.3f}"
+        more = layer["loss_without"] - result["loss"]
+        table.add_row(
+            str(number), f"{layer['loss_without']:.4f}", f"{more:+.4f}", f"{layer['update']:.3f}", similarity
+        )
+    return table

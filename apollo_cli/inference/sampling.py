@@ -1,0 +1,74 @@
+"""Continuations of a causal model, and the likeliest words for BERT's masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apollo_cli.inference.evaluation import layers_to_run
+from apollo_cli.models.transformer import LanguageModel
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """How the next token is drawn from its distribution.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: only so many of the likeliest tokens; None for all.
+        top_p: only the likeliest tokens that together have this probability (Holtzman 2020, arXiv 1904.09751).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def draw(self, logits: Tensor, rng: torch.Generator) -> int:
+        """A token from logits (vocabulary,)."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        ordered, tokens = (logits.float() / self.temperature).sort(descending=True)
+        probabilities = ordered[: self.top_k].softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities[before >= self.top_p] = 0.0  # the first token always stays
+        return int(tokens[torch.multinomial(probabilities.cpu(), 1, generator=rng)])
+
+
+@torch.no_grad()
+def continuation(
+    model: LanguageModel, prompt: list[int], count: int, rule: SamplingRule, end: int, seed: int
+) -> Iterator[int]:
+    """At most `count` tokens after the prompt, one by one, until `end`; the model sees the last ones that fit."""
+    rng = torch.Generator().manual_seed(seed)
+    logical = layers_to_run(len(model.blocks), len(model.blocks))
+    tokens = list(prompt)
+    for _ in range(count):
+        seen = torch.tensor([tokens[-model.model_config.positions :]], device=model.device)
+        hidden = model.trunk(seen, logical)[0, -1]
+        token = rule.draw(model.head(hidden), rng)
+        if token == end:
+            return
+        tokens.append(token)
+        yield token
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token for a mask, and its probability."""
+
+    token: int
+    probability: float
+
+
+@torch.no_grad()
+def mask_candidates(model: LanguageModel, tokens: list[int], mask: int, count: int) -> list[list[Candidate]]:
+    """For each mask in the tokens, which are framed as in training, the likeliest tokens."""
+    logical = layers_to_run(len(model.blocks), len(model.blocks))
+    row = torch.tensor([tokens], device=model.device)
+    hidden = model.trunk(row, logical)[0, row[0] == mask]
+    likeliest = model.head(hidden).float().softmax(-1).topk(count)
+    return [
+        [Candidate(int(token), float(p)) for token, p in zip(of_mask, probabilities, strict=True)]
+        for of_mask, probabilities in zip(likeliest.indices, likeliest.values, strict=True)
+    ]

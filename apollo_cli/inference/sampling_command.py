@@ -1,0 +1,91 @@
+"""The words of `apollo-sample`, the prompt, and what is printed."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from apollo_cli.cli.plain_words import PlainArgs, parse_words
+from apollo_cli.config.schema import Seed, Size
+from apollo_cli.data.tokenizer import special_ids
+from apollo_cli.errors import ConfigError, DataError
+from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
+from apollo_cli.inference.trained import TrainedModel, load_trained
+from apollo_cli.tracking.console import Console
+
+MASK = "[MASK]"
+
+
+class SamplingArgs(PlainArgs):
+    """What may be typed."""
+
+    run: str
+    checkpoint: str | None = None
+    prompt: str | None = None
+    prompt_file: str | None = None
+    tokens: Size = 100
+    number: Size = 1
+    seed: Seed = 0
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Size | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    candidates: Annotated[Size, Field(le=100)] = 5
+
+
+def sample(words: Sequence[str]) -> None:
+    """Prints what the model makes of the prompt: continuations as they grow, or candidates for each mask."""
+    args = parse_words(SamplingArgs, words, "apollo-sample")
+    prompt = _prompt(args)
+    trained = load_trained(Path(args.run), Console(quiet=True), args.checkpoint)
+    if trained.kind == "bert":
+        _fill(trained, prompt, args.candidates)
+    else:
+        _continue(trained, prompt, args)
+
+
+def _prompt(args: SamplingArgs) -> str:
+    """The prompt as it is typed, from a file, or from standard input."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise ConfigError(["prompt and prompt_file are both typed: give one of them"])
+    if args.prompt is not None:
+        return args.prompt
+    try:
+        if args.prompt_file is not None:
+            return Path(args.prompt_file).read_text(encoding="utf-8")
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"prompt_file={args.prompt_file}: cannot be read as UTF-8: {error}") from error
+
+
+def _continue(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
+    tokenizer, end = trained.tokenizer, special_ids(trained.kind, trained.tokenizer)["eos"]
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a prompt is text
+    start = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+    rule = SamplingRule(args.temperature, args.top_k, args.top_p)
+    for number in range(args.number):
+        if number:
+            print("---")
+        ids, shown = list(start), ""
+        for token in continuation(trained.model, start, args.tokens, rule, end, args.seed + number):
+            ids.append(token)
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else the bytes of a letter are not complete
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+        print()
+
+
+def _fill(trained: TrainedModel, prompt: str, count: int) -> None:
+    special = special_ids("bert", trained.tokenizer)
+    trained.tokenizer.encode_special_tokens = False
+    ids = trained.tokenizer.encode(prompt, add_special_tokens=False).ids
+    if special["mask"] not in ids:
+        raise ConfigError([f"prompt: BERT fills {MASK}; write it where a word is missing"])
+    framed = [special["cls"], *ids, special["sep"]]
+    if len(framed) > (most := trained.model.model_config.positions):
+        raise ConfigError([f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it"])
+    for number, candidates in enumerate(mask_candidates(trained.model, framed, special["mask"], count), 1):
+        words = (f"{trained.tokenizer.decode([c.token])} {c.probability:.1%}" for c in candidates)
+        print(f"{MASK} {number}: {', '.join(words)}")

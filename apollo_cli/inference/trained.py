@@ -1,0 +1,92 @@
+"""A trained model and its tokenizer: of a run, of its checkpoint, or of a folder in transformers' format."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+
+from apollo_cli import files
+from apollo_cli.config.config import Config, parse
+from apollo_cli.data import cache_folder
+from apollo_cli.data.tokenizer import load_tokenizer
+from apollo_cli.errors import CheckpointError
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import load_model
+from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.checkpoint import load_checkpoint
+from apollo_cli.training.corpora import prepare_corpus
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model.
+
+    Attributes:
+        model: its stored layers, ready to be evaluated.
+        tokenizer: of its tokens.
+        title: where it comes from, for messages.
+        config: of its run; None for a folder in transformers' format.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    title: str
+    config: Config | None
+
+    @property
+    def kind(self) -> str:
+        return self.model.model_config.kind
+
+
+def load_trained(folder: Path, console: Console, checkpoint: str | None = None) -> TrainedModel:
+    """The exported model of a run directory or of a folder in transformers' format, or a checkpoint of a run.
+
+    Args:
+        folder: run directory, or folder with config.json, weights and tokenizer.
+        console: shows how a tokenizer is made again, for a run that exported none.
+        checkpoint: its name, for example step_00000100.
+
+    Raises:
+        CheckpointError: there is no such model.
+        DataError: its tokenizer cannot be read.
+    """
+    directory = RunDirectory(folder)
+    if not directory.is_claimed:
+        if checkpoint:
+            raise CheckpointError(f"checkpoint={checkpoint}: {files.shown(folder)} is no run directory")
+        model = load_model(folder)
+        return TrainedModel(model.eval(), _tokenizer(model, folder), files.shown(folder), None)
+    config = parse(directory.config())
+    if checkpoint:
+        model = _checkpoint_model(config, directory, checkpoint)
+    elif directory.model.is_dir():
+        model = load_model(directory.model)
+    else:
+        raise CheckpointError(
+            f"{directory}: this run has exported no model; finish it ({files.command('apollo-train')} "
+            f"resume={directory}), or name one of its checkpoints: checkpoint=step_..."
+        )
+    if directory.model.is_dir():
+        tokenizer = _tokenizer(model, directory.model)
+    else:  # packed with the corpus
+        tokenizer = prepare_corpus(config, cache_folder.path(None), console, config.budget.steps or 1).tokenizer
+    title = f"{directory}{f' {checkpoint}' if checkpoint else ''}"
+    return TrainedModel(model.eval(), tokenizer, title, config)
+
+
+def _tokenizer(model: LanguageModel, folder: Path) -> Tokenizer:
+    return load_tokenizer(model.model_config.kind, str(folder.resolve()))
+
+
+def _checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:
+    """The model of a checkpoint, with as many layers as it stored then."""
+    checkpoint = load_checkpoint(directory.checkpoints, name)
+    model = build(config.model_config.narrowed(checkpoint.width), checkpoint.layers)
+    try:
+        model.load_state_dict({key: checkpoint.tensors[key] for key in model.state_dict()})
+    except (RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: {name} is of another model than config.yaml says") from error
+    return model

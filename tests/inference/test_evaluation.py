@@ -1,0 +1,134 @@
+"""apollo-eval: the same loss as in training, and sums worked anew for everything else."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from apollo_cli.evaluate import run
+from apollo_cli.inference.evaluation import layers_to_run, measure_sliding, pseudo_perplexity
+from apollo_cli.models.hf import load_model
+from apollo_cli.training.device import Device
+
+CPU = Device(torch.device("cpu"), bf16=False, compile=False)
+Finished = Callable[[str], Path]
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert run([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_the_loss_is_that_of_the_end_of_training(
+    kind: str, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(kind)
+    losses = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["losses"]
+    of_run, of_model, of_checkpoint = (
+        evaluated(capsys, f"run={folder}")[0],
+        evaluated(capsys, f"run={folder}", f"run={folder}")[1],
+        evaluated(capsys, f"run={folder}", "checkpoint=step_00000012")[0],
+    )
+    assert of_run["loss"] == pytest.approx(losses["eval/loss"], abs=1e-5)
+    assert of_model["loss"] == of_run["loss"]
+    assert of_checkpoint["loss"] == pytest.approx(of_run["loss"], abs=1e-6)
+    assert of_run["perplexity"] == pytest.approx(math.exp(of_run["loss"]))
+    assert (of_run["bits_per_byte"] is None) == (kind == "bert")
+    early = evaluated(capsys, f"run={folder}", "checkpoint=step_00000004")[0]
+    assert early["loss"] > of_run["loss"]
+    assert early["depth"] == 2  # stored then
+
+
+def test_a_text_of_ones_own_is_measured_whole_in_bits_per_byte(
+    finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = corpus_file.read_text(encoding="utf-8")[:20_000].strip()
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    folder = finished("gpt")
+    (found,) = evaluated(
+        capsys, f"run={folder}", f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"
+    )
+    (facts,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("cache/*/corpus.json"))
+    tokens, size = facts["packed"]["tokens"], facts["packed"]["num_bytes"]
+    assert size == len(text.replace("\n\n", "").encode())
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * tokens / size)
+    assert found["rows"] == facts["training"]["rows"] + facts["validation"]["rows"]
+
+
+def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None:
+    """By hand: the first window whole, then the last 4 tokens of each, from the 12 before them."""
+    model = load_model(finished("gpt") / "model").eval()
+    rows = np.random.default_rng(0).integers(5, 300, size=(3, 16))
+    tokens = torch.from_numpy(rows.flatten())
+    losses = []
+    with torch.no_grad():
+        for start in range(0, 33, 4):
+            window = tokens[start : start + 16]
+            logits = model.logits(window[None], range(len(model.blocks)))[0]
+            each = F.cross_entropy(logits[:-1], window[1:], reduction="none")
+            losses.append(each if start == 0 else each[-4:])
+
+    class Packed:
+        packed = type("Stats", (), {"tokens": 1, "num_bytes": 1})
+
+    found = measure_sliding(model, rows, 4, CPU, len(model.blocks), Packed())  # type: ignore[arg-type]
+    assert found.predictions == 47
+    assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_pseudo_perplexity_masks_every_token_alone(finished: Finished) -> None:
+    model = load_model(finished("bert") / "model").eval()
+    row = np.random.default_rng(0).integers(5, 300, size=(1, 16))
+    total = 0.0
+    with torch.no_grad():
+        for position in range(1, 15):
+            tokens = torch.from_numpy(row.copy())
+            tokens[0, position] = 4
+            logits = model.logits(tokens, range(len(model.blocks)))[0, position]
+            total -= logits.log_softmax(-1)[row[0, position]].item()
+    assert pseudo_perplexity(model, row, 4, CPU, micro=5) == pytest.approx(math.exp(total / 14), rel=1e-4)
+
+
+def test_each_layer_is_left_out_in_turn(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = evaluated(capsys, f"run={finished('gpt')}", "per_layer=true")
+    assert len(found["layers"]) == 4
+    assert all(layer["loss_without"] != found["loss"] and layer["update"] > 0 for layer in found["layers"])
+    assert [layer["similarity"] is None for layer in found["layers"]] == [False, False, False, True]
+    assert run([f"run={finished('gpt')}", "per_layer=true", "depth=2"]) == 0
+    assert "loss without it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stored", "depth", "layers"), [(4, 2, (0, 1)), (4, 4, (0, 1, 2, 3)), (2, 4, (0, 0, 1, 1)), (4, 1, (0,))]
+)
+def test_a_depth_is_an_early_exit_or_shares_layers(stored: int, depth: int, layers: tuple[int, ...]) -> None:
+    assert layers_to_run(stored, depth) == layers
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "run: missing"),
+        (["run=nowhere", "data.files=x.txt"], "nowhere"),
+        (["rum=x", "run=y"], "rum: no such key; did you mean run?"),
+        (["run={bert}", "stride=8"], "stride=8: BERT predicts masked tokens"),
+        (["run={bert}", "checkpoint=step_7"], "checkpoint=step_7: not in"),
+        (["run={bert}", "depth=deep"], "depth=deep"),
+        (["run={bert}/model"], "type data.files=FILE"),
+        (["run={bert}", "data.files=/nonexistent.txt"], "/nonexistent.txt"),
+    ],
+)
+def test_a_wrong_word_is_named(
+    words: list[str], says: str, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished("bert")
+    assert run([word.format(bert=folder) for word in words]) == 2
+    assert says in capsys.readouterr().err

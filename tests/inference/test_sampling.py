@@ -1,0 +1,110 @@
+"""apollo-sample: the same text as transformers, draws from the right tokens, masks filled."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
+from apollo_cli.models.hf import load_model
+from apollo_cli.sample import run
+
+Finished = Callable[[str], Path]
+
+
+def test_greedy_text_is_that_of_transformers(finished: Finished) -> None:
+    from transformers import GPT2LMHeadModel
+
+    folder, prompt = finished("gpt") / "model", [7, 8, 9]
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    expected = theirs.generate(torch.tensor([prompt]), max_length=16, do_sample=False, pad_token_id=0)[0, 3:]
+    found = continuation(load_model(folder).eval(), prompt, 13, SamplingRule(temperature=0), -1, seed=0)
+    assert list(found)[: len(expected)] == expected.tolist()
+
+
+def test_masks_have_the_likeliest_tokens_of_transformers(finished: Finished) -> None:
+    from transformers import BertForMaskedLM
+
+    folder, tokens = finished("bert") / "model", [2, 9, 4, 11, 4, 3]
+    with torch.no_grad():
+        logits = BertForMaskedLM.from_pretrained(folder).eval()(torch.tensor([tokens])).logits[0]
+    found = mask_candidates(load_model(folder).eval(), tokens, mask=4, count=3)
+    for position, candidates in zip((2, 4), found, strict=True):
+        expected = logits[position].softmax(-1).topk(3)
+        assert [c.token for c in candidates] == expected.indices.tolist()
+        assert [c.probability for c in candidates] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()  # the probabilities of four tokens
+
+
+@pytest.mark.parametrize(
+    ("rule", "tokens"),
+    [
+        (SamplingRule(), {0, 1, 2, 3}),
+        (SamplingRule(temperature=0), {0}),
+        (SamplingRule(top_k=2), {0, 1}),
+        (SamplingRule(top_p=0.5), {0}),
+        (SamplingRule(top_p=0.6), {0, 1}),
+        (SamplingRule(top_p=0.81), {0, 1, 2}),
+        (SamplingRule(top_k=3, top_p=0.4), {0}),
+    ],
+)
+def test_tokens_are_drawn_from_the_likeliest_ones(rule: SamplingRule, tokens: set[int]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    assert {rule.draw(LOGITS, rng) for _ in range(200)} == tokens
+
+
+def test_a_low_temperature_sharpens_the_distribution() -> None:
+    """At temperature 1/2 the probabilities are squared: 0.25 / (0.25 + 0.09 + 0.0225 + 0.0025)."""
+    rng = torch.Generator().manual_seed(0)
+    rule = SamplingRule(temperature=0.5)
+    share = sum(rule.draw(LOGITS, rng) == 0 for _ in range(2000)) / 2000
+    assert share == pytest.approx(0.685, abs=0.03)
+
+
+def test_text_is_printed_and_depends_on_the_seed_alone(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"run={finished('gpt')}", "prompt=a, [b] = 'c' {d}", "tokens=12", "number=2"]
+    texts = []
+    for seed in (0, 0, 1):
+        assert run([*words, f"seed={seed}"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("a, [b] = 'c' {d}")
+    assert texts[0].count("a, [b] = 'c' {d}") == 2
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[2].partition("---\n")[0] == texts[0].partition("---\n")[2]  # seed 0 + 1
+
+
+def test_a_prompt_comes_from_a_file_or_from_standard_input(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt").write_text("some [MASK] words", encoding="utf-8")
+    assert run([f"run={finished('bert')}", f"prompt_file={tmp_path}/prompt", "candidates=2"]) == 0
+    from_file = capsys.readouterr().out
+    assert from_file.startswith("[MASK] 1: ")
+    assert from_file.count("%") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("some [MASK] words"))
+    assert run([f"run={finished('bert')}", "candidates=2"]) == 0
+    assert capsys.readouterr().out == from_file
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prompt=no mask"], "BERT fills [MASK]"),
+        (["prompt=[MASK]" + " word" * 40], "and the model reads 16; shorten it"),
+        (["prompt=[MASK]", "prompt_file=x"], "give one of them"),
+        (["prompt_file=/nonexistent"], "prompt_file=/nonexistent: cannot be read"),
+        (["prompt=[MASK]", "top_p=2"], "top_p=2"),
+        (["prompt=[MASK]", "temperatur=1"], "temperatur: no such key; did you mean temperature?"),
+    ],
+)
+def test_a_wrong_word_is_named(
+    words: list[str], says: str, finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([f"run={finished('bert')}", *words]) == 2
+    assert says in capsys.readouterr().err
