@@ -1,5 +1,6 @@
 """The words after `apollo-train`: Hydra's flags, and overrides."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from itertools import islice
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from apollo_cli.config.conf_folder import group_names
 from apollo_cli.config.config import RunArgs, text_keys
@@ -19,6 +21,7 @@ _TAKES_A_VALUE = {
 }
 _FLAGS = (*_TAKES_A_VALUE, "--version", "-h")
 _INFORMATION = {"--cfg", "-c", "--shell-completion", "-sc", "--info", "-i", "--hydra-help", "--package", "-p"}
+_SIMPLE = r"[\w.+~/*-]+(,[\w.+~/*-]+)*"  # one or more texts without quotes, brackets and interpolations
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _USER_CONFIGS = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
 
@@ -93,16 +96,25 @@ def _without_plus(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """name=2026_11_29 is a text, though a number in Hydra's grammar: the word with such values in quotes."""
+    """A text stays as it is typed, also where Hydra's grammar has a number (2026_11_29) or nothing (~/a.txt) for it.
+
+    Returns:
+        The word with such values in quotes.
+    """
     key, _, values = word.partition("=")
-    if key not in text_keys().union(_FOLDERS, group_names()) or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", values):
+    if key not in text_keys().union(_FOLDERS, group_names()) or not re.fullmatch(_SIMPLE, values):
         return word
+    if key in _FOLDERS:
+        values = os.path.expanduser(values)  # noqa: PTH111 - of an unknown user it stays as it is
     return f"{key}={','.join(_as_text(value) for value in values.split(','))}"
 
 
 def _as_text(value: str) -> str:
-    is_text = value == "null" or isinstance(OverridesParser.create().parse_override(f"key={value}").value(), str)
-    return value if is_text else in_quotes(value)
+    try:
+        typed = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return in_quotes(value)
+    return value if typed is None or isinstance(typed, str) else in_quotes(value)
 
 
 def _implied_data(overrides: Sequence[str]) -> list[str]:

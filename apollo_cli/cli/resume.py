@@ -1,5 +1,6 @@
 """`resume=RUN_DIR`: the run that continues, and what may be typed beside it."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -51,5 +52,6 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
 
 def _as_typed(path: str) -> str:
     """The path as it is, for it may hold what Hydra cannot read; without quotes that only Hydra would need."""
+    path = os.path.expanduser(path)  # noqa: PTH111 - of an unknown user it stays as it is
     quoted = len(path) > 2 and path[0] == path[-1] and path[0] in "'\""
     return path[1:-1] if quoted and not Path(path).exists() else path

@@ -246,6 +246,6 @@ def test_a_budget_in_seconds_reads_the_clock_after_each_step(
         original(trainer)
 
     monkeypatch.setattr(Trainer, "sync_pending_steps", sync_pending_steps)
-    monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.01)
-    train(config("budget.steps=null", "budget.seconds=0.3", "log.every=1000"), tmp_path)
+    monkeypatch.setattr(planning, "seconds_by_depth", lambda *_: lambda depth: 0.2)
+    train(config("budget.steps=null", "budget.seconds=4", "log.every=1000"), tmp_path)
     assert {*range(1, 6)} <= {*settled}

@@ -1,5 +1,6 @@
 """`init_from`: a smaller trained model that a run begins from."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def find_source(config: Config) -> SourceModel | None:
     """
     if config.init_from.path is None:
         return None
-    path = Path(config.init_from.path)
+    path = Path(os.path.expanduser(config.init_from.path))  # noqa: PTH111 - of an unknown user it stays as it is
     directory = RunDirectory(path)
     if not path.is_dir():
         raise CheckpointError(
