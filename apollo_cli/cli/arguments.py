@@ -96,7 +96,7 @@ def _without_plus(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """A text stays as it is typed, also where Hydra's grammar has a number (2026_11_29) or nothing (~/a.txt) for it.
+    """A text stays as it is typed, though Hydra's grammar has a number (2026_11_29) or nothing (~/a.txt) for it.
 
     Returns:
         The word with such values in quotes.
