@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -156,7 +156,11 @@ def _composed_once(built_once: BuiltOnce) -> Iterator[None]:
             kept(defaults, lambda: merge(self, defaults, repo)) if is_shipped(repo) else merge(self, defaults, repo)
         )
 
+    def copy_shallowly(self: CachingConfigRepository, delegate: IConfigRepository) -> None:
+        self.delegate, self.cache = copy(delegate), {}  # its sources are replaced, never changed
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachingConfigRepository, "__init__", copy_shallowly)
         patch.setattr(source, "load_config", read_once)
         patch.setattr(OverridesParser, "parse_rule", lambda self, word, rule: copy(parsed(word, rule)))
         patch.setattr(config_loader_impl, "create_defaults_list", choose_once)

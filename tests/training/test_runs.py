@@ -11,6 +11,7 @@ import pytest
 from apollo_cli.cli.help import groups
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.growth.schedule import min_steps
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import train
@@ -84,9 +85,9 @@ def test_every_small_experiment_trains(experiment: str, tiny: tuple[str, ...], t
     """With its own depth and stages; only the width, the corpus and the length are small."""
     own = ("model.layers", "schedule.", "batch.micro", "eval.every", "checkpoint.every")
     words = [word for word in tiny if not word.startswith(own)]
-    words += [*RARELY, "budget.flops=null", "budget.steps=16"]
-    config = parse(compose_values([f"experiment={experiment}", *words]))
-    result = train(config, tmp_path)
+    composed = compose_values([f"experiment={experiment}", *words, *RARELY, "budget.flops=null"])
+    composed["budget"]["steps"] = max(6, min_steps(composed["schedule"]["ends"]))
+    result = train(parse(composed), tmp_path)
     assert read_rows(tmp_path)[-1]["flops"] == result.plan.flops
     assert read_rows(tmp_path)[-1]["layers"] == 12
 
