@@ -3,9 +3,9 @@
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from apollo_cli.config.schema import Decay, List, Section, Share, Whole
+from apollo_cli.config.schema import Decay, List, Names, Section, Share, Whole
 
 
 def _line(knots: Any) -> Any:
@@ -90,12 +90,33 @@ class LogArgs(Section):
     every: Whole
 
 
+def _accepted_by_wandb(longest: int, forbidden: str = "") -> AfterValidator:
+    """A validator of a name, or of several: W&B refuses empty and long ones, and some characters in a project."""
+
+    def checked(value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value or ():
+            if not name.strip() or len(name) > longest:
+                raise ValueError(f"W&B takes names of 1 to {longest} characters")
+            if found := sorted(set(forbidden) & set(name)):
+                raise ValueError(f"W&B refuses {' '.join(found)} in this name; leave it out")
+        return value
+
+    return AfterValidator(checked)
+
+
 class TrackingArgs(Section):
-    """`tracking`: Weights & Biases, in addition to the local files."""
+    """`tracking`: Weights & Biases and others, in addition to the local files; keys with a default are newer."""
 
     wandb: Literal["auto", "online", "offline", "disabled"]
-    project: str
+    project: Annotated[str | None, _accepted_by_wandb(128, "/\\#?%:")]
     timeout: Annotated[float, Field(gt=0, le=86_400)]
+    entity: Annotated[str | None, _accepted_by_wandb(128, "/\\#?%:")] = None
+    group: Annotated[str | None, _accepted_by_wandb(128)] = None
+    tags: Annotated[Names, _accepted_by_wandb(64)] = ()
+    notes: str | None = None
+    upload: Literal["none", "model"] = "none"
+    tensorboard: bool = False
+    csv: bool = False
 
 
 class DistributedArgs(Section):

@@ -154,10 +154,14 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
         section, _, leaf = key.rpartition(".")
         if "=" not in word:
             problems.append(f"{word}: not understood; type KEY=VALUE")
-        elif key == "tracking" and text in ("wandb", "local"):
+        elif key == "tracking" and text in ("wandb", "local", "tensorboard"):
             values["tracking"] = _tracking(text)
         elif isinstance(values.get(key), dict):
-            instead = "tracking=wandb or tracking=local" if key == "tracking" else f"{key}.KEY=VALUE"
+            instead = (
+                "tracking=wandb, tracking=local or tracking=tensorboard"
+                if key == "tracking"
+                else f"{key}.KEY=VALUE"
+            )
             problems.append(f"{word}: {key} is a group of keys; type {instead}")
         elif isinstance(place := values.setdefault(section, {}) if section else values, dict):
             try:
@@ -197,7 +201,10 @@ def _default_values() -> dict[str, Any]:
 
 
 def _tracking(name: str) -> dict[str, Any]:
-    return read_yaml(conf_folder() / "tracking" / f"{name}.yaml")
+    folder = conf_folder() / "tracking"
+    values = read_yaml(folder / "_common.yaml") | read_yaml(folder / f"{name}.yaml")
+    del values["defaults"]
+    return values
 
 
 def _parsed(key: str, text: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from apollo_cli.errors import ApolloError, DataError
 from apollo_cli.report.runs import ROW, Run, checked, flat, make_run, one_line
 from apollo_cli.run_directory import without_format
-from apollo_cli.tracking.wandb import FACTS, has_key
+from apollo_cli.tracking.wandb import FACTS, LABELS, has_key
 
 TIMEOUT = 60  # seconds without a new run from the server
 _STATUSES = {"finished": "completed", "running": "running", "pending": "running"}  # other states: failed
@@ -65,8 +65,9 @@ def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> 
 def _run(place: str, found: Any) -> Run:
     """The run of a wandb Run."""
     config = dict(found.config)
-    facts = config.pop(FACTS)
+    facts, made_with = config.pop(FACTS), config.get("made_with")
+    config = {key: value for key, value in config.items() if key not in LABELS}
     status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
     rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
-    summary = {"status": status, "data": facts.get("data")}
+    summary = {**(made_with if isinstance(made_with, dict) else {}), "status": status, "data": facts.get("data")}
     return make_run(place, flat(without_format(place, config)), summary, facts.get("plan") or {}, rows)

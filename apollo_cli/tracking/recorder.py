@@ -2,17 +2,23 @@
 
 Every call of W&B that may block is made here or in `wandb sync`, which this process starts. It imports nothing but
 wandb, so it starts fast. Standard input brings an order, later the finish message, both JSON; without the latter,
-as when the run was killed, the recording is closed as failed. Standard output has lines for people.
+as when the run was killed, the recording is closed as failed. Standard output has lines for people; one that begins
+with `PAGE` has the address of the run's page.
 """
 
+import base64
 import json
 import math
 import os
+import re
 import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
@@ -21,7 +27,13 @@ from types import FrameType
 from typing import IO, Any
 
 CALL_TIMEOUT = 60  # seconds for a call of wandb; then this process kills itself and its children
-UPLOAD_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE")  # unset for the recording, which is offline
+UPLOAD_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DISABLED")  # unset for the recording
+PAGE, STOP = "page: ", "Stop was pressed on the page of the run"
+STOP_INTERVAL = 15  # seconds between two questions whether Stop was pressed, as in wandb's own client
+HIDDEN = ("flops", "step", "micro_step", "tokens", "train_seconds", "total_seconds", "stage")  # axes and counters
+_STOPPED_QUERY = """query RunStoppedStatus($projectName: String, $entityName: String, $runId: String!) {
+  project(name: $projectName, entityName: $entityName) { run(name: $runId) { stopped } }
+}"""
 
 Report = Callable[[str], None]
 
@@ -36,6 +48,9 @@ def main() -> None:
     environment, sys.argv = os.environ.copy(), order["argv"]
     for name in UPLOAD_VARIABLES:
         os.environ.pop(name, None)
+    os.environ.setdefault("WANDB_DATA_DIR", order["folder"])  # copies of tables, else in the home directory
+    if os.environ.get("WANDB_SWEEP_ID"):  # then wandb takes id and project from the environment alone
+        os.environ.update(WANDB_RUN_ID=order["run"]["id"], WANDB_PROJECT=order["run"]["project"])
     try:
         recording = Recording(order)
     except Exception as error:
@@ -51,46 +66,68 @@ def record(order: dict[str, Any], recording: "Recording", orders: Any, environme
     if not order["online"]:
         report("offline")
     upload = Upload(Path(order["folder"]), environment if order["online"] else None, order["timeout"])
-    finish_message = None
+    finish_message, page = None, ""
     while finish_message is None:
         signal.alarm(CALL_TIMEOUT)
         finish_message = _finish_message(orders)
         recording.take_rows()  # after the message is read, so that no row before it is missed
         upload.poll(report)
-    recording.close(finish_message["status"], finish_message["summary"])
+        if upload.page and not page:
+            page = upload.page
+            watch_stop_button(page, order["server"], order["pid"], report)
+    recording.close(**finish_message["end"])
     upload.finish(finish_message.get("deadline", time.monotonic() + order["timeout"]), report)
 
 
 class Recording:
-    """The offline run of wandb and the position in metrics.jsonl up to which it has the rows."""
+    """The offline run of wandb and the positions in metrics.jsonl and train.log up to which it has the lines."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         signal.alarm(CALL_TIMEOUT)
         self.file = Path(order["metrics"]).open("rb")  # noqa: SIM115 - open until the end
+        self.log = Path(order["log"]).open("rb")  # noqa: SIM115
+        self.log.seek(order["log_from"])
         self.skip = order["skip"]
         self.run = open_run(order)
+        self.add_table("plan/stages", order["stages"])
 
     def take_rows(self) -> None:
-        """Logs the rows that were appended to metrics.jsonl."""
-        while line := self._line():
+        """Logs the rows that were appended to metrics.jsonl, and prints the lines of train.log, for the log tab."""
+        while line := _line(self.log):
+            sys.stdout.write(line.decode(errors="replace"))
+        while line := _line(self.file):
             if self.skip:
                 self.skip -= 1
                 continue
             row = json.loads(line)
             self.run.log(row | {"flops": float(row["flops"])})
 
-    def close(self, status: str, summary: dict[str, Any]) -> None:
+    def close(
+        self,
+        status: str,
+        summary: dict[str, Any],
+        growths: Sequence[dict[str, Any]] = (),
+        model: dict[str, Any] | None = None,
+    ) -> None:
+        """Records the end: final numbers, the table of the growths, and the exported model as an artifact."""
         self.run.summary.update({"status": status} | summary)
+        self.add_table("growth/all", growths)
+        if model:
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=model["metadata"])
+            artifact.add_dir(model["folder"], policy="immutable", skip_cache=True)  # uploaded from where it is
+            self.run.log_artifact(artifact, aliases=["latest", "final"])
         self.run.finish(exit_code=0 if status == "completed" else 1)
 
-    def _line(self) -> bytes:
-        """The next complete line; empty if there is none."""
-        start = self.file.tell()
-        line = self.file.readline()
-        if line.endswith(b"\n"):
-            return line
-        self.file.seek(start)
-        return b""
+    def add_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """A table of W&B in the summary, where it is no row of the history; None without rows."""
+        if rows:
+            import wandb
+
+            columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
+            data = [[row.get(column) for column in columns] for row in rows]
+            self.run.summary[name] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
 
 
 def open_run(order: dict[str, Any]) -> Any:
@@ -99,16 +136,17 @@ def open_run(order: dict[str, Any]) -> Any:
     import wandb
 
     settings = wandb.Settings(
-        console="off",
+        console="wrap",  # the lines of train.log that this process prints
         silent=True,
         program=order["argv"][0],
         x_stats_pid=order["pid"],  # measures the run's load, not this process's
         x_transaction_log_flush_interval=1,
     )
     run = wandb.init(mode="offline", resume="allow", reinit="finish_previous", settings=settings, **order["run"])
-    run.define_metric("flops")
-    for metrics in ("train/*", "eval/*", "growth/*", "perf/*"):
-        run.define_metric(metrics, step_metric="flops")
+    for counter in HIDDEN:  # no panel of their own; each can be chosen as the x axis
+        run.define_metric(counter, hidden=True)
+    run.define_metric("*", step_metric="flops")
+    run.define_metric("eval/loss", step_metric="flops", summary="min,last")
     return run
 
 
@@ -128,12 +166,16 @@ class Upload:
         self.environment.pop("WANDB_MODE", None)  # already applied by the run
         self.folders = _not_uploaded(folder) if environment else []
         self.current = self.folders[-1] if self.folders else None
+        self.page = ""  # address of the run's page, once the server has accepted the run
         self.process: Popen[bytes] | None = None
         self.log: IO[bytes] = TemporaryFile()  # noqa: SIM115 - not in the run directory, as it may have secrets
         self.report_late_at = time.monotonic() + patience
 
     def poll(self, report: Report) -> None:
-        """Starts the next upload; reports a failed one, and once a server that does not answer."""
+        """Starts the next upload; reports a failed one, once the page, and once a server that does not answer."""
+        if self.process and not self.page and (found := re.search(rb"View run .* at (http\S+)", self._printed())):
+            self.page = found[1].decode(errors="replace")
+            report(PAGE + self.page)
         if self.process and self.process.poll() is not None:
             self.process = None
             if problem := self._problem():
@@ -172,8 +214,7 @@ class Upload:
         wandb marks a recording as uploaded even after "Some run data will not be synced": then the mark is removed,
         or `wandb sync` would skip that recording.
         """
-        self.log.seek(0)
-        lines = _lines(self.log.read().decode(errors="replace"))
+        lines = _lines(self._printed().decode(errors="replace"))
         errors = [line for line in lines if "ERROR" in line or "Error:" in line]
         if _has(self.folders[0], "synced") and not errors:
             return ""
@@ -181,6 +222,52 @@ class Upload:
             mark.unlink()
         problem = [*(errors or lines or ["it printed nothing"])][-1].removeprefix("wandb: ERROR ")
         return problem.replace(self.key, "***") if self.key else problem
+
+    def _printed(self) -> bytes:
+        """Its output so far; the uploading process writes at the position that a `seek` would move."""
+        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0)
+
+
+def watch_stop_button(page: str, server: dict[str, str], pid: int, report: Report) -> None:
+    """Asks the server, in a thread, whether Stop was pressed on the run's page; then ends the run as SIGTERM does.
+
+    Args:
+        page: ADDRESS/ENTITY/PROJECT/runs/ID.
+        server: its address and the key; without a key it is not asked.
+        pid: of the run.
+        report: prints a line.
+    """
+    entity, project, _, run_id = map(urllib.parse.unquote, page.rsplit("/", 4)[1:])
+    variables = {"entityName": entity, "projectName": project, "runId": run_id}
+    credentials = base64.b64encode(f"api:{server['key']}".encode()).decode()
+    request = urllib.request.Request(
+        f"{server['url']}/graphql",
+        json.dumps({"query": _STOPPED_QUERY, "variables": variables}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Basic {credentials}"},
+    )
+
+    def ask() -> None:
+        while True:
+            with suppress(OSError, ValueError, TypeError, KeyError):  # asked again
+                with urllib.request.urlopen(request, timeout=CALL_TIMEOUT) as answer:
+                    is_stopped = json.load(answer)["data"]["project"]["run"]["stopped"]
+                if is_stopped is True and os.getppid() == pid:
+                    report(STOP)
+                    return os.kill(pid, signal.SIGTERM)
+            time.sleep(STOP_INTERVAL)
+
+    if server["key"]:
+        threading.Thread(target=ask, daemon=True).start()
+
+
+def _line(file: IO[bytes]) -> bytes:
+    """The next complete line; empty if there is none."""
+    start = file.tell()
+    line = file.readline()
+    if line.endswith(b"\n"):
+        return line
+    file.seek(start)
+    return b""
 
 
 def _not_uploaded(folder: Path) -> list[Path]:
@@ -197,7 +284,7 @@ def _finish_message(orders: Any) -> dict[str, Any] | None:
     if not select.select([orders], [], [], 0.2)[0]:
         return None
     line = orders.readline()
-    return json.loads(line) if line.endswith(b"\n") else {"status": "failed", "summary": {}}
+    return json.loads(line) if line.endswith(b"\n") else {"end": {"status": "failed", "summary": {}}}
 
 
 def _line_writer() -> Report:

@@ -12,10 +12,12 @@ Row = dict[str, Any]
 class Listener(Protocol):
     """Takes rows beside metrics.jsonl."""
 
+    page: str  # address where the run is shown; empty if none is known
+
     def row(self, row: Row) -> None: ...
 
-    def close(self, status: str, summary: Row) -> None:
-        """Takes the final numbers; `status` is completed, interrupted or failed."""
+    def close(self, status: str, summary: dict[str, Any]) -> None:
+        """Takes summary.json; `status` is completed, interrupted or failed."""
 
 
 class Tracker:
@@ -41,7 +43,12 @@ class Tracker:
         """Length of metrics.jsonl, all of it synced to disk."""
         return self.metrics.sync()
 
-    def close(self, status: str, summary: Row) -> None:
+    @property
+    def page(self) -> str:
+        """Address where the run is shown; empty if none is known."""
+        return next((listener.page for listener in self.listeners if listener.page), "")
+
+    def close(self, status: str, summary: dict[str, Any]) -> None:
         for listener in self.listeners:
             listener.close(status, summary)
         self.metrics.close()
@@ -65,5 +72,5 @@ class NullTracker(Tracker):
     def metrics_bytes(self) -> int:
         return 0
 
-    def close(self, status: str, summary: Row) -> None:
+    def close(self, status: str, summary: dict[str, Any]) -> None:
         pass

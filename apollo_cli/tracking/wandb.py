@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking import recorder
 
 FACTS = "apollo"  # key beside the config: the facts on a run that a comparison needs
+LABELS = ("method", "scratch", "target_layers", "size", "parameters", "made_with")  # to group and filter by in W&B
+LONGEST = 128  # letters of a name in W&B
+_TRUE = ("1", "on", "yes", "true")  # of WANDB_DISABLED, as transformers reads it
 _MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 
 
@@ -35,15 +38,21 @@ class Identity:
 
     id: str  # random, kept in the checkpoints, so that a resumed run continues in W&B
     name: str
-    group: str | None  # the sweep
+    group: str
     tags: tuple[str, ...]  # model, sampler, expander, ...
     job_type: str = "pretrain"  # or glue
 
 
 def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Identity:
+    """The group is the sweep, or the name of a single run."""
     sweep = run_dir.resolve().parent
-    group = f"{sweep.parent.name}/{sweep.name}" if (sweep / "multirun.yaml").exists() else None
-    return Identity(run_id, f"{group or name}/{run_dir.name}", group, tags)
+    group = f"{sweep.parent.name}/{sweep.name}" if (sweep / "multirun.yaml").exists() else name
+    return Identity(run_id, f"{group}/{run_dir.name}"[-LONGEST:], group[-LONGEST:], tags)
+
+
+def run_id_of_agent() -> str | None:
+    """The id that `wandb agent` gives to a run of its sweep."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 class WandbProcess:
@@ -56,6 +65,7 @@ class WandbProcess:
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
+        self.run_dir, self.uploads_model, self.page = self.folder.parent, order["upload"] == "model", ""
         self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
         # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
@@ -73,10 +83,14 @@ class WandbProcess:
         """Sends the final numbers; waits for the upload until the time-out, and not at all after a signal."""
         if self.process is None:
             return
+        end: dict[str, Any] = {"status": status, "summary": final_numbers(summary)}
+        end["growths"] = [growth | {"jump": _jump(growth)} for growth in summary.get("growths", ())]
+        if self.uploads_model and status == "completed" and (folder := self.run_dir / "model").is_dir():
+            end["model"] = {"folder": str(folder), "metadata": _model_facts(summary)}
         now = time.monotonic()  # the same clock in all processes
         deadline = now + self.timeout
         # the recorder ends a little earlier, so that it can report why
-        self._send({"status": status, "summary": summary, "deadline": now + 0.8 * self.timeout})
+        self._send({"end": end, "deadline": now + 0.8 * self.timeout})
         try:
             while self._forward_lines() and (left := deadline - time.monotonic()) > 0:
                 select.select([self._out], [], [], left)
@@ -117,8 +131,10 @@ class WandbProcess:
         return False
 
     def _log(self, line: str) -> None:
-        """Prints a line; the first one names the command to upload later, if there is something to upload."""
-        if not self.hint_shown and any(self.folder.glob("offline-run-*/*.wandb")):
+        """Prints a line; the first problem names the command to upload later, if there is something to upload."""
+        if line.startswith(recorder.PAGE):
+            self.page = line.removeprefix(recorder.PAGE)
+        elif line != recorder.STOP and not self.hint_shown and any(self.folder.glob("offline-run-*/*.wandb")):
             self.hint_shown = True
             line += f"; to upload later: {files.command('wandb')} sync {shlex.quote(files.shown(self.folder))}"
         self.say(f"W&B {line}")
@@ -134,6 +150,27 @@ class WandbProcess:
         return process.wait()
 
 
+def final_numbers(summary: dict[str, Any]) -> dict[str, Any]:
+    """What W&B shows of summary.json; the minimum and the last of `eval/loss` are its own."""
+    totals, growths = summary["totals"], summary.get("growths")
+    found = totals | {key: value for key, value in summary["losses"].items() if key != "eval/loss"}
+    if scratch := totals.get("scratch_flops"):
+        found["saving/flops_at_equal_steps"] = 1 - (totals["flops"] + (totals["source_flops"] or 0)) / scratch
+    return found | ({"growth/last_jump": _jump(growths[-1])} if growths else {})
+
+
+def _jump(growth: dict[str, Any]) -> float | None:
+    """By how much a growth raised the validation loss; None where one of both is not finite."""
+    before, after = growth["eval/loss_before"], growth["eval/loss_after"]
+    return None if before is None or after is None else after - before
+
+
+def _model_facts(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a model costs, its loss and its data, shown beside the artifact."""
+    facts = {"flops": summary["totals"]["flops"], "eval/loss": summary["losses"].get("eval/loss")}
+    return facts | {"data": summary["data"]["fingerprint"], "git_commit": summary["git_commit"]}
+
+
 def open_mirror(
     tracking: TrackingArgs,
     identity: Identity,
@@ -141,6 +178,7 @@ def open_mirror(
     run_dir: Path,
     skip_rows: int,
     say: Callable[[str], None],
+    stages: Sequence[dict[str, Any]] = (),
 ) -> WandbProcess | None:
     """Starts the recorder; None where `tracking.wandb` disables it or it cannot be started.
 
@@ -151,14 +189,20 @@ def open_mirror(
         run_dir: has metrics.jsonl already.
         skip_rows: rows dropped by a resume that will be appended again; W&B has them.
         say: prints a line.
+        stages: of the plan, as a table.
     """
     mode = _mode(tracking, say)
     if mode == "disabled":
         return None
-    folder, metrics = run_dir.resolve() / "wandb", run_dir.resolve() / "metrics.jsonl"
+    folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
+    log.touch()
     run = {
         **asdict(identity),
-        "project": tracking.project,
+        "project": tracking.project or os.environ.get("WANDB_PROJECT") or "apollo",
+        "entity": tracking.entity,  # None and no notes: as the environment says
+        "notes": tracking.notes,
+        "group": tracking.group or os.environ.get("WANDB_RUN_GROUP") or identity.group,
+        "tags": _tags([*identity.tags, *tracking.tags, *os.environ.get("WANDB_TAGS", "").split(",")]),
         "dir": str(folder.parent),
         "config": config,
     }
@@ -168,6 +212,11 @@ def open_mirror(
             "online": mode == "online",
             "folder": str(folder),
             "metrics": str(metrics),
+            "log": str(log),
+            "log_from": log.stat().st_size if folder.exists() else 0,  # a resumed run has sent the rest
+            "stages": stages,
+            "upload": tracking.upload,
+            "server": {"url": _address(), "key": _key()},
             "skip": metrics.read_bytes().count(b"\n") + skip_rows,
             "timeout": tracking.timeout,
             "argv": sys.argv,
@@ -182,6 +231,9 @@ def open_mirror(
 def _mode(tracking: TrackingArgs, say: Callable[[str], None]) -> str:
     """online, offline or disabled; `auto` follows WANDB_MODE, and without a key online becomes offline."""
     asked = os.environ.get("WANDB_MODE") or "online" if tracking.wandb == "auto" else tracking.wandb
+    if tracking.wandb == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        say("WANDB_DISABLED is set: nothing is recorded for W&B")
+        return "disabled"
     if asked == "disabled":
         return asked
     if asked not in _MODES:
@@ -197,26 +249,42 @@ def _mode(tracking: TrackingArgs, say: Callable[[str], None]) -> str:
     return _MODES[asked]
 
 
+def _tags(names: Sequence[str]) -> list[str]:
+    """The names that W&B takes as tags, each once."""
+    return list(dict.fromkeys(name.strip()[:64] for name in names if name.strip()))
+
+
 def has_key() -> bool:
     """Whether there is an API key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY", "").strip() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+    return bool(_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
+
+
+def _key() -> str:
+    """The API key of the environment or the netrc file; empty without one."""
+    if key := os.environ.get("WANDB_API_KEY", "").strip():
+        return key
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        return path.exists() and netrc.netrc(path).authenticators(_host()) is not None
+        found = netrc.netrc(path).authenticators(_host()) if path.exists() else None
     except (netrc.NetrcParseError, OSError, ValueError):
-        return False
+        found = None
+    return found[2] if found else ""
 
 
 def _host() -> str:
-    """Name and port of the server, empty if its address is not valid; `wandb login --host` stores it in a file."""
+    """Name and port of the server, empty if its address is not valid."""
+    try:
+        address = urlsplit(_address())
+        return address.netloc if address.scheme in ("http", "https") and address.hostname else ""
+    except ValueError:
+        return ""
+
+
+def _address() -> str:
+    """The address of the server; `wandb login --host` stores it in a file."""
     stored = configparser.ConfigParser(interpolation=None)
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     with suppress(configparser.Error, OSError, ValueError):
         stored.read(folder / "settings")
     default = stored.get("default", "base_url", fallback="https://api.wandb.ai")
-    try:
-        address = urlsplit(os.environ.get("WANDB_BASE_URL") or default)
-        return address.netloc if address.scheme in ("http", "https") and address.hostname else ""
-    except ValueError:
-        return ""
+    return (os.environ.get("WANDB_BASE_URL") or default).rstrip("/")

@@ -21,7 +21,7 @@ from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import NullTracker, Tracker
-from apollo_cli.tracking.wandb import FACTS, identify, open_mirror
+from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
@@ -29,12 +29,15 @@ from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
 from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.init_from.source import check_tokenizer, find_source
 from apollo_cli.training.init_from.transfer import WeightTransfer
+from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
 from apollo_cli.training.trainer import TrainArgs, Trainer
+
+_STAGE_COLUMNS = ("layers", "width", "first_step", "end_step", "parameters", "memory_bytes", "flops", "map_flops")
 
 
 class Pretraining(Session):
@@ -76,14 +79,18 @@ class Pretraining(Session):
         if not self.device.processes.is_main:
             return NullTracker()
         metrics = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
-        tags = (config.model.kind, config.sampler.kind, config.expander.kind)
-        identity = identify(self.directory.path, config.run.name, tags, state.run_id)
+        identity = identify(self.directory.path, config.run.name, tags(config), state.run_id)
         facts = {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}
-        shown = {"format": FORMAT, **config.raw, FACTS: facts}
+        shown = {"format": FORMAT, **config.raw, **labels(config, self.plan, self.device), FACTS: facts}
+        stages = [{key: stage[key] for key in _STAGE_COLUMNS} for stage in facts["plan"]["stages"]]
         mirror = open_mirror(
-            config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say
+            config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say, stages
         )
         return Tracker(metrics, self.console, [mirror] if mirror else [])
+
+    def new_run_id(self) -> str:
+        """The id of a new run in W&B, which `wandb agent` may give."""
+        return run_id_of_agent() or super().new_run_id()
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The trainer, new or with the state of the checkpoint.

@@ -1,7 +1,7 @@
 """A run in its directory, from a checkpoint or from the start, to its summary, however it ends."""
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Session(ABC):
         """Trains from the checkpoint or from the start, finishes, and writes summary.json however it ends."""
         if self.device.processes.is_main:
             self.console.log_to(self.directory.log_file)
-        state = checkpoint.state if checkpoint else TrainerState(data=self.data, run_id=uuid4().hex[:16])
+        state = checkpoint.state if checkpoint else TrainerState(data=self.data, run_id=self.new_run_id())
         state.planned_steps, processes = self.plan.steps, self.device.processes
         if state.devices != processes.world_size and checkpoint:
             self.console.say(
@@ -104,6 +104,10 @@ class Session(ABC):
                 self._close(status, state, tracker)
         return Result(self.directory.path, self.plan, state.losses)
 
+    def new_run_id(self) -> str:
+        """The id of a new run in W&B."""
+        return uuid4().hex[:16]
+
     def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
         """Gives model, optimizer and torch's generators the state of the checkpoint.
 
@@ -132,5 +136,8 @@ class Session(ABC):
             if status == "completed":
                 raise files.unwritable(self.directory.summary_file, 10_000, error) from error
         finally:
-            tracker.close(status, summary["totals"] | summary["losses"])
+            tracker.close(status, summary)
+            if tracker.page:  # the server may have named it only now
+                with suppress(OSError):
+                    files.write_json(self.directory.summary_file, summary | {"wandb": tracker.page})
             self.print_summary(summary)

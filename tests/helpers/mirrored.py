@@ -20,8 +20,8 @@ def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first:
     path = run_dir / "metrics.jsonl"
     kept = path.read_bytes().splitlines(keepends=True)[:first] if first else []
     metrics = MetricsFile(path, sum(map(len, kept)))
-    tracking = TrackingArgs.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
-    identity = Identity("abc", "n", None, ("bert",))
+    tracking = TrackingArgs.model_validate({"wandb": mode, "project": None, "timeout": timeout})
+    identity = Identity("abc", "n", "g", ("bert",))
     times: dict[str, float] = {"row": 0.0}
     start = time.monotonic()
     mirror = open_mirror(tracking, identity, {"a": 1}, run_dir, metrics.dropped_rows, _print_line)
@@ -37,7 +37,7 @@ def main(run_dir: Path, mode: str, timeout: float, rows: int, gap: float, first:
     print("closing", flush=True)
     start = time.monotonic()
     if mirror:
-        mirror.close("completed", {"eval/loss": 2.0})
+        mirror.close("completed", {"totals": {"steps": rows}, "losses": {"eval/loss": 2.0}})
     times["close"] = time.monotonic() - start
     print(json.dumps(times | {"ended": time.monotonic()}), flush=True)
 

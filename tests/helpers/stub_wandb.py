@@ -18,6 +18,9 @@ class StubServer(ThreadingHTTPServer):
         rows: what was uploaded, by `_step`: a row that comes again under its step is the same row.
         lines: how many lines came, repeated ones too.
         complete: whether the end of the run has arrived.
+        stopped: whether Stop was pressed on the page of the run.
+        artifacts: those that were uploaded, by name; none of their files is asked for.
+        runs: the runs that were announced, as the variables of their mutations.
     """
 
     daemon_threads = True
@@ -27,6 +30,7 @@ class StubServer(ThreadingHTTPServer):
         self.manner, self.delay = manner, delay
         self.rows: dict[int, dict[str, Any]] = {}
         self.lines = 0
+        self.stopped, self.artifacts, self.runs = False, dict[str, dict[str, Any]](), list[dict[str, Any]]()
         self.complete, self.paths, self.open_sockets = False, list[str](), set[socket.socket]()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -54,6 +58,7 @@ class StubServer(ThreadingHTTPServer):
         query, data = body.get("query", ""), dict[str, Any]()
         project = {"id": "p", "name": "apollo", "entity": {"id": "e", "name": "me"}}
         if "upsertBucket" in query:
+            self.runs.append(body["variables"])
             bucket = {"id": "b", "name": "abc", "displayName": "n", "description": "", "config": "{}"}
             data["upsertBucket"] = {
                 "bucket": bucket | {"sweepName": None, "historyLineCount": self.lines, "project": project},
@@ -61,6 +66,14 @@ class StubServer(ThreadingHTTPServer):
             }
         elif "RunResumeStatus" in query:
             data["model"] = project | {"bucket": self._resume_state() if self.rows else None}
+        elif "RunStoppedStatus" in query:
+            data["project"] = {"run": {"stopped": self.stopped}}
+        elif "createArtifact(" in query:
+            name = body["variables"]["input"]["artifactCollectionName"]
+            self.artifacts[name] = body["variables"]["input"]
+            versions = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
+            known = {"id": "a", "state": "COMMITTED", "artifactSequence": versions}
+            data["createArtifact"] = {"artifact": known}
         elif "createRunFiles" in query:
             data["createRunFiles"] = {"runID": "b", "uploadHeaders": [], "files": []}
         return {"data": data}

@@ -16,6 +16,25 @@ def history(path: Path) -> Iterator[dict[str, Any]]:
             yield {key: value for key, value in row.items() if not key.startswith("_")}
 
 
+def started(path: Path) -> Any:
+    """The record of the run's start: its names, its tags and its config."""
+    return next(record.run for record in _parsed(path) if record.WhichOneof("record_type") == "run")
+
+
+def printed(path: Path) -> str:
+    """The text of the log tab."""
+    return "".join(r.output_raw.line for r in _parsed(path) if r.WhichOneof("record_type") == "output_raw")
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """The final numbers."""
+    found: dict[str, Any] = {}
+    for record in _parsed(path):
+        if record.WhichOneof("record_type") == "summary":
+            found |= {u.key or ".".join(u.nested_key): json.loads(u.value_json) for u in record.summary.update}
+    return found
+
+
 def exit_codes(path: Path) -> list[int]:
     """The ends that were recorded: one, if the file was closed."""
     return [record.exit.exit_code for record in _parsed(path) if record.WhichOneof("record_type") == "exit"]

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import signal
@@ -16,18 +15,25 @@ from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
 from apollo_cli.tracking.recorder import Recording
-from apollo_cli.tracking.wandb import Identity, has_key, identify, open_mirror
+from apollo_cli.tracking.wandb import Identity, final_numbers, has_key, identify, open_mirror
 from apollo_cli.training.run import train
 from tests.conftest import read_rows
 from tests.helpers.stub_wandb import StubServer, unused_port
-from tests.helpers.wandb_file import exit_codes, history
+from tests.helpers.wandb_file import exit_codes, history, printed, started, summary
 
-IDENTITY = Identity("abc", "name/run", None, ("bert", "lvps"))
+IDENTITY = Identity("abc", "name/run", "name", ("bert", "lvps"))
+SUMMARY: dict[str, Any] = {
+    "totals": {"steps": 10, "flops": 60, "source_flops": 15, "scratch_flops": 100},
+    "losses": {"train/loss": 2.5, "eval/loss": 2.0},
+    "growths": [{"step": 5, "from": 1, "to": 2, "eval/loss_before": 3.0, "eval/loss_after": 3.25}],
+    "data": {"fingerprint": "f00d"},
+    "git_commit": None,
+}
 KEY = "k" * 40
 
 
-def _tracking(mode: str, timeout: float = 1.0) -> TrackingArgs:
-    return TrackingArgs.model_validate({"wandb": mode, "project": "apollo", "timeout": timeout})
+def _tracking(mode: str, timeout: float = 1.0, **more: Any) -> TrackingArgs:
+    return TrackingArgs.model_validate({"wandb": mode, "project": None, "timeout": timeout, **more})
 
 
 class FakeRun:
@@ -36,11 +42,11 @@ class FakeRun:
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
-        self.metrics: dict[str, Any] = {}
+        self.metrics: dict[str, dict[str, Any]] = {}
         self.exit_code: int | None = None
 
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        self.metrics[name] = step_metric
+    def define_metric(self, name: str, **options: Any) -> None:
+        self.metrics[name] = options
 
     def log(self, row: dict[str, Any]) -> None:
         self.logged.append(row)
@@ -81,7 +87,10 @@ def metrics(tmp_path: Path) -> Path:
 
 def _order(metrics: Path, skip: int = 0) -> dict[str, Any]:
     run = {"id": "abc", "project": "apollo"}
-    return {"metrics": str(metrics), "skip": skip, "argv": ["apollo-train", "seed=1"], "pid": 7, "run": run}
+    log = metrics.with_name("train.log")
+    log.touch()
+    paths = {"metrics": str(metrics), "log": str(log), "log_from": 0}
+    return paths | {"skip": skip, "argv": ["apollo-train", "seed=1"], "pid": 7, "run": run, "stages": []}
 
 
 def _row(step: int) -> dict[str, Any]:
@@ -154,6 +163,15 @@ def test_disabled_starts_no_process(metrics: Path, monkeypatch: pytest.MonkeyPat
     assert open_mirror(_tracking("auto"), IDENTITY, {}, metrics.parent, 0, print) is None
 
 
+@pytest.mark.parametrize("value", ["true", "1", "True", "yes"])
+def test_wandb_disabled_is_honoured_by_auto_alone(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    assert _mode("auto", lines) == "disabled"
+    assert lines == ["WANDB_DISABLED is set: nothing is recorded for W&B"]
+    assert _mode("offline", lines) == "offline"
+
+
 def test_a_recording_is_offline_and_of_the_run_not_of_the_recorder(fake: FakeWandb, metrics: Path) -> None:
     Recording(_order(metrics))
     (call,) = fake.calls
@@ -163,10 +181,11 @@ def test_a_recording_is_offline_and_of_the_run_not_of_the_recorder(fake: FakeWan
 
 
 def test_flops_are_the_axis_of_every_curve(fake: FakeWandb, metrics: Path) -> None:
+    """Tokens and seconds stay axes to choose; counters have no panels; the summary has the lowest loss."""
     Recording(_order(metrics))
-    assert {name for name, axis in fake.run.metrics.items() if axis == "flops"} == {
-        "train/*", "eval/*", "growth/*", "perf/*",
-    }  # fmt: skip
+    assert fake.run.metrics["*"] == {"step_metric": "flops"}
+    assert fake.run.metrics["eval/loss"] == {"step_metric": "flops", "summary": "min,last"}
+    assert all(fake.run.metrics[name] == {"hidden": True} for name in ("tokens", "train_seconds", "step", "flops"))
 
 
 def test_complete_rows_are_logged_once_without_those_that_wandb_has(fake: FakeWandb, metrics: Path) -> None:
@@ -193,6 +212,21 @@ def test_the_end_has_the_final_numbers(status: str, exit_code: int, fake: FakeWa
     assert fake.run.exit_code == exit_code
 
 
+def test_the_saving_and_the_last_jump_are_numbers_of_the_run() -> None:
+    """Of 100 FLOPs from scratch, 60 and 15 of the source were spent; the growth raised the loss from 3 to 3.25."""
+    found = final_numbers(SUMMARY)
+    assert found["saving/flops_at_equal_steps"] == 0.25
+    assert found["growth/last_jump"] == 0.25
+    assert found["train/loss"] == 2.5
+    assert "eval/loss" not in found  # whose minimum W&B keeps
+
+
+def test_a_loss_that_is_not_finite_is_no_jump() -> None:
+    growth = {"eval/loss_before": 3.0, "eval/loss_after": None}
+    assert final_numbers(SUMMARY | {"growths": [growth]})["growth/last_jump"] is None
+    assert "growth/last_jump" not in final_numbers(SUMMARY | {"growths": []})
+
+
 @pytest.mark.parametrize(
     ("log", "marked", "problem"),
     [
@@ -209,22 +243,26 @@ def test_an_upload_is_complete_or_has_a_problem_and_no_mark(
     folder = tmp_path / "offline-run-1"
     folder.mkdir()
     upload = recorder.Upload(tmp_path, {"WANDB_API_KEY": f"{KEY}\n"}, 1.0)
-    upload.log = io.BytesIO(log.encode())
+    upload.log.write(log.encode())
+    upload.log.flush()
     if marked:
         (folder / "run-abc.wandb.synced").touch()
     assert upload._problem() == problem
     assert any(folder.iterdir()) == (problem == "")
 
 
-def _mirrored(run_dir: Path, timeout: float, rows: int) -> list[str]:
+def _mirrored(run_dir: Path, timeout: float, rows: int, **tracking: Any) -> list[str]:
     """Rows with the real wandb beside them; the lines of the recorder."""
     lines: list[str] = []
-    opened = open_mirror(_tracking("auto", timeout), IDENTITY, {"seed": 0}, run_dir, 0, lines.append)
+    (run_dir / "train.log").write_text("begins\n")
+    stages = [{"layers": 1, "flops": 20}, {"layers": 2, "flops": 40}]
+    args = _tracking("auto", timeout, **tracking)
+    opened = open_mirror(args, IDENTITY, {"seed": 0}, run_dir, 0, lines.append, stages)
     assert opened is not None
     for step in range(rows):
         _append(run_dir / "metrics.jsonl", json.dumps(_row(step)) + "\n")
         opened.row(_row(step))
-    opened.close("completed", {"eval/loss": 2.0})
+    opened.close("completed", SUMMARY)
     return lines
 
 
@@ -238,15 +276,50 @@ def test_the_real_wandb_records_offline(metrics: Path) -> None:
     lines = _mirrored(metrics.parent, 30, 5)
     assert lines == [f"W&B offline; to upload later: wandb sync {metrics.parent}/wandb"]
     assert _recorded(metrics.parent) == [0, 1, 2, 3, 4]
+    (path,) = metrics.parent.glob("wandb/offline-run-*/run-abc.wandb")
+    run = started(path)
+    assert (run.project, run.entity, run.run_group, list(run.tags)) == ("apollo", "", "name", ["bert", "lvps"])
+    assert printed(path) == "begins\n"
+    final = summary(path)
+    assert (final["status"], final["growth/last_jump"]) == ("completed", 0.25)
+    assert (final["plan/stages"]["_type"], final["plan/stages"]["nrows"]) == ("table-file", 2)
+    (table,) = path.parent.glob("files/media/table/growth/*.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["step", "from", "to", "eval/loss_before", "eval/loss_after", "jump"],
+        "data": [[5, 1, 2, 3.0, 3.25, 0.25]],
+    }
+
+
+def test_names_of_the_environment_and_of_the_config_are_recorded(
+    metrics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A typed key is before the variable; tags add up; `wandb agent` gives the sweep."""
+    names = {"PROJECT": "p", "ENTITY": "team", "RUN_GROUP": "theirs", "TAGS": "a,bert", "NOTES": "why"}
+    for name, value in (names | {"SWEEP_ID": "s1", "RUN_ID": "stray"}).items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    _mirrored(metrics.parent, 30, 1, group="mine", tags=["b"])
+    (path,) = metrics.parent.glob("wandb/offline-run-*/run-abc.wandb")
+    run = started(path)
+    assert (run.run_id, run.sweep_id) == ("abc", "s1")
+    assert (run.project, run.entity, run.run_group, run.notes) == ("p", "team", "mine", "why")
+    assert list(run.tags) == ["bert", "lvps", "b", "a"]
 
 
 def test_the_real_wandb_uploads(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is printed, and the exported model is an artifact with what it cost."""
     server = StubServer()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    assert _mirrored(metrics.parent, 30, 5) == []
+    (metrics.parent / "model").mkdir()
+    (metrics.parent / "model" / "model.safetensors").write_bytes(b"weights")
+    assert _mirrored(metrics.parent, 30, 5, upload="model") == [f"W&B page: {server.url}/me/apollo/runs/abc"]
     assert server.steps() == [0, 1, 2, 3, 4]
     assert server.complete
+    model = server.artifacts["model-abc"]
+    assert [alias["alias"] for alias in model["aliases"]] == ["latest", "final"]
+    assert json.loads(model["metadata"]) == {
+        "flops": 60, "eval/loss": 2.0, "data": "f00d", "git_commit": None,
+    }  # fmt: skip
     server.die()
 
 
@@ -272,7 +345,7 @@ def test_a_recorder_that_does_not_end_costs_the_timeout_and_no_more(
     opened = open_mirror(_tracking("auto", 0.3), IDENTITY, {}, metrics.parent, 0, lines.append)
     assert opened is not None
     process, start = opened.process, time.monotonic()
-    opened.close("completed", {})
+    opened.close("completed", SUMMARY)
     assert time.monotonic() - start < 1.3
     assert lines == ["W&B did not finish within 0.3 seconds"]
     assert process is not None
@@ -324,7 +397,14 @@ def test_the_jobs_of_a_sweep_share_a_group(tmp_path: Path) -> None:
     assert first.group == second.group == "apollo/stamp"
     assert (first.name, second.name) == ("apollo/stamp/0", "apollo/stamp/1")
     assert (first.id, second.id) == ("0", "1")
-    assert identify(tmp_path / "alone", "apollo", (), "2").group is None
+    assert identify(tmp_path / "alone", "apollo", (), "2").group == "apollo"
+
+
+def test_names_are_not_longer_than_wandb_takes(tmp_path: Path) -> None:
+    """The end of a name stays, which tells the jobs of a sweep apart."""
+    one, other = (identify(tmp_path / ("x" * 200 + end), "n" * 200, (), "0") for end in "12")
+    assert len(one.name) == len(one.group) == 128
+    assert one.name != other.name
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Labels of a run, by which trackers group and filter runs."""
+
+from typing import Any
+
+import torch
+
+from apollo_cli.config.conf_folder import conf_folder
+from apollo_cli.config.config import Config
+from apollo_cli.growth.plan import Plan
+from apollo_cli.run_directory import read_yaml
+from apollo_cli.training.device import Device
+from apollo_cli.training.summary import git_commit, versions
+
+
+def labels(config: Config, plan: Plan, device: Device) -> dict[str, Any]:
+    """What runs are grouped and filtered by: method, size, and what they were made with."""
+    return {
+        "method": method(config),
+        "scratch": is_scratch(config),
+        "target_layers": config.model.layers,
+        "size": size(config),
+        "parameters": plan.stages[-1].parameters,
+        "made_with": {
+            "git_commit": git_commit(),
+            "device": device.name,
+            "devices": device.processes.world_size,
+            "precision": "bf16" if device.bf16 else "fp32",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        },
+    }
+
+
+def tags(config: Config) -> tuple[str, ...]:
+    """Model, sampler, expander, stages and size; `baseline` where all layers train from the first step."""
+    kinds = (config.model.kind, config.sampler.kind, config.expander.kind)
+    return (*kinds, _stages(config), size(config), *(["baseline"] if is_scratch(config) else []))
+
+
+def method(config: Config) -> str:
+    """The name of the run and how it grows; equal for runs that differ in their seed."""
+    if is_scratch(config):
+        return f"{config.run.name}: scratch"
+    strength = f" k={config.sampler.k:g}" if hasattr(config.sampler, "k") else ""
+    growth = f"{config.sampler.kind}{strength} expander={config.expander.kind} {_stages(config)}"
+    return f"{config.run.name}: {growth}"
+
+
+def is_scratch(config: Config) -> bool:
+    """Whether all layers are stored from the first step and initialized at random."""
+    return tuple(config.schedule.layers) == (config.model.layers,) and config.init_from.path is None
+
+
+def size(config: Config) -> str:
+    """The option of the group `size` with these layers and this width; else both as numbers."""
+    own = (config.model.layers, config.model.hidden)
+    for path in sorted((conf_folder() / "size").glob("*.yaml")):
+        shipped = read_yaml(path)["model"]
+        if (shipped["layers"], shipped["hidden"]) == own:
+            return path.stem
+    return "{}x{}".format(*own)
+
+
+def _stages(config: Config) -> str:
+    return f"layers={'-'.join(map(str, config.schedule.layers))}"
