@@ -20,6 +20,7 @@ examples
   apollo-compare outputs/apollo outputs/scratch
   apollo-compare 'outputs/sweep/*' --baseline scratch --out report
   apollo-compare --wandb me/apollo --target-loss 3.2 --json
+  apollo-compare --wandb me/apollo --wandb-filter group=apollo/2026-11-29_10-00-00 state=finished
 
 Exit codes: 0 done; 2 a user error, explained in one message; 1 a bug.
 """
@@ -35,6 +36,8 @@ def run(words: list[str]) -> int:
     try:
         line = parser()
         asked = line.parse_args(words)
+        if asked.wandb_filter and not asked.wandb:
+            line.error("--wandb-filter: there are no runs of W&B to filter; type --wandb ENTITY/PROJECT too")
         if not asked.runs and not asked.wandb:
             line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
         _compare(asked)
@@ -63,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--out", type=Path, metavar="DIR", help="of the report; outputs/compare/<date and time>")
     line.add_argument("--wandb", metavar="ENTITY/PROJECT", help="take the runs of a project of Weights & Biases")
+    line.add_argument(
+        "--wandb-filter",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only those of a group, tag, state or method: group=sweep/1 tag=bert state=finished",
+    )
     form = line.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead; a report only with --out")
     form.add_argument("--csv", action="store_true", help="print CSV instead; a report only with --out")
@@ -79,7 +89,7 @@ def _compare(asked: argparse.Namespace) -> None:
 
     runs, left_out = read_runs(asked.runs)
     if asked.wandb:
-        fetched, notes = fetch_runs(asked.wandb)
+        fetched, notes = fetch_runs(asked.wandb, asked.wandb_filter)
         runs, left_out = runs + fetched, left_out + notes
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))

@@ -19,7 +19,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.report import plots, style, wandb_runs
 from apollo_cli.report.runs import read_runs
 from apollo_cli.run_directory import FORMAT
-from apollo_cli.tracking.wandb import FACTS
+from apollo_cli.tracking.wandb import FACTS, LABELS
 from apollo_cli.training import pretraining
 from apollo_cli.training.run import train
 from tests.helpers.made_runs import Evaluation, scratch, write_run
@@ -245,6 +245,7 @@ def test_a_run_that_has_only_begun_is_drawn(tmp_path: Path) -> None:
         (["sweep", "--target-loss", "x"], "--target-loss: x: should be a number above 0"),
         (["--wandb", "project"], "should be ENTITY/PROJECT"),
         (["--wandb", "me/project"], "there is no W&B key here"),
+        (["--wandb-filter", "tag=a"], "type --wandb ENTITY/PROJECT too"),
     ],
 )
 def test_user_errors_are_one_message(
@@ -286,8 +287,13 @@ def test_real_runs(
     assert [method["method"] for method in family["methods"]] == ["base", "grown"]
     assert all(method["final_loss"]["mean"] > 0 for method in family["methods"])
     for folder, config_of_wandb in zip(("0", "1"), told, strict=True):
-        expected = _recorded_config(tmp_path / folder)
-        assert json.loads(json.dumps(config_of_wandb)) == expected
+        expected, shown = _recorded_config(tmp_path / folder), json.loads(json.dumps(config_of_wandb))
+        labels = {key: shown.pop(key) for key in LABELS}
+        assert expected.pop("made_with").items() <= labels["made_with"].items()
+        assert labels["scratch"] == (folder == "1")
+        growing = "grown: lvps k=2 expander=interpolate layers=1-2-4"
+        assert labels["method"] == ("base: scratch" if folder == "1" else growing)
+        assert shown == {key: value for key, value in expected.items() if key != "method"}
 
 
 class RunsServer(StubServer):
@@ -306,6 +312,7 @@ class RunsServer(StubServer):
         if asked.get("project") != "apollo":
             return {"data": {"project": None}}
         if "query Runs(" in query:
+            self.filters = json.loads(asked["filters"])
             edges = [{"node": self._node(name, config), "cursor": name} for name, config in self.configs.items()]
             page = {"edges": edges, "pageInfo": {"endCursor": "", "hasNextPage": False}}
             return {
@@ -332,7 +339,8 @@ class RunsServer(StubServer):
 def _recorded_config(folder: Path) -> dict[str, Any]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     summary, plan = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "plan"))
-    return config | {FACTS: {"data": summary["data"], "plan": plan}}
+    made_with = {key: summary[key] for key in ("device", "precision", "git_commit") if key in summary}
+    return config | {"method": "m", "made_with": made_with, FACTS: {"data": summary["data"], "plan": plan}}
 
 
 @pytest.fixture
@@ -352,6 +360,7 @@ def test_runs_of_wandb_are_those_of_the_directories(wandb_server: RunsServer, ru
         assert one.config == other.config
         assert (one.data, one.evaluation_rows, one.status) == (other.data, other.evaluation_rows, other.status)
         assert one.depth_counts == other.depth_counts
+        assert one.made_with == other.made_with
 
 
 def test_a_run_of_wandb_of_a_newer_format_is_left_out(
@@ -369,6 +378,16 @@ def test_runs_of_wandb_are_compared(wandb_server: RunsServer, capsys: pytest.Cap
     (family,) = json.loads(capsys.readouterr().out)["families"]
     assert [method["n"] for method in family["methods"]] == [2, 2]
     assert family["methods"][1]["saving_flops"]["mean"] == 0.5
+
+
+def test_runs_of_wandb_are_filtered_by_the_server(
+    wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--wandb", "me/apollo", "--json", "--wandb-filter", "tag=a", "tag=b", "state=finished"]) == 0
+    assert wandb_server.filters == {"tags": {"$in": ["a", "b"]}, "state": {"$in": ["finished"]}}
+    capsys.readouterr()
+    assert run(["--wandb", "me/apollo", "--wandb-filter", "tags=a"]) == 2
+    assert "--wandb-filter tags=a: should be KEY=VALUE; keys are group, tag, state" in capsys.readouterr().err
 
 
 def test_a_project_that_is_not_there(wandb_server: RunsServer, capsys: pytest.CaptureFixture[str]) -> None:

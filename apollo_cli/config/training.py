@@ -1,5 +1,6 @@
 """The schema of `optim`, `budget`, `batch` and the other sections of training, and their rules."""
 
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -104,6 +105,12 @@ def _accepted_by_wandb(longest: int, forbidden: str = "") -> AfterValidator:
     return AfterValidator(checked)
 
 
+def _with_tensorboard(value: bool) -> bool:
+    if value and find_spec("tensorboard") is None:
+        raise ValueError("it needs the package tensorboard; type pip install 'apollo-train[tensorboard]'")
+    return value
+
+
 class TrackingArgs(Section):
     """`tracking`: Weights & Biases and others, in addition to the local files; keys with a default are newer."""
 
@@ -115,7 +122,7 @@ class TrackingArgs(Section):
     tags: Annotated[Names, _accepted_by_wandb(64)] = ()
     notes: str | None = None
     upload: Literal["none", "model"] = "none"
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, AfterValidator(_with_tensorboard)] = False
     csv: bool = False
 
 

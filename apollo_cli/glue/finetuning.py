@@ -27,6 +27,7 @@ from apollo_cli.tracking.console import Console
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import Identity, open_mirror
+from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
@@ -192,7 +193,8 @@ class Cell(Session):
         shown = self.values | {"pretrained": self.pretrained.facts}
         tracking, say = self.config.tracking, self.console.say
         mirror = open_mirror(tracking, identity, shown, self.directory.path, metrics_file.dropped_rows, say)
-        return Tracker(metrics_file, self.console, [mirror] if mirror else [])
+        writers = open_writers(tracking, self.directory.path, state.step)
+        return Tracker(metrics_file, self.console, [*([mirror] if mirror else []), *writers])
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The trainer, new or with the state of the checkpoint."""

@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from apollo_cli.errors import ApolloError, DataError
@@ -14,8 +15,20 @@ TIMEOUT = 60  # seconds without a new run from the server
 _STATUSES = {"finished": "completed", "running": "running", "pending": "running"}  # other states: failed
 
 
-def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
-    """All runs of apollo-train in the W&B project ENTITY/PROJECT, and notes on the damaged ones.
+FILTERS = {
+    "group": "group",
+    "tag": "tags",
+    "state": "state",
+    "method": "config.method.value",
+}  # fields of the server
+
+
+def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], list[str]]:
+    """The runs of apollo-train in the W&B project ENTITY/PROJECT, and notes on the damaged ones.
+
+    Args:
+        project: ENTITY/PROJECT.
+        filters: KEY=VALUE with keys of `FILTERS`; a run must match all, and one of the values of a repeated key.
 
     Raises:
         DataError: no key, no server, no such project, or no run of apollo-train.
@@ -25,8 +38,9 @@ def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
         raise DataError(f"{option}: should be ENTITY/PROJECT")
     if not has_key():
         raise DataError(f"{option}: there is no W&B key here; type wandb login, or set WANDB_API_KEY")
+    query = _query(filters)
     answers: queue.SimpleQueue[Run | Exception | None] = queue.SimpleQueue()
-    threading.Thread(target=_ask, args=(project, answers), daemon=True).start()
+    threading.Thread(target=_ask, args=(project, query, answers), daemon=True).start()
     runs: list[Run] = []
     notes: list[str] = []
     try:
@@ -45,13 +59,28 @@ def fetch_runs(project: str) -> tuple[list[Run], list[str]]:
     return runs, notes
 
 
-def _ask(project: str, answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
+def _query(filters: Sequence[str]) -> dict[str, Any]:
+    """The filters as the server reads them.
+
+    Raises:
+        DataError: one is not KEY=VALUE with a known key.
+    """
+    found: dict[str, Any] = {}
+    for word in filters:
+        key, _, value = word.partition("=")
+        if key not in FILTERS or not value:
+            raise DataError(f"--wandb-filter {word}: should be KEY=VALUE; keys are {', '.join(FILTERS)}")
+        found.setdefault(FILTERS[key], {"$in": []})["$in"].append(value)
+    return found
+
+
+def _ask(project: str, query: dict[str, Any], answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
     """Puts the runs of apollo-train, the damaged ones as errors, then None; or the error that ended it."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 
-        for found in wandb.Api(timeout=TIMEOUT).runs(project, lazy=False):
+        for found in wandb.Api(timeout=TIMEOUT).runs(project, query, lazy=False):
             try:
                 if isinstance(found.config.get(FACTS), dict):
                     answers.put(_run(f"{project}/{found.id}", found))

@@ -22,6 +22,7 @@ from apollo_cli.tracking.console import Console, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
+from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
@@ -86,7 +87,8 @@ class Pretraining(Session):
         mirror = open_mirror(
             config.tracking, identity, shown, self.directory.path, metrics.dropped_rows, self.console.say, stages
         )
-        return Tracker(metrics, self.console, [mirror] if mirror else [])
+        writers = open_writers(config.tracking, self.directory.path, state.step)
+        return Tracker(metrics, self.console, [*([mirror] if mirror else []), *writers])
 
     def new_run_id(self) -> str:
         """The id of a new run in W&B, which `wandb agent` may give."""

@@ -40,7 +40,8 @@ CONTRACT = [
     *("eval.every", "eval.rows"),
     *("checkpoint.every", "checkpoint.keep"),
     "log.every",
-    *("tracking.wandb", "tracking.project"),
+    *("tracking.wandb", "tracking.project", "tracking.entity", "tracking.group", "tracking.tags"),
+    *("tracking.notes", "tracking.upload", "tracking.tensorboard", "tracking.csv"),
 ]
 
 

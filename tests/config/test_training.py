@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.config.config import parse
+from apollo_cli.config.training import TrackingArgs
 from tests.helpers.config_values import changed, refuses
 
 
@@ -63,6 +64,12 @@ def piecewise(knots: Any) -> dict[str, Any]:
             ["optim.at_growth=rewind", "cannot start again", "optim.at_growth=continue or rewarm"],
         ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
+        ({"tracking.project": "me/apollo"}, ["tracking.project=me/apollo", "refuses /", "leave it out"]),
+        ({"tracking.project": "p" * 129}, ["tracking.project=", "1 to 128 characters"]),
+        ({"tracking.entity": "a:b"}, ["tracking.entity=a:b", "refuses :"]),
+        ({"tracking.group": "g" * 129}, ["tracking.group=", "1 to 128 characters"]),
+        ({"tracking.tags": ["a", "t" * 65]}, ["tracking.tags=", "1 to 64 characters"]),
+        ({"tracking.tags": ["a", " "]}, ["tracking.tags=", "1 to 64 characters"]),
         ({"budget.tokens": 100}, ["exactly one budget", "budget.steps and budget.tokens", "null"]),
         ({"budget.steps": None}, ["exactly one budget", "none", "budget.steps, budget.tokens, budget.flops"]),
         ({"budget.steps": -5}, ["budget.steps=-5", "greater than 0"]),
@@ -73,6 +80,11 @@ def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
+
+
+def test_trackers_of_an_older_config_have_the_defaults_of_the_file(composed: dict[str, Any]) -> None:
+    older = {key: composed["tracking"][key] for key in ("wandb", "project", "timeout")}
+    assert TrackingArgs.model_validate(older) == TrackingArgs.model_validate(composed["tracking"])
 
 
 @pytest.mark.parametrize(("micro", "size", "steps"), [(None, 16, 1), (4, 4, 4), (16, 16, 1), (1, 1, 16)])

@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import read_rows
 from tests.helpers.stub_wandb import StubServer, unused_port
-from tests.helpers.wandb_file import exit_codes, history
+from tests.helpers.wandb_file import exit_codes, history, started
 
 pytestmark = [
     pytest.mark.faults,
@@ -62,7 +62,7 @@ class Bench:
         return self.end(self.start(*args, **more))
 
     def end(self, process: subprocess.Popen[str]) -> str:
-        """Waits for a run and checks its times."""
+        """Waits for a run and checks its times; without the line that names its page."""
         output, _ = process.communicate(timeout=60)
         now = time.monotonic()
         assert process.returncode == 0, output
@@ -73,7 +73,9 @@ class Bench:
         assert seconds["row"] < ROW
         assert seconds["close"] < TIMEOUT + 0.3
         assert now - seconds["ended"] < EXIT
-        return "\n".join(lines)
+        pages = [line for line in lines if line.startswith("W&B page: ")]
+        assert len(pages) <= 1
+        return "\n".join(line for line in lines if line not in pages)
 
     def left(self) -> list[str]:
         """Processes of this bench that are still there, as command lines."""
@@ -256,6 +258,26 @@ def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Ben
         [0, 1, 2, 3, 4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
+
+
+def test_an_offline_run_that_was_resumed_syncs_to_one_run(bench: Bench, server: StubServer) -> None:
+    """Both recordings begin at W&B's step 0; `wandb sync` appends the second to the first."""
+    bench.run("offline", rows=8)
+    time.sleep(1.1)  # wandb names recordings by the second
+    output = bench.run("offline", rows=12, first=5)
+    assert [started(path).run_id for path in bench.recordings()] == ["abc", "abc"]
+    bench.sync(output, server)
+    assert server.steps() == list(range(12))
+    assert sorted(server.rows) == list(range(12))
+    assert {run["name"] for run in server.runs} == {"abc"}
+
+
+def test_the_stop_button_ends_the_run_as_sigterm_does(bench: Bench, server: StubServer) -> None:
+    server.stopped = True
+    process = bench.start(rows=2000, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    _until(lambda: not bench.left(), TIMEOUT + 5)
 
 
 @pytest.mark.parametrize(

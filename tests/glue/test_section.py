@@ -30,7 +30,11 @@ def test_several_values_are_a_list_and_paths_are_taken_literally() -> None:
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
-        ("tracking=null", "tracking=null: tracking is a group of keys; type tracking=wandb or tracking=local"),
+        (
+            "tracking=null",
+            "tracking=null: tracking is a group of keys; type tracking=wandb, "
+            "tracking=local or tracking=tensorboard",
+        ),
         ("tracking=neptune", "tracking=neptune: tracking is a group of keys"),
         ("tracking=../glue", "tracking=../glue: tracking is a group of keys"),
         ("glue=null", "glue=null: glue is a group of keys; type glue.KEY=VALUE"),

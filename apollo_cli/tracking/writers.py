@@ -1,0 +1,62 @@
+"""Other forms of the rows, as local files: TensorBoard's, and a table of CSV."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from apollo_cli import files
+from apollo_cli.config.training import TrackingArgs
+from apollo_cli.tracking.tracker import Listener, Row
+
+
+class TensorBoardFiles:
+    """Writes the curves for `tensorboard --logdir` by a thread of TensorBoard's own; the axis is the step.
+
+    Args:
+        folder: of its files.
+        step: from which on rows of an interrupted run are replaced.
+    """
+
+    page = ""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
+
+    def row(self, row: Row) -> None:
+        for key, value in row.items():
+            if value is not None and key != "step":
+                self.writer.add_scalar(key, value, row["step"])
+
+    def close(self, status: str, summary: dict[str, Any]) -> None:
+        self.writer.close()
+
+
+class CsvFile:
+    """Writes metrics.csv at the end: the rows of metrics.jsonl, and a column for each key that one of them has."""
+
+    page = ""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.source, self.path = run_dir / "metrics.jsonl", run_dir / "metrics.csv"
+
+    def row(self, row: Row) -> None:
+        pass
+
+    def close(self, status: str, summary: dict[str, Any]) -> None:
+        rows = [json.loads(line) for line in self.source.read_text(encoding="utf-8").splitlines()]
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        with files.writing(self.path, text.tell()):
+            files.write_text(self.path, text.getvalue())
+
+
+def open_writers(tracking: TrackingArgs, run_dir: Path, step: int) -> list[Listener]:
+    """The writers that the config chooses; a resumed run begins at `step`."""
+    found: list[Listener] = [TensorBoardFiles(run_dir / "tensorboard", step)] if tracking.tensorboard else []
+    return [*found, CsvFile(run_dir)] if tracking.csv else found
