@@ -17,7 +17,8 @@ import yaml
 from apollo_cli.cli.help import groups
 from apollo_cli.cli.plain_words import PlainArgs, parse_words
 from apollo_cli.compare import parser
-from apollo_cli.config.config import Config
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.inference.evaluation_command import EvaluationArgs
 from apollo_cli.inference.sampling_command import SamplingArgs
 from apollo_cli.signals import Interrupted
@@ -34,6 +35,19 @@ COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in blo
 
 SLURM = "hydra/launcher=slurm"
 TRAINED = ("data", "devices", "-m")  # test_runs.py trains what other options are, here they are planned
+
+
+def test_wandb_agent_runs_what_the_shown_sweep_says() -> None:
+    """The words that an agent makes of it compose to a valid config."""
+    from wandb.sdk.launch.sweeps import utils
+
+    (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "args_no" in text)
+    sweep = yaml.safe_load(block)
+    chosen = {key: {"value": options["values"][-1]} for key, options in sweep["parameters"].items()}
+    words = utils.create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+    found = parse(compose_values(words))
+    assert sweep["command"] == ["${env}", "${program}", "${args_no_hyphens}"]
+    assert (found.optim.lr, getattr(found.sampler, "k", None)) == (0.002, 4)
 
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:

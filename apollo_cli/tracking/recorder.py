@@ -125,9 +125,9 @@ class Recording:
         if rows:
             import wandb
 
-            columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
+            columns = list(dict.fromkeys(column for row in rows for column in row))
             data = [[row.get(column) for column in columns] for row in rows]
-            self.run.summary[name] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+            self.run.summary[name] = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
 
 
 def open_run(order: dict[str, Any]) -> Any:

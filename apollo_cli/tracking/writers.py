@@ -24,7 +24,7 @@ class TensorBoardFiles:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(folder), purge_step=step)
 
     def row(self, row: Row) -> None:
         for key, value in row.items():

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from apollo_cli.config import training
 from apollo_cli.config.config import parse
 from apollo_cli.config.training import TrackingArgs
 from tests.helpers.config_values import changed, refuses
@@ -80,6 +81,13 @@ def test_an_invalid_value_is_refused_with_key_value_and_remedy(
     composed: dict[str, Any], changes: dict[str, Any], says: list[str]
 ) -> None:
     refuses(composed, changes, says)
+
+
+def test_tensorboard_without_its_package_is_refused(
+    composed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda package: None)
+    refuses(composed, {"tracking.tensorboard": True}, ["tracking.tensorboard=True", "apollo-train[tensorboard]"])
 
 
 def test_trackers_of_an_older_config_have_the_defaults_of_the_file(composed: dict[str, Any]) -> None:

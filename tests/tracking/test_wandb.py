@@ -412,3 +412,22 @@ def test_the_offline_file_holds_every_row(config: Callable[..., Config], tmp_pat
     train(config("tracking=wandb", "tracking.wandb=offline"), tmp_path / "run")
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert list(history(path)) == [row | {"flops": float(row["flops"])} for row in read_rows(tmp_path / "run")]
+
+
+@pytest.mark.slow
+def test_summary_json_has_the_page(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = StubServer()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    train(config("tracking=wandb", "tracking.timeout=60", "tracking.csv=true", "name=n"), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["wandb"] == f"{server.url}/me/apollo/runs/abc"  # as the server named it
+    assert server.runs[0]["name"] == summary["run_id"]
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + len(server.rows)
+    shown = json.loads(server.runs[0]["config"])
+    assert shown["method"]["value"] == "n: lvps k=2 expander=interpolate layers=1-2-4"
+    assert shown["size"]["value"] == "4x16"
+    assert server.runs[0]["tags"] == ["bert", "lvps", "interpolate", "layers=1-2-4", "4x16"]
+    server.die()
