@@ -35,7 +35,7 @@ def keep_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
 
 
 def map_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """The layer map applied to the moments: its coefficients for the first, their squares for the second.
+    """The layer map applied to the moments: its coefficients for means, their squares for `exp_avg_sq`.
 
     The variance of a weighted sum of independent gradients has the squared weights. The step counts are
     equal wherever moments exist, so the first contributing one is used.
@@ -43,11 +43,14 @@ def map_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
     contributing = [states[j] for j in np.flatnonzero(row).tolist()]
     if not all(contributing):
         return {}
-    return {
-        "step": contributing[0]["step"].clone(),
-        "exp_avg": mix(row, [state.get("exp_avg", torch.empty(0)) for state in states]),
-        "exp_avg_sq": mix(row**2, [state.get("exp_avg_sq", torch.empty(0)) for state in states]),
-    }
+    mapped = {}
+    for key in contributing[0]:
+        if key == "step":
+            mapped[key] = contributing[0][key].clone()
+        else:
+            coefficients = row**2 if key == "exp_avg_sq" else row
+            mapped[key] = mix(coefficients, [state.get(key, torch.empty(0)) for state in states])
+    return mapped
 
 
 # "reset" is not a rule for one slot: `grow` clears the whole optimizer

@@ -21,6 +21,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.learned_map import map_flops
 from apollo_cli.training.init_from.source import SourceModel, find_source
 from apollo_cli.training.memory import activation_limit, num_pieces, process_bytes
+from apollo_cli.training.optimizer import optimizer_flops
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
@@ -75,6 +76,7 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
         memory_bytes=memory_bytes,
         devices=devices,
         sent_bytes=sent_bytes,
+        optimizer_flops=optimizer_flops(model_config, config.optim),
     )
 
 

@@ -279,7 +279,7 @@ class Trainer:
         """Clips the gradients and updates the weights; returns the norm before clipping, ().
 
         A step that is not finite, and all steps after it until `sync_pending_steps`, are not applied. The device
-        decides that: AdamW's fused kernel changes nothing where `blocked` is 1.
+        decides that: the optimizer changes nothing where `blocked` is 1.
         """
         norm = self.strategy.grad_norm()
         if limit := self.args.optim.clip:
@@ -308,11 +308,12 @@ class Trainer:
             if not all(map(math.isfinite, (*losses, norm))):
                 self.reject_step(pending_steps[i:], losses)
                 break
-            self.record_step(losses, norm)
+            self.record_step(each, losses, norm)
 
-    def record_step(self, losses: list[float], norm: float) -> None:
+    def record_step(self, applied: PendingStep, losses: list[float], norm: float) -> None:
         """Adds an applied step to the next training row."""
         state, loss = self.state, math.fsum(losses)
+        state.optimizer_flops += self.plan.optimizer_flops_of(applied.step, applied.depths)
         state.loss_sum += loss
         state.loss_count += len(losses)
         state.loss_max = max(state.loss_max, loss / len(losses))
@@ -458,13 +459,18 @@ class Trainer:
         """The columns of every row."""
         state = self.state
         state.total_seconds = perf_counter() - self.started
-        return {
-            "step": state.step,
-            "micro_step": state.step * self.plan.step_cost.accumulation,
-            "tokens": self.tokens(state.step),
-            "flops": state.flops,
-            "train_seconds": state.train_seconds,
-            "total_seconds": state.total_seconds,
-            "stage": self.plan.schedule.number(state.step, self.layers, self.width),
-            "layers": self.layers,
-        } | ({"width": self.width} if self.plan.schedule.grows_in_width else {})
+        by_optimizer = {"optimizer_flops": state.optimizer_flops} if self.plan.step_cost.optimizer_flops else {}
+        return (
+            {
+                "step": state.step,
+                "micro_step": state.step * self.plan.step_cost.accumulation,
+                "tokens": self.tokens(state.step),
+                "flops": state.flops,
+                "train_seconds": state.train_seconds,
+                "total_seconds": state.total_seconds,
+                "stage": self.plan.schedule.number(state.step, self.layers, self.width),
+                "layers": self.layers,
+            }
+            | by_optimizer
+            | ({"width": self.width} if self.plan.schedule.grows_in_width else {})
+        )

@@ -368,6 +368,45 @@ def test_new_layers_are_ready_to_train(kind: Kind, training: bool) -> None:
         assert parameter.grad is None
 
 
+@pytest.mark.parametrize("growth", ["nearest", "stack", "linear"])
+def test_momentum_of_matrices_follows_the_rules_of_first_moments(growth: str) -> None:
+    """Its coefficients are those of the weights: both are linear in the gradients."""
+    for moments in MOMENTS:
+        model = make_model("gpt", 3)
+        optimizer = build_optimizer(model, OPTIM.model_copy(update={"kind": "muon"}))
+        train(model, optimizer, steps=2)
+        before = matrix_states(model.blocks, optimizer)
+        expand(model, optimizer, growth, 5, moments)
+        after = matrix_states(model.blocks, optimizer)
+        assert (
+            after.keys() == before.keys() == {f"{n}.weight" for n in ("qkv", "attention_out", "ffn_in", "ffn_out")}
+        )
+        for name, old in before.items():
+            match moments:
+                case "reset":
+                    assert after[name] == [None] * 5
+                case "keep":
+                    assert all(map(same_bits, after[name][:3], old))
+                    assert after[name][3:] == [None] * 2
+                case "map":
+                    matrix = EXPANDERS[growth].growth(3, 5).matrix
+                    for tensor, row in zip(after[name], matrix, strict=True):
+                        torch.testing.assert_close(tensor.double(), weighted(row, old), rtol=0, atol=1e-7)
+        train(model, optimizer)
+        assert all(None not in found for found in matrix_states(model.blocks, optimizer).values())
+
+
+def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
+    """A copy of Muon's momentum by the name of the matrix and by layer; None where there is no state."""
+    found: dict[str, list[Any]] = {}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 2:
+                state = optimizer.state.get(parameter)
+                found.setdefault(name, []).append(state["momentum_buffer"].clone() if state else None)
+    return found
+
+
 def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
     model, optimizer = trained("gpt", 3)
     blocks = model.blocks

@@ -20,6 +20,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
+from apollo_cli.training.optimizer import named_with_group
 
 
 class FullyShardedDataParallel(ParallelStrategy):
@@ -103,10 +104,9 @@ class FullyShardedDataParallel(ParallelStrategy):
         """Each process reads its rows, of a checkpoint that is whole or in any number of shards."""
         assert isinstance(tensors, TensorFiles)
         wanted = {name: t.detach() for name, t in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            if f"{name}/step" in tensors:
-                state = {"step": torch.zeros((), device=parameter.device)}
-                state |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        for name, group, parameter in named_with_group(self.model.named_parameters(), optimizer):
+            state = optimizer.begin(group, parameter)
+            if f"{name}/{next(iter(state))}" in tensors:
                 optimizer.state[parameter] = state
                 wanted |= {f"{name}/{key}": value for key, value in state.items()}
         if {name: tensors.shape(name) for name in tensors} != {name: tuple(t.shape) for name, t in wanted.items()}:
