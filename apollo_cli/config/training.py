@@ -38,12 +38,14 @@ class OptimArgs(Section):
     knots: Knots | None
     warmup: Annotated[float, Field(ge=0, lt=1)]
     decay: Annotated[float, Field(gt=0, le=1)]
+    decay_shape: Literal["linear", "sqrt"] = "linear"
     final_lr: Share
     at_growth: Literal["continue", "rewarm", "restart", "rewind"]
     betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0, le=1000)]
     clip: Annotated[float, Field(ge=0)]
+    ema: Decay | None = None
     momentum: Decay = 0.95
     nesterov: bool = True
     ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5

@@ -70,6 +70,9 @@ class Optimizer(Protocol):
     @property
     def state(self) -> MutableMapping[Any, Any]: ...
 
+    @property
+    def averages(self) -> MutableMapping[Any, Tensor]: ...
+
 
 @torch.no_grad()
 def grow(
@@ -84,8 +87,9 @@ def grow(
     Args:
         blocks: the N stored layers, all of one shape.
         grown: the new layers, of the same shape, devices and sharding; their weights are overwritten.
-        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, and every
-            new parameter joins the group of the old parameter of its name. Other parameters are not changed.
+        optimizer: over (at least) the parameters of `blocks`; its groups are edited in place, and every new
+            parameter joins the group of the old parameter of its name. Averages of weights grow as the weights do.
+            Other parameters are not changed.
         growth: from N layers to the new N.
         moments: `keep`, `map`, or `reset` (the whole optimizer is cleared, embeddings and head included).
 
@@ -104,8 +108,11 @@ def grow(
         old = [block.get_parameter(name) for block in blocks]
         new = [block.get_parameter(name) for block in grown]
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
+        averages = [optimizer.averages.pop(parameter) for parameter in old if parameter in optimizer.averages]
         for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
             parameter.copy_(grown_tensor(growth, slot, name, old))
+            if averages:
+                optimizer.averages[parameter] = grown_tensor(growth, slot, name, averages)
             if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
                 optimizer.state[parameter] = state
         group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))

@@ -1,6 +1,7 @@
 """AdamW (Loshchilov 2019, algorithm 2) by torch's fused kernel."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ class AdamW:
     Attributes:
         param_groups: `params` and their `weight_decay`; may be edited in place.
         state: for each parameter that had a gradient what `begin` returns, all fp32.
+        averages: the mean of each parameter's values over all updates, ema mean + (1 - ema) values, from its first
+            value on; empty without `ema`.
         lr: of the next update, a number or a tensor ().
         lr_scales: the factor of `lr` for some parameters; 1 for the others.
         betas: decay of the two moments.
@@ -23,10 +26,19 @@ class AdamW:
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, lr: float | Tensor, betas: tuple[float, float], eps: float
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float | Tensor,
+        betas: tuple[float, float],
+        eps: float,
+        ema: float | None = None,
     ) -> None:
         self.param_groups = list(groups)
         self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.ema = ema
+        parameters = [p for group in self.param_groups for p in group["params"]] if ema is not None else []
+        self.averages: dict[Tensor, Tensor] = {p: p.detach().clone() for p in parameters}
         self.lr_scales: Mapping[Tensor, float] = {}
         self.lr, self.betas, self.eps = lr, betas, eps
 
@@ -52,6 +64,26 @@ class AdamW:
                         self.state[parameter] = self.begin(group, parameter)
             for scale, updated in by_scale.items():
                 self.update(group, updated, self.lr * scale, blocked)
+        if self.ema is not None:
+            weight = 1 - self.ema if blocked is None else (1 - self.ema) * (1 - blocked)
+            for parameter, average in self.averages.items():
+                average.lerp_(parameter, weight)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the parameters have their averages for values."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, average in self.averages.items():
+            values = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(values)
 
     def begin(self, group: Mapping[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         """The state before the first update: `step` (), `exp_avg` and `exp_avg_sq` of the parameter's shape."""

@@ -26,7 +26,7 @@ class Muon(AdamW):
         nesterov: whether the newest gradient is added to that mean once more.
         ns_steps: number of Newton-Schulz iterations.
         adjust_lr_fn: see `lr_factor`.
-        adamw: lr, betas and eps of AdamW; lr is Muon's, too.
+        adamw: lr, betas, eps and ema of AdamW; lr and ema are Muon's, too.
     """
 
     def __init__(

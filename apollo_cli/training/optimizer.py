@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step; the optimizer of a model and its state by name."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import cos, pi
+from math import cos, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
     """The learning rate of update `step`, counted from 0, in a run of `steps`.
 
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
-    `final_lr` x peak at the end, `wsd` is constant and falls linearly over the last `decay` share (Hu 2024,
-    arXiv 2404.06395), `constant` is constant, and `piecewise` interpolates linearly between its `knots`, each at a
+    `final_lr` x peak at the end, `wsd` is constant and falls over the last `decay` share (Hu 2024,
+    arXiv 2404.06395), linearly or, with `decay_shape=sqrt`, as 1 - sqrt of the decay's progress (Haegele 2024,
+    arXiv 2405.18392), `constant` is constant, and `piecewise` interpolates linearly between its `knots`, each at a
     share of all steps and of the peak (StackBERT, Gong 2019). With `at_growth=rewarm` every growth begins a new
     warmup to the value that the schedule has there; with `restart` warmup and schedule begin again, over the
     remaining steps (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). `continue` ignores
@@ -41,6 +42,8 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
             height = 1 - progress
         case "wsd":
             height = min(1.0, (steps - step) / max(1, round(optim.decay * steps)))
+            if optim.decay_shape == "sqrt":
+                height = 1 - sqrt(1 - height)
         case "constant":
             return optim.lr * ramp
         case "piecewise":
@@ -65,7 +68,7 @@ def build_optimizer(model: nn.Module, optim: OptimArgs) -> AdamW:
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     if optim.kind == "adamw":
-        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, ema=optim.ema)
     for count in (3, 1):
         params = [p for name, p in matrices.items() if matrices_in(name) == count]
         groups.append({"params": params, "weight_decay": optim.weight_decay, "parts": count})
@@ -74,6 +77,7 @@ def build_optimizer(model: nn.Module, optim: OptimArgs) -> AdamW:
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,
+        ema=optim.ema,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         ns_steps=optim.ns_steps,
@@ -101,14 +105,19 @@ def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
 
 
 def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter/key`, by the names of parameters: order and growth cannot confuse it."""
+    """The optimizer's state as `parameter/key`, by the names of parameters: order and growth cannot confuse it.
+
+    The average of a parameter's values is `parameter/ema`.
+    """
+    named = list(parameters)
     return {
         f"{name}/{key}": value
-        for name, parameter in parameters
+        for name, parameter in named
         for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    } | {f"{name}/ema": optimizer.averages[p] for name, p in named if p in optimizer.averages}
 
 
+@torch.no_grad()
 def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `state_by_name`, onto the devices of the parameters; weights among `tensors` are ignored.
 
@@ -121,7 +130,10 @@ def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mappin
         if slash:
             keys.setdefault(parameter_name, []).append(key)
     for name, group, parameter in named_with_group(parameters, optimizer):
-        if name in keys:
+        if parameter in optimizer.averages:
+            keys[name].remove("ema")
+            optimizer.averages[parameter].copy_(tensors[f"{name}/ema"])
+        if keys.get(name):
             state = {key: tensors[f"{name}/{key}"] for key in keys[name]}
             expected = optimizer.begin(group, parameter)
             if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in expected.items()}:

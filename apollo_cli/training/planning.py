@@ -61,6 +61,8 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
         pieces = num_pieces(memory, here, seq_len, depth, limit)
         tensors = memory.working_bytes(here * seq_len, depth, predictions // devices, pieces)
         tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
+        if config.optim.ema is not None:
+            tensors += 4 * num_parameters(model_config, layers) // (devices if kind == "fsdp" else 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:

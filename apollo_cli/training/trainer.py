@@ -194,7 +194,8 @@ class Trainer:
         def init_from(model: LanguageModel, source: LanguageModel) -> None:
             transfer.init_model(model, source, index, before_step)
 
-        self.optimizer.state.clear()  # frees its memory before the larger model takes more
+        for held in (self.optimizer.state, self.optimizer.averages):
+            held.clear()  # frees its memory before the larger model takes more
         self.seed_dropout(stage.first_step * self.plan.step_cost.accumulation, same_on_all=True)
         self.strategy.enlarge(transfer.model_config.narrowed(stage.width), stage.layers, init_from)
         self.optimizer = build_optimizer(self.strategy.language_model(), self.args.optim)
@@ -410,7 +411,11 @@ class Trainer:
     def evaluate_model(self) -> dict[str, float]:
         """The validation losses of the model; before a growth with the gates of the stage that ends."""
         step = self.state.step - 1 if self.growth_is_due() else self.state.step
-        return self.measure(self.plan.gates(step))
+        losses = self.measure(self.plan.gates(step))
+        if self.args.optim.ema is not None:
+            with self.optimizer.averaged():
+                losses["eval/loss_ema"] = self.measure(self.plan.gates(step))["eval/loss"]
+        return losses
 
     def evaluate(self) -> None:
         self.row(self.evaluate_model())

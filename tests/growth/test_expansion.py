@@ -396,6 +396,25 @@ def test_momentum_of_matrices_follows_the_rules_of_first_moments(growth: str) ->
         assert all(None not in found for found in matrix_states(model.blocks, optimizer).values())
 
 
+@each_map
+@each_rule
+def test_averages_grow_as_the_weights_do(growth: str, moments: str) -> None:
+    model = make_model("gpt", 3)
+    optimizer = build_optimizer(model, OPTIM.model_copy(update={"ema": 0.5}))
+    train(model, optimizer, steps=2)
+    averaged = make_model("gpt", 3)
+    with optimizer.averaged():
+        averaged.load_state_dict(model.state_dict())
+    assert not torch.equal(averaged.tokens.weight, model.tokens.weight)
+    expand(model, optimizer, growth, 5, moments)
+    expand(averaged, build_optimizer(averaged, OPTIM), growth, 5, moments)
+    assert optimizer.averages.keys() == set(model.parameters())
+    with optimizer.averaged():
+        for name, parameter in model.named_parameters():
+            assert same_bits(parameter.detach(), averaged.get_parameter(name).detach()), name
+    train(model, optimizer)
+
+
 def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
     """A copy of Muon's momentum by the name of the matrix and by layer; None where there is no state."""
     found: dict[str, list[Any]] = {}

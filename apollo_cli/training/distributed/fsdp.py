@@ -20,7 +20,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
-from apollo_cli.training.optimizer import named_with_group
+from apollo_cli.training.optimizer import named_with_group, state_by_name
 
 
 class FullyShardedDataParallel(ParallelStrategy):
@@ -79,8 +79,9 @@ class FullyShardedDataParallel(ParallelStrategy):
         new = {p: self.language_model().get_parameter(name) for name, p in others.items()}
         for parameter, copy in new.items():
             copy.copy_(parameter)
-            if parameter in optimizer.state:
-                optimizer.state[copy] = optimizer.state.pop(parameter)
+            for held in (optimizer.state, optimizer.averages):
+                if parameter in held:
+                    held[copy] = held.pop(parameter)
         for group in optimizer.param_groups:
             group["params"] = [new.get(p, p) for p in group["params"]]
 
@@ -108,7 +109,7 @@ class FullyShardedDataParallel(ParallelStrategy):
             state = optimizer.begin(group, parameter)
             if f"{name}/{next(iter(state))}" in tensors:
                 optimizer.state[parameter] = state
-                wanted |= {f"{name}/{key}": value for key, value in state.items()}
+        wanted |= state_by_name(self.model.named_parameters(), optimizer)
         if {name: tensors.shape(name) for name in tensors} != {name: tuple(t.shape) for name, t in wanted.items()}:
             raise ValueError("the checkpoint has other tensors, or tensors of other shapes")
         for name, tensor in wanted.items():
