@@ -46,11 +46,12 @@ class StagePlan:
     growth: Growth | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The stage as in plan.json; growth maps that copy as indices, others as rows."""
+        """The stage as in plan.json; growth maps that copy as indices, others as rows, null for a drawn layer."""
         growth_map = None
         if self.growth is not None:
             matrix = self.growth.matrix
             growth_map = (matrix.argmax(axis=1) if np.isin(matrix, (0.0, 1.0)).all() else matrix).tolist()
+            growth_map = [None if i in self.growth.drawn else row for i, row in enumerate(growth_map)]
         return {
             "layers": self.stage.layers,
             "width": self.stage.width,

@@ -135,6 +135,8 @@ class Pretraining(Session):
                 on_nonfinite=config.run.on_nonfinite,
                 seconds=config.budget.seconds,
                 moments=config.expander.moments,
+                lr_scale=config.expander.lr_scale,
+                lr_steps=config.expander.lr_steps,
             ),
             plan=self.plan,
             device=device,

@@ -28,6 +28,7 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
+from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.memory import activation_limit, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import build_optimizer, learning_rate
@@ -45,6 +46,8 @@ class TrainArgs:
     on_nonfinite: Literal["stop", "skip"]
     seconds: float | None = None
     moments: str = "keep"
+    lr_scale: float = 1.0
+    lr_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ class Trainer:
         Raises:
             Interrupted: a signal came while a map was learned; the last checkpoint is of just before the growth.
         """
-        stage = self.plan.stages[self.plan.schedule.index(self.state.step)]
+        index = self.plan.schedule.index(self.state.step)
+        stage = self.plan.stages[index]
         if stage.growth is None:
             raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {self.layers}")
         ends: dict[str, float] = {"growth/from": self.layers, "growth/to": stage.stage.layers}
@@ -171,7 +175,9 @@ class Trainer:
         before = self.evaluate_model()
         self.row(ends | before)
         if stage.stage.width == self.width and self.plan.expander.learning is None:
-            self.strategy.grow(self.optimizer, stage.growth, self.args.moments)
+            rng = generator(self.plan.seed, Purpose.GROWTH, index)
+            drawn = drawn_layers(self.strategy.language_model(), stage.growth, rng)
+            self.strategy.grow(self.optimizer, stage.growth, self.args.moments, drawn)
         else:
             self.enlarge(stage.stage, stop)
         after = self.evaluate_model()
@@ -286,9 +292,21 @@ class Trainer:
         if limit := self.args.optim.clip:
             clip_grads_with_norm_(self.model.parameters(), limit, norm)
         self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
-        self.optimizer.lr = lr
+        self.optimizer.lr, self.optimizer.lr_scales = lr, self.lr_scales()
         self.optimizer.step(self.blocked)
         return norm
+
+    def lr_scales(self) -> dict[Tensor, float]:
+        """The factor of the rate for the layers that the last growth added.
+
+        It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
+        """
+        stage, args = self.plan.stages[self.plan.schedule.index(self.state.step)], self.args
+        steps = self.state.step - stage.stage.first_step
+        if stage.growth is None or args.lr_scale == 1 or steps >= args.lr_steps:
+            return {}
+        scale = 1 + (args.lr_scale - 1) * (1 - steps / args.lr_steps)
+        return {p: scale for slot in stage.growth.new for p in self.model.blocks[slot].parameters()}
 
     def sync_pending_steps(self) -> None:
         """Waits for the device and records the pending steps.

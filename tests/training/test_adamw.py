@@ -52,6 +52,20 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit(device: str) -> 
     assert [parameter.grad for parameter in ours] == [None] * 3
 
 
+def test_a_scaled_rate_is_that_of_an_optimizer_with_that_rate() -> None:
+    ours, theirs = _parameters("cpu")
+    mine = AdamW(_groups(ours), **SETTINGS)
+    mine.lr_scales = {ours[0]: 3.0}
+    its = [torch.optim.AdamW(_groups(theirs)[0]["params"], **SETTINGS | {"lr": 0.03}, weight_decay=0.3, fused=True)]
+    its.append(torch.optim.AdamW(theirs[1:], **SETTINGS, weight_decay=0.0, fused=True))
+    for step in range(3):
+        _give_gradients(step, ours, theirs)
+        for optimizer in (mine, *its):
+            optimizer.step()
+    for parameter, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(parameter, expected)
+
+
 @each_device
 def test_a_blocked_update_changes_nothing(device: str) -> None:
     parameters, before_all = _parameters(device)

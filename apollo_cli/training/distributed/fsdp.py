@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from apollo_cli.growth.expanders import Growth
-from apollo_cli.growth.expansion import grow
+from apollo_cli.growth.expansion import State, grow
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
@@ -71,17 +71,18 @@ class FullyShardedDataParallel(ParallelStrategy):
         yield
 
     @torch.no_grad()
-    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
         """Expands the layers shard by shard; FSDP does not take new layers, so the model is a new one."""
         old, self.model = self.model, self._empty(len(growth.matrix))
-        grow(old.blocks, self.model.blocks, optimizer, growth, moments)
+        grow(old.blocks, self.model.blocks, optimizer, growth, moments, drawn)
         others = {name: p for name, p in old.named_parameters() if not name.startswith("blocks.")}
         new = {p: self.language_model().get_parameter(name) for name, p in others.items()}
         for parameter, copy in new.items():
             copy.copy_(parameter)
-            for held in (optimizer.state, optimizer.averages):
-                if parameter in held:
-                    held[copy] = held.pop(parameter)
+            if parameter in optimizer.state:
+                optimizer.state[copy] = optimizer.state.pop(parameter)
+            if parameter in optimizer.averages:
+                optimizer.averages[copy] = optimizer.averages.pop(parameter)
         for group in optimizer.param_groups:
             group["params"] = [new.get(p, p) for p in group["params"]]
 
