@@ -56,7 +56,9 @@ def test_a_scaled_rate_is_that_of_an_optimizer_with_that_rate() -> None:
     ours, theirs = _parameters("cpu")
     mine = AdamW(_groups(ours), **SETTINGS)
     mine.lr_scales = {ours[0]: 3.0}
-    its = [torch.optim.AdamW(_groups(theirs)[0]["params"], **SETTINGS | {"lr": 0.03}, weight_decay=0.3, fused=True)]
+    its: list[Any] = [
+        torch.optim.AdamW(_groups(theirs)[0]["params"], **SETTINGS | {"lr": 0.03}, weight_decay=0.3, fused=True)
+    ]
     its.append(torch.optim.AdamW(theirs[1:], **SETTINGS, weight_decay=0.0, fused=True))
     for step in range(3):
         _give_gradients(step, ours, theirs)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from apollo_cli.config.config import Config
-from apollo_cli.signals import Interrupted
+from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -104,8 +104,13 @@ def test_the_rate_of_new_layers_falls_to_that_of_the_others(
         original(optimizer, *blocked)
 
     trainers: list[Trainer] = []
-    monkeypatch.setattr(AdamW, "step", step)
     run = Trainer.run
-    monkeypatch.setattr(Trainer, "run", lambda trainer, stop: (trainers.append(trainer), run(trainer, stop))[1])
+
+    def running(trainer: Trainer, stop: StopRequest) -> None:
+        trainers.append(trainer)
+        run(trainer, stop)
+
+    monkeypatch.setattr(AdamW, "step", step)
+    monkeypatch.setattr(Trainer, "run", running)
     train(config("expander.lr_scale=3", "expander.lr_steps=2"), tmp_path)
     assert seen == [{}, {}, {}, {"1": 3.0}, {"1": 2.0}, {}, {"1": 3.0, "3": 3.0}, {"1": 2.0, "3": 2.0}, *[{}] * 4]
