@@ -38,6 +38,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.refused_steps = path / "refused_steps"
         self.model = path / "model"
+        self.averaged_model = path / "model_ema"
         self.wandb = path / "wandb"
         self._lock_file = path / ".lock"
 

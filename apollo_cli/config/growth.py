@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from apollo_cli.config.model import MOST_LAYERS, ModelArgs
-from apollo_cli.config.schema import List, Section, whole
+from apollo_cli.config.schema import List, Section, Whole, whole
 from apollo_cli.growth import plugins  # noqa: F401 - registers the methods in it
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander
@@ -41,14 +41,16 @@ class SamplerArgs(MethodArgs):
 
 
 class ExpanderArgs(MethodArgs):
-    """`expander`: how the layers grow."""
+    """`expander`: how the layers grow; keys with a default are absent in older runs."""
 
-    moments: Literal["keep", "map", "reset"]
+    moments: Literal["keep", "map", "new", "reset"]
+    lr_scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    lr_steps: Whole = 250
 
     def build(self) -> Expander:
         if self.kind in LAYER_MAPS:
             return CopyLayers(self.kind)
-        return EXPANDERS[self.kind](**self.model_dump(exclude={"kind", "moments"}))
+        return EXPANDERS[self.kind](**self.model_dump(exclude=set(ExpanderArgs.model_fields)))
 
 
 class ScheduleArgs(Section):

@@ -30,19 +30,26 @@ Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
 
 
 class OptimArgs(Section):
-    """`optim`: AdamW and the learning rate."""
+    """`optim`: AdamW or Muon, and the learning rate; keys with a default are absent in older runs."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear", "wsd", "constant", "piecewise"]
     knots: Knots | None
     warmup: Annotated[float, Field(ge=0, lt=1)]
     decay: Annotated[float, Field(gt=0, le=1)]
+    decay_shape: Literal["linear", "sqrt"] = "linear"
     final_lr: Share
     at_growth: Literal["continue", "rewarm", "restart", "rewind"]
     betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0, le=1000)]
     clip: Annotated[float, Field(ge=0)]
+    ema: Decay | None = None
+    momentum: Decay = 0.95
+    nesterov: bool = True
+    ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
 
 
 class BudgetArgs(Section):

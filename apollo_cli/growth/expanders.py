@@ -1,15 +1,15 @@
 """Expanders: how N stored layers become the next N, as data, before any tensor exists."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from apollo_cli.growth.layer_maps import mixing_matrix, repeated, take_name
+from apollo_cli.growth.layer_maps import inserted, mixing_matrix, take_name
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,25 @@ class Growth:
 
     Attributes:
         matrix: (next N, N), rows sum to 1.
-        zero_init: the new layers whose projections into the residual stream start at zero.
+        zero_init: the new layers whose projections into the residual stream start at zero. In a post-norm model
+            their norms, and the output norm of the layer below them, leave what is normalised as it is.
+        residual_scale: the factor of the projections into the residual stream, by layer; 1 for the others.
+        drawn: the new layers that are no copies and are drawn as a new model's are; their rows only say where.
         gated: the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1.
         gate_duration: share of all steps over which c rises.
     """
 
     matrix: np.ndarray
     zero_init: tuple[int, ...] = ()
+    residual_scale: Mapping[int, float] = field(default_factory=dict)
+    drawn: tuple[int, ...] = ()
     gated: tuple[int, ...] = ()
     gate_duration: float = 0.0
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        """The layers that are not the first copy of an old one."""
+        return inserted(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,11 @@ class Expander(ABC):
 
     Attributes:
         needs_smaller_model: whether it is made for growing a model that was trained before, or the width.
+        draws_layers: whether new layers are no copies.
     """
 
     needs_smaller_model = False
+    draws_layers = False
 
     @abstractmethod
     def growth(self, source: int, target: int) -> Growth:
@@ -119,13 +131,49 @@ class Interpolate(Expander):
 class Net2Net(Expander):
     """New layers add nothing at first (Net2DeeperNet, Chen 2016, arXiv 1511.05641, section 2.4).
 
-    They are copies above their layer whose projections into the residual stream start at zero. The function of a
-    pre-norm model stays exactly what it was; a post-norm layer still normalises.
+    They are copies above their layer whose projections into the residual stream start at zero. The function of the
+    stored layers stays exactly what it was; in a post-norm model the norms of the new layers see to that.
     """
 
     def growth(self, source: int, target: int) -> Growth:
         matrix = mixing_matrix("nearest", source, target)
-        return Growth(matrix, zero_init=repeated(matrix))
+        return Growth(matrix, zero_init=inserted(matrix))
+
+
+@expander("split")
+@dataclass(frozen=True)
+class SplitCopies(Expander):
+    """k copies of a layer above each other, each of which adds 1 / k^exponent of what it added.
+
+    k steps of size 1 / k along one field are about one step of size 1 (Chang 2018, arXiv 1710.10348), so the
+    function hardly changes, and yet every layer has its features and gradients at once.
+    """
+
+    exponent: Annotated[float, Field(ge=0, le=1)]
+
+    def growth(self, source: int, target: int) -> Growth:
+        matrix = mixing_matrix("nearest", source, target)
+        copies = matrix @ matrix.sum(axis=0)  # of the source of each new layer
+        return Growth(matrix, residual_scale=dict(enumerate((copies**-self.exponent).tolist())))
+
+
+@expander("fresh")
+@dataclass(frozen=True)
+class Fresh(Expander):
+    """New layers, above the old ones, are drawn as a new model's, so they have no symmetry to break as copies have.
+
+    Their projections into the residual stream are multiplied by `output_scale`.
+    """
+
+    output_scale: Annotated[float, Field(ge=0, le=1)]
+    draws_layers = True
+
+    def growth(self, source: int, target: int) -> Growth:
+        matrix = mixing_matrix("nearest", source, target)
+        new = inserted(matrix)
+        if not self.output_scale:
+            return Growth(matrix, zero_init=new, drawn=new)
+        return Growth(matrix, residual_scale=dict.fromkeys(new, self.output_scale), drawn=new)
 
 
 @expander("msg")
@@ -140,7 +188,7 @@ class Msg(Expander):
 
     def growth(self, source: int, target: int) -> Growth:
         matrix = mixing_matrix("stack", source, target)
-        return Growth(matrix, gated=repeated(matrix), gate_duration=self.gate_duration)
+        return Growth(matrix, gated=inserted(matrix), gate_duration=self.gate_duration)
 
     def stage_problems(self, layers: Sequence[int], ends: Sequence[float]) -> list[str]:
         shares = [end - start for start, end in pairwise(ends)]

@@ -1,6 +1,7 @@
 """Growth of the depth: a matrix over layers maps N stored layers to the next N, weights and AdamW's moments."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from apollo_cli.growth.expanders import Growth
+from apollo_cli.growth.layer_maps import inserted
 
 State = dict[str, Tensor]
+Rows = Sequence[np.ndarray | None]
 INTO_RESIDUAL = ("attention_out.", "ffn_out.")  # a layer's projections into the residual stream
 
 
@@ -22,38 +25,91 @@ def mix(row: np.ndarray, sources: Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def grown_tensor(growth: Growth, slot: int, name: str, sources: Sequence[Tensor]) -> Tensor:
-    """The parameter `name` of new layer `slot`, from `sources`, the same parameter of the old layers."""
+def source_rows(growth: Growth, name: str, *, post_norm: bool) -> Rows:
+    """The coefficients by which each new layer has the parameter `name` from the old ones; None if it has not.
+
+    A post-norm layer that adds nothing still normalises, and what it gets is g n + b already, n normalised. So
+    zero-init layers change nothing if all norms from the output norm of the old layer below them on have gain 1 and
+    bias 0, but for the output norm of the last of them, which takes over g and b.
+    """
+    rows: list[np.ndarray | None] = list(growth.matrix)
+    silent = growth.zero_init if post_norm else ()
+    for slot in growth.drawn:
+        rows[slot] = None
+    if name.startswith("attention_norm."):
+        for slot in silent:
+            rows[slot] = None
+    if name.startswith("ffn_norm."):
+        for slot in sorted(silent):  # from below: the row is handed on from layer to layer
+            rows[slot], rows[slot - 1] = rows[slot - 1], None
+    return rows
+
+
+def grown_tensor(
+    growth: Growth, slot: int, name: str, rows: Rows, sources: Sequence[Tensor], drawn: Mapping[int, State]
+) -> Tensor:
+    """The parameter `name` of new layer `slot`.
+
+    Args:
+        growth: of the layers.
+        slot: number of the new layer.
+        name: of the parameter within a layer.
+        rows: of `source_rows`.
+        sources: the same parameter of the old layers.
+        drawn: the parameters of each of `growth.drawn`.
+    """
+    row = rows[slot]
     if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
         return torch.zeros_like(sources[0])
-    return mix(growth.matrix[slot], sources)
+    if row is not None:
+        grown = mix(row, sources)
+    elif slot in growth.drawn:
+        grown = drawn[slot][name].to(sources[0].device)
+    else:
+        grown = torch.full_like(sources[0], 1.0 if name.endswith("weight") else 0.0)  # of a norm
+    if slot in growth.residual_scale and name.startswith(INTO_RESIDUAL):
+        grown = grown * growth.residual_scale[slot]
+    return grown
 
 
-def keep_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
+def keep_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
     """Old slots keep their own moments, new slots start without (the authors' release)."""
     return states[slot] if slot < len(states) else {}
 
 
-def map_moments(slot: int, row: np.ndarray, states: Sequence[State]) -> State:
-    """The layer map applied to the moments: its coefficients for the first, their squares for the second.
+def new_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
+    """Every old parameter keeps its moments, wherever it now stands; new ones start without."""
+    row = rows[slot]
+    return {} if row is None or slot in inserted(rows) else states[int(row.argmax())]
+
+
+def map_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
+    """The layer map applied to the moments: its coefficients for means, their squares for `exp_avg_sq`.
 
     The variance of a weighted sum of independent gradients has the squared weights. The step counts are
     equal wherever moments exist, so the first contributing one is used.
     """
+    row = rows[slot]
+    if row is None:
+        return {}
     contributing = [states[j] for j in np.flatnonzero(row).tolist()]
     if not all(contributing):
         return {}
-    return {
-        "step": contributing[0]["step"].clone(),
-        "exp_avg": mix(row, [state.get("exp_avg", torch.empty(0)) for state in states]),
-        "exp_avg_sq": mix(row**2, [state.get("exp_avg_sq", torch.empty(0)) for state in states]),
-    }
+    mapped = {}
+    for key in contributing[0]:
+        if key == "step":
+            mapped[key] = contributing[0][key].clone()
+        else:
+            coefficients = row**2 if key == "exp_avg_sq" else row
+            mapped[key] = mix(coefficients, [state.get(key, torch.empty(0)) for state in states])
+    return mapped
 
 
 # "reset" is not a rule for one slot: `grow` clears the whole optimizer
-MOMENT_RULES: dict[str, Callable[[int, np.ndarray, Sequence[State]], State]] = {
+MOMENT_RULES: dict[str, Callable[[int, Rows, Sequence[State]], State]] = {
     "keep": keep_moments,
     "map": map_moments,
+    "new": new_moments,
 }
 MOMENTS = (*MOMENT_RULES, "reset")
 
@@ -67,6 +123,9 @@ class Optimizer(Protocol):
     @property
     def state(self) -> MutableMapping[Any, Any]: ...
 
+    @property
+    def averages(self) -> MutableMapping[Any, Tensor]: ...
+
 
 @torch.no_grad()
 def grow(
@@ -75,23 +134,26 @@ def grow(
     optimizer: Optimizer,
     growth: Growth,
     moments: str,
+    drawn: Mapping[int, State] = MappingProxyType({}),
 ) -> None:
     """Gives `grown` the weights that a growth makes of `blocks`, and their place in the optimizer.
 
     Args:
         blocks: the N stored layers, all of one shape.
         grown: the new layers, of the same shape, devices and sharding; their weights are overwritten.
-        optimizer: AdamW over (at least) the parameters of `blocks`; its groups are edited in place, and every
-            new parameter joins the group of the old parameter of its name. Other parameters are not changed.
+        optimizer: over (at least) the parameters of `blocks`; its groups are edited in place, and every new
+            parameter joins the group of the old parameter of its name. Averages of weights grow as the weights do.
+            Other parameters are not changed.
         growth: from N layers to the new N.
-        moments: `keep`, `map`, or `reset` (the whole optimizer is cleared, embeddings and head included).
+        moments: `keep`, `map`, `new`, or `reset` (the whole optimizer is cleared, embeddings and head included).
+        drawn: the parameters of each of `growth.drawn`.
 
     Raises:
         ValueError: `moments` is unknown, or the growth is for other numbers of layers.
     """
     if moments not in MOMENTS:
         raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
-    matrix = growth.matrix
+    matrix, post_norm = growth.matrix, blocks[0].pre_norm is False
     if matrix.shape != (len(grown), len(blocks)):
         raise ValueError(
             f"a growth of {matrix.shape[1]} layers to {len(matrix)} cannot grow {len(blocks)} to {len(grown)}"
@@ -101,9 +163,13 @@ def grow(
         old = [block.get_parameter(name) for block in blocks]
         new = [block.get_parameter(name) for block in grown]
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
-        for slot, (parameter, row) in enumerate(zip(new, matrix, strict=True)):
-            parameter.copy_(grown_tensor(growth, slot, name, old))
-            if moments != "reset" and (state := MOMENT_RULES[moments](slot, row, states)):
+        averages = [optimizer.averages.pop(parameter) for parameter in old if parameter in optimizer.averages]
+        rows = source_rows(growth, name, post_norm=post_norm)
+        for slot, parameter in enumerate(new):
+            parameter.copy_(grown_tensor(growth, slot, name, rows, old, drawn))
+            if averages:
+                optimizer.averages[parameter] = grown_tensor(growth, slot, name, rows, averages, drawn)
+            if moments != "reset" and (state := MOMENT_RULES[moments](slot, rows, states)):
                 optimizer.state[parameter] = state
         group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))
         gone = {id(parameter) for parameter in old}

@@ -5,7 +5,7 @@ next N. A copying map is a tuple of indices. As a matrix G (target x source, row
 W_new[i] = sum_j G[i, j] W[j]; such a matrix can also blend layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 
 import numpy as np
@@ -150,10 +150,17 @@ def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
     return np.eye(source)[list(COPIES[kind](source, target))]
 
 
-def repeated(matrix: np.ndarray) -> tuple[int, ...]:
-    """The rows of a copying map whose source also has an earlier row: the new layers."""
-    sources = matrix.argmax(axis=1).tolist()
-    return tuple(i for i, source in enumerate(sources) if source in sources[:i])
+def inserted(rows: Iterable[np.ndarray | None]) -> tuple[int, ...]:
+    """The new layers among the rows of a map: those that are not the first copy of a layer. None is no copy."""
+    old: set[int] = set()
+    found = []
+    for i, row in enumerate(rows):
+        sources = [] if row is None else np.flatnonzero(row).tolist()
+        if len(sources) == 1 and not old.issuperset(sources):
+            old.update(sources)
+        else:
+            found.append(i)
+    return tuple(found)
 
 
 def _check(kind: str, known: dict, source: int, target: int) -> None:

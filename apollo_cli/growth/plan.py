@@ -1,6 +1,6 @@
 """The plan of a run: its stages, depths and exact FLOPs, before the first step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ class StagePlan:
         sent_bytes: bytes that each device sends in a step, on average.
         flops: model FLOPs of the stage's steps, exact.
         map_flops: FLOPs of learning the map at the start of the stage; 0 where none is learned.
+        optimizer_flops: FLOPs of the optimizer's own matrix products, if each trained layer runs in every step.
         depth_probabilities: P(depth | N, L).
         depth_counts: micro-steps by the depth that they run, exact for this seed.
         growth: the growth at the start of the stage (where a map is learned, its start); None without growth.
@@ -39,16 +40,18 @@ class StagePlan:
     sent_bytes: int
     flops: int
     map_flops: int
+    optimizer_flops: int
     depth_probabilities: dict[int, float]
     depth_counts: dict[int, int]
     growth: Growth | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The stage as in plan.json; growth maps that copy as indices, others as rows."""
+        """The stage as in plan.json; growth maps that copy as indices, others as rows, null for a drawn layer."""
         growth_map = None
         if self.growth is not None:
             matrix = self.growth.matrix
             growth_map = (matrix.argmax(axis=1) if np.isin(matrix, (0.0, 1.0)).all() else matrix).tolist()
+            growth_map = [None if i in self.growth.drawn else row for i, row in enumerate(growth_map)]
         return {
             "layers": self.stage.layers,
             "width": self.stage.width,
@@ -60,6 +63,7 @@ class StagePlan:
             "sent_bytes": self.sent_bytes,
             "flops": self.flops,
             "map_flops": self.map_flops,
+            "optimizer_flops": self.optimizer_flops,
             "depth_probabilities": self.depth_probabilities,
             "depth_counts": self.depth_counts,
             "growth_map": growth_map,
@@ -80,6 +84,7 @@ class StepCost:
         memory_bytes: estimated peak memory of a micro-step on a device, by stored layers and depth.
         devices: number of devices that share each micro-step.
         sent_bytes: bytes that each of them sends in a step, by stored layers and depth.
+        optimizer_flops: FLOPs of the optimizer's own matrix products in an update of one layer.
     """
 
     target: int
@@ -90,6 +95,7 @@ class StepCost:
     memory_bytes: Callable[[int, int], int]
     devices: int = 1
     sent_bytes: Callable[[int, int], int] = lambda layers, depth: 0
+    optimizer_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,16 @@ class Plan:
         index = self.schedule.index(step)
         return self.cost_of(self.schedule.stages[index]).flops(depth, self._frozen(index, depth))
 
+    def optimizer_flops_of(self, step: int, depths: Sequence[int]) -> int:
+        """FLOPs of the optimizer's own matrix products in a step whose micro-steps run these depths.
+
+        It updates the stored layers that have a gradient.
+        """
+        if not (cost := self.cost_of(self.schedule.at(step)).optimizer_flops):
+            return 0
+        paths = [self.forward_path(step * len(depths) + part, depth) for part, depth in enumerate(depths)]
+        return cost * len({layer for path in paths for layer in path.layers[path.frozen :]})
+
     @cached_property
     def trains_all(self) -> bool:
         """Whether every micro-step has gradients for the embeddings and for every layer stored at that time."""
@@ -196,6 +212,7 @@ class Plan:
             // sum(counts.values()),
             flops=sum(n * step_cost.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
             map_flops=self.maps.get(index, 0),
+            optimizer_flops=stage.steps * (stage.layers - stage.frozen) * step_cost.optimizer_flops,
             depth_probabilities=self._sampler(index).probabilities(stage.layers, step_cost.target),
             depth_counts=counts,
             growth=self.expander.growth(previous.layers, stage.layers) if grows else None,
@@ -237,6 +254,11 @@ class Plan:
         return self.map_flops + sum(stage.flops for stage in self.stages)
 
     @property
+    def optimizer_flops(self) -> int:
+        """FLOPs of the optimizer's own matrix products, which are not in `flops`; 0 for AdamW."""
+        return sum(stage.optimizer_flops for stage in self.stages)
+
+    @property
     def scratch_flops(self) -> int:
         """Model FLOPs of the same number of steps at the target depth."""
         return self.micro_steps * self.step_cost.flops(self.step_cost.target, 0)
@@ -251,6 +273,7 @@ class Plan:
             "flops": self.flops,
             "scratch_flops": self.scratch_flops,
             "map_flops": self.map_flops,
+            "optimizer_flops": self.optimizer_flops,
             "source_flops": self.source_flops,
             "source_seconds": self.source_seconds,
             "stages": [stage.as_dict() for stage in self.stages],

@@ -214,20 +214,25 @@ class LanguageModel(nn.Module, ABC):
 
     def initialize(self) -> None:
         """Draws all weights from torch's global generator according to `model_config.init`."""
+        self.draw(self)
+        init = self.model_config.init
+        if init.positions == "sinusoidal":
+            positions = self.positions.weight
+            with torch.no_grad():
+                positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
+
+    def draw(self, part: nn.Module, random: torch.Generator | None = None) -> None:
+        """Draws the weights of the model or of a block of it, from torch's global generator if none is given."""
         init = self.model_config.init
         residual_std = init.std
         if init.residual == "by_depth":
             residual_std /= (2 * self.model_config.layers) ** 0.5
         stds = {"positions": init.positions_std, "attention_out": residual_std, "ffn_out": residual_std}
-        for name, module in self.named_modules():
+        for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std))
+                nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std), generator=random)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        if init.positions == "sinusoidal":
-            positions = self.positions.weight
-            with torch.no_grad():
-                positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
 
 
 def sinusoids(length: int, width: int) -> Tensor:

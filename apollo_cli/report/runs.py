@@ -85,6 +85,7 @@ _Columns = TypedDict(  # of a row; others are left out
         "train_seconds": Required[_Cost],
         "layers": Required[int],
         "width": _Loss,
+        "optimizer_flops": _Cost,
         "eval/loss": _Loss,
         "train/loss": _Loss,
         "train/grad_norm": _Loss,
@@ -140,10 +141,20 @@ class Run:
 
     @cached_property
     def evaluations(self) -> list[Row]:
-        """The rows with a validation loss, those at a growth included; the cost of the source is added."""
-        before = {"flops": self.source_flops or 0, "train_seconds": self.source_seconds}
+        """The rows with a validation loss, those at a growth included.
+
+        The cost of the source and the optimizer's own FLOPs are added.
+        """
         found = [row for row in self.rows if "eval/loss" in row]
-        return [row | {key: row[key] + cost for key, cost in before.items()} for row in found]
+        before, seconds = self.source_flops or 0, self.source_seconds
+        return [
+            row
+            | {
+                "flops": row["flops"] + (row.get("optimizer_flops") or 0) + before,
+                "train_seconds": row["train_seconds"] + seconds,
+            }
+            for row in found
+        ]
 
 
 def model_size(row: Row) -> ModelSize:

@@ -240,6 +240,7 @@ def plan_totals(plan: Plan) -> str:
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
+    learned += f" and {_exact(plan.optimizer_flops)} of the optimizer" if plan.optimizer_flops else ""
     return (
         f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
         f"steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
@@ -260,6 +261,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "steps": f"{totals['steps']:,} of {totals['planned_steps']:,}",
         "layers": f"{totals['layers']}",
         "FLOPs": f"{totals['flops']:.4e} (scratch at equal steps {totals['scratch_flops']:.4e})",
+        **({"optimizer's FLOPs": f"{own:.4e}"} if (own := totals.get("optimizer_flops")) else {}),
         "tokens": f"{totals['tokens']:,}",
         "training time": duration(totals["train_seconds"]),
         "total time": duration(totals["total_seconds"]),
@@ -289,7 +291,8 @@ def _grown(row: dict[str, Any]) -> str:
 def _evaluation(row: dict[str, Any], change: str = "") -> str:
     stored, full = row["eval/loss"], row["eval/loss_full_depth"]
     at_full = "" if stored == full else f", full depth {_value(full)}"
-    return f"validation loss {_value(stored)}{change}{at_full}"
+    averaged = f", averaged weights {_value(row['eval/loss_ema'])}" if "eval/loss_ema" in row else ""
+    return f"validation loss {_value(stored)}{change}{at_full}{averaged}"
 
 
 def _value(value: float | None, form: str = ".4f") -> str:

@@ -1,8 +1,9 @@
 """Checkpoints on disk: written whole or not at all, verified by checksums, the newest few kept.
 
-A checkpoint is a folder: `model.safetensors` has the weights, `optimizer.safetensors` AdamW's state, `state.pt` the
-states of random number generators, `meta.json` the counters and the checksums of the other files. Where a model is
-sharded over N processes, each of them writes its rows as `model-00001-of-0000N.safetensors` and so on.
+A checkpoint is a folder: `model.safetensors` has the weights, `optimizer.safetensors` the optimizer's state,
+`state.pt` the states of random number generators, `meta.json` the counters and the checksums of the other files.
+Where a model is sharded over N processes, each of them writes its rows as `model-00001-of-0000N.safetensors` and so
+on.
 """
 
 import hashlib
@@ -203,7 +204,7 @@ def _step(path: Path) -> int:
 
 
 def _tensor_files(rank: int, world_size: int) -> tuple[str, str]:
-    """The names of the files of one process: weights, AdamW's state."""
+    """The names of the files of one process: weights, the optimizer's state."""
     part = f"-{rank + 1:05d}-of-{world_size:05d}" if world_size > 1 else ""
     return f"model{part}.safetensors", f"optimizer{part}.safetensors"
 

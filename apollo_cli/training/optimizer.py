@@ -1,14 +1,18 @@
 """The learning rate as a pure function of the step; the optimizer of a model and its state by name."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import cos, pi
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import cos, pi, sqrt
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
+from apollo_cli.models.build import build
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.muon import Muon, newton_schulz_flops
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -17,8 +21,9 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
     """The learning rate of update `step`, counted from 0, in a run of `steps`.
 
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
-    `final_lr` x peak at the end, `wsd` is constant and falls linearly over the last `decay` share (Hu 2024,
-    arXiv 2404.06395), `constant` is constant, and `piecewise` interpolates linearly between its `knots`, each at a
+    `final_lr` x peak at the end, `wsd` is constant and falls over the last `decay` share (Hu 2024,
+    arXiv 2404.06395), linearly or, with `decay_shape=sqrt`, as 1 - sqrt of the decay's progress (Haegele 2024,
+    arXiv 2405.18392), `constant` is constant, and `piecewise` interpolates linearly between its `knots`, each at a
     share of all steps and of the peak (StackBERT, Gong 2019). With `at_growth=rewarm` every growth begins a new
     warmup to the value that the schedule has there; with `restart` warmup and schedule begin again, over the
     remaining steps (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). `continue` ignores
@@ -37,6 +42,8 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
             height = 1 - progress
         case "wsd":
             height = min(1.0, (steps - step) / max(1, round(optim.decay * steps)))
+            if optim.decay_shape == "sqrt":
+                height = 1 - sqrt(1 - height)
         case "constant":
             return optim.lr * ramp
         case "piecewise":
@@ -46,24 +53,71 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
 
 
 def build_optimizer(model: nn.Module, optim: OptimArgs) -> AdamW:
-    """AdamW over all parameters; matrices and embeddings decay, norms and biases do not."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    """The optimizer of all parameters; matrices and embeddings decay, norms and biases do not.
+
+    `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.
+    """
+    if optim.kind == "muon":
+        matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    else:
+        matrices = {}
+    ids = {id(p) for p in matrices.values()}
+    others = [p for p in model.parameters() if id(p) not in ids]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    if optim.kind == "adamw":
+        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, ema=optim.ema)
+    for count in (3, 1):
+        params = [p for name, p in matrices.items() if matrices_in(name) == count]
+        groups.append({"params": params, "weight_decay": optim.weight_decay, "parts": count})
+    return Muon(
+        groups,
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        ema=optim.ema,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        ns_steps=optim.ns_steps,
+        adjust_lr_fn=optim.adjust_lr_fn,
+    )
+
+
+def matrices_in(name: str) -> int:
+    """How many matrices a parameter of a layer holds: queries, keys and values are in one tensor."""
+    return 3 if name.endswith("qkv.weight") else 1
+
+
+def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
+    """FLOPs of the optimizer's own matrix products in an update of one layer; 0 for AdamW."""
+    if optim.kind == "adamw":
+        return 0
+    with torch.device("meta"):
+        (block,) = build(model_config, 1).blocks
+    return sum(
+        count * newton_schulz_flops(p.shape[0] // count, p.shape[1], optim.ns_steps)
+        for name, p in block.named_parameters()
+        if p.ndim == 2
+        for count in [matrices_in(name)]
+    )
 
 
 def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter/key`, by the names of parameters: order and growth cannot confuse it."""
+    """The optimizer's state as `parameter/key`, by the names of parameters: order and growth cannot confuse it.
+
+    The average of a parameter's values is `parameter/ema`.
+    """
+    named = list(parameters)
     return {
         f"{name}/{key}": value
-        for name, parameter in parameters
+        for name, parameter in named
         for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    } | {f"{name}/ema": optimizer.averages[p] for name, p in named if p in optimizer.averages}
 
 
+@torch.no_grad()
 def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `state_by_name`, onto the devices of the parameters; weights among `tensors` are ignored.
 
@@ -75,12 +129,25 @@ def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mappin
         parameter_name, slash, key = name.rpartition("/")
         if slash:
             keys.setdefault(parameter_name, []).append(key)
-    for name, parameter in parameters:
-        if name in keys:
+    for name, group, parameter in named_with_group(parameters, optimizer):
+        if parameter in optimizer.averages:
+            keys[name].remove("ema")
+            optimizer.averages[parameter].copy_(tensors[f"{name}/ema"])
+        if keys.get(name):
             state = {key: tensors[f"{name}/{key}"] for key in keys[name]}
-            expected = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if {key: value.shape for key, value in state.items()} != expected:
+            expected = optimizer.begin(group, parameter)
+            if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in expected.items()}:
                 raise ValueError(f"the state of {name} has other parts or shapes")
             if any(value.dtype != torch.float32 for value in state.values()):
                 raise ValueError(f"the state of {name} is not in fp32")
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def named_with_group(
+    parameters: NamedParameters, optimizer: AdamW
+) -> Iterator[tuple[str, dict[str, Any], nn.Parameter]]:
+    """Each parameter of the optimizer with its name and its group."""
+    names = {parameter: name for name, parameter in parameters}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[parameter], group, parameter

@@ -21,6 +21,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.learned_map import map_flops
 from apollo_cli.training.init_from.source import SourceModel, find_source
 from apollo_cli.training.memory import activation_limit, num_pieces, process_bytes
+from apollo_cli.training.optimizer import optimizer_flops
 
 
 def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
@@ -60,6 +61,8 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
         pieces = num_pieces(memory, here, seq_len, depth, limit)
         tensors = memory.working_bytes(here * seq_len, depth, predictions // devices, pieces)
         tensors += state_bytes(kind, model_config, layers, devices, device.bf16, batch.accumulation * pieces > 1)
+        if config.optim.ema is not None:
+            tensors += 4 * num_parameters(model_config, layers) // (devices if kind == "fsdp" else 1)
         return process_bytes(device, tensors, pieces)
 
     def sent_bytes(layers: int, depth: int) -> int:
@@ -75,6 +78,7 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
         memory_bytes=memory_bytes,
         devices=devices,
         sent_bytes=sent_bytes,
+        optimizer_flops=optimizer_flops(model_config, config.optim),
     )
 
 

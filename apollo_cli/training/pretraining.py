@@ -1,6 +1,7 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +71,10 @@ class Pretraining(Session):
         self.console.show(summary_table(summary))
 
     def finish(self, trainer: Trainer) -> None:
-        model = trainer.strategy.gather_model()
-        if self.device.processes.is_main:
-            self._export(model)
+        self._export(trainer.strategy.gather_model(), self.directory.model)
+        if self.config.optim.ema is not None:
+            with trainer.optimizer.averaged():
+                self._export(trainer.strategy.gather_model(), self.directory.averaged_model)
 
     def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
@@ -133,6 +135,8 @@ class Pretraining(Session):
                 on_nonfinite=config.run.on_nonfinite,
                 seconds=config.budget.seconds,
                 moments=config.expander.moments,
+                lr_scale=config.expander.lr_scale,
+                lr_steps=config.expander.lr_steps,
             ),
             plan=self.plan,
             device=device,
@@ -181,16 +185,17 @@ class Pretraining(Session):
             self.console.say(f"begun from {files.shown(source.folder)}")
         return model
 
-    def _export(self, model: LanguageModel) -> None:
-        """Writes `model/` in transformers' format, completely or not at all."""
+    def _export(self, model: LanguageModel, final: Path) -> None:
+        """Writes the folder `final` in transformers' format, completely or not at all; on rank 0."""
+        if not self.device.processes.is_main:
+            return
         kind, tokenizer = self.config.model.kind, self.corpus.tokenizer
         special = special_ids(kind, tokenizer)
         if kind == "bert":
             ids = {"pad_token_id": special["pad"]}
         else:
             ids = {"bos_token_id": special["eos"], "eos_token_id": special["eos"]}
-        final = self.directory.model
-        temporary = final.with_name(".model.tmp")
+        temporary = final.with_name(f".{final.name}.tmp")
         size = sum(t.nbytes for t in model.state_dict().values())
         try:
             with files.writing(final, size):

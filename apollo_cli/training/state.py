@@ -15,6 +15,7 @@ class TrainerState:
     Attributes:
         step: optimizer updates done.
         flops: model FLOPs done, exact.
+        optimizer_flops: FLOPs of the optimizer's own matrix products, see `Plan.optimizer_flops`.
         train_seconds: spent in steps, without start-up, evaluations and checkpoints.
         total_seconds: since the first start, without the time between an interruption and its resume.
         loss_sum: sum of the losses of the micro-steps since the last training row.
@@ -37,6 +38,7 @@ class TrainerState:
 
     step: int = 0
     flops: int = 0
+    optimizer_flops: int = 0
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     loss_sum: float = 0.0
@@ -64,7 +66,8 @@ class Checkpoint:
     Attributes:
         layers: stored blocks.
         width: of the model, as a share of the target's.
-        tensors: weights by name and AdamW's state as `parameter/key`; to be saved, what this process has of them.
+        tensors: weights by name and the optimizer's state as `parameter/key`; to be saved, what this process has of
+            them.
         rng: states of torch's random number generators.
         state: counters of the run.
     """

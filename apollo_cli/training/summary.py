@@ -36,6 +36,7 @@ def summarize(
             "micro_steps": micro_steps,
             "tokens": state.step * plan.step_cost.tokens_per_step,
             "flops": state.flops,
+            "optimizer_flops": state.optimizer_flops,
             "source_flops": plan.source_flops,
             "source_seconds": plan.source_seconds,
             "scratch_flops": micro_steps * plan.step_cost.flops(plan.step_cost.target, 0),

@@ -28,6 +28,7 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
+from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.memory import activation_limit, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import build_optimizer, learning_rate
@@ -45,6 +46,8 @@ class TrainArgs:
     on_nonfinite: Literal["stop", "skip"]
     seconds: float | None = None
     moments: str = "keep"
+    lr_scale: float = 1.0
+    lr_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ class Trainer:
         Raises:
             Interrupted: a signal came while a map was learned; the last checkpoint is of just before the growth.
         """
-        stage = self.plan.stages[self.plan.schedule.index(self.state.step)]
+        index = self.plan.schedule.index(self.state.step)
+        stage = self.plan.stages[index]
         if stage.growth is None:
             raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {self.layers}")
         ends: dict[str, float] = {"growth/from": self.layers, "growth/to": stage.stage.layers}
@@ -171,7 +175,9 @@ class Trainer:
         before = self.evaluate_model()
         self.row(ends | before)
         if stage.stage.width == self.width and self.plan.expander.learning is None:
-            self.strategy.grow(self.optimizer, stage.growth, self.args.moments)
+            rng = generator(self.plan.seed, Purpose.GROWTH, index)
+            drawn = drawn_layers(self.strategy.language_model(), stage.growth, rng)
+            self.strategy.grow(self.optimizer, stage.growth, self.args.moments, drawn)
         else:
             self.enlarge(stage.stage, stop)
         after = self.evaluate_model()
@@ -194,7 +200,8 @@ class Trainer:
         def init_from(model: LanguageModel, source: LanguageModel) -> None:
             transfer.init_model(model, source, index, before_step)
 
-        self.optimizer.state.clear()  # frees its memory before the larger model takes more
+        for held in (self.optimizer.state, self.optimizer.averages):
+            held.clear()  # frees its memory before the larger model takes more
         self.seed_dropout(stage.first_step * self.plan.step_cost.accumulation, same_on_all=True)
         self.strategy.enlarge(transfer.model_config.narrowed(stage.width), stage.layers, init_from)
         self.optimizer = build_optimizer(self.strategy.language_model(), self.args.optim)
@@ -279,15 +286,27 @@ class Trainer:
         """Clips the gradients and updates the weights; returns the norm before clipping, ().
 
         A step that is not finite, and all steps after it until `sync_pending_steps`, are not applied. The device
-        decides that: AdamW's fused kernel changes nothing where `blocked` is 1.
+        decides that: the optimizer changes nothing where `blocked` is 1.
         """
         norm = self.strategy.grad_norm()
         if limit := self.args.optim.clip:
             clip_grads_with_norm_(self.model.parameters(), limit, norm)
         self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
-        self.optimizer.lr = lr
+        self.optimizer.lr, self.optimizer.lr_scales = lr, self.lr_scales()
         self.optimizer.step(self.blocked)
         return norm
+
+    def lr_scales(self) -> dict[Tensor, float]:
+        """The factor of the rate for the layers that the last growth added.
+
+        It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
+        """
+        stage, args = self.plan.stages[self.plan.schedule.index(self.state.step)], self.args
+        steps = self.state.step - stage.stage.first_step
+        if stage.growth is None or args.lr_scale == 1 or steps >= args.lr_steps:
+            return {}
+        scale = 1 + (args.lr_scale - 1) * (1 - steps / args.lr_steps)
+        return {p: scale for slot in stage.growth.new for p in self.model.blocks[slot].parameters()}
 
     def sync_pending_steps(self) -> None:
         """Waits for the device and records the pending steps.
@@ -308,11 +327,12 @@ class Trainer:
             if not all(map(math.isfinite, (*losses, norm))):
                 self.reject_step(pending_steps[i:], losses)
                 break
-            self.record_step(losses, norm)
+            self.record_step(each, losses, norm)
 
-    def record_step(self, losses: list[float], norm: float) -> None:
+    def record_step(self, applied: PendingStep, losses: list[float], norm: float) -> None:
         """Adds an applied step to the next training row."""
         state, loss = self.state, math.fsum(losses)
+        state.optimizer_flops += self.plan.optimizer_flops_of(applied.step, applied.depths)
         state.loss_sum += loss
         state.loss_count += len(losses)
         state.loss_max = max(state.loss_max, loss / len(losses))
@@ -409,7 +429,11 @@ class Trainer:
     def evaluate_model(self) -> dict[str, float]:
         """The validation losses of the model; before a growth with the gates of the stage that ends."""
         step = self.state.step - 1 if self.growth_is_due() else self.state.step
-        return self.measure(self.plan.gates(step))
+        losses = self.measure(self.plan.gates(step))
+        if self.args.optim.ema is not None:
+            with self.optimizer.averaged():
+                losses["eval/loss_ema"] = self.measure(self.plan.gates(step))["eval/loss"]
+        return losses
 
     def evaluate(self) -> None:
         self.row(self.evaluate_model())
@@ -458,13 +482,18 @@ class Trainer:
         """The columns of every row."""
         state = self.state
         state.total_seconds = perf_counter() - self.started
-        return {
-            "step": state.step,
-            "micro_step": state.step * self.plan.step_cost.accumulation,
-            "tokens": self.tokens(state.step),
-            "flops": state.flops,
-            "train_seconds": state.train_seconds,
-            "total_seconds": state.total_seconds,
-            "stage": self.plan.schedule.number(state.step, self.layers, self.width),
-            "layers": self.layers,
-        } | ({"width": self.width} if self.plan.schedule.grows_in_width else {})
+        by_optimizer = {"optimizer_flops": state.optimizer_flops} if self.plan.step_cost.optimizer_flops else {}
+        return (
+            {
+                "step": state.step,
+                "micro_step": state.step * self.plan.step_cost.accumulation,
+                "tokens": self.tokens(state.step),
+                "flops": state.flops,
+                "train_seconds": state.train_seconds,
+                "total_seconds": state.total_seconds,
+                "stage": self.plan.schedule.number(state.step, self.layers, self.width),
+                "layers": self.layers,
+            }
+            | by_optimizer
+            | ({"width": self.width} if self.plan.schedule.grows_in_width else {})
+        )

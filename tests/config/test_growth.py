@@ -168,6 +168,11 @@ def test_an_impossible_learned_map_is_refused(words: list[str], said: str) -> No
     assert re.search(said, problem)
 
 
+def test_layers_that_are_drawn_whole_are_refused_in_shards() -> None:
+    (problem,) = problems_of(compose_values(["expander=fresh", "distributed=fsdp"]))
+    assert problem.startswith("distributed=fsdp: the new layers of expander=fresh are drawn whole")
+
+
 @pytest.mark.parametrize("name", ["bert2bert", "lemon"])
 def test_a_run_that_grows_in_width_needs_no_source(name: str) -> None:
     config = parse(compose_values([f"expander={name}", "schedule=wider"]))

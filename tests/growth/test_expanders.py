@@ -6,11 +6,13 @@ from apollo_cli.growth.expanders import (
     Bert2Bert,
     CopyLayers,
     Expander,
+    Fresh,
     Interpolate,
     Lemon,
     Ligo,
     Msg,
     Net2Net,
+    SplitCopies,
     expander,
 )
 from apollo_cli.growth.layer_maps import copies, mixing_matrix
@@ -26,6 +28,9 @@ from apollo_cli.growth.layer_maps import copies, mixing_matrix
         (Msg(0.2), "stack", (), (2, 3)),
         (Bert2Bert("aki"), "stack", (), ()),
         (Ligo(100, 1e-3), "stack", (), ()),
+        (SplitCopies(1.0), "nearest", (), ()),
+        (Fresh(0.0), "nearest", (1, 3), ()),
+        (Fresh(0.1), "nearest", (), ()),
     ],
     ids=str,
 )

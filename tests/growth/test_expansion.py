@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
-from apollo_cli.growth.expanders import CopyLayers, Expander, Interpolate, Net2Net
+from apollo_cli.growth.expanders import CopyLayers, Expander, Fresh, Growth, Interpolate, Net2Net, SplitCopies
 from apollo_cli.growth.expansion import MOMENTS, grow
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.optimizer import build_optimizer
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
@@ -22,6 +23,8 @@ EXPANDERS: dict[str, Expander] = {
     "stack": CopyLayers("stack"),
     "linear": Interpolate("linear"),
     "net2net": Net2Net(),
+    "split": SplitCopies(1.0),
+    "fresh": Fresh(0.1),
 }
 VOCABULARY, LENGTH, TARGET = 23, 8, 12
 OPTIM = OptimArgs(
@@ -72,9 +75,13 @@ def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, Ada
 
 
 def expand(model: LanguageModel, optimizer: AdamW, growth: str, layers: int, moments: str = "map") -> None:
-    planned = EXPANDERS[growth].growth(len(model.blocks), layers)
-    grown = nn.ModuleList(model.new_block() for _ in planned.matrix)
-    grow(model.blocks, grown, optimizer, planned, moments)
+    expand_by(EXPANDERS[growth].growth(len(model.blocks), layers), model, optimizer, moments)
+
+
+def expand_by(growth: Growth, model: LanguageModel, optimizer: AdamW, moments: str = "map") -> None:
+    grown = nn.ModuleList(model.new_block() for _ in growth.matrix)
+    drawn = drawn_layers(model, growth, np.random.default_rng(0))
+    grow(model.blocks, grown, optimizer, growth, moments, drawn)
     model.blocks = grown
 
 
@@ -177,15 +184,119 @@ def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: in
     assert same_bits(model.logits(tokens, range(target)), before)
 
 
-def test_net2net_by_hand() -> None:
-    """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream."""
-    model, optimizer = trained("bert", 2)
+def on_top(source: int, target: int) -> Growth:
+    matrix = CopyLayers("append").growth(source, target).matrix
+    return Growth(matrix, zero_init=tuple(range(source, target)))
+
+
+@pytest.mark.parametrize("make", [Net2Net().growth, Fresh(0.0).growth, on_top], ids=["net2net", "fresh", "on top"])
+@pytest.mark.parametrize(("source", "target"), [(2, 4), (3, 5), (1, 4)])
+def test_inserted_layers_add_nothing_in_a_post_norm_model(
+    make: Callable[[int, int], Growth], source: int, target: int
+) -> None:
+    model, optimizer = trained("bert", source)
+    model.eval()
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    for layers in (target, 2 * target):  # also where the norms of old layers are the identity
+        before = model.logits(tokens, range(len(model.blocks)))
+        expand_by(make(len(model.blocks), layers), model, optimizer)
+        after = model.logits(tokens, range(layers))
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+        train(model, optimizer)
+
+
+@each_model
+def test_net2net_by_hand(kind: Kind) -> None:
+    """2 -> 4 is 0 0' 1 1': the copies have all of their layer but what they add to the residual stream.
+
+    In a post-norm model the copies have norms with gain 1 and bias 0, but their output norm is that of the layer
+    below, which has gain 1 and bias 0 instead.
+    """
+    model, optimizer = trained(kind, 2)
     before = weights(model.blocks)
     expand(model, optimizer, "net2net", 4)
     for name, grown in weights(model.blocks).items():
+        zeros, fixed = torch.zeros_like(before[name]), torch.full_like(before[name], float("weight" in name))
+        old, new = before[name], zeros if "_out." in name else before[name]
+        if kind == "bert" and "attention_norm" in name:
+            new = fixed
+        if kind == "bert" and "ffn_norm" in name:
+            old, new = fixed, before[name]
+        assert same_bits(grown[[0, 2]], old), name
+        assert same_bits(grown[[1, 3]], new), name
+
+
+def test_the_output_norm_goes_to_the_last_new_layer_and_takes_its_moments_with_it() -> None:
+    """1 -> 3 is 0 0' 0'': under `new` every other parameter of the copies is without moments."""
+    model, optimizer = trained("bert", 1)
+    norm = weights(model.blocks)["ffn_norm.weight"]
+    before = states(model.blocks, optimizer, "exp_avg")
+    expand(model, optimizer, "net2net", 3, "new")
+    assert same_bits(
+        weights(model.blocks)["ffn_norm.weight"], torch.cat((torch.ones_like(norm).repeat(2, 1), norm))
+    )
+    for name, (first, second, third) in states(model.blocks, optimizer, "exp_avg").items():
+        assert second is None
+        kept, none = (third, first) if name.startswith("ffn_norm.") else (first, third)
+        assert none is None
+        assert same_bits(kept, before[name][0]), name
+
+
+@each_model
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_split_by_hand(kind: Kind, exponent: float) -> None:
+    """2 -> 5 is 0 0 0 1 1: the copies of layer 0 have a third of its output projections, those of 1 the half."""
+    model, optimizer = trained(kind, 2)
+    before = weights(model.blocks)
+    expand_by(SplitCopies(exponent).growth(2, 5), model, optimizer)
+    for name, grown in weights(model.blocks).items():
+        for slot, (source, copies) in enumerate([(0, 3), (0, 3), (0, 3), (1, 2), (1, 2)]):
+            factor = copies**-exponent if "_out." in name else 1.0
+            torch.testing.assert_close(grown[slot], before[name][source] * factor)
+
+
+@each_model
+def test_fresh_by_hand(kind: Kind) -> None:
+    """2 -> 4 is 0 new 1 new, drawn with a deviation of 0.02."""
+    model = build(ModelConfig(kind, VOCABULARY, LENGTH, hidden=64, heads=2, ffn=128, layers=4), 2)
+    optimizer = build_optimizer(model, OPTIM)
+    train(model, optimizer)
+    before = weights(model.blocks)
+    expand_by(Fresh(0.1).growth(2, 4), model, optimizer, "map")
+    for name, grown in weights(model.blocks).items():
         assert same_bits(grown[[0, 2]], before[name]), name
-        copies = torch.zeros_like(before[name]) if "_out." in name else before[name]
-        assert same_bits(grown[[1, 3]], copies), name
+        for slot in (1, 3):
+            if name.endswith("bias") or "norm" in name:
+                assert (grown[slot] == (1.0 if name.endswith("norm.weight") else 0.0)).all(), name
+            else:
+                assert grown[slot].std().item() == pytest.approx(0.002 if "_out." in name else 0.02, rel=0.1)
+    assert not torch.equal(weights(model.blocks)["qkv.weight"][1], weights(model.blocks)["qkv.weight"][3])
+    steps = states(model.blocks, optimizer, "step")
+    assert all([value is not None for value in values] == [True, False, True, False] for values in steps.values())
+
+
+@each_model
+@pytest.mark.parametrize(
+    ("growth", "old"),
+    [
+        ("nearest", {0: 0, 2: 1, 4: 2}),
+        ("stack", {0: 0, 1: 1, 2: 2}),
+        ("linear", {0: 0, 5: 2}),
+        ("fresh", {0: 0, 2: 1, 4: 2}),
+    ],
+)
+def test_new_moments_are_those_of_each_old_layer_where_it_now_stands(
+    kind: Kind, growth: str, old: dict[int, int]
+) -> None:
+    model, optimizer = trained(kind, 3)
+    before = states(model.blocks, optimizer, "exp_avg_sq")
+    expand(model, optimizer, growth, 6, "new")
+    for name, after in states(model.blocks, optimizer, "exp_avg_sq").items():
+        for slot, tensor in enumerate(after):
+            if slot in old:
+                assert same_bits(tensor, before[name][old[slot]]), name
+            else:
+                assert tensor is None, name
 
 
 def test_zero_init_copies_differ_from_their_originals_after_the_first_steps() -> None:
@@ -291,7 +402,7 @@ def test_mapped_second_moments_are_never_negative(growth: str) -> None:
     model, optimizer = trained("bert", 5)
     expand(model, optimizer, growth, 12, "map")
     second = states(model.blocks, optimizer, "exp_avg_sq")
-    assert all((moment >= 0).all() for layers in second.values() for moment in layers)
+    assert all((moment >= 0).all() for layers in second.values() for moment in layers if moment is not None)
 
 
 @each_map
@@ -368,11 +479,72 @@ def test_new_layers_are_ready_to_train(kind: Kind, training: bool) -> None:
         assert parameter.grad is None
 
 
+@pytest.mark.parametrize("growth", ["nearest", "stack", "linear"])
+def test_momentum_of_matrices_follows_the_rules_of_first_moments(growth: str) -> None:
+    """Its coefficients are those of the weights: both are linear in the gradients."""
+    for moments in MOMENTS:
+        model = make_model("gpt", 3)
+        optimizer = build_optimizer(model, OPTIM.model_copy(update={"kind": "muon"}))
+        train(model, optimizer, steps=2)
+        before = matrix_states(model.blocks, optimizer)
+        expand(model, optimizer, growth, 5, moments)
+        after = matrix_states(model.blocks, optimizer)
+        assert (
+            after.keys() == before.keys() == {f"{n}.weight" for n in ("qkv", "attention_out", "ffn_in", "ffn_out")}
+        )
+        for name, old in before.items():
+            match moments:
+                case "reset":
+                    assert after[name] == [None] * 5
+                case "keep":
+                    assert all(map(same_bits, after[name][:3], old))
+                    assert after[name][3:] == [None] * 2
+                case "new":
+                    new = EXPANDERS[growth].growth(3, 5).new
+                    assert [slot for slot, tensor in enumerate(after[name]) if tensor is None] == list(new)
+                case "map":
+                    matrix = EXPANDERS[growth].growth(3, 5).matrix
+                    for tensor, row in zip(after[name], matrix, strict=True):
+                        torch.testing.assert_close(tensor.double(), weighted(row, old), rtol=0, atol=1e-7)
+        train(model, optimizer)
+        assert all(None not in found for found in matrix_states(model.blocks, optimizer).values())
+
+
+@each_map
+@each_rule
+def test_averages_grow_as_the_weights_do(growth: str, moments: str) -> None:
+    model = make_model("gpt", 3)
+    optimizer = build_optimizer(model, OPTIM.model_copy(update={"ema": 0.5}))
+    train(model, optimizer, steps=2)
+    averaged = make_model("gpt", 3)
+    with optimizer.averaged():
+        averaged.load_state_dict(model.state_dict())
+    assert not torch.equal(averaged.tokens.weight, model.tokens.weight)
+    expand(model, optimizer, growth, 5, moments)
+    expand(averaged, build_optimizer(averaged, OPTIM), growth, 5, moments)
+    assert optimizer.averages.keys() == set(model.parameters())
+    with optimizer.averaged():
+        for name, parameter in model.named_parameters():
+            assert same_bits(parameter.detach(), averaged.get_parameter(name).detach()), name
+    train(model, optimizer)
+
+
+def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
+    """A copy of Muon's momentum by the name of the matrix and by layer; None where there is no state."""
+    found: dict[str, list[Any]] = {}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 2:
+                state = optimizer.state.get(parameter)
+                found.setdefault(name, []).append(state["momentum_buffer"].clone() if state else None)
+    return found
+
+
 def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
     model, optimizer = trained("gpt", 3)
     blocks = model.blocks
     held = [list(group["params"]) for group in optimizer.param_groups]
-    with pytest.raises(ValueError, match="unknown rule for the moments 'copy': choose one of keep, map, reset"):
+    with pytest.raises(ValueError, match="unknown rule for the moments 'copy': choose one of keep, map, new"):
         expand(model, optimizer, "nearest", 6, "copy")
     assert model.blocks is blocks
     assert len(optimizer.state) == len(list(model.parameters()))

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from apollo_cli.growth.layer_maps import BLENDS, COPIES, LayerMap, layer_map, mixing_matrix, repeated
+from apollo_cli.growth.layer_maps import BLENDS, COPIES, LayerMap, inserted, layer_map, mixing_matrix
 
 INSIDE = ("append", "middle", "boundary")  # part of the layers again, at one place
 PAIRS = [(source, target) for target in range(1, 65) for source in range(1, target + 1)]
@@ -86,7 +86,7 @@ def test_published_example_of_a_blend() -> None:
     [("nearest", 3, 6, (1, 3, 5)), ("nearest", 1, 3, (1, 2)), ("stack", 3, 5, (3, 4)), ("stack", 4, 4, ())],
 )
 def test_new_layers_of_a_copying_map(kind: str, source: int, target: int, rows: LayerMap) -> None:
-    assert repeated(mixing_matrix(kind, source, target)) == rows
+    assert inserted(mixing_matrix(kind, source, target)) == rows
 
 
 @pytest.mark.parametrize("kind", INSIDE)

@@ -122,7 +122,7 @@ def test_plan_is_written_with_the_documented_keys() -> None:
     written = plan.as_dict()
     assert set(written) == {
         *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages", "devices"),
-        *("map_flops", "source_flops", "source_seconds"),
+        *("map_flops", "optimizer_flops", "source_flops", "source_seconds"),
     }
     assert written["steps"] == 40
     assert written["micro_steps"] == 120
@@ -130,7 +130,7 @@ def test_plan_is_written_with_the_documented_keys() -> None:
     assert written["flops"] == sum(stage["flops"] for stage in written["stages"])
     keys = {
         "layers", "first_step", "end_step", "parameters", "flops", "depth_probabilities", "depth_counts",
-        "growth_map", "frozen_layers", "sent_bytes", "width", "map_flops",
+        "growth_map", "frozen_layers", "sent_bytes", "width", "map_flops", "optimizer_flops",
     }  # fmt: skip
     assert all(set(stage) - {"memory_bytes"} == keys for stage in written["stages"])
     stages = written["stages"]

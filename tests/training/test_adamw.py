@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from apollo_cli.training.adamw import AdamW
 
+SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
 each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
@@ -34,8 +35,8 @@ def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
 @each_device
 def test_weights_and_moments_are_those_of_torch_to_the_last_bit(device: str) -> None:
     ours, theirs = _parameters(device)
-    mine = AdamW(_groups(ours), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
-    its = torch.optim.AdamW(_groups(theirs), lr=0.01, betas=(0.8, 0.95), eps=1e-6, fused=True)
+    mine = AdamW(_groups(ours), **SETTINGS)
+    its = torch.optim.AdamW(_groups(theirs), **SETTINGS, fused=True)
     for step in range(6):
         _give_gradients(step, ours, theirs)
         mine.lr = 0.01 / (1 + step)
@@ -51,11 +52,27 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit(device: str) -> 
     assert [parameter.grad for parameter in ours] == [None] * 3
 
 
+def test_a_scaled_rate_is_that_of_an_optimizer_with_that_rate() -> None:
+    ours, theirs = _parameters("cpu")
+    mine = AdamW(_groups(ours), **SETTINGS)
+    mine.lr_scales = {ours[0]: 3.0}
+    its: list[Any] = [
+        torch.optim.AdamW(_groups(theirs)[0]["params"], **SETTINGS | {"lr": 0.03}, weight_decay=0.3, fused=True)
+    ]
+    its.append(torch.optim.AdamW(theirs[1:], **SETTINGS, weight_decay=0.0, fused=True))
+    for step in range(3):
+        _give_gradients(step, ours, theirs)
+        for optimizer in (mine, *its):
+            optimizer.step()
+    for parameter, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(parameter, expected)
+
+
 @each_device
 def test_a_blocked_update_changes_nothing(device: str) -> None:
     parameters, before_all = _parameters(device)
     blocked, free = torch.ones((), device=device), torch.zeros((), device=device)
-    optimizer = AdamW(_groups(parameters), lr=0.01, betas=(0.8, 0.95), eps=1e-6)
+    optimizer = AdamW(_groups(parameters), **SETTINGS)
 
     def everything() -> list[Tensor]:
         states = [value for parameter in parameters[:2] for value in optimizer.state[parameter].values()]
@@ -72,3 +89,24 @@ def test_a_blocked_update_changes_nothing(device: str) -> None:
     assert all(map(torch.equal, everything(), before))
     optimizer.step(free)
     assert not all(map(torch.equal, everything(), before))
+
+
+@each_device
+def test_averages_are_those_of_torch(device: str) -> None:
+    """torch's class copies the weights when it is updated first, so that is done before the first step."""
+    model = nn.Linear(3, 2).to(device)
+    optimizer = AdamW([{"params": [*model.parameters()], "weight_decay": 0.1}], **SETTINGS, ema=0.7)
+    its = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7))
+    its.update_parameters(model)
+    for step in range(5):
+        _give_gradients(step, [*model.parameters()])
+        optimizer.step(torch.zeros((), device=device))
+        its.update_parameters(model)
+        blocked = [average.clone() for average in optimizer.averages.values()]
+        optimizer.step(torch.ones((), device=device))
+        assert all(map(torch.equal, optimizer.averages.values(), blocked))
+    last = [p.detach().clone() for p in model.parameters()]
+    with optimizer.averaged():
+        for parameter, expected in zip(model.parameters(), its.module.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected)
+    assert all(map(torch.equal, model.parameters(), last))

@@ -42,6 +42,14 @@ def test_wsd_is_flat_and_then_falls_linearly_over_its_last_share(optim: Callable
     assert learning_rate(wsd, 99, 100) == pytest.approx(2.0 / 20)
 
 
+def test_the_decay_of_wsd_may_be_1_minus_a_root(optim: Callable[..., OptimArgs]) -> None:
+    """Haegele 2024, section 3: 1 - sqrt(x) after the share x of the decay, so 1/2 after a quarter."""
+    wsd = optim("optim.schedule=wsd", "optim.decay=0.2", "optim.decay_shape=sqrt", "optim.final_lr=0.1")
+    assert {learning_rate(wsd, step, 100) for step in range(10, 81)} == {2.0}
+    assert learning_rate(wsd, 85, 100) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(wsd, 99, 100) == pytest.approx(2.0 * (0.1 + 0.9 * (1 - (19 / 20) ** 0.5)))
+
+
 def test_constant(optim: Callable[..., OptimArgs]) -> None:
     constant = optim("optim.schedule=constant")
     assert {learning_rate(constant, step, 100) for step in range(10, 100)} == {2.0}

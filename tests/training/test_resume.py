@@ -44,7 +44,7 @@ def interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPat
             begin()
 
 
-def _assert_same(folder: Path, expected: Path) -> None:
+def assert_same(folder: Path, expected: Path) -> None:
     assert without_clocks(read_rows(folder)) == without_clocks(read_rows(expected))
     ours = load_file(folder / "model" / "model.safetensors")
     theirs = load_file(expected / "model" / "model.safetensors")
@@ -72,7 +72,7 @@ def test_a_signal_at_any_step(
     assert read_rows(tmp_path)[-1]["step"] <= step
     torch.manual_seed(999)
     resume(tmp_path)
-    _assert_same(tmp_path, straight[kind])
+    assert_same(tmp_path, straight[kind])
 
 
 @pytest.mark.parametrize("step", [1, 5, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 7, 11))])
@@ -88,7 +88,7 @@ def test_a_kill_at_any_step(
         with pytest.raises(Killed):
             train(config("model=gpt"), tmp_path)
     resume(tmp_path)
-    _assert_same(tmp_path, straight["gpt"])
+    assert_same(tmp_path, straight["gpt"])
 
 
 def test_dropout_draws_the_same_after_a_resume(
@@ -99,7 +99,7 @@ def test_dropout_draws_the_same_after_a_resume(
     interrupt(lambda: train(config(*words), tmp_path / "run"), 7, monkeypatch)
     torch.manual_seed(999)
     resume(tmp_path / "run")
-    _assert_same(tmp_path / "run", tmp_path / "straight")
+    assert_same(tmp_path / "run", tmp_path / "straight")
 
 
 def test_two_stops_in_one_run(
@@ -108,14 +108,14 @@ def test_two_stops_in_one_run(
     for step, begin in ((4, lambda: train(config("model=bert"), tmp_path)), (9, lambda: resume(tmp_path))):
         interrupt(begin, step, monkeypatch)
     resume(tmp_path)
-    _assert_same(tmp_path, straight["bert"])
+    assert_same(tmp_path, straight["bert"])
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(
     straight: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
     train(config("model=bert"), tmp_path / "again")
-    _assert_same(tmp_path / "again", straight["bert"])
+    assert_same(tmp_path / "again", straight["bert"])
     train(config("model=bert", "seed=1"), tmp_path / "other")
     assert without_clocks(read_rows(tmp_path / "other")) != without_clocks(read_rows(straight["bert"]))
 
@@ -155,7 +155,7 @@ def test_a_damaged_newest_checkpoint_costs_no_more_than_the_steps_since_the_one_
     (tmp_path / "checkpoints" / "step_00000010" / "state.pt").write_bytes(b"damaged")
     resume(tmp_path)
     assert "step_00000010: state.pt is damaged" in capsys.readouterr().out
-    _assert_same(tmp_path, straight["bert"])
+    assert_same(tmp_path, straight["bert"])
 
 
 def test_lost_rows_cost_the_steps_since_a_checkpoint_that_has_its_rows(
@@ -174,7 +174,7 @@ def test_lost_rows_cost_the_steps_since_a_checkpoint_that_has_its_rows(
         rf"step_00000010: metrics.jsonl had {len(rows)} bytes then and has {len(rows) - 1} now, .* the one before"
     )
     assert re.search(said, capsys.readouterr().out)
-    _assert_same(tmp_path, straight["bert"])
+    assert_same(tmp_path, straight["bert"])
 
 
 def test_a_checkpoint_without_its_rows_is_not_used(

@@ -10,8 +10,9 @@ from apollo_cli.config.config import Config
 from apollo_cli.models.hf import load_model
 from apollo_cli.training import planning
 from apollo_cli.training.device import choose
-from apollo_cli.training.run import train
-from tests.conftest import RARELY, read_rows
+from apollo_cli.training.run import resume, train
+from tests.conftest import RARELY, read_rows, without_clocks
+from tests.training.test_resume import assert_same, interrupt
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -89,6 +90,26 @@ def test_after_every_growth_all_layers_are_trained(
 
 def _untrainable(name: str) -> bool:
     return name.endswith("segments.weight")  # its unused row keeps still; the used one moves
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_averaged_weights_are_evaluated_exported_and_resumed(
+    kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"model={kind}", "optim.ema=0.8", "expander.moments=reset")
+    straight = train(config(*words), tmp_path / "straight")
+    last, averaged = (load_model(tmp_path / "straight" / name) for name in ("model", "model_ema"))
+    assert not torch.equal(last.tokens.weight, averaged.tokens.weight)
+    assert straight.losses["eval/loss_ema"] != straight.losses["eval/loss"]
+    train(config(f"model={kind}", "expander.moments=reset"), tmp_path / "plain")
+    plain = [{k: v for k, v in row.items() if k != "eval/loss_ema"} for row in read_rows(tmp_path / "straight")]
+    assert without_clocks(plain) == without_clocks(read_rows(tmp_path / "plain"))  # training is the same
+    assert not (tmp_path / "plain" / "model_ema").exists()
+    interrupt(lambda: train(config(*words), tmp_path / "run"), 7, monkeypatch)
+    resume(tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "straight")
+    again = load_model(tmp_path / "run" / "model_ema")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in averaged.state_dict().items())
 
 
 def test_the_clip_is_in_the_config(config: Callable[..., Config], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from apollo_cli.growth.expanders import Growth
-from apollo_cli.growth.expansion import grow
+from apollo_cli.growth.expansion import State, grow
 from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -64,12 +64,12 @@ class ParallelStrategy:
         assert isinstance(self.model, LanguageModel)
         return self.model
 
-    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
-        """Expands the layers, with their optimizer state."""
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
+        """Expands the layers, with their optimizer state; `drawn` has the layers that are no copies."""
         model = self.language_model()
         grown = nn.ModuleList(model.new_block() for _ in growth.matrix)
         self.compile_blocks(grown)
-        grow(model.blocks, grown, optimizer, growth, moments)
+        grow(model.blocks, grown, optimizer, growth, moments, drawn)
         model.blocks = grown
 
     def enlarge(self, model_config: ModelConfig, layers: int, init_from: InitFrom) -> None:
@@ -136,9 +136,9 @@ class DataParallel(ParallelStrategy):
             with self.replica.no_sync():
                 yield
 
-    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
         del self.replica  # frees its buckets before the model takes more memory
-        super().grow(optimizer, growth, moments)
+        super().grow(optimizer, growth, moments, drawn)
         self._wrap()
 
     def enlarge(self, model_config: ModelConfig, layers: int, init_from: InitFrom) -> None:

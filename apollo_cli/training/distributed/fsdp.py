@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from apollo_cli.growth.expanders import Growth
-from apollo_cli.growth.expansion import grow
+from apollo_cli.growth.expansion import State, grow
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
@@ -20,6 +20,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
+from apollo_cli.training.optimizer import named_with_group, state_by_name
 
 
 class FullyShardedDataParallel(ParallelStrategy):
@@ -70,16 +71,18 @@ class FullyShardedDataParallel(ParallelStrategy):
         yield
 
     @torch.no_grad()
-    def grow(self, optimizer: AdamW, growth: Growth, moments: str) -> None:
+    def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
         """Expands the layers shard by shard; FSDP does not take new layers, so the model is a new one."""
         old, self.model = self.model, self._empty(len(growth.matrix))
-        grow(old.blocks, self.model.blocks, optimizer, growth, moments)
+        grow(old.blocks, self.model.blocks, optimizer, growth, moments, drawn)
         others = {name: p for name, p in old.named_parameters() if not name.startswith("blocks.")}
         new = {p: self.language_model().get_parameter(name) for name, p in others.items()}
         for parameter, copy in new.items():
             copy.copy_(parameter)
             if parameter in optimizer.state:
                 optimizer.state[copy] = optimizer.state.pop(parameter)
+            if parameter in optimizer.averages:
+                optimizer.averages[copy] = optimizer.averages.pop(parameter)
         for group in optimizer.param_groups:
             group["params"] = [new.get(p, p) for p in group["params"]]
 
@@ -103,12 +106,11 @@ class FullyShardedDataParallel(ParallelStrategy):
         """Each process reads its rows, of a checkpoint that is whole or in any number of shards."""
         assert isinstance(tensors, TensorFiles)
         wanted = {name: t.detach() for name, t in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            if f"{name}/step" in tensors:
-                state = {"step": torch.zeros((), device=parameter.device)}
-                state |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        for name, group, parameter in named_with_group(self.model.named_parameters(), optimizer):
+            state = optimizer.begin(group, parameter)
+            if f"{name}/{next(iter(state))}" in tensors:
                 optimizer.state[parameter] = state
-                wanted |= {f"{name}/{key}": value for key, value in state.items()}
+        wanted |= state_by_name(self.model.named_parameters(), optimizer)
         if {name: tensors.shape(name) for name in tensors} != {name: tuple(t.shape) for name, t in wanted.items()}:
             raise ValueError("the checkpoint has other tensors, or tensors of other shapes")
         for name, tensor in wanted.items():

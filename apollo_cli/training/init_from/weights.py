@@ -1,13 +1,13 @@
 """A model initialized with the weights of a smaller one, in width and in depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apollo_cli.growth.expanders import Expander, Growth
-from apollo_cli.growth.expansion import grown_tensor
+from apollo_cli.growth.expansion import grown_tensor, source_rows
 from apollo_cli.growth.width import WIDTHS, Sizes, Spaces, State, spaces, widened, widened_layers
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
@@ -43,7 +43,9 @@ def init_from_smaller(
     rule = WIDTHS[expander.width_rule]
     layers = widened_layers(layers_of(source), chosen, new_from_above=rule.new_from_above)
     growth = expander.growth(len(source.blocks), len(model.blocks))
-    state = non_block_params(source, chosen) | deepen(layers, growth)
+    post_norm = model.blocks[0].pre_norm is False
+    deep = deepen(layers, growth, drawn_layers(model, growth, rng), post_norm=post_norm)
+    state = non_block_params(source, chosen) | deep
     model.load_state_dict(with_positions_of(state, model))
 
 
@@ -58,14 +60,27 @@ def non_block_params(model: LanguageModel, spaces: Spaces) -> State:
     return {name: widened(name, tensor, spaces) for name, tensor in named.items()}
 
 
-def deepen(layers: Sequence[State], growth: Growth) -> State:
-    """The layers mixed by the growth's matrix, under their names in the model."""
+def deepen(layers: Sequence[State], growth: Growth, drawn: Mapping[int, State], *, post_norm: bool) -> State:
+    """The layers that a growth makes of these, under their names in the model."""
     state: State = {}
-    for slot in range(len(growth.matrix)):
-        for name in layers[0]:
-            sources = [layer[name] for layer in layers]
-            state[f"blocks.{slot}.{name}"] = grown_tensor(growth, slot, name, sources)
+    for name in layers[0]:
+        rows, sources = source_rows(growth, name, post_norm=post_norm), [layer[name] for layer in layers]
+        for slot in range(len(growth.matrix)):
+            state[f"blocks.{slot}.{name}"] = grown_tensor(growth, slot, name, rows, sources, drawn)
     return state
+
+
+def drawn_layers(model: LanguageModel, growth: Growth, rng: np.random.Generator) -> dict[int, State]:
+    """The parameters of each of `growth.drawn`, drawn on the CPU as a new model's are."""
+    if not growth.drawn:
+        return {}
+    random = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    found = {}
+    for slot in growth.drawn:
+        block = model.new_block().to("cpu")
+        model.draw(block, random)
+        found[slot] = {name: p.detach() for name, p in block.named_parameters()}
+    return found
 
 
 def with_positions_of(state: State, model: LanguageModel) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def test_each_gradient_is_sent_once_a_step_also_after_a_growth() -> None:
     optimizer = AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     for layers in (2, 4):
         if layers != len(model.blocks):
-            strategy.grow(optimizer, CopyLayers("nearest").growth(len(model.blocks), layers), "map")
+            strategy.grow(optimizer, CopyLayers("nearest").growth(len(model.blocks), layers), "map", {})
         sent: list[int] = []
 
         def count(

@@ -142,6 +142,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "msg": ("expander=msg", "expander.gate_duration=0.2", "sampler=shallow", "model=gpt"),
     "reset": ("expander=stack", "expander.moments=reset", "model=gpt"),
     "width": ("expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "model=gpt"),
+    "ema": ("model=bert", "expander=net2net", "expander.moments=new", "expander.lr_scale=2", "optim.ema=0.8"),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
 }
 
@@ -156,6 +157,13 @@ def test_methods_train_the_same_on_two_processes(
     assert_same(
         trained(words, tmp_path / "one"), trained(words, tmp_path / "two", "devices=2", f"distributed={kind}")
     )
+
+
+@pytest.mark.slow
+def test_muon_and_drawn_layers_are_the_same_on_two_processes(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Newton-Schulz multiplies differences of rounding."""
+    words = (*tiny, "model=gpt", "optim=muon", "expander=fresh", "expander.output_scale=0.5", "sampler=shallow")
+    assert_same(trained(words, tmp_path / "one"), trained(words, tmp_path / "two", "devices=2"), 1e-3)
 
 
 @pytest.mark.slow

@@ -94,11 +94,12 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_lemon_begins_at_the_loss_of_its_source(
-    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+    kind: str, sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    train(config("model=gpt", *RARELY, *METHODS["lemon"], f"init_from.path={sources['gpt']}"), tmp_path)
-    end = read_rows(sources["gpt"])[-1]["eval/loss"]
+    train(config(f"model={kind}", *RARELY, *METHODS["lemon"], f"init_from.path={sources[kind]}"), tmp_path)
+    end = read_rows(sources[kind])[-1]["eval/loss"]
     assert read_rows(tmp_path)[0]["eval/loss"] == pytest.approx(end, abs=1e-5)
 
 
