@@ -11,7 +11,7 @@ apollo-sample: text from a trained GPT, or the likeliest words for [MASK] from a
 
 usage: apollo-sample run=DIR prompt=TEXT [KEY=VALUE ...]
 
-  run=DIR                      a run of apollo-train, or any BERT or GPT-2 in transformers' format
+  run=DIR                      a run of apollo-train, or any BERT, GPT-2 or LLaMA of transformers
   checkpoint=step_00000100     of the run, instead of its exported model
   prompt=TEXT                  taken as it is typed; or prompt_file=FILE, or standard input
   tokens=100  number=1         most tokens of a continuation, and how many continuations

@@ -38,7 +38,7 @@ from apollo_cli.config.training import (
 )
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plugins
-from apollo_cli.models.model_config import Initialization, ModelConfig
+from apollo_cli.models.model_config import ModelConfig
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, because it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
@@ -85,22 +85,7 @@ class Config:
     @property
     def model_config(self) -> ModelConfig:
         """The sizes and the initialization of the model."""
-        return ModelConfig(
-            kind=self.model.kind,
-            vocabulary=self.data.vocab_size,
-            positions=self.data.seq_len,
-            hidden=self.model.hidden,
-            heads=self.model.heads,
-            ffn=self.model.ffn,
-            layers=self.model.layers,
-            dropout=self.model.dropout,
-            init=Initialization(
-                std=self.model.init_std,
-                positions=self.model.init_positions,
-                positions_std=self.model.init_positions_std,
-                residual=self.model.init_residual,
-            ),
-        )
+        return self.model.build(self.data.vocab_size, self.data.seq_len)
 
 
 _FAMILIES: dict[str, tuple[type[Section], ...]] = {

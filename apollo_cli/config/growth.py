@@ -206,13 +206,14 @@ def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_fro
 def _width_problems(schedule: ScheduleArgs, model: ModelArgs, expander: ExpanderArgs | None) -> list[str]:
     """Which widths of the stages are not whole numbers, or not reached by the expander's rule."""
     found = []
+    names = [name for name in ("hidden", "heads", "kv_heads", "ffn") if getattr(model, name, None)]
     for share in sorted(set(schedule.shares)):
-        for name in ("hidden", "heads", "ffn"):
+        for name in names:
             part = share * (width := getattr(model, name))
             if round(part) < 1 or not math.isclose(part, round(part), rel_tol=_NEAR):
                 found.append(
                     f"schedule.widths={list(schedule.shares)}: {share:g} of model.{name}={width} is {part:g}; each "
-                    "share must give whole numbers of hidden, heads and ffn"
+                    f"share must give whole numbers of {', '.join(names[:-1])} and ffn"
                 )
     hidden = [round(share * model.hidden) for share in schedule.shares]
     rule = WIDTHS[expander.build().width_rule] if expander else None

@@ -1,12 +1,13 @@
 """The schema of `model` and `size`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from apollo_cli.config.schema import Section, Size, whole
-from apollo_cli.models.model_config import Kind, PositionInit, ResidualInit
+from apollo_cli.models.model_config import Initialization, Kind, ModelConfig, PositionInit, ResidualInit
 
 MOST_LAYERS = 10_000
 
@@ -25,6 +26,20 @@ class ModelArgs(Section):
     init_positions_std: Annotated[float, Field(gt=0, le=10)]
     init_residual: ResidualInit
 
+    def build(self, vocabulary: int, positions: int) -> ModelConfig:
+        """The sizes and the initialization of the model."""
+        return ModelConfig(
+            self.kind,
+            vocabulary,
+            positions,
+            self.hidden,
+            self.heads,
+            self.ffn,
+            self.layers,
+            self.dropout,
+            Initialization(self.init_std, self.init_positions, self.init_positions_std, self.init_residual),
+        )
+
 
 class BertArgs(ModelArgs):
     """model=bert."""
@@ -40,30 +55,65 @@ class GptArgs(ModelArgs):
     kind: Literal["gpt"]
 
 
-MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs)
+class LlamaArgs(ModelArgs):
+    """model=llama."""
+
+    kind: Literal["llama"]
+    kv_heads: Size | None
+    tied: bool
+
+    def build(self, vocabulary: int, positions: int) -> ModelConfig:
+        """The sizes and the initialization of the model."""
+        return replace(super().build(vocabulary, positions), kv_heads=self.kv_heads, tied=self.tied)
+
+
+MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs, LlamaArgs)
 
 
 def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The plain values of `model`, valid or not, with numbers for `heads` and `ffn` where they are null.
 
-    The inner width is four times the width; a head has 64 dimensions, or else 32, or the most between them that
+    The inner width is four times the width, or with llama's three matrices 8/3 of it to the nearest multiple of 64,
+    so that a layer has about as many weights; a head has 64 dimensions, or else 32, or the most between them that
     divide the width.
     """
     hidden = whole(values.get("hidden"))
     if type(hidden) is not int or hidden < 1:
         hidden = 1  # the problem is reported for model.hidden
-    sizes = (64, 32, *range(63, 32, -1))
+    is_llama = values.get("kind") == "llama"
+    sizes = (64, 32, *range(62, 32, -2)) if is_llama else (64, 32, *range(63, 32, -1))  # rotations turn pairs
     head = next((size for size in sizes if hidden % size == 0 and hidden >= 2 * size), hidden)
-    following = {"heads": hidden // head, "ffn": 4 * hidden}
+    ffn = max(1, round(hidden / 24)) * 64 if is_llama else 4 * hidden
+    following = {"heads": hidden // head, "ffn": ffn}
     return {**values, **{key: number for key, number in following.items() if values.get(key, 0) is None}}
 
 
 def model_problems(model: ModelArgs) -> list[str]:
     """Messages about valid keys that do not fit together."""
     if not model.hidden % model.heads:
-        return []
+        return _head_problems(model)
     fitting = [h for h in range(1, min(model.hidden, 1024) + 1) if model.hidden % h == 0]
     near = min(fitting, key=lambda h: abs(h - model.heads))
     return [
         f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
     ]
+
+
+def _head_problems(model: ModelArgs) -> list[str]:
+    """Messages about LLaMA's heads."""
+    if not isinstance(model, LlamaArgs):
+        return []
+    found = []
+    if model.hidden // model.heads % 2:
+        found.append(
+            f"model.heads={model.heads}: a head has {model.hidden // model.heads} of model.hidden={model.hidden} "
+            "dimensions, and rotations turn pairs of them: take an even number"
+        )
+    if model.kv_heads and model.heads % model.kv_heads:
+        fitting = [heads for heads in range(1, model.heads + 1) if model.heads % heads == 0]
+        near = min(fitting, key=lambda heads: abs(heads - (model.kv_heads or 0)))
+        found.append(
+            f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}; for example "
+            f"model.kv_heads={near}"
+        )
+    return found

@@ -26,7 +26,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class NextToken(Task):
-    """GPT: at every position but the last, the next token."""
+    """GPT and LLaMA: at every position but the last, the next token."""
 
     def predictions(self, seq_len: int) -> int:
         return seq_len - 1

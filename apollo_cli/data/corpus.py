@@ -112,7 +112,8 @@ def _identity(source: Source, recipe: Recipe) -> list[Any]:
     made_here = recipe.tokenizer in (*tokenizers.TRAINED, BYTES)
     made_by = recipe.tokenizer if made_here else tokenizers.tokenizer_identity(recipe.tokenizer)
     try:
-        return [FORMAT, type(source).__name__, source.identity(), asdict(recipe), made_by]
+        options = asdict(recipe) | {"kind": recipe.row_kind}
+        return [FORMAT, type(source).__name__, source.identity(), options, made_by]
     except OSError as error:  # a file was deleted meanwhile
         raise DataError(f"the corpus cannot be read: {error}") from error
 

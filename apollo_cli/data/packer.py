@@ -323,7 +323,7 @@ class _RowWriter:
     def __init__(self, path: Path, recipe: Recipe, special: dict[str, int]) -> None:
         self.dtype, self.seq_len = recipe.dtype, recipe.seq_len
         self.before, self.after, self.between = (
-            ([special["cls"]], [special["sep"]], []) if recipe.kind == "bert" else ([], [], [special["eos"]])
+            ([special["cls"]], [special["sep"]], []) if recipe.row_kind == "bert" else ([], [], [special["eos"]])
         )
         self.width = self.seq_len - len(self.before) - len(self.after)  # tokens of text in a row
         self.rows = self.rows_of_part = self.left_over = 0

@@ -10,6 +10,7 @@ BYTES = "bytes"  # data.tokenizer: the byte values, nothing trained
 SPECIAL_TOKENS = {
     "bert": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "gpt": {"eos": "<|endoftext|>"},
+    "llama": {"eos": "<|endoftext|>"},
 }
 
 
@@ -31,7 +32,7 @@ class Recipe:
     """How documents become rows.
 
     Attributes:
-        kind: bert ([CLS] text [SEP] in each row) or gpt (documents separated by the end-of-text token).
+        kind: bert ([CLS] text [SEP] in each row), gpt or llama (documents separated by the end-of-text token).
         tokenizer: an algorithm to train one by, `bytes`, or what `load_tokenizer` takes.
         vocabulary: entries of the tokenizer.
         seq_len: tokens in a row.
@@ -47,6 +48,11 @@ class Recipe:
     validation: float
     validation_seed: int = 0
     bound: Bound | None = None
+
+    @property
+    def row_kind(self) -> str:
+        """The kind whose rows these are, bert or gpt: llama has those of gpt."""
+        return "bert" if self.kind == "bert" else "gpt"
 
     @property
     def dtype(self) -> np.dtype:

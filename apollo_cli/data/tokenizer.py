@@ -22,7 +22,12 @@ from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, Recipe
 from apollo_cli.errors import DataError
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
-ALGORITHMS = {"bert": ("wordpiece", "bpe", "unigram"), "gpt": ("bpe", "unigram")}  # the first is AUTO's
+_ALGORITHMS_OF_BYTES = ("bpe", "unigram")
+ALGORITHMS = {  # the first is AUTO's
+    "bert": ("wordpiece", *_ALGORITHMS_OF_BYTES),
+    "gpt": _ALGORITHMS_OF_BYTES,
+    "llama": _ALGORITHMS_OF_BYTES,
+}
 TRAINED = (AUTO, "wordpiece", "bpe", "unigram")
 SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for stable merges
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
@@ -38,7 +43,7 @@ def train_tokenizer(
     """A tokenizer with exactly `vocabulary` entries.
 
     A lower-casing WordPiece (only bert), a byte-level BPE, which restores every text exactly, or a Unigram:
-    lower-casing for bert, byte-level for gpt.
+    lower-casing for bert, else byte-level.
 
     Args:
         kind: of the model.
@@ -368,7 +373,7 @@ def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path)
     """Writes `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {f"{name}_token": token for name, token in SPECIAL_TOKENS[kind].items()}
-    if kind == "gpt":  # GPT-2 has one special token for all purposes, and none for padding
+    if kind != "bert":  # one special token for all purposes as in GPT-2, and none for padding
         tokens |= {"bos_token": tokens["eos_token"], "unk_token": tokens["eos_token"]}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": seq_len, **tokens}
     if kind == "bert":  # else transformers leaves out the token types of pairs

@@ -16,7 +16,7 @@ from apollo_cli.models.transformer import Batch, LanguageModel
 class Classifier(nn.Module):
     """The layers of a language model and a new head, as in transformers' `...ForSequenceClassification`.
 
-    BERT: dense and tanh at [CLS] (its pooler, new where pretraining had none), dropout, linear. GPT-2: the final
+    BERT: dense and tanh at [CLS] (its pooler, new where pretraining had none), dropout, linear. Others: the final
     norm at the last token, linear without bias. New weights are drawn from torch's global generator with the
     deviation of the model's own initialization.
     """

@@ -1,4 +1,4 @@
-"""The model to fine-tune: exported by a run, or any BERT or GPT-2 in transformers' format."""
+"""The model to fine-tune: exported by a run, or any BERT, GPT-2 or LLaMA in transformers' format."""
 
 import hashlib
 from dataclasses import dataclass
@@ -116,6 +116,6 @@ def _weights_digest(folder: Path) -> str:
         return digest.hexdigest()[:16]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder}: not a BERT or GPT-2 model in transformers' format (config.json and model.safetensors): "
-            f"{getattr(error, 'strerror', None) or error}"
+            f"{folder}: not a BERT, GPT-2 or LLaMA model in transformers' format (config.json and "
+            f"model.safetensors): {getattr(error, 'strerror', None) or error}"
         ) from error

@@ -43,7 +43,7 @@ def _true_indices(mask: Tensor) -> Tensor:
 def framed(kind: str, tokenizer: Tokenizer, max_length: int) -> Tokenizer:
     """A tokenizer that puts special tokens around the sentences, and cuts the longer one of a pair first.
 
-    BERT reads [CLS] a [SEP], or [CLS] a [SEP] b [SEP] (Devlin 2019, figure 4). GPT reads the end-of-text token
+    BERT reads [CLS] a [SEP], or [CLS] a [SEP] b [SEP] (Devlin 2019, figure 4). Others read the end-of-text token
     after each sentence, as between the documents of its pretraining (Radford 2018, figure 1, where it is learned
     with the task). A row has at most `max_length` tokens, special ones included.
     """

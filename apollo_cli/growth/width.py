@@ -3,6 +3,10 @@
 With x' = out x for the values of a space and W' = W into^T for the weights that read them, W' x' = W x if
 into^T out = I. `AXES` has the ties of bert2BERT (Chen 2022, section 3.2) and LiGO (Wang 2023, section 3.2): one
 pair for the residual stream, one for the attention heads, one for the inside of the feed-forward part.
+
+A norm's statistics are those of the old units if all have equally many copies: LayerNorm's and RMSNorm's alike.
+Heads are copied whole, so that rotations by position stay what they were; where several query heads share a head of
+keys and values, they are copied with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,17 +20,18 @@ if TYPE_CHECKING:  # a config is checked without torch, which takes a second to 
 
 State = dict[str, "Tensor"]
 
-# The space of each dimension; with `<` the parameter reads the space, else it writes to it. The decoder is the
+# The space of each dimension; with `<` the parameter reads the space, else it writes to it. A tied decoder is the
 # token embedding, which writes: so the norm before the decoder reads. Other parameters do not grow.
 AXES: dict[str, tuple[str | None, ...]] = {
     "qkv.weight": ("qkv", "<residual"),
     "qkv.bias": ("qkv",),
-    "attention_out.weight": ("residual", "<value"),
+    "attention_out.weight": ("residual", "<mixed"),
     "attention_out.bias": ("residual",),
     "attention_norm.weight": ("residual",),
     "attention_norm.bias": ("residual",),
     "ffn_in.weight": ("ffn", "<residual"),
     "ffn_in.bias": ("ffn",),
+    "gate_up.weight": ("gate_up", "<residual"),
     "ffn_out.weight": ("residual", "<ffn"),
     "ffn_out.bias": ("residual",),
     "ffn_norm.weight": ("residual",),
@@ -43,7 +48,10 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "final_norm.weight": ("<residual",),
     "final_norm.bias": ("<residual",),
 }
+UNTIED_AXES = {"decoder.weight": (None, "<residual"), "final_norm.weight": ("residual",)}
 PARTS_OF_QKV = ("query", "key", "value")
+# the parts of a parameter that has several in one tensor, in their order, and the space of each
+PARTS = {"qkv": dict(zip(PARTS_OF_QKV, PARTS_OF_QKV, strict=True)), "gate_up": {"gate": "ffn", "up": "ffn"}}
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,19 @@ Spaces = Mapping[str, Space]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths of a model: the residual stream, the number of heads, the inside of the feed-forward part."""
+    """The widths of a model.
+
+    Attributes:
+        hidden: of the residual stream.
+        heads: query heads.
+        ffn: inside of the feed-forward part.
+        heads_per_kv: query heads that read the same keys and values.
+    """
 
     hidden: int
     heads: int
     ffn: int
+    heads_per_kv: int = 1
 
 
 def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
@@ -127,6 +143,12 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
             f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} needs "
             f"model.heads={target.hidden / size:g}"
         )
+    if source.heads_per_kv != target.heads_per_kv:
+        found.append(
+            f"query heads are copied with the keys and values that they read, which {source.heads_per_kv} of the "
+            f"source's share: model.heads={target.heads} needs "
+            f"model.kv_heads={target.heads / source.heads_per_kv:g}"
+        )
     if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
         found.append(
             f"model.hidden={target.hidden} is not a whole multiple of the source's {source.hidden}, and LEMON is "
@@ -141,27 +163,40 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
 
     choose, split = WIDTHS[rule][:2]
 
-    def space(old: int, new: int, units: int = 1) -> Space:
+    def space(old: int, new: int, *units: int) -> list[Space]:
+        """One space for each number of units that are copied together."""
         g = choose(old, new, random)
         out = np.eye(old)[g]
-        both = (np.kron(matrix, np.eye(units)) for matrix in (out, out * split(g, random)[:, None]))
-        return Space(*(torch.from_numpy(matrix).float() for matrix in both))
+        both = out, out * split(g, random)[:, None]
+        return [Space(*(torch.from_numpy(np.kron(matrix, np.eye(n))).float() for matrix in both)) for n in units]
 
-    heads = space(source.heads, target.heads, source.hidden // source.heads)
-    found = dict.fromkeys(PARTS_OF_QKV, heads)
-    return found | {"residual": space(source.hidden, target.hidden), "ffn": space(source.ffn, target.ffn)}
+    group, head = source.heads_per_kv, source.hidden // source.heads
+    kv, queries = space(source.heads // group, target.heads // group, head, group * head)
+    (residual,), (ffn,) = space(source.hidden, target.hidden, 1), space(source.ffn, target.ffn, 1)
+    return {"query": queries, "key": kv, "value": kv, "mixed": queries, "residual": residual, "ffn": ffn}
 
 
-def widened(name: str, tensor: "Tensor", spaces: Spaces) -> "Tensor":
+def axes_of(name: str, *, tied: bool = True) -> tuple[str | None, ...]:
+    """The entry of `AXES` for a parameter within the model or the layer; empty if it does not grow."""
+    return (AXES if tied else AXES | UNTIED_AXES).get(name, ())
+
+
+def parts_of(name: str) -> dict[str, str]:
+    """The parts of a parameter of a layer and the space that each writes to; empty for one that has no parts."""
+    return PARTS.get(name.partition(".")[0], {})
+
+
+def widened(name: str, tensor: "Tensor", spaces: Spaces, *, tied: bool = True) -> "Tensor":
     """The parameter `name` (within the model or the layer) at the new width; differentiable in the matrices."""
     import torch
 
-    for dimension, axis in enumerate(AXES.get(name, ())):
+    for dimension, axis in enumerate(axes_of(name, tied=tied)):
         if axis is None:
             continue
-        if axis == "qkv":
-            parts = zip(tensor.chunk(3), PARTS_OF_QKV, strict=True)
-            tensor = torch.cat([spaces[space].out @ part for part, space in parts])
+        if axis in PARTS:
+            matrices = [spaces[space].out for space in PARTS[axis].values()]
+            parts = tensor.split([matrix.shape[1] for matrix in matrices])
+            tensor = torch.cat([matrix @ part for matrix, part in zip(matrices, parts, strict=True)])
             continue
         space = spaces[axis.removeprefix("<")]
         matrix = space.into if axis.startswith("<") else space.out
@@ -169,36 +204,36 @@ def widened(name: str, tensor: "Tensor", spaces: Spaces) -> "Tensor":
     return tensor
 
 
-def flops_of_widening(name: str, shape: tuple[int, ...], spaces: Mapping[str, tuple[int, int]]) -> int:
+def flops_of_widening(
+    name: str, shape: tuple[int, ...], spaces: Mapping[str, tuple[int, int]], *, tied: bool = True
+) -> int:
     """FLOPs of the products in `widened`, forward only, from the (new, old) sizes of each space."""
     total, sizes = 0, list(shape)
-    for dimension, axis in enumerate(AXES.get(name, ())):
+    for dimension, axis in enumerate(axes_of(name, tied=tied)):
         if axis is not None:
-            new, old = spaces["value" if axis == "qkv" else axis.removeprefix("<")]
+            written = PARTS[axis].values() if axis in PARTS else [axis.removeprefix("<")]
             rest = int(np.prod(sizes)) // sizes[dimension]
-            parts = sizes[dimension] // old  # 3 for queries, keys and values in one tensor
-            total += 2 * parts * new * old * rest
-            sizes[dimension] = parts * new
+            total += sum(2 * new * old * rest for new, old in map(spaces.__getitem__, written))
+            sizes[dimension] = sum(spaces[space][0] for space in written)
     return total
 
 
-def from_above(name: str, own: "Tensor", above: "Tensor", source: int) -> "Tensor":
+def from_above(name: str, own: "Tensor", above: "Tensor", spaces: Spaces) -> "Tensor":
     """AKI (Chen 2022, section 3.3): new output units are those of the layer above, at the same place.
 
     Args:
         name: the parameter's name within the layer.
         own: the parameter, widened.
         above: the parameter of the next layer, widened.
-        source: number of old output units, in each third where queries, keys and values are one tensor.
+        spaces: by which they were widened.
     """
     import torch
 
-    thirds = 3 if AXES[name][0] == "qkv" else 1
-    pieces = [
-        torch.cat((lower[:source], upper[source:]))
-        for lower, upper in zip(own.chunk(thirds), above.chunk(thirds), strict=True)
-    ]
-    return torch.cat(pieces)
+    written = parts_of(name).values() or [AXES[name][0]]
+    sizes = [spaces[str(space)].out.shape for space in written]
+    new = [size[0] for size in sizes]
+    parts = zip(own.split(new), above.split(new), sizes, strict=True)
+    return torch.cat([torch.cat((lower[:old], upper[old:])) for lower, upper, (_, old) in parts])
 
 
 def widened_layers(layers: list[State], spaces: Spaces, *, new_from_above: bool) -> list[State]:
@@ -208,10 +243,9 @@ def widened_layers(layers: list[State], spaces: Spaces, *, new_from_above: bool)
         return wide
     result = []
     for i, layer in enumerate(wide[:-1]):
-        old = {name: len(tensor) // (3 if AXES[name][0] == "qkv" else 1) for name, tensor in layers[i].items()}
         result.append(
             {
-                name: tensor if "norm" in name else from_above(name, tensor, wide[i + 1][name], old[name])
+                name: tensor if "norm" in name else from_above(name, tensor, wide[i + 1][name], spaces)
                 for name, tensor in layer.items()
             }
         )

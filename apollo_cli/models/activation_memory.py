@@ -27,14 +27,24 @@ class ActivationMemory:
     def bytes_per_layer(self) -> int:
         """Bytes that a layer keeps for the backward pass, per token.
 
-        In numbers of width h and inner width f: the layer's input, q k v, the attention's output, the sums and
-        norms around (8 h in all), input and output of GELU (2 f); one per head, and four for the norms. Autocast
-        keeps all but two norms in 2 bytes.
+        In numbers of width h and inner width f: the layer's input, the attention's output, the sums and norms
+        around (5 h in all), q k v (3 h), input and output of GELU (2 f); one per head, and two for each LayerNorm.
+        Autocast keeps all but two norms in 2 bytes. SwiGLU has two inputs, and keeps SiLU's output too (4 f);
+        rotated q and k are kept beside q k v, whose storage v needs; an RMSNorm keeps one number.
         """
-        h, f, small = self.model_config.hidden, self.model_config.ffn, 4 * self.model_config.heads + 16
+        config, architecture = self.model_config, self.model_config.architecture
+        h, qkv = config.hidden, 3 * config.hidden
+        if architecture.rotary and not self._drops_on_cpu:  # there, all three are copied, for every head
+            qkv = 2 * h + 3 * config.kv_hidden
+        inner = (4 if architecture.activation == "swiglu" else 2) * config.ffn
+        small = 4 * config.heads + (8 if architecture.rms_norm else 16)
         if self.bf16:
-            return 2 * (6 * h + 2 * f) + 4 * 2 * h + small + self._dropout_bytes
-        return 4 * (8 * h + 2 * f) + small + self._dropout_bytes
+            return 2 * (3 * h + qkv + inner) + 4 * 2 * h + small + self._dropout_bytes
+        return 4 * (5 * h + qkv + inner) + small + self._dropout_bytes
+
+    @property
+    def _drops_on_cpu(self) -> bool:
+        return self.device == "cpu" and bool(self.model_config.dropout)
 
     @property
     def _dropout_bytes(self) -> int:
@@ -43,7 +53,7 @@ class ActivationMemory:
         Attention keeps the weights, their mask and their product, each heads x seq_len instead of one per head;
         both halves keep their mask (2 h).
         """
-        if self.device != "cpu" or not self.model_config.dropout:
+        if not self._drops_on_cpu:
             return 0
         h, weights = self.model_config.hidden, self.model_config.heads * self.model_config.positions
         if self.bf16:

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apollo_cli.models.model_config import ModelConfig
-from apollo_cli.models.transformer import Block, LanguageModel
+from apollo_cli.models.transformer import LanguageModel, new_norm
 
-EPS = 1e-12
 SEGMENTS = 2  # pretraining uses segment 0 alone; fine-tuning on pairs of sentences both
 
 
@@ -17,26 +16,17 @@ class Bert(LanguageModel):
     def __init__(self, model_config: ModelConfig, layers: int) -> None:
         super().__init__(model_config, layers)
         self.segments = nn.Embedding(SEGMENTS, model_config.hidden)
-        self.embedding_norm = nn.LayerNorm(model_config.hidden, eps=EPS)
+        self.embedding_norm = new_norm(model_config)
         self.transform = nn.Linear(model_config.hidden, model_config.hidden)
-        self.transform_norm = nn.LayerNorm(model_config.hidden, eps=EPS)
+        self.transform_norm = new_norm(model_config)
         self.head_bias = nn.Parameter(torch.zeros(model_config.vocabulary))
         self.initialize()
-
-    def new_block(self) -> Block:
-        """A post-norm block with the exact GELU."""
-        with self.device:
-            return Block(self.model_config, pre_norm=False, causal=False, gelu="none", eps=EPS)
 
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """The normalised sum of token, position and segment embeddings."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
         return self.dropout(self.embedding_norm(hidden))
-
-    def block_mask(self, attention_mask: Tensor) -> Tensor:
-        """Every position attends to every token that is not padding."""
-        return attention_mask[:, None, None, :]
 
     def before_decoder(self, hidden: Tensor) -> Tensor:
         """The MLM head's transform: dense, GELU, norm."""

@@ -1,11 +1,11 @@
 """Models by kind, and their number of parameters."""
 
 from apollo_cli.models.bert import SEGMENTS, Bert
-from apollo_cli.models.gpt import Gpt
+from apollo_cli.models.gpt import Gpt, Llama
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
-MODELS: dict[str, type[LanguageModel]] = {"bert": Bert, "gpt": Gpt}
+MODELS: dict[str, type[LanguageModel]] = {"bert": Bert, "gpt": Gpt, "llama": Llama}
 
 
 def build(model_config: ModelConfig, layers: int) -> LanguageModel:
@@ -15,9 +15,12 @@ def build(model_config: ModelConfig, layers: int) -> LanguageModel:
 
 def num_parameters(model_config: ModelConfig, layers: int) -> int:
     """Trainable parameters with `layers` stored blocks, in closed form: plans need it before any model exists."""
-    h, f, norm = model_config.hidden, model_config.ffn, 2 * model_config.hidden
-    block = (4 * h * h + 4 * h) + (2 * h * f + f + h) + 2 * norm  # attention, feed-forward, norms
-    embeddings = (model_config.vocabulary + model_config.positions) * h
+    h, f, architecture = model_config.hidden, model_config.ffn, model_config.architecture
+    norm = h if architecture.rms_norm else 2 * h
+    biases = 5 * h + f if architecture.biases else 0  # queries, keys, values, two projections; feed-forward
+    block = model_config.layer_weights + biases + 2 * norm
+    matrices = model_config.vocabulary * (1 if model_config.tied else 2)
+    embeddings = (matrices + (0 if architecture.rotary else model_config.positions)) * h
     if model_config.kind == "bert":
         segments, transform, bias = SEGMENTS * h, h * h + h, model_config.vocabulary
         return embeddings + segments + norm + layers * block + transform + norm + bias

@@ -42,14 +42,19 @@ def attention(
 
     Args:
         query: (rows, heads, seq_len, width).
-        key: (rows, heads, seq_len, width).
-        value: (rows, heads, seq_len, width).
+        key: (rows, key heads, seq_len, width); each is read by heads / key heads queries in a row.
+        value: (rows, key heads, seq_len, width).
         mask: bool, broadcasts to (rows, heads, seq_len, seq_len), True where attention is allowed.
         causal: attention to later positions is not allowed; instead of `mask`.
         probability: in [0, 1).
     """
+    grouped = key.shape[1] != query.shape[1]
     if not (probability and _uses_words(query)):
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=probability, is_causal=causal)
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=probability, is_causal=causal, enable_gqa=grouped
+        )
+    if grouped:
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as torch does for bf16
     if causal:

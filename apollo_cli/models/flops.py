@@ -11,8 +11,8 @@ def forward_flops(model_config: ModelConfig, rows: int, seq_len: int, depth: int
     2 per multiply-add of every matrix product (Kaplan 2020, arXiv 2001.08361, table 1; Hoffmann 2022,
     arXiv 2203.15556, appendix F). Per token and layer, with width h and inner width f:
 
-        Q K V and output projections   8 h^2
-        feed-forward                   4 h f
+        Q K V and output projections   8 h^2           (4 h^2 + 4 h kv_hidden with fewer key and value heads)
+        feed-forward                   4 h f           (6 h f with SwiGLU)
         scores and values              4 h seq_len     (in full: no halving for a causal mask)
 
     and per prediction, with vocabulary V:
@@ -20,8 +20,8 @@ def forward_flops(model_config: ModelConfig, rows: int, seq_len: int, depth: int
         decoder                        2 h V
         BERT's transform before it     2 h^2
 
-    Norms, softmax, GELU and embedding look-ups are not counted. `predictions` is the number of positions for
-    which the head runs: the masked ones (BERT), all but the last of a row (GPT).
+    Norms, softmax, activations, rotations and embedding look-ups are not counted. `predictions` is the number of
+    positions for which the head runs: the masked ones (BERT), all but the last of a row (GPT, LLaMA).
     """
     per_prediction = 2 * model_config.hidden * model_config.vocabulary
     if model_config.kind == "bert":
@@ -31,8 +31,7 @@ def forward_flops(model_config: ModelConfig, rows: int, seq_len: int, depth: int
 
 def layer_flops(model_config: ModelConfig, rows: int, seq_len: int, tokens: int) -> int:
     """FLOPs of a layer's forward pass; in padded rows only attention computes more than `tokens`."""
-    per_token = 8 * model_config.hidden**2 + 4 * model_config.hidden * model_config.ffn
-    return tokens * per_token + rows * seq_len * 4 * model_config.hidden * seq_len
+    return tokens * 2 * model_config.layer_weights + rows * seq_len * 4 * model_config.hidden * seq_len
 
 
 def training_flops(
@@ -40,15 +39,15 @@ def training_flops(
 ) -> int:
     """FLOPs of one micro-step: forward, and a backward pass of twice its cost.
 
-    The lowest `frozen` layers run forward only. With them the token embedding is frozen, which is also the decoder:
-    it propagates the gradient and has none of its own. The first post-norm layer above them computes no input
+    The lowest `frozen` layers run forward only. With them the token embedding is frozen, and a decoder that is tied
+    to it propagates the gradient and has none of its own. The first post-norm layer above them computes no input
     gradient of Q, K and V, since nothing trains below; a pre-norm layer does, for its norm.
     """
     whole = forward_flops(model_config, rows, seq_len, depth, predictions)
     if not frozen:
         return FORWARD_AND_BACKWARD * whole
     below = forward_flops(model_config, rows, seq_len, frozen, 0)
-    saved = 2 * model_config.hidden * model_config.vocabulary * predictions
-    if model_config.kind == "bert":
+    saved = 2 * model_config.hidden * model_config.vocabulary * predictions if model_config.tied else 0
+    if not model_config.architecture.pre_norm:
         saved += rows * seq_len * 6 * model_config.hidden**2
     return FORWARD_AND_BACKWARD * (whole - below) + below - saved

@@ -11,14 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apollo_cli.errors import CheckpointError
-from apollo_cli.models.bert import EPS as BERT_EPS
 from apollo_cli.models.bert import SEGMENTS
 from apollo_cli.models.build import build
-from apollo_cli.models.gpt import EPS as GPT_EPS
-from apollo_cli.models.model_config import Initialization, Kind, ModelConfig
-from apollo_cli.models.transformer import LanguageModel
+from apollo_cli.models.model_config import ARCHITECTURES, Initialization, Kind, ModelConfig
+from apollo_cli.models.transformer import LONGEST_WAVE, LanguageModel
 
-# our module -> transformers' name, outside the blocks and in block {i}
+# our module -> transformers' name, outside the blocks and in block {i}; several names for one that we have joined
 BERT_NAMES = {
     "tokens.weight": "bert.embeddings.word_embeddings.weight",
     "positions.weight": "bert.embeddings.position_embeddings.weight",
@@ -29,13 +27,13 @@ BERT_NAMES = {
     "head_bias": "cls.predictions.bias",
 }
 BERT_BLOCK_NAMES = {
+    "qkv": [f"bert.encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")],
     "attention_out": "bert.encoder.layer.{i}.attention.output.dense",
     "attention_norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
     "ffn_in": "bert.encoder.layer.{i}.intermediate.dense",
     "ffn_out": "bert.encoder.layer.{i}.output.dense",
     "ffn_norm": "bert.encoder.layer.{i}.output.LayerNorm",
 }
-BERT_QKV = [f"bert.encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")]
 GPT_NAMES = {
     "tokens.weight": "transformer.wte.weight",
     "positions.weight": "transformer.wpe.weight",
@@ -49,23 +47,47 @@ GPT_BLOCK_NAMES = {
     "ffn_out": "transformer.h.{i}.mlp.c_proj",
     "ffn_norm": "transformer.h.{i}.ln_2",
 }
+LLAMA_NAMES = {
+    "tokens.weight": "model.embed_tokens.weight",
+    "final_norm": "model.norm",
+    "decoder": "lm_head",
+}
+LLAMA_BLOCK_NAMES = {
+    "qkv": [f"model.layers.{{i}}.self_attn.{part}_proj" for part in ("q", "k", "v")],
+    "attention_out": "model.layers.{i}.self_attn.o_proj",
+    "attention_norm": "model.layers.{i}.input_layernorm",
+    "gate_up": ["model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"],
+    "ffn_out": "model.layers.{i}.mlp.down_proj",
+    "ffn_norm": "model.layers.{i}.post_attention_layernorm",
+}
+_NAMES: dict[Kind, tuple[dict[str, str], dict[str, Any]]] = {
+    "bert": (BERT_NAMES, BERT_BLOCK_NAMES),
+    "gpt": (GPT_NAMES, GPT_BLOCK_NAMES),
+    "llama": (LLAMA_NAMES, LLAMA_BLOCK_NAMES),
+}
 GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
     "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
 )  # fmt: skip
 LARGEST_FILE = 5_000_000_000  # bytes of weights in one file, the hub's default; larger models are split
-_HEAD = ("transform", "head_bias")  # prefixes of our names of BERT's MLM head, which BERTs for other tasks lack
-_KINDS: dict[str, Kind] = {"bert": "bert", "gpt2": "gpt"}  # by model_type
+_HEAD = ("transform", "head_bias", "decoder")  # prefixes of our names of a head, which models for other tasks lack
+_KINDS: dict[str, Kind] = {"bert": "bert", "gpt2": "gpt", "llama": "llama"}  # by model_type
+_BARE = {  # what begins the names of a model without a head, and what they begin with in a language model
+    "bert": (("embeddings.", "encoder.", "pooler."), "bert."),
+    "gpt": (("wte.", "wpe.", "h.", "ln_f."), "transformer."),
+    "llama": (("embed_tokens.", "layers.", "norm."), "model."),
+}
 
 # our attribute -> the key of config.json; and the keys that all hold the dropout probability
+_BERT_KEYS = {
+    "vocabulary": "vocab_size",
+    "positions": "max_position_embeddings",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "layers": "num_hidden_layers",
+}
 _SIZE_KEYS = {
-    "bert": {
-        "vocabulary": "vocab_size",
-        "positions": "max_position_embeddings",
-        "hidden": "hidden_size",
-        "heads": "num_attention_heads",
-        "ffn": "intermediate_size",
-        "layers": "num_hidden_layers",
-    },
+    "bert": _BERT_KEYS,
     "gpt": {
         "vocabulary": "vocab_size",
         "positions": "n_positions",
@@ -74,24 +96,40 @@ _SIZE_KEYS = {
         "ffn": "n_inner",
         "layers": "n_layer",
     },
+    "llama": _BERT_KEYS | {"kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings"},
 }
 _DROPOUT_KEYS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "gpt": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "llama": ("attention_dropout",),
 }
 # what our models compute with: written, and the only values that are read
 _COMPUTED: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_act": "gelu", "layer_norm_eps": BERT_EPS, "tie_word_embeddings": True},
-    "gpt": {"activation_function": "gelu_new", "layer_norm_epsilon": GPT_EPS, "tie_word_embeddings": True},
+    "bert": {"hidden_act": "gelu", "layer_norm_eps": ARCHITECTURES["bert"].eps, "tie_word_embeddings": True},
+    "gpt": {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": ARCHITECTURES["gpt"].eps,
+        "tie_word_embeddings": True,
+    },
+    "llama": {
+        "hidden_act": "silu",
+        "rms_norm_eps": ARCHITECTURES["llama"].eps,
+        "rope_theta": float(LONGEST_WAVE),  # transformers 4 and llama.cpp
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(LONGEST_WAVE)},  # transformers 5
+    },
 }
 # the only values that are read, which are also transformers' defaults
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {"position_embedding_type": "absolute", "is_decoder": False},
     "gpt": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    "llama": {"rope_scaling": None, "attention_bias": False, "mlp_bias": False},
 }
+# what a missing key means to transformers, where that is not what our models compute with
+_MISSING: dict[str, dict[str, Any]] = {"llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}}
 _WRITTEN: dict[str, dict[str, Any]] = {
     "bert": {"architectures": ["BertForMaskedLM"], "model_type": "bert", "type_vocab_size": SEGMENTS},
     "gpt": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
 }
 
 
@@ -106,7 +144,8 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
     theirs = {}
     for name, tensor in model.state_dict().items():
         their_names = _their_names(model.model_config.kind, name)
-        for their_name, part in zip(their_names, tensor.chunk(len(their_names)), strict=True):
+        rows = _rows(model.model_config, name, len(tensor), len(their_names))
+        for their_name, part in zip(their_names, tensor.split(rows), strict=True):
             oriented = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = oriented.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
     _save_weights(theirs, folder)
@@ -115,7 +154,8 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
 
 
 def _config(model: LanguageModel) -> dict[str, Any]:
-    kind, sizes = model.model_config.kind, replace(model.model_config, layers=len(model.blocks))
+    kind, kv_heads = model.model_config.kind, model.model_config.kv_heads or model.model_config.heads
+    sizes = replace(model.model_config, layers=len(model.blocks), kv_heads=kv_heads)
     return {
         **_WRITTEN[kind],
         **_COMPUTED[kind],
@@ -139,7 +179,7 @@ def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_model(folder: Path) -> LanguageModel:
-    """Reads what `save_model` wrote, or a BERT or GPT-2 language model of transformers or the hub in safetensors.
+    """Reads what `save_model` wrote, or such a language model of transformers or the hub in safetensors.
 
     Raises:
         CheckpointError: a file is missing or not of such a model.
@@ -158,12 +198,12 @@ def load_model_config(folder: Path) -> ModelConfig:
     with torch.device("meta"):
         model = build(model_config, model_config.layers)
     for name, t in model.state_dict().items():
-        _our_tensor(folder, model_config.kind, name, t.shape, theirs)
+        _our_tensor(folder, model_config, name, t.shape, theirs)
     return model_config
 
 
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, Tensor] | None]:
-    """Reads the layers of any BERT or GPT-2 of transformers in safetensors, with any head or none.
+    """Reads the layers of any BERT, GPT-2 or LLaMA of transformers in safetensors, with any head or none.
 
     Args:
         folder: has config.json and model.safetensors.
@@ -187,8 +227,8 @@ def _with_prefix(kind: str, name: str) -> str:
     """The name in a language model of a tensor of a model without head, or of an old BERT with gamma and beta."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         name = name.replace(old, new)
-    bare = {"bert": ("embeddings.", "encoder.", "pooler."), "gpt": ("wte.", "wpe.", "h.", "ln_f.")}[kind]
-    return {"bert": "bert.", "gpt": "transformer."}[kind] + name if name.startswith(bare) else name
+    bare, prefix = _BARE[kind]
+    return prefix + name if name.startswith(bare) else name
 
 
 def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -198,10 +238,12 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         model_config = _model_config(config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: not a BERT or GPT-2 model in transformers' format "
+            f"{folder}: not a BERT, GPT-2 or LLaMA model in transformers' format "
             f"(config.json and model.safetensors): {error!r}"
         ) from error
-    for key, ours in (_COMPUTED[model_config.kind] | _DEFAULTS[model_config.kind]).items():
+    config = _MISSING.get(model_config.kind, {}) | config
+    head_dim = {"head_dim": model_config.hidden // model_config.heads}
+    for key, ours in (_COMPUTED[model_config.kind] | _DEFAULTS[model_config.kind] | head_dim).items():
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
     return model_config, {_with_prefix(model_config.kind, name): tensor for name, tensor in theirs.items()}
@@ -211,7 +253,10 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     kind = _KINDS[config["model_type"]]
     if kind == "gpt" and not config.get("n_inner"):
         config = config | {"n_inner": 4 * config["n_embd"]}
+    config = _MISSING.get(kind, {}) | config
     sizes = {name: config[key] for name, key in _SIZE_KEYS[kind].items()}
+    if sizes.get("kv_heads") == sizes["heads"]:
+        sizes["kv_heads"] = None
     init = Initialization(std=config.get("initializer_range", Initialization.std))
     return ModelConfig(kind, **sizes, dropout=config[_DROPOUT_KEYS[kind][0]], init=init)
 
@@ -236,22 +281,24 @@ def _with_weights(
     folder: Path, model: LanguageModel, theirs: dict[str, Tensor], optional: tuple[str, ...] = ()
 ) -> LanguageModel:
     """The model with their weights; names that begin with one of `optional` may be missing."""
-    kind = model.model_config.kind
+    config = model.model_config
     for name, ours in model.state_dict().items():
-        if not (name.startswith(optional) and set(_their_names(kind, name)) - theirs.keys()):
-            ours.copy_(_our_tensor(folder, kind, name, ours.shape, theirs))
+        if not (name.startswith(optional) and set(_their_names(config.kind, name)) - theirs.keys()):
+            ours.copy_(_our_tensor(folder, config, name, ours.shape, theirs))
     return model
 
 
-def _our_tensor(folder: Path, kind: str, name: str, size: torch.Size, theirs: dict[str, Tensor]) -> Tensor:
-    """Our tensor `name` from theirs: GPT-2's are transposed where needed, BERT's q, k and v are joined."""
-    their_names = _their_names(kind, name)
+def _our_tensor(
+    folder: Path, model_config: ModelConfig, name: str, size: torch.Size, theirs: dict[str, Tensor]
+) -> Tensor:
+    """Our tensor `name` from theirs: GPT-2's are transposed where needed, those that we have in one are joined."""
+    their_names = _their_names(model_config.kind, name)
     if missing := [their_name for their_name in their_names if their_name not in theirs]:
         raise CheckpointError(f"{folder}/model.safetensors: no tensor {', '.join(missing)}")
     parts = [theirs[n].t() if n.endswith(GPT_TRANSPOSED) else theirs[n] for n in their_names]
-    expected = torch.Size([size[0] // len(parts), *size[1:]])
-    for their_name, part in zip(their_names, parts, strict=True):
-        if part.shape != expected:
+    rows = _rows(model_config, name, size[0], len(parts))
+    for their_name, part, length in zip(their_names, parts, rows, strict=True):
+        if part.shape != (expected := torch.Size([length, *size[1:]])):
             raise CheckpointError(
                 f"{folder}/model.safetensors: {their_name} has shape {tuple(part.shape)}, by config.json it should "
                 f"be {tuple(expected)} (linear layers as (out, in))"
@@ -259,14 +306,21 @@ def _our_tensor(folder: Path, kind: str, name: str, size: torch.Size, theirs: di
     return torch.cat(parts)
 
 
-def _their_names(kind: str, name: str) -> list[str]:
-    """Transformers' names of our tensor `name`: one, or three for BERT's q, k and v."""
-    names, block_names = {"bert": (BERT_NAMES, BERT_BLOCK_NAMES), "gpt": (GPT_NAMES, GPT_BLOCK_NAMES)}[kind]
+def _rows(model_config: ModelConfig, name: str, rows: int, parts: int) -> list[int]:
+    """The rows of our tensor `name` that each of the parts has which are joined in it."""
+    if parts > 1 and ".qkv." in name:
+        return [model_config.hidden, model_config.kv_hidden, model_config.kv_hidden]
+    return [rows // parts] * parts
+
+
+def _their_names(kind: Kind, name: str) -> list[str]:
+    """Transformers' names of our tensor `name`: one, or several where theirs are joined in ours."""
+    names, block_names = _NAMES[kind]
     if name in names:
         return [names[name]]
     module, _, leaf = name.rpartition(".")
     if not module.startswith("blocks."):
         return [f"{names[module]}.{leaf}"]
     _, i, module = module.split(".")
-    their_modules = BERT_QKV if kind == "bert" and module == "qkv" else [block_names[module]]
-    return [f"{their_module.format(i=i)}.{leaf}" for their_module in their_modules]
+    theirs = block_names[module]
+    return [f"{each.format(i=i)}.{leaf}" for each in (theirs if isinstance(theirs, list) else [theirs])]

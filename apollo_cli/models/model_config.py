@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["bert", "gpt"]
+Kind = Literal["bert", "gpt", "llama"]
 PositionInit = Literal["random", "sinusoidal"]
 ResidualInit = Literal["plain", "by_depth"]
 
@@ -28,11 +28,45 @@ class Initialization:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What a layer computes, and around the layers what follows from it.
+
+    Attributes:
+        pre_norm: norms stand before attention and feed-forward part and after the last layer, else after each sum.
+        causal: a position attends to itself and those before it.
+        activation: of the feed-forward part: GELU, its tanh form, or SwiGLU (Shazeer 2020, arXiv 2002.05202), which
+            has a third matrix.
+        eps: of the norms.
+        biases: linear layers have biases.
+        rms_norm: RMSNorm (Zhang 2019, arXiv 1910.07467), which has a gain and no bias, else LayerNorm.
+        rotary: queries and keys are rotated by their position (Su 2021, arXiv 2104.09864), else positions have an
+            embedding.
+    """
+
+    pre_norm: bool
+    causal: bool
+    activation: Literal["gelu", "gelu_tanh", "swiglu"]
+    eps: float
+    biases: bool = True
+    rms_norm: bool = False
+    rotary: bool = False
+
+
+ARCHITECTURES: dict[Kind, Architecture] = {
+    "bert": Architecture(pre_norm=False, causal=False, activation="gelu", eps=1e-12),
+    "gpt": Architecture(pre_norm=True, causal=True, activation="gelu_tanh", eps=1e-5),
+    "llama": Architecture(
+        pre_norm=True, causal=True, activation="swiglu", eps=1e-5, biases=False, rms_norm=True, rotary=True
+    ),
+}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The sizes of a model.
 
     Attributes:
-        kind: bert (post-norm, bidirectional, MLM head) or gpt (GPT-2: pre-norm, causal, tied head).
+        kind: bert (post-norm, bidirectional, MLM head), gpt (GPT-2: pre-norm, causal) or llama (pre-norm, causal).
         vocabulary: entries of the token embedding.
         positions: longest row, in tokens.
         hidden: width of the residual stream.
@@ -41,6 +75,9 @@ class ModelConfig:
         layers: the target depth L.
         dropout: probability, in every place where BERT and GPT-2 have dropout.
         init: initialization of the weights.
+        kv_heads: heads of keys and values, each read by equally many query heads (grouped-query attention, Ainslie
+            2023, arXiv 2305.13245); None for as many as `heads`.
+        tied: the decoder's weight is the token embedding.
     """
 
     kind: Kind
@@ -52,8 +89,26 @@ class ModelConfig:
     layers: int
     dropout: float = 0.0
     init: Initialization = Initialization()
+    kv_heads: int | None = None
+    tied: bool = True
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.kind]
+
+    @property
+    def kv_hidden(self) -> int:
+        """The width of the keys of all heads together, and of the values."""
+        return self.hidden // self.heads * (self.kv_heads or self.heads)
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights in the matrices of a layer: attention's, 2 h^2 + 2 h kv_hidden, and the feed-forward part's."""
+        h, matrices = self.hidden, 3 if self.architecture.activation == "swiglu" else 2
+        return 2 * h * h + 2 * h * self.kv_hidden + matrices * h * self.ffn
 
     def narrowed(self, share: float) -> "ModelConfig":
-        """A copy with this share of hidden, heads and ffn, each rounded to a whole number."""
+        """A copy with this share of hidden, heads, kv_heads and ffn, each rounded to a whole number."""
         hidden, heads, ffn = (round(share * width) for width in (self.hidden, self.heads, self.ffn))
-        return replace(self, hidden=hidden, heads=heads, ffn=ffn)
+        kv_heads = None if self.kv_heads is None else round(share * self.kv_heads)
+        return replace(self, hidden=hidden, heads=heads, ffn=ffn, kv_heads=kv_heads)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -14,9 +15,11 @@ from apollo_cli.growth.samplers import NO_GATES
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.dropout import Dropout, attention
 from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.rms_norm import RmsNorm
 from apollo_cli.models.unpadding import Unpadding
 
-LONGEST_WAVE = 10_000  # wavelength of the slowest sinusoid / 2 pi, in positions (Vaswani 2017)
+LONGEST_WAVE = 10_000  # wavelength of the slowest sinusoid / 2 pi, in positions (Vaswani 2017); RoPE's theta
+_GELU_FORMS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 @dataclass(frozen=True)
@@ -54,44 +57,88 @@ class Batch:
 
 def apply_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
     """`layer(hidden)`; on a CPU the bias is added in place, as torch would first copy it to every row."""
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    if layer.bias is None or hidden.device.type != "cpu" or torch.compiler.is_compiling():
         return layer(hidden)
     return F.linear(hidden, layer.weight).add_(layer.bias)
+
+
+def new_norm(model_config: ModelConfig) -> RmsNorm | nn.LayerNorm:
+    """The norm of the residual stream."""
+    norm = RmsNorm if model_config.architecture.rms_norm else nn.LayerNorm
+    return norm(model_config.hidden, eps=model_config.architecture.eps)
+
+
+def rotations(length: int, width: int, device: torch.device) -> Tensor:
+    """(2, length, width): by what `rotated` multiplies a vector, and the one with its halves exchanged.
+
+    Components i and i + width / 2 are the plane that turns by position x LONGEST_WAVE^(-2 i / width) (Su 2021,
+    section 3.4.2, in the order of transformers): its cosine twice; minus its sine, and its sine.
+    """
+    frequencies = LONGEST_WAVE ** (-torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
+    angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * frequencies
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cosine, cosine), -1), torch.cat((-sine, sine), -1)))
+
+
+def rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """Queries or keys (..., seq_len, width) turned by their position; computed in fp32, returned in their type."""
+    exchanged = vectors.roll(vectors.shape[-1] // 2, -1)
+    return (vectors * rotation[0] + exchanged * rotation[1]).to(vectors.dtype)
 
 
 class Block(nn.Module):
     """One layer: self-attention and a feed-forward part, each with a residual connection and a norm."""
 
-    def __init__(self, model_config: ModelConfig, *, pre_norm: bool, causal: bool, gelu: str, eps: float) -> None:
+    def __init__(self, model_config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.pre_norm, self.causal, self.gelu = model_config.heads, pre_norm, causal, gelu
+        self.architecture, self.head_width = model_config.architecture, model_config.hidden // model_config.heads
+        self.qkv_widths = (model_config.hidden, model_config.kv_hidden, model_config.kv_hidden)
+        hidden, ffn, linear = (
+            model_config.hidden,
+            model_config.ffn,
+            partial(nn.Linear, bias=self.architecture.biases),
+        )
         self.dropout = Dropout(model_config.dropout)
-        self.qkv = nn.Linear(model_config.hidden, 3 * model_config.hidden)
-        self.attention_out = nn.Linear(model_config.hidden, model_config.hidden)
-        self.attention_norm = nn.LayerNorm(model_config.hidden, eps=eps)
-        self.ffn_in = nn.Linear(model_config.hidden, model_config.ffn)
-        self.ffn_out = nn.Linear(model_config.ffn, model_config.hidden)
-        self.ffn_norm = nn.LayerNorm(model_config.hidden, eps=eps)
+        self.qkv = linear(hidden, sum(self.qkv_widths))
+        self.attention_out = linear(hidden, hidden)
+        self.attention_norm = new_norm(model_config)
+        if self.architecture.activation == "swiglu":
+            self.gate_up = linear(hidden, 2 * ffn)
+        else:
+            self.ffn_in = linear(hidden, ffn)
+        self.ffn_out = linear(ffn, hidden)
+        self.ffn_norm = new_norm(model_config)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, unpadding: Unpadding | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        unpadding: Unpadding | None = None,
+        rotation: Tensor | None = None,
+    ) -> Tensor:
         """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
 
-        `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed.
+        `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed. `rotation` has the numbers of
+        `rotations`.
         """
-        if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding)
+        if self.architecture.pre_norm:
+            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding, rotation)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding))
+        hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding, rotation))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
-    def _attention(self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None) -> Tensor:
+    def _attention(
+        self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None, rotation: Tensor | None
+    ) -> Tensor:
         qkv = apply_linear(self.qkv, hidden)
         if unpadding:
             qkv = unpadding.pad(qkv)
-        # chunked before it is transposed, so that the three gradients are joined by one copy
-        chunks = (chunk.unflatten(-1, (self.heads, -1)) for chunk in qkv.chunk(3, -1))
-        query, key, value = (chunk.transpose(1, 2) for chunk in chunks)
-        causal = self.causal and mask is None
+        # split before it is transposed, so that the three gradients are joined by one copy
+        parts = (part.unflatten(-1, (-1, self.head_width)) for part in qkv.split(self.qkv_widths, -1))
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        if rotation is not None:
+            query, key = rotated(query, rotation), rotated(key, rotation)
+        causal = self.architecture.causal and mask is None
         mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.active_probability)
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
@@ -99,36 +146,39 @@ class Block(nn.Module):
         return self.dropout(apply_linear(self.attention_out, mixed))
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self.dropout(
-            apply_linear(self.ffn_out, F.gelu(apply_linear(self.ffn_in, hidden), approximate=self.gelu))
-        )
+        if self.architecture.activation == "swiglu":
+            gate, up = apply_linear(self.gate_up, hidden).chunk(2, -1)
+            inner = F.silu(gate) * up
+        else:
+            inner = F.gelu(apply_linear(self.ffn_in, hidden), approximate=_GELU_FORMS[self.architecture.activation])
+        return self.dropout(apply_linear(self.ffn_out, inner))
 
 
 class LanguageModel(nn.Module, ABC):
-    """Embeddings, N stored blocks and a tied decoder. Subclasses define the block, the embeddings and the head."""
+    """Embeddings, N stored blocks and a decoder. Subclasses define the embeddings and the head."""
 
-    head_bias: nn.Parameter | None  # of the decoder, whose weight is the token embedding
+    head_bias: nn.Parameter | None  # of the decoder
 
     def __init__(self, model_config: ModelConfig, layers: int) -> None:
         super().__init__()
         self.model_config = model_config
         self.dropout = Dropout(model_config.dropout)
         self.tokens = nn.Embedding(model_config.vocabulary, model_config.hidden)
-        self.positions = nn.Embedding(model_config.positions, model_config.hidden)
+        if not model_config.architecture.rotary:
+            self.positions = nn.Embedding(model_config.positions, model_config.hidden)
         self.blocks = nn.ModuleList(self.new_block() for _ in range(layers))
+        if not model_config.tied:
+            self.decoder = nn.Linear(model_config.hidden, model_config.vocabulary, bias=False)
         self.register_parameter("head_bias", None)
 
-    @abstractmethod
     def new_block(self) -> Block:
         """An uninitialised block, on the device of the embeddings."""
+        with self.device:
+            return Block(self.model_config)
 
     @abstractmethod
     def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """(rows, seq_len) -> (rows, seq_len, hidden); `segments` is (rows, seq_len), None for all 0."""
-
-    @abstractmethod
-    def block_mask(self, attention_mask: Tensor) -> Tensor:
-        """The mask of a block, from (rows, seq_len) bool that is False at padding."""
 
     @abstractmethod
     def before_decoder(self, hidden: Tensor) -> Tensor:
@@ -157,26 +207,42 @@ class LanguageModel(nn.Module, ABC):
             frozen: the embedding and so many layers run forward only, if not 0.
             gates: block i contributes with weight gates[i], its input with 1 - gates[i].
         """
-        mask = None if attention_mask is None else self.block_mask(attention_mask)
+        mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
         with torch.no_grad() if frozen else nullcontext():
             hidden = self.embed(tokens, segments)
             if unpadding:
                 hidden = unpadding.unpad(hidden)
-            hidden = self._run(hidden, mask, unpadding, layer_map[:frozen], gates)
-        hidden = self._run(hidden, mask, unpadding, layer_map[frozen:], gates)
+            rotation = self._rotation(tokens.shape[1])
+            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates)
+        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates)
         return unpadding.pad(hidden) if unpadding else hidden
+
+    def _block_mask(self, attention_mask: Tensor) -> Tensor:
+        """The mask of a block, from (rows, seq_len) bool that is False at padding."""
+        mask = attention_mask[:, None, None, :]
+        if not self.model_config.architecture.causal:
+            return mask
+        length = attention_mask.shape[1]
+        return mask & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+
+    def _rotation(self, length: int) -> Tensor | None:
+        """`rotations` at the positions of a row, where the model has rotations."""
+        if not self.model_config.architecture.rotary:
+            return None
+        return rotations(length, self.model_config.hidden // self.model_config.heads, self.device)
 
     def _run(
         self,
         hidden: Tensor,
         mask: Tensor | None,
         unpadding: Unpadding | None,
+        rotation: Tensor | None,
         layer_map: Sequence[int],
         gates: Mapping[int, float],
     ) -> Tensor:
         for i in layer_map:
-            result = self.blocks[i](hidden, mask, unpadding)
+            result = self.blocks[i](hidden, mask, unpadding, rotation)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 
@@ -186,17 +252,24 @@ class LanguageModel(nn.Module, ABC):
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> (..., vocabulary)."""
-        return F.linear(self.before_decoder(hidden), self.tokens.weight, self.head_bias)
+        return F.linear(self.before_decoder(hidden), self.decoder_weight, self.head_bias)
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """(vocabulary, hidden)."""
+        return self.tokens.weight if self.model_config.tied else self.decoder.weight
 
     def loss(
         self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
     ) -> Tensor:
         """Mean cross-entropy in nats over the batch's predictions; the head runs at those positions only.
 
-        With frozen layers the token embedding is frozen too, and so is the decoder, which shares its weight.
+        With frozen layers the token embedding is frozen too, and so is a decoder that shares its weight.
         """
         hidden = self.trunk(batch.tokens, layer_map, frozen=frozen, gates=gates).flatten(0, 1)[batch.positions]
-        decoder = self.tokens.weight.detach() if frozen else self.tokens.weight
+        decoder = self.decoder_weight
+        if frozen and self.model_config.tied:
+            decoder = decoder.detach()
         return decoder_loss(self.before_decoder(hidden), decoder, self.head_bias, batch.targets)
 
     def forward(
@@ -216,7 +289,7 @@ class LanguageModel(nn.Module, ABC):
         """Draws all weights from torch's global generator according to `model_config.init`."""
         self.draw(self)
         init = self.model_config.init
-        if init.positions == "sinusoidal":
+        if init.positions == "sinusoidal" and not self.model_config.architecture.rotary:
             positions = self.positions.weight
             with torch.no_grad():
                 positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
@@ -231,7 +304,7 @@ class LanguageModel(nn.Module, ABC):
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std), generator=random)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 

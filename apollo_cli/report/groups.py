@@ -32,8 +32,8 @@ _UNKNOWN = "not known yet"
 class EvaluationSetup(NamedTuple):
     """What makes losses comparable: the objective, the corpus with its tokenizer, the held-out rows."""
 
-    kind: str  # bert or gpt
-    mask_fraction: str  # empty for GPT
+    kind: str  # bert, gpt or llama
+    mask_fraction: str  # of BERT, else empty
     data: str  # fingerprint of corpus, tokenizer, rows and their length
     evaluation_rows: int | None  # None while no run has recorded it
 

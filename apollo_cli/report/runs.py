@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from apollo_cli import files
 from apollo_cli.errors import ApolloError, DataError, printable
 from apollo_cli.glue.tasks import TASKS
+from apollo_cli.models.model_config import Kind
 from apollo_cli.run_directory import RunDirectory
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ _Loss: TypeAlias = float | None  # None or NaN where it was not finite
 
 class _Config(BaseModel):
     model_config = ConfigDict(strict=True)
-    kind: Literal["bert", "gpt"] = Field(alias="model.kind")
+    kind: Kind = Field(alias="model.kind")
     layers: _Layers = Field(alias="model.layers")
     stages: list[_Layers] = Field(alias="schedule.layers")
 

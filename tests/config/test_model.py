@@ -7,6 +7,7 @@ import pytest
 
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.config.model import with_sizes
 from tests.helpers.config_values import changed, problems_of, refuses
 
 
@@ -54,3 +55,12 @@ def test_heads_and_inner_width_follow_the_width_unless_typed(
 def test_every_size_has_heads_of_64_and_an_inner_width_of_4(size: str) -> None:
     model = parse(compose_values([f"size={size}"])).model
     assert (model.hidden // model.heads, model.ffn // model.hidden) == (64, 4)
+
+
+@pytest.mark.parametrize(("hidden", "ffn"), [(64, 192), (128, 320), (256, 704), (768, 2048), (8, 64)])
+def test_llamas_inner_width_is_eight_thirds_of_the_width_to_a_multiple_of_64(hidden: int, ffn: int) -> None:
+    assert with_sizes({"kind": "llama", "hidden": hidden, "heads": None, "ffn": None})["ffn"] == ffn
+
+
+def test_llamas_heads_have_an_even_width() -> None:
+    assert with_sizes({"kind": "llama", "hidden": 70, "heads": None})["heads"] == 1  # 35 would be odd

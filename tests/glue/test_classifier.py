@@ -19,7 +19,7 @@ from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
 from apollo_cli.models.model_config import Kind, ModelConfig
 
-IDS = {"bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}, "gpt": {"eos": 0}}
+IDS = {"bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}, "gpt": {"eos": 0}, "llama": {"eos": 0}}
 
 
 def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
@@ -147,7 +147,7 @@ def test_new_weights_have_the_deviation_of_the_models_own(pretrained: Path, tmp_
     assert model.answer.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
     model_config = ModelConfig(kind, vocabulary=31, positions=16, hidden=24, heads=3, ffn=50, layers=4)
     model = Classifier(build(model_config, 4), 3)

@@ -28,12 +28,12 @@ def test_a_model_in_several_files_is_the_same_model(pretrained: Path, tmp_path: 
     parts[-1].write_bytes(parts[0].read_bytes())  # each file counts
     assert Pretrained.of_folder(run_dir / "model").facts["weights"] != before
     parts[-1].unlink()
-    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model"):
+    with pytest.raises(CheckpointError, match="not a BERT, GPT-2 or LLaMA model"):
         Pretrained.of_folder(run_dir / "model")
 
 
 @pytest.mark.parametrize("index", ["[]", "{", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../a"}}'])
 def test_a_damaged_index_is_an_error_of_the_user(index: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model"):
+    with pytest.raises(CheckpointError, match="not a BERT, GPT-2 or LLaMA model"):
         Pretrained.of_folder(tmp_path)

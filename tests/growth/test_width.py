@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from apollo_cli.growth.expanders import Bert2Bert, Expander, Lemon
-from apollo_cli.growth.width import AXES, Sizes, Space, spaces, widened, widened_layers, width_problems
+from apollo_cli.growth.width import Sizes, Space, axes_of, spaces, widened, widened_layers, width_problems
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
@@ -13,7 +13,11 @@ from apollo_cli.training.init_from.weights import init_from_smaller, sizes
 
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 GPT = replace(BERT, kind="gpt")
-each_model = pytest.mark.parametrize("model_config", [BERT, GPT], ids=lambda model_config: model_config.kind)
+LLAMA = replace(BERT, kind="llama", tied=False)
+GROUPED = replace(BERT, kind="llama", hidden=16, heads=4, kv_heads=2)
+each_model = pytest.mark.parametrize(
+    "model_config", [BERT, GPT, LLAMA, GROUPED], ids=["bert", "gpt", "llama", "grouped"]
+)
 
 
 def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
@@ -42,8 +46,9 @@ def logits(model: LanguageModel) -> torch.Tensor:
 def test_every_parameter_has_its_axes(model_config: ModelConfig) -> None:
     model = build(model_config, 1)
     names = {name.removeprefix("blocks.0."): p for name, p in model.named_parameters()}
-    assert {name for name in names if name not in AXES} <= {"head_bias"}
-    assert all(len(AXES[name]) == parameter.ndim for name, parameter in names.items() if name in AXES)
+    axes = {name: axes_of(name, tied=model_config.tied) for name in names}
+    assert {name for name in names if not axes[name]} <= {"head_bias"}
+    assert all(len(axes[name]) == parameter.ndim for name, parameter in names.items() if axes[name])
 
 
 @pytest.mark.parametrize("rule", ["fpi", "aki", "lemon"])
@@ -70,14 +75,15 @@ def test_heads_and_feed_forward_of_any_width_keep_the_function(
 @pytest.mark.parametrize("times", [2, 3])
 def test_lemon_keeps_the_function_exactly_but_for_rounding(model_config: ModelConfig, times: int) -> None:
     source = make_model(model_config, 2)
-    large = replace(model_config, hidden=8 * times, heads=2 * times, ffn=12 * times + 5)
+    large = replace(model_config.narrowed(times), ffn=12 * times + 5)
     wide = grown(source, large, 2, Lemon())
     torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
 
 
-def test_lemon_keeps_the_function_of_a_pre_norm_model_in_depth_too() -> None:
-    source = make_model(GPT, 2)
-    large = replace(GPT, hidden=16, heads=4, ffn=30)
+@pytest.mark.parametrize("model_config", [GPT, LLAMA, GROUPED], ids=["gpt", "llama", "grouped"])
+def test_lemon_keeps_the_function_of_a_pre_norm_model_in_depth_too(model_config: ModelConfig) -> None:
+    source = make_model(model_config, 2)
+    large = replace(model_config.narrowed(2), ffn=30)
     deep = grown(source, large, 5, Lemon())
     torch.testing.assert_close(logits(deep), logits(source), rtol=1e-4, atol=1e-4)
 
@@ -92,7 +98,7 @@ def test_copies_of_lemon_are_read_with_different_weights() -> None:
 def test_fpi_keeps_the_function_up_to_the_statistics_of_the_norms(model_config: ModelConfig) -> None:
     """A width that is no multiple counts some units twice and others once; AKI changes far more."""
     source = make_model(model_config, 2)
-    large = replace(model_config, hidden=12, heads=3, ffn=20)
+    large = replace(model_config.narrowed(1.5), ffn=20)
     before = logits(source)
     fpi, aki = (
         (logits(grown(source, large, 2, rule)) - before).std() for rule in (Bert2Bert("fpi"), Bert2Bert("aki"))
@@ -105,7 +111,7 @@ def test_fpi_by_hand() -> None:
     """bert2BERT's figure: 2 -> 3 units, the new one a copy of the first."""
     out = torch.tensor([[1.0, 0], [0, 1], [1, 0]])
     into = torch.tensor([[0.5, 0], [0, 1], [0.5, 0]])
-    found = {name: Space(out, into) for name in ("residual", "ffn", "query", "key", "value")}
+    found = {name: Space(out, into) for name in ("residual", "ffn", "query", "key", "value", "mixed")}
     weight = torch.tensor([[1.0, 2], [3, 4]])  # (out, in)
     expected = torch.tensor([[0.5, 2, 0.5], [1.5, 4, 1.5], [0.5, 2, 0.5]])
     assert torch.equal(widened("ffn_in.weight", weight, found), expected)
@@ -142,4 +148,27 @@ def test_widths_that_cannot_grow_are_reported() -> None:
     assert "model.heads=4" in heads
     (multiple,) = width_problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
     assert "not a whole multiple" in multiple
+    (grouped,) = width_problems("fpi", Sizes(16, 4, 12, 2), Sizes(32, 8, 24, 8))
+    assert "model.heads=8 needs model.kv_heads=4" in grouped
     assert sizes(BERT) == Sizes(8, 2, 12)
+    assert sizes(GROUPED) == Sizes(16, 4, 12, heads_per_kv=2)
+
+
+def test_query_heads_are_copied_with_the_keys_and_values_that_they_read() -> None:
+    """Query head i reads key head i // 2; key head 2 is a copy of key head g, so heads 4 and 5 of 2g and 2g + 1."""
+    found = spaces("fpi", Sizes(8, 4, 4, 2), Sizes(12, 6, 4, 2), np.random.default_rng(3))
+    key, query = found["key"].out, found["query"].out
+    assert key.shape == (6, 4)
+    assert query.shape == (12, 8)
+    g = key[4].argmax().item() // 2
+    assert torch.equal(query[8:], torch.eye(8)[4 * g : 4 * g + 4])
+
+
+def test_a_decoder_of_its_own_reads_what_the_final_norm_writes() -> None:
+    space = Space(torch.tensor([[1.0, 0], [0, 1], [1, 0]]), torch.tensor([[0.5, 0], [0, 1], [0.5, 0]]))
+    row = torch.tensor([[1.0, 2]])
+    assert torch.equal(
+        widened("decoder.weight", row, {"residual": space}, tied=False), torch.tensor([[0.5, 2, 0.5]])
+    )
+    norm = widened("final_norm.weight", row[0], {"residual": space}, tied=False)
+    assert torch.equal(norm, torch.tensor([1.0, 2, 1]))

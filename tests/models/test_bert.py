@@ -44,7 +44,7 @@ def test_embeddings_are_tokens_positions_and_the_first_segment_normalised(model:
         for place, token in enumerate(ids):
             summed = model.tokens.weight[token] + model.positions.weight[place] + model.segments.weight[0]
             centred = summed - summed.mean()
-            expected = centred / centred.square().mean().sqrt() * norm.weight + norm.bias
+            expected = centred / centred.square().mean().sqrt() * norm.weight + norm.get_parameter("bias")
             torch.testing.assert_close(model.embed(tokens)[row, place], expected)
 
 

@@ -19,7 +19,7 @@ SIZES = [  # vocabulary, hidden, heads, ffn; rows, seq_len; stored, depth; predi
     (64, 64, 8, 256, 4, 2, 4, 4, 2),
     (513, 40, 5, 17, 5, 1, 3, 7, 5),
 ]
-each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
+each_kind = pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 
 
 @each_kind
@@ -38,9 +38,21 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
     depth: int,
     predictions: int,
 ) -> None:
-    model_config = ModelConfig(kind, vocabulary, seq_len, hidden, heads, ffn, layers=12)
-    model = build(model_config, stored)
-    tokens = torch.randint(vocabulary, (rows, seq_len))
+    check_against_torch(
+        ModelConfig(kind, vocabulary, seq_len, hidden, heads, ffn, 12), rows, stored, depth, predictions
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("tied", [True, False])
+def test_grouped_queries_and_an_untied_decoder_are_counted_as_torch_does(kv_heads: int, tied: bool) -> None:
+    model_config = ModelConfig("llama", 97, 11, hidden=24, heads=6, ffn=50, layers=12, kv_heads=kv_heads, tied=tied)
+    check_against_torch(model_config, rows=3, stored=2, depth=5, predictions=30)
+
+
+def check_against_torch(model_config: ModelConfig, rows: int, stored: int, depth: int, predictions: int) -> None:
+    model, seq_len = build(model_config, stored), model_config.positions
+    tokens = torch.randint(model_config.vocabulary, (rows, seq_len))
     positions = torch.randperm(rows * seq_len)[:predictions]
     batch = Batch(tokens, positions, tokens.flatten()[positions])
     logical = layer_map("nearest", stored, depth)
@@ -54,10 +66,13 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
 
 @each_kind
 @pytest.mark.parametrize(("layers", "frozen"), [(4, 1), (4, 3), (2, 1)])
+@pytest.mark.parametrize("tied", [True, False])
 def test_frozen_layers_and_a_decoder_that_stands_still_are_counted_as_torch_does(
-    kind: Kind, layers: int, frozen: int
+    kind: Kind, layers: int, frozen: int, tied: bool
 ) -> None:
-    model_config = ModelConfig(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers)
+    if not tied and kind != "llama":
+        pytest.skip("only llama has a decoder of its own")
+    model_config = ModelConfig(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers, tied=tied)
     model = build(model_config, layers)
     tokens = torch.randint(97, (3, 11))
     batch = Batch(tokens, torch.arange(7), tokens.flatten()[:7])
@@ -86,6 +101,21 @@ def test_gpt_by_hand() -> None:
     assert training_flops(model_config, rows=2, seq_len=8, depth=3, predictions=14) == 1_092_864
 
 
+def test_llama_by_hand() -> None:
+    model_config = ModelConfig(
+        "llama", vocabulary=100, positions=8, hidden=16, heads=4, ffn=48, layers=6, kv_heads=2
+    )
+    layer = (
+        2 * 2 * 16 * 16 * 16  # Q and O: 16 tokens, 16 -> 16
+        + 2 * 2 * 16 * 16 * 8  # K and V: 16 -> 2 heads of 4
+        + 3 * 2 * 16 * 16 * 48  # SwiGLU's three matrices
+        + 2 * 2 * (2 * 4) * 8 * 8 * 4  # scores and values: 2 rows x 4 heads of (8, 4) by (4, 8)
+    )
+    assert layer == 106_496
+    decoder = 14 * 2 * 16 * 100
+    assert forward_flops(model_config, rows=2, seq_len=8, depth=3, predictions=14) == 3 * layer + decoder == 364_288
+
+
 @each_kind
 def test_heads_and_stored_layers_do_not_change_the_cost(kind: Kind) -> None:
     costs = {
@@ -99,5 +129,5 @@ def test_heads_and_stored_layers_do_not_change_the_cost(kind: Kind) -> None:
 @each_kind
 def test_counts_beyond_64_bits_stay_exact(kind: Kind) -> None:
     model_config = ModelConfig(kind, 100, 10**6, 10**6, 1, 4 * 10**6, 1)
-    per_token = 8 * 10**12 + 16 * 10**12 + 4 * 10**12
+    per_token = 8 * 10**12 + (24 if kind == "llama" else 16) * 10**12 + 4 * 10**12
     assert forward_flops(model_config, 10**3, 10**6, 10**3, 0) == per_token * 10**12

@@ -61,5 +61,5 @@ def test_embeddings_are_tokens_and_positions(model: Gpt) -> None:
 
 def test_decoder_is_the_token_embedding_after_the_final_norm(model: Gpt) -> None:
     hidden = torch.randn(5, 16)
-    normed = F.layer_norm(hidden, (16,), model.final_norm.weight, model.final_norm.bias, eps=1e-5)
+    normed = F.layer_norm(hidden, (16,), model.final_norm.weight, model.get_parameter("final_norm.bias"), eps=1e-5)
     torch.testing.assert_close(model.head(hidden), normed @ model.tokens.weight.T)

@@ -15,17 +15,22 @@ from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
-SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": {"bos_token_id": 4, "eos_token_id": 4}}
+ENDS = {"bos_token_id": 4, "eos_token_id": 4}
+SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": ENDS, "llama": ENDS}
 MODEL_CONFIGS = [
     ModelConfig("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
     ModelConfig("bert", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
     ModelConfig("gpt", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
     ModelConfig("gpt", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+    ModelConfig("llama", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6, kv_heads=2),
+    ModelConfig("llama", vocabulary=61, positions=20, hidden=24, heads=6, ffn=64, layers=6, tied=False),
+    ModelConfig("llama", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+    ModelConfig("llama", vocabulary=61, positions=20, hidden=48, heads=6, ffn=80, layers=6, kv_heads=1, tied=False),
 ]
 each_model = pytest.mark.parametrize(
     "model_config", MODEL_CONFIGS, ids=lambda model_config: f"{model_config.kind}-{model_config.hidden}"
 )
-each_kind = pytest.mark.parametrize("kind", ["bert", "gpt"])
+each_kind = pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 
 
 def auto(kind: Kind) -> Any:
@@ -87,7 +92,7 @@ def test_export_loads_in_transformers_and_gives_the_same_logits(
     torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@each_kind
 @torch.no_grad()
 def test_a_large_model_is_in_several_files(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(small(kind), 3)
@@ -135,7 +140,7 @@ def test_losses_agree_with_transformers(kind: Kind, tmp_path: Path) -> None:
     theirs = auto(kind).from_pretrained(tmp_path).eval()
     tokens = make_tokens(61, 12)
     logits = model.logits(tokens, range(2))
-    if kind == "gpt":
+    if kind != "bert":
         logits = logits[:, :-1]
     targets = tokens if kind == "bert" else tokens[:, 1:]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -150,6 +155,7 @@ def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path
     names = {
         "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
         "gpt": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
+        "llama": ("attention_dropout",),
     }[kind]
     assert [getattr(config, name) for name in names] == [0.25] * len(names)
     assert load_model(tmp_path).model_config.dropout == 0.25
@@ -225,6 +231,50 @@ def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: P
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_model_saved_by_transformers_llama_is_read(kv_heads: int, tied: bool, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=16,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+    )
+    theirs = LlamaForCausalLM(config).eval()
+    perturb(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path).eval()
+    of_keys = None if kv_heads == 3 else kv_heads
+    assert ours.model_config == ModelConfig("llama", 50, 16, 24, 3, 56, 3, kv_heads=of_keys, tied=tied)
+    tokens = make_tokens(50, 16)
+    torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+def test_a_key_that_is_missing_means_what_it_means_to_transformers(tmp_path: Path) -> None:
+    path = exported(tmp_path, "llama") / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["rms_norm_eps"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="rms_norm_eps is 1e-06, and only 1e-05 is supported"):
+        load_model(tmp_path)
+
+
+def test_llamas_config_has_the_rotations_for_transformers_4_and_5(tmp_path: Path) -> None:
+    config = json.loads((exported(tmp_path, "llama") / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == 10_000
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10_000}
+    assert config["rms_norm_eps"] == 1e-5
+    assert config["num_key_value_heads"] == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "option", "value"),
     [
@@ -235,6 +285,12 @@ def test_model_saved_by_transformers_gpt2_is_read(inner: int | None, tmp_path: P
         ("gpt", "layer_norm_epsilon", 0.1),
         ("gpt", "tie_word_embeddings", False),
         ("gpt", "scale_attn_by_inverse_layer_idx", True),
+        ("llama", "hidden_act", "gelu"),
+        ("llama", "rms_norm_eps", 1e-6),
+        ("llama", "attention_bias", True),
+        ("llama", "mlp_bias", True),
+        ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 500000.0}),
+        ("llama", "rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
     ],
 )
 def test_model_that_ours_would_compute_otherwise_is_refused(
@@ -249,23 +305,23 @@ def test_model_that_ours_would_compute_otherwise_is_refused(
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_missing_file_is_named(missing: str, tmp_path: Path) -> None:
     (exported(tmp_path) / missing).unlink()
-    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model in transformers' format") as caught:
+    with pytest.raises(CheckpointError, match="not a BERT, GPT-2 or LLaMA model in transformers' format") as caught:
         load_model(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "config.json and model.safetensors" in str(caught.value)
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere: not a BERT or GPT-2 model"):
+    with pytest.raises(CheckpointError, match="nowhere: not a BERT, GPT-2 or LLaMA model"):
         load_model(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '"bert"', '{"model_type": "llama"}', '{"model_type": "bert"}']
+    "text", ["", "{", "[]", "{}", '"bert"', '{"model_type": "mamba"}', '{"model_type": "bert"}']
 )
 def test_config_of_no_such_model_is_refused(text: str, tmp_path: Path) -> None:
     (exported(tmp_path) / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="not a BERT or GPT-2 model"):
+    with pytest.raises(CheckpointError, match="not a BERT, GPT-2 or LLaMA model"):
         load_model(tmp_path)
 
 
@@ -285,6 +341,7 @@ def test_cut_off_weights_are_refused(kind: Kind, kept: int, tmp_path: Path) -> N
         ("bert", "cls.predictions.bias"),
         ("gpt", "transformer.h.1.mlp.c_fc.bias"),
         ("gpt", "transformer.wte.weight"),
+        ("llama", "model.layers.1.mlp.up_proj.weight"),
     ],
 )
 def test_missing_tensor_is_named(kind: Kind, name: str, tmp_path: Path) -> None:
@@ -304,6 +361,8 @@ def test_missing_tensor_is_named(kind: Kind, name: str, tmp_path: Path) -> None:
         ("gpt", "transformer.h.1.attn.c_attn.weight", (96, 32)),
         ("gpt", "transformer.h.1.mlp.c_proj.weight", (32, 80)),
         ("gpt", "transformer.ln_f.bias", (31,)),
+        ("llama", "model.layers.1.self_attn.k_proj.weight", (32, 32)),
+        ("llama", "model.layers.1.mlp.gate_proj.weight", (81, 32)),
     ],
 )
 def test_tensor_of_a_wrong_shape_is_refused(kind: Kind, name: str, size: tuple[int, ...], tmp_path: Path) -> None:

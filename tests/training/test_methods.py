@@ -73,7 +73,7 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_no_loss_jumps_where_new_layers_are_gated(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
     train(config(f"model={kind}", *RARELY, *METHODS["msg"]), tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]

@@ -16,21 +16,24 @@ from torch.func import functional_call
 from apollo_cli.errors import TrainingError
 from apollo_cli.growth.expanders import Expander, Learning
 from apollo_cli.growth.layer_maps import LayerMap
-from apollo_cli.growth.width import PARTS_OF_QKV, Space, Spaces, State, flops_of_widening, widened
+from apollo_cli.growth.width import Space, Spaces, State, flops_of_widening, parts_of, widened
 from apollo_cli.models.build import build
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.init_from.weights import layers_of, non_block_params, with_positions_of
+from apollo_cli.training.init_from.weights import layers_of, non_block_params, sizes, with_positions_of
 
 _NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
 _NOISE = 0.03  # added to the initial depth weights, uniform (the paper's release)
 
 
 def widths_of(model_config: ModelConfig) -> dict[str, int]:
-    """The size of each space, of all heads together."""
-    return dict.fromkeys(PARTS_OF_QKV, model_config.hidden) | {
+    """The size of each space that has a matrix of its own, of all heads together."""
+    return {
+        "query": model_config.hidden,
+        "key": model_config.kv_hidden,
+        "value": model_config.kv_hidden,
         "residual": model_config.hidden,
         "ffn": model_config.ffn,
     }
@@ -56,6 +59,8 @@ class LearnedMap(nn.Module):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
+        old_sizes = sizes(source.model_config)
+        self._head, self._heads_per_kv = old_sizes.hidden // old_sizes.heads, old_sizes.heads_per_kv
         self.layers = layers_of(source)
         self._source = (source,)  # in a tuple, so that it is no submodule and is not trained
         old, new = widths_of(source.model_config), widths_of(model_config)
@@ -69,9 +74,11 @@ class LearnedMap(nn.Module):
         )
 
     def spaces(self) -> Spaces:
-        """B = [I; extra], for writers and readers."""
+        """B = [I; extra], for writers and readers; attention mixes values, for each head that reads them."""
         eyes = {name: torch.eye(extra.shape[1], device=extra.device) for name, extra in self.extra.items()}
-        return {name: Space(*[torch.cat((eyes[name], extra))] * 2) for name, extra in self.extra.items()}
+        matrices = {name: torch.cat((eyes[name], extra)) for name, extra in self.extra.items()}
+        matrices["mixed"] = _for_each_reader(matrices["value"], self._head, self._heads_per_kv)
+        return {name: Space(matrix, matrix) for name, matrix in matrices.items()}
 
     def state(self) -> State:
         """The large model's parameters, differentiable in the map."""
@@ -80,7 +87,8 @@ class LearnedMap(nn.Module):
         for name in self.layers[0]:
             wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers])
             modules = _modules(name)
-            parts = zip(modules, wide.chunk(len(modules), dim=1), strict=True)
+            rows = [len(chosen[space].out) for space in parts_of(name).values()] or wide.shape[1]
+            parts = zip(modules, wide.split(rows, dim=1), strict=True)
             mixed = torch.cat([torch.tensordot(self.depth[module], part, dims=1) for module, part in parts], dim=1)
             state |= {f"blocks.{slot}.{name}": tensor for slot, tensor in enumerate(mixed)}
         return state
@@ -90,12 +98,13 @@ def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
     """FLOPs of the map's own products in one step of it: forward, and a backward pass of twice its cost."""
     old, new = widths_of(source), widths_of(target)
     both = {name: (new[name], old[name]) for name in old}
+    both["mixed"] = both["query"]
     model, wide = _on_meta(source, 1), _on_meta(target, 1)
     total = 0
     for name, parameter in model.named_parameters():
         inner = name.removeprefix("blocks.0.")
         times = source.layers if inner != name else 1
-        total += times * flops_of_widening(inner, tuple(parameter.shape), both)
+        total += times * flops_of_widening(inner, tuple(parameter.shape), both, tied=source.tied)
         if inner != name:
             total += 2 * layers * source.layers * prod(wide.get_parameter(name).shape)
     return FORWARD_AND_BACKWARD * total
@@ -158,8 +167,16 @@ def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: 
 
 def _modules(name: str) -> tuple[str, ...]:
     """The modules of a parameter of a layer; queries, keys and values are in one tensor and are three."""
-    module = name.partition(".")[0]
-    return PARTS_OF_QKV if module == "qkv" else (module,)
+    return tuple(parts_of(name)) or (name.partition(".")[0],)
+
+
+def _for_each_reader(values: Tensor, head: int, heads_per_kv: int) -> Tensor:
+    """(new, old) of all values -> the same of all query heads, each mapped as the values that it reads."""
+    if heads_per_kv == 1:
+        return values
+    by_head = values.unflatten(1, (-1, head)).unflatten(0, (-1, head))
+    eye = torch.eye(heads_per_kv, device=values.device)
+    return torch.einsum("aibj,rs->aribsj", by_head, eye).flatten(0, 2).flatten(1)
 
 
 def _on_meta(model_config: ModelConfig, layers: int) -> LanguageModel:

@@ -18,7 +18,8 @@ InitFrom = Callable[[LanguageModel, LanguageModel], None]
 
 
 def sizes(model_config: ModelConfig) -> Sizes:
-    return Sizes(model_config.hidden, model_config.heads, model_config.ffn)
+    kv_heads = model_config.kv_heads or model_config.heads
+    return Sizes(model_config.hidden, model_config.heads, model_config.ffn, model_config.heads // kv_heads)
 
 
 def enlarged(source: LanguageModel, model_config: ModelConfig, layers: int, init_from: InitFrom) -> LanguageModel:
@@ -57,7 +58,7 @@ def layers_of(model: LanguageModel) -> list[State]:
 def non_block_params(model: LanguageModel, spaces: Spaces) -> State:
     """Embeddings, norms and head, widened."""
     named = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("blocks.")}
-    return {name: widened(name, tensor, spaces) for name, tensor in named.items()}
+    return {name: widened(name, tensor, spaces, tied=model.model_config.tied) for name, tensor in named.items()}
 
 
 def deepen(layers: Sequence[State], growth: Growth, drawn: Mapping[int, State], *, post_norm: bool) -> State:
@@ -84,5 +85,6 @@ def drawn_layers(model: LanguageModel, growth: Growth, rng: np.random.Generator)
 
 
 def with_positions_of(state: State, model: LanguageModel) -> dict[str, Tensor]:
-    """The state with its position embedding cut to that of the model."""
-    return state | {"positions.weight": state["positions.weight"][: model.model_config.positions]}
+    """The state with its position embedding, if it has one, cut to that of the model."""
+    cut = {name: state[name][: model.model_config.positions] for name in ("positions.weight",) if name in state}
+    return state | cut

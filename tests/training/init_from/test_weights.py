@@ -71,7 +71,7 @@ def test_flops_of_a_narrow_stage_by_hand(config: Callable[..., Config]) -> None:
     assert [stage["width"] for stage in plan.as_dict()["stages"]] == [0.5, 1]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_a_narrow_stage_costs_what_a_model_of_that_size_costs(kind: str, config: Callable[..., Config]) -> None:
     halves, _ = planned(config(f"model={kind}", *FPI)).stages
     small = ("model.hidden=8", "model.heads=1", "model.ffn=16", "schedule.layers=[4,4]", "schedule.ends=[0.5,1]")
