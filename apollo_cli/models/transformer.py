@@ -92,6 +92,7 @@ class Block(nn.Module):
     def __init__(self, model_config: ModelConfig) -> None:
         super().__init__()
         self.architecture, self.head_width = model_config.architecture, model_config.hidden // model_config.heads
+        self.pre_norm = self.architecture.pre_norm
         self.qkv_widths = (model_config.hidden, model_config.kv_hidden, model_config.kv_hidden)
         hidden, ffn, linear = (
             model_config.hidden,
@@ -121,7 +122,7 @@ class Block(nn.Module):
         `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed. `rotation` has the numbers of
         `rotations`.
         """
-        if self.architecture.pre_norm:
+        if self.pre_norm:
             hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding, rotation)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
         hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding, rotation))

@@ -70,7 +70,7 @@ def test_an_interpolation_in_a_saved_config_stays_text(
     assert run([*tiny, "plan=true", "hydra.run.dir=theirs"]) == 0
     path = place / "theirs" / "config.yaml"
     values = yaml.safe_load(path.read_text()) | {"plan": False}
-    values["tracking"]["project"] = "${oc.env:SECRET}"
+    values["tracking"]["notes"] = "${oc.env:SECRET}"
     path.write_text(yaml.safe_dump(values))
     assert run(["resume=theirs"]) == 0
     assert all(SECRET.encode() not in p.read_bytes() for p in place.rglob("*") if p.is_file())

@@ -152,15 +152,15 @@ def test_a_key_may_be_deleted_where_the_schema_allows_it(
 @pytest.mark.parametrize(
     ("layout", "folders"),
     [
-        ("${hydra.job.override_dirname}", {"sampler.k=1,tracking.project=a_b", "sampler.k=2,tracking.project=a_b"}),
-        ("k${sampler.k}/${tracking.project}", {"k1/a_b", "k2/a_b"}),
+        ("${hydra.job.override_dirname}", {"sampler.k=1,tracking.notes=a_b", "sampler.k=2,tracking.notes=a_b"}),
+        ("k${sampler.k}/${tracking.notes}", {"k1/a_b", "k2/a_b"}),
     ],
 )
 def test_a_value_with_a_slash_names_one_folder_of_a_sweep(
     layout: str, folders: set[str], tiny: Words, place: Path
 ) -> None:
     exclude = [word.partition("=")[0] for word in (*tiny, "plan=")]
-    words = ["-m", *tiny, "sampler.k=1,2", "tracking.project=a/b", "plan=true", "hydra.sweep.dir=sweep"]
+    words = ["-m", *tiny, "sampler.k=1,2", "tracking.notes=a/b", "plan=true", "hydra.sweep.dir=sweep"]
     words.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(exclude)}]")
     assert run([*words, f"hydra.sweep.subdir='{layout}'"]) == 0
     assert set(configs(place / "sweep")) == folders
