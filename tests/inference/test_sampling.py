@@ -14,11 +14,12 @@ from apollo_cli.sample import run
 Finished = Callable[[str], Path]
 
 
-def test_greedy_text_is_that_of_transformers(finished: Finished) -> None:
-    from transformers import GPT2LMHeadModel
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_greedy_text_is_that_of_transformers(kind: str, finished: Finished) -> None:
+    from transformers import AutoModelForCausalLM
 
-    folder, prompt = finished("gpt") / "model", [7, 8, 9]
-    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    folder, prompt = finished(kind) / "model", [7, 8, 9]
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = theirs.generate(torch.tensor([prompt]), max_length=16, do_sample=False, pad_token_id=0)[0, 3:]
     found = continuation(load_model(folder).eval(), prompt, 13, SamplingRule(temperature=0), -1, seed=0)
     assert list(found)[: len(expected)] == expected.tolist()
