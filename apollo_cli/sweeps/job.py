@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from apollo_cli import files
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.config.hydra_syntax import job_config
 from apollo_cli.errors import EXIT_OK, ConfigError, OccupiedError
@@ -88,6 +89,9 @@ def _run(values: DictConfig, run_dir: Path) -> float | None:
         log.debug("config is valid; run directory %s", run_dir)
         return _finite_loss(train(config, run_dir).losses)
     except Exception as error:
+        subdir = HydraConfig.get().output_subdir
+        if isinstance(error, ConfigError) and subdir is not None and not RunDirectory(run_dir).is_claimed:
+            files.remove(run_dir / str(subdir))  # where Hydra has just written what it composed
         sys.exit(report(error, run_dir))
 
 

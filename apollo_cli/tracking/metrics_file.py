@@ -44,7 +44,8 @@ class MetricsFile:
         """
         line = (json.dumps(row) + "\n").encode()
         if not os.fstat(self.file.fileno()).st_nlink:
-            raise StorageError(f"{self.path} was deleted, or its folder was")
+            gone = self.path if self.path.parent.is_dir() else self.path.parent
+            raise StorageError(f"cannot write {self.path.name}: {files.shown(gone)} no longer exists")
         with files.writing(self.path, len(line)):
             if self.file.write(line) != len(line):
                 self.file.truncate(self.size)

@@ -296,3 +296,11 @@ def test_the_ends_of_an_interval_are_checked(tiny: Words, place: Path, capsys: p
     assert run([*words, "optim.lr=interval(-2,-1)"]) == 2
     assert "config: " in capsys.readouterr().err
     assert sweep.Command.current is None
+
+
+def test_a_refused_job_leaves_nothing_of_hydras_either(tiny: Words, place: Path) -> None:
+    words = [*tiny, "hydra.run.dir=run", "hydra.output_subdir=.hydra"]
+    assert run([*words, "batch.micro=0"]) == 2
+    assert not (place / "run").exists()
+    assert run([*words, "plan=true"]) == 0
+    assert (place / "run" / ".hydra" / "overrides.yaml").exists()
