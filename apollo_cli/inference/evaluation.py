@@ -158,10 +158,8 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
 
 
 def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:
-    hidden = model.embed(batch.tokens.to(device.device))
-    found = []
-    for block in model.blocks:
-        after = block(hidden)
-        found.append(((after - hidden).norm(dim=-1) / hidden.norm(dim=-1)).mean().item())
-        hidden = after
-    return found
+    tokens = batch.tokens.to(device.device)
+    hidden = [model.trunk(tokens, range(depth)) for depth in range(len(model.blocks) + 1)]
+    return [
+        ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item() for before, after in pairwise(hidden)
+    ]

@@ -26,7 +26,7 @@ from apollo_cli.inference.evaluation import (
     measure_sliding,
     pseudo_perplexity,
 )
-from apollo_cli.inference.trained import TrainedModel, load_trained
+from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import Device, choose
@@ -86,7 +86,9 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
         overrides = CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides
         typed = compose_values(overrides)["data"]
         raw["data"] = typed | {
-            "tokenizer": "bytes" if raw["data"]["tokenizer"] == "bytes" else _tokenizer_folder(trained),
+            "tokenizer": "bytes"
+            if raw["data"]["tokenizer"] == "bytes"
+            else str(trained.tokenizer_folder.resolve()),
             "vocab_size": trained.tokenizer.get_vocab_size(),
             "seq_len": sizes.positions,
             "validation": 0.5,  # all rows are measured; half of them go to each file
@@ -94,17 +96,14 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
     return parse(raw | {"device": args.device, "precision": args.precision, "devices": None})
 
 
-def _tokenizer_folder(trained: TrainedModel) -> str:
-    folder = Path(trained.title)
-    return str(folder / "model" if (folder / "model").is_dir() else folder)
-
-
 def _evaluate(
     trained: TrainedModel, config: Config, device: Device, args: EvaluationArgs, console: Console
 ) -> dict[str, Any]:
     model, sizes = trained.model, trained.model.model_config
-    corpus = prepare_corpus(config, cache_folder.path(config.data.cache_dir), console, 1)
-    rows = _rows(corpus, config, args, is_typed=config.data != (trained.config and trained.config.data))
+    is_typed = config.data != (trained.config and trained.config.data)
+    cache = cache_folder.path(config.data.cache_dir) if is_typed else cache_of(config)
+    corpus = prepare_corpus(config, cache, console, 1)
+    rows = _rows(corpus, config, args, is_typed=is_typed)
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)

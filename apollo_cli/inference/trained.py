@@ -27,12 +27,14 @@ class TrainedModel:
     Attributes:
         model: its stored layers, ready to be evaluated.
         tokenizer: of its tokens.
+        tokenizer_folder: where that is stored.
         title: where it comes from, for messages.
         config: of its run; None for a folder in transformers' format.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
+    tokenizer_folder: Path
     title: str
     config: Config | None
 
@@ -58,7 +60,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         if checkpoint:
             raise CheckpointError(f"checkpoint={checkpoint}: {files.shown(folder)} is no run directory")
         model = load_model(folder)
-        return TrainedModel(model.eval(), _tokenizer(model, folder), files.shown(folder), None)
+        return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
     config = parse(directory.config())
     if checkpoint:
         model = _checkpoint_model(config, directory, checkpoint)
@@ -70,11 +72,21 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
             f"resume={directory}), or name one of its checkpoints: checkpoint=step_..."
         )
     if directory.model.is_dir():
-        tokenizer = _tokenizer(model, directory.model)
+        place, tokenizer = directory.model, _tokenizer(model, directory.model)
     else:  # packed with the corpus
-        tokenizer = prepare_corpus(config, cache_folder.path(None), console, config.budget.steps or 1).tokenizer
+        corpus = prepare_corpus(config, cache_of(config), console, config.budget.steps or 1)
+        place, tokenizer = corpus.folder, corpus.tokenizer
     title = f"{directory}{f' {checkpoint}' if checkpoint else ''}"
-    return TrainedModel(model.eval(), tokenizer, title, config)
+    return TrainedModel(model.eval(), tokenizer, place, title, config)
+
+
+def cache_of(config: Config) -> Path:
+    """The cache folder of a run's config; the user's own one where that names a folder that is no cache of ours.
+
+    A run directory may be another person's, and so may be the folder that it names: nothing is made there.
+    """
+    named = config.data.cache_dir
+    return cache_folder.path(None if named and cache_folder.cache_folder_problems(named) else named)
 
 
 def _tokenizer(model: LanguageModel, folder: Path) -> Tokenizer:

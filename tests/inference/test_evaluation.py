@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
+from apollo_cli.config.config import parse
+from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.evaluate import run
 from apollo_cli.inference.evaluation import layers_to_run, measure_sliding, pseudo_perplexity
 from apollo_cli.models.hf import load_model
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.tracking.console import Console
+from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import Device
+from apollo_cli.training.planning import make_task
 
 CPU = Device(torch.device("cpu"), bf16=False, compile=False)
 Finished = Callable[[str], Path]
@@ -47,14 +55,15 @@ def test_the_loss_is_that_of_the_end_of_training(
     assert early["depth"] == 2  # stored then
 
 
+@pytest.mark.parametrize("of_run", [[], ["checkpoint=step_00000008"]])
 def test_a_text_of_ones_own_is_measured_whole_in_bits_per_byte(
-    finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    of_run: list[str], finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     text = corpus_file.read_text(encoding="utf-8")[:20_000].strip()
     (tmp_path / "own.txt").write_text(text, encoding="utf-8")
     folder = finished("gpt")
     (found,) = evaluated(
-        capsys, f"run={folder}", f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"
+        capsys, f"run={folder}", *of_run, f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"
     )
     (facts,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("cache/*/corpus.json"))
     tokens, size = facts["packed"]["tokens"], facts["packed"]["num_bytes"]
@@ -95,6 +104,38 @@ def test_pseudo_perplexity_masks_every_token_alone(finished: Finished) -> None:
             logits = model.logits(tokens, range(len(model.blocks)))[0, position]
             total -= logits.log_softmax(-1)[row[0, position]].item()
     assert pseudo_perplexity(model, row, 4, CPU, micro=5) == pytest.approx(math.exp(total / 14), rel=1e-4)
+
+
+def test_a_run_directory_does_not_choose_the_cache(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "own"))
+    shutil.copytree(finished("bert"), tmp_path / "theirs")
+    path, mine = tmp_path / "theirs" / "config.yaml", tmp_path / "mine"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["data"]["cache_dir"] = str(mine)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    mine.mkdir()
+    assert evaluated(capsys, f"run={tmp_path}/theirs")[0]["rows"] == 4
+    assert not list(mine.iterdir())
+    assert list((tmp_path / "own").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_an_update_is_what_a_layer_adds(kind: str, finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the hidden states that the model has on its way, rotations by position included."""
+    (found,) = evaluated(capsys, f"run={finished(kind)}", "per_layer=true", "rows=1")
+    model, seen = load_model(finished(kind) / "model").eval(), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, given, out: seen.append((given[0], out)))
+    config = parse(RunDirectory(finished(kind)).config())
+    corpus = prepare_corpus(config, Path(config.data.cache_dir or ""), Console(quiet=True), 1)
+    (batch, _), *_ = EvaluationBatches(corpus.evaluation(1), make_task(config, corpus.tokenizer), 1)
+    with torch.no_grad():
+        model.logits(batch.tokens, range(len(model.blocks)))
+    for layer, (before, after) in zip(found["layers"], seen, strict=True):
+        expected = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
+        assert layer["update"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_each_layer_is_left_out_in_turn(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
