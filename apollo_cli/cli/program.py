@@ -8,11 +8,11 @@ from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, terminable
 
 
-def run_program(name: str, page: str, action: Callable[[list[str]], None], words: list[str]) -> int:
+def run_program(name: str, page: str, action: Callable[[list[str]], int | None], words: list[str]) -> int:
     """Prints the page or the version if that is asked for, else calls `action` with the words.
 
     Returns:
-        The exit code; the reason of another one than 0 is printed.
+        The exit code: that of the action, or 0 if it returns none; the reason of another one than 0 is printed.
     """
     if {"--help", "-h"} & set(words):
         print(page, end="")
@@ -22,9 +22,8 @@ def run_program(name: str, page: str, action: Callable[[list[str]], None], words
         return EXIT_OK
     try:
         with terminable():
-            action(words)
+            return action(words) or EXIT_OK
     except (KeyboardInterrupt, Terminated) as stop:
         return report_signal(stop, name)
     except Exception as error:
         return report(error, None, name)
-    return EXIT_OK

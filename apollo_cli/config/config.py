@@ -42,6 +42,7 @@ from apollo_cli.models.model_config import ModelConfig
 
 _NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, because it names a folder")
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
+PlanDevice = Literal["h200", "h100", "a100", "l40s", "rtx4090", "v100"]  # GPUs whose speed is known
 MOST_DEVICES = 64  # in one machine
 
 
@@ -56,7 +57,7 @@ class RunArgs(Section):
     compile: Literal["auto", True, False]
     on_nonfinite: Literal["stop", "skip"]
     plan: bool
-    plan_device: Literal["h200", "h100", "a100", "l40s", "rtx4090", "v100"] | None = None  # absent in older runs
+    plan_device: PlanDevice | None = None  # absent in older runs
     resume: str | None
     profile: bool = False  # absent in older runs
 

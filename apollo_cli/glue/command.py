@@ -5,10 +5,9 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli import __version__
-from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
-from apollo_cli.errors import EXIT_OK, ConfigError
-from apollo_cli.signals import Terminated, terminable
+from apollo_cli.cli.exit_codes import open_standard_streams, report
+from apollo_cli.cli.program import run_program
+from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.environment import ProcessEnv
 
 NAME = "apollo-glue"
@@ -45,33 +44,27 @@ def main() -> None:
 
 def run(words: list[str]) -> int:
     """Runs `apollo-glue` with these words; returns the exit code."""
-    if {"--help", "-h"} & set(words):
-        print(PAGE, end="")
-        return EXIT_OK
-    if "--version" in words:
-        print(f"{NAME} {__version__}")
-        return EXIT_OK
-    out = None
+    return run_program(NAME, PAGE, _fine_tune, words)
+
+
+def _fine_tune(words: list[str]) -> int | None:
+    if env := ProcessEnv.from_environ(os.environ):
+        alone = f"start {NAME} once, not as {env.world_size} processes; for one on its own, type: {env.unset}"
+        raise ConfigError([f"fine-tuning takes one device: {alone}"])
+    if flags := [word for word in words if word.startswith("-")]:
+        raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
+
+    from apollo_cli.glue.grid import FineTuningGrid
+    from apollo_cli.glue.section import compose_words, parse_glue
+
+    config = parse_glue(compose_words(words))
+    of_model = Path("outputs/glue") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    out = Path(config.out or (Path(config.run) / "glue" if config.run else of_model))
     try:
-        with terminable():
-            if env := ProcessEnv.from_environ(os.environ):
-                alone = f"start {NAME} once, not as {env.world_size} processes"
-                raise ConfigError([f"fine-tuning takes one device: {alone}"])
-            if flags := [word for word in words if word.startswith("-")]:
-                raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
-
-            from apollo_cli.glue.grid import FineTuningGrid
-            from apollo_cli.glue.section import compose_words, parse_glue
-
-            config = parse_glue(compose_words(words))
-            of_model = Path("outputs/glue") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-            out = Path(config.out or (Path(config.run) / "glue" if config.run else of_model))
-            FineTuningGrid(config, out).run()
-    except (KeyboardInterrupt, Terminated) as stop:
-        return report_signal(stop, NAME)
+        FineTuningGrid(config, out).run()
     except Exception as error:
         return report(error, out, NAME)
-    return EXIT_OK
+    return None
 
 
 if __name__ == "__main__":

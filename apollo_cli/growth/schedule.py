@@ -9,6 +9,7 @@ from math import ceil
 from typing import Literal
 
 Trained = Literal["all", "new"]
+_MOST_TRIED = 10_000  # numbers of steps, to name the smallest that a schedule allows
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ def _all_have_a_step(steps: int, ends: Sequence[float]) -> bool:
     return all(first < end for first, end in pairwise(_boundaries(steps, ends)))
 
 
+def _fewest_steps(more_than: int, ends: Sequence[float]) -> str:
+    """The smallest number of steps above this one with which no stage is empty, or one that is large enough."""
+    enough = min_steps(ends)
+    tried = range(more_than + 1, min(enough, more_than + _MOST_TRIED) + 1)
+    least = next((steps for steps in tried if _all_have_a_step(steps, ends)), None)
+    return (
+        f"{enough} is a number of steps that" if least is None else f"{least} is the smallest number of steps that"
+    )
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The stages of a run, in order, without gaps."""
@@ -129,10 +140,9 @@ class Schedule:
         boundaries = _boundaries(steps, ends)
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
             if end <= first:
-                least = next(n for n in range(steps + 1, min_steps(ends) + 1) if _all_have_a_step(n, ends))
                 raise ValueError(
                     f"stage {stage} of {len(layers)} ({layers[stage - 1]} layers) would have no step in a "
-                    f"run of {steps}: {least} is the smallest number of steps that these schedule.ends allow"
+                    f"run of {steps}: {_fewest_steps(steps, ends)} these schedule.ends allow"
                 )
         whole = ("all",) * len(layers)
         frozen = [old if which == "new" else 0 for old, which in zip((0, *layers), trained or whole, strict=False)]

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from apollo_cli.config.config import Config
+from apollo_cli.config.config import Config, PlanDevice
 from apollo_cli.data.batches import Task, TrainingBatches
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.plan import Plan
@@ -22,7 +22,14 @@ _REPEATS = 5
 _SAMPLE_TOKENS = 512  # of a layer that is timed for an estimate
 
 # Dense bf16 products in FLOP/s, NVIDIA's data sheets (v100: fp16).
-GPUS = {"h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "rtx4090": 165e12, "v100": 125e12}
+GPUS: dict[PlanDevice, float] = {
+    "h200": 989e12,
+    "h100": 989e12,
+    "a100": 312e12,
+    "l40s": 362e12,
+    "rtx4090": 165e12,
+    "v100": 125e12,
+}
 # Measured on one H100 (benchmarks/RESULTS.md, "On a GPU"): BERT-Base reaches 26 % of the peak, and no layer of a
 # smaller model takes less than 31 ms / 12, for the host has to start it.
 _SHARE_OF_PEAK, _SECONDS_A_LAYER = 0.26, 0.0026

@@ -205,6 +205,12 @@ def test_stage_without_a_step_is_refused(
         Schedule.over(steps, LAYERS, ends)
 
 
+def test_a_tiny_share_is_refused_at_once() -> None:
+    """Its first step comes with 5e8 steps, too many to be tried one by one; 1e9 are enough."""
+    with pytest.raises(ValueError, match=r"1000000000 is a number of steps that these schedule\.ends allow"):
+        Schedule.over(400, (1, 12), (1e-9, 1))
+
+
 def test_shortest_apollo_run_has_fifteen_steps() -> None:
     assert [stage.steps for stage in Schedule.over(15, LAYERS, ENDS).stages] == [1, 1, 2, 11]
 

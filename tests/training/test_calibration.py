@@ -1,10 +1,11 @@
 """How long a plan takes: by the rate of this device, or of a named one."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
-from apollo_cli.config.config import Config
+from apollo_cli.config.config import Config, PlanDevice
 from apollo_cli.training import calibration
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.device import choose
@@ -24,6 +25,10 @@ def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
     estimate = estimated_duration(plan, of_gpu, choose(of_gpu.run))
     assert estimate.seconds == pytest.approx(plan.flops / (0.26 * 312e12))
     assert estimate.source == "a100 at 26% of 312 TFLOP/s"
+
+
+def test_every_gpu_that_may_be_typed_has_a_speed() -> None:
+    assert set(calibration.GPUS) == set(get_args(PlanDevice))
 
 
 def test_this_device_is_timed(config: Callable[..., Config]) -> None:
