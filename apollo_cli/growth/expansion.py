@@ -33,14 +33,14 @@ def source_rows(growth: Growth, name: str, *, post_norm: bool) -> Rows:
     bias 0, but for the output norm of the last of them, which takes over g and b.
     """
     rows: list[np.ndarray | None] = list(growth.matrix)
-    silent = growth.zero_init if post_norm else ()
+    neutral = growth.zero_init if post_norm else ()
     for slot in growth.drawn:
         rows[slot] = None
     if name.startswith("attention_norm."):
-        for slot in silent:
+        for slot in neutral:
             rows[slot] = None
     if name.startswith("ffn_norm."):
-        for slot in sorted(silent):  # from below: the row is handed on from layer to layer
+        for slot in sorted(neutral):  # from below: the row is handed on from layer to layer
             rows[slot], rows[slot - 1] = rows[slot - 1], None
     return rows
 

@@ -26,7 +26,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from apollo_cli import files
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.config.hydra_syntax import job_config
 from apollo_cli.errors import EXIT_OK, ConfigError, OccupiedError
@@ -89,10 +88,21 @@ def _run(values: DictConfig, run_dir: Path) -> float | None:
         log.debug("config is valid; run directory %s", run_dir)
         return _finite_loss(train(config, run_dir).losses)
     except Exception as error:
-        subdir = HydraConfig.get().output_subdir
-        if isinstance(error, ConfigError) and subdir is not None and not RunDirectory(run_dir).is_claimed:
-            files.remove(run_dir / str(subdir))  # where Hydra has just written what it composed
+        if isinstance(error, ConfigError):
+            _remove_output_of_hydra(run_dir)
         sys.exit(report(error, run_dir))
+
+
+def _remove_output_of_hydra(run_dir: Path) -> None:
+    """Removes what Hydra has just written into a folder of its own in the directory of a run that is refused."""
+    subdir = HydraConfig.get().output_subdir
+    folder = run_dir / str(subdir)
+    if subdir is None or RunDirectory(run_dir).is_claimed or folder.resolve().parent != run_dir.resolve():
+        return
+    with suppress(OSError):  # something else is there, too
+        for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _check_sweep_options() -> None:

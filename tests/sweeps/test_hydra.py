@@ -304,3 +304,14 @@ def test_a_refused_job_leaves_nothing_of_hydras_either(tiny: Words, place: Path)
     assert not (place / "run").exists()
     assert run([*words, "plan=true"]) == 0
     assert (place / "run" / ".hydra" / "overrides.yaml").exists()
+
+
+def test_a_refused_job_deletes_nothing_but_what_hydra_wrote(tiny: Words, place: Path) -> None:
+    (place / "runs" / "notes").mkdir(parents=True)
+    (place / "runs" / "mine").mkdir()
+    (place / "runs" / "mine" / "kept.txt").write_text("kept", encoding="utf-8")
+    words = [*tiny, "batch.micro=0"]
+    assert run([*words, "hydra.run.dir=runs/new", "hydra.output_subdir=.."]) == 2
+    assert run([*words, "hydra.run.dir=runs", "hydra.output_subdir=mine"]) == 2
+    assert (place / "runs" / "mine" / "kept.txt").read_text(encoding="utf-8") == "kept"
+    assert (place / "runs" / "notes").is_dir()
