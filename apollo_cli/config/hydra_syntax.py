@@ -79,8 +79,10 @@ def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
     """The inverse of `resume_overrides`: what is to be typed for it."""
     typed = []
     for name, values in sections.items():
-        of_section = {f"{name}.{key}": value for key, value in values.items()} if isinstance(values, dict) else None
-        typed += [f"{key}={_literal(value)}" for key, value in (of_section or {name: values}).items()]
+        if isinstance(values, dict):
+            typed += [f"{name}.{key}={_literal(value)}" for key, value in values.items()]
+        else:
+            typed.append(f"{name}={_literal(values)}")
     return [f"resume={folder}", *typed]
 
 

@@ -64,6 +64,10 @@ def test_what_is_handed_on_beside_resume_arrives(project: str) -> None:
     assert resume_overrides(CommandLine.parse(words)) == ("/a b/run", sections)
 
 
+def test_a_section_of_which_nothing_was_typed_hands_on_nothing() -> None:
+    assert resume_words(Path("run"), {"data": {}, "seed": 1}) == ["resume=run", "seed=1"]
+
+
 def test_resume_with_a_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="-m"):
         resume_overrides(CommandLine.parse(["-m", "resume=run"]))
