@@ -90,4 +90,4 @@ def _literal(value: Any) -> str:
     """A plain value in Hydra's grammar."""
     if isinstance(value, str):
         return in_quotes(value)
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
