@@ -61,7 +61,7 @@ def test_a_tiny_campaign_is_trained_reported_and_not_trained_again(
         assert "# Every method on the same work" in text
         for method in ("scratch", "gstack", "lemon"):
             assert re.search(rf"^\| {method} \| 1 \| [\d.]+ \|.*\| \d\.\d\d \|", text, re.M), text
-        assert "'lemon' begins from a model that took" in text
+        assert "'lemon' is initialized from a model that cost" in text
         assert "3 cells, 3 to train, 1 sources" in capsys.readouterr().out
         main(["scratch", "gstack", "lemon"])
         assert "3 cells, 0 to train, 0 sources" in capsys.readouterr().out
