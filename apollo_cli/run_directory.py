@@ -143,7 +143,7 @@ class RunDirectory:
             CheckpointError: it is missing, damaged, or of a newer format.
         """
         if not self.is_claimed:
-            raise CheckpointError(f"resume={self.path}: not a run directory (no config.yaml in it)")
+            raise CheckpointError(f"{self.path}: not a run directory (no config.yaml in it)")
         return without_format(self.config_file, _read(self.config_file, _parse_yaml))
 
     def planned_steps(self) -> int:

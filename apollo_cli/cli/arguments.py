@@ -120,7 +120,7 @@ def _as_text(value: str) -> str:
 def _implied_data(overrides: Sequence[str]) -> list[str]:
     """data=text if its files are typed, data=hub if its path is, and nothing else chooses a corpus."""
     keys = {word.partition("=")[0] for word in overrides}
-    if not keys.isdisjoint({"data", "experiment", "resume"}):
+    if not keys.isdisjoint({"data", "resume"}):
         return []
     return [f"data={kind}" for key, kind in (("data.files", "text"), ("data.path", "hub")) if key in keys][:1]
 

@@ -67,11 +67,10 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
 def _speaker(program: str, text: str, error: Exception) -> str:
     """Who says this: of several processes each on its own account, but not what the first one says too."""
     with suppress(ConfigError):
-        if ProcessEnv.from_environ(os.environ):
+        if env := ProcessEnv.from_environ(os.environ):
             from apollo_cli.training.distributed.group import connected
 
-            processes = connected()
-            return f"{program} (process {processes.rank})" if processes.should_report(text, error) else ""
+            return f"{program} (process {env.rank})" if connected().should_report(text, error) else ""
     return program
 
 

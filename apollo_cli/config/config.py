@@ -40,7 +40,11 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plugins
 from apollo_cli.models.model_config import ModelConfig
 
-_NAME = matching(r"^\w[\w.+=-]*$", "should be letters, digits and any of _ . + = -, because it names a folder")
+_NAME = matching(
+    r"^\w[\w.+=-]{0,199}$",
+    "should be at most 200 letters, digits and any of _ . + = -, and begin with a letter, a digit or _, because it "
+    "names a folder",
+)
 DEVICE = matching(r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", "should be auto, cpu, mps, cuda or cuda:N")
 PlanDevice = Literal["h200", "h100", "a100", "l40s", "rtx4090", "v100"]  # GPUs whose speed is known
 MOST_DEVICES = 64  # in one machine

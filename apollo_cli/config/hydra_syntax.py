@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.schema import as_typed
 from apollo_cli.config.training import BudgetArgs
 from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import ConfigError
@@ -88,6 +89,6 @@ def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
 
 def _literal(value: Any) -> str:
     """A plain value in Hydra's grammar."""
-    if isinstance(value, str):
-        return in_quotes(value)
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    return in_quotes(value) if isinstance(value, str) else as_typed(value)

@@ -15,6 +15,11 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def as_typed(value: Any) -> str:
+    """A plain value as it is typed, a text without quotes."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _text(value: Any) -> Any:
     """A text for an int: 2024 is a number in YAML and a valid name."""
     return str(value) if type(value) is int else value
@@ -36,9 +41,9 @@ def matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-Whole = Annotated[int, BeforeValidator(whole), Field(gt=0)]
+Whole = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10**30)]
 Size = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10_000_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Word = Annotated[str, BeforeValidator(_text)]
@@ -94,19 +99,20 @@ def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: lis
 
 
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
+    typed = as_typed(detail["input"])
     if detail["type"] == "extra_forbidden":
         if new := renamed(key):
-            return f"{key}={detail['input']}: renamed to {new}={detail['input']}"
+            return f"{key}={typed}: renamed to {new}={typed}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{key}: missing"
     if detail["type"] == "tuple_type":
-        return f"{key}={detail['input']}: should be a list, for example '{key}=[1,3]'"
+        return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
     hint = ""
     if detail["type"] == "literal_error":
-        hint = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
-    return f"{key}={detail['input']}: {message}{hint}"
+        hint = closest(typed, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+    return f"{key}={typed}: {message}{hint}"
 
 
 def closest(word: str, known: list[str]) -> str:

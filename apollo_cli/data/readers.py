@@ -341,6 +341,8 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
                 yield row[names.index(column)]
             taken.clear()
     except csv.Error as error:
+        if not names:
+            _refuse_other_delimiter(path, f"{path}, line {rows.line_num}", column, taken[-1], delimiter)
         reason = "a quote opens a field there and never closes" if "end of data" in str(error) else str(error)
         raise DataError(
             f"{path}, line {rows.line_num - len(taken) + 1}: not a table ({reason}); correct that row: a text with "
@@ -350,15 +352,19 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
 
 def _check_names(path: Path, where: str, names: list[str], column: str, line: str, delimiter: str) -> None:
     """Raises a DataError if the first row does not name the column."""
-    if column in names:
-        return
+    if column not in names:
+        _refuse_other_delimiter(path, where, column, line, delimiter)
+        raise nothing_in(str(path), "column", column, names)
+
+
+def _refuse_other_delimiter(path: Path, where: str, column: str, line: str, delimiter: str) -> None:
+    """Raises a DataError if the line with the names has the column where it is parted otherwise."""
     for other in ",;\t|":
         if other != delimiter and column in next(csv.reader([line], delimiter=other)):
             raise DataError(
                 f"{where}: its columns are parted by {other!r}, and those of a {kind_of(path)} by {delimiter!r}: "
                 "write it so, or as .jsonl"
             )
-    raise nothing_in(str(path), "column", column, names)
 
 
 def nothing_in(where: str, what: str, name: str, names: Iterable[str]) -> DataError:
@@ -383,7 +389,7 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
         with ExitStack() as opened:
             file = _open_seekable(path, opened, reading)
             if what == "parquet":
-                table = parquet.ParquetFile(file)
+                table = parquet.ParquetFile(file, page_checksum_verification=True)
                 schema, batches = table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
             else:
                 schema, batches = _arrow(file)
@@ -430,7 +436,13 @@ def _arrow(file: IO[bytes]) -> tuple[Any, Iterator[Any]]:
         return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
     file.seek(0)
     stream = pyarrow.ipc.open_stream(file)
-    return stream.schema, iter(stream)
+
+    def batches() -> Iterator[Any]:
+        yield from stream
+        if file.read(1):  # zeros in the middle are the mark of an end
+            raise pyarrow.ArrowInvalid("its stream ends before the file does")
+
+    return stream.schema, batches()
 
 
 def first_line(error: BaseException) -> str:

@@ -222,7 +222,8 @@ def _download(name: str) -> Path:
         except EntryNotFoundError:
             continue
     raise ValueError(
-        f"it has no {', '.join(_FILES)}" if reached else f"not in the cache: {network.what_to_do(name)}"
+        f"it is none of {', '.join((*TRAINED, BYTES))}, and on the hub "
+        + (f"it has no {', '.join(_FILES)}" if reached else f"not in the cache: {network.what_to_do(name)}")
     )
 
 

@@ -5,9 +5,11 @@ CDF at one uniform number, the same line for all samplers, so two of them see th
 """
 
 import math
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
@@ -79,20 +81,30 @@ class DepthSampler(ABC):
 
         A sampler that chooses the layers may run fewer than are stored.
         """
-        distribution, lowest = self.probabilities(layers, target), 1 if self.chooses_layers else layers
+        try:
+            distribution, lowest = self.probabilities(layers, target), 1 if self.chooses_layers else layers
+        except Exception as error:  # of a method of the user's own
+            *_, last = traceback.extract_tb(error.__traceback__)
+            return [f"{Path(last.filename).name}, line {last.lineno}, raises {type(error).__name__}: {error}"]
+        if not isinstance(distribution, dict):
+            return [f"its probabilities are {type(distribution).__name__}, not a dict of depths"]
         found = [
-            f"P({depth})={p:g} is not a probability"
+            f"P({depth})={f'{p:g}' if isinstance(p, float) else f'{p!s:.20}'} is not a probability"
             for depth, p in distribution.items()
-            if not (p >= 0 and math.isfinite(p))
+            if not (isinstance(p, float | int) and 0 <= p <= 1 + _TOLERANCE)
         ]
         found += [
             f"depth {depth} is not from {lowest} to {target}"
+            if isinstance(depth, int)
+            else f"depth {depth!r} is no int"
             for depth in distribution
-            if not lowest <= depth <= target
+            if not (isinstance(depth, int) and lowest <= depth <= target)
         ]
+        if found:
+            return found
         if list(distribution) != sorted(distribution):
             found.append("the depths do not rise")
-        if not found and abs(total := math.fsum(distribution.values()) - 1) > _TOLERANCE:
+        if abs(total := math.fsum(distribution.values()) - 1) > _TOLERANCE:
             found.append(f"the probabilities sum to {1 + total:g}, not 1")
         return found
 

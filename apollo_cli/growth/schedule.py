@@ -9,6 +9,7 @@ from math import ceil
 from typing import Literal
 
 Trained = Literal["all", "new"]
+_SMALLEST_SHARE = 1e-9  # of all steps: a run has no more than a plan counts
 _MOST_TRIED = 10_000  # numbers of steps, to name the smallest that a schedule allows
 
 
@@ -80,6 +81,11 @@ def schedule_problems(
         found.append(
             f"schedule.ends={list(ends)}: these are cumulative shares of all steps and must rise to 1; for example "
             "[0.05,0.1,0.25,1]"
+        )
+    elif (least := min(end - start for start, end in pairwise((0.0, *ends)))) < _SMALLEST_SHARE:
+        found.append(
+            f"schedule.ends={list(ends)}: a stage has {least:.3g} of all steps, and no run is long enough for it; "
+            f"give each {_SMALLEST_SHARE:g} or more"
         )
     return found
 

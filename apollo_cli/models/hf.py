@@ -239,7 +239,7 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: not a BERT, GPT-2 or LLaMA model in transformers' format "
-            f"(config.json and model.safetensors): {error!r}"
+            f"(config.json and model.safetensors): {getattr(error, 'strerror', None) or repr(error)}"
         ) from error
     config = _MISSING.get(model_config.kind, {}) | config
     head_dim = {"head_dim": model_config.hidden // model_config.heads}

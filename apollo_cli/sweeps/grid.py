@@ -1,14 +1,16 @@
 """The combinations of a sweep, and the runs that a shipped one trains first."""
 
+import math
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
@@ -22,6 +24,7 @@ _OF_GROWTH = (
     "optim.at_growth",
 )  # without effect on a run that never grows
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
+_MOST_JOBS = 10_000
 NO_PARAMS = "hydra.sweeper.params=null"  # the grid is in the words
 _SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.yaml looks for it
 
@@ -35,9 +38,13 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
             each swept key is varied alone, an interval between its two ends.
 
     Raises:
-        ConfigError: a swept key cannot be swept so.
+        ConfigError: a swept key cannot be swept so, or the jobs are too many.
     """
-    problems = [f"{o.input_line}: {problem}" for o in overrides if (problem := _problem_of_sweep(o, is_grid))]
+    swept = [o for o in overrides if o.is_sweep_override()]
+    problems = [f"{o.input_line}: {problem}" for o in swept if (problem := _problem_of_sweep(o, is_grid))]
+    if not problems and is_grid and (jobs := math.prod(map(_count, swept))) > _MOST_JOBS:
+        words = " ".join(o.input_line or "" for o in swept)
+        problems.append(f"{words}: {jobs:,} jobs, and a sweep has at most {_MOST_JOBS:,}; type fewer values")
     if problems:
         raise ConfigError(problems)
     if is_grid:
@@ -53,13 +60,30 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
 
 def _problem_of_sweep(override: Override, is_grid: bool) -> str:
     value = override.value()
-    if is_grid and isinstance(value, IntervalSweep):
+    if isinstance(value, IntervalSweep):
+        if not is_grid:
+            return ""
         return "an interval is searched, by hydra/sweeper=optuna; for a grid type a list, choice() or range()"
+    try:
+        count = _count(override)
+    except ValueError as error:  # range(0,3,0)
+        return str(error)
+    if not count:
+        return "no value is in it; type at least one"
+    if count > _MOST_JOBS:
+        return f"more than {_MOST_JOBS:,} values; type fewer"
     if is_grid and isinstance(value, ChoiceSweep):
         values = list(override.sweep_string_iterator())
         if twice := [value for i, value in enumerate(values) if value in values[:i]]:
             return f"{twice[0]} stands there twice; type each value once"
     return ""
+
+
+def _count(override: Override) -> int:
+    """The number of values of a key, of which one more than a sweep may have are looked at."""
+    value = override.value()
+    values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
+    return sum(1 for _ in islice(values, _MOST_JOBS + 1))
 
 
 def _values(override: Override) -> list[str]:

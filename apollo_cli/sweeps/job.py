@@ -154,7 +154,7 @@ def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobRe
         with interruptible():
             config = job_config(values, overrides)
             losses = train_or_continue(config, run_dir, label)
-        status = "planned" if config.run.plan else "completed"
+        status = "inspected" if config.data.inspect else "planned" if config.run.plan else "completed"
         if status == "completed" and _finite_loss(losses) is None:
             reason = "no finite validation loss"
     except Interrupted as stop:

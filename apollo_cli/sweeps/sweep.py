@@ -296,7 +296,10 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
         try:
             with open_dict(composed):
                 values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            job_config(values, words)
+            parsed = job_config(values, words)
+            if not is_grid and (parsed.run.plan or parsed.data.inspect):
+                key = "plan" if parsed.run.plan else "data.inspect"
+                raise ConfigError([f"{key}=true: a search chooses its jobs by their losses; type a grid to see one"])
         except (ConfigError, OmegaConfBaseException) as error:
             of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
             found |= dict.fromkeys(of_job)

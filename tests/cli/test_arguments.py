@@ -98,7 +98,7 @@ def test_a_text_that_looks_like_a_number_stays_as_typed(typed: str, passed_on: s
         ("-m data.files=a.txt,b.txt seed=0,1", ["data=text"]),
         ("data.path=org/name", ["data=hub"]),
         ("data=mixture data.files=a.txt", []),
-        ("experiment=mine data.files=a.txt", []),
+        ("experiment=paper/gpt2 data.files=a.txt", ["data=text"]),
         ("--config-dir mine data.files=a.txt", []),
         ("data.seq_len=64", []),
     ],

@@ -59,6 +59,7 @@ def test_what_is_handed_on_beside_resume_arrives(project: str) -> None:
         "devices": None,
         "on_nonfinite": "skip",
         "distributed": {"timeout": 60},
+        "checkpoint": {"every": 0, "keep": 1},
     }
     words = resume_words(Path("/a b/run"), sections)
     assert resume_overrides(CommandLine.parse(words)) == ("/a b/run", sections)

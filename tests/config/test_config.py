@@ -132,7 +132,7 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"sampler.kk": 2}, ["sampler.kk", "no such key", "did you mean sampler.k?"]),
         ({"sede": 2}, ["sede", "no such key", "did you mean seed?"]),
         ({"expander.source": "small"}, ["expander.source=small: renamed to init_from.path=small"]),
-        ({"model.mask_words": True}, ["model.mask_words=True: renamed to model.whole_word_masking=True"]),
+        ({"model.mask_words": True}, ["model.mask_words=true: renamed to model.whole_word_masking=true"]),
     ],
 )
 def test_an_invalid_value_is_refused_with_key_value_and_remedy(

@@ -13,7 +13,7 @@ from tests.helpers.config_values import changed, problems_of, refuses
     [
         ({"data.seq_len": 3}, ["data.seq_len=3", "greater than or equal to 4"]),
         ({"data.validation": 1}, ["data.validation=1", "less than or equal to 0.5"]),
-        ({"data.vocab_size": True}, ["data.vocab_size=True", "integer"]),
+        ({"data.vocab_size": True}, ["data.vocab_size=true", "integer"]),
     ],
 )
 def test_an_invalid_value_is_refused_with_key_value_and_remedy(
@@ -80,7 +80,7 @@ def test_a_source_of_a_mixture_gets_missing_keys_from_beside_sources() -> None:
     ("sources", "says"),
     [
         ([5], ["data.sources[0]=5", "dictionary"]),
-        ([{"files": "a"}], ["data.sources[0].kind=None: should be one of pydocs, text, hub"]),
+        ([{"files": "a"}], ["data.sources[0].kind=null: should be one of pydocs, text, hub"]),
         ([{"kind": "txt"}], ["data.sources[0].kind=txt", "pydocs, text, hub"]),
         (
             [{"kind": "text", "file": "a"}],

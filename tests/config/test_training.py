@@ -87,7 +87,7 @@ def test_tensorboard_without_its_package_is_refused(
     composed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "find_spec", lambda package: None)
-    refuses(composed, {"tracking.tensorboard": True}, ["tracking.tensorboard=True", "apollo-train[tensorboard]"])
+    refuses(composed, {"tracking.tensorboard": True}, ["tracking.tensorboard=true", "apollo-train[tensorboard]"])
 
 
 def test_trackers_of_an_older_config_have_the_defaults_of_the_file(composed: dict[str, Any]) -> None:

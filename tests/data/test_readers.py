@@ -1,6 +1,7 @@
 """Files as other programs write, join and damage them."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def test_fields_in_quotes_are_read_in_a_tsv(tmp_path: Path, rows: str, expected:
         ),
         ("a.csv", "\nid\ttext\n1\ta\n", r", line 2: its columns are parted by '\t', and those of a .csv by ','"),
         ("a.tsv", "id,text\n1,a\n", r", line 1: its columns are parted by ',', and those of a .tsv by '\t'"),
+        ("a.csv", '"id";"text"\n1;a\n', ", line 1: its columns are parted by ';', and those of a .csv by ','"),
+        ("a.csv", '"id" "text"\n1;a\n', ", line 1: not a table"),
         ("a.csv", 'text\na\n"b\nc\nd\n', ", line 3: not a table (a quote opens a field there and never closes)"),
         ("a.tsv", 'n\ttext\n1\t"b\n2\tc\n', ", line 2: not a table (a quote opens a field there and never closes)"),
         ("a.csv", 'text\n"a\nb" c\n', ", line 2: not a table"),
@@ -187,6 +190,31 @@ def test_an_arrow_file_that_points_outside_of_itself_is_refused(tmp_path: Path, 
     assert content.count(offsets) == 1
     assert read(tmp_path / "a.arrow") == ["one", "two"]
     assert ": cannot be read as arrow (" in refusal(tmp_path / "a.arrow", content.replace(offsets, outside))
+
+
+def test_an_arrow_stream_with_zeros_in_its_middle_is_refused(tmp_path: Path) -> None:
+    """Four zeros are the mark of its end, so the batches behind them would be left out."""
+    table = pa.table({"text": [f"document {i}" for i in range(400)]})
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    content = (tmp_path / "a.arrow").read_bytes()
+    starts = [match.start() for match in re.finditer(b"\xff\xff\xff\xff", content)]
+    assert len(starts) == 6  # the schema, four batches, the end
+    assert len(read(tmp_path / "a.arrow")) == 400
+    damaged = content[: starts[3]] + bytes(50) + content[starts[3] + 50 :]
+    said = "its stream ends before the file does"
+    assert f": cannot be read as arrow ({said})" in refusal(tmp_path / "a.arrow", damaged)
+    assert said in refusal(tmp_path / "a.arrow", content + content)  # two joined by cat
+
+
+def test_a_page_of_parquet_that_differs_from_its_checksum_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"document {i}" for i in range(400)]})
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    content = (tmp_path / "a.parquet").read_bytes()
+    assert len(read(tmp_path / "a.parquet")) == 400
+    damaged = content.replace(b"document 200", b"dOcument 200", 1)
+    assert ": cannot be read as parquet (" in refusal(tmp_path / "a.parquet", damaged)
 
 
 def test_a_directory_stands_for_the_files_of_known_kinds_in_it(tmp_path: Path) -> None:

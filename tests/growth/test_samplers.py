@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -278,10 +279,26 @@ class Given(DepthSampler):
         ({5: 0.5, 12: 0.5}, "depth 5 is not from 6 to 12"),
         ({6: 0.5, 13: 0.5}, "depth 13 is not from 6 to 12"),
         ({12: 0.5, 6: 0.5}, "the depths do not rise"),
+        ({6: 10**400}, "P(6)=10000000000000000000 is not a probability"),
+        ({6: "1"}, "P(6)=1 is not a probability"),
+        ({6: 1j}, "P(6)=1j is not a probability"),
+        ({6.5: 0.5, 12: 0.5}, "depth 6.5 is no int"),
+        ({"6": 1.0}, "depth '6' is no int"),
+        (None, "its probabilities are NoneType, not a dict of depths"),
+        ([0.5, 0.5], "its probabilities are list, not a dict of depths"),
     ],
 )
 def test_what_is_no_distribution_of_the_depth_is_named(distribution: dict[int, float], problem: str) -> None:
     assert Given(distribution).probability_problems(6, 12)[0] == problem
+
+
+def test_a_sampler_that_raises_is_named_with_its_line() -> None:
+    class Broken(Given):
+        def probabilities(self, layers: int, target: int) -> dict[int, float]:
+            return {layers: 1 / (layers - 6)}
+
+    (problem,) = Broken({}).probability_problems(6, 12)
+    assert re.fullmatch(r"test_samplers\.py, line \d+, raises ZeroDivisionError: .*", problem)
 
 
 @given(samplers(), pairs())

@@ -209,6 +209,9 @@ def test_a_tiny_share_is_refused_at_once() -> None:
     """Its first step comes with 5e8 steps, too many to be tried one by one; 1e9 are enough."""
     with pytest.raises(ValueError, match=r"1000000000 is a number of steps that these schedule\.ends allow"):
         Schedule.over(400, (1, 12), (1e-9, 1))
+    for ends, share in [((5e-324, 1), "4.94e-324"), ((0.5, 0.5 + 2**-53, 1), "1.11e-16")]:
+        with pytest.raises(ValueError, match=f"a stage has {share} of all steps, and no run is long enough for it"):
+            Schedule.over(400, (1, 2, 12)[: len(ends)], ends)
 
 
 def test_shortest_apollo_run_has_fifteen_steps() -> None:

@@ -45,7 +45,9 @@ def test_of_a_refused_job_nothing_is_shown_that_is_of_another_run(
     jobs = [_job(tmp_path / "0", 0), _job(tmp_path / "1", 7, "refused", 2, "holds another run")]
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "plan.json").write_text('{"flops": 5000}')
-    assert close_sweep([*jobs, JobResult(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])]) == 2
+    planned = JobResult(str(tmp_path / "2"), 0, "planned", "", ["seed=2", "sampler.k=5"])
+    inspected = JobResult(str(tmp_path / "3"), 0, "inspected", "", ["seed=3", "sampler.k=5"])  # it has no folder
+    assert close_sweep([*jobs, planned, inspected]) == 2
     out = capsys.readouterr().out
     assert "refused" in out
     assert "10.25" not in out

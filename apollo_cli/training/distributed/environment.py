@@ -11,11 +11,18 @@ import psutil
 from apollo_cli.errors import ConfigError
 
 _FIRST_PORT, _PORTS = 20_000, 20_000  # one for each of Slurm's jobs
+_LAST_PORT = 65_535
+_LAUNCHERS = (  # rank, world size, local rank, port, restarts
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_PORT", ""),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MASTER_PORT", ""),  # MPICH and Intel MPI
+)
 
 
 @dataclass(frozen=True)
 class ProcessEnv:
-    """One of several processes, as torchrun or Slurm's srun describes it in the environment.
+    """One of several processes, as torchrun, Slurm's srun or mpirun describes it in the environment.
 
     Attributes:
         rank: number of this process, from 0.
@@ -40,35 +47,41 @@ class ProcessEnv:
         """What these variables say; None for a process on its own.
 
         Raises:
-            ConfigError: a variable is missing or not a number.
+            ConfigError: a variable is missing, not a number or out of its range.
         """
-        if environ.get("WORLD_SIZE", "1") != "1":
-            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-            host = environ.get("MASTER_ADDR", "localhost")
-        elif environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-            host = first_host(environ.get("SLURM_STEP_NODELIST", "localhost"))
-        else:
+        names = next((names for names in _LAUNCHERS if environ.get(names[1]) not in (None, "", "1")), None)
+        if names is None:
             return None
         values = {name: environ.get(name, "") for name in names}
         values[names[-1]] = values[names[-1]] or "0"
+        unset = f"unset {names[1]}"
         if wrong := [f"{name}={value!r}" for name, value in values.items() if not value.isdecimal()]:
-            raise ConfigError(
-                [
-                    f"environment: {', '.join(wrong)}: should be a number in each of several processes; start them "
-                    f"with torchrun, srun or devices=N. For one process on its own, type: unset {names[1]}"
-                ]
-            )
+            raise _wrong(f"{', '.join(wrong)}: should be a number in each of several processes", unset)
         rank, size, local, port, restarts = map(int, values.values())
+        host = environ.get("MASTER_ADDR", "localhost")
         if names[3] == "SLURM_JOB_ID":  # jobs on one machine need different ports
             port = _FIRST_PORT + port % _PORTS
-        return cls(rank, size, local, host, port, restarts, f"unset {names[1]}")
+            host = first_host(environ.get("SLURM_STEP_NODELIST", "localhost"))
+        if rank >= size:
+            raise _wrong(f"{names[0]}={rank}: should be less than {names[1]}={size}", unset)
+        if not 0 < port <= _LAST_PORT:
+            raise _wrong(f"{names[3]}={port}: should be from 1 to {_LAST_PORT}", unset)
+        return cls(rank, size, local, host, port, restarts, unset)
+
+
+def _wrong(problem: str, unset: str) -> ConfigError:
+    return ConfigError(
+        [
+            f"environment: {problem}; start them with torchrun, srun or devices=N. For one process on its own, type: "
+            f"{unset}"
+        ]
+    )
 
 
 def leave_group(environ: MutableMapping[str, str]) -> None:
     """Makes this a process on its own."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        environ.pop(name, None)
+    for names in _LAUNCHERS:
+        environ.pop(names[1], None)
 
 
 def launcher_start_time() -> datetime:
