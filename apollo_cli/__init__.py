@@ -1,3 +1,3 @@
-"""Apollo: pretrain BERT and GPT while their depth grows, and say how much that saved."""
+"""Apollo: pretrain BERT, GPT and LLaMA while their depth grows, and say how much that saved."""
 
 __version__ = "0.1.0"

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from apollo_cli.cli.help import groups
 from apollo_cli.cli.plain_words import PlainArgs, parse_words
 from apollo_cli.compare import parser
+from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config, parse
-from apollo_cli.config.hydra_syntax import compose_values
+from apollo_cli.config.hydra_syntax import compose_values, job_config
 from apollo_cli.inference.evaluation_command import EvaluationArgs
 from apollo_cli.inference.sampling_command import SamplingArgs
 from apollo_cli.signals import Interrupted
@@ -141,6 +145,27 @@ def test_every_launch_of_several_processes_runs(
     assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
     (summary,) = tmp_path.glob("outputs/*/*/summary.json")
     assert json.loads(summary.read_text(encoding="utf-8"))["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in COMMANDS if w[0] in ("torchrun", "srun") or any(SLURM in word for word in w)], ids=" ".join
+)
+def test_every_command_for_many_devices_composes(words: list[str]) -> None:
+    """Launcher and job; the devices that it names share the rows of a micro-step evenly."""
+    text = " ".join(words)
+    after = words.index("-m") + 2 if "apollo_cli.train" in words else 1
+    typed = OverridesParser.create().parse_overrides([word for word in words[after:] if word != "-m"])
+    job = [f"{o.get_key_element()}={next(o.sweep_string_iterator())}" for o in typed if o.is_sweep_override()]
+    job += [o.input_line or "" for o in typed if not o.is_sweep_override()]
+    with initialize_config_module(CONF, version_base="1.3"):
+        values = compose("config", job, return_hydra_config=True)
+    launcher = values.hydra.launcher
+    numbers = [re.search(rf"--{name}=(\d+)", text) for name in ("n(?:node|ode)s", "n(?:tasks|proc)-per-node")]
+    nodes, each = [int(found[1]) if found else 1 for found in numbers]
+    if SLURM in text:
+        nodes, each = launcher.nodes, launcher.gpus_per_node
+    config = job_config(OmegaConf.masked_copy(values, [str(key) for key in values if key != "hydra"]), job)
+    assert (config.batch.micro or config.batch.size) % (nodes * each) == 0
 
 
 def _flags(named: dict[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ _TAKES_A_VALUE = {
 }
 _FLAGS = (*_TAKES_A_VALUE, "--version", "-h")
 _INFORMATION = {"--cfg", "-c", "--shell-completion", "-sc", "--info", "-i", "--hydra-help", "--package", "-p"}
-_SIMPLE = r"[\w.+~/*-]+(,[\w.+~/*-]+)*"  # one or more texts without quotes, brackets and interpolations
+_SIMPLE = r"(\[?)([\w.+~/*-]+(?:,[\w.+~/*-]+)*)(\]?)"  # texts without quotes and interpolations, or their list
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _USER_CONFIGS = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
 
@@ -101,12 +101,13 @@ def _with_quotes(word: str) -> str:
     Returns:
         The word with such values in quotes.
     """
-    key, _, values = word.partition("=")
-    if key not in text_keys().union(_FOLDERS, group_names()) or not re.fullmatch(_SIMPLE, values):
+    key, _, value = word.partition("=")
+    if key not in text_keys().union(_FOLDERS, group_names()) or not (simple := re.fullmatch(_SIMPLE, value)):
         return word
+    begins, texts, ends = simple.groups()
     if key in _FOLDERS:
-        values = os.path.expanduser(values)  # noqa: PTH111 - of an unknown user it stays as it is
-    return f"{key}={','.join(_as_text(value) for value in values.split(','))}"
+        texts = os.path.expanduser(texts)  # noqa: PTH111 - of an unknown user it stays as it is
+    return f"{key}={begins}{','.join(map(_as_text, texts.split(',')))}{ends}"
 
 
 def _as_text(value: str) -> str:

@@ -43,6 +43,9 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
         problems += _problems_of_words(typed, line.multirun)
     elif not line.multirun:
         problems += _sweeps_without_multirun(typed)
+    if not problems and isinstance(error, OSError) and error.filename:
+        key = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
+        problems = [f"{key}: {error.filename} cannot be made ({error.strerror}); type another folder"]
     return ConfigError(problems or [_first_line(error)])
 
 

@@ -5,7 +5,7 @@ import re
 from apollo_cli.config.conf_folder import conf_folder
 
 _HEAD = """\
-apollo-train: pretrain BERT and GPT while their depth grows (Apollo, arXiv 2401.09192).
+apollo-train: pretrain BERT, GPT and LLaMA while their depth grows (Apollo, arXiv 2401.09192).
 
 usage: apollo-train [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
 """

@@ -117,6 +117,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
 
 def closest(word: str, known: list[str]) -> str:
     """'; did you mean X?' with the closest known word, or an empty text; optim.lr is closest to lr."""
+    if word.lower() in known:
+        return f"; did you mean {word.lower()}?"
     ends = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
     near = get_close_matches(word, ends, n=3, cutoff=0) or get_close_matches(word, known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else ""

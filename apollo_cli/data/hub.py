@@ -85,9 +85,9 @@ class Hub(Source):
                 self._open(key, self.split)
 
     def parts(self) -> list[Part]:
-        if len(self.paths) < 2:
+        if len(keys := self._keys()) < 2:
             return [Part(self, None)]
-        return [Part(replace(self, paths=(p,), names=(n,), revisions=(r,)), None) for p, n, r in self._keys()]
+        return [Part(replace(self, paths=(p,), names=(n,), revisions=(r,)), None) for p, n, r in keys]
 
     @property
     def is_streamed(self) -> bool:

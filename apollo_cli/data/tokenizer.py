@@ -30,6 +30,10 @@ ALGORITHMS = {  # the first is AUTO's
 }
 TRAINED = (AUTO, "wordpiece", "bpe", "unigram")
 SAMPLE_CHARACTERS = 200_000_000  # of the corpus, from its start: enough for stable merges
+_HINT = (
+    "Give a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, a folder with one of these, or a name "
+    "on the hub"
+)
 _LONGEST = 10_000  # characters of a piece; the trainer's time grows with the square of an unbroken run
 _UNBROKEN_COST = 50  # factor for the characters of such a run in the sample: slow to train on, of little use
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # in the order of preference
@@ -183,6 +187,13 @@ def existing_tokenizer(recipe: Recipe) -> Tokenizer | None:
     return tokenizer
 
 
+def check_there(name: str) -> None:
+    """Raises a DataError if this is the name of a file that does not exist; asks no network."""
+    if name not in (*TRAINED, BYTES):
+        with refusing(f"data.tokenizer={name}: cannot be loaded", _HINT):
+            _find_file(name)
+
+
 def load_tokenizer(kind: str, name: str) -> Tokenizer:
     """Loads a tokenizer from a file, a folder, or a name on the hub.
 
@@ -192,11 +203,7 @@ def load_tokenizer(kind: str, name: str) -> Tokenizer:
     Raises:
         DataError: it does not exist, cannot be read, or lacks the special tokens of a `kind` model.
     """
-    hint = (
-        "Give a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, a folder with one of these, or a "
-        "name on the hub"
-    )
-    with refusing(f"data.tokenizer={name}: cannot be loaded", hint):
+    with refusing(f"data.tokenizer={name}: cannot be loaded", _HINT):
         path = _find_file(name) or _download(name)
         _load_in_subprocess(path, *_digests(path))
         tokenizer = read_tokenizer(path)

@@ -235,11 +235,13 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         theirs = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
+        _check_sizes(config, theirs)
         model_config = _model_config(config)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        reason = error if type(error) is ValueError else getattr(error, "strerror", None) or repr(error)
         raise CheckpointError(
             f"{folder}: not a BERT, GPT-2 or LLaMA model in transformers' format "
-            f"(config.json and model.safetensors): {getattr(error, 'strerror', None) or repr(error)}"
+            f"(config.json and model.safetensors): {reason}"
         ) from error
     config = _MISSING.get(model_config.kind, {}) | config
     head_dim = {"head_dim": model_config.hidden // model_config.heads}
@@ -247,6 +249,18 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         if config.get(key, ours) != ours:
             raise CheckpointError(f"{folder}/config.json: {key} is {config[key]!r}, and only {ours!r} is supported")
     return model_config, {_with_prefix(model_config.kind, name): tensor for name, tensor in theirs.items()}
+
+
+def _check_sizes(config: dict[str, Any], theirs: dict[str, Tensor]) -> None:
+    """Raises a ValueError for a size that no such weights can have, before so much memory or time is taken."""
+    longest = max((length for tensor in theirs.values() for length in tensor.shape), default=0)
+    kind = _KINDS[config["model_type"]]
+    for name, key in _SIZE_KEYS[kind].items():
+        if name == "tied" or (kind == "llama" and name == "positions"):  # of which the weights know nothing
+            continue
+        most = len(theirs) if name == "layers" else longest
+        if (size := config.get(key)) is not None and not (type(size) is int and 0 < size <= most):
+            raise ValueError(f"{key} is {size!r}, and the weights allow whole numbers from 1 to {most:,}")
 
 
 def _model_config(config: dict[str, Any]) -> ModelConfig:

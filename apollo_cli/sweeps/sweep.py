@@ -299,7 +299,9 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
             parsed = job_config(values, words)
             if not is_grid and (parsed.run.plan or parsed.data.inspect):
                 key = "plan" if parsed.run.plan else "data.inspect"
-                raise ConfigError([f"{key}=true: a search chooses its jobs by their losses; type a grid to see one"])
+                raise ConfigError(
+                    [f"{key}=true: a search chooses its jobs by their losses; type a grid to see one"]
+                )
         except (ConfigError, OmegaConfBaseException) as error:
             of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
             found |= dict.fromkeys(of_job)

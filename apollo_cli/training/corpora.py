@@ -5,6 +5,7 @@ from pathlib import Path
 from apollo_cli.config.config import Config
 from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys
 from apollo_cli.data import sources
+from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import TrainingBatches
 from apollo_cli.data.corpus import Corpus, load_corpus
 from apollo_cli.data.hub import Hub
@@ -64,6 +65,8 @@ def check_files(config: Config) -> None:
         DataError: a file is missing or cannot be read.
     """
     data = config.data
+    tokenizers.check_there(data.tokenizer)
+    _source(config).parts()  # one at least
     for each in data.sources if isinstance(data, MixtureArgs) else [data]:
         if isinstance(each, TextKeys):
             _plain_source(each).check_readable()

@@ -302,6 +302,27 @@ def test_model_that_ours_would_compute_otherwise_is_refused(
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "size"),
+    [
+        ("gpt", "n_layer", 10**9),
+        ("bert", "num_hidden_layers", 0),
+        ("llama", "vocab_size", 10**12),
+        ("gpt", "n_embd", "x"),
+        ("bert", "num_attention_heads", -1),
+        ("llama", "intermediate_size", True),
+    ],
+)
+def test_a_size_that_the_weights_cannot_have_is_refused_at_once(
+    kind: Kind, key: str, size: object, tmp_path: Path
+) -> None:
+    """A model of a billion layers would be built for hours."""
+    path = exported(tmp_path, kind) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: size}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"\): {key} is {size!r}, and the weights allow whole numbers"):
+        load_model(path.parent)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_missing_file_is_named(missing: str, tmp_path: Path) -> None:
     (exported(tmp_path) / missing).unlink()

@@ -301,6 +301,8 @@ def test_the_ends_of_an_interval_are_checked(tiny: Words, place: Path, capsys: p
     words = ["-m", *rest, "hydra/sweeper=optuna", "plan=true", "hydra.sweeper.n_trials=1"]
     assert run([*words, "optim.lr=interval(-2,-1)"]) == 2
     assert "config: " in capsys.readouterr().err
+    assert run([*words, "optim.lr=interval(1e-4,1e-3)"]) == 2
+    assert "plan=true: a search chooses its jobs by their losses" in capsys.readouterr().err
     assert sweep.Command.current is None
 
 

@@ -157,6 +157,7 @@ def test_other_tokenizers_are_trained_exported_and_read_by_transformers(
         ["data=text", "data.files=[/nonexistent/x.txt]"],
         ["data=text", "data.files={corpus}", "data.validation_files=/nonexistent/x.txt"],
         ["data=mixture", "data.sources=[{{kind:pydocs}},{{kind:text,files:/nonexistent/x.txt}}]"],
+        ["data=text", "data.files={corpus}", "data.tokenizer=/nonexistent/x.txt"],
     ],
 )
 def test_a_plan_names_a_missing_file(
@@ -166,3 +167,11 @@ def test_a_plan_names_a_missing_file(
     assert run([*words, "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 2
     assert "/nonexistent/x.txt" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("data", "key"), [("text", "files"), ("hub", "path"), ("mixture", "sources")])
+def test_a_plan_without_a_corpus_is_refused(
+    data: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([f"data={data}", "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 2
+    assert f"apollo-train: data.{key} is empty: name" in capsys.readouterr().err
