@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from pydantic import ConfigDict
 
+from apollo_cli.cli.program import unknown_flag
 from apollo_cli.config.schema import Section, closest, validate
 from apollo_cli.errors import ConfigError
 
@@ -30,7 +31,7 @@ def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
     for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
-            problems.append(f"{word.partition('=')[0]}: no such flag; {program} --help shows what may be typed")
+            problems.append(unknown_flag(word, program))
         elif not equals:
             problems.append(f"{word}: not understood; type KEY=VALUE")
         elif key not in cls.model_fields:

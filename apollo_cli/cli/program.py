@@ -8,6 +8,13 @@ from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, terminable
 
 
+def unknown_flag(word: str, program: str) -> str:
+    """The problem of a word with dashes, which most programs take for a key."""
+    flag, equals, _ = word.partition("=")
+    typed = word.lstrip("-") if equals else "KEY=VALUE"
+    return f"{flag}: no such flag; keys have no dashes: type {typed}; {program} --help shows them"
+
+
 def run_program(name: str, page: str, action: Callable[[list[str]], int | None], words: list[str]) -> int:
     """Prints the page or the version if that is asked for, else calls `action` with the words.
 

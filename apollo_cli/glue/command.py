@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli.cli.exit_codes import open_standard_streams, report
-from apollo_cli.cli.program import run_program
+from apollo_cli.cli.program import run_program, unknown_flag
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.environment import ProcessEnv
 
@@ -52,7 +52,7 @@ def _fine_tune(words: list[str]) -> int | None:
         alone = f"start {NAME} once, not as {env.world_size} processes; for one on its own, type: {env.unset}"
         raise ConfigError([f"fine-tuning takes one device: {alone}"])
     if flags := [word for word in words if word.startswith("-")]:
-        raise ConfigError([f"{flags[0]}: no such flag; {NAME} --help shows what may be typed"])
+        raise ConfigError([unknown_flag(flag, NAME) for flag in flags])
 
     from apollo_cli.glue.grid import FineTuningGrid
     from apollo_cli.glue.section import compose_words, parse_glue

@@ -10,7 +10,7 @@ from pydantic import Field
 from apollo_cli.cli.plain_words import PlainArgs, parse_words
 from apollo_cli.config.schema import Seed, Size
 from apollo_cli.data.tokenizer import special_ids
-from apollo_cli.errors import ConfigError, DataError
+from apollo_cli.errors import ConfigError, DataError, printable
 from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.inference.trained import TrainedModel, load_trained
 from apollo_cli.tracking.console import Console
@@ -72,7 +72,7 @@ def _continue(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
             ids.append(token)
             text = tokenizer.decode(ids, skip_special_tokens=False)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else the bytes of a letter are not complete
-                print(text[len(shown) :], end="", flush=True)
+                print(for_screen(text[len(shown) :]), end="", flush=True)
                 shown = text
         print()
 
@@ -88,4 +88,9 @@ def _fill(trained: TrainedModel, prompt: str, count: int) -> None:
         raise ConfigError([f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it"])
     for number, candidates in enumerate(mask_candidates(trained.model, framed, special["mask"], count), 1):
         words = (f"{trained.tokenizer.decode([c.token])} {c.probability:.1%}" for c in candidates)
-        print(f"{MASK} {number}: {', '.join(words)}")
+        print(for_screen(f"{MASK} {number}: {', '.join(words)}"))
+
+
+def for_screen(text: str) -> str:
+    """What a model wrote: in a file as it is, on a terminal without what that would obey."""
+    return printable(text) if sys.stdout.isatty() else text

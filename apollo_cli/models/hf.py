@@ -1,5 +1,6 @@
 """Models in transformers' format, `config.json` and `model.safetensors`, written and read."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -233,11 +234,11 @@ def _with_prefix(kind: str, name: str) -> str:
 
 def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(_regular(folder / "config.json").read_text(encoding="utf-8"))
         theirs = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
         _check_sizes(config, theirs)
         model_config = _model_config(config)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         reason = error if type(error) is ValueError else getattr(error, "strerror", None) or repr(error)
         raise CheckpointError(
             f"{folder}: not a BERT, GPT-2 or LLaMA model in transformers' format "
@@ -284,11 +285,18 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return [folder / "model.safetensors"]
+        return [_regular(folder / "model.safetensors")]
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     if outside := [name for name in names if Path(name).name != name]:
         raise ValueError(f"{index.name} names {outside[0]!r}, which is not beside it")
-    return [folder / name for name in sorted(names)]
+    return [_regular(folder / name) for name in sorted(names)]
+
+
+def _regular(path: Path) -> Path:
+    """The path; raises an OSError where no regular file is, for reading a FIFO would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
 
 
 def _with_weights(

@@ -161,6 +161,8 @@ def test_wrong_words_are_refused_together_with_the_right_ones(
     assert "device=cuda:9: not on this machine" in _error([*base, "device=cuda:9"], capsys)
     assert not (run_dir / "glue").exists()
     assert "--multirun: no such flag" in _error(["--multirun", "run=x"], capsys)
+    said = "--optim.lr: no such flag; keys have no dashes: type optim.lr=1e-3"
+    assert said in _error(["--optim.lr=1e-3", "run=x"], capsys)
 
 
 def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(

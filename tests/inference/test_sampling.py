@@ -1,12 +1,14 @@
 """apollo-sample: the same text as transformers, draws from the right tokens, masks filled."""
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from apollo_cli.inference import sampling_command
 from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.models.hf import load_model
 from apollo_cli.sample import run
@@ -80,6 +82,12 @@ def test_text_is_printed_and_depends_on_the_seed_alone(
     assert texts[2].partition("---\n")[0] == texts[0].partition("---\n")[2]  # seed 0 + 1
 
 
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "a\ufffd[31m\tb\n"), (False, "a\x1b[31m\tb\n")])
+def test_a_terminal_obeys_nothing_of_a_text(is_terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert sampling_command.for_screen("a\x1b[31m\tb\n") == shown
+
+
 def test_a_prompt_comes_from_a_file_or_from_standard_input(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +109,7 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(
         (["prompt=[MASK]", "prompt_file=x"], "give one of them"),
         (["prompt_file=/nonexistent"], "prompt_file=/nonexistent: cannot be read"),
         (["prompt=[MASK]", "top_p=2"], "top_p=2"),
+        (["prompt=[MASK]", "--top_p=1"], "--top_p: no such flag; keys have no dashes: type top_p=1"),
         (["prompt=[MASK]", "temperatur=1"], "temperatur: no such key; did you mean temperature?"),
     ],
 )

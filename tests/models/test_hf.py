@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,6 +322,20 @@ def test_a_size_that_the_weights_cannot_have_is_refused_at_once(
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: size}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"\): {key} is {size!r}, and the weights allow whole numbers"):
         load_model(path.parent)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_read(name: str, tmp_path: Path) -> None:
+    (exported(tmp_path) / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_model(tmp_path)
+
+
+def test_an_index_without_names_is_refused(tmp_path: Path) -> None:
+    (exported(tmp_path) / "model.safetensors.index.json").write_text('{"weight_map": 5}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not a BERT, GPT-2 or LLaMA model"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
