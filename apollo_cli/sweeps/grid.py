@@ -43,8 +43,8 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
     swept = [o for o in overrides if o.is_sweep_override()]
     problems = [f"{o.input_line}: {problem}" for o in swept if (problem := _problem_of_sweep(o, is_grid))]
     if not problems and is_grid and (jobs := math.prod(map(_count, swept))) > _MOST_JOBS:
-        words = " ".join(o.input_line or "" for o in swept)
-        problems.append(f"{words}: {jobs:,} jobs, and a sweep has at most {_MOST_JOBS:,}; type fewer values")
+        typed = " ".join(o.input_line or "" for o in swept)
+        problems.append(f"{typed}: {jobs:,} jobs, and a sweep has at most {_MOST_JOBS:,}; type fewer values")
     if problems:
         raise ConfigError(problems)
     if is_grid:
