@@ -64,8 +64,8 @@ class BudgetArgs(Section):
 class BatchArgs(Section):
     """`batch`: sequences in a step and in a micro-step."""
 
-    size: Whole
-    micro: Whole | None
+    size: Annotated[Whole, Field(le=10**12)]
+    micro: Annotated[Whole, Field(le=10**12)] | None
 
     @property
     def micro_size(self) -> int:

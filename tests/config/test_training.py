@@ -17,6 +17,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"batch.size": 10**25}, ["batch.size=10000000000000000000000000", "less than or equal"]),
         ({"batch.size": 0}, ["batch.size=0", "greater than 0"]),
         ({"batch.size": 2.5}, ["batch.size=2.5", "integer"]),
         ({"batch.micro": 5}, ["batch.micro=5", "batch.size=16", "divide"]),
