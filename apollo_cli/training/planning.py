@@ -92,10 +92,11 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
     narrower = {width: make_step_cost(config, device, width) for width in config.schedule.shares if width != 1}
     source = find_source(config)
     maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
+    budget = config.budget
 
     def plan_for(steps: int) -> Plan:
         return Plan(
-            schedule=config.schedule.over(steps),
+            schedule=config.schedule.over(steps, budget.extended_from),
             sampler=config.sampler.build(),
             expander=config.expander.build(),
             step_cost=step_cost,
@@ -104,9 +105,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             source_seconds=source.seconds if source else 0.0,
             maps=maps,
             narrower=narrower,
+            may_end_early=budget.may_end_early,
         )
 
-    budget = config.budget
     try:
         if steps is None:
             steps = budget.steps
@@ -121,10 +122,11 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        longest = max_steps_within(limit, cost, plan_for, min_steps(config.schedule.ends))
+        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(config.schedule.ends)
+        longest = max_steps_within(limit, cost, plan_for, least)
         return plan_for(device.processes.broadcast(longest.steps))  # each process has timed it by itself
     except ValueError as error:
-        key, value = next((key, value) for key, value in budget if value is not None)
+        ((key, value),) = budget.lengths.items()
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 
