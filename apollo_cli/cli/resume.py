@@ -30,13 +30,9 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     sections: dict[str, Any] = {}
     for override in parse_overrides([word for word in line.overrides if word not in typed], problems):
         section, _, key = override.key_or_group.partition(".")
-        if (
-            (section in OVERRIDABLE_SECTIONS or override.key_or_group == CACHE_KEY)
-            and key
-            and not override.is_sweep_override()
-        ):
-            sections.setdefault(section, {})[key] = override.value()
-        elif section == "budget" and key in LENGTHS and not override.is_sweep_override():
+        is_length = section == "budget" and key in LENGTHS
+        is_known = section in OVERRIDABLE_SECTIONS or override.key_or_group == CACHE_KEY or is_length
+        if is_known and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
         elif override.key_or_group in OVERRIDABLE_KEYS and not override.is_sweep_override():
             sections[override.key_or_group] = override.value()

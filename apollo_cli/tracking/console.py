@@ -284,7 +284,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "validation loss": _value(losses.get("eval/loss")),
         **(
             {"best validation loss": _best(best)}
-            if (best := summary.get("best")) and best["step"] != totals["steps"]
+            if (best := summary.get("best")) and best["eval/loss"] != losses.get("eval/loss")
             else {}
         ),
         "run directory": files.shown(Path(summary["run_dir"])),

@@ -93,9 +93,10 @@ def _refusal(
     )
     return (
         f"budget.{unit}={value}: with optim.schedule={config.optim.schedule} the rate of steps {changed} to "
-        f"{done - 1} was laid out for {planned.steps} steps, and would have been another one in a longer run. Begin "
-        f"a new run with its weights: {path}, with its moments: init_from.optimizer=true, with the rows after its: "
-        f"init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its decay, goes on"
+        f"{done - 1} was laid out for {planned.steps} steps, and would have been another one in a longer run. "
+        f"Begin a new run with its weights: {path}, with its moments: init_from.optimizer=true, and with the rows "
+        f"after its own: init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its "
+        "decay, goes on"
     )
 
 

@@ -239,7 +239,11 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     if source.layers > layers:
         found.append(
             f"it has {source.layers} layers and schedule.layers begins with {layers}: nothing shrinks; type "
-            + ("schedule=scratch" if source.layers == target.layers else f"schedule.layers=[{source.layers},...]")
+            + (
+                f"schedule=scratch or 'schedule.layers=[{source.layers}]' 'schedule.ends=[1]'"
+                if source.layers == target.layers
+                else f"schedule.layers=[{source.layers},...]"
+            )
         )
     return found
 
