@@ -235,10 +235,9 @@ def _target_of_budget(baseline: Group, reference: Sequence[Curve]) -> float | No
     They end at the first evaluation below it, each at another loss, which none of the methods was asked for.
     """
     loss = baseline.runs[0].config.get("budget.target_loss")
-    is_number = isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss)
-    if is_number and reference and all(curve[-1].loss <= loss for curve in reference):
-        return float(loss)
-    return None
+    if not isinstance(loss, int | float) or isinstance(loss, bool) or not reference:
+        return None
+    return float(loss) if all(curve[-1].loss <= loss < math.inf for curve in reference) else None
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:

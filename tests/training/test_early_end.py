@@ -32,7 +32,7 @@ def made_losses(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float]) -> No
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / "summary.json").read_text())
 
 
 def test_the_best_checkpoint_of_the_whole_model_is_kept_and_exported(

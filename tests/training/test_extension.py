@@ -119,8 +119,8 @@ def test_a_longer_run_must_leave_the_rates_of_its_steps_as_they_were(
 ) -> None:
     before = config("budget.steps=100", "optim.warmup=0.1", *words)
     after = extended(before, 100, 300)
-    plans = [make_plan(each, choose(each.run)) for each in (before, after)]
-    assert first_changed_rate(before, *plans, done) == changed
+    planned, longer = (make_plan(each, choose(each.run)) for each in (before, after))
+    assert first_changed_rate(before, planned, longer, done) == changed
 
 
 def test_every_unit_makes_it_longer(config: Callable[..., Config]) -> None:
