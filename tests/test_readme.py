@@ -88,7 +88,7 @@ def test_every_command_runs(
     elif "resume" in typed:
         even = ["optim.schedule=constant"] if "budget.steps" in typed else []
         _interrupted_run(lambda: config(*even), Path(words[0].partition("=")[2]), monkeypatch)
-        words = [words[0], *(["budget.steps=16"] if even else [])]
+        words = ["budget.steps=16" if word.startswith("budget.steps=") else word for word in words]
     elif any(word.startswith("experiment=ablation/") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]
     elif "experiment=all_methods" in words:

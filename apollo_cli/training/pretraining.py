@@ -53,7 +53,7 @@ class Pretraining(Session):
         self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
     ) -> None:
         super().__init__(plan, device, directory, console)
-        self.config, self.corpus, self.source = config, corpus, find_source(config)
+        self.config, self.corpus = config, corpus
         self.profiles = config.run.profile and device.processes.is_main
 
     @property
@@ -118,7 +118,7 @@ class Pretraining(Session):
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages
-        source = self.source if self.config.init_from.optimizer and not checkpoint else None
+        source = find_source(config) if config.init_from.optimizer and not checkpoint else None
         first = checkpoint or stages[0]
         layers, width = first.layers, first.width
         if (layers, width) not in ((s.layers, s.width) for s in stages) or state.step > self.plan.steps:
@@ -211,9 +211,9 @@ class Pretraining(Session):
     ) -> LanguageModel:
         """A model, initialized from the source if `transfer` is given and the config has a source."""
         model = build(self.config.model_config.narrowed(width), layers).to(device)
-        if transfer and self.source:
-            transfer.init_model(model, self.source.load(), 0, before_step=lambda: None)
-            self.console.say(f"begun from {self.source}")
+        if transfer and (source := find_source(self.config)):
+            transfer.init_model(model, source.load(), 0, before_step=lambda: None)
+            self.console.say(f"begun from {source}")
         return model
 
     def _export(self, model: LanguageModel, final: Path) -> None:

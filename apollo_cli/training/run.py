@@ -27,7 +27,7 @@ from apollo_cli.training.distributed.group import ProcessGroup, connect
 from apollo_cli.training.extension import extend, extension_of
 from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
 from apollo_cli.training.memory import check_fits_in_memory
-from apollo_cli.training.planning import make_plan
+from apollo_cli.training.planning import make_plan, recorded_source
 from apollo_cli.training.pretraining import Pretraining
 from apollo_cli.training.session import Result
 from apollo_cli.training.state import Checkpoint
@@ -274,17 +274,19 @@ def _restore_plan(
 ) -> Plan:
     """The plan that the run began with, or was extended to; writes plan.json again if it is damaged or older."""
     earlier = (0, *config.budget.extended_from)[-1]
-    steps, problem = checkpoint.state.planned_steps if checkpoint else 0, ""
+    steps, problem, planned = checkpoint.state.planned_steps if checkpoint else 0, "", dict[str, Any]()
     if device.processes.is_main:
         try:
-            planned = directory.planned_steps()
-            if planned <= earlier:
+            length, planned = directory.planned_steps(), directory.plan()
+            if length <= earlier:
                 problem = f"{directory.plan_file} is from before the run was extended"
-            steps = max(s for s in (steps, planned, 0) if s > earlier or not s)
+            if steps <= earlier:
+                steps = length
         except CheckpointError as error:
             problem = str(error)
-    steps, problem = device.processes.broadcast((steps, problem))
-    run_plan = make_plan(config, device, steps=steps if steps > earlier else None)
+    recorded = recorded_source(planned) if checkpoint else None
+    steps, recorded, problem = device.processes.broadcast((steps, recorded, problem))
+    run_plan = make_plan(config, device, steps if steps > earlier else None, recorded)
     if problem and device.processes.is_main:
         console.say(f"{problem}; it is written anew")
         with files.writing(directory.plan_file, 100_000):

@@ -105,8 +105,8 @@ def find_source(config: Config) -> SourceModel | None:
     directory, shown = RunDirectory(path), files.shown(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"init_from.path={path}: no such folder; the run needs it until its end: restore it, or correct the "
-            "path"
+            f"init_from.path={path}: no such folder; the run needs it until its first checkpoint: restore it, or "
+            "correct the path"
         )
     if directory.is_claimed:
         found = _run_source(directory, config)

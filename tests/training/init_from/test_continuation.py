@@ -1,5 +1,6 @@
 """Runs that begin with what another one ended with: its weights, its optimizer's state, its place in the corpus."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,13 +85,17 @@ def test_a_run_that_goes_on_in_the_corpus_is_resumed_there(
     halves: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("model=bert", *RARELY, *EVEN, *WHOLE, "budget.steps=6", "checkpoint.every=2", "init_from.data=true")
-    settings = config(*words, f"init_from.path={halves['whole']}")
+    shutil.copytree(halves["whole"], tmp_path / "source")
+    settings = config(*words, f"init_from.path={tmp_path / 'source'}")
     train(settings, tmp_path / "straight")
+    shutil.rmtree(tmp_path / "source")  # not needed after the first checkpoint
     shutil.copytree(tmp_path / "straight", tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000006")
     resume(tmp_path / "run")
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
+    costs = [json.loads((tmp_path / run / "summary.json").read_text())["totals"] for run in ("run", "straight")]
+    assert costs[0]["source_flops"] == costs[1]["source_flops"] == read_rows(halves["whole"])[-1]["flops"]
 
 
 @pytest.mark.parametrize(
