@@ -39,6 +39,7 @@ class RunDirectory:
         self.refused_steps = path / "refused_steps"
         self.model = path / "model"
         self.averaged_model = path / "model_ema"
+        self.best_model = path / "model_best"
         self.wandb = path / "wandb"
         self._lock_file = path / ".lock"
 

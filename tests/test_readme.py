@@ -90,7 +90,9 @@ def test_every_command_runs(
         made_slurm.enter(tmp_path / "slurm", monkeypatch)
         words = [*words, *tiny, "plan=true", "hydra.launcher.nodes=1", "hydra.launcher.gpus_per_node=1"]
     elif "resume" in typed:
-        _interrupted_run(config, Path(words[0].partition("=")[2]), monkeypatch)
+        even = ["optim.schedule=constant"] if "budget.steps" in typed else []
+        _interrupted_run(lambda: config(*even), Path(words[0].partition("=")[2]), monkeypatch)
+        words = ["budget.steps=16" if word.startswith("budget.steps=") else word for word in words]
     elif any(word.startswith("experiment=ablation/") for word in words):
         words = [*words, "plan=true", *([] if "seed" in typed else ["seed=0"])]
     elif "experiment=all_methods" in words:
@@ -99,7 +101,13 @@ def test_every_command_runs(
         words = [*words, "plan=true"]  # no test has a network
     elif "plan" not in typed:
         if sources := [word.partition("=")[2] for word in words if word.startswith("init_from.path=")]:
-            small = ("model.layers=2", "schedule.layers=[2]", "schedule.ends=[1]", "budget.steps=1")
+            small = (
+                "model.layers=2",
+                "schedule.layers=[2]",
+                "schedule.ends=[1]",
+                "budget.steps=1",
+                "checkpoint.best=true",
+            )
             train(config(*small), Path(sources[0]))
         trials = ["hydra.sweeper.n_trials=1"] if "hydra/sweeper" in typed else []
         words = [*(word for word in words if "n_trials" not in word), *trials]
@@ -192,7 +200,7 @@ def test_every_evaluation_and_sample_can_be_typed(cls: type[PlainArgs], words: l
     assert parse_words(cls, [word for word in words if not word.startswith("data.")], "apollo-eval")
 
 
-def _interrupted_run(config: Callable[..., Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _interrupted_run(config: Callable[[], Config], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer.save
 
     def stop(loop: Trainer) -> None:

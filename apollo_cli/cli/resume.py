@@ -7,6 +7,7 @@ from typing import Any
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.hydra_syntax import parse_overrides
+from apollo_cli.config.training import LENGTHS
 from apollo_cli.errors import ConfigError
 
 OVERRIDABLE_SECTIONS = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
@@ -29,11 +30,9 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     sections: dict[str, Any] = {}
     for override in parse_overrides([word for word in line.overrides if word not in typed], problems):
         section, _, key = override.key_or_group.partition(".")
-        if (
-            (section in OVERRIDABLE_SECTIONS or override.key_or_group == CACHE_KEY)
-            and key
-            and not override.is_sweep_override()
-        ):
+        is_length = section == "budget" and key in LENGTHS
+        is_known = section in OVERRIDABLE_SECTIONS or override.key_or_group == CACHE_KEY or is_length
+        if is_known and key and not override.is_sweep_override():
             sections.setdefault(section, {})[key] = override.value()
         elif override.key_or_group in OVERRIDABLE_KEYS and not override.is_sweep_override():
             sections[override.key_or_group] = override.value()
@@ -41,8 +40,12 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
             problems.append(
                 f"{override.input_line}: a resumed run keeps its own config; only keys of "
                 f"{', '.join(OVERRIDABLE_SECTIONS)}, {CACHE_KEY}, {' and '.join(OVERRIDABLE_KEYS)} may be typed "
-                "beside resume="
+                "beside resume=, and a longer budget"
             )
+    if len(longer := sections.get("budget", {})) > 1 or None in longer.values():
+        problems.append(
+            f"budget.{', budget.'.join(longer)}: type one length of the run beside resume=, and no null"
+        )
     if line.multirun:
         problems.append("resume= continues one run; leave -m out")
     if problems:

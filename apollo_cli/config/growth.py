@@ -1,7 +1,7 @@
 """The schema of `sampler`, `expander`, `schedule` and `init_from`, and the rules between them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -66,15 +66,30 @@ class ScheduleArgs(Section):
         """The share of the model's width in each stage."""
         return self.widths or (1.0,) * len(self.layers)
 
-    def over(self, steps: int) -> stages.Schedule:
-        """The stages of a run of `steps`."""
-        return stages.Schedule.over(steps, self.layers, self.ends, self.trained, self.widths)
+    def over(self, steps: int, extended_from: Sequence[int] = ()) -> stages.Schedule:
+        """The stages of a run of `steps`, which had these lengths before each extension."""
+        first, *later = (*extended_from, steps)
+        schedule = stages.Schedule.over(first, self.layers, self.ends, self.trained, self.widths)
+        for length in later:
+            schedule = schedule.extended(length)
+        return schedule
 
 
 class InitFromArgs(Section):
-    """`init_from`: the smaller model that the weights come from, and the FLOPs of its training."""
+    """`init_from`: the trained model that a run begins with; keys with a default are absent in older runs.
+
+    Attributes:
+        path: a run directory, or a folder in transformers' format.
+        checkpoint: of the run, by its name; None for the trained model.
+        optimizer: whether the optimizer's state comes from there, too.
+        data: whether the corpus goes on with the row after the last one that was read there.
+        flops: of its training; None as the run directory says.
+    """
 
     path: str | None
+    checkpoint: str | None = None
+    optimizer: bool = False
+    data: bool = False
     flops: Annotated[int, BeforeValidator(whole), Field(ge=0)] | None
 
 
@@ -195,10 +210,17 @@ def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_fro
         found.append(
             f"expander.moments={expander.moments}: AdamW starts afresh where {where}; type expander.moments=reset"
         )
-    if init_from.path is None and init_from.flops is not None:
+    if init_from.path is None:
+        found += [
+            f"init_from.{key}={str(value).lower()} and init_from.path is null: there is no model to "
+            "begin with; give both or neither"
+            for key, value in init_from
+            if value is not None and value is not False
+        ]
+    elif init_from.optimizer and learns:
         found.append(
-            f"init_from.flops={init_from.flops} and init_from.path is null: there is no model whose training took "
-            "them; give both or neither"
+            f"init_from.optimizer=true: expander={expander.kind} learns a map, which has none for the optimizer's "
+            "state; type init_from.optimizer=false"
         )
     return found
 

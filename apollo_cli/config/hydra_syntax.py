@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.schema import as_typed
-from apollo_cli.config.training import BudgetArgs
+from apollo_cli.config.training import LENGTHS
 from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import ConfigError
 
@@ -49,13 +49,14 @@ def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
     plain: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
     keys = {word.lstrip("+").partition("=")[0] for word in overrides}
     budget = plain.get("budget")
-    if isinstance(budget, dict) and any(f"budget.{key}" in keys and budget.get(key) is not None for key in budget):
+    if isinstance(budget, dict) and any(f"budget.{key}" in keys and budget.get(key) is not None for key in LENGTHS):
         plain["budget"] = {
-            key: value if f"budget.{key}" in keys else None if key in BudgetArgs.model_fields else value
-            for key, value in budget.items()
+            key: None if key in LENGTHS and f"budget.{key}" not in keys else value for key, value in budget.items()
         }
     typed_size = plain.get("data", {}).get("vocab_size") if "data.vocab_size" in keys else None
     config = parse(plain)
+    if config.budget.extended_from:
+        raise ConfigError(["budget.extended_from: written by resume=RUN_DIR budget.steps=N; leave it out"])
     if config.data.tokenizer == BYTES and typed_size not in (None, config.data.vocab_size):
         raise ConfigError(
             [

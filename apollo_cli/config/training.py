@@ -26,6 +26,7 @@ def _is_pair(knot: Any) -> bool:
     return isinstance(knot, list | tuple) and len(knot) == 2 and all(type(share) in (int, float) for share in knot)
 
 
+LENGTHS = ("steps", "tokens", "flops", "seconds")  # units of the length of a run
 Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
 
 
@@ -53,12 +54,31 @@ class OptimArgs(Section):
 
 
 class BudgetArgs(Section):
-    """`budget`: the length of a run; exactly one key is set."""
+    """`budget`: the length of a run, of which exactly one is set, and what ends it before.
+
+    Attributes:
+        target_loss: `eval/loss` of the whole model at which a run ends.
+        patience: evaluations in the last stage without a new lowest `eval/loss` after which it ends.
+        extended_from: planned steps before each extension; written by `resume=RUN_DIR budget.steps=N`, never typed.
+    """
 
     steps: Whole | None
     tokens: Whole | None
     flops: Whole | None
     seconds: Annotated[float, Field(gt=0)] | None
+    target_loss: Annotated[float, Field(gt=0)] | None = None
+    patience: Whole | None = None
+    extended_from: Annotated[tuple[Whole, ...], List] = ()
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """The lengths that are set, by unit; exactly one in a valid config."""
+        return {unit: value for unit in LENGTHS if (value := getattr(self, unit)) is not None}
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether the length is an upper bound."""
+        return self.target_loss is not None or self.patience is not None
 
 
 class BatchArgs(Section):
@@ -86,10 +106,11 @@ class EvalArgs(Section):
 
 
 class CheckpointArgs(Section):
-    """`checkpoint`: steps between checkpoints, and how many are kept."""
+    """`checkpoint`: steps between checkpoints, how many are kept, and whether the best one is."""
 
     every: Whole
     keep: Whole
+    best: bool = False  # absent in older runs
 
 
 class LogArgs(Section):
@@ -141,8 +162,10 @@ class DistributedArgs(Section):
 
 
 def budget_problems(budget: BudgetArgs) -> list[str]:
-    """A message unless exactly one budget is set."""
-    chosen = [key for key, value in budget if value is not None]
+    """A message unless exactly one length is set, and extensions rise."""
+    chosen = list(budget.lengths)
+    if any(b <= a for a, b in pairwise(budget.extended_from)):
+        return [f"budget.extended_from={list(budget.extended_from)}: the lengths of a run must rise"]
     if len(chosen) == 1:
         return []
     return [

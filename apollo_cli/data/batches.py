@@ -116,6 +116,7 @@ class TrainingBatches:
         order: of the rows; None for a corpus of one part.
         rank: of this process among those that share a micro-step.
         processes: number of these; a divisor of `micro_size`.
+        first_sample: the sample that the run begins with; those before it were read by another run.
     """
 
     rows: np.ndarray
@@ -126,6 +127,7 @@ class TrainingBatches:
     order: RowOrder | None = None
     rank: int = 0
     processes: int = 1
+    first_sample: int = 0
 
     def micro_batch(self, step: int, part: int) -> Batch:
         """Micro-batch `part` of a step, or this process's share of it."""
@@ -142,7 +144,7 @@ class TrainingBatches:
         return order.row_numbers(self.seed, samples)
 
     def _samples(self, step: int, part: int) -> np.ndarray:
-        first = step * self.batch_size + part * self.micro_size
+        first = self.first_sample + step * self.batch_size + part * self.micro_size
         return np.arange(first, first + self.micro_size)
 
 

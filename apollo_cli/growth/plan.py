@@ -113,6 +113,7 @@ class Plan:
         maps: FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where
             several processes learn the same map.
         narrower: the cost of a step at each smaller share of the width that a stage has.
+        may_end_early: whether the steps are an upper bound.
     """
 
     schedule: Schedule
@@ -124,6 +125,7 @@ class Plan:
     source_seconds: float = 0.0
     maps: Mapping[int, int] = field(default_factory=dict)
     narrower: Mapping[float, StepCost] = field(default_factory=dict)
+    may_end_early: bool = False
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -154,7 +156,7 @@ class Plan:
         stage = self.stages[self.schedule.index(step)]
         if not stage.growth or not stage.growth.gated:
             return NO_GATES
-        gate = (step - stage.stage.first_step) / (stage.growth.gate_duration * self.steps)
+        gate = (step - stage.stage.first_step) / (stage.growth.gate_duration * self.schedule.first_planned)
         return dict.fromkeys(stage.growth.gated, gate) if gate < 1 else NO_GATES
 
     def flops_of(self, step: int, depth: int) -> int:
@@ -267,6 +269,8 @@ class Plan:
         """The plan as in plan.json."""
         return {
             "steps": self.steps,
+            "may_end_early": self.may_end_early,
+            "extended_from": list(self.schedule.extended_from),
             "micro_steps": self.micro_steps,
             "tokens": self.tokens,
             "devices": self.step_cost.devices,
@@ -297,7 +301,7 @@ def max_steps_within(
     low = min_steps
     if (least := cost(plan_for(low))) > budget:
         raise ValueError(
-            f"a budget of {budget:.6g} is too small: {low} steps, one in the shortest stage, cost {least:.6g}"
+            f"a budget of {budget:.6g} is too small: {low} steps, the fewest that it can be, cost {least:.6g}"
         )
     high = 2 * low
     while cost(plan_for(high)) <= budget:

@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from typing import Literal
@@ -120,9 +120,10 @@ def _fewest_steps(more_than: int, ends: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The stages of a run, in order, without gaps."""
+    """The stages of a run, in order, without gaps; `extended_from` has the lengths before each extension."""
 
     stages: tuple[Stage, ...]
+    extended_from: tuple[int, ...] = ()
 
     @classmethod
     def over(
@@ -155,9 +156,32 @@ class Schedule:
         shares = widths or (1.0,) * len(layers)
         return cls(tuple(map(Stage, layers, boundaries, boundaries[1:], frozen, shares)))
 
+    def extended(self, steps: int) -> "Schedule":
+        """The same stages, the last of which goes on until `steps`.
+
+        Raises:
+            ValueError: that is no later than its end now.
+        """
+        if steps <= self.steps:
+            raise ValueError(f"the run is planned with {self.steps} steps, and these are {steps}; type more")
+        *before, last = self.stages
+        return Schedule((*before, replace(last, end_step=steps)), (*self.extended_from, self.steps))
+
+    @property
+    def before_extension(self) -> "Schedule":
+        """The stages before the last extension."""
+        *earlier, end = self.extended_from
+        *before, last = self.stages
+        return Schedule((*before, replace(last, end_step=end)), tuple(earlier))
+
     @property
     def steps(self) -> int:
         return self.stages[-1].end_step
+
+    @property
+    def first_planned(self) -> int:
+        """The steps before any extension, of which warmup, gates and the ends of stages are shares."""
+        return (*self.extended_from, self.steps)[0]
 
     @property
     def growth_steps(self) -> tuple[int, ...]:

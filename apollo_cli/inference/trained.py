@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from apollo_cli import files
@@ -11,13 +10,12 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.data import cache_folder
 from apollo_cli.data.tokenizer import load_tokenizer
 from apollo_cli.errors import CheckpointError
-from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.checkpoint import load_checkpoint
 from apollo_cli.training.corpora import prepare_corpus
+from apollo_cli.training.init_from.source import checkpoint_model
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
     Args:
         folder: run directory, or folder with config.json, weights and tokenizer.
         console: shows how a tokenizer is made again, for a run that exported none.
-        checkpoint: its name, for example step_00000100.
+        checkpoint: its name, for example step_00000100 or best.
 
     Raises:
         CheckpointError: there is no such model.
@@ -63,7 +61,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
     config = parse(directory.config())
     if checkpoint:
-        model = _checkpoint_model(config, directory, checkpoint)
+        model = checkpoint_model(config, directory, checkpoint)
     elif directory.model.is_dir():
         model = load_model(directory.model)
     else:
@@ -91,14 +89,3 @@ def cache_of(config: Config) -> Path:
 
 def _tokenizer(model: LanguageModel, folder: Path) -> Tokenizer:
     return load_tokenizer(model.model_config.kind, str(folder.resolve()))
-
-
-def _checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:
-    """The model of a checkpoint, with as many layers as it stored then."""
-    checkpoint = load_checkpoint(directory.checkpoints, name)
-    model = build(config.model_config.narrowed(checkpoint.width), checkpoint.layers)
-    try:
-        model.load_state_dict({key: checkpoint.tensors[key] for key in model.state_dict()})
-    except (RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: {name} is of another model than config.yaml says") from error
-    return model

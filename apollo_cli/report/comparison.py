@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -213,6 +213,8 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
     reference = _final_curves(baseline.runs) if baseline else {}
+    if question.target_loss is None and baseline:
+        question = replace(question, target_loss=_target_of_budget(baseline, list(reference.values())))
     target = _target(question, list(reference.values()))
     by_seed = {seed: _target(question, [curve]) for seed, curve in reference.items()}
     methods = [_method(group, target, by_seed, question, is_baseline=group is baseline) for group in family.groups]
@@ -225,6 +227,17 @@ def _final_curves(runs: Sequence[Run]) -> dict[str, Curve]:
     curves = [(run, curve) for run in runs if (curve := whole_model(run))]
     completed = [(run, curve) for run, curve in curves if run.status == "completed"]
     return {str(run.seed): curve for run, curve in completed or curves}
+
+
+def _target_of_budget(baseline: Group, reference: Sequence[Curve]) -> float | None:
+    """The `budget.target_loss` that all runs of the baseline have reached; None without one.
+
+    They end at the first evaluation below it, each at another loss, which none of the methods was asked for.
+    """
+    loss = baseline.runs[0].config.get("budget.target_loss")
+    if not isinstance(loss, int | float) or isinstance(loss, bool) or not reference:
+        return None
+    return float(loss) if all(curve[-1].loss <= loss < math.inf for curve in reference) else None
 
 
 def _target(question: Question, reference: Sequence[Curve]) -> Target | None:

@@ -140,10 +140,16 @@ def settings(run: Run) -> dict[str, Any]:
     """The keys that may change the result, but for the seed.
 
     Every seed may be initialized from a model of its own: paths that differ in digits alone are equal where the
-    models cost as much.
+    models cost as much. A key without a value is as one that an older run lacks.
     """
-    idle = _IDLE + (_GROWTH if run.is_scratch else ())
-    found = {key: run.config[key] for key in sorted(run.config) if not f"{key}.".startswith(idle)}
+    idle = (
+        _IDLE + (_GROWTH if run.is_scratch else ()) + (("init_from.",) if run.config.get(_SOURCE) is None else ())
+    )
+    found = {
+        key: value
+        for key, value in sorted(run.config.items())
+        if value is not None and not f"{key}.".startswith(idle)
+    }
     if found.get(_SOURCE) is not None and run.source_flops is not None:
         found[_SOURCE] = f"{re.sub('[0-9]+', '#', str(found[_SOURCE]))} of {run.source_flops:g} FLOPs"
     return found

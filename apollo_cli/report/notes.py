@@ -59,7 +59,12 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     methods = comparison.methods
     found = [
         *(_baseline_notes(comparison), _reference_notes(comparison), _settings_notes(comparison)),
-        *(*map(_source_notes, methods), _machine_notes(comparison), *map(_timing_notes, methods)),
+        *(
+            *map(_source_notes, methods),
+            *map(_extension_notes, methods),
+            _machine_notes(comparison),
+            *map(_timing_notes, methods),
+        ),
         *(_noise_notes(comparison), _target_notes(comparison), comparison.family.notes),
     ]
     return list(dict.fromkeys(chain.from_iterable(found)))
@@ -134,6 +139,16 @@ def _source_notes(method: Method) -> Iterator[str]:
             f"'{method.label}' is initialized from a model that cost {format_number(fmean(costs))} FLOPs; they are "
             f"counted.{saved if method.saving('flops') else ''}"
         )
+
+
+def _extension_notes(method: Method) -> Iterator[str]:
+    """Runs that were made longer than they were planned, which equal no run of that length."""
+    for outcome in method.outcomes:
+        if earlier := outcome.run.config.get("budget.extended_from"):
+            yield (
+                f"{one_line(outcome.run.place)} ('{method.label}') was extended: it was planned with "
+                f"{one_line(earlier)} steps, of which its warmup and the ends of its stages are shares."
+            )
 
 
 def _machine_notes(comparison: Comparison) -> Iterator[str]:

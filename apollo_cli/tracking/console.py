@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -217,7 +218,8 @@ class Console:
 def plan_table(plan: Plan, *, estimated: bool) -> Table:
     """One row a stage: layers (x share of the width), last step, parameters, memory, mean depth, FLOPs."""
     about = "an estimate, for the budget is in seconds" if estimated else "memory is estimated, depth the mean"
-    table = Table(title=f"Plan: {plan.steps:,} steps ({about})", title_justify="left")
+    most = "at most " if plan.may_end_early else ""
+    table = Table(title=f"Plan: {most}{plan.steps:,} steps ({about})", title_justify="left")
     for name in ("layers", "until step", "parameters", "memory", "depth", "FLOPs", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     for part in plan.stages:
@@ -241,10 +243,21 @@ def plan_totals(plan: Plan) -> str:
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     learned += f" and {_exact(plan.optimizer_flops)} of the optimizer" if plan.optimizer_flops else ""
+    most = "at most " if plan.may_end_early else ""
     return (
-        f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
+        f"{most}{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
         f"steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
         f"{beside if plan.step_cost.devices > 1 else ''}"
+    )
+
+
+def plan_segment(plan: Plan) -> str:
+    """What the last extension of the run adds to it."""
+    before, layers = replace(plan, schedule=plan.schedule.before_extension), plan.schedule.stages[-1].layers
+    return (
+        f"extended from {before.steps:,} to {plan.steps:,} steps: the last stage, of {layers} layers, has "
+        f"{plan.steps - before.steps:,} steps and {_exact(plan.flops - before.flops)} FLOPs more; warmup and the "
+        f"ends of the stages before stay those of {plan.schedule.first_planned:,} steps"
     )
 
 
@@ -259,6 +272,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     totals, losses = summary["totals"], summary["losses"]
     rows = {
         "steps": f"{totals['steps']:,} of {totals['planned_steps']:,}",
+        **({"ended by": f"budget.{end}"} if (end := summary.get("ended_by")) not in (None, "budget") else {}),
         "layers": f"{totals['layers']}",
         "FLOPs": f"{totals['flops']:.4e} (scratch at equal steps {totals['scratch_flops']:.4e})",
         **({"optimizer's FLOPs": f"{own:.4e}"} if (own := totals.get("optimizer_flops")) else {}),
@@ -268,11 +282,20 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "device": summary["device"],
         "train loss": _value(losses.get("train/loss")),
         "validation loss": _value(losses.get("eval/loss")),
+        **(
+            {"best validation loss": _best(best)}
+            if (best := summary.get("best")) and best["eval/loss"] != losses.get("eval/loss")
+            else {}
+        ),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _best(best: dict[str, float]) -> str:
+    return f"{_value(best['eval/loss'])} after step {best['step']}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, verified by checksums, the newest few kept.
+"""Checkpoints on disk: written whole or not at all, verified by checksums, the newest few and the best one kept.
 
 A checkpoint is a folder: `model.safetensors` has the weights, `optimizer.safetensors` the optimizer's state,
 `state.pt` the states of random number generators, `meta.json` the counters and the checksums of the other files.
@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,6 +31,7 @@ from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.state import Checkpoint, TrainerState
 
 FORMAT = 1
+BEST = "best"  # a file with the name of the checkpoint of the lowest validation loss
 _PIECE = 1 << 22  # bytes with a checksum of their own, so that all cores can verify one file
 _BLOCK = 1 << 18  # bytes read at once
 _HUGE = 1e300  # more than any number of a run, and a float
@@ -41,7 +42,7 @@ class _NewerFormat(CheckpointError):
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step_00001234/` and `latest`, a file with the newest one's name.
+    """The folder `checkpoints/` of a run: `step_00001234/`; the files `latest` and `best` name one of them.
 
     Args:
         folder: `checkpoints/`.
@@ -57,8 +58,12 @@ class Checkpoints:
         self.writers = processes if in_shards else ALONE
         self.removal = Thread()  # of old checkpoints, which takes as long as a write, while training continues
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, *, is_best: bool = False) -> Path:
         """Writes a checkpoint under a temporary name, syncs it, renames it, removes the oldest.
+
+        Args:
+            checkpoint: of this step.
+            is_best: whether it takes the place of the best one, which stays however many are written after it.
 
         Raises:
             StorageError: it could not be written; the earlier checkpoints are untouched.
@@ -79,12 +84,15 @@ class Checkpoints:
             if self.is_main:
                 with files.writing(final, checkpoint.num_bytes):
                     _write_meta(checkpoint, temporary, self.writers.world_size, sums)
+                    if is_best:  # first, for a run that is killed between both writes this checkpoint again
+                        files.write_text(self.folder / BEST, final.name + "\n")
                     self._publish(temporary, final)
         finally:
             if self.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
         if self.is_main:
-            self._drop(self._newest_first()[self.keep :])
+            best = best_name(self.folder)
+            self._drop([path for path in self._newest_first()[self.keep :] if path.name != best])
         return final
 
     def _make_folder(self) -> None:
@@ -181,17 +189,48 @@ class Checkpoints:
 
 
 def load_checkpoint(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint of this name in `checkpoints/`.
+    """The checkpoint of this name in `checkpoints/`; `best` is that of the lowest validation loss.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    known = sorted(path.name for path in folder.glob("step_*"))
-    if name not in known:
+    return _load(_named(folder, name))
+
+
+def load_counters(folder: Path, name: str) -> tuple[int, float, TrainerState]:
+    """Stored layers, share of the width, and counters of that checkpoint, whose other files are not read.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    with _readable(path := _named(folder, name, "init_from.checkpoint")):
+        meta = _read_meta(path)
+        return meta["layers"], float(meta["width"]), _checked_state(meta["state"])
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """The names of the checkpoints in `checkpoints/`, in the order of their steps."""
+    return sorted(path.name for path in folder.glob("step_*"))
+
+
+def best_name(folder: Path) -> str | None:
+    """The name of the best checkpoint in `checkpoints/`; None if none is kept."""
+    with suppress(OSError, ValueError):
+        name = (folder / BEST).read_text(encoding="utf-8").strip() if (folder / BEST).is_file() else ""
+        return name if re.fullmatch(r"step_\d{8,20}", name) and (folder / name).is_dir() else None
+    return None
+
+
+def _named(folder: Path, name: str, key: str = "checkpoint") -> Path:
+    known = checkpoint_names(folder)
+    found = best_name(folder) if name == BEST else name
+    if found is None:
         raise CheckpointError(
-            f"checkpoint={name}: not in {files.shown(folder)}, which has {', '.join(known) or 'none'}"
+            f"{key}={name}: none is kept in {files.shown(folder)}; a run with checkpoint.best=true keeps it"
         )
-    return _load(folder / name)
+    if found not in known:
+        raise CheckpointError(f"{key}={name}: not in {files.shown(folder)}, which has {', '.join(known) or 'none'}")
+    return folder / found
 
 
 def _remove(*folders: Path) -> None:
@@ -264,17 +303,8 @@ def _load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is damaged, or of a newer format.
     """
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        if type(meta["format"]) is not int:
-            raise CheckpointError(f"checkpoint {path}: meta.json is damaged (format is {meta['format']!r})")
-        if meta["format"] > FORMAT:
-            raise _NewerFormat(
-                f"checkpoint {path}: a newer apollo-train wrote it (format {meta['format']}, this one reads up to "
-                f"{FORMAT}); update apollo-train"
-            )
-        if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
-            raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
+    with _readable(path):
+        meta = _read_meta(path)
         for name in _content(meta["shards"]):
             if not _is_undamaged(path / name, meta["sha256"][name]):
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
@@ -285,6 +315,27 @@ def _load(path: Path) -> Checkpoint:
             rng=torch.load(path / "state.pt", weights_only=True, map_location="cpu")["rng"],
             state=_checked_state(meta["state"]),
         )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    if type(meta["format"]) is not int:
+        raise CheckpointError(f"checkpoint {path}: meta.json is damaged (format is {meta['format']!r})")
+    if meta["format"] > FORMAT:
+        raise _NewerFormat(
+            f"checkpoint {path}: a newer apollo-train wrote it (format {meta['format']}, this one reads up to "
+            f"{FORMAT}); update apollo-train"
+        )
+    if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
+        raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
+    return meta
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises a CheckpointError for what reading the files of a checkpoint may raise."""
+    try:
+        yield
     except OSError as error:  # its text names the file
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -310,7 +361,11 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
         least = -_HUGE if key == "loss_sum" else 0
         if not isinstance(value, kinds) or (isinstance(value, int | float) and not least <= value < _HUGE):
             raise TypeError(f"state.{key} is {value!r:.100}")
-    numbers = [*state.losses.values(), *(number for growth in state.growths for number in growth.values())]
+    numbers = [
+        *state.losses.values(),
+        *state.best.values(),
+        *(number for growth in state.growths for number in growth.values()),
+    ]
     if not all(n is None or (isinstance(n, int | float) and abs(n) < _HUGE) for n in numbers):
         raise TypeError("state has something else where finite numbers should be")
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it

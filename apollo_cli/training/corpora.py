@@ -16,8 +16,10 @@ from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 from apollo_cli.training.planning import make_task
 
 
-def training_batches(config: Config, corpus: Corpus, processes: ProcessGroup = ALONE) -> TrainingBatches:
-    """The micro-batches of a run on this corpus, or the share of this process of them."""
+def training_batches(
+    config: Config, corpus: Corpus, first_sample: int = 0, processes: ProcessGroup = ALONE
+) -> TrainingBatches:
+    """The micro-batches of a run on this corpus from this sample on, or the share of this process of them."""
     batch, task, seed = config.batch, make_task(config, corpus.tokenizer), config.run.seed
     return TrainingBatches(
         corpus.training,
@@ -28,15 +30,21 @@ def training_batches(config: Config, corpus: Corpus, processes: ProcessGroup = A
         corpus.order,
         processes.rank,
         processes.world_size,
+        first_sample,
     )
 
 
 def prepare_corpus(
-    config: Config, cache: Path, console: Console, steps: int, processes: ProcessGroup = ALONE
+    config: Config,
+    cache: Path,
+    console: Console,
+    steps: int,
+    processes: ProcessGroup = ALONE,
+    first_sample: int = 0,
 ) -> Corpus:
     """The packed corpus of a config, from the cache folder or built there now by one process of each machine.
 
-    Of an endless source, as many rows as `steps` need.
+    Of an endless source, as many rows as `steps` need from the sample `first_sample` on.
     """
     data, source = config.data, _source(config)
     recipe = Recipe(
@@ -46,7 +54,7 @@ def prepare_corpus(
         seq_len=data.seq_len,
         validation=data.validation,
         validation_seed=data.validation_seed,
-        bound=Bound(steps * config.batch.size, config.eval.rows) if source.is_streamed else None,
+        bound=Bound(first_sample + steps * config.batch.size, config.eval.rows) if source.is_streamed else None,
     )
     with processes.local_rank_zero_first("corpus"):
         corpus = load_corpus(source, recipe, cache, console.say, console.progress)

@@ -17,7 +17,9 @@ from apollo_cli.training.muon import Muon, newton_schulz_flops
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
-def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequence[int] = ()) -> float:
+def learning_rate(
+    optim: OptimArgs, step: int, steps: int, growth_steps: Sequence[int] = (), first_planned: int | None = None
+) -> float:
     """The learning rate of update `step`, counted from 0, in a run of `steps`.
 
     Warmup rises linearly and reaches the peak at its last step. Then `cosine` and `linear` fall to
@@ -27,11 +29,11 @@ def learning_rate(optim: OptimArgs, step: int, steps: int, growth_steps: Sequenc
     share of all steps and of the peak (StackBERT, Gong 2019). With `at_growth=rewarm` every growth begins a new
     warmup to the value that the schedule has there; with `restart` warmup and schedule begin again, over the
     remaining steps (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). `continue` ignores
-    growths.
+    growths. The warmup is a share of the steps that were planned before the run was extended, `first_planned`.
     """
     growth = max((g for g in growth_steps if g <= step), default=0)
     begin = growth if optim.at_growth in ("restart", "rewind") else 0
-    warmup = 0 if growth and optim.at_growth == "rewind" else round(optim.warmup * steps)
+    warmup = 0 if growth and optim.at_growth == "rewind" else round(optim.warmup * (first_planned or steps))
     last_start = 0 if optim.at_growth == "continue" else growth
     ramp = min(1.0, (step - last_start + 1) / warmup) if warmup else 1.0
     progress = max(0.0, (step - begin - warmup) / max(1, steps - begin - warmup))

@@ -1,7 +1,9 @@
 """From a config to the plan of its run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -82,31 +84,72 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
     )
 
 
-def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
+@dataclass(frozen=True)
+class SourceCost:
+    """What the model that a run begins with has cost.
+
+    Attributes:
+        flops: of its training; None if not known.
+        seconds: of its training; 0 if not known.
+        map_flops: of the map by which the first stage was made of it.
+    """
+
+    flops: int | None
+    seconds: float
+    map_flops: int
+
+
+def recorded_source(plan: Mapping[str, Any]) -> SourceCost | None:
+    """The cost of the source in a plan.json; None where it has none that can be believed."""
+    try:
+        flops, seconds = plan["source_flops"], float(plan["source_seconds"])
+        map_flops = plan["stages"][0]["map_flops"]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+    is_sound = type(map_flops) is int and map_flops >= 0 and 0 <= seconds < inf
+    return SourceCost(flops, seconds, map_flops) if is_sound and _is_count(flops) else None
+
+
+def _is_count(flops: Any) -> bool:
+    return flops is None or (type(flops) is int and flops >= 0)
+
+
+def make_plan(config: Config, device: Device, steps: int | None = None, recorded: SourceCost | None = None) -> Plan:
     """The plan of `steps`, or of as many as the budget allows; the same one in all processes of a run.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        steps: its length; None for the budget.
+        recorded: of a run that has begun: its source may have changed or gone since.
 
     Raises:
         ConfigError: the budget is too small for the stages, or a micro-step cannot be divided among the devices.
     """
     step_cost = make_step_cost(config, device)
     narrower = {width: make_step_cost(config, device, width) for width in config.schedule.shares if width != 1}
-    source = find_source(config)
+    source = None if recorded else find_source(config)
     maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
+    if recorded is None:
+        recorded = SourceCost(source.flops, source.seconds, maps.get(0, 0)) if source else SourceCost(0, 0.0, 0)
+    elif recorded.map_flops:
+        maps[0] = recorded.map_flops
+    budget = config.budget
 
     def plan_for(steps: int) -> Plan:
         return Plan(
-            schedule=config.schedule.over(steps),
+            schedule=config.schedule.over(steps, budget.extended_from),
             sampler=config.sampler.build(),
             expander=config.expander.build(),
             step_cost=step_cost,
             seed=config.run.seed,
-            source_flops=source.flops if source else 0,
-            source_seconds=source.seconds if source else 0.0,
+            source_flops=recorded.flops,
+            source_seconds=recorded.seconds,
             maps=maps,
             narrower=narrower,
+            may_end_early=budget.may_end_early,
         )
 
-    budget = config.budget
     try:
         if steps is None:
             steps = budget.steps
@@ -121,10 +164,11 @@ def make_plan(config: Config, device: Device, steps: int | None = None) -> Plan:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        longest = max_steps_within(limit, cost, plan_for, min_steps(config.schedule.ends))
+        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(config.schedule.ends)
+        longest = max_steps_within(limit, cost, plan_for, least)
         return plan_for(device.processes.broadcast(longest.steps))  # each process has timed it by itself
     except ValueError as error:
-        key, value = next((key, value) for key, value in budget if value is not None)
+        ((key, value),) = budget.lengths.items()
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
 
 

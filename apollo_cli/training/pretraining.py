@@ -1,6 +1,7 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.data.tokenizer import save_companions, special_ids
 from apollo_cli.errors import CheckpointError
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.build import build
-from apollo_cli.models.hf import load_model, save_model
+from apollo_cli.models.hf import save_model
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, summary_table
@@ -24,17 +26,19 @@ from apollo_cli.tracking.metrics_file import MetricsFile
 from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
 from apollo_cli.tracking.writers import open_writers
-from apollo_cli.training.checkpoint import Checkpoints
+from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.checkpoint import BEST, Checkpoints
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
 from apollo_cli.training.evaluate import evaluate
-from apollo_cli.training.init_from.source import check_tokenizer, find_source
+from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, find_source, first_sample
 from apollo_cli.training.init_from.transfer import WeightTransfer
+from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
-from apollo_cli.training.session import Session
+from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
 from apollo_cli.training.trainer import TrainArgs, Trainer
@@ -56,6 +60,10 @@ class Pretraining(Session):
     def data(self) -> str:
         return self.corpus.content
 
+    def new_state(self) -> TrainerState:
+        """The counters of a run that begins, whose rows may be those after the last ones that its source read."""
+        return replace(super().new_state(), first_sample=first_sample(self.config))
+
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
         return summarize(
             config=self.config,
@@ -75,6 +83,11 @@ class Pretraining(Session):
         if self.config.optim.ema is not None:
             with trainer.optimizer.averaged():
                 self._export(trainer.strategy.gather_model(), self.directory.averaged_model)
+        if self.config.checkpoint.best and self.device.processes.is_main:
+            try:
+                self._export(checkpoint_model(self.config, self.directory, BEST), self.directory.best_model)
+            except CheckpointError as error:  # it was lost, or written before checkpoint.best=true was typed
+                self.console.say(f"note: there is no {self.directory.best_model.name}: {error}")
 
     def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
@@ -105,6 +118,7 @@ class Pretraining(Session):
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages
+        source = find_source(config) if config.init_from.optimizer and not checkpoint else None
         first = checkpoint or stages[0]
         layers, width = first.layers, first.width
         if (layers, width) not in ((s.layers, s.width) for s in stages) or state.step > self.plan.steps:
@@ -112,13 +126,16 @@ class Pretraining(Session):
             raise CheckpointError(
                 f"{self.directory}: the checkpoint (step {state.step}, {layers} layers{share}) is of another plan"
             )
-        batches = training_batches(config, self.corpus, device.processes)
-        undivided = training_batches(config, self.corpus)
+        batches = training_batches(config, self.corpus, state.first_sample, device.processes)
+        undivided = training_batches(config, self.corpus, state.first_sample)
         transfer = WeightTransfer(self.plan, config.model_config, device, undivided, state, self.console.say)
-        strategy = self._make_strategy(layers, width, None if checkpoint else transfer)
+        stored = source.model_config.layers if source else layers
+        strategy = self._make_strategy(stored, width, None if checkpoint or source else transfer)
         optimizer = build_optimizer(strategy.language_model(), config.optim)
         if checkpoint:
             self.restore(checkpoint, strategy, optimizer)
+        elif source:
+            self._begin_with_optimizer(source, strategy, optimizer)
         validation = EvaluationBatches(
             self.corpus.evaluation(config.eval.rows),
             make_task(config, self.corpus.tokenizer),
@@ -134,6 +151,9 @@ class Pretraining(Session):
                 checkpoint_every=config.checkpoint.every,
                 on_nonfinite=config.run.on_nonfinite,
                 seconds=config.budget.seconds,
+                target_loss=config.budget.target_loss,
+                patience=config.budget.patience,
+                keeps_best=config.checkpoint.best,
                 moments=config.expander.moments,
                 lr_scale=config.expander.lr_scale,
                 lr_steps=config.expander.lr_steps,
@@ -174,15 +194,26 @@ class Pretraining(Session):
             return DataParallel(model, device.compile_blocks, self.plan.trains_all)
         return ParallelStrategy(model, device.compile_blocks)
 
+    def _begin_with_optimizer(self, source: SourceModel, strategy: ParallelStrategy, optimizer: AdamW) -> None:
+        """Gives model and optimizer the state of the source, then grows both to the first stage."""
+        assert source.run
+        with readable(source.run.directory):
+            strategy.restore(source.checkpoint().tensors, optimizer)
+        stored, layers = source.model_config.layers, self.plan.schedule.stages[0].layers
+        if stored != layers:
+            growth = self.plan.expander.growth(stored, layers)
+            drawn = drawn_layers(strategy.language_model(), growth, generator(self.plan.seed, Purpose.GROWTH, 0))
+            strategy.grow(optimizer, growth, self.config.expander.moments, drawn)
+        self.console.say(f"begun from {source}, with its optimizer's state")
+
     def _new_model(
         self, layers: int, width: float, device: torch.device, transfer: WeightTransfer | None
     ) -> LanguageModel:
         """A model, initialized from the source if `transfer` is given and the config has a source."""
         model = build(self.config.model_config.narrowed(width), layers).to(device)
         if transfer and (source := find_source(self.config)):
-            check_tokenizer(source, self.corpus.tokenizer)
-            transfer.init_model(model, load_model(source.folder), 0, before_step=lambda: None)
-            self.console.say(f"begun from {files.shown(source.folder)}")
+            transfer.init_model(model, source.load(), 0, before_step=lambda: None)
+            self.console.say(f"begun from {source}")
         return model
 
     def _export(self, model: LanguageModel, final: Path) -> None:

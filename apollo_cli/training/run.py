@@ -18,14 +18,16 @@ from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, Con
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
-from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
+from apollo_cli.tracking.console import Console, duration, plan_segment, plan_table, plan_totals
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.distributed.group import ProcessGroup, connect
+from apollo_cli.training.extension import extend, extension_of
+from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
 from apollo_cli.training.memory import check_fits_in_memory
-from apollo_cli.training.planning import make_plan
+from apollo_cli.training.planning import make_plan, recorded_source
 from apollo_cli.training.pretraining import Pretraining
 from apollo_cli.training.session import Result
 from apollo_cli.training.state import Checkpoint
@@ -50,13 +52,13 @@ def train(config: Config, run_dir: Path) -> Result:
             return plan(config, device, directory, console)
         if device.needs_launch(config.run):
             return launch(config, device, directory)
-        run_plan, cache = make_plan(config, device), cache_folder.path(config.data.cache_dir)
+        run_plan = make_plan(config, device)
         _show(run_plan, config, device, console)
         check_fits_in_memory(run_plan, device)
         with _locked(directory, processes), interruptible():
             _claim(directory, config, run_plan, processes)
             try:
-                corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
+                corpus = _corpus_of_new_run(config, run_plan, console, processes)
             except ApolloError:
                 if processes.is_main:
                     directory.unclaim()
@@ -65,12 +67,25 @@ def train(config: Config, run_dir: Path) -> Result:
             return Pretraining(config, run_plan, device, corpus, directory, console).run(None)
 
 
+def _corpus_of_new_run(config: Config, run_plan: Plan, console: Console, processes: ProcessGroup) -> Corpus:
+    """The corpus of a run that begins.
+
+    Raises:
+        CheckpointError: the model that it begins with was trained on other tokens.
+    """
+    cache, first = cache_folder.path(config.data.cache_dir), first_sample(config)
+    corpus = prepare_corpus(config, cache, console, run_plan.steps, processes, first)
+    if source := find_source(config):
+        check_corpus(source, corpus, config)
+    return corpus
+
+
 def inspect(config: Config, device: Device, directory: RunDirectory, console: Console) -> Result:
     """Shows the corpus instead of training on it; writes nothing into the run directory."""
-    run_plan, cache = make_plan(config, device), cache_folder.path(config.data.cache_dir)
+    run_plan = make_plan(config, device)
     with interruptible():
-        corpus = prepare_corpus(config, cache, console, run_plan.steps)
-    for table in inspection(corpus, training_batches(config, corpus)):
+        corpus = _corpus_of_new_run(config, run_plan, console, device.processes)
+    for table in inspection(corpus, training_batches(config, corpus, first_sample(config))):
         console.show(table)
     console.say(f"fingerprint {corpus.fingerprint}")
     console.say(f"packed rows in {corpus.folder} (it may be deleted, and is packed again when it is needed)")
@@ -83,7 +98,8 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
     run_plan = make_plan(config, device)
     _show(run_plan, config, device, console)
     estimate = estimated_duration(run_plan, config, device)
-    console.say(f"training takes about {duration(estimate.seconds)} (h:mm:ss): {estimate.source}")
+    most = "at most " if run_plan.may_end_early else ""
+    console.say(f"training takes {most}about {duration(estimate.seconds)} (h:mm:ss): {estimate.source}")
     with _locked(directory, device.processes), interruptible():
         directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": estimate.seconds})
         console.say(f"plan written to {directory}; nothing was trained")
@@ -108,8 +124,9 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     """Continues the run in `run_dir` from its newest checkpoint, or from its start if it has none.
 
     Args:
-        run_dir: of an interrupted run.
-        overrides: keys and sections that replace saved ones; only such as cannot change the result.
+        run_dir: of an interrupted run, or of any that is to be longer.
+        overrides: keys and sections that replace saved ones; only such as cannot change the result, and a longer
+            `budget`.
 
     Raises:
         CheckpointError: it is not a run directory, it is in use, or its checkpoints are damaged.
@@ -119,6 +136,8 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     if processes.env:
         saved["devices"] = None  # their processes run already
     for key, value in (overrides or {}).items():
+        if key == "budget":  # an extension, which `_resume` makes where it is one
+            continue
         section = saved.get(key)
         saved[key] = section | value if isinstance(section, dict) and isinstance(value, dict) else value
     config = parse(saved)
@@ -134,18 +153,25 @@ def _resume(
     config: Config, device: Device, directory: RunDirectory, console: Console, overrides: dict[str, Any]
 ) -> Result:
     processes, cache = device.processes, cache_folder.path(config.data.cache_dir)
+    longer = extension_of(config, overrides.get("budget", {}))
     with _locked(directory, processes), interruptible():
-        checkpoint = processes.broadcast(_load(directory, config, console) if processes.is_main else None)
+        checkpoint = processes.broadcast(_load(directory, config, longer, console) if processes.is_main else None)
         run_plan = _restore_plan(config, device, directory, checkpoint, console)
+        if longer:
+            config, run_plan = extend(config, longer, run_plan, device, directory, checkpoint)
         if not device.needs_launch(config.run):
             _show(run_plan, config, device, console)
             console.say(f"resuming {directory} at step {checkpoint.state.step if checkpoint else 0}")
-            corpus = prepare_corpus(config, cache, console, run_plan.steps, processes)
-            if checkpoint and checkpoint.state.data != corpus.content:
-                raise CheckpointError(
-                    f"{directory}: the corpus is not the one that this run began with (its fingerprint differs). "
-                    "Restore the files, or begin a new run"
-                )
+            if checkpoint is None:
+                corpus = _corpus_of_new_run(config, run_plan, console, processes)
+            else:
+                first = checkpoint.state.first_sample
+                corpus = prepare_corpus(config, cache, console, run_plan.steps, processes, first)
+                if checkpoint.state.data != corpus.content:
+                    raise CheckpointError(
+                        f"{directory}: the corpus is not the one that this run began with (its fingerprint "
+                        "differs). Restore the files, or begin a new run"
+                    )
             return Pretraining(config, run_plan, device, corpus, directory, console).run(checkpoint)
     return _launch(config, run_plan, directory, overrides)
 
@@ -196,6 +222,8 @@ def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> N
     )
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(run_plan), in_words=True)
+    if run_plan.schedule.extended_from:
+        console.say(plan_segment(run_plan), in_words=True)
     console.say(device.sentence(config.run), in_words=True)
 
 
@@ -209,39 +237,56 @@ def _show_corpus(corpus: Corpus, run_plan: Plan, config: Config, console: Consol
     )
 
 
-def _load(directory: RunDirectory, config: Config, console: Console) -> Checkpoint | None:
-    """The checkpoint that an interrupted run continues from.
+def _load(directory: RunDirectory, config: Config, longer: dict[str, Any], console: Console) -> Checkpoint | None:
+    """The checkpoint that a run continues from.
 
     Raises:
-        CheckpointError: the run is complete, or no checkpoint can be used.
+        CheckpointError: the run is complete and is not to be `longer`, or no checkpoint can be used.
     """
     try:
-        is_complete = directory.summary().get("status") == "completed"
+        summary = directory.summary()
     except CheckpointError as error:  # the end of the run writes it in any case
         console.say(f"{error}; it will be written anew")
-        is_complete = False
-    if is_complete:
+        summary = {}
+    is_complete = summary.get("status") == "completed"
+    if is_complete and not longer:
+        way = f"a new run begins with its weights if you type init_from.path={directory}"
+        if config.optim.schedule == "constant" and summary.get("ended_by", "budget") == "budget":
+            way = f"budget.steps=N beside it, with a larger N than it had, makes it longer; {way}"
+        raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume; {way}")
+    if is_complete and (ended_by := summary.get("ended_by", "budget")) != "budget":
         raise CheckpointError(
-            f"{directory}: this run is complete, there is nothing to resume; a new run begins with its "
+            f"{directory}: this run was ended by budget.{ended_by}, not by its length; a new run begins with its "
             f"weights if you type init_from.path={directory}"
         )
     checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
-    return checkpoints.load_newest(console.say, directory.metrics_bytes())
+    found = checkpoints.load_newest(console.say, directory.metrics_bytes())
+    if is_complete and not found:
+        raise CheckpointError(
+            f"{directory}: this run is complete and its checkpoints are gone, so it cannot go on; a new run begins "
+            f"with its weights if you type init_from.path={directory}"
+        )
+    return found
 
 
 def _restore_plan(
     config: Config, device: Device, directory: RunDirectory, checkpoint: Checkpoint | None, console: Console
 ) -> Plan:
-    """The plan that the run began with; writes plan.json again if it is damaged."""
-    steps, problem = checkpoint.state.planned_steps if checkpoint else None, ""
+    """The plan that the run began with, or was extended to; writes plan.json again if it is damaged or older."""
+    earlier = (0, *config.budget.extended_from)[-1]
+    steps, problem, planned = checkpoint.state.planned_steps if checkpoint else 0, "", dict[str, Any]()
     if device.processes.is_main:
         try:
-            planned = directory.planned_steps()
-            steps = steps or planned
+            length, planned = directory.planned_steps(), directory.plan()
+            if length <= earlier:
+                problem = f"{directory.plan_file} is from before the run was extended"
+            if steps <= earlier:
+                steps = length
         except CheckpointError as error:
             problem = str(error)
-    steps, problem = device.processes.broadcast((steps, problem))
-    run_plan = make_plan(config, device, steps=steps)
+    recorded = recorded_source(planned) if checkpoint else None
+    steps, recorded, problem = device.processes.broadcast((steps, recorded, problem))
+    run_plan = make_plan(config, device, steps if steps > earlier else None, recorded)
     if problem and device.processes.is_main:
         console.say(f"{problem}; it is written anew")
         with files.writing(directory.plan_file, 100_000):

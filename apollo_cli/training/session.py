@@ -1,7 +1,8 @@
 """A run in its directory, from a checkpoint or from the start, to its summary, however it ends."""
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Session(ABC):
         """Trains from the checkpoint or from the start, finishes, and writes summary.json however it ends."""
         if self.device.processes.is_main:
             self.console.log_to(self.directory.log_file)
-        state = checkpoint.state if checkpoint else TrainerState(data=self.data, run_id=self.new_run_id())
+        state = checkpoint.state if checkpoint else self.new_state()
         state.planned_steps, processes = self.plan.steps, self.device.processes
         if state.devices != processes.world_size and checkpoint:
             self.console.say(
@@ -104,6 +105,10 @@ class Session(ABC):
                 self._close(status, state, tracker)
         return Result(self.directory.path, self.plan, state.losses)
 
+    def new_state(self) -> TrainerState:
+        """The counters of a run that begins."""
+        return TrainerState(data=self.data, run_id=self.new_run_id())
+
     def new_run_id(self) -> str:
         """The id of a new run in W&B."""
         return uuid4().hex[:16]
@@ -114,15 +119,9 @@ class Session(ABC):
         Raises:
             CheckpointError: it is of another model.
         """
-        try:
+        with readable(self.directory):
             strategy.restore(checkpoint.tensors, optimizer)
             restore_rng_state(checkpoint.rng, self.device.device)
-        except OSError as error:
-            raise CheckpointError(f"{self.directory}: the checkpoint cannot be read: {error}") from error
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.directory}: the checkpoint is of another model than config.yaml says"
-            ) from error
 
     def _close(self, status: str, state: TrainerState, tracker: Tracker) -> None:
         """Writes the summary, closes the tracker, prints the summary."""
@@ -141,3 +140,14 @@ class Session(ABC):
                 with suppress(OSError):
                     files.write_json(self.directory.summary_file, summary | {"wandb": tracker.page})
             self.print_summary(summary)
+
+
+@contextmanager
+def readable(directory: RunDirectory) -> Iterator[None]:
+    """Raises a CheckpointError for what restoring a checkpoint of that run may raise."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{directory}: the checkpoint cannot be read: {error}") from error
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{directory}: the checkpoint is of another model than config.yaml says") from error

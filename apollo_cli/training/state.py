@@ -29,6 +29,10 @@ class TrainerState:
         logged_flops: `flops` at the last training row.
         logged_step: `step` at the last training row.
         losses: the newest `train/loss` and `eval/...` values.
+        best: `step` and `eval/loss` of the lowest validation loss of the whole model; empty before one.
+        stale_evaluations: evaluations in the last stage since then.
+        ended_by: why the run ended before its length was reached, `target_loss` or `patience`; empty if not.
+        first_sample: rows of the corpus that were read before the run, by the run that it begins from.
         metrics_bytes: length of metrics.jsonl.
         data: fingerprint of the corpus.
         run_id: of the run in W&B.
@@ -52,6 +56,10 @@ class TrainerState:
     logged_flops: int = 0
     logged_step: int = 0
     losses: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    stale_evaluations: int = 0
+    ended_by: str = ""
+    first_sample: int = 0
     metrics_bytes: int = 0
     data: str = ""
     run_id: str = ""

@@ -20,15 +20,22 @@ _PACKAGES = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
 def summarize(
     config: Config, plan: Plan, device: Device, corpus: Corpus, run_dir: Path, status: str, state: TrainerState
 ) -> dict[str, Any]:
-    """summary.json; `status` is completed, interrupted or failed."""
+    """summary.json; `status` is completed, interrupted or failed.
+
+    A completed run has in `ended_by` the key of `budget` that ended it early, or `budget`. `best` is the lowest
+    validation loss of the whole model and its step.
+    """
     micro_steps = state.step * plan.step_cost.accumulation
     return {
         "status": status,
+        "ended_by": (state.ended_by or "budget") if status == "completed" else None,
+        "extended_from": list(plan.schedule.extended_from),
         "run_dir": str(run_dir.resolve()),
         "name": config.run.name,
         "seed": config.run.seed,
         "run_id": state.run_id,
         "losses": state.losses,
+        "best": state.best or None,
         "growths": state.growths,
         "totals": {
             "steps": state.step,

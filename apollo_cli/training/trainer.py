@@ -37,7 +37,10 @@ from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_stat
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """What the training loop reads of a config. Periods are in steps; `seconds` is a budget of training time."""
+    """What the training loop reads of a config.
+
+    Periods are in steps, `patience` is in evaluations; `seconds` is a budget of training time.
+    """
 
     optim: OptimArgs
     log_every: int
@@ -45,6 +48,9 @@ class TrainArgs:
     checkpoint_every: int
     on_nonfinite: Literal["stop", "skip"]
     seconds: float | None = None
+    target_loss: float | None = None
+    patience: int | None = None
+    keeps_best: bool = False
     moments: str = "keep"
     lr_scale: float = 1.0
     lr_steps: int = 1
@@ -107,7 +113,7 @@ class Trainer:
         return len(self.model.blocks)
 
     def run(self, stop: StopRequest) -> None:
-        """Trains until the plan is done or the budget in seconds is spent.
+        """Trains until the plan is done, the budget in seconds is spent, or the validation loss ends the run.
 
         Raises:
             Interrupted: a signal came; the state is saved.
@@ -118,7 +124,7 @@ class Trainer:
         periods = (args.log_every, args.eval_every, args.checkpoint_every)
         reset_peak(self.device)
         self.model.train()
-        if state.step == 0:
+        if state.step == 0 and not state.losses:
             self.evaluate()
         while not self.is_done():
             if self.growth_is_due():
@@ -152,7 +158,7 @@ class Trainer:
     def is_done(self) -> bool:
         seconds = self.args.seconds
         is_spent = seconds is not None and self.state.train_seconds >= seconds
-        return is_spent or self.state.step >= self.plan.steps
+        return is_spent or bool(self.state.ended_by) or self.state.step >= self.plan.steps
 
     def growth_is_due(self) -> bool:
         """Whether the next step belongs to a stage of more layers or a larger width."""
@@ -217,7 +223,10 @@ class Trainer:
         if not self.pending_steps:
             self.clock = perf_counter()
         rng = rng_state(self.device.device) if self.model.model_config.dropout else None
-        lr = learning_rate(self.args.optim, state.step, self.plan.steps, self.plan.schedule.growth_steps)
+        schedule = self.plan.schedule
+        lr = learning_rate(
+            self.args.optim, state.step, schedule.steps, schedule.growth_steps, schedule.first_planned
+        )
         depths = self.depths(state.step)
         losses = self.backward(state.step, depths)
         self.pending_steps.append(PendingStep(state.step, lr, depths, rng, losses, self.update(losses, lr)))
@@ -436,11 +445,38 @@ class Trainer:
         return losses
 
     def evaluate(self) -> None:
-        self.row(self.evaluate_model())
+        """Records the validation losses; keeps the best checkpoint, and ends the run where they say so."""
+        losses = self.evaluate_model()
+        self.row(losses)
+        last = self.plan.schedule.stages[-1]
+        if "eval/loss" in losses and (self.layers, self.width) == (last.layers, last.width):
+            self.judge(losses["eval/loss"], in_last_stage=self.state.step > last.first_step)
 
-    def save(self) -> None:
+    def judge(self, loss: float, *, in_last_stage: bool) -> None:
+        """Compares a validation loss of the whole model with the best one, and with what ends the run."""
+        args, state = self.args, self.state
+        (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
+        if loss < state.best.get("eval/loss", math.inf):
+            state.best, state.stale_evaluations = {"step": state.step, "eval/loss": loss}, 0
+        elif in_last_stage:
+            state.stale_evaluations += 1
+        if args.target_loss is not None and loss <= args.target_loss:
+            state.ended_by = "target_loss"
+            self.tracker.say(f"step {state.step}: eval/loss has reached budget.target_loss={args.target_loss:g}")
+        elif args.patience is not None and state.stale_evaluations >= args.patience:
+            state.ended_by = "patience"
+            self.tracker.say(
+                f"step {state.step}: {args.patience} evaluations without a lower eval/loss than "
+                f"{state.best.get('eval/loss', math.inf):.4f}, as many as budget.patience"
+            )
+        if state.ended_by and state.logged_step != state.step:  # the last row of training
+            self.log()
+        if args.keeps_best and state.best.get("step") == state.step:
+            self.save(is_best=True)
+
+    def save(self, *, is_best: bool = False) -> None:
         """Writes a checkpoint, unless this step has one."""
-        if self.saved_step == self.state.step:
+        if self.saved_step == self.state.step and not is_best:
             return
         self.check_weights()
         self.state.total_seconds = perf_counter() - self.started
@@ -452,7 +488,8 @@ class Trainer:
                 tensors=self.strategy.tensors(self.optimizer),
                 rng=rng_state(self.device.device),
                 state=self.state,
-            )
+            ),
+            is_best=is_best,
         )
         self.saved_step = self.state.step
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,19 @@ def test_resume_gives_the_run_and_what_cannot_change_it(
 
 @pytest.mark.parametrize(
     "word",
-    ["seed=1", "budget.steps=5", "model=gpt", "tracking=local", "batch.micro=4", "tracking.wandb=online,offline"],
+    [
+        "seed=1",
+        "budget.patience=5",
+        "budget.extended_from=[5]",
+        "budget.steps=5,6",
+        "model=gpt",
+        "tracking=local",
+        "batch.micro=4",
+        "tracking.wandb=online,offline",
+    ],
 )
 def test_what_could_change_a_resumed_run_is_refused_by_name(word: str) -> None:
-    with pytest.raises(ConfigError, match=word) as error:
+    with pytest.raises(ConfigError, match=re.escape(word)) as error:
         resume_overrides(CommandLine.parse(["resume=run", word]))
     assert "tracking" in str(error.value)
 
@@ -101,3 +111,12 @@ def test_beside_resume_one_may_decide_what_is_done_with_steps_that_are_not_finit
     assert resume_overrides(CommandLine.parse(words)) == ("runs/x", expected)
     with pytest.raises(ConfigError, match="on_nonfinite=stop,skip"):
         resume_overrides(CommandLine.parse(["resume=runs/x", "on_nonfinite=stop,skip"]))
+
+
+def test_beside_resume_one_may_make_the_run_longer_in_one_unit() -> None:
+    typed = resume_overrides(CommandLine.parse(["resume=runs/x", "budget.tokens=1e6"]))
+    assert typed == ("runs/x", {"budget": {"tokens": 1e6}})
+    assert resume_words(Path("runs/x"), {"budget": {"steps": 40}}) == ["resume=runs/x", "budget.steps=40"]
+    for words in (["budget.steps=5", "budget.tokens=6"], ["budget.steps=null"]):
+        with pytest.raises(ConfigError, match="one length"):
+            resume_overrides(CommandLine.parse(["resume=runs/x", *words]))

@@ -29,6 +29,8 @@ NEEDS = {  # one goes with the other
 CONTRACT = [
     *("seed", "name", "device", "precision", "compile", "plan", "resume"),
     *("budget.steps", "budget.tokens", "budget.flops", "budget.seconds"),
+    *("budget.target_loss", "budget.patience"),
+    *("init_from.path", "init_from.checkpoint", "init_from.optimizer", "init_from.data", "init_from.flops"),
     *("batch.size", "batch.micro"),
     *("model.layers", "model.hidden", "model.heads", "model.ffn", "model.dropout"),
     "sampler.k",
@@ -39,7 +41,7 @@ CONTRACT = [
     *("optim.lr", "optim.schedule", "optim.knots", "optim.warmup"),
     *("optim.weight_decay", "optim.clip", "optim.at_growth"),
     *("eval.every", "eval.rows"),
-    *("checkpoint.every", "checkpoint.keep"),
+    *("checkpoint.every", "checkpoint.keep", "checkpoint.best"),
     "log.every",
     *("tracking.wandb", "tracking.project", "tracking.entity", "tracking.group", "tracking.tags"),
     *("tracking.notes", "tracking.upload", "tracking.tensorboard", "tracking.csv"),

@@ -76,6 +76,11 @@ def piecewise(knots: Any) -> dict[str, Any]:
         ({"budget.steps": None}, ["exactly one budget", "none", "budget.steps, budget.tokens, budget.flops"]),
         ({"budget.steps": -5}, ["budget.steps=-5", "greater than 0"]),
         ({"budget.steps": None, "budget.seconds": 0}, ["budget.seconds=0", "greater than 0"]),
+        ({"budget.steps": None, "budget.patience": 3}, ["exactly one budget", "none"]),
+        ({"budget.patience": 0}, ["budget.patience=0", "greater than 0"]),
+        ({"budget.target_loss": -1}, ["budget.target_loss=-1", "greater than 0"]),
+        ({"init_from.optimizer": True}, ["init_from.optimizer=true", "init_from.path is null"]),
+        ({"init_from.checkpoint": "best"}, ["init_from.checkpoint=best", "init_from.path is null"]),
     ],
 )
 def test_an_invalid_value_is_refused_with_key_value_and_remedy(

@@ -122,7 +122,7 @@ def test_plan_is_written_with_the_documented_keys() -> None:
     written = plan.as_dict()
     assert set(written) == {
         *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages", "devices"),
-        *("map_flops", "optimizer_flops", "source_flops", "source_seconds"),
+        *("map_flops", "optimizer_flops", "source_flops", "source_seconds", "may_end_early", "extended_from"),
     }
     assert written["steps"] == 40
     assert written["micro_steps"] == 120

@@ -401,3 +401,28 @@ def test_a_run_with_an_invalid_cost_of_its_source_is_left_out(value: Any, tmp_pa
     runs, (note,) = read_runs([str(tmp_path)])
     assert not runs
     assert "plan.json is damaged: source_flops: " in note
+
+
+def test_runs_that_a_target_loss_ended_are_measured_at_it(tmp_path: Path) -> None:
+    """Each ends a little below it, somewhere else: 3.5 is reached after 750 FLOPs here and after 300 there."""
+    words: dict[str, Any] = {"budget__target_loss": 3.5}
+    scratch(tmp_path / "base", FLAT, name="base", **words)
+    write_run(tmp_path / "grown", [(0, 100, 10.0, 4.5), (50, 500, 50.0, 2.5)], name="grown", **words)
+    comparison = compared(tmp_path)
+    assert comparison.target
+    assert comparison.target.loss == 3.5
+    assert mean(method(comparison, "grown").saving("flops")) == pytest.approx(1 - 300 / 750)
+    assert compared(tmp_path, target_loss=4.0).target.loss == 4.0  # type: ignore[union-attr]
+
+
+def test_a_target_loss_that_the_baseline_did_not_reach_is_no_target(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base", budget__target_loss=2.0)
+    assert compared(tmp_path).target.loss == 3.0  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_extended_is_noted(tmp_path: Path) -> None:
+    scratch(tmp_path / "base", FLAT, name="base")
+    write_run(tmp_path / "long", FLAT, name="long", budget__extended_from=[60])
+    (note,) = (note for note in comparison_notes(compared(tmp_path)) if "extended:" in note)
+    assert "'long'" in note
+    assert "planned with [60] steps" in note

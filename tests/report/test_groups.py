@@ -40,6 +40,14 @@ def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
         assert len(family.groups) == 2, key
 
 
+def test_runs_of_before_a_key_was_there_are_in_the_group_of_those_that_do_not_set_it() -> None:
+    newer = run("b", seed=1, budget__patience=None, init_from__optimizer=False, init_from__data=False)
+    (family,) = families([run("a"), newer])[0]
+    assert len(family.groups) == 1
+    (family,) = families([run("a"), run("b", budget__extended_from=[50])])[0]
+    assert len(family.groups) == 2
+
+
 def test_growth_settings_of_scratch_runs_do_not_matter() -> None:
     (family,) = families([scratch("a", sampler__kind="full"), scratch("b", seed=1, expander__kind="stack")])[0]
     assert len(family.groups) == 1

@@ -1,19 +1,25 @@
-"""`init_from`: a smaller trained model that a run begins from."""
+"""`init_from`: a trained model that a run begins with, as large as its own or smaller."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
+from apollo_cli.data.corpus import Corpus
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.width import width_problems
-from apollo_cli.models.hf import load_model_config
+from apollo_cli.models.build import build
+from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.training.checkpoint import checkpoint_names, load_checkpoint, load_counters
 from apollo_cli.training.init_from.weights import sizes
+from apollo_cli.training.state import Checkpoint, TrainerState
 
 
 @dataclass(frozen=True)
@@ -21,16 +27,68 @@ class SourceModel:
     """A trained model and the cost of its training.
 
     Attributes:
-        folder: in transformers' format.
+        folder: in transformers' format; of a run, where its final model is or will be.
         model_config: its sizes.
         flops: of its training, with that of its own source; None if not known.
         seconds: of its training; 0 if not known.
+        run: the run that trained it; None if not known.
     """
 
     folder: Path
     model_config: ModelConfig
     flops: int | None
     seconds: float
+    run: "SourceRun | None" = None
+
+    def __str__(self) -> str:
+        run = self.run
+        return f"{run.directory} {run.typed}" if run and run.typed else files.shown(self.folder)
+
+    def load(self) -> LanguageModel:
+        """The model on the CPU.
+
+        Raises:
+            CheckpointError: it is damaged, or another one than its config says.
+        """
+        run = self.run
+        return (
+            checkpoint_model(run.config, run.directory, run.typed) if run and run.typed else load_model(self.folder)
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint with the optimizer's state.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        assert self.run
+        assert self.run.checkpoint
+        return load_checkpoint(self.run.directory.checkpoints, self.run.checkpoint)
+
+    @property
+    def samples(self) -> int:
+        """Rows of the corpus that were read before and while it was trained."""
+        assert self.run
+        return self.run.state.first_sample + self.run.state.step * self.run.config.batch.size
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """The run that trained a source.
+
+    Attributes:
+        directory: of it.
+        config: of it.
+        typed: the name of the checkpoint that is the source; None for the final model.
+        checkpoint: the name of the checkpoint of that step; None if none was looked for.
+        state: the counters in it.
+    """
+
+    directory: RunDirectory
+    config: Config
+    typed: str | None
+    checkpoint: str | None
+    state: TrainerState
 
 
 def find_source(config: Config) -> SourceModel | None:
@@ -40,46 +98,123 @@ def find_source(config: Config) -> SourceModel | None:
         CheckpointError: it does not exist, is not complete, or is no such model.
         ConfigError: it cannot grow to the model of the config.
     """
-    if config.init_from.path is None:
+    args = config.init_from
+    if args.path is None:
         return None
-    path = Path(os.path.expanduser(config.init_from.path))  # noqa: PTH111 - of an unknown user it stays as it is
-    directory = RunDirectory(path)
+    path = Path(os.path.expanduser(args.path))  # noqa: PTH111 - of an unknown user it stays as it is
+    directory, shown = RunDirectory(path), files.shown(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"init_from.path={path}: no such folder; the run needs it until its end: restore it, or correct the "
-            "path"
+            f"init_from.path={path}: no such folder; the run needs it until its first checkpoint: restore it, or "
+            "correct the path"
         )
     if directory.is_claimed:
-        found = _run_source(directory, planned=config.run.plan)
+        found = _run_source(directory, config)
+    elif RunDirectory(path.parent.parent).is_claimed and path.parent.name == directory.checkpoints.name:
+        raise ConfigError(
+            [
+                f"init_from.path={shown}: it is a checkpoint; type "
+                f"init_from.path={files.shown(path.parent.parent)} init_from.checkpoint={path.name}"
+            ]
+        )
     else:
         found = SourceModel(path, load_model_config(path), None, 0.0)
-    if config.init_from.flops is not None:
-        found = SourceModel(found.folder, found.model_config, config.init_from.flops, found.seconds)
-    if wrong := _mismatches(found.model_config, config):
-        raise ConfigError([f"init_from.path={files.shown(path)}: {problem}" for problem in wrong])
+    if args.flops is not None:
+        found = replace(found, flops=args.flops)
+    if wrong := [*_mismatches(found.model_config, config), *_state_problems(found, config)]:
+        raise ConfigError([f"init_from.path={shown}: {problem}" for problem in wrong])
     return found
 
 
-def _run_source(directory: RunDirectory, *, planned: bool) -> SourceModel:
-    """A run; one that is only planned is enough for another plan.
+def first_sample(config: Config) -> int:
+    """Rows of the corpus before those of a new run, which the run that it begins from has read."""
+    source = find_source(config) if config.init_from.data else None
+    return source.samples if source else 0
+
+
+def _run_source(directory: RunDirectory, config: Config) -> SourceModel:
+    """A run or one of its checkpoints; a run that is only planned is enough for another plan.
 
     Raises:
-        CheckpointError: it is not complete.
+        CheckpointError: it is not complete, or has no such checkpoint.
     """
-    if directory.summary().get("status") == "completed":
-        totals = directory.summary().get("totals", {})
-        before = totals.get("source_flops", 0)  # of its own source
-        flops = None if before is None else int(totals["flops"]) + int(before)
+    args, own = config.init_from, parse(directory.config())
+    plan, summary = directory.plan(), directory.summary()
+    before = plan.get("source_flops", 0)  # of its own source
+    is_complete, name = summary.get("status") == "completed", args.checkpoint
+    if name is None and is_complete and (args.optimizer or args.data):
+        name = f"step_{int(summary['totals']['steps']):08d}"
+    state = TrainerState()
+    if name is not None:
+        layers, width, state = load_counters(directory.checkpoints, name)
+    if args.checkpoint is not None:
+        sizes_then = replace(own.model_config.narrowed(width), layers=layers)
+        seconds, flops = state.train_seconds + float(plan.get("source_seconds", 0)), state.flops
+    elif is_complete:
+        totals = summary["totals"]
+        before = totals.get("source_flops", 0)
+        sizes_then, flops = load_model_config(directory.model), int(totals["flops"])
         seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
-        return SourceModel(directory.model, load_model_config(directory.model), flops, seconds)
-    plan = directory.plan()
-    if not planned or not plan:
+    elif config.run.plan and plan:
+        sizes_then, flops, seconds = own.model_config, int(plan["flops"]), 0.0
+    else:
         raise CheckpointError(
-            f"init_from.path={files.shown(directory.path)}: this run is not complete; finish it first"
+            f"init_from.path={files.shown(directory.path)}: this run is not complete; finish it first, or type "
+            f"init_from.checkpoint= and one of {', '.join(checkpoint_names(directory.checkpoints)) or 'none yet'}"
         )
-    before = plan.get("source_flops", 0)
-    flops = None if before is None else int(plan["flops"]) + int(before)
-    return SourceModel(directory.model, parse(directory.config()).model_config, flops, 0.0)
+    run = SourceRun(directory, own, args.checkpoint, name, state)
+    return SourceModel(directory.model, sizes_then, None if before is None else flops + int(before), seconds, run)
+
+
+def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:
+    """The model of a checkpoint of a run, with as many layers as it stored then.
+
+    Raises:
+        CheckpointError: there is none of this name, it is damaged, or of another model than the config's.
+    """
+    checkpoint = load_checkpoint(directory.checkpoints, name)
+    model = build(config.model_config.narrowed(checkpoint.width), checkpoint.layers)
+    try:
+        model.load_state_dict({key: checkpoint.tensors[key] for key in model.state_dict()})
+    except (RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: {name} is of another model than config.yaml says") from error
+    return model
+
+
+def _state_problems(source: SourceModel, config: Config) -> list[str]:
+    """Why the optimizer's state or the position in the corpus cannot come from there."""
+    args, run, found = config.init_from, source.run, []
+    if run is None:
+        return [
+            f"it is no run directory, so it has nothing for init_from.{key}; leave init_from.{key} out"
+            for key in ("checkpoint", "optimizer", "data")
+            if getattr(args, key)
+        ]
+    if args.optimizer:
+        found = [
+            f"init_from.optimizer=true: {problem}" for problem in _optimizer_problems(source, run.config, config)
+        ]
+    if args.data and run.config.run.seed != config.run.seed:
+        found.append(
+            f"init_from.data=true: the order of the rows is that of its seed; type seed={run.config.run.seed}"
+        )
+    return found
+
+
+def _optimizer_problems(source: SourceModel, before: Config, config: Config) -> list[str]:
+    """Why its parameters do not map one to one, or by the growth map, to those of the model that begins."""
+    target, found = config.model_config.narrowed(config.schedule.shares[0]), []
+    if before.optim.kind != config.optim.kind:
+        found.append(f"it has the state of {before.optim.kind}; type optim={before.optim.kind}")
+    if (before.optim.ema is None) != (config.optim.ema is None):
+        found.append(f"its optim.ema is {before.optim.ema}; both have averages of the weights, or none has")
+    if sizes(source.model_config) != sizes(target):
+        found.append("the width grows, and moments have no rule for that; type init_from.optimizer=false")
+    if source.model_config.positions != target.positions:
+        found.append(f"its rows have {source.model_config.positions} tokens; type data.seq_len as it is there")
+    if source.model_config.layers != config.schedule.layers[0] and config.expander.moments == "reset":
+        found.append("expander.moments=reset drops it; type expander.moments=map, keep or new")
+    return found
 
 
 def _mismatches(source: ModelConfig, config: Config) -> list[str]:
@@ -102,19 +237,37 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     if source.positions < target.positions:
         found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
     if source.layers > layers:
-        found.append(f"it has {source.layers} layers and schedule.layers begins with {layers}: nothing shrinks")
+        found.append(
+            f"it has {source.layers} layers and schedule.layers begins with {layers}: nothing shrinks; type "
+            + (
+                f"schedule=scratch or 'schedule.layers=[{source.layers}]' 'schedule.ends=[1]'"
+                if source.layers == target.layers
+                else f"schedule.layers=[{source.layers},...]"
+            )
+        )
     return found
 
 
-def check_tokenizer(source: SourceModel, tokenizer: Tokenizer) -> None:
-    """Refuses a source whose tokenizer, if it has one, differs from that of the corpus.
+def check_corpus(source: SourceModel, corpus: Corpus, config: Config) -> None:
+    """Refuses a source whose tokens differ from those of the corpus, or whose rows do if it goes on in them.
 
     Raises:
-        CheckpointError: the tokens differ.
+        CheckpointError: they differ, or it is not known what they were.
     """
-    file = source.folder / "tokenizer.json"
-    if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != tokenizer.get_vocab():
+    file, run = source.folder / "tokenizer.json", source.run
+    is_its_corpus = run is not None and run.checkpoint is not None and run.state.data == corpus.content
+    if config.init_from.data and not is_its_corpus:
+        raise CheckpointError(
+            f"init_from.data=true: {files.shown(source.folder.parent)} was trained on other rows than these; type "
+            "init_from.data=false, or data as it is there"
+        )
+    if file.is_file() and Tokenizer.from_file(str(file)).get_vocab() != corpus.tokenizer.get_vocab():
         raise CheckpointError(
             f"init_from.path: {files.shown(file)} has other tokens than the corpus; type "
             f"data.tokenizer={files.shown(file)}"
+        )
+    if run is not None and not file.is_file() and not is_its_corpus:
+        raise CheckpointError(
+            f"init_from.path={files.shown(source.folder.parent)}: this run had another corpus and is not complete, "
+            "so its tokenizer is not known; finish it first, or type data as it is there"
         )

@@ -338,3 +338,30 @@ def test_shards_of_a_narrow_model_are_resumed_and_widened(tiny: tuple[str, ...],
     assert read_rows(run)[-1]["width"] == 0.5
     finished(command([f"resume={run}"]))
     assert_same(whole, run, rounding=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_end_early_go_on_and_begin_with_moments_like_one(
+    kind: str, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    even = [
+        *tiny,
+        "model=gpt",
+        "optim.schedule=constant",
+        f"distributed={kind}",
+        "checkpoint.best=true",
+        "eval.every=2",
+    ]
+    two = ["devices=2"]
+    for more, folder in (([], tmp_path / "one"), (two, tmp_path / "two")):
+        trained([*even, "budget.steps=40", "budget.target_loss=5", *more], folder / "early")
+        trained([*even, *more], folder / "whole")
+        finished(command([f"resume={folder / 'whole'}", "budget.steps=18"]))
+        source = f"init_from.path={folder / 'whole'}"
+        moments = ["schedule=scratch", "schedule.layers=[4]", "schedule.ends=[1]", "init_from.optimizer=true"]
+        trained([*even, *moments, "init_from.data=true", source, *more], folder / "after")
+    for name in ("early", "whole", "after"):
+        assert_same(tmp_path / "one" / name, tmp_path / "two" / name, 1e-4)
+    early = json.loads((tmp_path / "two" / "early" / "summary.json").read_text())
+    assert (early["ended_by"], early["totals"]["steps"] < 40) == ("target_loss", True)

@@ -1,0 +1,105 @@
+"""A run that is made longer than it was planned: which length it gets, and whether its rate allows it."""
+
+from pathlib import Path
+from typing import Any
+
+from apollo_cli import files
+from apollo_cli.config.config import Config, parse
+from apollo_cli.config.training import LENGTHS
+from apollo_cli.errors import ConfigError
+from apollo_cli.growth.plan import Plan
+from apollo_cli.run_directory import RunDirectory
+from apollo_cli.training.checkpoint import checkpoint_names
+from apollo_cli.training.device import Device
+from apollo_cli.training.optimizer import learning_rate
+from apollo_cli.training.planning import SourceCost, make_plan
+from apollo_cli.training.state import Checkpoint
+
+
+def extension_of(config: Config, typed: dict[str, Any]) -> dict[str, Any]:
+    """The length among the typed keys of `budget`; none where the run has this one already.
+
+    So the same command continues an extended run that was stopped.
+    """
+    return {} if typed == config.budget.lengths else typed
+
+
+def extend(
+    config: Config,
+    typed: dict[str, Any],
+    planned: Plan,
+    device: Device,
+    directory: RunDirectory,
+    checkpoint: Checkpoint | None,
+) -> tuple[Config, Plan]:
+    """Makes a run longer, and records that in config.yaml and plan.json.
+
+    The stages end where they did, but for the last one; warmup and gates keep their steps.
+
+    Args:
+        config: of the run.
+        typed: its new length, as in `budget`.
+        planned: its plan until now.
+        device: of this process.
+        directory: of the run; locked.
+        checkpoint: that it continues from.
+
+    Returns:
+        The config and the plan of the longer run.
+
+    Raises:
+        ConfigError: it is no longer than before, or the steps that are done would have had another rate.
+    """
+    lengths = dict.fromkeys(LENGTHS) | typed
+    earlier = [*config.budget.extended_from, planned.steps]
+    budget = config.raw["budget"] | lengths | {"extended_from": earlier}
+    longer = parse({**config.raw, "budget": budget})
+    source = SourceCost(planned.source_flops, planned.source_seconds, planned.maps.get(0, 0))
+    run_plan = make_plan(longer, device, recorded=source)
+    changed = first_changed_rate(config, planned, run_plan, checkpoint.state.step if checkpoint else 0)
+    if changed is not None:
+        assert checkpoint
+        raise ConfigError([_refusal(config, typed, planned, directory, changed, checkpoint.state.step)])
+    if device.processes.is_main:
+        length = {key: None if value is None else longer.budget.lengths[key] for key, value in lengths.items()}
+        with files.writing(directory.config_file, 100_000):
+            directory.summary_file.unlink(missing_ok=True)  # the run is under way again
+            saved = directory.config()
+            directory.write_config(saved | {"budget": saved["budget"] | length | {"extended_from": earlier}})
+            files.write_json(directory.plan_file, run_plan.as_dict())
+    return longer, run_plan
+
+
+def first_changed_rate(config: Config, planned: Plan, longer: Plan, done: int) -> int | None:
+    """The first of the steps done whose learning rate would be another in the longer plan; None without one."""
+
+    def rate(plan: Plan, step: int) -> float:
+        schedule = plan.schedule
+        return learning_rate(config.optim, step, schedule.steps, schedule.growth_steps, schedule.first_planned)
+
+    return next((step for step in range(done) if rate(planned, step) != rate(longer, step)), None)
+
+
+def _refusal(
+    config: Config, typed: dict[str, Any], planned: Plan, directory: RunDirectory, changed: int, done: int
+) -> str:
+    """Why the rate does not allow it, and the new run that goes on instead."""
+    ((unit, value),) = typed.items()
+    early = [name for name in checkpoint_names(directory.checkpoints) if _step(name) <= changed]
+    path = f"init_from.path={files.shown(Path(directory.path))}"
+    from_earlier = (
+        f", or with the checkpoint before that: {path} init_from.checkpoint={early[-1]}"
+        if early and changed
+        else ""
+    )
+    return (
+        f"budget.{unit}={value}: with optim.schedule={config.optim.schedule} the rate of steps {changed} to "
+        f"{done - 1} was laid out for {planned.steps} steps, and would have been another one in a longer run. "
+        f"Begin a new run with its weights: {path}, with its moments: init_from.optimizer=true, and with the rows "
+        f"after its own: init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its "
+        "decay, goes on"
+    )
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step_"))

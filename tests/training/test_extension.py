@@ -1,0 +1,139 @@
+"""A run that is made longer than it was planned."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from apollo_cli.config.config import Config, parse
+from apollo_cli.errors import ApolloError
+from apollo_cli.signals import Interrupted
+from apollo_cli.training.device import choose
+from apollo_cli.training.extension import first_changed_rate
+from apollo_cli.training.planning import make_plan
+from apollo_cli.training.run import resume, train
+from apollo_cli.training.trainer import Trainer
+from tests.conftest import RARELY, STEPS, read_rows, without_clocks
+
+CONSTANT = ("model=gpt", *RARELY, "optim.schedule=constant", "optim.warmup=0.25")
+
+
+def extended(config: Config, *lengths: int) -> Config:
+    """The config of a run that was planned with these numbers of steps, one after the other."""
+    budget = config.raw["budget"] | {"steps": lengths[-1], "extended_from": list(lengths[:-1])}
+    return parse({**config.raw, "budget": budget})
+
+
+def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer.step
+
+    def stopping(trainer: Trainer) -> None:
+        original(trainer)
+        if trainer.state.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+
+
+def test_a_finished_run_goes_on_with_its_stages_and_its_warmup_and_is_resumed_exactly(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, run, straight = config(*CONSTANT), tmp_path / "run", tmp_path / "straight"
+    for folder in (run, straight):
+        train(first, folder)
+    with pytest.raises(ApolloError, match=r"complete.*budget\.steps=N.*init_from\.path="):
+        resume(run)
+    resume(straight, {"budget": {"steps": 20}})
+    with monkeypatch.context() as patch:
+        stopped_after(15, patch)
+        with pytest.raises(Interrupted):
+            resume(run, {"budget": {"steps": 20}})
+    resume(run, {"budget": {"steps": 20}})  # the same command once more
+    rows = read_rows(straight)
+    assert without_clocks(read_rows(run)) == without_clocks(rows)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    plan, summary = (json.loads((run / name).read_text()) for name in ("plan.json", "summary.json"))
+    assert [stage["end_step"] for stage in plan["stages"]] == [3, 6, 20]  # 0.25 and 0.5 of 12
+    assert plan["extended_from"] == summary["extended_from"] == [STEPS]
+    assert (summary["status"], summary["totals"]["steps"], rows[-1]["flops"]) == ("completed", 20, plan["flops"])
+    saved = yaml.safe_load((run / "config.yaml").read_text())["budget"]
+    assert (saved["steps"], saved["extended_from"]) == (20, [STEPS])
+    rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    assert rates[3] == rates[18] == 3e-3  # a warmup of 3 steps, as before
+
+
+def test_a_run_that_is_killed_while_it_is_made_longer_continues(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml is replaced before plan.json, and no new checkpoint is there."""
+    train(config(*CONSTANT), tmp_path)
+    plan = (tmp_path / "plan.json").read_text()
+    with monkeypatch.context() as patch:
+        stopped_after(STEPS + 1, patch)
+        patch.setattr(Trainer, "save", lambda trainer, **_: None)
+        with pytest.raises(Interrupted):
+            resume(tmp_path, {"budget": {"tokens": 16 * 4 * 15}})
+    (tmp_path / "plan.json").write_text(plan)
+    (tmp_path / "summary.json").unlink()
+    assert resume(tmp_path).plan.steps == 15
+    assert json.loads((tmp_path / "plan.json").read_text())["steps"] == 15
+
+
+@pytest.mark.parametrize(
+    ("words", "budget", "said"),
+    [
+        ((), {"steps": 20}, r"optim\.schedule=cosine the rate of steps 1 to 11.*init_from\.path="),
+        (("optim.schedule=constant",), {"steps": 11}, r"budget\.steps=11: the run is planned with 12 steps"),
+        (("optim.schedule=constant",), {"flops": 10}, r"budget\.flops=10: .* is too small: 13 steps"),
+    ],
+)
+def test_a_length_that_the_run_cannot_have_is_refused_and_changes_nothing(
+    words: tuple[str, ...], budget: dict[str, float], said: str, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(config(*RARELY, "optim.warmup=0", *words), tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    with pytest.raises(ApolloError, match=said):
+        resume(tmp_path, {"budget": budget})
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == files
+
+
+@pytest.mark.parametrize(
+    ("words", "done", "changed"),
+    [
+        (("optim.schedule=constant",), 100, None),
+        (("optim.schedule=wsd", "optim.decay=0.2"), 81, None),  # of step 80 it is still the peak
+        (("optim.schedule=wsd", "optim.decay=0.2"), 82, 81),
+        (("optim.schedule=cosine",), 10, None),  # its warmup, and the step at the peak
+        (("optim.schedule=cosine",), 12, 11),
+        (("optim.schedule=constant", "optim.at_growth=rewarm"), 100, None),
+    ],
+)
+def test_a_longer_run_must_leave_the_rates_of_its_steps_as_they_were(
+    words: tuple[str, ...], done: int, changed: int | None, config: Callable[..., Config]
+) -> None:
+    before = config("budget.steps=100", "optim.warmup=0.1", *words)
+    after = extended(before, 100, 300)
+    planned, longer = (make_plan(each, choose(each.run)) for each in (before, after))
+    assert first_changed_rate(before, planned, longer, done) == changed
+
+
+def test_every_unit_makes_it_longer(config: Callable[..., Config]) -> None:
+    steps = extended(config(), STEPS, 20)
+    plan = make_plan(steps, choose(steps.run))
+    for key, value in (("tokens", plan.tokens), ("flops", plan.flops)):
+        other = parse({**steps.raw, "budget": steps.raw["budget"] | {"steps": None, key: value}})
+        assert make_plan(other, choose(other.run)).schedule == plan.schedule
+
+
+def test_gates_keep_their_steps(config: Callable[..., Config]) -> None:
+    words = ("expander=msg", "sampler=shallow", "expander.gate_duration=0.25")
+    plans = [make_plan(each, choose(each.run)) for each in (config(*words), extended(config(*words), STEPS, 40))]
+    gates = [[plan.gates(step) for step in range(STEPS)] for plan in plans]
+    assert any(gates[0])
+    assert gates[0] == gates[1]
