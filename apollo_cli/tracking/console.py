@@ -267,7 +267,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "total time": duration(totals["total_seconds"]),
         "device": summary["device"],
         "train loss": _value(losses.get("train/loss")),
-        "validation loss": _value(losses.get("eval/loss")),
+        "validation loss": _value(losses.get("eval/loss"))
+        + (f" (always answering by frequency: {chance:.4f})" if (chance := summary.get("frequency_loss")) else ""),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
