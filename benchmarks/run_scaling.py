@@ -85,7 +85,15 @@ def here(most: int = 2, steps: int = 40) -> Iterator[str]:
 
 def _tokens_per_second(devices: int, steps: int) -> float:
     """Median over the rows of a run without the first, which includes warming up."""
-    words = ["model=gpt", "schedule=scratch", "sampler=full", "tracking=local", f"devices={devices}"]
+    words = [
+        "model=gpt",
+        "size=nano",
+        "optim=adamw",
+        "schedule=scratch",
+        "sampler=full",
+        "tracking=local",
+        f"devices={devices}",
+    ]
     words += [f"budget.steps={steps}", "log.every=2", f"eval.every={steps}", "eval.rows=16", "device=cpu"]
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "apollo_cli.train", *words, f"hydra.run.dir={folder}/run"]

@@ -322,7 +322,7 @@ def data() -> dict[str, Any]:
     found["scale"] = _of_corpus("scale", "bert", text(LARGE))
     words = [
         "model=bert", "data=text", f"data.files=[{text(LARGE)}]", f"data.vocab_size={VOCABULARY}", "batch.size=32",
-        f"data.cache_dir={FOLDER / 'data_scale_bert'}", "budget.steps=40", "tracking=local",
+        "size=nano", f"data.cache_dir={FOLDER / 'data_scale_bert'}", "budget.steps=40", "tracking=local",
         f"hydra.run.dir={mkdtemp()}/run",
     ]  # fmt: skip
     with subprocess.Popen([sys.executable, "-m", "apollo_cli.train", *words], stdout=subprocess.DEVNULL) as process:

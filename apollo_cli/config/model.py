@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -71,11 +72,13 @@ MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs, LlamaArgs)
 
 
 def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The plain values of `model`, valid or not, with numbers for `heads` and `ffn` where they are null.
+    """The plain values of `model`, valid or not, with numbers where they are null and follow the width.
 
     The inner width is four times the width, or with llama's three matrices 8/3 of it to the nearest multiple of 64,
     so that a layer has about as many weights; a head has 64 dimensions, or else 32, or the most between them that
-    divide the width.
+    divide the width. Weights begin with a standard deviation of 0.02 at a width of 768 (Devlin 2019, Radford 2019)
+    and of 0.02 sqrt(768 / hidden) at others, so that sums over the width are as large; position embeddings with
+    twice that.
     """
     hidden = whole(values.get("hidden"))
     if type(hidden) is not int or hidden < 1:
@@ -84,7 +87,9 @@ def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
     sizes = (64, 32, *range(62, 32, -2)) if is_llama else (64, 32, *range(63, 32, -1))  # rotations turn pairs
     head = next((size for size in sizes if hidden % size == 0 and hidden >= 2 * size), hidden)
     ffn = max(1, round(hidden / 24)) * 64 if is_llama else 4 * hidden
-    following = {"heads": hidden // head, "ffn": ffn}
+    std = values.get("init_std")
+    std = std if type(std) in (int, float) else round(0.02 * sqrt(768 / hidden), 4)
+    following = {"heads": hidden // head, "ffn": ffn, "init_std": std, "init_positions_std": 2 * std}
     return {**values, **{key: number for key, number in following.items() if values.get(key, 0) is None}}
 
 

@@ -287,6 +287,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
             if (best := summary.get("best")) and best["eval/loss"] != losses.get("eval/loss")
             else {}
         ),
+        **({"always by frequency": _value(chance)} if (chance := summary.get("frequency_loss")) else {}),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():

@@ -1,7 +1,7 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
 from apollo_cli.training.evaluate import evaluate
+from apollo_cli.training.examples import Example, example_lines, examples, frequency_loss
 from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, find_source, first_sample
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
@@ -55,6 +56,8 @@ class Pretraining(Session):
         super().__init__(plan, device, directory, console)
         self.config, self.corpus = config, corpus
         self.profiles = config.run.profile and device.processes.is_main
+        self.learned: dict[str, Any] = {}  # what the summary of a completed run says beside its losses
+        self.examples: list[Example] = []
 
     @property
     def data(self) -> str:
@@ -65,7 +68,7 @@ class Pretraining(Session):
         return replace(super().new_state(), first_sample=first_sample(self.config))
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
-        return summarize(
+        facts = summarize(
             config=self.config,
             plan=self.plan,
             device=self.device,
@@ -74,12 +77,18 @@ class Pretraining(Session):
             status=status,
             state=state,
         )
+        return facts | self.learned
 
     def print_summary(self, summary: dict[str, Any]) -> None:
         self.console.show(summary_table(summary))
+        for line in example_lines(self.examples):
+            self.console.say(line)
 
     def finish(self, trainer: Trainer) -> None:
-        self._export(trainer.strategy.gather_model(), self.directory.model)
+        model = trainer.strategy.gather_model()
+        self._export(model, self.directory.model)
+        if self.device.processes.is_main:
+            self._show_what_is_learned(model)
         if self.config.optim.ema is not None:
             with trainer.optimizer.averaged():
                 self._export(trainer.strategy.gather_model(), self.directory.averaged_model)
@@ -88,6 +97,15 @@ class Pretraining(Session):
                 self._export(checkpoint_model(self.config, self.directory, BEST), self.directory.best_model)
             except CheckpointError as error:  # it was lost, or written before checkpoint.best=true was typed
                 self.console.say(f"note: there is no {self.directory.best_model.name}: {error}")
+
+    def _show_what_is_learned(self, model: LanguageModel) -> None:
+        """Measures the loss of answering by frequency, and lets the model answer."""
+        config, corpus = self.config, self.corpus
+        rows, task = corpus.evaluation(config.eval.rows), make_task(config, corpus.tokenizer)
+        batches = EvaluationBatches(rows, task, config.batch.micro_size)
+        by_frequency = frequency_loss(config.model.kind, corpus.training, batches, config.data.vocab_size)
+        self.examples = examples(model, corpus.tokenizer, rows)
+        self.learned = {"frequency_loss": by_frequency, "examples": [asdict(each) for each in self.examples]}
 
     def tracker(self, state: TrainerState) -> Tracker:
         """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""

@@ -73,10 +73,10 @@ def test_the_config_fixture_equals_what_hydra_composes(
 def test_the_defaults_are_a_small_bert_on_this_machines_documentation(composed: dict[str, Any]) -> None:
     config = parse(composed)
     assert (config.model.kind, config.model.layers, config.model.dropout) == ("bert", 12, 0)
-    assert (config.data.vocab_size, config.data.tokenizer) == (4096, "auto")
+    assert (config.data.vocab_size, config.data.tokenizer) == (1024, "auto")
     assert isinstance(config.data, PyDocsArgs)
     assert (config.run.device, config.run.precision, config.run.compile) == ("auto", "auto", "auto")
-    assert config.schedule.layers == (1, 3, 6, 12)
+    assert config.schedule.layers == (3, 6, 12)
     assert config.budget.steps
     assert config.budget.tokens is config.budget.flops is config.budget.seconds is None
 
@@ -87,7 +87,8 @@ def test_every_shipped_option_is_valid(option: str, monkeypatch: pytest.MonkeyPa
     composed = compose_values([option, *NEEDS.get(option, [])])
     config = parse(composed)
     composed["data"]["vocab_size"] = config.data.vocab_size  # which a tokenizer may decide
-    composed["model"] |= {"heads": config.model.heads, "ffn": config.model.ffn}  # which follow the width
+    following = ("heads", "ffn", "init_std", "init_positions_std")  # the width
+    composed["model"] |= {key: getattr(config.model, key) for key in following}
     composed["schedule"]["layers"] = list(config.schedule.layers)  # numbers instead of parts of the target
     if "sizes" in composed["sampler"]:
         composed["sampler"]["sizes"] = list(config.sampler.sizes)  # type: ignore[attr-defined]
@@ -250,7 +251,7 @@ def test_the_model_config_has_the_sizes_of_the_config(composed: dict[str, Any]) 
     shape = parse(composed).model_config
     model, data = composed["model"], composed["data"]
     assert (shape.kind, shape.layers, shape.hidden) == (model["kind"], model["layers"], model["hidden"])
-    assert (shape.heads, shape.ffn, shape.dropout) == (model["hidden"] // 64, 4 * model["hidden"], model["dropout"])
+    assert (shape.heads, shape.ffn, shape.dropout) == (2, 4 * model["hidden"], model["dropout"])
     assert (shape.vocabulary, shape.positions) == (data["vocab_size"], data["seq_len"])
 
 

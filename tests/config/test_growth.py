@@ -12,6 +12,12 @@ from apollo_cli.growth.samplers import LVPS, DepthSampler
 from tests.helpers.config_values import problems_of, refuses
 
 
+@pytest.fixture(scope="session")
+def composed() -> dict[str, Any]:
+    """Four stages of 12 layers: 1-3-6-12."""
+    return compose_values(["schedule=apollo"])
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -91,7 +97,7 @@ def test_an_invalid_value_is_refused_with_key_value_and_remedy(
 
 
 def test_stages_are_parts_of_the_depth() -> None:
-    config = parse(compose_values(["size=large"]))
+    config = parse(compose_values(["size=large", "schedule=apollo"]))
     assert config.schedule.layers == (1, 6, 12, 24)
     assert config.raw["schedule"]["layers"] == [1, 6, 12, 24]
     typed = compose_values(["size=large", "schedule.layers=[1,5L/8,L]", "schedule.ends=[0.1,0.2,1]"])
@@ -128,7 +134,7 @@ def test_an_unknown_kind_is_refused_with_all_kinds() -> None:
 )
 def test_stages_that_end_at_another_depth_are_refused_with_a_valid_example(target: int, example: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(compose_values([f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
+        parse(compose_values(["schedule=apollo", f"model.layers={target}", "schedule.layers=[1,3,6,12]"]))
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
 
 

@@ -30,7 +30,7 @@ def test_an_invalid_value_is_refused_with_key_value_and_remedy(
 def test_heads_that_do_not_divide_the_width_are_refused(composed: dict[str, Any], heads: int) -> None:
     (problem,) = problems_of(changed(composed, {"model.heads": heads}))
     assert f"model.heads={heads}" in problem
-    assert "model.hidden=128" in problem
+    assert "model.hidden=64" in problem
     offer = re.search(r"for example model\.heads=(\d+)", problem)
     assert offer
     assert 128 % int(offer[1]) == 0

@@ -20,8 +20,8 @@ def piecewise(knots: Any) -> dict[str, Any]:
         ({"batch.size": 10**25}, ["batch.size=10000000000000000000000000", "less than or equal"]),
         ({"batch.size": 0}, ["batch.size=0", "greater than 0"]),
         ({"batch.size": 2.5}, ["batch.size=2.5", "integer"]),
-        ({"batch.micro": 5}, ["batch.micro=5", "batch.size=16", "divide"]),
-        ({"batch.micro": 32}, ["batch.micro=32", "batch.size=16"]),
+        ({"batch.micro": 5}, ["batch.micro=5", "batch.size=32", "divide"]),
+        ({"batch.micro": 64}, ["batch.micro=64", "batch.size=32"]),
         ({"eval.every": 0}, ["eval.every=0", "greater than 0"]),
         ({"checkpoint.keep": 0}, ["checkpoint.keep=0", "greater than 0"]),
         ({"optim.lr": 0}, ["optim.lr=0", "greater than 0"]),
@@ -41,7 +41,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         (
             {"optim.knots": [[1, 0]]},
             [
-                "optim.knots is set and optim.schedule=cosine",
+                "optim.knots is set and optim.schedule=wsd",
                 "type optim.schedule=piecewise, or optim.knots=null",
             ],
         ),
@@ -101,7 +101,7 @@ def test_trackers_of_an_older_config_have_the_defaults_of_the_file(composed: dic
     assert TrackingArgs.model_validate(older) == TrackingArgs.model_validate(composed["tracking"])
 
 
-@pytest.mark.parametrize(("micro", "size", "steps"), [(None, 16, 1), (4, 4, 4), (16, 16, 1), (1, 1, 16)])
+@pytest.mark.parametrize(("micro", "size", "steps"), [(None, 32, 1), (4, 4, 8), (32, 32, 1), (1, 1, 32)])
 def test_a_step_is_as_many_micro_steps_as_fill_the_batch(
     composed: dict[str, Any], micro: int | None, size: int, steps: int
 ) -> None:
