@@ -117,11 +117,13 @@ def _no_sync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _composed_once(built_once: BuiltOnce) -> Iterator[None]:
+def _composed_once(built_once: BuiltOnce) -> Iterator[list[tuple[Any, str, Any]]]:
     """Hydra parses the same words and merges the same files of the package again for each composition.
 
     Here each word is parsed once, and so is each file; what the words of groups choose is merged once, for all
     workers. A composition takes a fifth of its time so. Nothing is kept where a user's own folders are searched.
+
+    Yields what stood there before: class or module, name, value.
     """
     sources = (of for of in Plugins.instance().discover(ConfigSource) if issubclass(of, ConfigSource))
     source = next(of for of in sources if of.scheme() == "pkg")
@@ -159,13 +161,28 @@ def _composed_once(built_once: BuiltOnce) -> Iterator[None]:
     def copy_shallowly(self: CachingConfigRepository, delegate: IConfigRepository) -> None:
         self.delegate, self.cache = copy(delegate), {}  # its sources are replaced, never changed
 
+    replaced: list[tuple[Any, str, Any]] = [
+        (CachingConfigRepository, "__init__", copy_shallowly),
+        (source, "load_config", read_once),
+        (OverridesParser, "parse_rule", lambda self, word, rule: copy(parsed(word, rule))),
+        (config_loader_impl, "create_defaults_list", choose_once),
+        (ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once),
+    ]
+    before = [(where, name, getattr(where, name)) for where, name, _ in replaced]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CachingConfigRepository, "__init__", copy_shallowly)
-        patch.setattr(source, "load_config", read_once)
-        patch.setattr(OverridesParser, "parse_rule", lambda self, word, rule: copy(parsed(word, rule)))
-        patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once)
-        yield
+        for where, name, value in replaced:
+            patch.setattr(where, name, value)
+        yield before
+
+
+@pytest.fixture(autouse=True)
+def _hydra_as_it_is(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _composed_once: list[tuple[Any, str, Any]]
+) -> None:
+    """In slow tests Hydra composes by itself, and launchers can send it to other processes."""
+    if request.node.get_closest_marker("slow"):
+        for where, name, value in _composed_once:
+            monkeypatch.setattr(where, name, value)
 
 
 @pytest.fixture(scope="session")
