@@ -135,7 +135,7 @@ def test_jobs_go_on_without_the_command(tiny: tuple[str, ...], slurm: Path, tmp_
         os.killpg(command.pid, signal.SIGINT)
         _, err = command.communicate(timeout=60)
     assert command.returncode == 130, err
-    assert "jobs that were submitted go on without it" in err
+    assert "submitted jobs run without this command" in err
     _wait(lambda: (slurm / "100_0.state").exists() and (slurm / "100_1.state").exists())
     assert [status(tmp_path / "sweep" / job) for job in "01"] == ["completed", "completed"]
 
