@@ -80,5 +80,9 @@ class ReportedError(ApolloError):
         super().__init__(f"ended with exit code {code}")
 
 
+class HubError(ApolloError):
+    """The Hugging Face hub cannot be reached, or refuses what is asked of it."""
+
+
 class StorageError(ApolloError):
     """A file cannot be written: the disk is full or read-only, or the folder no longer exists."""

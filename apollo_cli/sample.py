@@ -1,11 +1,7 @@
 """`apollo-sample`. Heavy imports are deferred, so that `--help` is fast."""
 
-import sys
+from apollo_cli.cli.program import Program
 
-from apollo_cli.cli.exit_codes import open_standard_streams
-from apollo_cli.cli.program import run_program
-
-NAME = "apollo-sample"
 PAGE = """\
 apollo-sample: text from a trained GPT, or the likeliest words for [MASK] from a trained BERT.
 
@@ -28,21 +24,14 @@ Exit codes: 0 done; 2 an error to fix; 130 interrupted; 1 a bug.
 """
 
 
-def main() -> None:
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+def _action(words: list[str]) -> None:
+    from apollo_cli.inference.sampling_command import sample
+
+    sample(words)
 
 
-def run(words: list[str]) -> int:
-    """Runs `apollo-sample` with these words; returns the exit code."""
-
-    def action(words: list[str]) -> None:
-        from apollo_cli.inference.sampling_command import sample
-
-        sample(words)
-
-    return run_program(NAME, PAGE, action, words)
-
+_PROGRAM = Program("apollo-sample", PAGE, _action)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()

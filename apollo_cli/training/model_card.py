@@ -1,7 +1,9 @@
 """The model card of an exported model: README.md, which the hub and people read."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from apollo_cli import __version__
@@ -12,6 +14,8 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.tracking.console import duration
 from apollo_cli.training.labels import is_scratch, tags
 
+CARD = "README.md"
+_ANYWHERE = 'name = "."  # this folder, or its name on the hub'
 _NAMES = {"bert": "BERT", "gpt": "GPT-2", "llama": "LLaMA"}
 _CLASSES = {"bert": "AutoModelForMaskedLM", "gpt": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM"}
 _TASKS = {"bert": "fill-mask", "gpt": "text-generation", "llama": "text-generation"}
@@ -49,6 +53,11 @@ def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, averaged:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
+def with_repository(card: str, name: str) -> str:
+    """The card where it says how to load the model from this repository of the hub."""
+    return card.replace(_ANYWHERE, f'name = "{name}"')
+
+
 def _body(
     config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], averaged: bool
 ) -> Iterator[str]:
@@ -68,7 +77,7 @@ def _body(
     yield "```python"
     yield f"from transformers import {_CLASSES[kind]}, AutoTokenizer"
     yield ""
-    yield 'name = "."  # this folder, or its name on the hub'
+    yield _ANYWHERE
     yield f"model, tokenizer = {_CLASSES[kind]}.from_pretrained(name), AutoTokenizer.from_pretrained(name)"
     yield "```"
     yield ""

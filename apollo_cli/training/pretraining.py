@@ -37,7 +37,7 @@ from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, 
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
-from apollo_cli.training.model_card import model_card
+from apollo_cli.training.model_card import CARD, model_card
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session, readable
@@ -250,7 +250,7 @@ class Pretraining(Session):
                 save_model(model, temporary, exported_ids(kind, tokenizer))
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
                 card = self._card(state, averaged=final == self.directory.averaged_model)
-                (temporary / "README.md").write_text(card, encoding="utf-8")
+                (temporary / CARD).write_text(card, encoding="utf-8")
                 for file in temporary.iterdir():
                     files.sync_file(file)
                 files.remove(final)
