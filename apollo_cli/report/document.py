@@ -15,6 +15,7 @@ from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
+from apollo_cli.report.style import png_of
 from apollo_cli.report.tables import (
     ReportTable,
     compare_glue,
@@ -74,8 +75,8 @@ def _lines(
         if settings:
             yield from ("### Settings that differ", "", *_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())
-        for name, caption, png in plots.draw_comparison(comparison):
-            pictures[f"{slug}_{name}.png"] = png
+        for name, caption, figure in plots.draw_comparison(comparison):
+            pictures[f"{slug}_{name}.png"] = png_of(figure)
             yield from (f"![{in_markdown(caption)}]({slug}_{name}.png)", "")
     command = one_line(shlex.join([Path(words[0]).name, *words[1:]]))
     yield from ("## How", "", *_list([CROSSING_NOTE, INTERVAL_NOTE, f"apollo-train {__version__}: {command}"]))
