@@ -53,6 +53,7 @@ def test_each_export_has_a_card_with_the_facts(
     assert "corpus.txt" not in written.text
 
 
+@pytest.mark.slow
 def test_the_shown_code_loads_the_model(straight: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(straight["gpt"] / "model")
     card = Path("README.md").read_text(encoding="utf-8")
