@@ -155,7 +155,7 @@ def compare(
     """
     runs, left_out = read_runs([str(path) for path in paths])
     comparisons, warnings = compare_runs(runs, left_out, Question(baseline, target_loss, at_flops))
-    figures = {}
+    figures: dict[str, Figure] = {}
     for comparison in comparisons:
         family = f"{comparison.family.title}: " if len(comparisons) > 1 else ""
         figures |= {f"{family}{picture.name}": picture.figure for picture in draw_comparison(comparison)}

@@ -34,7 +34,7 @@ ROWS = [("some words", " in a"), ("the end", " of it all"), ("a", " b c")]
 def test_the_harness_gives_the_same_likelihoods(
     kind: str, finished: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness = pytest.importorskip("lm_eval", reason="pip install lm-eval")
+    harness = pytest.importorskip("lm_eval", reason="pip install 'lm-eval[hf]'")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in ROWS]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -90,5 +90,5 @@ def test_data_of_the_hub_is_named_and_local_folders_are_not(
         compose_values(["model=gpt", "data=hub", f"data.path={names}", "data.name=[null,null,null,null]"])
     )
     card, *_ = made(replace(config("model=gpt"), data=of_hub.data), straight["gpt"])
-    assert card.data.datasets == ["roneneldan/TinyStories", "squad"]
+    assert card.data.to_dict()["datasets"] == ["roneneldan/TinyStories", "squad"]
     assert str(tmp_path) not in card.content
