@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from apollo_cli import __version__
 from apollo_cli.config.config import Config
@@ -15,6 +15,7 @@ from apollo_cli.tracking.console import duration
 from apollo_cli.training.labels import is_scratch, tags
 
 CARD = "README.md"
+WeightsOf = Literal["end", "average", "best"]
 _ANYWHERE = 'name = "."  # this folder, or its name on the hub'
 _NAMES = {"bert": "BERT", "gpt": "GPT-2", "llama": "LLaMA"}
 _CLASSES = {"bert": "AutoModelForMaskedLM", "gpt": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM"}
@@ -31,14 +32,14 @@ _CITATION = """\
 }"""
 
 
-def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, averaged: bool) -> str:
+def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, of: WeightsOf = "end") -> str:
     """The card as Markdown with the hub's metadata; names in it, which may be another person's, are escaped.
 
     Args:
         config: of the run.
         plan: of the run.
         summary: summary.json, as at this moment.
-        averaged: whether the weights are the average of the run's.
+        of: which of the run's weights the model has.
     """
     from huggingface_hub import ModelCard, ModelCardData  # its import takes half a second
 
@@ -49,7 +50,7 @@ def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, averaged:
         tags=["apollo-train", "progressive-training", *dict.fromkeys(tags(config))],
         datasets=datasets or None,
     )
-    body = "\n".join(_body(config, plan, summary, datasets, averaged))
+    body = "\n".join(_body(config, plan, summary, datasets, of))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
@@ -58,14 +59,16 @@ def with_repository(card: str, name: str) -> str:
     return card.replace(_ANYWHERE, f'name = "{name}"')
 
 
-def _body(
-    config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], averaged: bool
-) -> Iterator[str]:
+def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], of: WeightsOf) -> Iterator[str]:
     kind, totals = config.model.kind, summary["totals"]
     yield f"# {in_markdown(config.run.name)}"
     yield ""
     way = "all of its layers from the first step" if is_scratch(config) else "its depth growing meanwhile"
-    weights = " These are the averages of its weights (EMA)." if averaged else ""
+    weights = {
+        "average": " These are the averages of its weights (EMA).",
+        "best": f" These are its weights after step {(summary.get('best') or {}).get('step')}, the best ones.",
+        "end": "",
+    }[of]
     yield (
         f"A {_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
         f"({plan.stages[-1].parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
@@ -85,7 +88,7 @@ def _body(
     yield ""
     yield "## Results"
     yield ""
-    yield from _table([("", "value"), *_results(summary["losses"], kind, averaged)])
+    yield from _table([("", "value"), *_results(summary, kind, of)])
     yield "## Training"
     yield ""
     yield from _table([("", "value"), *_training(config, summary)])
@@ -113,8 +116,9 @@ def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     yield ""
 
 
-def _results(losses: dict[str, float], kind: str, averaged: bool) -> Iterator[tuple[str, str]]:
-    loss = losses.get("eval/loss_ema" if averaged else "eval/loss")
+def _results(summary: dict[str, Any], kind: str, of: WeightsOf) -> Iterator[tuple[str, str]]:
+    losses = summary.get("best") or {} if of == "best" else summary["losses"]
+    loss = losses.get("eval/loss_ema" if of == "average" else "eval/loss")
     if loss is None:
         return
     yield (

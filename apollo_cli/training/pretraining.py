@@ -37,7 +37,7 @@ from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, 
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
-from apollo_cli.training.model_card import CARD, model_card
+from apollo_cli.training.model_card import CARD, WeightsOf, model_card
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session, readable
@@ -249,7 +249,7 @@ class Pretraining(Session):
                 temporary.mkdir()
                 save_model(model, temporary, exported_ids(kind, tokenizer))
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
-                card = self._card(state, averaged=final == self.directory.averaged_model)
+                card = self._card(state, final)
                 (temporary / CARD).write_text(card, encoding="utf-8")
                 for file in temporary.iterdir():
                     files.sync_file(file)
@@ -261,5 +261,6 @@ class Pretraining(Session):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _card(self, state: TrainerState, *, averaged: bool) -> str:
-        return model_card(self.config, self.plan, self.summary("completed", state), averaged=averaged)
+    def _card(self, state: TrainerState, final: Path) -> str:
+        of: dict[Path, WeightsOf] = {self.directory.averaged_model: "average", self.directory.best_model: "best"}
+        return model_card(self.config, self.plan, self.summary("completed", state), of=of.get(final, "end"))

@@ -15,18 +15,18 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.growth.plan import Plan
 from apollo_cli.training.device import Device
-from apollo_cli.training.model_card import model_card, with_repository
+from apollo_cli.training.model_card import WeightsOf, model_card, with_repository
 from apollo_cli.training.planning import make_plan
 
 CPU = Device(torch.device("cpu"), bf16=False, compile=False)
 
 
 def made(
-    config: Config, folder: Path, averaged: bool = False, **facts: Any
+    config: Config, folder: Path, of: WeightsOf = "end", **facts: Any
 ) -> tuple[ModelCard, Plan, dict[str, Any]]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8")) | facts
     plan = make_plan(config, CPU)
-    return ModelCard(model_card(config, plan, summary, averaged=averaged)), plan, summary
+    return ModelCard(model_card(config, plan, summary, of=of)), plan, summary
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
@@ -66,10 +66,18 @@ def test_the_shown_code_loads_the_model(straight: dict[str, Path], monkeypatch: 
 
 def test_the_card_of_the_average_has_its_loss(straight: dict[str, Path], config: Callable[..., Config]) -> None:
     losses = {"eval/loss": 1.5, "eval/loss_ema": 1.25}
-    card, *_ = made(config("model=gpt", "optim.ema=0.9"), straight["gpt"], averaged=True, losses=losses)
+    card, *_ = made(config("model=gpt", "optim.ema=0.9"), straight["gpt"], of="average", losses=losses)
     assert "1.2500" in card.text
     assert "averages of its weights" in card.text
     assert "1.5000" not in card.text
+
+
+def test_the_card_of_the_best_has_its_loss_and_step(
+    straight: dict[str, Path], config: Callable[..., Config]
+) -> None:
+    card, *_ = made(config("model=gpt"), straight["gpt"], of="best", best={"step": 8, "eval/loss": 1.25})
+    assert "1.2500" in card.text
+    assert "after step 8, the best ones" in card.text
 
 
 def test_text_of_others_is_no_markup(straight: dict[str, Path], config: Callable[..., Config]) -> None:
