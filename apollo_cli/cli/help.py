@@ -4,7 +4,7 @@ import re
 
 from apollo_cli.config.conf_folder import conf_folder
 
-_NOT_SAID = re.compile("@package|yaml-language-server")  # comments for programs
+_FOR_PROGRAMS = re.compile("@package|yaml-language-server")  # comments that say nothing to people
 
 _HEAD = """\
 apollo-train: pretrain BERT, GPT and LLaMA while their depth grows (Apollo, arXiv 2401.09192).
@@ -53,11 +53,8 @@ def groups() -> dict[str, dict[str, str]]:
         if group == "hydra" or any(part.startswith("_") for part in option):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
-        comments = [
-            line.lstrip("# ")
-            for line in lines
-            if line.startswith("#") and not re.search("@package|yaml-language-server", line)
-        ]
+        said = [line for line in lines if line.startswith("#") and not _FOR_PROGRAMS.search(line)]
+        comments = [line.lstrip("# ") for line in said]
         found.setdefault(group, {})["/".join(option)] = comments[0] if comments else ""
     return found
 

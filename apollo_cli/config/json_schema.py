@@ -15,7 +15,6 @@ from apollo_cli.config.schema import Section
 _INTERPOLATION = {"$ref": "#/$defs/interpolation"}
 _LAYERS = {"type": "string", "pattern": r"^([1-9]\d{0,3})?L(/[1-9]\d{0,3})?$"}  # of the target depth
 _LISTS_OF_LAYERS = ("schedule.layers", "sampler.sizes")
-_FOLLOWING = ("model.heads", "model.ffn")  # null: as the width says
 _BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}  # pydantic's names
 _COMMENTED = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>.*?)(\s+# (?P<comment>.*))?")
 
@@ -71,12 +70,12 @@ def _section(
         properties[key] = {
             **({"description": " ".join(about)} if about else {}),
             **({"default": known[0]} if known and all(value == known[0] for value in known) else {}),
-            **_also_written(dotted, alternatives),
+            **_also_written(dotted, alternatives, is_nullable=None in known),
         }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _also_written(key: str, alternatives: list[dict[str, Any]]) -> dict[str, Any]:
+def _also_written(key: str, alternatives: list[dict[str, Any]], *, is_nullable: bool) -> dict[str, Any]:
     """What may stand in YAML, from what `parse` sees."""
     if all("const" in each for each in alternatives):
         return {"enum": [each["const"] for each in alternatives]}
@@ -89,7 +88,7 @@ def _also_written(key: str, alternatives: list[dict[str, Any]]) -> dict[str, Any
         elif "items" in each:  # a text stands for a list of one
             items = each["items"].get("anyOf", [each["items"]])
             flat += [item for item in items if item in ({"type": "string"}, {"type": "null"})]
-    flat += [{"type": "null"}] if key in _FOLLOWING else []
+    flat += [{"type": "null"}] if is_nullable else []  # it follows from other keys
     return {"anyOf": [each for i, each in enumerate([*flat, _INTERPOLATION]) if each not in flat[:i]]}
 
 
