@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from apollo_cli.cli.exit_codes import open_standard_streams, report
-from apollo_cli.errors import EXIT_OK, DataError
+from apollo_cli.errors import EXIT_OK
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
 _MORE = """\
@@ -80,9 +80,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    from apollo_cli.report.comparison import Question, compare
+    from apollo_cli.report.comparison import Question, compare_runs
     from apollo_cli.report.export import comparisons_csv, comparisons_json
-    from apollo_cli.report.groups import families
     from apollo_cli.report.runs import read_runs
     from apollo_cli.report.terminal import print_comparisons
     from apollo_cli.report.wandb_runs import fetch_runs
@@ -91,11 +90,8 @@ def _compare(asked: argparse.Namespace) -> None:
     if asked.wandb:
         fetched, notes = fetch_runs(asked.wandb, asked.wandb_filter)
         runs, left_out = runs + fetched, left_out + notes
-    if not runs:
-        raise DataError("\n".join([*left_out, "no run is left to compare"]))
-    found, warnings = families(runs)
-    warnings += left_out
-    comparisons = compare(found, Question(asked.baseline, asked.target_loss, asked.at_flops))
+    question = Question(asked.baseline, asked.target_loss, asked.at_flops)
+    comparisons, warnings = compare_runs(runs, left_out, question)
     if asked.json:
         print(json.dumps(comparisons_json(comparisons, warnings), indent=2, allow_nan=False))
     elif asked.csv:

@@ -1,11 +1,25 @@
 """Errors that the user can fix: one clear message, no traceback, exit code 2."""
 
+import re
+from html import escape
+from typing import Any
+
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 
 
 def printable(text: str) -> str:
     """Lines of text, some of it perhaps untrusted, without the control characters that a terminal obeys."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(value: Any) -> str:
+    """Untrusted text as one line without control characters."""
+    return printable(re.sub(r"[\n\t]", "\N{REPLACEMENT CHARACTER}", str(value)))
+
+
+def in_markdown(value: Any) -> str:
+    """Untrusted text as one line of Markdown, in a table too, without markup of its own."""
+    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(one_line(value), quote=False))
 
 
 class ApolloError(Exception):
@@ -64,6 +78,10 @@ class ReportedError(ApolloError):
     def __init__(self, code: int) -> None:
         self.code = code
         super().__init__(f"ended with exit code {code}")
+
+
+class HubError(ApolloError):
+    """The Hugging Face hub cannot be reached, or refuses what is asked of it."""
 
 
 class StorageError(ApolloError):

@@ -1,11 +1,7 @@
 """`apollo-eval`. Heavy imports are deferred, so that `--help` is fast."""
 
-import sys
+from apollo_cli.cli.program import Program
 
-from apollo_cli.cli.exit_codes import open_standard_streams
-from apollo_cli.cli.program import run_program
-
-NAME = "apollo-eval"
 PAGE = """\
 apollo-eval: what trained models are worth on a text: loss, perplexity, bits per byte, accuracy.
 
@@ -31,21 +27,14 @@ Bits per byte compare models with different tokenizers. Exit codes: 0 done; 2 an
 """
 
 
-def main() -> None:
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+def _action(words: list[str]) -> None:
+    from apollo_cli.inference.evaluation_command import evaluate_models
+
+    evaluate_models(words)
 
 
-def run(words: list[str]) -> int:
-    """Runs `apollo-eval` with these words; returns the exit code."""
-
-    def action(words: list[str]) -> None:
-        from apollo_cli.inference.evaluation_command import evaluate_models
-
-        evaluate_models(words)
-
-    return run_program(NAME, PAGE, action, words)
-
+_PROGRAM = Program("apollo-eval", PAGE, _action)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()

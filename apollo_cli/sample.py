@@ -1,11 +1,7 @@
 """`apollo-sample`. Heavy imports are deferred, so that `--help` is fast."""
 
-import sys
+from apollo_cli.cli.program import Program
 
-from apollo_cli.cli.exit_codes import open_standard_streams
-from apollo_cli.cli.program import run_program
-
-NAME = "apollo-sample"
 PAGE = """\
 apollo-sample: text from a trained GPT, or the likeliest words for [MASK] from a trained BERT.
 
@@ -13,6 +9,7 @@ usage: apollo-sample run=DIR prompt=TEXT [KEY=VALUE ...]
 
   run=DIR                      a run of apollo-train, or any BERT, GPT-2 or LLaMA of transformers
   checkpoint=step_00000100     of the run, instead of its exported model
+  depth=6                      so many layers run: fewer than are stored (early exit), or more (shared)
   prompt=TEXT                  taken as it is typed; or prompt_file=FILE, or standard input
   tokens=100  number=1         most tokens of a continuation, and how many continuations
   temperature=1                0 takes the likeliest token each time
@@ -28,21 +25,14 @@ Exit codes: 0 done; 2 an error to fix; 130 interrupted; 1 a bug.
 """
 
 
-def main() -> None:
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+def _action(words: list[str]) -> None:
+    from apollo_cli.inference.sampling_command import sample
+
+    sample(words)
 
 
-def run(words: list[str]) -> int:
-    """Runs `apollo-sample` with these words; returns the exit code."""
-
-    def action(words: list[str]) -> None:
-        from apollo_cli.inference.sampling_command import sample
-
-        sample(words)
-
-    return run_program(NAME, PAGE, action, words)
-
+_PROGRAM = Program("apollo-sample", PAGE, _action)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()

@@ -49,6 +49,11 @@ def _run(words: list[str]) -> int:
     if "--version" in words:
         print(f"apollo-train {__version__}", flush=True)
         return EXIT_OK
+    if "--schema" in words:
+        from apollo_cli.config.json_schema import schema_text
+
+        print(schema_text(), flush=True)
+        return EXIT_OK
 
     from apollo_cli.cli.arguments import CommandLine
     from apollo_cli.cli.resume import resume_overrides

@@ -36,13 +36,14 @@ def put(title: str, lines: Iterable[str]) -> None:
 
 def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
     """Draws these pictures of a comparison; the lines that show them."""
-    from apollo_cli.report import plots  # imports matplotlib
+    from apollo_cli.report import plots, style  # imports matplotlib
 
-    for name, caption, data in plots.draw_comparison(comparison):
+    for name, caption, figure in plots.draw_comparison(comparison):
         if name in names:
             path = archives.RESULTS / f"{corpus}_{kind}_{name}.png"
             small = BytesIO()
-            picture = Image.open(BytesIO(data)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            drawn = Image.open(BytesIO(style.png_of(figure))).convert("RGB")
+            picture = drawn.quantize(COLOURS, dither=Image.Dither.NONE)
             picture.save(small, "PNG", optimize=True)
             files.write_bytes(path, small.getvalue())
             yield from ["", f"![{caption}](results/{path.name})"]

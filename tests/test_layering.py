@@ -23,7 +23,7 @@ LAYERS = (
     ("glue", "inference"),
     ("report",),
     ("sweeps",),
-    ("train", "compare", "evaluate", "sample"),
+    ("train", "compare", "evaluate", "sample", "push", "api"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -27,8 +27,9 @@ def test_the_wheel_runs_from_an_environment_of_its_own(tmp_path: Path) -> None:
 
     command = [str(tmp_path / "venv" / "bin" / "apollo-train"), "plan=true", "hydra.run.dir=run", "device=cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "Plan: 400 steps" in done.stdout
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["steps"] == 400
+    steps = json.loads((tmp_path / "run" / "plan.json").read_text())["steps"]
+    assert f"Plan: {steps:,} steps" in done.stdout
+    assert list(site.glob("apollo_cli/conf/schema.json"))  # which the YAML files there name
     where = subprocess.run(
         [python, "-c", "import apollo_cli; print(apollo_cli.__file__)"],
         cwd=tmp_path,

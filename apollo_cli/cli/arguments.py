@@ -19,7 +19,7 @@ from apollo_cli.errors import ConfigError
 _TAKES_A_VALUE = {
     name: action.nargs != 0 for action in get_args_parser()._actions for name in action.option_strings
 }
-_FLAGS = (*_TAKES_A_VALUE, "--version", "-h")
+_FLAGS = (*_TAKES_A_VALUE, "--version", "--schema", "-h")
 _INFORMATION = {"--cfg", "-c", "--shell-completion", "-sc", "--info", "-i", "--hydra-help", "--package", "-p"}
 _SIMPLE = r"(\[?)([\w.+~/*-]+(?:,[\w.+~/*-]+)*)(\]?)"  # texts without quotes and interpolations, or their list
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

@@ -4,6 +4,8 @@ import re
 
 from apollo_cli.config.conf_folder import conf_folder
 
+_FOR_PROGRAMS = re.compile("@package|yaml-language-server")  # comments that say nothing to people
+
 _HEAD = """\
 apollo-train: pretrain BERT, GPT and LLaMA while their depth grows (Apollo, arXiv 2401.09192).
 
@@ -35,6 +37,7 @@ flags
   --config-dir DIR             presets of your own beside the shipped ones: DIR/experiment/mine.yaml, ...
   -sc install=SHELL            completion of groups and keys: eval "$(apollo-train -sc install=bash)"; zsh, fish
   --cfg job                    print the config and exit
+  --schema                     print the JSON schema of presets, for editors: > schema.json
   --version                    print the version and exit
   --hydra-help                 Hydra's own flags
 
@@ -50,7 +53,8 @@ def groups() -> dict[str, dict[str, str]]:
         if group == "hydra" or any(part.startswith("_") for part in option):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()
-        comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+        said = [line for line in lines if line.startswith("#") and not _FOR_PROGRAMS.search(line)]
+        comments = [line.lstrip("# ") for line in said]
         found.setdefault(group, {})["/".join(option)] = comments[0] if comments else ""
     return found
 

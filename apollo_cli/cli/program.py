@@ -1,9 +1,11 @@
-"""A command that takes KEY=VALUE words: its page, its version, its exit code."""
+"""A command with a page of its own: its version, its action, its exit code."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from apollo_cli import __version__
-from apollo_cli.cli.exit_codes import report, report_signal
+from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
 from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, terminable
 
@@ -15,22 +17,38 @@ def unknown_flag(word: str, program: str) -> str:
     return f"{flag}: no such flag; keys have no dashes: type {typed}; {program} --help shows them"
 
 
-def run_program(name: str, page: str, action: Callable[[list[str]], int | None], words: list[str]) -> int:
-    """Prints the page or the version if that is asked for, else calls `action` with the words.
+@dataclass(frozen=True)
+class Program:
+    """A command.
 
-    Returns:
-        The exit code: that of the action, or 0 if it returns none; the reason of another one than 0 is printed.
+    Attributes:
+        name: as it is typed.
+        page: what --help prints.
+        action: takes the words and returns the exit code, or None for 0; what is slow to import it imports itself,
+            so that --help is fast.
     """
-    if {"--help", "-h"} & set(words):
-        print(page, end="")
-        return EXIT_OK
-    if "--version" in words:
-        print(f"{name} {__version__}")
-        return EXIT_OK
-    try:
-        with terminable():
-            return action(words) or EXIT_OK
-    except (KeyboardInterrupt, Terminated) as stop:
-        return report_signal(stop, name)
-    except Exception as error:
-        return report(error, None, name)
+
+    name: str
+    page: str
+    action: Callable[[list[str]], int | None]
+
+    def main(self) -> None:
+        """The console command."""
+        open_standard_streams()
+        sys.exit(self.run(sys.argv[1:]))
+
+    def run(self, words: list[str]) -> int:
+        """Prints the page or the version if that is asked for, else runs the action; returns the exit code."""
+        if {"--help", "-h"} & set(words):
+            print(self.page, end="")
+            return EXIT_OK
+        if "--version" in words:
+            print(f"{self.name} {__version__}")
+            return EXIT_OK
+        try:
+            with terminable():
+                return self.action(words) or EXIT_OK
+        except (KeyboardInterrupt, Terminated) as stop:
+            return report_signal(stop, self.name)
+        except Exception as error:
+            return report(error, None, self.name)

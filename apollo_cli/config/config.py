@@ -93,7 +93,7 @@ class Config:
         return self.model.build(self.data.vocab_size, self.data.seq_len)
 
 
-_FAMILIES: dict[str, tuple[type[Section], ...]] = {
+FAMILIES: dict[str, tuple[type[Section], ...]] = {
     "model": MODEL_FAMILY,
     "sampler": SAMPLER_FAMILY,
     "expander": EXPANDER_FAMILY,
@@ -115,7 +115,7 @@ _FAMILIES: dict[str, tuple[type[Section], ...]] = {
 def text_keys() -> frozenset[str]:
     """The keys whose value is a text, or a list of texts."""
     sections: dict[str, tuple[type[Section], ...]] = {"": (RunArgs,)}
-    sections |= {f"{name}.": family for name, family in _FAMILIES.items()}
+    sections |= {f"{name}.": family for name, family in FAMILIES.items()}
     return frozenset(
         prefix + key
         for prefix, family in sections.items()
@@ -139,9 +139,9 @@ def parse(raw: Mapping[str, Any]) -> Config:
         kind = model.get("kind") if isinstance(model, Mapping) else None
         raw = {**raw, "data": completed(data, kind)}
     raw = with_numbers_of_layers(raw)
-    plain = {key: value for key, value in raw.items() if key not in _FAMILIES and key != "experiment"}
+    plain = {key: value for key, value in raw.items() if key not in FAMILIES and key != "experiment"}
     sections: dict[str, Any] = {"run": validate(RunArgs, "", plain, problems)}
-    for name, family in _FAMILIES.items():
+    for name, family in FAMILIES.items():
         if not isinstance(raw.get(name), Mapping):
             problems.append(f"{name}: missing, it must be a group of keys")
             sections[name] = None

@@ -161,6 +161,8 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
         packed = PackingStats.from_json(saved["packed"])
         tokenizer = Tokenizer.from_buffer(content)
         tokenizers.check_tokenizer(recipe.kind, tokenizer, "tokenizer.json")
+        if recipe.kind == "bert":
+            tokenizers.let_mask_take_space(tokenizer)
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DataError) as error:

@@ -18,13 +18,14 @@ def go_offline_if_needed() -> None:
     """
     from huggingface_hub import constants
 
-    if _offline_variables() or constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
+    if offline_variables() or constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
         from datasets import config
 
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
-def _offline_variables() -> list[str]:
+def offline_variables() -> list[str]:
+    """The variables that forbid the libraries of the hub to use the network."""
     return [name for name in _OFFLINE if os.environ.get(name, "").upper() in _YES]
 
 
@@ -45,7 +46,7 @@ def what_to_do(name: str) -> str:
     """What to do if `name` cannot be loaded from the hub, as the end of a sentence."""
     from huggingface_hub import constants
 
-    if asked := _offline_variables():
+    if asked := offline_variables():
         return f"unset {' and '.join(asked)}, or name a cache that has it in HF_HOME"
     if constants.HF_HUB_OFFLINE:
         return "there is no way to the hub from here: find one, or name a cache that has it in HF_HOME"

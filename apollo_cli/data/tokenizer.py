@@ -13,7 +13,17 @@ from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from apollo_cli.data import network
 from apollo_cli.data.chunking import is_cut_anywhere, pieces
@@ -349,6 +359,26 @@ def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
 
 
+def exported_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids in config.json: those of padding, and where a text begins and ends (all one token but for BERT)."""
+    special = special_ids(kind, tokenizer)
+    if kind == "bert":
+        return {"pad_token_id": special["pad"]}
+    return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), special["eos"])
+
+
+def let_mask_take_space(tokenizer: Tokenizer) -> None:
+    """Makes "the [MASK] sat" the row that training makes of it, where a token holds the space before its word.
+
+    [MASK] then takes the space too, as RoBERTa's does. Where a space is always a token of its own it stays one.
+    """
+    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"), ensure_ascii=False)
+    space = next((marks[0] for name, marks in _SPACES.items() if name in decoder), None)
+    mask = SPECIAL_TOKENS["bert"]["mask"]
+    if space and any(len(token) > 1 and token.startswith(space) for token in tokenizer.get_vocab()):
+        tokenizer.add_special_tokens([AddedToken(mask, lstrip=True, special=True)])
+
+
 def unknown_id(tokenizer: Tokenizer) -> int:
     """The id of the token for what the tokenizer does not know; -1 if it has none."""
     model = json.loads(tokenizer.to_str())["model"]
@@ -381,9 +411,14 @@ def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path)
     """Writes `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {f"{name}_token": token for name, token in SPECIAL_TOKENS[kind].items()}
-    if kind != "bert":  # one special token for all purposes as in GPT-2, and none for padding
-        tokens |= {"bos_token": tokens["eos_token"], "unk_token": tokens["eos_token"]}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": seq_len, **tokens}
+    if kind != "bert":  # one special token for all purposes, as in GPT-2
+        tokens |= dict.fromkeys(("bos_token", "unk_token", "pad_token"), tokens["eos_token"])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": seq_len,
+        "clean_up_tokenization_spaces": False,  # decoding leaves " ." as it is
+        **tokens,
+    }
     if kind == "bert":  # else transformers leaves out the token types of pairs
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,11 @@
 """`apollo-glue`: parse, call, exit code. Heavy imports are deferred, so that `--help` is fast."""
 
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli.cli.exit_codes import open_standard_streams, report
-from apollo_cli.cli.program import run_program, unknown_flag
+from apollo_cli.cli.exit_codes import report
+from apollo_cli.cli.program import Program, unknown_flag
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.environment import ProcessEnv
 
@@ -37,16 +36,6 @@ Exit codes: 0 done; 2 an error to fix, in one message; 130 / 143 interrupted, re
 """
 
 
-def main() -> None:
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(words: list[str]) -> int:
-    """Runs `apollo-glue` with these words; returns the exit code."""
-    return run_program(NAME, PAGE, _fine_tune, words)
-
-
 def _fine_tune(words: list[str]) -> int | None:
     if env := ProcessEnv.from_environ(os.environ):
         alone = f"start {NAME} once, not as {env.world_size} processes; for one on its own, type: {env.unset}"
@@ -66,6 +55,9 @@ def _fine_tune(words: list[str]) -> int | None:
         return report(error, out, NAME)
     return None
 
+
+_PROGRAM = Program(NAME, PAGE, _fine_tune)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()

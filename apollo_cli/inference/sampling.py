@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from apollo_cli.inference.evaluation import layers_to_run
+from apollo_cli.models.key_value_cache import KeyValueCache
 from apollo_cli.models.transformer import LanguageModel
 
 
@@ -37,15 +38,29 @@ class SamplingRule:
 
 @torch.no_grad()
 def continuation(
-    model: LanguageModel, prompt: list[int], count: int, rule: SamplingRule, end: int, seed: int
+    model: LanguageModel,
+    prompt: list[int],
+    count: int,
+    rule: SamplingRule,
+    end: int,
+    seed: int,
+    depth: int | None = None,
 ) -> Iterator[int]:
-    """At most `count` tokens after the prompt, one by one, until `end`; the model sees the last ones that fit."""
+    """At most `count` tokens after the prompt, one by one, until `end`; `depth` layers run, by default the stored.
+
+    The model sees the last tokens that fit. While all fit, keys and values of those before the newest are kept;
+    after that every token has another position at each step, and all are computed anew.
+    """
     rng = torch.Generator().manual_seed(seed)
-    logical = layers_to_run(len(model.blocks), len(model.blocks))
-    tokens = list(prompt)
+    logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
+    tokens, most = list(prompt), model.model_config.positions
+    caches = [KeyValueCache(min(most, len(tokens) + count)) for _ in logical]
     for _ in range(count):
-        seen = torch.tensor([tokens[-model.model_config.positions :]], device=model.device)
-        hidden = model.trunk(seen, logical)[0, -1]
+        if len(tokens) <= most:
+            new = torch.tensor([tokens[caches[0].length :]], device=model.device)
+            hidden = model.trunk(new, logical, caches=caches)[0, -1]
+        else:
+            hidden = model.trunk(torch.tensor([tokens[-most:]], device=model.device), logical)[0, -1]
         token = rule.draw(model.head(hidden), rng)
         if token == end:
             return
@@ -62,9 +77,11 @@ class Candidate:
 
 
 @torch.no_grad()
-def mask_candidates(model: LanguageModel, tokens: list[int], mask: int, count: int) -> list[list[Candidate]]:
-    """For each mask in the tokens, which are framed as in training, the likeliest tokens."""
-    logical = layers_to_run(len(model.blocks), len(model.blocks))
+def mask_candidates(
+    model: LanguageModel, tokens: list[int], mask: int, count: int, depth: int | None = None
+) -> list[list[Candidate]]:
+    """For each mask in the tokens, which are framed as in training, the likeliest tokens after `depth` layers."""
+    logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
     row = torch.tensor([tokens], device=model.device)
     hidden = model.trunk(row, logical)[0, row[0] == mask]
     likeliest = model.head(hidden).float().softmax(-1).topk(count)

@@ -23,6 +23,7 @@ class SamplingArgs(PlainArgs):
 
     run: str
     checkpoint: str | None = None
+    depth: Size | None = None
     prompt: str | None = None
     prompt_file: str | None = None
     tokens: Size = 100
@@ -40,7 +41,7 @@ def sample(words: Sequence[str]) -> None:
     prompt = _prompt(args)
     trained = load_trained(Path(args.run), Console(quiet=True), args.checkpoint)
     if trained.kind == "bert":
-        _fill(trained, prompt, args.candidates)
+        _fill(trained, prompt, args)
     else:
         _continue(trained, prompt, args)
 
@@ -68,7 +69,7 @@ def _continue(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
         if number:
             print("---")
         ids, shown = list(start), ""
-        for token in continuation(trained.model, start, args.tokens, rule, end, args.seed + number):
+        for token in continuation(trained.model, start, args.tokens, rule, end, args.seed + number, args.depth):
             ids.append(token)
             text = tokenizer.decode(ids, skip_special_tokens=False)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else the bytes of a letter are not complete
@@ -77,7 +78,7 @@ def _continue(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
         print()
 
 
-def _fill(trained: TrainedModel, prompt: str, count: int) -> None:
+def _fill(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
     special = special_ids("bert", trained.tokenizer)
     trained.tokenizer.encode_special_tokens = False
     ids = trained.tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -86,7 +87,8 @@ def _fill(trained: TrainedModel, prompt: str, count: int) -> None:
     framed = [special["cls"], *ids, special["sep"]]
     if len(framed) > (most := trained.model.model_config.positions):
         raise ConfigError([f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it"])
-    for number, candidates in enumerate(mask_candidates(trained.model, framed, special["mask"], count), 1):
+    found = mask_candidates(trained.model, framed, special["mask"], args.candidates, args.depth)
+    for number, candidates in enumerate(found, 1):
         words = (f"{trained.tokenizer.decode([c.token])} {c.probability:.1%}" for c in candidates)
         print(for_screen(f"{MASK} {number}: {', '.join(words)}"))
 

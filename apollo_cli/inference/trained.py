@@ -60,15 +60,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         model = load_model(folder)
         return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
     config = parse(directory.config())
-    if checkpoint:
-        model = checkpoint_model(config, directory, checkpoint)
-    elif directory.model.is_dir():
-        model = load_model(directory.model)
-    else:
-        raise CheckpointError(
-            f"{directory}: this run has exported no model; finish it ({files.command('apollo-train')} "
-            f"resume={directory}), or name one of its checkpoints: checkpoint=step_..."
-        )
+    model = checkpoint_model(config, directory, checkpoint) if checkpoint else load_model(exported_folder(folder))
     if directory.model.is_dir():
         place, tokenizer = directory.model, _tokenizer(model, directory.model)
     else:  # packed with the corpus
@@ -76,6 +68,30 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         place, tokenizer = corpus.folder, corpus.tokenizer
     title = f"{directory}{f' {checkpoint}' if checkpoint else ''}"
     return TrainedModel(model.eval(), tokenizer, place, title, config)
+
+
+def exported_folder(folder: Path, *, averaged: bool = False) -> Path:
+    """The folder in transformers' format that a run exported, or `folder` itself if it is no run directory.
+
+    Args:
+        folder: run directory, or folder in transformers' format.
+        averaged: of the average of the weights.
+
+    Raises:
+        CheckpointError: the run has exported none.
+    """
+    directory = RunDirectory(folder)
+    found = directory.averaged_model if averaged else directory.model
+    if not directory.is_claimed and not averaged:
+        return folder
+    if found.is_dir():
+        return found
+    if averaged:
+        raise CheckpointError(f"{directory}: no {found.name} in it; a run with optim.ema exports one")
+    raise CheckpointError(
+        f"{directory}: this run has exported no model; finish it ({files.command('apollo-train')} "
+        f"resume={directory}), or name one of its checkpoints where that is possible: checkpoint=step_..."
+    )
 
 
 def cache_of(config: Config) -> Path:

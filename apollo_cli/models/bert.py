@@ -22,10 +22,10 @@ class Bert(LanguageModel):
         self.head_bias = nn.Parameter(torch.zeros(model_config.vocabulary))
         self.initialize()
 
-    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None = None, first: int = 0) -> Tensor:
         """The normalised sum of token, position and segment embeddings."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
-        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]] + segment
+        hidden = self.tokens(tokens) + self.positions.weight[first : first + tokens.shape[1]] + segment
         return self.dropout(self.embedding_norm(hidden))
 
     def before_decoder(self, hidden: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ class Gpt(LanguageModel):
         self.final_norm = new_norm(model_config)
         self.initialize()
 
-    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None = None, first: int = 0) -> Tensor:
         """The sum of token and position embeddings; GPT-2 has no segments."""
-        hidden = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        hidden = self.tokens(tokens) + self.positions.weight[first : first + tokens.shape[1]]
         return self.dropout(hidden)
 
     def before_decoder(self, hidden: Tensor) -> Tensor:
@@ -27,6 +27,6 @@ class Gpt(LanguageModel):
 class Llama(Gpt):
     """LLaMA (arXiv 2302.13971) with N stored layers: RMSNorm, rotations for positions, SwiGLU, no biases."""
 
-    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, segments: Tensor | None = None, first: int = 0) -> Tensor:
         """The token embeddings; positions are in the layers, and there are no segments."""
         return self.dropout(self.tokens(tokens))

@@ -150,8 +150,13 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
             oriented = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = oriented.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
     _save_weights(theirs, folder)
-    text = json.dumps(_config(model) | special_ids, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / "config.json", _config(model) | special_ids)
+    if model.model_config.architecture.causal:  # vLLM and others take the ends of a text from there
+        _write_json(folder / "generation_config.json", special_ids)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _config(model: LanguageModel) -> dict[str, Any]:
@@ -161,6 +166,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
         **_WRITTEN[kind],
         **_COMPUTED[kind],
         **{key: getattr(sizes, name) for name, key in _SIZE_KEYS[kind].items()},
+        **({"n_ctx": sizes.positions} if kind == "gpt" else {}),  # llama.cpp
         **dict.fromkeys(_DROPOUT_KEYS[kind], sizes.dropout),
         "initializer_range": sizes.init.std,
         "dtype": "float32",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Self
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from apollo_cli.growth.samplers import NO_GATES
 from apollo_cli.models.cross_entropy import decoder_loss
 from apollo_cli.models.dropout import Dropout, attention
+from apollo_cli.models.key_value_cache import KeyValueCache
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.rms_norm import RmsNorm
 from apollo_cli.models.unpadding import Unpadding
@@ -116,20 +118,26 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         unpadding: Unpadding | None = None,
         rotation: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
 
         `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed. `rotation` has the numbers of
-        `rotations`.
+        `rotations`. `cache` has the tokens before these.
         """
         if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding, rotation)
+            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding, rotation, cache)
             return hidden + self._feed_forward(self.ffn_norm(hidden))
-        hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding, rotation))
+        hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding, rotation, cache))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
     def _attention(
-        self, hidden: Tensor, mask: Tensor | None, unpadding: Unpadding | None, rotation: Tensor | None
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        unpadding: Unpadding | None,
+        rotation: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         qkv = apply_linear(self.qkv, hidden)
         if unpadding:
@@ -140,6 +148,9 @@ class Block(nn.Module):
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
         causal = self.architecture.causal and mask is None
+        if cache is not None:
+            causal = causal and not cache.length  # else it is one token, which attends to all
+            key, value = cache.extended(key, value)
         mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.active_probability)
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
@@ -178,8 +189,11 @@ class LanguageModel(nn.Module, ABC):
             return Block(self.model_config)
 
     @abstractmethod
-    def embed(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(rows, seq_len) -> (rows, seq_len, hidden); `segments` is (rows, seq_len), None for all 0."""
+    def embed(self, tokens: Tensor, segments: Tensor | None = None, first: int = 0) -> Tensor:
+        """(rows, seq_len) -> (rows, seq_len, hidden).
+
+        `segments` is (rows, seq_len), None for all 0; `first` is the position of the first token.
+        """
 
     @abstractmethod
     def before_decoder(self, hidden: Tensor) -> Tensor:
@@ -195,6 +209,7 @@ class LanguageModel(nn.Module, ABC):
         token_indices: Tensor | None = None,
         frozen: int = 0,
         gates: Mapping[int, float] = NO_GATES,
+        caches: Sequence[KeyValueCache] = (),
     ) -> Tensor:
         """Hidden states (rows, seq_len, hidden) after `len(layer_map)` logical layers.
 
@@ -207,16 +222,19 @@ class LanguageModel(nn.Module, ABC):
                 attention computes on padding, and the result is zero there.
             frozen: the embedding and so many layers run forward only, if not 0.
             gates: block i contributes with weight gates[i], its input with 1 - gates[i].
+            caches: one for each logical layer, or none; `tokens` are then those after the ones in them, of which
+                there may be one alone unless they are empty.
         """
         mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
         with torch.no_grad() if frozen else nullcontext():
-            hidden = self.embed(tokens, segments)
+            first = caches[0].length if caches else 0
+            hidden = self.embed(tokens, segments, first)
             if unpadding:
                 hidden = unpadding.unpad(hidden)
-            rotation = self._rotation(tokens.shape[1])
-            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates)
-        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates)
+            rotation = self._rotation(first, first + tokens.shape[1])
+            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates, ())
+        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates, caches)
         return unpadding.pad(hidden) if unpadding else hidden
 
     def _block_mask(self, attention_mask: Tensor) -> Tensor:
@@ -227,11 +245,11 @@ class LanguageModel(nn.Module, ABC):
         length = attention_mask.shape[1]
         return mask & torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
 
-    def _rotation(self, length: int) -> Tensor | None:
-        """`rotations` at the positions of a row, where the model has rotations."""
+    def _rotation(self, first: int, end: int) -> Tensor | None:
+        """`rotations` at these positions, where the model has rotations."""
         if not self.model_config.architecture.rotary:
             return None
-        return rotations(length, self.model_config.hidden // self.model_config.heads, self.device)
+        return rotations(end, self.model_config.hidden // self.model_config.heads, self.device)[:, first:]
 
     def _run(
         self,
@@ -241,9 +259,10 @@ class LanguageModel(nn.Module, ABC):
         rotation: Tensor | None,
         layer_map: Sequence[int],
         gates: Mapping[int, float],
+        caches: Sequence[KeyValueCache],
     ) -> Tensor:
-        for i in layer_map:
-            result = self.blocks[i](hidden, mask, unpadding, rotation)
+        for i, cache in zip_longest(layer_map, caches):
+            result = self.blocks[i](hidden, mask, unpadding, rotation, cache)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 

@@ -10,6 +10,7 @@ from apollo_cli.errors import DataError
 from apollo_cli.intervals import Interval, interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.groups import Family, Group
+from apollo_cli.report.groups import families as families_of
 from apollo_cli.report.runs import Run
 from apollo_cli.report.savings import Cost, Curve, Point
 
@@ -176,6 +177,20 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
             f"--baseline {asked} is none of the methods, no words of one, and no folder of runs: {labels}"
         )
     return [_compare(family, groups, question) for family, groups in zip(families, candidates, strict=True)]
+
+
+def compare_runs(
+    runs: Sequence[Run], left_out: Sequence[str], question: Question
+) -> tuple[list[Comparison], list[str]]:
+    """One comparison a family of these runs, and warnings, which end with the notes `left_out`.
+
+    Raises:
+        DataError: there are no runs, or the baseline of the question is none of them.
+    """
+    if not runs:
+        raise DataError("\n".join([*left_out, "no run is left to compare"]))
+    found, warnings = families_of(runs)
+    return compare(found, question), [*warnings, *left_out]
 
 
 def whole_model(run: Run) -> Curve:

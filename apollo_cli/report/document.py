@@ -5,18 +5,17 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from apollo_cli import __version__, files
-from apollo_cli.errors import StorageError
+from apollo_cli.errors import StorageError, in_markdown, one_line
 from apollo_cli.report import plots
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
-from apollo_cli.report.runs import one_line
+from apollo_cli.report.style import png_of
 from apollo_cli.report.tables import (
     ReportTable,
     compare_glue,
@@ -64,40 +63,35 @@ def _lines(
     """The report in Markdown; adds the PNG files that it shows to `pictures`, by name."""
     yield from ("# What was saved", "")
     for warning in warnings:
-        yield from (f"> **Warning:** {_safe(warning)}", "")
+        yield from (f"> **Warning:** {in_markdown(warning)}", "")
     yield from _list(filter(None, map(headline, comparisons)))
     for comparison in comparisons:
         title, glue, settings = comparison.family.title, compare_glue(comparison), settings_table(comparison)
-        yield from (f"## {_safe(title)}", "")
-        yield from (_safe(f"{comparison.family.description}. {target_sentence(comparison)}"), "")
+        yield from (f"## {in_markdown(title)}", "")
+        yield from (in_markdown(f"{comparison.family.description}. {target_sentence(comparison)}"), "")
         yield from (*_table(results_table(comparison)), *_list(comparison_notes(comparison)))
         if glue:
             yield from ("### GLUE", "", *_table(glue_table(comparison, glue)), *_list(glue.notes))
         if settings:
             yield from ("### Settings that differ", "", *_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())
-        for name, caption, png in plots.draw_comparison(comparison):
-            pictures[f"{slug}_{name}.png"] = png
-            yield from (f"![{_safe(caption)}]({slug}_{name}.png)", "")
+        for name, caption, figure in plots.draw_comparison(comparison):
+            pictures[f"{slug}_{name}.png"] = png_of(figure)
+            yield from (f"![{in_markdown(caption)}]({slug}_{name}.png)", "")
     command = one_line(shlex.join([Path(words[0]).name, *words[1:]]))
     yield from ("## How", "", *_list([CROSSING_NOTE, INTERVAL_NOTE, f"apollo-train {__version__}: {command}"]))
 
 
 def _list(items: Iterable[str]) -> Iterator[str]:
-    yield from (f"- {_safe(item)}" for item in items)
+    yield from (f"- {in_markdown(item)}" for item in items)
     yield ""
 
 
 def _table(table: ReportTable) -> Iterator[str]:
     rule = ["---", *["---:"] * (len(table.head) - 1)]
-    for line in (map(_safe, table.head), rule, *(map(_safe, row) for row in table.rows)):
+    for line in (map(in_markdown, table.head), rule, *(map(in_markdown, row) for row in table.rows)):
         yield f"| {' | '.join(line)} |"
     yield ""
-
-
-def _safe(text: str) -> str:
-    """The text without control characters and markup."""
-    return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(one_line(text), quote=False))
 
 
 def _page(text: str, pictures: dict[str, bytes]) -> str:

@@ -51,21 +51,27 @@ def comparisons_json(comparisons: Sequence[Comparison], warnings: Sequence[str])
     return to_jsonable_python(found, inf_nan_mode="null", fallback=str)
 
 
-def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """One line a method; an interval is the columns _mean, _low and _high."""
-    lines: list[dict[str, Any]] = []
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """One row a method; an interval is the columns _mean, _low and _high."""
+    rows: list[dict[str, Any]] = []
     for family in comparisons_json(comparisons, [])["families"]:
         for method in family["methods"]:
-            line = {"family": family["family"], "target_loss": family["target_loss"]}
-            line |= {name: method[name] for name in _COUNTS}
+            row = {"family": family["family"], "target_loss": family["target_loss"]}
+            row |= {name: method[name] for name in _COUNTS}
             scores = {f"glue_{name}": score for name, score in method.get("glue", {}).items()}
             for name, value in ({name: method[name] for name in _INTERVALS} | scores).items():
-                line |= {f"{name}_{part}": (value or {}).get(part) for part in ("mean", "low", "high")}
-            lines.append({column: _no_formula(value) for column, value in line.items()})
+                row |= {f"{name}_{part}": (value or {}).get(part) for part in ("mean", "low", "high")}
+            rows.append(row)
+    return rows
+
+
+def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
+    """The rows of `comparison_rows`."""
+    rows = comparison_rows(comparisons)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(column for line in lines for column in line)))
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({column: _no_formula(value) for column, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from apollo_cli.errors import one_line
 from apollo_cli.files import in_order
-from apollo_cli.report.runs import Run, first_of, one_line
+from apollo_cli.report.runs import Run, first_of
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
 _IDLE = (

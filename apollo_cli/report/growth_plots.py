@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
 from apollo_cli.report.runs import ROWS_AROUND, ModelSize, Row, Run, model_size
-from apollo_cli.report.style import COLOURS, Look, Picture, looks, png_of
+from apollo_cli.report.style import COLOURS, Look, Picture, looks
 
 Growth = tuple[ModelSize, ModelSize]  # before and after
 
@@ -45,7 +45,7 @@ def draw_growth(comparison: Comparison) -> Iterator[Picture]:
         yield Picture("lvps", caption, _probabilities(runs[0], stages[:_MAX_PANELS]))
 
 
-def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> bytes:
+def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> Figure:
     figure, grid = _panels(3, len(growths), 8)
     for column, growth in enumerate(growths):
         jump, loss, norm = grid[:, column]
@@ -72,13 +72,14 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name)
     _common_legend(figure, [by_label[method.label] for method in methods if _growths(method)])
-    return png_of(figure)
+    return figure
 
 
 def _panels(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure, Any]:
     """A figure and its panels, [row, column]."""
     size = (max(8.0, 3.2 * columns + 1), height)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **more)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
 def _same_span(panels: Sequence[Axes]) -> None:
@@ -90,7 +91,7 @@ def _same_span(panels: Sequence[Axes]) -> None:
 
 
 def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    lines = [plt.Line2D([], [], label=look.label, **look.of_line) for look in entries]
+    lines = [Line2D([], [], label=look.label, **look.of_line) for look in entries]
     columns = max(1, min(6, 80 // (6 + max((len(look.label) for look in entries), default=1))))
     figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
 
@@ -166,7 +167,7 @@ def _growths(method: Method) -> set[Growth]:
     return {growth for row in rows if (growth := _growth(row))}
 
 
-def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> bytes:
+def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> Figure:
     panels = {}
     for layers in stages:
         found = [(by_label[method.label], _depth_shares(method, layers)) for method in methods]
@@ -191,7 +192,7 @@ def _lvps_constants(run: Run) -> dict[str, float] | None:
     return found if is_valid and found["lower"] <= 1 else None
 
 
-def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
+def _probabilities(run: Run, stages: Sequence[int]) -> Figure:
     panels: dict[str, list[tuple[Look, dict[int, float]]]] = {}
     for layers in stages:
         lines = panels.setdefault(f"N = {layers} of L = {run.target_layers}", [])
@@ -201,7 +202,7 @@ def _probabilities(run: Run, stages: Sequence[int]) -> bytes:
     return _depth_figure(panels, "probability (%)", markersize=5)
 
 
-def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: str, **style: float) -> bytes:
+def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: str, **style: float) -> Figure:
     """One panel a title: shares, called `name`, by depth."""
     figure, grid = _panels(1, len(panels), 4.2, sharey=True)
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
@@ -214,4 +215,4 @@ def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: 
     grid[0, 0].set_ylabel(name)
     grid[0, 0].set_ylim(bottom=0)
     _common_legend(figure, list(dict.fromkeys(look for lines in panels.values() for look, _ in lines)))
-    return png_of(figure)
+    return figure

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from statistics import fmean, median
 
+from apollo_cli.errors import one_line
 from apollo_cli.intervals import interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
-from apollo_cli.report.runs import first_of, one_line
+from apollo_cli.report.runs import first_of
 from apollo_cli.report.tables import format_number, format_ratio, method_cells
 
 INTERVAL_NOTE = (

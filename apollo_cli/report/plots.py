@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import Comparison, Method, evaluation_point
 from apollo_cli.report.growth_plots import draw_growth
 from apollo_cli.report.runs import model_size
 from apollo_cli.report.savings import Curve
-from apollo_cli.report.style import SETTINGS, Look, Picture, axis_unit, looks, png_of
+from apollo_cli.report.style import SETTINGS, Look, Picture, axis_unit, looks
 from apollo_cli.report.tables import method_cells
 
 _MAX_METHODS = 16  # in one picture
@@ -22,12 +23,12 @@ _AXIS_NAMES = {"flops": "FLOPs", "seconds": "time"}
 
 
 def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
-    """Each picture that the runs have data for."""
+    """Each picture that the runs have data for; to be drawn (`png_of`) before the next one is taken."""
     title, some = comparison.family.title, ""
     if len(comparison.methods) > _MAX_METHODS:
         some = f" Shown are {_MAX_METHODS} of {len(comparison.methods)} methods, those with the best results."
         comparison = replace(comparison, methods=_best(comparison))
-    with plt.style.context(SETTINGS):
+    with style.context(SETTINGS):
         if any(method.curve for method in comparison.methods):
             for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):
                 caption = (
@@ -36,8 +37,8 @@ def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
                     f"{some}"
                 )
                 yield Picture(f"loss_against_{axis}", caption, _loss(comparison, axis))
-        for name, caption, png in draw_growth(comparison):
-            yield Picture(name, f"{title}: {caption}{some}", png)
+        for name, caption, figure in draw_growth(comparison):
+            yield Picture(name, f"{title}: {caption}{some}", figure)
 
 
 def _best(comparison: Comparison) -> tuple[Method, ...]:
@@ -51,12 +52,12 @@ def _best(comparison: Comparison) -> tuple[Method, ...]:
     return tuple(method for method in comparison.methods if method in best)
 
 
-def _loss(comparison: Comparison, axis: str) -> bytes:
+def _loss(comparison: Comparison, axis: str) -> Figure:
     """Curves, and below them one lane a method with its saving."""
     by_label, methods = looks(comparison.methods), comparison.methods
     lanes = [m for m in methods if not m.is_baseline] if comparison.baseline_cost else []
     strip = 0.2 + 0.34 * len(lanes)
-    figure = plt.figure(figsize=(8, 4.6 + (strip if lanes else 0)), layout="constrained")
+    figure = Figure(figsize=(8, 4.6 + (strip if lanes else 0)), layout="constrained")
     grid = figure.add_gridspec(2 if lanes else 1, 1, height_ratios=(4.6, strip) if lanes else None, hspace=0.02)
     axes = figure.add_subplot(grid[0])
     most = max(p.cost.of(axis) for m in methods for o in m.outcomes for p in o.curve) or 1.0
@@ -78,7 +79,7 @@ def _loss(comparison: Comparison, axis: str) -> bytes:
         axes.tick_params(labelbottom=False)
         _lanes(axes, below, comparison, axis, scale)
     below.set_xlabel(name)
-    return png_of(figure)
+    return figure
 
 
 def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> None:

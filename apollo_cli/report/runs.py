@@ -1,7 +1,6 @@
 """Runs read from run directories and checked: they may be damaged, unfinished or of strangers."""
 
 import os
-import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, Valid
 from typing_extensions import TypedDict
 
 from apollo_cli import files
-from apollo_cli.errors import ApolloError, DataError, printable
+from apollo_cli.errors import ApolloError, DataError, one_line
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.models.model_config import Kind
 from apollo_cli.run_directory import RunDirectory
@@ -214,11 +213,6 @@ def read_rows(path: Path) -> Iterator[Row]:
                     raise DataError(f"{files.shown(path)}, line {number} is damaged: it has no end")
     except OSError as error:
         raise DataError(f"{files.shown(path)} cannot be read: {error.strerror}") from error
-
-
-def one_line(value: Any) -> str:
-    """Untrusted text as one line without control characters."""
-    return printable(re.sub(r"[\n\t]", "\N{REPLACEMENT CHARACTER}", str(value)))
 
 
 def first_of(places: Sequence[str], count: int = 3) -> str:

@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")  # writes files, needs no display
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from apollo_cli.report.comparison import Method
@@ -25,11 +20,11 @@ SETTINGS: list[Any] = [Path(__file__).with_name("pictures.mplstyle")]
 
 
 class Picture(NamedTuple):
-    """A PNG file and what it shows."""
+    """A figure and what it shows."""
 
     name: str
     caption: str
-    png: bytes
+    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,7 @@ def axis_unit(axis: str, largest: float) -> tuple[float, str]:
 
 
 def png_of(figure: Figure) -> bytes:
-    """The PNG file of a figure, without date and version; closes the figure."""
+    """The PNG file of a figure, without date and version; needs no display."""
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
-    plt.close(figure)
     return data.getvalue()

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from apollo_cli.errors import ApolloError, DataError
-from apollo_cli.report.runs import ROW, Run, checked, flat, make_run, one_line
+from apollo_cli.errors import ApolloError, DataError, one_line
+from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, LABELS, has_key
 

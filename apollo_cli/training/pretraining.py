@@ -13,7 +13,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.prefetch import Prefetch
-from apollo_cli.data.tokenizer import save_companions, special_ids
+from apollo_cli.data.tokenizer import exported_ids, save_companions
 from apollo_cli.errors import CheckpointError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
@@ -37,6 +37,7 @@ from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, 
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
+from apollo_cli.training.model_card import CARD, WeightsOf, model_card
 from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session, readable
@@ -86,15 +87,16 @@ class Pretraining(Session):
 
     def finish(self, trainer: Trainer) -> None:
         model = trainer.strategy.gather_model()
-        self._export(model, self.directory.model)
+        self._export(model, self.directory.model, trainer.state)
         if self.device.processes.is_main:
             self._show_what_is_learned(model)
         if self.config.optim.ema is not None:
             with trainer.optimizer.averaged():
-                self._export(trainer.strategy.gather_model(), self.directory.averaged_model)
+                self._export(trainer.strategy.gather_model(), self.directory.averaged_model, trainer.state)
         if self.config.checkpoint.best and self.device.processes.is_main:
             try:
-                self._export(checkpoint_model(self.config, self.directory, BEST), self.directory.best_model)
+                best = checkpoint_model(self.config, self.directory, BEST)
+                self._export(best, self.directory.best_model, trainer.state)
             except CheckpointError as error:  # it was lost, or written before checkpoint.best=true was typed
                 self.console.say(f"note: there is no {self.directory.best_model.name}: {error}")
 
@@ -234,24 +236,21 @@ class Pretraining(Session):
             self.console.say(f"begun from {source}")
         return model
 
-    def _export(self, model: LanguageModel, final: Path) -> None:
+    def _export(self, model: LanguageModel, final: Path, state: TrainerState) -> None:
         """Writes the folder `final` in transformers' format, completely or not at all; on rank 0."""
         if not self.device.processes.is_main:
             return
         kind, tokenizer = self.config.model.kind, self.corpus.tokenizer
-        special = special_ids(kind, tokenizer)
-        if kind == "bert":
-            ids = {"pad_token_id": special["pad"]}
-        else:
-            ids = {"bos_token_id": special["eos"], "eos_token_id": special["eos"]}
         temporary = final.with_name(f".{final.name}.tmp")
         size = sum(t.nbytes for t in model.state_dict().values())
         try:
             with files.writing(final, size):
                 files.remove(temporary)
                 temporary.mkdir()
-                save_model(model, temporary, ids)
+                save_model(model, temporary, exported_ids(kind, tokenizer))
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
+                card = self._card(state, final)
+                (temporary / CARD).write_text(card, encoding="utf-8")
                 for file in temporary.iterdir():
                     files.sync_file(file)
                 files.remove(final)
@@ -261,3 +260,7 @@ class Pretraining(Session):
             raise files.unwritable(final, size, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _card(self, state: TrainerState, final: Path) -> str:
+        of: dict[Path, WeightsOf] = {self.directory.averaged_model: "average", self.directory.best_model: "best"}
+        return model_card(self.config, self.plan, self.summary("completed", state), of=of.get(final, "end"))

@@ -31,6 +31,12 @@ class Result:
     plan: Plan
     losses: dict[str, float]
 
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of its steps; of a plan those that it counts."""
+        totals = RunDirectory(self.run_dir).summary().get("totals", {})
+        return totals.get("flops", self.plan.flops)
+
 
 class Session(ABC):
     """A run from its start to its end; subclasses define what is trained, and on what."""

@@ -324,7 +324,41 @@ def test_auto_tokenizer_reads_what_is_exported(
         assert read.mask_token_id == original.token_to_id("[MASK]")
     else:
         assert (read.eos_token, read.eos_token_id) == (EOS, original.token_to_id(EOS))
-        assert read.pad_token is None
+        assert (read.pad_token, read.pad_token_id) == (EOS, read.eos_token_id)
+
+
+@pytest.mark.parametrize(("algorithm", "entries"), [("wordpiece", 400), ("bpe", 600), ("unigram", 100)])
+def test_a_typed_mask_is_the_row_that_training_makes(
+    documents: list[str], tmp_path: Path, algorithm: str, entries: int
+) -> None:
+    """In training the one token of a word, which may hold the space before it, becomes [MASK]."""
+    made = tokenizers.train_tokenizer("bert", entries, documents, algorithm=algorithm)
+
+    def ids(text: str) -> list[int]:
+        return made.encode(text, add_special_tokens=False).ids
+
+    words = sorted(token.lstrip("Ġ▁") for token in made.get_vocab())
+    word = next(w for w in words if w.isalpha() and len(ids(f"p {w} p")) == len(ids("p p")) + 1)
+    row, vocabulary = ids(f"p {word} p"), made.get_vocab()
+    row[len(ids("p"))] = vocabulary["[MASK]"]
+    tokenizers.let_mask_take_space(made)
+    tokenizers.save_companions("bert", made, 64, tmp_path)
+    assert ids("p [MASK] p") == row
+    assert AutoTokenizer.from_pretrained(tmp_path)("p [MASK] p", add_special_tokens=False)["input_ids"] == row
+    assert made.get_vocab() == vocabulary
+
+
+def test_a_space_that_is_a_token_stays_before_a_mask() -> None:
+    made = tokenizers.byte_tokenizer("bert")
+    tokenizers.let_mask_take_space(made)
+    assert made.encode("a [MASK]", add_special_tokens=False).tokens == ["a", "Ġ", "[MASK]"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_exported_ids_are_in_the_vocabulary(trained: dict[str, Tokenizer], kind: str) -> None:
+    ids = tokenizers.exported_ids(kind, trained[kind])
+    assert set(ids) == ({"pad_token_id"} if kind == "bert" else {"bos_token_id", "eos_token_id", "pad_token_id"})
+    assert max(ids.values()) < trained[kind].get_vocab_size()
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])

@@ -16,9 +16,11 @@ import yaml
 from apollo_cli.config.config import parse
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.evaluate import run
+from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.inference.evaluation import layers_to_run, measure_sliding, pseudo_perplexity
-from apollo_cli.models.hf import load_model
+from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.sample import run as sample
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import Device
@@ -152,6 +154,24 @@ def test_each_layer_is_left_out_in_turn(finished: Finished, capsys: pytest.Captu
 )
 def test_a_depth_is_an_early_exit_or_shares_layers(stored: int, depth: int, layers: tuple[int, ...]) -> None:
     assert layers_to_run(stored, depth) == layers
+
+
+def test_a_model_in_several_files_is_read_everywhere(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    folder = Path(shutil.copytree(finished("gpt"), tmp_path / "run"))
+    whole = folder / "model" / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    save_torch_state_dict(tensors, folder / "model", max_shard_size=4000, metadata={"format": "pt"})
+    assert len(list((folder / "model").glob("model-*.safetensors"))) > 3
+    assert evaluated(capsys, f"run={folder}")[0]["loss"] == evaluated(capsys, f"run={finished('gpt')}")[0]["loss"]
+    assert sample([f"run={folder}/model", "prompt=a", "tokens=3"]) == 0
+    assert load_model_config(folder / "model").layers == 4  # init_from
+    assert Pretrained.of_run(folder).num_parameters == load_model(folder / "model").num_parameters()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import torch
 
 from apollo_cli.inference import sampling_command
 from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
+from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
+from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.sample import run
 
 Finished = Callable[[str], Path]
@@ -25,6 +27,33 @@ def test_greedy_text_is_that_of_transformers(kind: str, finished: Finished) -> N
     expected = theirs.generate(torch.tensor([prompt]), max_length=16, do_sample=False, pad_token_id=0)[0, 3:]
     found = continuation(load_model(folder).eval(), prompt, 13, SamplingRule(temperature=0), -1, seed=0)
     assert list(found)[: len(expected)] == expected.tolist()
+
+
+@pytest.mark.parametrize("depth", [None, 2, 8], ids=["stored", "early exit", "shared"])
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@torch.no_grad()
+def test_kept_keys_and_values_change_no_token(kind: Kind, depth: int | None) -> None:
+    """Against a whole pass for each token, also where the text is longer than the model reads."""
+    torch.manual_seed(0)
+    heads = 2 if kind == "llama" else None
+    model = build(ModelConfig(kind, 61, 12, 32, 4, 64, 4, kv_heads=heads), 4).eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    tokens, rule, rng = [1, 2, 3], SamplingRule(temperature=5), torch.Generator().manual_seed(0)
+    layers = {None: (0, 1, 2, 3), 2: (0, 1), 8: (0, 0, 1, 1, 2, 2, 3, 3)}[depth]
+    for _ in range(20):
+        tokens.append(rule.draw(model.logits(torch.tensor([tokens[-12:]]), layers)[0, -1], rng))
+    assert list(continuation(model, [1, 2, 3], 20, rule, -1, seed=0, depth=depth)) == tokens[3:]
+    assert len(set(tokens)) > 10
+
+
+@torch.no_grad()
+def test_each_token_is_computed_once_while_all_fit() -> None:
+    model = build(ModelConfig("gpt", 61, 8, 32, 4, 64, 4), 4).eval()
+    read: list[int] = []
+    model.blocks[0].register_forward_hook(lambda block, given, out: read.append(out.shape[1]))
+    list(continuation(model, [1, 2, 3], 7, SamplingRule(temperature=0), -1, seed=0))
+    assert read == [3, 1, 1, 1, 1, 1, 8]
 
 
 def test_masks_have_the_likeliest_tokens_of_transformers(finished: Finished) -> None:

@@ -16,7 +16,7 @@ from apollo_cli.models.hf import load_model, save_model
 from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
-ENDS = {"bos_token_id": 4, "eos_token_id": 4}
+ENDS = {"bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}
 SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": ENDS, "llama": ENDS}
 MODEL_CONFIGS = [
     ModelConfig("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
@@ -160,6 +160,32 @@ def test_config_holds_the_special_ids_and_the_dropout(kind: Kind, tmp_path: Path
     }[kind]
     assert [getattr(config, name) for name in names] == [0.25] * len(names)
     assert load_model(tmp_path).model_config.dropout == 0.25
+
+
+# what convert_hf_to_gguf.py of llama.cpp looks up, and candle and text-embeddings-inference
+READ_BY_OTHERS: dict[Kind, str] = {
+    "gpt": "architectures vocab_size n_ctx n_positions n_embd n_head n_layer layer_norm_epsilon bos_token_id "
+    "eos_token_id pad_token_id activation_function",
+    "bert": "architectures vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "hidden_act hidden_dropout_prob max_position_embeddings type_vocab_size initializer_range layer_norm_eps "
+    "pad_token_id model_type",
+    "llama": "architectures vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "intermediate_size hidden_act max_position_embeddings rms_norm_eps rope_theta bos_token_id eos_token_id "
+    "pad_token_id tie_word_embeddings",
+}
+
+
+@each_kind
+def test_config_has_what_other_programs_look_up(kind: Kind, tmp_path: Path) -> None:
+    config = json.loads((exported(tmp_path, kind) / "config.json").read_text(encoding="utf-8"))
+    assert set(READ_BY_OTHERS[kind].split()) <= set(config)
+    assert all(config[key] < config["vocab_size"] for key in config if key.endswith("_token_id"))
+    if kind == "gpt":
+        assert config["n_ctx"] == config["n_positions"] == 20
+    generation = tmp_path / "generation_config.json"
+    assert generation.exists() == (kind != "bert")
+    if kind != "bert":
+        assert json.loads(generation.read_text(encoding="utf-8")) == ENDS
 
 
 @each_kind

@@ -1,0 +1,173 @@
+"""The model card of an exported model: README.md, which the hub and people read."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from apollo_cli import __version__
+from apollo_cli.config.config import Config
+from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys
+from apollo_cli.errors import in_markdown
+from apollo_cli.growth.plan import Plan
+from apollo_cli.tracking.console import duration
+from apollo_cli.training.labels import is_scratch, tags
+
+CARD = "README.md"
+WeightsOf = Literal["end", "average", "best"]
+_ANYWHERE = 'name = "."  # this folder, or its name on the hub'
+_NAMES = {"bert": "BERT", "gpt": "GPT-2", "llama": "LLaMA"}
+_CLASSES = {"bert": "AutoModelForMaskedLM", "gpt": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM"}
+_TASKS = {"bert": "fill-mask", "gpt": "text-generation", "llama": "text-generation"}
+_ON_HUB = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_CITATION = """\
+@inproceedings{pan2024apollo,
+  title     = {Preparing Lessons for Progressive Training on Language Models},
+  author    = {Pan, Yu and Yuan, Ye and Yin, Yichun and Shi, Jiaxin and Xu, Zenglin and Zhang, Ming and Shang,
+               Lifeng and Jiang, Xin and Liu, Qun},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2024},
+  note      = {arXiv:2401.09192},
+}"""
+
+
+def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, of: WeightsOf = "end") -> str:
+    """The card as Markdown with the hub's metadata; names in it, which may be another person's, are escaped.
+
+    Args:
+        config: of the run.
+        plan: of the run.
+        summary: summary.json, as at this moment.
+        of: which of the run's weights the model has.
+    """
+    from huggingface_hub import ModelCard, ModelCardData  # its import takes half a second
+
+    kind, datasets = config.model.kind, [*dict.fromkeys(_datasets(config.data))]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_TASKS[kind],
+        tags=["apollo-train", "progressive-training", *dict.fromkeys(tags(config))],
+        datasets=datasets or None,
+    )
+    body = "\n".join(_body(config, plan, summary, datasets, of))
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def with_repository(card: str, name: str) -> str:
+    """The card where it says how to load the model from this repository of the hub."""
+    return card.replace(_ANYWHERE, f'name = "{name}"')
+
+
+def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], of: WeightsOf) -> Iterator[str]:
+    kind, totals = config.model.kind, summary["totals"]
+    yield f"# {in_markdown(config.run.name)}"
+    yield ""
+    way = "all of its layers from the first step" if is_scratch(config) else "its depth growing meanwhile"
+    weights = {
+        "average": " These are the averages of its weights (EMA).",
+        "best": f" These are its weights after step {(summary.get('best') or {}).get('step')}, the best ones.",
+        "end": "",
+    }[of]
+    yield (
+        f"A {_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
+        f"({plan.stages[-1].parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
+        "model: it completes text as its training data would, and was not made safe or tested for any use."
+    )
+    yield ""
+    yield "## Use"
+    yield ""
+    yield "```python"
+    yield f"from transformers import {_CLASSES[kind]}, AutoTokenizer"
+    yield ""
+    yield _ANYWHERE
+    yield f"model, tokenizer = {_CLASSES[kind]}.from_pretrained(name), AutoTokenizer.from_pretrained(name)"
+    yield "```"
+    yield ""
+    yield f"Rows have at most {config.data.seq_len} tokens of a vocabulary of {config.data.vocab_size:,}."
+    yield ""
+    yield "## Results"
+    yield ""
+    yield from _table([("", "value"), *_results(summary, kind, of)])
+    yield "## Training"
+    yield ""
+    yield from _table([("", "value"), *_training(config, summary)])
+    yield from _growth(plan, summary)
+    yield "## Data"
+    yield ""
+    names, facts = ", ".join(map(in_markdown, datasets)) or _own(config.data), summary["data"]
+    yield f"{names}: {facts['training_rows']:,} training rows."
+    yield f"Fingerprint of rows and tokenizer: `{facts['fingerprint']}`."
+    yield ""
+    yield "## Citation"
+    yield ""
+    yield "The method:"
+    yield ""
+    yield f"```bibtex\n{_CITATION}\n```"
+    yield ""
+    commit = f", commit {summary['git_commit']}" if summary["git_commit"] else ""
+    yield in_markdown(f"The program: apollo-train {__version__}{commit}.")
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    head, *body = rows
+    for row in (head, ("---",) * len(head), *body):
+        yield f"| {' | '.join(cell if cell == '---' else in_markdown(cell) for cell in row)} |"
+    yield ""
+
+
+def _results(summary: dict[str, Any], kind: str, of: WeightsOf) -> Iterator[tuple[str, str]]:
+    losses = summary.get("best") or {} if of == "best" else summary["losses"]
+    loss = losses.get("eval/loss_ema" if of == "average" else "eval/loss")
+    if loss is None:
+        return
+    yield (
+        ("validation loss of the masked tokens (nats)" if kind == "bert" else "validation loss (nats)"),
+        f"{loss:.4f}",
+    )
+    if kind != "bert":
+        yield "perplexity", f"{math.exp(min(loss, 700)):.2f}"
+
+
+def _training(config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    totals, batch, optim = summary["totals"], config.batch, config.optim
+    yield "steps", f"{totals['steps']:,}"
+    yield "tokens", f"{totals['tokens']:,}"
+    yield "batch", f"{batch.size} rows of {config.data.seq_len} tokens"
+    yield "model FLOPs", f"{totals['flops']:.4e}"
+    yield "from scratch in as many steps", f"{totals['scratch_flops']:.4e}"
+    if totals["source_flops"] != 0:
+        source = totals["source_flops"]
+        yield "FLOPs of the model that it began from", "not known" if source is None else f"{source:.4e}"
+    yield "optimizer", f"{optim.kind}, peak learning rate {optim.lr:g}, {optim.schedule}"
+    yield "depth", f"sampler {config.sampler.kind}, expander {config.expander.kind}"
+    yield "precision", summary["precision"]
+    yield "device", summary["device"] + (f" x {summary['devices']}" if summary["devices"] > 1 else "")
+    yield "training time", f"{duration(totals['train_seconds'])} (h:mm:ss)"
+    yield "seed", str(summary["seed"])
+
+
+def _growth(plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
+    """Its stages, and the loss on both sides of each growth."""
+    if len(plan.stages) == 1:
+        return
+    before = {growth["step"]: growth for growth in summary["growths"]}
+    rows = [("layers", "width", "steps", "FLOPs", "validation loss at the growth")]
+    for part in plan.stages:
+        stage, growth = part.stage, before.get(part.stage.first_step)
+        sides = [growth.get(f"eval/loss_{side}") for side in ("before", "after")] if growth else []
+        change = " to ".join("-" if loss is None else f"{loss:.4f}" for loss in sides)
+        steps = f"{stage.first_step:,} to {stage.end_step:,}"
+        rows.append((str(stage.layers), f"{stage.width:g}", steps, f"{part.flops:.3e}", change))
+    yield from _table(rows)
+
+
+def _datasets(data: Any) -> Iterator[str]:
+    """Names on the hub; those of local folders are nobody else's business."""
+    for source in data.sources if isinstance(data, MixtureArgs) else (data,):
+        names = source.path if isinstance(source, HubKeys) else ()
+        yield from (name for name in names if _ON_HUB.fullmatch(name) and not Path(name).exists())
+
+
+def _own(data: Any) -> str:
+    return "Documentation of a Python installation" if isinstance(data, PyDocsKeys) else "Texts of its author"
