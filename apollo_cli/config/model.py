@@ -87,8 +87,8 @@ def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
     sizes = (64, 32, *range(62, 32, -2)) if is_llama else (64, 32, *range(63, 32, -1))  # rotations turn pairs
     head = next((size for size in sizes if hidden % size == 0 and hidden >= 2 * size), hidden)
     ffn = max(1, round(hidden / 24)) * 64 if is_llama else 4 * hidden
-    std = values.get("init_std")
-    std = std if type(std) in (int, float) else round(0.02 * sqrt(768 / hidden), 4)
+    typed = values.get("init_std")
+    std = typed if isinstance(typed, int | float) else round(0.02 * sqrt(768 / hidden), 4)
     following = {"heads": hidden // head, "ffn": ffn, "init_std": std, "init_positions_std": 2 * std}
     return {**values, **{key: number for key, number in following.items() if values.get(key, 0) is None}}
 

@@ -168,3 +168,8 @@ def _check(kind: str, known: dict, source: int, target: int) -> None:
         raise ValueError(f"unknown layer map {kind!r}: choose one of {', '.join(known)}")
     if not 1 <= source <= target:
         raise ValueError(f"a layer map needs 1 <= source <= target, not {source} -> {target}")
+
+
+def layers_to_run(stored: int, depth: int) -> tuple[int, ...]:
+    """The stored layers of a pass of this depth: the lowest ones (early exit), or all, shared as in training."""
+    return tuple(range(depth)) if depth < stored else layer_map("nearest", stored, depth)

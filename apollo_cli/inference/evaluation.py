@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
-from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
 
@@ -55,11 +55,6 @@ class LayerWorth:
     loss_without: float
     update: float
     similarity: float | None
-
-
-def layers_to_run(stored: int, depth: int) -> tuple[int, ...]:
-    """The stored layers of a pass of this depth: the lowest ones (early exit), or all, shared as in training."""
-    return tuple(range(depth)) if depth < stored else layer_map("nearest", stored, depth)
 
 
 @torch.no_grad()

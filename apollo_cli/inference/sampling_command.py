@@ -11,8 +11,8 @@ from apollo_cli.cli.plain_words import PlainArgs, parse_words
 from apollo_cli.config.schema import Seed, Size
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import ConfigError, DataError, printable
-from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.inference.trained import TrainedModel, load_trained
+from apollo_cli.models.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.tracking.console import Console
 
 MASK = "[MASK]"

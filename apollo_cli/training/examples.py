@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.tokenizer import inside_words, special_ids
-from apollo_cli.inference.sampling import SamplingRule, continuation
+from apollo_cli.models.sampling import SamplingRule, continuation
 from apollo_cli.models.transformer import LanguageModel
 
 _COUNTED = 1 << 22  # training tokens, evenly spread, that frequencies are counted on

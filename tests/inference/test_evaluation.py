@@ -17,7 +17,8 @@ from apollo_cli.config.config import parse
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
-from apollo_cli.inference.evaluation import layers_to_run, measure_sliding, pseudo_perplexity
+from apollo_cli.growth.layer_maps import layers_to_run
+from apollo_cli.inference.evaluation import measure_sliding, pseudo_perplexity
 from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sample import run as sample

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from apollo_cli.inference import sampling_command
-from apollo_cli.inference.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
 from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.sampling import SamplingRule, continuation, mask_candidates
 from apollo_cli.sample import run
 
 Finished = Callable[[str], Path]

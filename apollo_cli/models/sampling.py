@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apollo_cli.inference.evaluation import layers_to_run
+from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.key_value_cache import KeyValueCache
 from apollo_cli.models.transformer import LanguageModel
 
