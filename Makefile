@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-faults check format wheel bench reproduce methods clean
+.PHONY: help install train demo test test-slow test-faults check format wheel bench reproduce methods clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,8 +18,12 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## make .venv with apollo-train and the development tools
 
-train: $(STAMP)  ## pretrain with the defaults: BERT, nano, about two minutes; ARGS="model=gpt ..." adds overrides
+train: $(STAMP)  ## pretrain with the defaults: a small BERT, about two minutes; ARGS="model=gpt ..." adds overrides
 	$(BIN)/apollo-train $(ARGS)
+
+demo: $(STAMP)  ## Apollo beside scratch with equal FLOPs, BERT and GPT, and their comparison: about six minutes
+	$(BIN)/apollo-train -m experiment=apollo_late,scratch model=bert,gpt budget.flops=5e12 hydra.sweep.dir=outputs/demo
+	$(BIN)/apollo-compare outputs/demo
 
 test: $(STAMP)  ## run the fast tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
