@@ -1,6 +1,8 @@
 """What the end of a run shows: the loss of answering by frequency, and answers to new text."""
 
+import json
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +80,14 @@ def test_examples_are_single_lines_with_the_answer_in_brackets() -> None:
     assert lines[1:] == ["  terms    a list of [words] and more", "  longest  b [c] d"]
     assert example_lines([Example("it goes", " on")])[1:] == ["  it goes[ on]"]
     assert example_lines([]) == []
+
+
+def test_a_finished_run_says_what_it_has_learned(straight: dict[str, Path]) -> None:
+    for kind, folder in straight.items():
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        vocabulary = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        assert 0 < summary["frequency_loss"] < log(vocabulary)  # of answering each token equally often
+        assert bool(summary["examples"][0]["original"]) == (kind == "bert")
+        log_text = (folder / "train.log").read_text(encoding="utf-8")
+        assert f"always by frequency │ {summary['frequency_loss']:.4f}" in log_text
+        assert "the model's" in log_text
