@@ -180,6 +180,12 @@ class Command:
             _continue_study(config)
         folder = Path(config.hydra.sweep.dir)
         self.note_folder(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"hydra.sweep.dir={folder}: cannot be made ({error.strerror}); type another folder"]
+            ) from error
         if ".hydra_submitit_launcher." in target:  # a new folder, so that nothing pickled earlier is loaded
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         is_joblib = target.endswith(".JoblibLauncher")

@@ -323,3 +323,13 @@ def test_a_refused_job_deletes_nothing_but_what_hydra_wrote(tiny: Words, place: 
     assert run([*words, "hydra.run.dir=runs", "hydra.output_subdir=mine"]) == 2
     assert (place / "runs" / "mine" / "kept.txt").read_text(encoding="utf-8") == "kept"
     assert (place / "runs" / "notes").is_dir()
+
+
+def test_a_sweep_folder_that_cannot_be_made_is_named_by_its_key(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for folder in ("file", "file/sweep"):
+        assert run(["-m", *tiny, "seed=0,1", f"hydra.sweep.dir={folder}"]) == 2
+        assert f"hydra.sweep.dir={folder}: cannot be made" in capsys.readouterr().err
