@@ -56,7 +56,7 @@ def test_wandb_agent_runs_what_the_shown_sweep_says() -> None:
 
 def _speed(words: list[str]) -> list[pytest.MarkDecorator]:
     """Sweeps are slow however small their cells are, and a mixture with the whole default text."""
-    large = {*(f"experiment=ablation/{name}" for name in ("samplers", "k", "expander", "schedule"))}
+    large = {*(f"experiment=ablation/{name}" for name in ("samplers", "k", "expander", "schedule", "lr_transfer"))}
     large |= {"experiment=all_methods", "sampler=lvps,uniform,edge,full", "data=mixture", "devices=2"}
     is_small = large.isdisjoint(words) and not any(word.startswith(SLURM) for word in words)
     return [] if is_small else [pytest.mark.slow]

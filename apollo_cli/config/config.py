@@ -175,10 +175,6 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
             f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
             "distributed=ddp"
         )
-    if spread and spread.kind == "fsdp" and expander and expander.build().draws_layers:
-        found.append(
-            f"distributed=fsdp: the new layers of expander={expander.kind} are drawn whole; take distributed=ddp"
-        )
     if spread and spread.kind == "fsdp" and (optim := sections["optim"]) and optim.kind == "muon":
         found.append(
             "distributed=fsdp: optim.kind=muon orthogonalizes whole matrices, of which each device has only some "

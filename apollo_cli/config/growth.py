@@ -14,7 +14,7 @@ from apollo_cli.growth import plugins  # noqa: F401 - registers the methods in i
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander
 from apollo_cli.growth.layer_maps import COPIES
-from apollo_cli.growth.samplers import SAMPLERS, DepthSampler
+from apollo_cli.growth.samplers import SAMPLERS, DepthSampler, Shallow
 from apollo_cli.growth.width import WIDTHS
 
 _NEAR = 2e-4  # relative: a share of the width may be typed as 0.3333
@@ -131,6 +131,7 @@ def growth_problems(
 ) -> list[str]:
     """The rules that stages, methods and model break together; None is a section that is not valid by itself."""
     found = stages.schedule_problems(schedule.layers, schedule.ends, schedule.trained, schedule.widths)
+    found += _empty_stage_problems(schedule, sampler, expander)
     if found:
         return found
     if model and schedule.layers[-1] != model.layers:
@@ -148,6 +149,31 @@ def growth_problems(
         found += _init_from_problems(schedule, expander, init_from)
     if model and not model.hidden % model.heads:
         found += _width_problems(schedule, model, expander)
+    return found
+
+
+def _empty_stage_problems(
+    schedule: ScheduleArgs, sampler: SamplerArgs | None, expander: ExpanderArgs | None
+) -> list[str]:
+    """What does not go with stages that store no layer."""
+    empty = [index for index, layers in enumerate(schedule.layers) if not layers]
+    if not empty:
+        return []
+    found, layers = [], f"schedule.layers={list(schedule.layers)}"
+    if expander and not expander.build().draws_layers:
+        found.append(
+            f"{layers}: the first layers have none to be copied from by expander={expander.kind}; type "
+            "expander=fresh"
+        )
+    if sampler and not all(isinstance(sampler.build().in_stage(index), Shallow) for index in empty):
+        found.append(
+            f"{layers}: stage {empty[0] + 1} stores no layer, so sampler={sampler.kind} has none to share; type "
+            "sampler=shallow"
+        )
+    if any(schedule.shares[index] != 1 for index in empty):
+        found.append(
+            f"schedule.widths={list(schedule.shares)}: a stage without layers has the whole width; make it 1 there"
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ class Growth:
         drawn: the new layers that are no copies and are drawn as a new model's are; their rows only say where.
         gated: the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1.
         gate_duration: share of all steps over which c rises.
+        branch_ratio: the multiplier of the residual branches after the growth over that before, see `at_ratio`.
     """
 
     matrix: np.ndarray
@@ -32,6 +33,27 @@ class Growth:
     drawn: tuple[int, ...] = ()
     gated: tuple[int, ...] = ()
     gate_duration: float = 0.0
+    branch_ratio: float = 1.0
+
+    def at_ratio(self, branch_ratio: float) -> "Growth":
+        """The growth where the multiplier of all residual branches becomes `branch_ratio` times what it was.
+
+        A growth that says what its new layers add at first leaves what the old ones add, so the projections of all
+        layers that are copied are divided by the ratio. One that only copies leaves the weights: k copies of every
+        layer add 1 / k each by the multiplier.
+        """
+        if branch_ratio == 1:
+            return self
+        scale = self.residual_scale
+        if self.states_additions:
+            copied = set(range(len(self.matrix))) - set(self.drawn)
+            scale = {**scale, **{slot: scale.get(slot, 1.0) / branch_ratio for slot in copied}}
+        return replace(self, residual_scale=scale, branch_ratio=branch_ratio)
+
+    @property
+    def states_additions(self) -> bool:
+        """Whether it says what new layers add at first: nothing, or a share."""
+        return bool(self.zero_init or self.residual_scale or self.gated)
 
     @property
     def new(self) -> tuple[int, ...]:
@@ -169,7 +191,8 @@ class Fresh(Expander):
     draws_layers = True
 
     def growth(self, source: int, target: int) -> Growth:
-        matrix = mixing_matrix("nearest", source, target)
+        """From 0 layers all are drawn."""
+        matrix = mixing_matrix("nearest", source, target) if source else np.zeros((target, 0))
         new = inserted(matrix)
         if not self.output_scale:
             return Growth(matrix, zero_init=new, drawn=new)

@@ -60,11 +60,11 @@ def grown_tensor(
     """
     row = rows[slot]
     if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
-        return torch.zeros_like(sources[0])
+        return torch.zeros_like(sources[0] if sources else drawn[slot][name])
     if row is not None:
         grown = mix(row, sources)
     elif slot in growth.drawn:
-        grown = drawn[slot][name].to(sources[0].device)
+        grown = drawn[slot][name]
     else:
         grown = torch.full_like(sources[0], 1.0 if name.endswith("weight") else 0.0)  # of a norm
     if slot in growth.residual_scale and name.startswith(INTO_RESIDUAL):
@@ -105,6 +105,12 @@ def map_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
     return mapped
 
 
+def scaled_moments(state: State, scale: float) -> State:
+    """The moments of a parameter whose gradient becomes `scale` times what it was."""
+    power = {"step": 0, "exp_avg_sq": 2}  # 1 for means
+    return {key: value * scale ** power.get(key, 1) for key, value in state.items()}
+
+
 # "reset" is not a rule for one slot: `grow` clears the whole optimizer
 MOMENT_RULES: dict[str, Callable[[int, Rows, Sequence[State]], State]] = {
     "keep": keep_moments,
@@ -138,8 +144,11 @@ def grow(
 ) -> None:
     """Gives `grown` the weights that a growth makes of `blocks`, and their place in the optimizer.
 
+    Where the multiplier of the branches falls, so do the gradients of what is behind it, and the moments follow: of
+    the last projections always, of other parameters unless the projections make up for it.
+
     Args:
-        blocks: the N stored layers, all of one shape.
+        blocks: the N stored layers, all of one shape; there may be none, then the new parameters join no group.
         grown: the new layers, of the same shape, devices and sharding; their weights are overwritten.
         optimizer: over (at least) the parameters of `blocks`; its groups are edited in place, and every new
             parameter joins the group of the old parameter of its name. Averages of weights grow as the weights do.
@@ -153,26 +162,49 @@ def grow(
     """
     if moments not in MOMENTS:
         raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
-    matrix, post_norm = growth.matrix, blocks[0].pre_norm is False
+    matrix, post_norm = growth.matrix, grown[0].pre_norm is False
     if matrix.shape != (len(grown), len(blocks)):
         raise ValueError(
             f"a growth of {matrix.shape[1]} layers to {len(matrix)} cannot grow {len(blocks)} to {len(grown)}"
         )
     grown.train(blocks.training)
-    for name, first in blocks[0].named_parameters():
+    for name, like in grown[0].named_parameters():
         old = [block.get_parameter(name) for block in blocks]
         new = [block.get_parameter(name) for block in grown]
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
         averages = [optimizer.averages.pop(parameter) for parameter in old if parameter in optimizer.averages]
         rows = source_rows(growth, name, post_norm=post_norm)
+        behind = name.startswith(INTO_RESIDUAL) or not growth.states_additions
+        ratio = growth.branch_ratio if behind else 1.0
         for slot, parameter in enumerate(new):
             parameter.copy_(grown_tensor(growth, slot, name, rows, old, drawn))
-            if averages:
-                optimizer.averages[parameter] = grown_tensor(growth, slot, name, rows, averages, drawn)
+            if optimizer.averages:
+                average = grown_tensor(growth, slot, name, rows, averages, drawn)
+                optimizer.averages[parameter] = average.to(like.device)
             if moments != "reset" and (state := MOMENT_RULES[moments](slot, rows, states)):
-                optimizer.state[parameter] = state
-        group = next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))
+                optimizer.state[parameter] = state if ratio == 1 else scaled_moments(state, ratio)
+        if not old:
+            continue
+        group = next(g for g in optimizer.param_groups if any(p is old[0] for p in g["params"]))
         gone = {id(parameter) for parameter in old}
         group["params"] = [p for p in group["params"] if id(p) not in gone] + new
     if moments == "reset":
         optimizer.state.clear()
+
+
+@torch.no_grad()
+def hand_over_norm(below: nn.Module, above: nn.Module, optimizer: Optimizer, moments: str) -> None:
+    """Gives a norm the weights and moments of the one below it, which becomes neutral: gain 1, bias 0.
+
+    For zero-init layers of a post-norm model between them, see `source_rows`; below the first layer stands the norm
+    of the embedding.
+    """
+    for name, old in below.named_parameters():
+        new, neutral = above.get_parameter(name), 1.0 if name == "weight" else 0.0
+        new.copy_(old)
+        old.fill_(neutral)
+        if old in optimizer.averages:
+            optimizer.averages[new].copy_(optimizer.averages[old])
+            optimizer.averages[old].fill_(neutral)
+        if moments != "reset" and old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)

@@ -129,11 +129,13 @@ def boundary(source: int, target: int) -> LayerMap:
 
 
 def layer_map(kind: str, source: int, target: int) -> LayerMap:
-    """The copying map `kind` as `target` indices into `source` layers.
+    """The copying map `kind` as `target` indices into `source` layers; of no layers an empty one.
 
     Raises:
         ValueError: `kind` is unknown or blends, or 1 <= source <= target does not hold.
     """
+    if source == target == 0:
+        return ()
     _check(kind, COPIES, source, target)
     return COPIES[kind](source, target)
 

@@ -50,7 +50,8 @@ class StagePlan:
         growth_map = None
         if self.growth is not None:
             matrix = self.growth.matrix
-            growth_map = (matrix.argmax(axis=1) if np.isin(matrix, (0.0, 1.0)).all() else matrix).tolist()
+            copies = matrix.size and np.isin(matrix, (0.0, 1.0)).all()
+            growth_map = (matrix.argmax(axis=1) if copies else matrix).tolist()
             growth_map = [None if i in self.growth.drawn else row for i, row in enumerate(growth_map)]
         return {
             "layers": self.stage.layers,

@@ -52,8 +52,10 @@ def schedule_problems(
     found = []
     if not layers:
         found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
-    elif layers[0] < 1 or any(b < a for a, b in pairwise(layers)):
-        found.append(f"schedule.layers={list(layers)}: must be 1 or more and never fall, stage by stage")
+    elif layers[0] < 0 or layers[-1] < 1 or any(b < a for a, b in pairwise(layers)):
+        found.append(
+            f"schedule.layers={list(layers)}: must be 0 or more, end at 1 or more, and never fall, stage by stage"
+        )
     if len(ends) != len(layers):
         found.append(
             f"schedule.ends has {len(ends)} values and schedule.layers {len(layers)}: give one for each stage"
@@ -67,6 +69,10 @@ def schedule_problems(
         for stage, (before, n, which) in enumerate(zip((0, *layers), layers, trained, strict=False), 1):
             if which == "new" and n == before:
                 found.append(f"schedule.trained={list(trained)}: stage {stage} adds no layer; make it all there")
+            elif which == "new" and stage > 1 and not before:
+                found.append(
+                    f"schedule.trained={list(trained)}: before stage {stage} there is no layer; make it all there"
+                )
     if widths is not None and len(widths) != len(layers):
         found.append(
             f"schedule.widths has {len(widths)} values and schedule.layers {len(layers)}: give one for each "

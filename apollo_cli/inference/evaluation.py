@@ -101,7 +101,8 @@ def _sums(
     for batch, counted in batches:
         moved = batch.to(device.device)
         with device.autocast():
-            hidden = model.trunk(moved.tokens, logical).flatten(0, 1)[moved.positions]
+            hidden = model.trunk(moved.tokens, logical, depth=max(depth, len(model.blocks)))
+            hidden = hidden.flatten(0, 1)[moved.positions]
             logits = model.head(hidden)
         kept = slice(len(moved.targets) - counted, None) if counted is not None else slice(None)
         targets, logits = moved.targets[kept], logits[kept].float()
@@ -144,7 +145,7 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     found = []
     for i in range(stored):
         losses = [
-            (model.loss(batch.to(device.device), [j for j in range(stored) if j != i]).item(), counted)
+            (model.loss(batch.to(device.device), range(stored), gates={i: 0.0}).item(), counted)
             for batch, counted in batches
         ]
         mean = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
@@ -154,7 +155,8 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
 
 def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:
     tokens = batch.tokens.to(device.device)
-    hidden = [model.trunk(tokens, range(depth)) for depth in range(len(model.blocks) + 1)]
+    stored = len(model.blocks)
+    hidden = [model.trunk(tokens, range(depth), depth=stored) for depth in range(stored + 1)]
     return [
         ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item() for before, after in pairwise(hidden)
     ]

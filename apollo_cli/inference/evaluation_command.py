@@ -107,6 +107,8 @@ def _evaluate(
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
+    if args.depth and not model.blocks:
+        raise ConfigError([f"depth={args.depth}: {trained.title} stores no layer to be shared; leave it out"])
     if args.stride:
         if trained.kind == "bert":
             raise ConfigError(

@@ -11,6 +11,7 @@ from apollo_cli.data import cache_folder
 from apollo_cli.data.tokenizer import load_tokenizer
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.hf import load_model
+from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
@@ -60,7 +61,10 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         model = load_model(folder)
         return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
     config = parse(directory.config())
-    model = checkpoint_model(config, directory, checkpoint) if checkpoint else load_model(exported_folder(folder))
+    if checkpoint:
+        model = checkpoint_model(config, directory, checkpoint)
+    else:
+        model = in_parametrization(load_model(exported_folder(folder)), config.model_config.complete_p)
     if directory.model.is_dir():
         place, tokenizer = directory.model, _tokenizer(model, directory.model)
     else:  # packed with the corpus

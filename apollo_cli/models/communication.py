@@ -72,7 +72,7 @@ def state_bytes(
 def _parts(model_config: ModelConfig, layers: int) -> tuple[int, int]:
     """Parameters of one block, and of all modules outside the blocks."""
     rest = num_parameters(model_config, 0)
-    return (num_parameters(model_config, layers) - rest) // layers, rest
+    return num_parameters(model_config, 1) - rest, rest
 
 
 def _size(bf16: bool) -> int:

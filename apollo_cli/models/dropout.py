@@ -36,9 +36,16 @@ def dropout(values: Tensor, probability: float) -> Tensor:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, probability: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    probability: float,
+    scale: float | None = None,
 ) -> Tensor:
-    """softmax(query key^T / sqrt(width)) value, each weight dropped with this probability.
+    """softmax(scale query key^T) value, each weight dropped with this probability.
 
     Args:
         query: (rows, heads, seq_len, width).
@@ -47,15 +54,16 @@ def attention(
         mask: bool, broadcasts to (rows, heads, seq_len, seq_len), True where attention is allowed.
         causal: attention to later positions is not allowed; instead of `mask`.
         probability: in [0, 1).
+        scale: of the scores; None for 1 / sqrt(width).
     """
     grouped = key.shape[1] != query.shape[1]
     if not (probability and _uses_words(query)):
         return F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=probability, is_causal=causal, enable_gqa=grouped
+            query, key, value, mask, dropout_p=probability, is_causal=causal, scale=scale, enable_gqa=grouped
         )
     if grouped:
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as torch does for bf16
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

@@ -15,6 +15,7 @@ from apollo_cli.errors import CheckpointError
 from apollo_cli.models.bert import SEGMENTS
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ARCHITECTURES, Initialization, Kind, ModelConfig
+from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LONGEST_WAVE, LanguageModel
 
 # our module -> transformers' name, outside the blocks and in block {i}; several names for one that we have joined
@@ -135,14 +136,14 @@ _WRITTEN: dict[str, dict[str, Any]] = {
 
 
 def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) -> None:
-    """Writes the N stored layers as a transformers model of N layers.
+    """Writes the N stored layers as a transformers model of N layers, in the standard parametrization.
 
     Args:
         model: the model.
         folder: an existing empty folder.
         special_ids: `pad_token_id`, `bos_token_id` and so on, as in transformers' configs.
     """
-    theirs = {}
+    model, theirs = in_parametrization(model, None), {}
     for name, tensor in model.state_dict().items():
         their_names = _their_names(model.model_config.kind, name)
         rows = _rows(model.model_config, name, len(tensor), len(their_names))

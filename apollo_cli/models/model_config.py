@@ -1,11 +1,13 @@
 """The sizes of a model and the initialization of its weights."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from math import sqrt
+from typing import Literal, NamedTuple
 
 Kind = Literal["bert", "gpt", "llama"]
 PositionInit = Literal["random", "sinusoidal"]
 ResidualInit = Literal["plain", "by_depth"]
+Parametrization = Literal["standard", "completep"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Initialization:
             (Vaswani 2017, section 3.5), where a step along the row is the same rotation everywhere.
         positions_std: standard deviation of the position embeddings, or root mean square of the sinusoids.
         residual: projections into the residual stream have the same deviation (plain), or one smaller by
-            1 / sqrt(2 L), L the target depth (by_depth; GPT-2, Radford 2019, section 2.3).
+            1 / sqrt(2 L), L the target depth, or the base depth of CompleteP (by_depth; GPT-2, Radford 2019,
+            section 2.3).
     """
 
     std: float = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
@@ -62,6 +65,35 @@ ARCHITECTURES: dict[Kind, Architecture] = {
 
 
 @dataclass(frozen=True)
+class CompleteP:
+    """The base model of CompleteP (Dey 2025, arXiv 2505.01618): what suits it suits every width and depth.
+
+    Attributes:
+        hidden: width of the residual stream.
+        layers: depth.
+        head_width: width of an attention head.
+    """
+
+    hidden: int
+    layers: int
+    head_width: int
+
+
+class Multipliers(NamedTuple):
+    """Constant factors in a forward pass; all 1 in the standard parametrization.
+
+    Attributes:
+        branch: of what attention and feed-forward part add to the residual stream.
+        scores: of the attention scores query key^T / sqrt(head width).
+        logits: of the decoder's input, so of the logits before a bias.
+    """
+
+    branch: float = 1.0
+    scores: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The sizes of a model.
 
@@ -78,6 +110,7 @@ class ModelConfig:
         kv_heads: heads of keys and values, each read by equally many query heads (grouped-query attention, Ainslie
             2023, arXiv 2305.13245); None for as many as `heads`.
         tied: the decoder's weight is the token embedding.
+        complete_p: the base model of CompleteP; None for the standard parametrization.
     """
 
     kind: Kind
@@ -91,6 +124,31 @@ class ModelConfig:
     init: Initialization = Initialization()
     kv_heads: int | None = None
     tied: bool = True
+    complete_p: CompleteP | None = None
+
+    @property
+    def width_ratio(self) -> float:
+        """m_N of CompleteP, the width over that of the base model; 1 in the standard parametrization."""
+        return self.hidden / self.complete_p.hidden if self.complete_p else 1.0
+
+    def depth_ratio(self, layers: int) -> float:
+        """m_L of CompleteP, `layers` (none counts as one) over those of the base model; else 1."""
+        return max(1, layers) / self.complete_p.layers if self.complete_p else 1.0
+
+    def branch_ratio(self, before: int, after: int) -> float:
+        """The multiplier of the branches at one depth over that at another; 1 from no layers."""
+        return self.depth_ratio(before) / self.depth_ratio(after) if before else 1.0
+
+    def multipliers(self, depth: int) -> Multipliers:
+        """The factors in a forward pass that runs `depth` layers.
+
+        With CompleteP (table 1): branches 1 / m_L, logits 1 / m_N, and scores with 1 / head width in place of
+        1 / sqrt(head width), times the root of the base's head width.
+        """
+        if not self.complete_p:
+            return Multipliers()
+        scores = sqrt(self.complete_p.head_width / (self.hidden // self.heads))
+        return Multipliers(1 / self.depth_ratio(depth), scores, 1 / self.width_ratio)
 
     @property
     def architecture(self) -> Architecture:

@@ -53,14 +53,16 @@ def continuation(
     """
     rng = torch.Generator().manual_seed(seed)
     logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
+    whole = max(len(logical), len(model.blocks))
     tokens, most = list(prompt), model.model_config.positions
     caches = [KeyValueCache(min(most, len(tokens) + count)) for _ in logical]
     for _ in range(count):
-        if len(tokens) <= most:
+        if caches and len(tokens) <= most:
             new = torch.tensor([tokens[caches[0].length :]], device=model.device)
-            hidden = model.trunk(new, logical, caches=caches)[0, -1]
+            hidden = model.trunk(new, logical, caches=caches, depth=whole)[0, -1]
         else:
-            hidden = model.trunk(torch.tensor([tokens[-most:]], device=model.device), logical)[0, -1]
+            new = torch.tensor([tokens[-most:]], device=model.device)
+            hidden = model.trunk(new, logical, depth=whole)[0, -1]
         token = rule.draw(model.head(hidden), rng)
         if token == end:
             return
@@ -83,7 +85,7 @@ def mask_candidates(
     """For each mask in the tokens, which are framed as in training, the likeliest tokens after `depth` layers."""
     logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
     row = torch.tensor([tokens], device=model.device)
-    hidden = model.trunk(row, logical)[0, row[0] == mask]
+    hidden = model.trunk(row, logical, depth=max(len(logical), len(model.blocks)))[0, row[0] == mask]
     likeliest = model.head(hidden).float().softmax(-1).topk(count)
     return [
         [Candidate(int(token), float(p)) for token, p in zip(of_mask, probabilities, strict=True)]

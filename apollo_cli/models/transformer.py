@@ -88,6 +88,11 @@ def rotated(vectors: Tensor, rotation: Tensor) -> Tensor:
     return (vectors * rotation[0] + exchanged * rotation[1]).to(vectors.dtype)
 
 
+def add_branch(hidden: Tensor, branch: Tensor, multiplier: Tensor | None) -> Tensor:
+    """hidden + multiplier branch, in one pass over the numbers."""
+    return hidden + branch if multiplier is None else torch.addcmul(hidden, branch, multiplier)
+
+
 class Block(nn.Module):
     """One layer: self-attention and a feed-forward part, each with a residual connection and a norm."""
 
@@ -95,6 +100,8 @@ class Block(nn.Module):
         super().__init__()
         self.architecture, self.head_width = model_config.architecture, model_config.hidden // model_config.heads
         self.pre_norm = self.architecture.pre_norm
+        scores = model_config.multipliers(1).scores
+        self.score_scale = None if scores == 1 else scores * self.head_width**-0.5
         self.qkv_widths = (model_config.hidden, model_config.kv_hidden, model_config.kv_hidden)
         hidden, ffn, linear = (
             model_config.hidden,
@@ -119,15 +126,18 @@ class Block(nn.Module):
         unpadding: Unpadding | None = None,
         rotation: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        multiplier: Tensor | None = None,
     ) -> Tensor:
         """(rows, seq_len, hidden) -> the same; with `unpadding` (tokens, hidden).
 
         `mask` broadcasts to (rows, heads, seq, seq), True where attention is allowed. `rotation` has the numbers of
-        `rotations`. `cache` has the tokens before these.
+        `rotations`. `cache` has the tokens before these. `multiplier`, (), is the factor of what a pre-norm layer
+        adds.
         """
         if self.pre_norm:
-            hidden = hidden + self._attention(self.attention_norm(hidden), mask, unpadding, rotation, cache)
-            return hidden + self._feed_forward(self.ffn_norm(hidden))
+            attended = self._attention(self.attention_norm(hidden), mask, unpadding, rotation, cache)
+            hidden = add_branch(hidden, attended, multiplier)
+            return add_branch(hidden, self._feed_forward(self.ffn_norm(hidden)), multiplier)
         hidden = self.attention_norm(hidden + self._attention(hidden, mask, unpadding, rotation, cache))
         return self.ffn_norm(hidden + self._feed_forward(hidden))
 
@@ -151,7 +161,15 @@ class Block(nn.Module):
         if cache is not None:
             causal = causal and not cache.length  # else it is one token, which attends to all
             key, value = cache.extended(key, value)
-        mixed = attention(query, key, value, mask, causal=causal, probability=self.dropout.active_probability)
+        mixed = attention(
+            query,
+            key,
+            value,
+            mask,
+            causal=causal,
+            probability=self.dropout.active_probability,
+            scale=self.score_scale,
+        )
         mixed = mixed.transpose(1, 2).flatten(2)
         if unpadding:
             mixed = unpadding.unpad(mixed)
@@ -197,7 +215,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def before_decoder(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) -> (..., hidden), the decoder's input."""
+        """(..., hidden) -> (..., hidden), the decoder's input in the standard parametrization."""
 
     def trunk(
         self,
@@ -210,6 +228,7 @@ class LanguageModel(nn.Module, ABC):
         frozen: int = 0,
         gates: Mapping[int, float] = NO_GATES,
         caches: Sequence[KeyValueCache] = (),
+        depth: int | None = None,
     ) -> Tensor:
         """Hidden states (rows, seq_len, hidden) after `len(layer_map)` logical layers.
 
@@ -224,7 +243,9 @@ class LanguageModel(nn.Module, ABC):
             gates: block i contributes with weight gates[i], its input with 1 - gates[i].
             caches: one for each logical layer, or none; `tokens` are then those after the ones in them, of which
                 there may be one alone unless they are empty.
+            depth: number of layers of the whole pass, where these are only a part of it.
         """
+        multiplier = self._branch_multiplier(depth or len(layer_map))
         mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
         with torch.no_grad() if frozen else nullcontext():
@@ -233,8 +254,8 @@ class LanguageModel(nn.Module, ABC):
             if unpadding:
                 hidden = unpadding.unpad(hidden)
             rotation = self._rotation(first, first + tokens.shape[1])
-            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates, ())
-        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates, caches)
+            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates, (), multiplier)
+        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates, caches, multiplier)
         return unpadding.pad(hidden) if unpadding else hidden
 
     def _block_mask(self, attention_mask: Tensor) -> Tensor:
@@ -251,6 +272,11 @@ class LanguageModel(nn.Module, ABC):
             return None
         return rotations(end, self.model_config.hidden // self.model_config.heads, self.device)[:, first:]
 
+    def _branch_multiplier(self, depth: int) -> Tensor | None:
+        """(), a tensor, as a compiled block is compiled again for each value of a number; None for 1."""
+        value = self.model_config.multipliers(depth).branch
+        return None if value == 1 else self.tokens.weight.new_full((), value)
+
     def _run(
         self,
         hidden: Tensor,
@@ -260,9 +286,10 @@ class LanguageModel(nn.Module, ABC):
         layer_map: Sequence[int],
         gates: Mapping[int, float],
         caches: Sequence[KeyValueCache],
+        multiplier: Tensor | None,
     ) -> Tensor:
         for i, cache in zip_longest(layer_map, caches):
-            result = self.blocks[i](hidden, mask, unpadding, rotation, cache)
+            result = self.blocks[i](hidden, mask, unpadding, rotation, cache, multiplier)
             hidden = hidden.lerp(result, gates[i]) if i in gates else result
         return hidden
 
@@ -272,7 +299,12 @@ class LanguageModel(nn.Module, ABC):
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> (..., vocabulary)."""
-        return F.linear(self.before_decoder(hidden), self.decoder_weight, self.head_bias)
+        return F.linear(self.decoder_input(hidden), self.decoder_weight, self.head_bias)
+
+    def decoder_input(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden): `before_decoder`, times the multiplier of the logits."""
+        hidden, multiplier = self.before_decoder(hidden), self.model_config.multipliers(1).logits
+        return hidden if multiplier == 1 else hidden * multiplier
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -290,7 +322,7 @@ class LanguageModel(nn.Module, ABC):
         decoder = self.decoder_weight
         if frozen and self.model_config.tied:
             decoder = decoder.detach()
-        return decoder_loss(self.before_decoder(hidden), decoder, self.head_bias, batch.targets)
+        return decoder_loss(self.decoder_input(hidden), decoder, self.head_bias, batch.targets)
 
     def forward(
         self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
@@ -315,15 +347,21 @@ class LanguageModel(nn.Module, ABC):
                 positions.copy_(sinusoids(*positions.shape) * (2**0.5 * init.positions_std))
 
     def draw(self, part: nn.Module, random: torch.Generator | None = None) -> None:
-        """Draws the weights of the model or of a block of it, from torch's global generator if none is given."""
-        init = self.model_config.init
-        residual_std = init.std
+        """Draws the weights of the model or of a block of it, from torch's global generator if none is given.
+
+        With CompleteP hidden matrices have a deviation smaller by 1 / sqrt(m_N); embeddings and decoder that of the
+        base model.
+        """
+        init, complete_p = self.model_config.init, self.model_config.complete_p
+        hidden_std = init.std / self.model_config.width_ratio**0.5
+        residual_std = hidden_std
         if init.residual == "by_depth":
-            residual_std /= (2 * self.model_config.layers) ** 0.5
+            residual_std /= (2 * (complete_p.layers if complete_p else self.model_config.layers)) ** 0.5
         stds = {"positions": init.positions_std, "attention_out": residual_std, "ffn_out": residual_std}
+        stds |= dict.fromkeys(("tokens", "segments", "decoder"), init.std)
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], init.std), generator=random)
+                nn.init.normal_(module.weight, std=stds.get(name.rpartition(".")[2], hidden_std), generator=random)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -33,13 +33,13 @@ def draw_growth(comparison: Comparison) -> Iterator[Picture]:
         )
         yield Picture("growth", caption, _around_growths(methods, growths, by_label))
     runs = [outcome.run for method in methods for outcome in method.outcomes]
-    stages = sorted({layers for run in runs for layers in run.depth_counts if layers != run.target_layers})
+    stages = sorted({layers for run in runs for layers in run.depth_counts if layers not in (0, run.target_layers)})
     if stages:
         caption = "the sampled depths: share of the micro-steps of a stage that run each depth; means over seeds."
         yield Picture("depths", caption, _sampled_depths(methods, stages[:_MAX_PANELS], by_label))
     runs = [run for run in runs if run.config.get("sampler.kind") == "lvps" and not run.is_scratch]
     runs = [run for run in runs if _lvps_constants(run)]
-    stages = sorted({n for run in runs for n in run.config["schedule.layers"] if n < run.target_layers})
+    stages = sorted({n for run in runs for n in run.config["schedule.layers"] if 0 < n < run.target_layers})
     if stages:
         caption = "low-value-prioritised sampling: the probability of each depth, for several strengths k."
         yield Picture("lvps", caption, _probabilities(runs[0], stages[:_MAX_PANELS]))

@@ -27,7 +27,7 @@ MADE_WITH = ("device", "precision", "git_commit")  # in summary.json
 _RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl")  # one of them beside config.yaml
 _MAX_LINE = 1_000_000  # bytes of a row, which has some hundred
 
-_Layers = Annotated[int, Field(gt=0, le=10_000)]
+_Layers = Annotated[int, Field(ge=0, le=10_000)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Loss: TypeAlias = float | None  # None or NaN where it was not finite
 

@@ -97,15 +97,16 @@ def commands(line: CommandLine) -> list[list[str]]:
     """The overrides of each of Hydra's sweeps that a command stands for: one, but for a shipped sweep.
 
     A shipped sweep (an experiment with `hydra.sweeper.params`) is preceded by the scratch runs that it is compared
-    with: one for each job, but for what growth alone is concerned with, so that nothing is trained twice. One over
-    other experiments is also preceded by the smaller models that some of these begin from.
+    with: one for each job, but for what growth alone is concerned with, so that nothing is trained twice. One that
+    varies nothing of growth is made of scratch runs, and nothing precedes it. One over other experiments is also
+    preceded by the smaller models that some of these begin from.
 
     Raises:
         ConfigError: words that cannot stand beside a shipped sweep.
     """
     name = next((w.partition("=")[2] for w in reversed(line.overrides) if w.startswith("experiment=")), "")
     params = shipped_params(name)
-    if not line.multirun or not params:
+    if not line.multirun or not any(key == "experiment" or _is_of_growth(key) for key in params):
         return [list(line.overrides)]
     typed = OverridesParser.create().parse_overrides(list(line.overrides))
     keys = {o.key_or_group for o in typed} - {"experiment"}

@@ -313,7 +313,8 @@ def _grown(row: dict[str, Any]) -> str:
 
 
 def _evaluation(row: dict[str, Any], change: str = "") -> str:
-    stored, full = row["eval/loss"], row["eval/loss_full_depth"]
+    stored = row["eval/loss"]
+    full = row.get("eval/loss_full_depth", stored)  # not where no layer is stored
     at_full = "" if stored == full else f", full depth {_value(full)}"
     averaged = f", averaged weights {_value(row['eval/loss_ema'])}" if "eval/loss_ema" in row else ""
     return f"validation loss {_value(stored)}{change}{at_full}{averaged}"

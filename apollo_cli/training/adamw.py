@@ -15,7 +15,7 @@ class AdamW:
     torch's class imports the compiler when it is made, whether compiled or not, which takes a second.
 
     Attributes:
-        param_groups: `params` and their `weight_decay`; may be edited in place.
+        param_groups: `params`, their `weight_decay` and, if it is not 1, their `lr_scale`; may be edited in place.
         state: for each parameter that had a gradient what `begin` returns, all fp32.
         averages: the mean of each parameter's values over all updates, ema mean + (1 - ema) values, from its first
             value on; empty without `ema`.
@@ -63,7 +63,7 @@ class AdamW:
                     if parameter not in self.state:
                         self.state[parameter] = self.begin(group, parameter)
             for scale, updated in by_scale.items():
-                self.update(group, updated, self.lr * scale, blocked)
+                self.update(group, updated, self.lr * (scale * group.get("lr_scale", 1.0)), blocked)
         if self.ema is not None:
             weight = 1 - self.ema if blocked is None else (1 - self.ema) * (1 - blocked)
             for parameter, average in self.averages.items():

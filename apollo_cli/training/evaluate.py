@@ -23,10 +23,11 @@ def evaluate(
 ) -> dict[str, float]:
     """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first.
 
+    Where no layer is stored there is none to share, and no `eval/loss_full_depth`.
     `progress` takes the number of batches that are done and of all.
     """
     stored, target = len(model.blocks), model.model_config.layers
-    depths = {stored, target}
+    depths = {stored, target} if stored else {0}
     total, done = len(depths) * len(batches), count(1)
     was_training = model.training
     model.eval()
@@ -35,9 +36,10 @@ def evaluate(
         for depth in depths
     }
     model.train(was_training)
+    full = {"eval/loss_full_depth": losses[target]} if stored else {}
     return {
         "eval/loss": losses[stored],
-        "eval/loss_full_depth": losses[target],
+        **full,
         "eval/perplexity": exp(min(losses[stored], 700.0)),  # beyond it a float overflows
     }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import cos, pi, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,17 @@ from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.muon import Muon, newton_schulz_flops
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+class OptimizedModel(Protocol):
+    """What the optimizer asks of a model; language models and classifiers have it."""
+
+    @property
+    def model_config(self) -> ModelConfig: ...
+    @property
+    def blocks(self) -> nn.ModuleList: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 def learning_rate(
@@ -54,31 +65,62 @@ def learning_rate(
     return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
 
 
-def build_optimizer(model: nn.Module, optim: OptimArgs) -> AdamW:
-    """The optimizer of all parameters; matrices and embeddings decay, norms and biases do not.
+def parameter_groups(model: OptimizedModel, optim: OptimArgs) -> list[dict[str, Any]]:
+    """The parameters by their rate and decay; matrices and embeddings decay, norms and biases do not.
 
-    `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.
+    With CompleteP the hidden matrices have their own rate, and their decay a step stays that of the base model
+    (Dey 2025, arXiv 2505.01618, table 1).
     """
-    if optim.kind == "muon":
-        matrices = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
-    else:
-        matrices = {}
-    ids = {id(p) for p in matrices.values()}
+    of_blocks = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    matrices = of_blocks if optim.kind == "muon" else {}
+    apart = of_blocks if model.model_config.width_ratio != 1 else matrices
+    ids = {id(p) for p in apart.values()}
     others = [p for p in model.parameters() if id(p) not in ids]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if optim.kind == "adamw":
-        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, ema=optim.ema)
-    for count in (3, 1):
+    scale = hidden_lr_scale(model.model_config, optim)
+    own = {"weight_decay": optim.weight_decay / scale} | ({"lr_scale": scale} if scale != 1 else {})
+    if apart and not matrices:
+        groups.append({"params": list(apart.values())} | own)
+    for count in (3, 1) if optim.kind == "muon" else ():
         params = [p for name, p in matrices.items() if matrices_in(name) == count]
-        groups.append({"params": params, "weight_decay": optim.weight_decay, "parts": count})
+        groups.append({"params": params, "parts": count} | own)
+    return groups
+
+
+def hidden_lr_scale(model_config: ModelConfig, optim: OptimArgs) -> float:
+    """The factor of the rate of hidden matrices with CompleteP; 1 in the standard parametrization.
+
+    An update may change features by the same amount at every width m_N times the base's: its spectral norm must not
+    change, as rows and columns grow together (Yang 2023, arXiv 2310.17813, condition 1). AdamW's entries are of one
+    size, and they are aligned, so the norm grows as the width: 1 / m_N. Muon's updates are orthogonal: 1, and with
+    the factor of match_rms_adamw, which grows as the root of the width, 1 / sqrt(m_N).
+    """
+    if optim.kind == "adamw":
+        return 1 / model_config.width_ratio
+    return 1.0 if optim.adjust_lr_fn == "original" else 1 / sqrt(model_config.width_ratio)
+
+
+def scaled_eps(model_config: ModelConfig, layers: int, optim: OptimArgs) -> float:
+    """AdamW's eps where `layers` are stored: with CompleteP / (m_N m_L), as the gradients."""
+    return optim.eps / (model_config.width_ratio * model_config.depth_ratio(layers))
+
+
+def build_optimizer(model: OptimizedModel, optim: OptimArgs) -> AdamW:
+    """The optimizer of all parameters.
+
+    `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.
+    """
+    groups, eps = parameter_groups(model, optim), scaled_eps(model.model_config, len(model.blocks), optim)
+    if optim.kind == "adamw":
+        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=eps, ema=optim.ema)
     return Muon(
         groups,
         lr=optim.lr,
         betas=optim.betas,
-        eps=optim.eps,
+        eps=eps,
         ema=optim.ema,
         momentum=optim.momentum,
         nesterov=optim.nesterov,

@@ -38,7 +38,7 @@ from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.model_card import CARD, WeightsOf, model_card
-from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.optimizer import build_optimizer, scaled_eps
 from apollo_cli.training.planning import make_task
 from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
@@ -221,9 +221,11 @@ class Pretraining(Session):
             strategy.restore(source.checkpoint().tensors, optimizer)
         stored, layers = source.model_config.layers, self.plan.schedule.stages[0].layers
         if stored != layers:
-            growth = self.plan.expander.growth(stored, layers)
+            model_config = strategy.model.model_config
+            growth = self.plan.expander.growth(stored, layers).at_ratio(model_config.branch_ratio(stored, layers))
             drawn = drawn_layers(strategy.language_model(), growth, generator(self.plan.seed, Purpose.GROWTH, 0))
             strategy.grow(optimizer, growth, self.config.expander.moments, drawn)
+            optimizer.eps = scaled_eps(model_config, layers, self.config.optim)
         self.console.say(f"begun from {source}, with its optimizer's state")
 
     def _new_model(

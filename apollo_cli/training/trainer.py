@@ -15,11 +15,14 @@ from apollo_cli import files
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
+from apollo_cli.growth.expanders import Growth
+from apollo_cli.growth.expansion import hand_over_norm
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.growth.schedule import Stage
 from apollo_cli.models.activation_memory import ActivationMemory
+from apollo_cli.models.bert import Bert
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.tracking.tracker import Tracker
@@ -31,7 +34,7 @@ from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.memory import activation_limit, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
-from apollo_cli.training.optimizer import build_optimizer, learning_rate
+from apollo_cli.training.optimizer import build_optimizer, learning_rate, parameter_groups, scaled_eps
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
 
 
@@ -178,12 +181,16 @@ class Trainer:
         ends: dict[str, float] = {"growth/from": self.layers, "growth/to": stage.stage.layers}
         if stage.stage.width != self.width:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
-        before = self.evaluate_model()
+        before, layers = self.evaluate_model(), self.layers
         self.row(ends | before)
         if stage.stage.width == self.width and self.plan.expander.learning is None:
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
-            drawn = drawn_layers(self.strategy.language_model(), stage.growth, rng)
-            self.strategy.grow(self.optimizer, stage.growth, self.args.moments, drawn)
+            config, drawn = self.model.model_config, drawn_layers(self.strategy.language_model(), stage.growth, rng)
+            growth = stage.growth.at_ratio(config.branch_ratio(layers, stage.stage.layers))
+            self.strategy.grow(self.optimizer, growth, self.args.moments, drawn)
+            self.optimizer.eps = scaled_eps(config, stage.stage.layers, self.args.optim)
+            if not layers:
+                self.begin_layers(growth)
         else:
             self.enlarge(stage.stage, stop)
         after = self.evaluate_model()
@@ -193,6 +200,15 @@ class Trainer:
             {"step": self.state.step, **{key.removeprefix("growth/"): value for key, value in ends.items()}}
             | {"eval/loss_before": finite(before["eval/loss"]), "eval/loss_after": finite(after["eval/loss"])}
         )
+
+    def begin_layers(self, growth: Growth) -> None:
+        """What the first layers of a model need beyond their weights: their groups, and the norm below them."""
+        model = self.strategy.language_model()
+        self.optimizer.param_groups = parameter_groups(model, self.args.optim)
+        if growth.zero_init and isinstance(model, Bert):
+            hand_over_norm(
+                model.embedding_norm, model.blocks[-1].get_submodule("ffn_norm"), self.optimizer, self.args.moments
+            )
 
     def enlarge(self, stage: Stage, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""

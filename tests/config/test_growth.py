@@ -26,7 +26,7 @@ def composed() -> dict[str, Any]:
         ({"expander.mode": "near"}, ["expander.mode=near", "nearest", "linear"]),
         ({"expander.moments": "drop"}, ["expander.moments=drop", "keep", "map", "reset"]),
         ({"schedule.layers": [6, 3, 1, 12]}, ["schedule.layers", "[6, 3, 1, 12]", "never fall"]),
-        ({"schedule.layers": [0, 3, 6, 12]}, ["schedule.layers", "[0, 3, 6, 12]", "1 or more"]),
+        ({"schedule.layers": [-1, 3, 6, 12]}, ["schedule.layers", "[-1, 3, 6, 12]", "0 or more"]),
         (
             {"schedule.trained": ["all", "new"]},
             ["schedule.trained has 2", "schedule.layers 4", "one for each stage"],
@@ -174,9 +174,40 @@ def test_an_impossible_learned_map_is_refused(words: list[str], said: str) -> No
     assert re.search(said, problem)
 
 
-def test_layers_that_are_drawn_whole_are_refused_in_shards() -> None:
-    (problem,) = problems_of(compose_values(["expander=fresh", "distributed=fsdp"]))
-    assert problem.startswith("distributed=fsdp: the new layers of expander=fresh are drawn whole")
+ZERO = ("schedule.layers=[0,12]", "schedule.ends=[0.2,1]")
+
+
+def test_no_layers_at_first_need_fresh_ones_and_no_sharing() -> None:
+    assert parse(compose_values([*ZERO, "sampler=shallow", "expander=fresh"])).schedule.layers == (0, 12)
+    sampler, expander = reversed(problems_of(compose_values([*ZERO])))
+    assert sampler == (
+        "schedule.layers=[0, 12]: stage 1 stores no layer, so sampler=lvps has none to share; type sampler=shallow"
+    )
+    assert expander == (
+        "schedule.layers=[0, 12]: the first layers have none to be copied from by expander=interpolate; type "
+        "expander=fresh"
+    )
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "edge", "full", "subset", "prefixes"])
+def test_samplers_that_share_or_choose_layers_are_refused_where_there_are_none(sampler: str) -> None:
+    sizes = ["sampler.sizes=[1,12]"] if sampler == "subset" else []
+    (problem,) = problems_of(compose_values([*ZERO, "expander=fresh", f"sampler={sampler}", *sizes]))
+    assert f"sampler={sampler} has none to share; type sampler=shallow" in problem
+
+
+@pytest.mark.parametrize("expander", ["stack", "append", "middle", "boundary", "net2net", "split", "msg"])
+def test_expanders_that_copy_are_refused_where_there_is_nothing(expander: str) -> None:
+    (problem,) = problems_of(compose_values([*ZERO, "sampler=shallow", f"expander={expander}"]))
+    assert problem.endswith(f"by expander={expander}; type expander=fresh")
+
+
+def test_a_stage_without_layers_has_the_whole_width_and_nothing_below_to_freeze() -> None:
+    words = [*ZERO, "sampler=shallow", "expander=fresh"]
+    (problem,) = problems_of(compose_values([*words, "schedule.widths=[0.5,1]"]))
+    assert "a stage without layers has the whole width" in problem
+    (problem,) = problems_of(compose_values([*words, "schedule.trained=[all,new]"]))
+    assert "before stage 2 there is no layer; make it all there" in problem
 
 
 @pytest.mark.parametrize("name", ["bert2bert", "lemon"])

@@ -8,6 +8,7 @@ import pytest
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.config.model import with_sizes
+from apollo_cli.models.model_config import CompleteP
 from tests.helpers.config_values import changed, problems_of, refuses
 
 
@@ -60,6 +61,46 @@ def test_every_size_has_heads_of_64_and_an_inner_width_of_4(size: str) -> None:
 @pytest.mark.parametrize(("hidden", "ffn"), [(64, 192), (128, 320), (256, 704), (768, 2048), (8, 64)])
 def test_llamas_inner_width_is_eight_thirds_of_the_width_to_a_multiple_of_64(hidden: int, ffn: int) -> None:
     assert with_sizes({"kind": "llama", "hidden": hidden, "heads": None, "ffn": None})["ffn"] == ffn
+
+
+BASE = ("model.parametrization=completep", "model.base_hidden=64", "model.base_layers=3")
+
+
+@pytest.mark.parametrize(
+    ("words", "base"),
+    [
+        (["model.hidden=128"], CompleteP(64, 3, 32)),  # heads follow from each width: 64 at 128, 32 at 64
+        (["model.hidden=128", "model.heads=4"], CompleteP(64, 3, 32)),  # heads of 32, here and there
+        (["model.hidden=128", "model.heads=8"], CompleteP(64, 3, 16)),
+        (["model.hidden=128", "model.heads=8", "model.base_heads=1"], CompleteP(64, 3, 64)),
+        (["model.hidden=64"], CompleteP(64, 3, 32)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_the_base_of_completep(kind: str, words: list[str], base: CompleteP) -> None:
+    config = parse(compose_values([f"model={kind}", *BASE, *words]))
+    assert config.model_config.complete_p == base
+    assert config.raw["model"]["base_heads"] == 64 // base.head_width
+    assert config.model.init_std == round(0.02 * (768 / 64) ** 0.5, 4)  # the base's, whatever the width
+    standard = parse(compose_values([f"model={kind}", *BASE[1:], *words]))
+    assert standard.model_config.complete_p is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (BASE[:2], ["model.base_layers=null", "depth", "model.base_layers=12"]),
+        (BASE[::2], ["model.base_hidden=null", "width", "model.base_hidden=128"]),
+        ((*BASE, "model.heads=1"), ["model.base_heads=null: heads of 128 do not divide model.base_hidden=64"]),
+        ((*BASE, "model.base_heads=5"), ["model.base_heads=5 does not divide model.base_hidden=64"]),
+        ((*BASE, "model=bert"), ["completep", "model=bert is post-norm", "model=gpt or model=llama"]),
+        ((*BASE, "model.parametrization=mup"), ["model.parametrization=mup", "standard", "completep"]),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(words: tuple[str, ...], says: list[str]) -> None:
+    kind = () if "model=bert" in words else ("model=gpt",)
+    (problem,) = problems_of(compose_values(["size=nano", *kind, *words]))
+    assert all(each in problem for each in says), problem
 
 
 def test_llamas_heads_have_an_even_width() -> None:

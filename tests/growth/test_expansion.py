@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
-from apollo_cli.growth.expanders import CopyLayers, Expander, Fresh, Growth, Interpolate, Net2Net, SplitCopies
-from apollo_cli.growth.expansion import MOMENTS, grow
+from apollo_cli.growth.expanders import CopyLayers, Expander, Fresh, Growth, Interpolate, Msg, Net2Net, SplitCopies
+from apollo_cli.growth.expansion import MOMENTS, grow, hand_over_norm
 from apollo_cli.growth.layer_maps import layer_map
+from apollo_cli.models.bert import Bert
 from apollo_cli.models.build import build
-from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import drawn_layers
-from apollo_cli.training.optimizer import build_optimizer
+from apollo_cli.training.optimizer import build_optimizer, parameter_groups
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
 EXPANDERS: dict[str, Expander] = {
@@ -557,3 +558,150 @@ def test_matrix_for_another_number_of_layers_is_refused() -> None:
     grown = nn.ModuleList(model.new_block() for _ in range(6))
     with pytest.raises(ValueError, match="a growth of 2 layers to 6 cannot grow 3 to 6"):
         grow(model.blocks, grown, optimizer, CopyLayers("nearest").growth(2, 6), "map")
+
+
+BASE = CompleteP(hidden=8, layers=2, head_width=8)
+PRE_NORM: tuple[Kind, ...] = ("gpt", "llama")
+
+
+def trained_completep(kind: Kind, layers: int) -> tuple[LanguageModel, AdamW]:
+    torch.manual_seed(0)
+    config = ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET, complete_p=BASE)
+    model = build(config, layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    optimizer = build_optimizer(model, OPTIM)
+    train(model, optimizer, 3)
+    return model, optimizer
+
+
+def at_depths(growth: Growth, source: int, target: int) -> Growth:
+    return growth.at_ratio(source / target)
+
+
+@pytest.mark.parametrize("kind", PRE_NORM)
+@pytest.mark.parametrize("expander", [Net2Net(), Fresh(0.0)], ids=["net2net", "fresh"])
+@pytest.mark.parametrize(("source", "target"), [(3, 6), (3, 5), (1, 4)])
+def test_exact_growths_stay_exact_where_the_multiplier_falls(
+    kind: Kind, expander: Expander, source: int, target: int
+) -> None:
+    """Twice the layers, half the multiplier: the projections of old layers are doubled, as are their averages."""
+    model, optimizer = trained_completep(kind, source)
+    model.eval()
+    optimizer.averages = {p: p.detach().clone() for p in model.parameters()}
+    before, tokens = weights(model.blocks), torch.randint(VOCABULARY, (3, LENGTH))
+    expected = model.logits(tokens, range(source))
+    growth = at_depths(expander.growth(source, target), source, target)
+    expand_by(growth, model, optimizer)
+    torch.testing.assert_close(model.logits(tokens, range(target)), expected, rtol=0, atol=1e-5)
+    old = [slot for slot in range(target) if slot not in growth.new]
+    for name, grown in weights(model.blocks).items():
+        factor = target / source if "_out." in name else 1
+        torch.testing.assert_close(grown[old], before[name] * factor)
+    assert all(torch.equal(optimizer.averages[p], p) for block in model.blocks for p in block.parameters())
+
+
+def test_gated_growth_stays_exact_where_the_multiplier_falls() -> None:
+    model, optimizer = trained_completep("gpt", 2)
+    tokens = torch.randint(VOCABULARY, (3, LENGTH))
+    expected = model.eval().logits(tokens, range(2))
+    growth = at_depths(Msg(0.1).growth(2, 4), 2, 4)
+    expand_by(growth, model, optimizer)
+    hidden = model.trunk(tokens, range(4), gates=dict.fromkeys(growth.gated, 0.0))
+    torch.testing.assert_close(model.head(hidden), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("growth", ["nearest", "stack"])
+def test_copies_share_what_their_layer_added_by_the_multiplier_alone(growth: str) -> None:
+    """3 -> 6 by interpolation is a split with the exponent 1: the weights stay, bit for bit."""
+    model, optimizer = trained_completep("gpt", 3)
+    before = weights(model.blocks)
+    matrix = EXPANDERS[growth].growth(3, 6)
+    expand_by(at_depths(matrix, 3, 6), model, optimizer)
+    for name, grown in weights(model.blocks).items():
+        assert same_bits(grown, before[name][matrix.matrix.argmax(axis=1)]), name
+
+
+def test_a_split_adds_the_stated_share_whatever_the_multiplier() -> None:
+    """3 -> 6, exponent 1: two copies add the half each, and the multiplier has done that; with 0 each adds all."""
+    for exponent, factor in ((1.0, 1.0), (0.0, 2.0)):
+        model, optimizer = trained_completep("gpt", 3)
+        before = weights(model.blocks)
+        expand_by(at_depths(SplitCopies(exponent).growth(3, 6), 3, 6), model, optimizer)
+        for name, grown in weights(model.blocks).items():
+            scale = factor if "_out." in name else 1.0
+            torch.testing.assert_close(grown, before[name].repeat_interleave(2, 0) * scale)
+
+
+def gradients(model: LanguageModel) -> dict[str, Tensor]:
+    model.zero_grad()
+    tokens = torch.randint(VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(5))
+    model.loss(Batch(tokens, torch.arange(32), tokens.flatten()), range(len(model.blocks))).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_moments_follow_the_gradients_where_the_multiplier_falls() -> None:
+    """3 -> 6 by net2net: exactly, half as large for the last projections, equal for all other parameters."""
+    model, optimizer = trained_completep("gpt", 3)
+    before, moments = gradients(model), {k: states(model.blocks, optimizer, k) for k in ("exp_avg", "exp_avg_sq")}
+    expand_by(at_depths(Net2Net().growth(3, 6), 3, 6), model, optimizer, "new")
+    after = gradients(model)
+    for old, new in ((0, 0), (1, 2), (2, 4)):
+        for name, p in model.blocks[new].named_parameters():
+            scale = 0.5 if "_out." in name else 1.0
+            torch.testing.assert_close(
+                after[f"blocks.{new}.{name}"], before[f"blocks.{old}.{name}"] * scale, rtol=1e-3, atol=1e-6
+            )
+            torch.testing.assert_close(optimizer.state[p]["exp_avg"], moments["exp_avg"][name][old] * scale)
+            torch.testing.assert_close(
+                optimizer.state[p]["exp_avg_sq"], moments["exp_avg_sq"][name][old] * scale**2
+            )
+            assert optimizer.state[p]["step"] == 3
+
+
+def test_moments_of_copies_fall_with_the_multiplier() -> None:
+    model, optimizer = trained_completep("gpt", 3)
+    before = states(model.blocks, optimizer, "exp_avg")
+    expand_by(at_depths(Interpolate("nearest").growth(3, 6), 3, 6), model, optimizer, "map")
+    for name, values in states(model.blocks, optimizer, "exp_avg").items():
+        for slot, value in enumerate(values):
+            torch.testing.assert_close(value, before[name][slot // 2] * 0.5)
+
+
+def test_from_no_layers_all_are_drawn() -> None:
+    growth = Fresh(0.0).growth(0, 3)
+    assert growth.matrix.shape == (3, 0)
+    assert growth.new == growth.drawn == growth.zero_init == (0, 1, 2)
+    assert Fresh(0.5).growth(0, 2).residual_scale == {0: 0.5, 1: 0.5}
+
+
+@each_model
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_first_layers_add_nothing_and_all_parameters_train(kind: Kind, ema: float | None) -> None:
+    """The norm of BERT's embedding goes, with its moments, to the output norm of the last layer."""
+    model = make_model(kind, 0)
+    settings = OPTIM.model_copy(update={"ema": ema})
+    optimizer = build_optimizer(model, settings)
+    tokens = torch.randint(VOCABULARY, (4, LENGTH))
+    batch = Batch(tokens, torch.arange(32), tokens.roll(-1, dims=1).flatten())
+    for _ in range(3):
+        model.loss(batch, ()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = model.logits(tokens, ())
+    growth = Fresh(0.0).growth(0, 3)
+    expand_by(growth, model, optimizer, "new")
+    if isinstance(model, Bert):
+        moments = optimizer.state[model.embedding_norm.get_parameter("weight")]["exp_avg"]
+        hand_over_norm(model.embedding_norm, model.blocks[-1].get_submodule("ffn_norm"), optimizer, "new")
+        assert optimizer.state[model.blocks[-1].get_parameter("ffn_norm.weight")]["exp_avg"] is moments
+        assert model.embedding_norm.get_parameter("weight") not in optimizer.state
+    torch.testing.assert_close(model.logits(tokens, range(3)), expected, rtol=0, atol=1e-5)
+    optimizer.param_groups = parameter_groups(model, settings)
+    model.loss(batch, range(3)).backward()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert not {name for name in still if "_out.weight" in name or not name.startswith("blocks.")}
+    assert optimizer.averages.keys() == (set(model.parameters()) if ema else set())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model, save_model
-from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 
 ENDS = {"bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}
@@ -91,6 +91,27 @@ def test_export_loads_in_transformers_and_gives_the_same_logits(
     ours = model.logits(tokens, range(layers))
     assert ours.std() > 0.5  # nothing collapsed, so that the comparison means something
     torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("model_config", MODEL_CONFIGS[2:], ids=lambda model_config: model_config.kind)
+@torch.no_grad()
+def test_the_factors_of_completep_are_in_the_exported_weights(
+    model_config: ModelConfig, layers: int, tmp_path: Path
+) -> None:
+    """Base: half of the width, two layers, heads of 2; so no factor is 1."""
+    complete_p = CompleteP(model_config.hidden // 2, 2, 2)
+    model = make_model(replace(model_config, complete_p=complete_p), layers)
+    save_model(model, tmp_path, SPECIAL[model_config.kind])
+    theirs, loading = auto(model_config.kind).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = make_tokens(model_config.vocabulary, model_config.positions)
+    ours = model.logits(tokens, range(layers))
+    assert ours.std() > 0.25
+    torch.testing.assert_close(ours, theirs.eval()(tokens).logits, rtol=0, atol=1e-4)
+    plain = load_model(tmp_path)
+    assert plain.model_config.complete_p is None
+    torch.testing.assert_close(plain.logits(tokens, range(layers)), ours, rtol=0, atol=1e-4)
 
 
 @each_kind

@@ -220,7 +220,7 @@ def test_dropout_acts_in_embeddings_attention_and_both_halves_of_a_layer(
         used.append(probability)
         return hidden
 
-    def spy_attention(query: Tensor, *_: Tensor, causal: bool, probability: float) -> Tensor:
+    def spy_attention(query: Tensor, *_: Tensor, probability: float, **more: Any) -> Tensor:
         used.append(probability)
         return query
 

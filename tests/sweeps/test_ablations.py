@@ -17,7 +17,8 @@ from apollo_cli.report.runs import flat
 from apollo_cli.sweeps import grid
 from apollo_cli.train import STAMP, run
 
-ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation/"))
+TRANSFER = "ablation/lr_transfer"
+ABLATIONS = sorted(name for name in groups()["experiment"] if name.startswith("ablation/") and name != TRANSFER)
 SEEDS = 3
 OWN: dict[str, dict[tuple[str, ...], set[tuple[Any, ...]]]] = {
     "ablation/samplers": {("sampler.kind",): {("lvps",), ("uniform",), ("edge",), ("full",), ("shallow",)}},
@@ -55,6 +56,15 @@ def jobs(words: Sequence[str]) -> list[list[Config]]:
 
 def _experiment(overrides: Sequence[str]) -> str:
     return next((word.partition("=")[2] for word in overrides if word.startswith("experiment=")), "")
+
+
+def test_the_rates_of_both_parametrizations_are_swept_without_a_baseline() -> None:
+    (swept,) = jobs([f"experiment={TRANSFER}"])
+    assert groups()["experiment"][TRANSFER].endswith(f"; {len(swept)} runs")
+    cells = {(c.model.parametrization, c.model.layers, c.optim.lr, c.run.seed) for c in swept}
+    assert len(cells) == len(swept) == 2 * 3 * 5 * SEEDS
+    assert {(c.model.base_hidden, c.model.base_layers, c.model.hidden) for c in swept} == {(64, 2, 64)}
+    assert all(c.schedule.layers == (c.model.layers,) for c in swept)
 
 
 def test_the_ablations_of_the_paper_are_shipped() -> None:

@@ -30,6 +30,7 @@ METHODS = {  # each in four layers and twelve steps; a stage begins at steps 4, 
                "optim.at_growth=restart"),
     "fresh": ("expander=fresh", "expander.output_scale=0.1", "sampler=shallow", "schedule.layers=[2,4]", TWO,
               "expander.lr_scale=1.5", "expander.lr_steps=3", "optim.ema=0.9"),
+    "zero": ("expander=fresh", "sampler=shallow", "schedule.layers=[0,4]", TWO, "optim.ema=0.9"),
     "split": ("expander=split", "expander.moments=new", "sampler=shallow", "schedule.layers=[2,4]", TWO,
               "optim.kind=muon", "expander.lr_scale=0.5", "expander.lr_steps=2"),
     "midas": ("expander=middle", "expander.moments=map", "sampler=shallow", "schedule.layers=[2,4]", TWO),
@@ -71,6 +72,25 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
     ours, theirs = weights(tmp_path / "run", 12), weights(tmp_path / "straight", 12)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_run_begins_without_layers(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
+    """Nothing is shared, so there is no loss at full depth; the first layers change nothing."""
+    words = (f"model={kind}", *RARELY, *METHODS["zero"], "checkpoint.keep=9")
+    result = train(config(*words), tmp_path)
+    first, before, after, *_, last = [row for row in read_rows(tmp_path) if "eval/loss" in row]
+    assert not {"eval/loss_full_depth"} & (first.keys() | before.keys())
+    assert "eval/loss_full_depth" in after
+    for loss in ("eval/loss", "eval/loss_ema"):
+        assert after[loss] == pytest.approx(before[loss], abs=1e-5)
+    assert not any(name.startswith("blocks.") for name in weights(tmp_path, 6))
+    assert last["eval/loss"] < after["eval/loss"] < first["eval/loss"]
+    stage = result.plan.as_dict()["stages"][0]
+    assert (stage["layers"], stage["depth_counts"], stage["depth_probabilities"]) == (0, {0: 6}, {0: 1.0})
+    assert result.plan.as_dict()["stages"][1]["growth_map"] == [None] * 4
+    grown = load_file(tmp_path / "checkpoints" / "step_00000012" / "optimizer.safetensors")
+    assert {name.partition("/")[0] for name in grown} == set(weights(tmp_path, 12))
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])

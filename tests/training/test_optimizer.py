@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from math import cos, pi
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from apollo_cli.config.config import Config
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.models.build import build
+from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
 
 
@@ -192,3 +194,66 @@ def test_the_state_of_another_optimizer_is_refused(
     changed = {f"{name}/{key}": value for key, value in (whole | part).items() if value is not None}
     with pytest.raises(ValueError, match=r"state of embedding_norm\.weight"):
         restore_state(model.named_parameters(), optimizer, changed)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_completep_by_hand(kind: Kind, optim: Callable[..., OptimArgs]) -> None:
+    """Four times the base's width, 3 stored layers of a base of 2: m_N = 4, m_L = 3/2."""
+    base = CompleteP(16, 2, 16)
+    config = ModelConfig(kind, 31, 12, 64, 4, 80, layers=6, tied=kind == "gpt", complete_p=base)
+    model, settings = build(config, 3), optim("optim.lr=0.5", "optim.eps=1e-8", "optim.weight_decay=0.1")
+    optimizer = build_optimizer(model, settings)
+    names = {p: name for name, p in model.named_parameters()}
+    rules = {
+        names[p]: (group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rules.keys() == dict(model.named_parameters()).keys()
+    for name, p in model.named_parameters():
+        hidden = name.startswith("blocks.") and p.ndim == 2
+        assert rules[name] == ((0.25, 0.4) if hidden else (1.0, 0.1 if p.ndim == 2 else 0.0)), name
+    assert optimizer.eps == 1e-8 / (4 * 1.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for name, p in model.named_parameters():  # the first update of AdamW is the sign of the gradient
+        scale, decay = rules[name]
+        expected = before[name] * (1 - 0.5 * scale * decay) - 0.5 * scale
+        torch.testing.assert_close(p, expected, msg=name)
+
+
+def test_completep_at_its_base_has_the_standard_groups(optim: Callable[..., OptimArgs]) -> None:
+    config = ModelConfig("gpt", 31, 12, 64, 4, 80, layers=6)
+    plain, base = (
+        build_optimizer(build(replace(config, complete_p=each), 6), optim())
+        for each in (None, CompleteP(64, 6, 16))
+    )
+    shapes = [[(g["weight_decay"], [p.shape for p in g["params"]]) for g in o.param_groups] for o in (plain, base)]
+    assert shapes[0] == shapes[1]
+    assert all("lr_scale" not in group for group in base.param_groups)
+    assert base.eps == plain.eps
+
+
+@pytest.mark.parametrize(("adjust", "scale"), [("original", 1.0), ("match_rms_adamw", 0.5)])
+def test_muon_with_completep_keeps_the_spectral_norm_of_an_update(
+    adjust: str, scale: float, optim: Callable[..., OptimArgs]
+) -> None:
+    """Four times the width: orthogonal updates need no factor, those of match_rms_adamw, sqrt(4) as large, 1/2."""
+    settings = optim("optim=muon", f"optim.adjust_lr_fn={adjust}", "optim.lr=1.0", "optim.weight_decay=0")
+    norms = []
+    for hidden in (16, 64):
+        torch.manual_seed(0)
+        config = ModelConfig("gpt", 31, 12, hidden, 2, 4 * hidden, layers=2, complete_p=CompleteP(16, 2, 8))
+        model = build(config, 2)
+        optimizer = build_optimizer(model, settings)
+        matrix = model.blocks[0].get_parameter("ffn_in.weight")
+        before = matrix.detach().clone()
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        norms.append(torch.linalg.matrix_norm(matrix.detach() - before, 2).item())
+        own = [group for group in optimizer.param_groups if "parts" in group]
+        assert {group.get("lr_scale", 1.0) for group in own} == {scale if hidden == 64 else 1.0}
+    assert norms[1] == pytest.approx(norms[0], rel=0.3)  # singular values are between 0.7 and 1.2

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from apollo_cli.growth.expanders import Growth
 from apollo_cli.growth.expansion import State, grow
@@ -74,6 +74,7 @@ class FullyShardedDataParallel(ParallelStrategy):
     def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
         """Expands the layers shard by shard; FSDP does not take new layers, so the model is a new one."""
         old, self.model = self.model, self._empty(len(growth.matrix))
+        drawn = {slot: self._sharded(layer, self.model.blocks[slot]) for slot, layer in drawn.items()}
         grow(old.blocks, self.model.blocks, optimizer, growth, moments, drawn)
         others = {name: p for name, p in old.named_parameters() if not name.startswith("blocks.")}
         new = {p: self.language_model().get_parameter(name) for name, p in others.items()}
@@ -85,6 +86,15 @@ class FullyShardedDataParallel(ParallelStrategy):
                 optimizer.averages[copy] = optimizer.averages.pop(parameter)
         for group in optimizer.param_groups:
             group["params"] = [new.get(p, p) for p in group["params"]]
+
+    def _sharded(self, layer: State, like: nn.Module) -> State:
+        """This process' rows of the parameters of a layer, which all processes have whole and alike."""
+        found: State = {}
+        for name, parameter in like.named_parameters():
+            assert isinstance(parameter, DTensor)
+            whole = layer[name].to(self.device.device)
+            found[name] = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return found
 
     def enlarge(self, model_config: ModelConfig, layers: int, init_from: InitFrom) -> None:
         """Rank 0 enlarges the whole model on its CPU, then all take their shards of it."""

@@ -22,7 +22,7 @@ from apollo_cli.models.flops import FORWARD_AND_BACKWARD
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.init_from.weights import layers_of, non_block_params, sizes, with_positions_of
+from apollo_cli.training.init_from.weights import layers_of, non_block_params, params_for, sizes, with_positions_of
 
 _NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
 _NOISE = 0.03  # added to the initial depth weights, uniform (the paper's release)
@@ -61,8 +61,8 @@ class LearnedMap(nn.Module):
         super().__init__()
         old_sizes = sizes(source.model_config)
         self._head, self._heads_per_kv = old_sizes.hidden // old_sizes.heads, old_sizes.heads_per_kv
-        self.layers = layers_of(source)
-        self._source = (source,)  # in a tuple, so that it is no submodule and is not trained
+        self._params, self._tied = params_for(source, model_config), model_config.tied  # not trained
+        self.layers = layers_of(self._params)
         old, new = widths_of(source.model_config), widths_of(model_config)
         self.extra = nn.ParameterDict(
             {space: _tensor(rng.normal(0, _NEW_STD, (new[space] - n, n))) for space, n in old.items()}
@@ -83,7 +83,7 @@ class LearnedMap(nn.Module):
     def state(self) -> State:
         """The large model's parameters, differentiable in the map."""
         chosen = self.spaces()
-        state = non_block_params(self._source[0], chosen)
+        state = non_block_params(self._params, chosen, tied=self._tied)
         for name in self.layers[0]:
             wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers])
             modules = _modules(name)

@@ -208,6 +208,10 @@ def _optimizer_problems(source: SourceModel, before: Config, config: Config) -> 
         found.append(f"it has the state of {before.optim.kind}; type optim={before.optim.kind}")
     if (before.optim.ema is None) != (config.optim.ema is None):
         found.append(f"its optim.ema is {before.optim.ema}; both have averages of the weights, or none has")
+    if before.model.complete_p != config.model.complete_p:
+        base = {key: getattr(before.model, key) for key in ("base_hidden", "base_layers", "base_heads")}
+        typed = {"parametrization": before.model.parametrization} | (base if before.model.complete_p else {})
+        found.append(f"type {' '.join(f'model.{key}={value}' for key, value in typed.items())}, as it has")
     if sizes(source.model_config) != sizes(target):
         found.append("the width grows, and moments have no rule for that; type init_from.optimizer=false")
     if source.model_config.positions != target.positions:
@@ -236,6 +240,8 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
         )
     if source.positions < target.positions:
         found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
+    if not source.layers:
+        found.append("it has no layers, so there is nothing to copy; take another one")
     if source.layers > layers:
         found.append(
             f"it has {source.layers} layers and schedule.layers begins with {layers}: nothing shrinks; type "

@@ -11,6 +11,7 @@ from apollo_cli.growth.expansion import grown_tensor, source_rows
 from apollo_cli.growth.width import WIDTHS, Sizes, Spaces, State, spaces, widened, widened_layers
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.parametrization import restated
 from apollo_cli.models.transformer import LanguageModel
 
 InitFrom = Callable[[LanguageModel, LanguageModel], None]
@@ -42,23 +43,37 @@ def init_from_smaller(
     source.cpu()
     chosen = spaces(expander.width_rule, sizes(source.model_config), sizes(model.model_config), rng)
     rule = WIDTHS[expander.width_rule]
-    layers = widened_layers(layers_of(source), chosen, new_from_above=rule.new_from_above)
-    growth = expander.growth(len(source.blocks), len(model.blocks))
+    params = params_for(source, model.model_config)
+    layers = widened_layers(layers_of(params), chosen, new_from_above=rule.new_from_above)
+    depths = len(source.blocks), len(model.blocks)
+    growth = expander.growth(*depths).at_ratio(model.model_config.branch_ratio(*depths))
     post_norm = model.blocks[0].pre_norm is False
     deep = deepen(layers, growth, drawn_layers(model, growth, rng), post_norm=post_norm)
-    state = non_block_params(source, chosen) | deep
+    state = non_block_params(params, chosen, tied=model.model_config.tied) | deep
     model.load_state_dict(with_positions_of(state, model))
 
 
-def layers_of(model: LanguageModel) -> list[State]:
-    """The parameters of each layer by their names within it, without gradient."""
-    return [{name: p.detach() for name, p in block.named_parameters()} for block in model.blocks]
+def params_for(source: LanguageModel, target: ModelConfig) -> State:
+    """The parameters of a source, without gradient, as they compute the same with the multipliers of the target."""
+    depth, hidden = len(source.blocks), source.model_config.hidden
+    old, new = source.model_config.multipliers(depth), target.multipliers(depth)
+    return {name: restated(name, p.detach(), hidden, old, new) for name, p in source.named_parameters()}
 
 
-def non_block_params(model: LanguageModel, spaces: Spaces) -> State:
+def layers_of(params: State) -> list[State]:
+    """The parameters of each layer by their names within it."""
+    layers: dict[str, State] = {}
+    for name, tensor in params.items():
+        if name.startswith("blocks."):
+            _, layer, inner = name.split(".", 2)
+            layers.setdefault(layer, {})[inner] = tensor
+    return list(layers.values())
+
+
+def non_block_params(params: State, spaces: Spaces, *, tied: bool) -> State:
     """Embeddings, norms and head, widened."""
-    named = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("blocks.")}
-    return {name: widened(name, tensor, spaces, tied=model.model_config.tied) for name, tensor in named.items()}
+    named = {name: tensor for name, tensor in params.items() if not name.startswith("blocks.")}
+    return {name: widened(name, tensor, spaces, tied=tied) for name, tensor in named.items()}
 
 
 def deepen(layers: Sequence[State], growth: Growth, drawn: Mapping[int, State], *, post_norm: bool) -> State:

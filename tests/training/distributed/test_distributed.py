@@ -143,6 +143,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "reset": ("expander=stack", "expander.moments=reset", "model=gpt"),
     "width": ("expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "model=gpt"),
     "ema": ("model=bert", "expander=net2net", "expander.moments=new", "expander.lr_scale=2", "optim.ema=0.8"),
+    "zero": ("model=bert", "expander=fresh", "sampler=shallow", "schedule.layers=[0,0,4]"),
+    "fresh": ("model=gpt", "expander=fresh", "expander.output_scale=0.5", "optim.ema=0.8"),
+    "completep": (
+        *("model=llama", "model.parametrization=completep", "model.base_hidden=8", "model.base_layers=2"),
+        "expander=net2net",
+    ),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
 }
 

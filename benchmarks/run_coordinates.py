@@ -1,0 +1,132 @@
+"""The coordinate check: how large activations are, and how far training moves them, by width and depth.
+
+`python -m benchmarks.run_coordinates gpt` draws both parametrizations side by side, in about a minute, into
+benchmarks/results/coordinates_gpt.png; `llama` likewise. In CompleteP the lines are flat (Dey 2025,
+arXiv 2505.01618), so one learning rate suits every width and depth.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from apollo_cli import files
+from apollo_cli.config.training import OptimArgs
+from apollo_cli.models.build import build
+from apollo_cli.models.model_config import CompleteP, Initialization, Kind, ModelConfig, Parametrization
+from apollo_cli.models.transformer import Batch, Block, LanguageModel
+from apollo_cli.training.optimizer import build_optimizer
+from benchmarks.archives import RESULTS
+
+WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16, 32)
+BASE_HIDDEN, BASE_LAYERS, HEAD_WIDTH = 64, 2, 32
+MODULES = ("embedding", "attention", "feed-forward", "residual stream", "logits")
+_STEPS, _VOCABULARY, _ROWS, _LENGTH = 10, 64, 8, 16
+# a small deviation, so that after ten steps what is learned outweighs what was drawn
+_INIT = Initialization(std=0.01, positions_std=0.01)
+_OPTIM = OptimArgs(
+    lr=2e-3,
+    schedule="constant",
+    knots=None,
+    warmup=0.0,
+    decay=0.1,
+    final_lr=0.0,
+    at_growth="continue",
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.1,
+    clip=0.0,
+)
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """A module's mean absolute activation after training, and the mean absolute change by it.
+
+    Attention and feed-forward part before the multiplier of the branch, mean over all layers. Logits are those of
+    the targets, less the mean logit, averaged before the absolute value: what is drawn and has the mean 0 falls as
+    1 / sqrt(width) in every parametrization, what is learned must not.
+    """
+
+    after: float
+    change: float
+
+
+def coordinates(
+    kind: Kind, hidden: int, layers: int, parametrization: Parametrization, optimizer: str = "adamw", seed: int = 0
+) -> dict[str, Coordinate]:
+    """The coordinates of a model of this size after ten steps on one batch."""
+    torch.manual_seed(seed)
+    base = CompleteP(BASE_HIDDEN, BASE_LAYERS, HEAD_WIDTH) if parametrization == "completep" else None
+    config = ModelConfig(
+        *(kind, _VOCABULARY, _LENGTH, hidden, hidden // HEAD_WIDTH, 4 * hidden, layers), init=_INIT, complete_p=base
+    )
+    model = build(config, layers)
+    trained = build_optimizer(model, _OPTIM.model_copy(update={"kind": optimizer}))
+    tokens = torch.randint(_VOCABULARY, (_ROWS, _LENGTH))
+    batch = Batch(tokens, torch.arange(tokens.numel()), (7 * tokens + 3).flatten() % _VOCABULARY)
+    before = _activations(model, batch)
+    for _ in range(_STEPS):
+        model.loss(batch, range(layers)).backward()
+        trained.step()
+        trained.zero_grad()
+    after = _activations(model, batch)
+    return {
+        name: Coordinate(after[name].abs().mean().item(), (after[name] - before[name]).abs().mean().item())
+        for name in MODULES
+    }
+
+
+@torch.no_grad()
+def _activations(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
+    hidden, depth = model.embed(batch.tokens), len(model.blocks)
+    multiplier, rotation = model.model_config.multipliers(depth).branch, model._rotation(0, _LENGTH)
+    found, attention, feed_forward = {"embedding": hidden}, [], []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        attention.append(block._attention(block.attention_norm(hidden), None, None, rotation, None))
+        hidden = hidden + multiplier * attention[-1]
+        feed_forward.append(block._feed_forward(block.ffn_norm(hidden)))
+        hidden = hidden + multiplier * feed_forward[-1]
+    logits = model.head(hidden).flatten(0, 1)
+    learned = logits.gather(1, batch.targets[:, None]) - logits.mean(1, keepdim=True)
+    stacked = {"attention": torch.stack(attention), "feed-forward": torch.stack(feed_forward)}
+    return found | stacked | {"residual stream": hidden, "logits": learned.mean()}
+
+
+def spread(found: list[dict[str, Coordinate]], module: str) -> float:
+    """The largest ratio of a module's coordinates between models, after training and of the change."""
+    values = [[getattr(each[module], key) for each in found] for key in ("after", "change")]
+    return max(max(of) / min(of) for of in values)
+
+
+def draw(kind: Kind) -> bytes:
+    """A picture: coordinates over widths at 4 layers, and over depths at a width of 64."""
+    import matplotlib.pyplot as plt
+
+    from apollo_cli.report.style import SETTINGS, png_of
+
+    with plt.style.context(SETTINGS):
+        figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharey=True, layout="constrained")
+        for row, parametrization in zip(panels, get_args(Parametrization), strict=True):
+            grids = {"width": [(width, 4) for width in WIDTHS], "depth": [(BASE_HIDDEN, depth) for depth in DEPTHS]}
+            for axes, (name, grid) in zip(row, grids.items(), strict=True):
+                found = [coordinates(kind, *sizes, parametrization) for sizes in grid]
+                sizes = [size[name == "depth"] for size in grid]
+                for module in MODULES:
+                    axes.plot(sizes, [each[module].change for each in found], marker="o", label=module)
+                axes.set_xscale("log", base=2)
+                axes.set_yscale("log")
+                axes.set_xlabel(name)
+                axes.set_title(f"{parametrization}: change in {_STEPS} steps", fontsize=10)
+        panels[0][0].legend(fontsize=8)
+        return png_of(figure)
+
+
+if __name__ == "__main__":
+    for kind in sys.argv[1:] or ["gpt"]:
+        path = RESULTS / f"coordinates_{kind}.png"
+        files.write_bytes(path, draw(kind))  # type: ignore[arg-type]  # build names a kind that does not exist
+        print(f"written: {path}")
