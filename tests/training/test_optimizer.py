@@ -26,9 +26,10 @@ def test_warmup_reaches_the_peak_at_its_last_step(optim: Callable[..., OptimArgs
 
 
 def test_cosine(optim: Callable[..., OptimArgs]) -> None:
-    assert learning_rate(optim(), 55, 100) == pytest.approx(1.0)  # half-way between 10 and 100
-    assert learning_rate(optim(), 99, 100) == pytest.approx(1 + cos(pi * 89 / 90))
-    assert learning_rate(optim("optim.final_lr=0.1"), 55, 100) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    cosine = optim("optim.schedule=cosine")
+    assert learning_rate(cosine, 55, 100) == pytest.approx(1.0)  # half-way between 10 and 100
+    assert learning_rate(cosine, 99, 100) == pytest.approx(1 + cos(pi * 89 / 90))
+    assert learning_rate(optim("optim.schedule=cosine", "optim.final_lr=0.1"), 55, 100) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
 
 
 def test_linear(optim: Callable[..., OptimArgs]) -> None:

@@ -16,7 +16,12 @@ from apollo_cli.growth.expanders import EXPANDERS
 from apollo_cli.training.run import resume, train
 from tests.conftest import RARELY, BuiltOnce, read_rows, without_clocks
 
-EVEN = ("optim.schedule=constant", "optim.warmup=0", "log.every=6")  # a rate that knows of no length
+EVEN = (  # a rate that knows of no length, and weights that begin alike at every depth
+    "optim.schedule=constant",
+    "optim.warmup=0",
+    "log.every=6",
+    "model.init_residual=plain",
+)
 WHOLE = ("schedule.layers=[4]", "schedule.ends=[1]", "sampler=shallow")
 HALF = ("schedule.layers=[2]", "schedule.ends=[1]", "sampler=shallow", "model.layers=2")
 GROWN = (
