@@ -52,6 +52,7 @@ class Example:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # compiled blocks would be compiled anew for each of these few shapes
 def examples(model: LanguageModel, tokenizer: Tokenizer, rows: np.ndarray) -> list[Example]:
     """Up to five words of validation rows (rows, seq_len) masked and answered; of GPT and LLaMA a continuation."""
     was_training = model.training
