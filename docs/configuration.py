@@ -16,7 +16,8 @@ _HEAD = """\
 
 <!-- Written by `python docs/configuration.py` from the schema and conf/; a test holds it current. -->
 
-Every key is typed as `KEY=VALUE`, every option of a group as `GROUP=OPTION`. `apollo-train --cfg job` prints the config of a command.
+Every key is typed as `KEY=VALUE`, every option of a group as `GROUP=OPTION`.
+`apollo-train --cfg job` prints the config of a command.
 The default is that of `apollo-train` alone; an option of a group or an experiment may set another value.
 A number may be an expression of Hydra such as `${model.layers}`.
 """
@@ -79,7 +80,9 @@ def _plain_type(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "object":
         return "a mapping"
     bounds = [f"{sign}{schema[name]:,}" for name, sign in _BOUNDS.items() if schema.get(name, _OBVIOUS) < _OBVIOUS]
-    return {"boolean": "`true`, `false`", "string": "text"}.get(schema["type"], ", ".join([schema["type"], *bounds]))
+    return {"boolean": "`true`, `false`", "string": "text"}.get(
+        schema["type"], ", ".join([schema["type"], *bounds])
+    )
 
 
 def _items(schema: Mapping[str, Any]) -> str:
@@ -90,7 +93,9 @@ def _items(schema: Mapping[str, Any]) -> str:
     alternatives = [each for each in items.get("anyOf", [items]) if "$ref" not in each]
     if all("enum" in each or "const" in each for each in alternatives):
         return " or ".join(map(_plain_type, alternatives))
-    names = ["parts of L" if "pattern" in each else _PLURALS.get(each.get("type"), "mappings") for each in alternatives]
+    names = [
+        "parts of L" if "pattern" in each else _PLURALS.get(each.get("type"), "mappings") for each in alternatives
+    ]
     return " or ".join(dict.fromkeys(names))
 
 

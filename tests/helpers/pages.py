@@ -12,7 +12,9 @@ README = PAGES["README.md"]
 
 def blocks(language: str) -> list[str]:
     """The code blocks in this language, of all pages."""
-    return [block for text in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)]
+    return [
+        block for text in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    ]
 
 
 def _commands() -> list[list[str]]:
