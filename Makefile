@@ -61,7 +61,7 @@ $(BENCH): $(STAMP)
 	@touch $@
 
 docs: $(DOCS)  ## build the site of docs/ into site/; a broken link is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
