@@ -1,10 +1,9 @@
-"""What the README shows can be typed."""
+"""What README.md and docs/ show can be typed, and what they name is there."""
 
 import gzip
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -30,13 +29,10 @@ from apollo_cli.train import run
 from apollo_cli.training.run import train
 from apollo_cli.training.trainer import Trainer
 from tests.helpers import made_slurm
+from tests.helpers.pages import COMMANDS, PAGES, README, REPOSITORY, blocks
 from tests.sweeps import test_all_methods
 
-REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
-
+LONGEST_README, LONGEST_LINE = 170, 300
 SLURM = "hydra/launcher=slurm"
 TRAINED = ("data", "devices", "-m")  # test_runs.py trains what other options are, here they are planned
 
@@ -45,7 +41,7 @@ def test_wandb_agent_runs_what_the_shown_sweep_says() -> None:
     """The words that an agent makes of it compose to a valid config."""
     from wandb.sdk.launch.sweeps import utils
 
-    (block,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "args_no" in text)
+    (block,) = (text for text in blocks("yaml") if "args_no" in text)
     sweep = yaml.safe_load(block)
     chosen = {key: {"value": options["values"][-1]} for key, options in sweep["parameters"].items()}
     words = utils.create_sweep_command_args({"args": chosen})["args_no_hyphens"]
@@ -215,22 +211,53 @@ def _interrupted_run(config: Callable[[], Config], folder: Path, monkeypatch: py
 
 def test_every_make_target_is_there() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    targets = {words[1] for words in COMMANDS if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)", README))
-    assert {"train", "test", "reproduce", "help"} <= targets
+    named = {target for text in PAGES.values() for target in re.findall(r"`make ([a-z-]+)", text)}
+    targets = {words[1] for words in COMMANDS if words[0] == "make"} | named
+    assert {"train", "demo", "test", "reproduce", "help"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:.*## ", makefile, flags=re.MULTILINE), target
 
 
 def test_every_group_and_option_is_named() -> None:
     for group, options in groups().items():
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
+        rows = [line for line in README.splitlines() if line.startswith(f"| `{group}` |")]
         for option in options:
-            assert f"`{option}`" in row
+            assert any(f"`{option}`" in row for row in rows), option
 
 
-def test_every_link_and_picture_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (REPOSITORY / target).is_file(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_picture_and_anchor_is_there(name: str) -> None:
+    """As `mkdocs build --strict` checks it for docs/."""
+    for target in re.findall(r"\]\(([^)]+)\)", _without_code(PAGES[name])):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (REPOSITORY / name).parent / path if path else REPOSITORY / name
+        assert file.is_file(), target
+        assert not anchor or anchor in _anchors(file.read_text(encoding="utf-8")), target
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", _without_code(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_short_and_lines_can_be_read() -> None:
+    assert len(README.splitlines()) <= LONGEST_README
+    for name, text in PAGES.items():
+        assert [line for line in text.splitlines() if len(line) > LONGEST_LINE] == [], name
+
+
+def test_the_site_and_the_readme_list_every_page() -> None:
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = [path for part in site["nav"] for pages in part.values() for page in pages for path in page.values()]
+    pages = sorted(name.removeprefix("docs/") for name in PAGES if name.startswith("docs/"))
+    assert sorted(listed) == sorted([*pages, "benchmarks/RESULTS.md"])
+    assert all(f"](docs/{page})" in README for page in pages)
 
 
 def test_the_paper_and_the_project_can_be_cited() -> None:
@@ -241,8 +268,8 @@ def test_the_paper_and_the_project_can_be_cited() -> None:
 
 
 def test_every_promise_has_a_test_that_is_there() -> None:
-    section = README.partition("### Guarantees and their tests")[2].partition("### ")[0]
-    promises = [line for line in section.splitlines() if line.startswith("| ") and "`tests/" in line]
+    lines = PAGES["docs/guarantees.md"].splitlines()
+    promises = [line for line in lines if line.startswith("| ") and "`tests/" in line]
     assert len(promises) >= 14
     for line in promises:
         for path in re.findall(r"`(tests/\S+)`", line):

@@ -114,7 +114,7 @@ def _said_in_yaml() -> tuple[dict[str, str], dict[str, list[Any]]]:
     """The comments on keys in `conf/`, the first one of each, and the values that its files give them."""
     said: dict[str, str] = {}
     values: dict[str, list[Any]] = {}
-    for path in sorted(conf_folder().glob("**/*.yaml")):
+    for path in sorted(conf_folder().glob("**/*.yaml"), key=_rank):
         group, *option = path.relative_to(conf_folder()).with_suffix("").parts
         if group in ("hydra", "experiment", "glue"):
             continue
@@ -126,6 +126,16 @@ def _said_in_yaml() -> tuple[dict[str, str], dict[str, list[Any]]]:
             if value:
                 values.setdefault(dotted, []).append(yaml.safe_load(value))
     return said, values
+
+
+def _rank(path: Path) -> tuple[int, Path]:
+    """Whose comments come first: config.yaml, the default options, others, those that begin with another option."""
+    chosen = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    begins_with = [each for each in values.get("defaults", []) if isinstance(each, str) and each[0] != "_"]
+    if path.parent == conf_folder():
+        return 0, path
+    return 3 if begins_with else 1 if {path.parent.name: path.stem} in chosen else 2, path
 
 
 def _lines(path: Path) -> list[tuple[list[str], str, str]]:

@@ -1,5 +1,6 @@
 """The table of every method: seconds saved, and that the text agrees with the kept rows."""
 
+import re
 from statistics import fmean
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.archives import BenchmarkCorpus, growth_costs
 from benchmarks.cells import KINDS
 from benchmarks.method_cells import FROM_SOURCE, METHODS, NAME, flops, method_cells, scratch_steps
 from tests.benchmarks.conftest import part, without_pictures
+from tests.helpers.pages import PAGES
 
 CORPUS = BenchmarkCorpus(NAME)
 
@@ -21,6 +23,17 @@ CORPUS = BenchmarkCorpus(NAME)
 def test_the_report_has_the_table_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
     assert part(render_methods.TITLE) == without_pictures(list(render_methods.lines(CORPUS)))
+
+
+def test_the_page_of_methods_has_the_losses_of_the_table() -> None:
+    page = PAGES["docs/methods.md"]
+    rows = dict(re.findall(r"^\| `(\w+)`.* \| (\d\.\d{4} \| \d\.\d{4}) \|$", page, flags=re.MULTILINE))
+    gpt, _, bert = "\n".join(part(render_methods.TITLE)).partition("## BERT")
+    found = [dict(re.findall(r"^\| (\w+) \| \d \| (\S+) ", text, flags=re.MULTILINE)) for text in (bert, gpt)]
+    scratch = [losses.pop("scratch") for losses in found]
+    assert "where scratch ends at {} (BERT) and {} (GPT)".format(*scratch) in page
+    names = {"apollo_bert" if name == "apollo" else name: name for name in found[0]}
+    assert rows == {shown: " | ".join(losses[name] for losses in found) for shown, name in names.items()}
 
 
 def test_seconds_saved_use_the_pace_of_the_run_and_of_its_source() -> None:

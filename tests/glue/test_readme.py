@@ -1,4 +1,4 @@
-"""Every `apollo-glue` command of the README runs, with fewer steps."""
+"""Every `apollo-glue` command of README.md and docs/ runs, with fewer steps."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from apollo_cli.glue.command import run
-from tests.test_readme import COMMANDS
+from tests.helpers.pages import COMMANDS
 
 GLUE = [words[1:] for words in COMMANDS if words[0] == "apollo-glue"]
 EACH = [

@@ -1,4 +1,4 @@
-"""The plugins shown in the README run unchanged in a copy of this package."""
+"""The plugins shown in README.md and docs/extending.md run unchanged in a copy of this package."""
 
 import os
 import re
@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from apollo_cli.growth.samplers import sampler
+from tests.helpers.pages import PAGES, README, REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("## A method of your own")[2].partition("\n## ")[0]
-FILES = dict(re.findall(r"`((?:apollo_cli|conf|tests)/\S+\.\w+)`:\n\n```\w+\n(.*?)```", SECTION, flags=re.DOTALL))
+SHOWN = README + PAGES["docs/extending.md"]
+FILES = dict(re.findall(r"`((?:apollo_cli|conf|tests)/\S+\.\w+)`:\n\n```\w+\n(.*?)```", SHOWN, flags=re.DOTALL))
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package and its configs, and the README's files beside them."""
+    """The package and its configs, and the pages' files beside them."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(REPOSITORY / "apollo_cli", folder / "apollo_cli", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "conf", folder / "apollo_cli" / "conf")
@@ -51,6 +50,7 @@ def test_the_shown_tests_pass_and_plugins_are_planned_listed_and_checked_like_sh
     """In one process: each imports torch."""
     commands = [
         ["sampler=ends", "expander=mirror", "schedule=halves", "plan=true", f"hydra.run.dir={tmp_path}/run"],
+        ["sampler=coin", "plan=true", f"hydra.run.dir={tmp_path}/coin"],
         ["--help"],
         ["sampler=ends", "sampler.deep=often"],
     ]
@@ -58,7 +58,7 @@ def test_the_shown_tests_pass_and_plugins_are_planned_listed_and_checked_like_sh
 import pytest
 from apollo_cli.train import run
 assert pytest.main(["-q", "-p", "no:cacheprovider", "tests/growth/test_mine.py"]) == 0
-assert [run(words) for words in {commands}] == [0, 0, 2]
+assert [run(words) for words in {commands}] == [0, 0, 0, 2]
 """
     done = python(checkout, "-c", script)
     assert done.returncode == 0, done.stdout + done.stderr
