@@ -95,7 +95,9 @@ def ending(run_dir: Path) -> Ending:
     assert newest is not None
     return Ending(
         exported={
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((run_dir / "model").iterdir())
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted((run_dir / "model").iterdir())
+            if p.name != "README.md"  # which says how long it took
         },
         weights={name: _hash(t) for name, t in (dict(newest.tensors) | newest.rng).items()},
         rows=json.dumps(without_clocks(read_rows(run_dir))),

@@ -88,7 +88,11 @@ def test_a_run_that_is_killed_while_it_is_made_longer_continues(
 @pytest.mark.parametrize(
     ("words", "budget", "said"),
     [
-        ((), {"steps": 20}, r"optim\.schedule=cosine the rate of steps 1 to 11.*init_from\.path="),
+        (
+            ("optim.schedule=cosine",),
+            {"steps": 20},
+            r"optim\.schedule=cosine the rate of steps 1 to 11.*init_from\.path=",
+        ),
         (("optim.schedule=constant",), {"steps": 11}, r"budget\.steps=11: the run is planned with 12 steps"),
         (("optim.schedule=constant",), {"flops": 10}, r"budget\.flops=10: .* is too small: 13 steps"),
     ],

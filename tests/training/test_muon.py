@@ -152,7 +152,7 @@ def test_an_update_has_the_singular_vectors_of_the_gradient_and_values_near_1(sh
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     assert values.max() / values.min() < 100
     inner = left.T @ orthogonalized(matrix, 10).float() @ right.T
-    assert (inner - inner.diag().diag()).abs().max() < 0.02
+    assert (inner - inner.diag().diag()).abs().max() < 0.04  # products in bf16, of 8 bits
     assert inner.diag().min() > 0.65
     assert inner.diag().max() < 1.25
 

@@ -29,7 +29,9 @@ def test_cosine(optim: Callable[..., OptimArgs]) -> None:
     cosine = optim("optim.schedule=cosine")
     assert learning_rate(cosine, 55, 100) == pytest.approx(1.0)  # half-way between 10 and 100
     assert learning_rate(cosine, 99, 100) == pytest.approx(1 + cos(pi * 89 / 90))
-    assert learning_rate(optim("optim.schedule=cosine", "optim.final_lr=0.1"), 55, 100) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert learning_rate(optim("optim.schedule=cosine", "optim.final_lr=0.1"), 55, 100) == pytest.approx(
+        2.0 * (0.1 + 0.9 / 2)
+    )
 
 
 def test_linear(optim: Callable[..., OptimArgs]) -> None:
