@@ -7,18 +7,21 @@ from rich.table import Table
 from rich.text import Text
 
 from apollo_cli.report.comparison import AXES, Comparison
-from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
+from apollo_cli.report.notes import comparison_notes, headline
 from apollo_cli.report.tables import ReportTable, compare_glue, glue_table, method_cells, target_sentence
 from apollo_cli.tracking.console import Screen
 
 _WIDE = 92  # columns that leave room for the speedup, which follows from the saving
+_MOST_NOTES = 3  # of a comparison; all of them stand in the report
 
 
 def print_comparisons(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
-    """Prints the families, each with its notes."""
+    """Prints the headlines, then each family with its weightiest notes."""
     screen = Screen()
     for warning in warnings:
         screen.print(Text(f"WARNING: {warning}", style="bold red"))
+    for sentence in filter(None, map(headline, comparisons)):
+        screen.print(Text(sentence, style="bold"))
     for comparison in comparisons:
         screen.print(
             Text(f"\n{comparison.family.title}: ", style="bold"), Text(comparison.family.description), sep=""
@@ -29,11 +32,12 @@ def print_comparisons(comparisons: Sequence[Comparison], warnings: Sequence[str]
         glue = compare_glue(comparison)
         if glue:
             screen.print(_rich_table(glue_table(comparison, glue)))
-        for note in (*(glue.notes if glue else ()), *comparison_notes(comparison)):
+        notes = [*(glue.notes if glue else ()), *comparison_notes(comparison)]
+        for note in notes[:_MOST_NOTES]:
             screen.print(Text(f"note: {note}"))
-    for sentence in filter(None, map(headline, comparisons)):
-        screen.print(Text(sentence, style="bold"))
-    screen.print(Text(f"{INTERVAL_NOTE} {CROSSING_NOTE}", style="dim"))
+        if left := len(notes[_MOST_NOTES:]):
+            screen.print(Text(f"{left} more {'note' if left == 1 else 'notes'} in the report", style="dim"))
+    screen.print(Text("±: half of a 95 % interval over seeds; the report says how costs are read", style="dim"))
 
 
 def _results(comparison: Comparison, *, with_speedup: bool) -> Table:
