@@ -44,6 +44,25 @@ def beside(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     yield from results_page.table(head, [row for row in rows if row])
 
 
+def frontier(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
+    """Picture of every method's complete runs beside the scratch runs."""
+    from apollo_cli.report.frontier import Ended, draw_frontier  # imports matplotlib
+
+    methods = []
+    for method in METHODS:
+        ends, costs = _ends(corpus, kind, method)
+        if ends and method != "scratch":
+            saved = (savings.saving(ends[seed].cost.flops, cost) if cost else None for seed, cost in costs.items())
+            methods.append(Ended(method, tuple(ends.values()), tuple(saved)))
+    ladders = [rungs for seed in SEEDS if (rungs := ladder(corpus, kind, seed))]
+    caption = (
+        f"{kind.upper()}: final validation loss against model FLOPs, means over seeds. The line goes through "
+        "scratch runs of several budgets, its band from the lowest to the highest seed; arrows are savings"
+    )
+    figure = draw_frontier(ladders, methods, "flops")
+    yield from results_page.picture(f"{corpus.name}_{kind}_frontier.png", caption, figure)
+
+
 def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Table of what twelve layers need for the final loss of shallower and longer runs."""
     rows = []
@@ -58,10 +77,9 @@ def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 
 def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
-    ends = {cell.seed: _end(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
+    ends, costs = _ends(corpus, kind, method)
     if not ends:
         return None
-    costs = {seed: from_scratch(ladder(corpus, kind, seed), end.loss) for seed, end in ends.items()}
     saved = [savings.saving(ends[seed].cost.flops, cost) for seed, cost in costs.items() if cost]
     return [
         method,
@@ -70,6 +88,14 @@ def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
         ", ".join(f"{cost:.3e}" if cost else "beyond" for cost in costs.values()),
         _mean(interval(saved)) if len(saved) == len(ends) else "-",
     ]
+
+
+def _ends(
+    corpus: BenchmarkCorpus, kind: str, method: str
+) -> tuple[dict[int, savings.Point], dict[int, float | None]]:
+    """The ends of a method's runs by their seed, and the FLOPs of scratch runs that end at their losses."""
+    ends = {cell.seed: _end(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
+    return ends, {seed: from_scratch(ladder(corpus, kind, seed), end.loss) for seed, end in ends.items()}
 
 
 def _mean(saved: Interval) -> str:

@@ -4,12 +4,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from apollo_cli import files
 from apollo_cli.report.comparison import Comparison
 from benchmarks import archives
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 COLOURS = 64  # of a picture: it looks the same and its file is a third as large
@@ -36,17 +40,22 @@ def put(title: str, lines: Iterable[str]) -> None:
 
 def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
     """Draws these pictures of a comparison; the lines that show them."""
-    from apollo_cli.report import plots, style  # imports matplotlib
+    from apollo_cli.report import plots  # imports matplotlib
 
     for name, caption, figure in plots.draw_comparison(comparison):
         if name in names:
-            path = archives.RESULTS / f"{corpus}_{kind}_{name}.png"
-            small = BytesIO()
-            drawn = Image.open(BytesIO(style.png_of(figure))).convert("RGB")
-            picture = drawn.quantize(COLOURS, dither=Image.Dither.NONE)
-            picture.save(small, "PNG", optimize=True)
-            files.write_bytes(path, small.getvalue())
-            yield from ["", f"![{caption}](results/{path.name})"]
+            yield from picture(f"{corpus}_{kind}_{name}.png", caption, figure)
+
+
+def picture(name: str, caption: str, figure: "Figure") -> Iterator[str]:
+    """Writes a figure beside the results; the lines that show it."""
+    from apollo_cli.report import style  # imports matplotlib
+
+    small = BytesIO()
+    drawn = Image.open(BytesIO(style.png_of(figure))).convert("RGB")
+    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    files.write_bytes(archives.RESULTS / name, small.getvalue())
+    yield from ["", f"![{caption}](results/{name})"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]] = ()) -> Iterable[str]:
