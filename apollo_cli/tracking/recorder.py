@@ -178,7 +178,7 @@ class Recording:
 
 
 def named_checkpoints(folder: Path) -> list[tuple[str, list[str]]]:
-    """The checkpoints that the files `latest` and `best` in `checkpoints/` name, the older first, with these names."""
+    """The checkpoints that `latest` and `best` in `checkpoints/` name, the older first, with these aliases."""
     found: dict[str, list[str]] = {}
     for alias in ("latest", "best"):
         with suppress(OSError, ValueError):  # not there yet

@@ -192,7 +192,8 @@ def _places(source: Mapping[str, Any]) -> list[str]:
         str(Path(word).expanduser()) for found in names for word in ([found] if isinstance(found, str) else found)
     ]
     on_hub = [word for word in words if source.get("path") and not Path(word).exists()]
-    here = [path for word in words if word not in on_hub for path in sorted(glob(word, recursive=True))]
+    patterns = [word for word in words if word not in on_hub]
+    here = [path for word in patterns for path in sorted(glob(word, recursive=True))]  # noqa: PTH207 - may be absolute
     return [
         *(Path(path).resolve().as_uri() for path in here),
         *(f"https://huggingface.co/datasets/{word}" for word in on_hub),
