@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from apollo_cli.compare import run
+from apollo_cli.errors import DataError
 from apollo_cli.report import plots, publishing, workspace
 from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
+from apollo_cli.report.wandb_runs import within
 from apollo_cli.report.workspace import SECTIONS, Chart
 from tests.helpers.made_runs import scratch, write_run
 from tests.helpers.stub_wandb import StubServer
@@ -173,6 +176,16 @@ def test_a_report_and_savings_are_published(
     saved = [summary for summary in server.summaries.values() if summary.get("saving/flops")]
     assert [(s["saving/flops"], s["saving/low"], s["saving/high"]) for s in saved] == [(0.5, 0.5, 0.5)] * 2
     assert all(summary["status"] == "completed" for summary in server.summaries.values())  # what was there stays
+
+
+def test_a_server_that_fails_or_does_not_answer_is_one_message() -> None:
+    def fail() -> None:
+        raise ValueError("no such project\nand more")
+
+    with pytest.raises(DataError, match=r"--publish: no such project$"):
+        within(5, "--publish", fail)
+    with pytest.raises(DataError, match=r"--publish: the server does not answer for 0\.01 seconds"):
+        within(0.01, "--publish", lambda: time.sleep(0.2))
 
 
 @pytest.mark.slow
