@@ -20,6 +20,7 @@ examples
   apollo-compare outputs/apollo outputs/scratch
   apollo-compare 'outputs/sweep/*' --baseline scratch --out report
   apollo-compare --wandb me/apollo --target-loss 3.2 --json
+  apollo-compare --wandb me/apollo --workspace apollo --publish
   apollo-compare --wandb me/apollo --wandb-filter group=apollo/2026-11-29_10-00-00 state=finished
 
 Exit codes: 0 done; 2 a user error, explained in one message; 1 a bug.
@@ -38,6 +39,9 @@ def run(words: list[str]) -> int:
         asked = line.parse_args(words)
         if asked.wandb_filter and not asked.wandb:
             line.error("--wandb-filter: there are no runs of W&B to filter; type --wandb ENTITY/PROJECT too")
+        for option in ("workspace", "publish"):
+            if getattr(asked, option) and not asked.wandb:
+                line.error(f"--{option}: no project of W&B is named; type --wandb ENTITY/PROJECT too")
         if not asked.runs and not asked.wandb:
             line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
         _compare(asked)
@@ -73,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="only those of a group, tag, state or method: group=sweep/1 tag=bert state=finished",
     )
+    line.add_argument("--workspace", metavar="NAME", help="save a view with this name in that project of W&B")
+    line.add_argument(
+        "--publish", action="store_true", help="write report, savings and a W&B Report into that project of W&B"
+    )
     form = line.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead; a report only with --out")
     form.add_argument("--csv", action="store_true", help="print CSV instead; a report only with --out")
@@ -85,11 +93,16 @@ def _compare(asked: argparse.Namespace) -> None:
     from apollo_cli.report.runs import read_runs
     from apollo_cli.report.terminal import print_comparisons
     from apollo_cli.report.wandb_runs import fetch_runs
+    from apollo_cli.report.workspace import require_workspaces
 
+    for option in ("workspace", "publish"):
+        if getattr(asked, option):
+            require_workspaces(f"--{option}")
+    places: set[str] = set()
     runs, left_out = read_runs(asked.runs)
     if asked.wandb:
         fetched, notes = fetch_runs(asked.wandb, asked.wandb_filter)
-        runs, left_out = runs + fetched, left_out + notes
+        runs, left_out, places = runs + fetched, left_out + notes, {run.place for run in fetched}
     question = Question(asked.baseline, asked.target_loss, asked.at_flops)
     comparisons, warnings = compare_runs(runs, left_out, question)
     if asked.json:
@@ -99,12 +112,20 @@ def _compare(asked: argparse.Namespace) -> None:
         print(*(f"WARNING: {warning}" for warning in warnings), sep="\n", file=sys.stderr)
     else:
         print_comparisons(comparisons, warnings)
-    if asked.out or not (asked.json or asked.csv):
+    out = sys.stderr if asked.json or asked.csv else sys.stdout
+    if asked.out or asked.publish or not (asked.json or asked.csv):
         from apollo_cli.report.document import write_report
 
         folder = asked.out or Path("outputs/compare") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
         path = write_report(folder, comparisons, warnings, sys.argv)
-        print(f"report: {path}", file=sys.stderr if asked.json or asked.csv else sys.stdout)
+        print(f"report: {path}", file=out)
+    if asked.workspace or asked.publish:
+        from apollo_cli.report.publishing import publish, save_views
+
+        for address in save_views(asked.wandb, asked.workspace, comparisons) if asked.workspace else ():
+            print(f"W&B view: {address}", file=out)
+        if asked.publish:
+            print(f"W&B report: {publish(asked.wandb, comparisons, warnings, places, path.parent)}", file=out)
 
 
 def _positive(text: str) -> float:

@@ -149,7 +149,7 @@ class TrackingArgs(Section):
     group: Annotated[str | None, _accepted_by_wandb(128)] = None
     tags: Annotated[Names, _accepted_by_wandb(64)] = ()
     notes: str | None = None
-    upload: Literal["none", "model"] = "none"
+    upload: Literal["none", "model", "checkpoints"] = "none"
     tensorboard: Annotated[bool, AfterValidator(_with_tensorboard)] = False
     csv: bool = False
 

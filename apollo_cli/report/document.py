@@ -69,11 +69,11 @@ def _lines(
         title, glue, settings = comparison.family.title, compare_glue(comparison), settings_table(comparison)
         yield from (f"## {in_markdown(title)}", "")
         yield from (in_markdown(f"{comparison.family.description}. {target_sentence(comparison)}"), "")
-        yield from (*_table(results_table(comparison)), *_list(comparison_notes(comparison)))
+        yield from (*markdown_table(results_table(comparison)), *_list(comparison_notes(comparison)))
         if glue:
-            yield from ("### GLUE", "", *_table(glue_table(comparison, glue)), *_list(glue.notes))
+            yield from ("### GLUE", "", *markdown_table(glue_table(comparison, glue)), *_list(glue.notes))
         if settings:
-            yield from ("### Settings that differ", "", *_table(settings))
+            yield from ("### Settings that differ", "", *markdown_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())
         for name, caption, figure in plots.draw_comparison(comparison):
             pictures[f"{slug}_{name}.png"] = png_of(figure)
@@ -87,7 +87,8 @@ def _list(items: Iterable[str]) -> Iterator[str]:
     yield ""
 
 
-def _table(table: ReportTable) -> Iterator[str]:
+def markdown_table(table: ReportTable) -> Iterator[str]:
+    """The lines of a table in Markdown, and an empty one."""
     rule = ["---", *["---:"] * (len(table.head) - 1)]
     for line in (map(in_markdown, table.head), rule, *(map(in_markdown, row) for row in table.rows)):
         yield f"| {' | '.join(line)} |"

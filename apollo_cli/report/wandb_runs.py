@@ -3,15 +3,18 @@
 import os
 import queue
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from apollo_cli.errors import ApolloError, DataError, one_line
 from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, LABELS, has_key
 
+Result = TypeVar("Result")
+
 TIMEOUT = 60  # seconds without a new run from the server
+_QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # before wandb is imported
 _STATUSES = {"finished": "completed", "running": "running", "pending": "running"}  # other states: failed
 
 
@@ -50,13 +53,41 @@ def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], li
             elif isinstance(answer, ApolloError):
                 notes.append(f"left out: {one_line(answer)}")
             else:
-                reason = (str(answer).strip().splitlines() or [type(answer).__name__])[0]
-                raise DataError(f"{option}: {reason}") from answer
+                raise DataError(f"{option}: {_first_line(answer)}") from answer
     except queue.Empty:
         raise DataError(f"{option}: the server does not answer for {TIMEOUT} seconds") from None
     if not runs:
         raise DataError("\n".join([*notes, f"{option}: no run of apollo-train with rows is in it"]))
     return runs, notes
+
+
+def within(seconds: float, option: str, call: Callable[[], Result]) -> Result:
+    """What `call` returns, which asks the server.
+
+    Raises:
+        DataError: it fails, or takes longer; `option` is named.
+    """
+    answers: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        os.environ |= _QUIET
+        try:
+            answers.put(call())
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise DataError(f"{option}: the server does not answer for {seconds:g} seconds") from None
+    if isinstance(answer, Exception):
+        raise DataError(f"{option}: {_first_line(answer)}") from answer
+    return answer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _query(filters: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +107,7 @@ def _query(filters: Sequence[str]) -> dict[str, Any]:
 
 def _ask(project: str, query: dict[str, Any], answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
     """Puts the runs of apollo-train, the damaged ones as errors, then None; or the error that ended it."""
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ |= _QUIET
     try:
         import wandb
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -20,12 +21,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryFile
 from types import FrameType
 from typing import IO, Any
 
+CHECKPOINTS_FREE = 4  # so many must fit on the disk beside one that waits for its upload
 CALL_TIMEOUT = 60  # seconds for a call of wandb; then this process kills itself and its children
 UPLOAD_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DISABLED")  # unset for the recording
 PAGE, STOP = "page: ", "Stop was pressed on the page of the run"
@@ -52,7 +55,7 @@ def main() -> None:
     if os.environ.get("WANDB_SWEEP_ID"):  # then wandb takes id and project from the environment alone
         os.environ.update(WANDB_RUN_ID=order["run"]["id"], WANDB_PROJECT=order["run"]["project"])
     try:
-        recording = Recording(order)
+        recording = Recording(order, report)
     except Exception as error:
         return report(f"cannot be used; metrics.jsonl has everything: {_first_line(error)}")
     try:
@@ -71,25 +74,35 @@ def record(order: dict[str, Any], recording: "Recording", orders: Any, environme
         signal.alarm(CALL_TIMEOUT)
         finish_message = _finish_message(orders)
         recording.take_rows()  # after the message is read, so that no row before it is missed
+        recording.take_checkpoints()
         upload.poll(report)
         if upload.page and not page:
             page = upload.page
             watch_stop_button(page, order["server"], order["pid"], report)
     recording.close(**finish_message["end"])
     upload.finish(finish_message.get("deadline", time.monotonic() + order["timeout"]), report)
+    if order["online"] and not _not_uploaded(upload.folder):
+        shutil.rmtree(recording.links, ignore_errors=True)
 
 
 class Recording:
-    """The offline run of wandb and the positions in metrics.jsonl and train.log up to which it has the lines."""
+    """The offline run of wandb and the positions in metrics.jsonl and train.log up to which it has the lines.
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    `links` has hard links to the checkpoints that are to be uploaded, for the run drops the old ones meanwhile.
+    """
+
+    def __init__(self, order: dict[str, Any], report: Report) -> None:
         signal.alarm(CALL_TIMEOUT)
         self.file = Path(order["metrics"]).open("rb")  # noqa: SIM115 - open until the end
         self.log = Path(order["log"]).open("rb")  # noqa: SIM115
         self.log.seek(order["log_from"])
-        self.skip = order["skip"]
+        self.skip, self.report = order["skip"], report
+        self.checkpoints, self.links = order["checkpoints"], Path(order["folder"]) / "checkpoints"
+        self.seen = {tuple(pair) for pair in order["seen"]}
         self.run = open_run(order)
         self.add_table("plan/stages", order["stages"])
+        if corpus := order["corpus"]:
+            self.add_artifact(corpus["name"], "dataset", lambda artifact: _refer(artifact, corpus), [])
 
     def take_rows(self) -> None:
         """Logs the rows that were appended to metrics.jsonl, and prints the lines of train.log, for the log tab."""
@@ -102,6 +115,30 @@ class Recording:
             row = json.loads(line)
             self.run.log(row | {"flops": float(row["flops"])})
 
+    def take_checkpoints(self) -> None:
+        """Logs the latest and the best checkpoint as artifacts, again where one becomes the best later."""
+        for name, aliases in named_checkpoints(Path(self.checkpoints)) if self.checkpoints else ():
+            pairs = {(name, alias) for alias in aliases}
+            if not pairs <= self.seen:
+                self.seen |= pairs
+                self.add_artifact(f"checkpoint-{self.run.id}", "checkpoint", partial(self._fill, name), aliases)
+
+    def _fill(self, name: str, artifact: Any) -> None:
+        """Adds a checkpoint by hard links; they take space of their own once the run has dropped it.
+
+        Raises:
+            OSError: it cannot be linked, or the disk has too little space for the checkpoints to come.
+        """
+        source, links = Path(self.checkpoints, name), self.links / name
+        if not links.exists():
+            size = sum(path.stat().st_size for path in source.iterdir())
+            if shutil.disk_usage(source).free < CHECKPOINTS_FREE * size:
+                raise OSError(f"the disk has no space for {CHECKPOINTS_FREE} more of its size")
+            shutil.copytree(source, links, copy_function=os.link)
+        state = json.loads((links / "meta.json").read_text(encoding="utf-8"))["state"]
+        facts = {"step": state["step"], "flops": state["flops"], "eval/loss": state["losses"].get("eval/loss")}
+        _add_folder(artifact, path=str(links), metadata=facts | {"data": state["data"]})
+
     def close(
         self,
         status: str,
@@ -113,12 +150,22 @@ class Recording:
         self.run.summary.update({"status": status} | summary)
         self.add_table("growth/all", growths)
         if model:
-            import wandb
-
-            artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=model["metadata"])
-            artifact.add_dir(model["folder"], policy="immutable", skip_cache=True)  # uploaded from where it is
-            self.run.log_artifact(artifact, aliases=["latest", "final"])
+            fill = partial(_add_folder, path=model["folder"], metadata=model["metadata"])
+            self.add_artifact(f"model-{self.run.id}", "model", fill, ["latest", "final"])
         self.run.finish(exit_code=0 if status == "completed" else 1)
+
+    def add_artifact(self, name: str, kind: str, fill: Callable[[Any], None], aliases: list[str]) -> None:
+        """Logs an artifact that `fill` gives its content; a failure is a line."""
+        import wandb
+
+        signal.alarm(0)  # the checksums of large files take their time
+        try:
+            artifact = wandb.Artifact(name, kind)
+            fill(artifact)
+            self.run.log_artifact(artifact, aliases=aliases)
+        except Exception as error:
+            self.report(f"artifact {name} cannot be uploaded: {_first_line(error)}")
+        signal.alarm(CALL_TIMEOUT)
 
     def add_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A table of W&B in the summary, where it is no row of the history; None without rows."""
@@ -128,6 +175,29 @@ class Recording:
             columns = list(dict.fromkeys(column for row in rows for column in row))
             data = [[row.get(column) for column in columns] for row in rows]
             self.run.summary[name] = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
+
+
+def named_checkpoints(folder: Path) -> list[tuple[str, list[str]]]:
+    """The checkpoints that `latest` and `best` in `checkpoints/` name, the older first, with these aliases."""
+    found: dict[str, list[str]] = {}
+    for alias in ("latest", "best"):
+        with suppress(OSError, ValueError):  # not there yet
+            name = (folder / alias).read_text(encoding="utf-8").strip()
+            if re.fullmatch(r"step_\d+", name) and (folder / name).is_dir():
+                found.setdefault(name, []).append(alias)
+    return sorted(found.items())
+
+
+def _add_folder(artifact: Any, path: str, metadata: dict[str, Any]) -> None:
+    artifact.metadata = metadata
+    artifact.add_dir(path, policy="immutable", skip_cache=True)  # uploaded from where it is
+
+
+def _refer(artifact: Any, corpus: dict[str, Any]) -> None:
+    """References to the sources of a corpus; nothing of them is read or uploaded."""
+    artifact.metadata = corpus["metadata"]
+    for number, place in enumerate(corpus["places"]):
+        artifact.add_reference(place, name=f"{number}", checksum=False)
 
 
 def open_run(order: dict[str, Any]) -> Any:
@@ -161,6 +231,7 @@ class Upload:
 
     def __init__(self, folder: Path, environment: dict[str, str] | None, patience: float) -> None:
         environment = environment or {}
+        self.folder = folder
         self.key = environment.get("WANDB_API_KEY", "").strip()  # a trailing newline is refused
         self.environment = environment | {"WANDB_API_KEY": self.key}
         self.environment.pop("WANDB_MODE", None)  # already applied by the run

@@ -13,9 +13,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import Any
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 from apollo_cli import files
 from apollo_cli.config.training import TrackingArgs
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking import recorder
 
 FACTS = "apollo"  # key beside the config: the facts on a run that a comparison needs
@@ -65,7 +67,7 @@ class WandbProcess:
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
-        self.run_dir, self.uploads_model, self.page = self.folder.parent, order["upload"] == "model", ""
+        self.run_dir, self.uploads_model, self.page = self.folder.parent, order["upload"] != "none", ""
         self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
         # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
@@ -174,6 +176,30 @@ def _model_facts(summary: dict[str, Any]) -> dict[str, Any]:
     return facts | {"data": summary["data"]["fingerprint"], "git_commit": summary["git_commit"]}
 
 
+def _corpus(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The corpus as an artifact that refers to its sources; None where it has no place, as pydocs, or no facts."""
+    facts, data = config.get(FACTS, {}).get("data"), config.get("data") or {}
+    places = [place for source in data.get("sources") or [data] for place in _places(source)]
+    if not facts or not places:
+        return None
+    return {"name": f"corpus-{facts['fingerprint'][:12]}", "metadata": facts, "places": places}
+
+
+def _places(source: Mapping[str, Any]) -> list[str]:
+    """Addresses of the files, or of the datasets of the hub, that a source of the config names."""
+    names = [source.get(key) or [] for key in ("files", "validation_files", "path")]
+    words = [
+        str(Path(word).expanduser()) for found in names for word in ([found] if isinstance(found, str) else found)
+    ]
+    on_hub = [word for word in words if source.get("path") and not Path(word).exists()]
+    patterns = [word for word in words if word not in on_hub]
+    here = [path for word in patterns for path in sorted(glob(word, recursive=True))]  # noqa: PTH207 - may be absolute
+    return [
+        *(Path(path).resolve().as_uri() for path in here),
+        *(f"https://huggingface.co/datasets/{word}" for word in on_hub),
+    ]
+
+
 def open_mirror(
     tracking: TrackingArgs,
     identity: Identity,
@@ -198,6 +224,7 @@ def open_mirror(
     if mode == "disabled":
         return None
     folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
+    checkpoints = RunDirectory(run_dir.resolve()).checkpoints
     log.touch()
     run = {
         **asdict(identity),
@@ -219,6 +246,11 @@ def open_mirror(
             "log_from": log.stat().st_size if folder.exists() else 0,  # a resumed run has sent the rest
             "stages": stages,
             "upload": tracking.upload,
+            "corpus": _corpus(config) if tracking.upload != "none" else None,
+            "checkpoints": str(checkpoints) if tracking.upload == "checkpoints" else None,
+            "seen": [
+                (name, alias) for name, aliases in recorder.named_checkpoints(checkpoints) for alias in aliases
+            ],
             "server": {"url": _address(), "key": _key()},
             "skip": metrics.read_bytes().count(b"\n") + skip_rows,
             "timeout": tracking.timeout,

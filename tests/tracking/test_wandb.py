@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -44,6 +45,10 @@ class FakeRun:
         self.summary: dict[str, Any] = {}
         self.metrics: dict[str, dict[str, Any]] = {}
         self.exit_code: int | None = None
+        self.id, self.artifacts = "abc", list[tuple[FakeArtifact, list[str]]]()
+
+    def log_artifact(self, artifact: "FakeArtifact", aliases: list[str]) -> None:
+        self.artifacts.append((artifact, aliases))
 
     def define_metric(self, name: str, **options: Any) -> None:
         self.metrics[name] = options
@@ -55,12 +60,31 @@ class FakeRun:
         self.exit_code = exit_code
 
 
+class FakeArtifact:
+    """An artifact that keeps what it is given."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name, self.kind = name, kind
+        self.metadata: dict[str, Any] = {}
+        self.folders: list[Path] = []
+        self.references: list[str] = []
+
+    def add_dir(self, folder: str, **_: Any) -> None:
+        self.folders.append(Path(folder))
+
+    def add_reference(self, place: str, *, name: str, checksum: bool) -> None:
+        assert not checksum  # which would read the data
+        self.references.append(place)
+
+
 class FakeWandb(types.ModuleType):
     """A wandb without processes."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
         self.calls, self.run = [], FakeRun()  # type: ignore[var-annotated]
+
+    Artifact = FakeArtifact
 
     def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802 - the library's name
         return settings
@@ -89,7 +113,8 @@ def _order(metrics: Path, skip: int = 0) -> dict[str, Any]:
     run = {"id": "abc", "project": "apollo"}
     log = metrics.with_name("train.log")
     log.touch()
-    paths = {"metrics": str(metrics), "log": str(log), "log_from": 0}
+    paths = {"metrics": str(metrics), "log": str(log), "log_from": 0, "folder": str(metrics.parent / "wandb")}
+    paths |= {"checkpoints": str(metrics.parent / "checkpoints"), "seen": [], "corpus": None}
     return paths | {"skip": skip, "argv": ["apollo-train", "seed=1"], "pid": 7, "run": run, "stages": []}
 
 
@@ -173,7 +198,7 @@ def test_wandb_disabled_is_honoured_by_auto_alone(value: str, monkeypatch: pytes
 
 
 def test_a_recording_is_offline_and_of_the_run_not_of_the_recorder(fake: FakeWandb, metrics: Path) -> None:
-    Recording(_order(metrics))
+    Recording(_order(metrics), print)
     (call,) = fake.calls
     assert (call["mode"], call["id"], call["project"]) == ("offline", "abc", "apollo")
     assert call["resume"] == "allow"  # or the steps of a resumed run would begin at 0 again
@@ -182,14 +207,14 @@ def test_a_recording_is_offline_and_of_the_run_not_of_the_recorder(fake: FakeWan
 
 def test_flops_are_the_axis_of_every_curve(fake: FakeWandb, metrics: Path) -> None:
     """Tokens and seconds stay axes to choose; counters have no panels; the summary has the lowest loss."""
-    Recording(_order(metrics))
+    Recording(_order(metrics), print)
     assert fake.run.metrics["*"] == {"step_metric": "flops"}
     assert fake.run.metrics["eval/loss"] == {"step_metric": "flops", "summary": "min,last"}
     assert all(fake.run.metrics[name] == {"hidden": True} for name in ("tokens", "train_seconds", "step", "flops"))
 
 
 def test_complete_rows_are_logged_once_without_those_that_wandb_has(fake: FakeWandb, metrics: Path) -> None:
-    recording = Recording(_order(metrics, skip=2))
+    recording = Recording(_order(metrics, skip=2), print)
     _append(metrics, json.dumps(_row(1)) + "\n")
     recording.take_rows()
     assert fake.run.logged == []
@@ -205,9 +230,88 @@ def test_complete_rows_are_logged_once_without_those_that_wandb_has(fake: FakeWa
     ]
 
 
+def _checkpoint(folder: Path, step: int, loss: float, *aliases: str) -> None:
+    path = folder / f"step_{step:08d}"
+    path.mkdir(parents=True, exist_ok=True)
+    state = {"step": step, "flops": 10 * step, "losses": {"eval/loss": loss}, "data": "f00d"}
+    (path / "meta.json").write_text(json.dumps({"state": state}))
+    (path / "model.safetensors").write_bytes(b"weights")
+    for alias in aliases:
+        (folder / alias).write_text(f"{path.name}\n")
+
+
+def test_each_checkpoint_is_an_artifact_even_when_the_run_drops_it(fake: FakeWandb, metrics: Path) -> None:
+    """It keeps its files by links; one is logged again where it becomes the best later."""
+    recording, folder = Recording(_order(metrics), print), metrics.parent / "checkpoints"
+    recording.take_checkpoints()
+    for step, loss, aliases in ((4, 3.0, ["latest"]), (4, 3.0, ["best"]), (8, 3.5, ["latest"])):
+        _checkpoint(folder, step, loss, *aliases)
+        recording.take_checkpoints()
+        recording.take_checkpoints()
+    shutil.rmtree(folder)
+    assert [(a.name, a.kind, aliases) for a, aliases in fake.run.artifacts] == [
+        ("checkpoint-abc", "checkpoint", ["latest"]),
+        ("checkpoint-abc", "checkpoint", ["latest", "best"]),
+        ("checkpoint-abc", "checkpoint", ["latest"]),
+    ]
+    (path,) = fake.run.artifacts[1][0].folders
+    assert (path / "model.safetensors").read_bytes() == b"weights"
+    assert fake.run.artifacts[2][0].metadata == {"step": 8, "flops": 80, "eval/loss": 3.5, "data": "f00d"}
+
+
+def test_a_resumed_run_logs_new_checkpoints_alone(fake: FakeWandb, metrics: Path) -> None:
+    folder = metrics.parent / "checkpoints"
+    _checkpoint(folder, 4, 3.0, "latest", "best")
+    seen = [(name, alias) for name, aliases in recorder.named_checkpoints(folder) for alias in aliases]
+    recording = Recording(_order(metrics) | {"seen": seen}, print)
+    recording.take_checkpoints()
+    assert fake.run.artifacts == []
+    _checkpoint(folder, 8, 3.0, "latest")
+    recording.take_checkpoints()
+    assert [aliases for _, aliases in fake.run.artifacts] == [["latest"]]
+
+
+@pytest.mark.parametrize("problem", ["no link", "no space"])
+def test_a_checkpoint_that_cannot_be_taken_is_a_line(
+    problem: str, fake: FakeWandb, metrics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    recording = Recording(_order(metrics), lines.append)
+    _checkpoint(metrics.parent / "checkpoints", 4, 3.0, "latest")
+    if problem == "no link":
+        (metrics.parent / "wandb").write_text("a file")
+    else:
+        usage = types.SimpleNamespace(free=100)
+        monkeypatch.setattr(recorder.shutil, "disk_usage", lambda path: usage)
+    recording.take_checkpoints()
+    recording.take_checkpoints()
+    recording.close("completed", {})
+    (line,) = lines
+    assert line.startswith("artifact checkpoint-abc cannot be uploaded: ")
+    assert fake.run.artifacts == []
+    assert fake.run.exit_code == 0
+
+
+def test_the_corpus_is_referred_to_by_its_fingerprint_and_not_read(
+    fake: FakeWandb, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").touch()
+    facts = {mirror.FACTS: {"data": {"fingerprint": "0123456789abcdef", "training_rows": 7}}}
+    sources = [{"files": ["*.txt"], "weight": 1}, {"path": "allenai/c4", "weight": 2}, {"kind": "pydocs"}]
+    corpus = mirror._corpus(facts | {"data": {"sources": sources}})
+    Recording(_order(metrics) | {"corpus": corpus}, print)
+    ((artifact, _),) = fake.run.artifacts
+    assert (artifact.name, artifact.kind) == ("corpus-0123456789ab", "dataset")
+    assert artifact.references == [(tmp_path / "a.txt").as_uri(), "https://huggingface.co/datasets/allenai/c4"]
+    assert artifact.metadata == {"fingerprint": "0123456789abcdef", "training_rows": 7}
+    assert mirror._corpus(facts | {"data": {"kind": "pydocs"}}) is None
+    assert mirror._corpus({"data": {"files": "*.txt"}}) is None  # of GLUE
+
+
 @pytest.mark.parametrize(("status", "exit_code"), [("completed", 0), ("interrupted", 1), ("failed", 1)])
 def test_the_end_has_the_final_numbers(status: str, exit_code: int, fake: FakeWandb, metrics: Path) -> None:
-    Recording(_order(metrics)).close(status, {"eval/loss": 2.0})
+    Recording(_order(metrics), print).close(status, {"eval/loss": 2.0})
     assert fake.run.summary == {"status": status, "eval/loss": 2.0}
     assert fake.run.exit_code == exit_code
 
@@ -262,6 +366,8 @@ def _mirrored(run_dir: Path, timeout: float, rows: int, **tracking: Any) -> list
     for step in range(rows):
         _append(run_dir / "metrics.jsonl", json.dumps(_row(step)) + "\n")
         opened.row(_row(step))
+    if tracking.get("upload") == "checkpoints":
+        _checkpoint(run_dir / "checkpoints", 4, 3.0, "latest", "best")
     opened.close("completed", SUMMARY)
     return lines
 
@@ -306,13 +412,13 @@ def test_names_of_the_environment_and_of_the_config_are_recorded(
 
 
 def test_the_real_wandb_uploads(metrics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page is printed, and the exported model is an artifact with what it cost."""
+    """The page is printed; the exported model and the checkpoint are artifacts with what they cost."""
     server = StubServer()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     (metrics.parent / "model").mkdir()
     (metrics.parent / "model" / "model.safetensors").write_bytes(b"weights")
-    assert _mirrored(metrics.parent, 30, 5, upload="model") == [f"W&B page: {server.url}/me/apollo/runs/abc"]
+    assert _mirrored(metrics.parent, 30, 5, upload="checkpoints") == [f"W&B page: {server.url}/me/apollo/runs/abc"]
     assert server.steps() == [0, 1, 2, 3, 4]
     assert server.complete
     model = server.artifacts["model-abc"]
@@ -320,6 +426,10 @@ def test_the_real_wandb_uploads(metrics: Path, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(model["metadata"]) == {
         "flops": 60, "eval/loss": 2.0, "data": "f00d", "git_commit": None,
     }  # fmt: skip
+    checkpoint = server.artifacts["checkpoint-abc"]
+    assert {alias["alias"] for alias in checkpoint["aliases"]} == {"latest", "best"}
+    assert json.loads(checkpoint["metadata"]) == {"step": 4, "flops": 40, "eval/loss": 3.0, "data": "f00d"}
+    assert not (metrics.parent / "wandb" / "checkpoints").exists()  # uploaded
     server.die()
 
 
