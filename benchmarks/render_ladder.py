@@ -18,14 +18,6 @@ def ladder(corpus: BenchmarkCorpus, kind: str, seed: int) -> savings.Curve:
     return savings.make_curve(_end(corpus, cell) for cell in corpus.complete(ladder_cells(kind, seed)))
 
 
-def from_scratch(rungs: savings.Curve, loss: float) -> float | None:
-    """FLOPs of a scratch run that ends at this loss, linear between two budgets; None beyond the budgets tried."""
-    if not rungs or not rungs[-1].loss <= loss <= rungs[0].loss:
-        return None
-    cost = savings.crossing(rungs, loss)
-    return cost.flops if cost else None
-
-
 def rungs(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Table of the scratch runs."""
     ladders = [ladder(corpus, kind, seed) for seed in SEEDS]
@@ -68,7 +60,7 @@ def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     rows = []
     for cell in corpus.complete(longer_cells(kind)):
         end = _end(corpus, cell)
-        cost = from_scratch(ladder(corpus, kind, cell.seed), end.loss)
+        cost = savings.scratch_cost(ladder(corpus, kind, cell.seed), end.loss, "flops")
         saved = f"{savings.saving(end.cost.flops, cost):.1%}" if cost else "-"
         costs = f"{cost:.3e}" if cost else "beyond"
         rows.append([str(cell.layers), str(end.step), f"{end.cost.flops:.3e}", f"{end.loss:.4f}", costs, saved])
@@ -95,7 +87,9 @@ def _ends(
 ) -> tuple[dict[int, savings.Point], dict[int, float | None]]:
     """The ends of a method's runs by their seed, and the FLOPs of scratch runs that end at their losses."""
     ends = {cell.seed: _end(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
-    return ends, {seed: from_scratch(ladder(corpus, kind, seed), end.loss) for seed, end in ends.items()}
+    return ends, {
+        seed: savings.scratch_cost(ladder(corpus, kind, seed), end.loss, "flops") for seed, end in ends.items()
+    }
 
 
 def _mean(saved: Interval) -> str:

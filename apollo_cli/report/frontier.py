@@ -1,7 +1,8 @@
 """The picture of savings at equal final loss: complete runs of every method beside scratch runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -10,8 +11,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from apollo_cli.intervals import interval
 from apollo_cli.report import savings
+from apollo_cli.report.comparison import Comparison, Outcome
 from apollo_cli.report.savings import Curve, Point
-from apollo_cli.report.style import COLOURS, SETTINGS, axis_unit
+from apollo_cli.report.style import COLOURS, SETTINGS, axis_unit, looks
 
 _MARGIN = 0.08  # of the losses of scratch, above and below them
 _APART = 0.06  # of the height, between two labels
@@ -33,6 +35,47 @@ class Ended:
     label: str
     ends: tuple[Point, ...]
     saved: tuple[float | None, ...]
+
+
+def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
+    """The picture of a comparison; None without complete scratch runs of several budgets and a method beside."""
+    ladders: dict[Any, dict[int, Point]] = {}
+    for outcome in _complete(comparison, is_scratch=True):
+        best, end = ladders.setdefault(outcome.run.seed, {}), outcome.curve[-1]
+        if end.step not in best or end.loss < best[end.step].loss:  # of several rates
+            best[end.step] = end
+    curves = {seed: savings.make_curve(best.values()) for seed, best in ladders.items() if len(best) > 1}
+    by_label: dict[str, list[Outcome]] = {}
+    for label, outcome in _labelled(comparison):
+        if outcome.run.seed in curves:
+            by_label.setdefault(label, []).append(outcome)
+    if not by_label:
+        return None
+    methods = []
+    for label, outcomes in by_label.items():
+        ends = [outcome.curve[-1] for outcome in outcomes]
+        costs = [
+            savings.scratch_cost(curves[o.run.seed], end.loss, axis) for o, end in zip(outcomes, ends, strict=True)
+        ]
+        saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
+        methods.append(Ended(label, tuple(ends), tuple(saved)))
+    return draw_frontier(list(curves.values()), methods, axis)
+
+
+def _complete(comparison: Comparison, *, is_scratch: bool) -> Iterator[Outcome]:
+    for method in comparison.methods:
+        for outcome in method.outcomes:
+            is_asked = outcome.run.is_scratch == is_scratch and outcome.run.status == "completed"
+            if is_asked and outcome.curve:
+                yield outcome
+
+
+def _labelled(comparison: Comparison) -> Iterator[tuple[str, Outcome]]:
+    """The complete runs of methods that grow, with their short labels."""
+    of_methods = looks(comparison.methods)
+    for method in comparison.methods:
+        one = replace(comparison, methods=(method,))
+        yield from ((of_methods[method.label].label, outcome) for outcome in _complete(one, is_scratch=False))
 
 
 def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str) -> Figure:

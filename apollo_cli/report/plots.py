@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import Comparison, Method, evaluation_point
+from apollo_cli.report.frontier import frontier_of
 from apollo_cli.report.growth_plots import draw_growth
 from apollo_cli.report.runs import model_size
 from apollo_cli.report.savings import Curve
@@ -28,6 +29,13 @@ def draw_comparison(comparison: Comparison) -> Iterator[Picture]:
     if len(comparison.methods) > _MAX_METHODS:
         some = f" Shown are {_MAX_METHODS} of {len(comparison.methods)} methods, those with the best results."
         comparison = replace(comparison, methods=_best(comparison))
+    for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):
+        if frontier := frontier_of(comparison, axis):
+            caption = (
+                f"{title}: final validation loss against {what}. The line goes through scratch runs of several "
+                "budgets, its band from the lowest to the highest seed; an arrow is what a method saved."
+            )
+            yield Picture(f"frontier_{axis}", caption, frontier)
     with style.context(SETTINGS):
         if any(method.curve for method in comparison.methods):
             for axis, what in (("flops", "model FLOPs"), ("seconds", "training seconds")):

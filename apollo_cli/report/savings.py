@@ -92,6 +92,14 @@ def loss_at(curve: Curve, flops: float) -> float | None:
     return float(np.interp(flops, [point.cost.flops for point in curve], [point.loss for point in curve]))
 
 
+def scratch_cost(rungs: Curve, loss: float, axis: str) -> float | None:
+    """FLOPs or seconds of a scratch run that ends at this loss, linear between two budgets; None beyond them."""
+    if not rungs or not rungs[-1].loss <= loss <= rungs[0].loss:
+        return None
+    cost = crossing(rungs, loss)
+    return cost.of(axis) if cost else None
+
+
 def saving(cost: float, baseline: float) -> float:
     """1 - cost / baseline."""
     return 1 - cost / baseline

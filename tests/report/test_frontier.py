@@ -1,10 +1,15 @@
 """The picture of savings at equal final loss."""
 
+from pathlib import Path
+
 import pytest
 from matplotlib.text import Annotation
 
-from apollo_cli.report.frontier import Ended, draw_frontier
+from apollo_cli.report.comparison import Question, compare_runs
+from apollo_cli.report.frontier import Ended, draw_frontier, frontier_of
+from apollo_cli.report.runs import read_runs
 from apollo_cli.report.savings import Cost, Point, make_curve
+from tests.helpers.made_runs import scratch, write_run
 
 
 def point(step: int, flops: float, loss: float) -> Point:
@@ -30,3 +35,18 @@ def test_an_arrow_ends_at_the_scratch_run_of_equal_loss_and_the_label_has_the_sa
     assert texts["dear +50.0 %"].get_horizontalalignment() == "left"
     assert "above this picture: far" in texts
     assert "beyond" in texts
+
+
+def test_it_is_drawn_where_scratch_has_several_budgets(tmp_path: Path) -> None:
+    def texts() -> list[str]:
+        runs, left_out = read_runs([str(tmp_path)])
+        (comparison,) = compare_runs(runs, left_out, Question(baseline="long"))[0]
+        figure = frontier_of(comparison, "flops")
+        return [text.get_text() for text in figure.axes[0].texts] if figure else []
+
+    scratch(tmp_path / "long", [(0, 0, 0.0, 9.0), (400, 4000, 40.0, 1.0)], name="long", budget__steps=400)
+    write_run(tmp_path / "grown", [(50, 100, 1.0, 5.0), (100, 1000, 10.0, 2.0)], name="grown")
+    assert texts() == []
+    scratch(tmp_path / "short", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 2.0)], name="short", budget__steps=200)
+    scratch(tmp_path / "worse", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 8.0)], name="worse", optim__lr=1.0)
+    assert "grown \N{MINUS SIGN}50.0 %" in texts()  # 1000 FLOPs instead of the 2000 of the better short run
