@@ -30,15 +30,19 @@ from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.config.hydra_syntax import in_quotes, job_config, quoted
-from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ConfigError
+from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, ConfigError
 from apollo_cli.signals import Terminated
 from apollo_cli.sweeps import gpus, grid
 from apollo_cli.sweeps.job import AS_FOLDER, job
 from apollo_cli.sweeps.journal import Journal, SignalForwarder
 from apollo_cli.sweeps.table import close_sweep
 from apollo_cli.training.distributed.environment import ProcessEnv
+from apollo_cli.training.distributed.group import connect
 
 _GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+_WAIT = 5  # seconds for the other processes of a sweep that is refused
 
 
 def run_hydra(line: CommandLine) -> int:
@@ -265,6 +269,8 @@ class SweepCallback(Callback):
 def _check_processes() -> None:
     """Refuses a sweep that several processes were started for: each would run all of it."""
     if process := ProcessEnv.from_environ(os.environ):
+        with suppress(ApolloError):  # so that one of them says it
+            connect(timeout=_WAIT)
         raise ConfigError(
             [
                 f"-m: each of the {process.world_size} processes would run the whole sweep; leave torchrun or srun "
