@@ -1,8 +1,11 @@
 """What a finished run has learned, for a reader: the loss of answering by frequency, and answers to new text."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,19 +55,27 @@ class Example:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # compiled blocks would be compiled anew for each of these few shapes
 def examples(model: LanguageModel, tokenizer: Tokenizer, rows: np.ndarray) -> list[Example]:
     """Up to five words of validation rows (rows, seq_len) masked and answered; of GPT and LLaMA a continuation."""
     was_training = model.training
     model.eval()
-    if model.model_config.kind == "bert":
-        inside, spread = inside_words(tokenizer), rows[:: max(1, len(rows) // (4 * _EXAMPLES))]
-        filled = (_filled(model, tokenizer, row, inside[row]) for row in spread)
-        found = list(islice(filter(None, filled), _EXAMPLES))
-    else:
-        found = [_continued(model, tokenizer, rows[0])]
+    with _eager():
+        if model.model_config.kind == "bert":
+            inside, spread = inside_words(tokenizer), rows[:: max(1, len(rows) // (4 * _EXAMPLES))]
+            filled = (_filled(model, tokenizer, row, inside[row]) for row in spread)
+            found = list(islice(filter(None, filled), _EXAMPLES))
+        else:
+            found = [_continued(model, tokenizer, rows[0])]
     model.train(was_training)
     return found
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Blocks that are compiled run as they are: each of these few shapes would be compiled anew.
+
+    The compiler takes seconds to import, so it is not asked where it was not used.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _filled(model: LanguageModel, tokenizer: Tokenizer, row: np.ndarray, inside: np.ndarray) -> Example | None:
