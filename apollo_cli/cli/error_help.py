@@ -77,6 +77,9 @@ def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
     valid = [o for o in chosen if not wrong_options[id(o)]]
     keys = _known_keys(valid)
     for override in typed:
+        if not override.key_or_group:
+            problems.append(f"{override.input_line}: there is no key before the =; overrides are KEY=VALUE")
+            continue
         if override in chosen or re.match(r"hydra([./]|$)", override.key_or_group):
             continue
         if not override.is_add() and override.key_or_group not in keys:

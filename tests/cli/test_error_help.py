@@ -53,6 +53,8 @@ def problems(*words: str) -> list[str]:
         ("-m model=bert,gpt model.mask_fraction=0.2", ["model.mask_fraction", "a chosen model", "model=bert"]),
         ("-m sampler=lvps,unifrm", ["sampler=unifrm: no such option; did you mean uniform?"]),
         ("-m sede=0,1", ["sede: no such key or group; did you mean seed?"]),
+        ("=1", ["=1: there is no key before the ="]),
+        ("+=a", ["+=a: there is no key before the ="]),
         ("experiment=[apollo_bert,apolo_gpt]", ["experiment=apolo_gpt: no such option; did you mean apollo_gpt?"]),
         ("expander.source=here/run", ["expander.source=here/run: renamed to init_from.path=here/run"]),
         ("model.mask_words=true", ["model.mask_words=true: renamed to model.whole_word_masking=true"]),
