@@ -117,6 +117,11 @@ class MixingCell(ReproductionCell):
         return self.method in (SHALLOW, DEEP)
 
     @property
+    def is_usual(self) -> bool:
+        """Whether it differs from the base point in nothing but the operator and the setting."""
+        return not self.factors.keys() & {"moments", "lr_scale", "lr_steps"}
+
+    @property
     def setting(self) -> "Setting":
         return Setting(self.age, self.optim, self.parametrization)
 

@@ -94,18 +94,17 @@ def write(wanted: Mapping[str, Sequence[MixingCell]] | None = None) -> None:
     Args:
         wanted: all cells of each kind of model; those of `mixing_cells` by default.
     """
-    cells = wanted or {kind: mixing_cells(kind) for kind in KINDS}
-    for kind in cells:
-        results_page.put(f"{TITLE}: {kind.upper()}", lines(kind, cells[kind]), PAGE)
+    results_page.put(TITLE, ABOUT.splitlines(), PAGE)
+    for kind, cells in (wanted or {kind: mixing_cells(kind) for kind in KINDS}).items():
+        results_page.put(kind.upper(), lines(kind, cells), PAGE)
 
 
 def lines(kind: str, wanted: Sequence[MixingCell]) -> Iterator[str]:
     """Lines of the part of a model; draws its picture."""
     corpus = BenchmarkCorpus(NAME, kind=kind)
     complete = corpus.complete(wanted)
-    yield from ABOUT.splitlines()
     is_partial = "" if len(complete) == len(wanted) else "; nothing is said about the others"
-    yield from ["", f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}."]
+    yield f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}."
     settings = by_setting(complete)
     found = {setting: list(mixings(corpus, cells)) for setting, cells in settings.items()}
     if not any(found.values()):
@@ -168,8 +167,10 @@ def _rows(
 
 
 def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixing]]) -> Iterator[str]:
-    """The gap over steps, of each operator in the setting and with the moments and rates of the base point."""
-    usual = [m for of_setting in found.values() for m in of_setting if not m.cell.factors and m.gap]
+    """The gap over steps, by operator with the base's moments and rates, in the setting that has most of them."""
+    shown = {setting: [m for m in found[setting] if m.gap and m.cell.is_usual] for setting in found}
+    setting = max(shown, key=lambda setting: len(shown[setting]))
+    usual = sorted(shown[setting], key=lambda mixing: _last(mixing.gap))
     if not usual:
         return
     from matplotlib import style
@@ -184,7 +185,6 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
         axes.axhline(0, color="0.35", linestyle="--", linewidth=1)
         for share, name, side in ((100, "shallow model", "bottom"), (0, "deep model", "top")):
             axes.text(lengths.steps * 0.01, share, name, va=side, fontsize=9, color="0.35")
-        usual.sort(key=lambda mixing: _last(mixing.gap))
         lowest = min(0.0, *(share for mixing in usual for share in mixing.gap.values())) - 0.08
         places = spread([min(_last(mixing.gap), _HIGHEST) for mixing in usual], _SPACE * (_HIGHEST - lowest))
         for i, (mixing, place) in enumerate(zip(usual, places, strict=True)):
@@ -200,7 +200,7 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
         axes.set_ylim(100 * lowest, 100 * _HIGHEST)
         axes.set_xlabel("steps since the growth")
         axes.set_ylabel("gap still open (%)")
-        axes.set_title(f"{kind.upper()}, {lengths.source} to {lengths.target} layers at step {lengths.age:,}")
+        axes.set_title(f"{kind.upper()}, {lengths.source} to {lengths.target} layers {setting}")
         caption = (
             f"{kind.upper()}: share of the gap between the shallow and the deep model that is open, by operator"
         )

@@ -67,6 +67,17 @@ def test_added_cells_are_in_the_archive_of_a_finished_campaign(no_results: None)
     assert [path.name for path in newer.folder.iterdir()] == ["gpt_a"]
 
 
+def test_a_campaign_of_one_kind_of_model_does_not_touch_another_beside_it(no_results: None) -> None:
+    gpt, llama = (BenchmarkCorpus("made", kind=kind) for kind in ("gpt", "llama"))
+    for corpus in (gpt, llama):
+        (corpus.folder / f"{corpus.kind}_a").mkdir()
+        (corpus.folder / f"{corpus.kind}_a" / "summary.json").write_text("{}")
+    gpt.save()
+    assert [path.name for path in llama.folder.iterdir()] == ["llama_a"]
+    llama.save()
+    assert {path.name for path in BenchmarkCorpus("made").folder.iterdir()} == {"gpt_a", "llama_a"}
+
+
 def test_an_unknown_command_is_refused() -> None:
     with pytest.raises(SystemExit, match="burn: no such command; they are unpack and pack"):
         archives.main("burn", "somewhere")

@@ -1,9 +1,14 @@
 """The gap and its time constant, by hand-worked numbers."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
+from benchmarks import archives, render_mixing
+from benchmarks.archives import BenchmarkCorpus
+from benchmarks.mixing_cells import DEEP, NAME, SHALLOW, MixingCell, reference
 from benchmarks.render_mixing import open_gap, spread, time_constant
 
 
@@ -39,3 +44,40 @@ def test_a_gap_that_does_not_close_or_has_closed_has_no_time_constant(gap: dict[
 
 def test_labels_that_are_too_close_are_moved_up() -> None:
     assert spread([0.0, 0.1, 0.5], 0.25) == [0.0, 0.25, 0.5]
+
+
+def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
+    no_results: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gap is 0.1 nats; it starts at 150 % and halves in 250 steps, so that tc is 250 / ln 2 = 361."""
+    monkeypatch.setattr(render_mixing, "PAGE", tmp_path / "MIXING.md")
+    corpus, cell = BenchmarkCorpus(NAME, kind="gpt"), MixingCell("gpt", "net2net", "2e-3", 0)
+    shallow, deep = reference(cell, SHALLOW), reference(cell, DEEP)
+    keep(
+        corpus,
+        cell,
+        [(0, 1.8, 3), *((125 + t, 1.7 + 0.15 * 0.5 ** (t / 250), 12 * t) for t in range(0, 1501, 125))],
+    )
+    keep(corpus, shallow, [(step, 1.8, 3) for step in range(0, 2001, 125)])
+    render_mixing.write({"gpt": [shallow, deep, cell]})
+    text = render_mixing.PAGE.read_text(encoding="utf-8")
+    assert "**2 of 3 cells are trained**; nothing is said about the others." in text
+    assert "| cell |" not in text
+    keep(corpus, deep, [(step, 1.7, 12 * step) for step in range(0, 2001, 125)])
+    render_mixing.write({"gpt": [shallow, deep, cell]})
+    text = render_mixing.PAGE.read_text(encoding="utf-8")
+    assert "**3 of 3 cells are trained**." in text
+    assert text.count("# How fast new layers mix") == text.count("# GPT") == 1
+    assert "| **from step 3,000**: gap |  | 0.100 nats | 0.100 nats | 0.100 nats | 0.100 nats |  | 1.00 |" in text
+    assert "| net2net | +0.050 | 75% | 38% | 9% | 2% | 361 | 1.00 |" in text
+    assert (archives.RESULTS / "mixing_gpt.png").exists()
+
+
+def keep(corpus: BenchmarkCorpus, cell: MixingCell, rows: list[tuple[int, float, int]]) -> None:
+    """Keeps a made run of evaluations: step, loss and FLOPs."""
+    folder = corpus.kept(cell)
+    folder.mkdir()
+    made = [{"step": step, "eval/loss": loss, "flops": flops} for step, loss, flops in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    growths = [{"eval/loss_before": 1.8, "eval/loss_after": 1.85}]
+    (folder / "summary.json").write_text(json.dumps({"growths": growths}), encoding="utf-8")
