@@ -42,7 +42,7 @@ between the old layers as they are (`interpolate`), old layers keep their moment
 rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.01 it is a warmup of theirs.
 `two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
 """
-_SPACE = 0.045  # least distance of two labels, as a share of the picture's height
+_SPACE = 0.04  # least distance of two labels, as a share of the picture's height
 _HIGHEST = 1.5  # share of the gap that the picture shows: a jump may be many times the gap
 
 Curve = Mapping[int, float]  # validation loss by step
@@ -184,17 +184,17 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
         axes.axhline(100, color="0.35", linestyle="--", linewidth=1)
         axes.axhline(0, color="0.35", linestyle="--", linewidth=1)
         for share, name, side in ((100, "shallow model", "bottom"), (0, "deep model", "top")):
-            axes.text(lengths.steps * 0.01, share, name, va=side, fontsize=9, color="0.35")
+            axes.text(lengths.steps * 0.99, share, name, ha="right", va=side, fontsize=9, color="0.35")
         lowest = min(0.0, *(share for mixing in usual for share in mixing.gap.values())) - 0.08
         places = spread([min(_last(mixing.gap), _HIGHEST) for mixing in usual], _SPACE * (_HIGHEST - lowest))
         for i, (mixing, place) in enumerate(zip(usual, places, strict=True)):
             colour, line = COLOURS[i % len(COLOURS)], ("-", "--")[i // len(COLOURS) % 2]
             steps = list(mixing.gap)
             axes.plot(steps, [100 * mixing.gap[step] for step in steps], line, color=colour, linewidth=2)
-            at: dict[str, Any] = {"xytext": (lengths.steps * 1.03, 100 * place), "va": "center", "fontsize": 10}
+            at: dict[str, Any] = {"xytext": (lengths.steps * 1.03, 100 * place), "va": "center", "fontsize": 9}
             text = f"{mixing.cell.method} {_last(mixing.gap):.0%}"
             end = (steps[-1], 100 * min(_last(mixing.gap), _HIGHEST))
-            line_to = {"arrowstyle": "-", "color": colour, "lw": 0.6}
+            line_to = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5)}
             axes.annotate(text, end, color=colour, annotation_clip=False, arrowprops=line_to, **at)
         axes.set_xlim(0, lengths.steps)
         axes.set_ylim(100 * lowest, 100 * _HIGHEST)
@@ -208,11 +208,12 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
 
 
 def spread(places: Sequence[float], least: float) -> list[float]:
-    """Rising places, moved up where they are closer to the one below than `least`."""
+    """Rising places, moved apart where they are closer than `least`; their mean stays."""
     found: list[float] = []
     for place in places:
         found.append(max(place, found[-1] + least) if found else place)
-    return found
+    moved = (sum(found) - sum(places)) / len(places)
+    return [place - moved for place in found]
 
 
 def _last(gap: Mapping[int, float]) -> float:

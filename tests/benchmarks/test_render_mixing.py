@@ -42,8 +42,9 @@ def test_a_gap_that_does_not_close_or_has_closed_has_no_time_constant(gap: dict[
     assert time_constant(gap, 250) is None
 
 
-def test_labels_that_are_too_close_are_moved_up() -> None:
-    assert spread([0.0, 0.1, 0.5], 0.25) == [0.0, 0.25, 0.5]
+def test_labels_that_are_too_close_are_moved_apart() -> None:
+    """By 0.15, a third of which is taken back from each."""
+    assert spread([0.0, 0.1, 0.5], 0.25) == pytest.approx([-0.05, 0.2, 0.45])
 
 
 def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
