@@ -233,6 +233,8 @@ def growing(kind: str, lengths: Lengths) -> list[MixingCell]:
     base = MixingCell(kind, BASE, RATES[kind], 0, age=lengths.age, lengths=lengths)
     settings = [replace(base, age=age) for age in lengths.ages if age != base.age]
     settings.append(replace(base, optim="muon"))
+    if kind != "bert":  # post-norm: nothing to scale
+        settings.append(replace(base, parametrization="completep"))
     return [
         *(replace(base, method=operator) for operator in OPERATORS),
         *(replace(base, moments=moments) for moments in MOMENTS),

@@ -28,7 +28,7 @@ def test_every_cell_has_a_name_and_a_run_of_its_own(kind: str) -> None:
     cells = mixing_cells(kind)
     assert len({cell.name for cell in cells}) == len(cells) == len({cell.words for cell in cells})
     assert all(cell.name.startswith(f"{kind}_") for cell in cells)
-    assert len([cell for cell in cells if not cell.is_reference]) == 35
+    assert len([cell for cell in cells if not cell.is_reference]) == (35 if kind == "bert" else 40)
 
 
 def test_one_factor_differs_from_the_base_point_and_in_other_settings_the_operator_alone() -> None:
@@ -82,6 +82,8 @@ def test_a_cell_grows_within_its_run_and_trains_on_at_a_constant_rate() -> None:
     assert (config.optim.schedule, config.optim.warmup, config.optim.lr) == ("constant", 0, 2e-3)
     assert (config.expander.kind, config.expander.moments, config.sampler.kind) == ("split", "new", "shallow")
     assert (config.model.hidden, config.raw["data"]["tokenizer"]) == (64, "bytes")
+    scaled = config_of(replace(one, parametrization="completep").words).model
+    assert (scaled.base_hidden, scaled.base_layers, scaled.layers) == (64, 3, 12)
     first = config_of(chain(reference(one, DEEP))[0].words)
     assert first.optim.warmup * 2500 == 300
     assert first.schedule.layers == (12,)
