@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
+from apollo_cli.config.config import parse
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_task
 from benchmarks import render_mixing
 from benchmarks.campaign import Campaign, clock
+from benchmarks.cells import ReproductionCell
 from benchmarks.configs import config_of, plan_of
 from benchmarks.mixing_cells import (
     DEEP,
@@ -45,26 +47,28 @@ class MixingCampaign(Campaign):
         lines = metrics.read_bytes().splitlines(keepends=True)
         return b"".join(line for line in lines if "eval/loss" in json.loads(line))
 
-    def train(self, cell: MixingCell, threads: int) -> None:  # type: ignore[override]
-        """Trains or resumes a cell, which begins from its source, on one core and keeps it."""
+    def begun(self, cell: MixingCell) -> MixingCell:
+        """The cell with the run from which it begins."""
         source = cell.source
-        if source:
-            more = [
-                f"init_from.path={self.run_directory(source)}",
-                "init_from.optimizer=true",
-                "init_from.data=true",
-            ]
-            if not cell.is_reference:
-                step = cell.first_step - source.first_step
-                more.append(f"init_from.checkpoint=step_{step:08d}")
-            cell = replace(cell, more=tuple(more))
-        super().train(cell, 1)  # nothing of this size gains from more
+        if not source:
+            return cell
+        more = (
+            f"init_from.path={self.run_directory(source)}",
+            f"init_from.checkpoint=step_{cell.first_step - source.first_step:08d}",
+            "init_from.optimizer=true",
+            "init_from.data=true",
+        )
+        return replace(cell, more=more)
+
+    def train(self, cell: ReproductionCell, threads: int) -> None:
+        """Trains or resumes a cell on one core, for nothing of this size gains from more, and keeps it."""
+        super().train(cell, 1)
 
     def train_reference(self, cell: MixingCell, threads: int) -> None:
-        """Trains the parts of a reference up to this one, as far as they are not trained on this machine."""
+        """Trains the parts of a reference up to this one, as far as they are not kept and trained on this machine."""
         for part in chain(cell):
-            if not self.is_trained(part):
-                self.train(part, threads)
+            if self.missing([part]) or not self.is_trained(part):
+                self.train(self.begun(part), threads)
 
     def is_trained(self, cell: MixingCell) -> bool:
         """Whether its weights are on this machine."""
@@ -76,7 +80,7 @@ class MixingCampaign(Campaign):
         before = [part for cell in missing if cell.source for part in chain(cell.source)]
         return list(dict.fromkeys([*missing, *(part for part in before if not self.is_trained(part))]))
 
-    def keep(self, cell: MixingCell, folder: Path) -> None:  # type: ignore[override]
+    def keep(self, cell: ReproductionCell, folder: Path) -> None:
         """Keeps a run; a reference that is kept may have been trained again, for its weights."""
         if not self.kept(cell).exists():
             super().keep(cell, folder)
@@ -113,7 +117,7 @@ def run(campaign: MixingCampaign, cells: Sequence[MixingCell], command: str) -> 
             shallow, deep = (reference(group[0], name) for name in (SHALLOW, DEEP))
             references = [*([shallow] if grown else campaign.missing([shallow])), *campaign.missing([deep])]
             campaign.run_all(references, campaign.train_reference, at_once, command)
-            campaign.run_all(grown, campaign.train, at_once, command)
+            campaign.run_all([campaign.begun(cell) for cell in grown], campaign.train, at_once, command)
     finally:
         render_mixing.write({campaign.kind or "": cells})
         campaign.save()
@@ -122,10 +126,10 @@ def run(campaign: MixingCampaign, cells: Sequence[MixingCell], command: str) -> 
 def check_text(campaign: MixingCampaign, cells: Sequence[MixingCell]) -> None:
     """Refuses another text than that of the cells that are complete."""
     for cell in campaign.complete(cells)[:1]:
-        kept = RunDirectory(campaign.kept(cell)).config()["data"]
-        if kept != config_of([*cell.words, *campaign.words]).raw["data"]:
-            files = kept.get("files", "no files: it is the default text")
-            sys.exit(f"the cells of {campaign.kind} that are kept have another text: type its files ({files})")
+        kept = RunDirectory(campaign.kept(cell)).config()
+        if parse(kept).data != config_of([*cell.words, *campaign.words]).data:
+            text = render_mixing.text_of(kept)
+            sys.exit(f"the cells of {campaign.kind} that are kept have another text: take theirs, {text}")
 
 
 def cost(campaign: MixingCampaign, cells: Sequence[MixingCell]) -> tuple[int, float]:

@@ -104,7 +104,8 @@ def lines(kind: str, wanted: Sequence[MixingCell]) -> Iterator[str]:
     corpus = BenchmarkCorpus(NAME, kind=kind)
     complete = corpus.complete(wanted)
     is_partial = "" if len(complete) == len(wanted) else "; nothing is said about the others"
-    yield f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}."
+    text = f" Text: {text_of(RunDirectory(corpus.kept(complete[0])).config())}." if complete else ""
+    yield f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}.{text}"
     settings = by_setting(complete)
     found = {setting: list(mixings(corpus, cells)) for setting, cells in settings.items()}
     if not any(found.values()):
@@ -119,6 +120,12 @@ def lines(kind: str, wanted: Sequence[MixingCell]) -> Iterator[str]:
     head = ("cell", "jump (nats)", *(f"open after {mark:,}" for mark in marks), "tc (steps)", "FLOPs")
     yield from ["", *results_page.table(head, rows)]
     yield from _picture(kind, next(iter(wanted)).lengths, found)
+
+
+def text_of(config: Mapping[str, Any]) -> str:
+    """The files on which a run was trained, or the preset of its data."""
+    data = config["data"]
+    return ", ".join(data.get("files") or [f"data={data['kind']}"])
 
 
 def mixings(corpus: BenchmarkCorpus, cells: Iterable[MixingCell]) -> Iterator[Mixing]:

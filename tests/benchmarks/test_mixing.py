@@ -58,7 +58,7 @@ def test_a_tiny_bench_is_trained_reported_and_not_trained_again(
     mixing.run(campaign(), wanted[:-1], COMMAND)
     assert "5 cells of gpt, 5 to train" in capsys.readouterr().out
     text = render_mixing.PAGE.read_text(encoding="utf-8")
-    assert "**5 of 5 cells are trained**." in text
+    assert "**5 of 5 cells are trained**. Text: " in text
     assert "**from step 32**: gap" in text
     mixing.run(campaign(), wanted, COMMAND)
     assert "6 cells of gpt, 1 to train" in capsys.readouterr().out
@@ -68,5 +68,5 @@ def test_a_tiny_bench_is_trained_reported_and_not_trained_again(
     assert [growth["step"] for growth in growths["gpt_two_hops_age-8"]] == [4, 8]
     monkeypatch.setattr(MixingCampaign, "run", None)
     mixing.run(campaign(), wanted, COMMAND)
-    with pytest.raises(SystemExit, match="the cells of gpt that are kept have another text: type its files"):
+    with pytest.raises(SystemExit, match="the cells of gpt that are kept have another text: take theirs, /"):
         mixing.run(MixingCampaign(NAME, (*small, "data.validation=0.1"), kind="gpt"), wanted, COMMAND)

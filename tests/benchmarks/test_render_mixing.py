@@ -62,7 +62,7 @@ def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
     keep(corpus, shallow, [(step, 1.8, 3) for step in range(0, 2001, 125)])
     render_mixing.write({"gpt": [shallow, deep, cell]})
     text = render_mixing.PAGE.read_text(encoding="utf-8")
-    assert "**2 of 3 cells are trained**; nothing is said about the others." in text
+    assert "**2 of 3 cells are trained**; nothing is said about the others. Text: a.txt, b.txt." in text
     assert "| cell |" not in text
     keep(corpus, deep, [(step, 1.7, 12 * step) for step in range(0, 2001, 125)])
     render_mixing.write({"gpt": [shallow, deep, cell]})
@@ -80,5 +80,6 @@ def keep(corpus: BenchmarkCorpus, cell: MixingCell, rows: list[tuple[int, float,
     folder.mkdir()
     made = [{"step": step, "eval/loss": loss, "flops": flops} for step, loss, flops in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    (folder / "config.yaml").write_text("{format: 1, data: {kind: text, files: [a.txt, b.txt]}}", encoding="utf-8")
     growths = [{"eval/loss_before": 1.8, "eval/loss_after": 1.85}]
     (folder / "summary.json").write_text(json.dumps({"growths": growths}), encoding="utf-8")
