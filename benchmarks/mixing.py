@@ -65,7 +65,7 @@ class MixingCampaign(Campaign):
         super().train(cell, 1)
 
     def train_reference(self, cell: MixingCell, threads: int) -> None:
-        """Trains the parts of a reference up to this one, as far as they are not kept and trained on this machine."""
+        """Trains the parts of a reference up to this one that are not kept, or not trained on this machine."""
         for part in chain(cell):
             if self.missing([part]) or not self.is_trained(part):
                 self.train(self.begun(part), threads)
