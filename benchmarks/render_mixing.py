@@ -211,7 +211,7 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
         caption = (
             f"{kind.upper()}: share of the gap between the shallow and the deep model that is open, by operator"
         )
-        yield from results_page.picture(f"{NAME}_{kind}", caption, figure)
+        yield from results_page.picture(f"{NAME}_{kind}.png", caption, figure)
 
 
 def spread(places: Sequence[float], least: float) -> list[float]:
