@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import archives, render_mixing
+from benchmarks import archives, render_mixing, results_page
 from benchmarks.archives import BenchmarkCorpus
-from benchmarks.mixing_cells import DEEP, NAME, SHALLOW, MixingCell, reference
+from benchmarks.mixing_cells import DEEP, KINDS, NAME, SHALLOW, MixingCell, mixing_cells, reference
 from benchmarks.render_mixing import open_gap, spread, time_constant
+from tests.benchmarks.conftest import without_pictures
 
 
 def test_the_gap_is_one_at_the_shallow_and_zero_at_the_deep_model() -> None:
@@ -72,6 +73,14 @@ def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
     assert "| **from step 3,000**: gap |  | 0.100 nats | 0.100 nats | 0.100 nats | 0.100 nats |  | 1.00 |" in text
     assert "| net2net | +0.050 | 75% | 38% | 9% | 2% | 361 | 1.00 |" in text
     assert (archives.RESULTS / "mixing_gpt.png").exists()
+
+
+def test_the_page_has_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_page, "picture", lambda *_: [])
+    text = render_mixing.PAGE.read_text(encoding="utf-8")
+    for kind in KINDS:
+        found = text.partition(f"# {kind.upper()}\n")[2].partition("\n# ")[0].splitlines()
+        assert without_pictures(found) == without_pictures(list(render_mixing.lines(kind, mixing_cells(kind))))
 
 
 def keep(corpus: BenchmarkCorpus, cell: MixingCell, rows: list[tuple[int, float, int]]) -> None:
