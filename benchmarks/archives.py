@@ -8,7 +8,7 @@ files give the same bytes: members are sorted and have neither time nor owner, a
 import sys
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
@@ -21,20 +21,25 @@ from apollo_cli.report.comparison import Comparison, Question, compare
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
 from apollo_cli.run_directory import RunDirectory
-from benchmarks.cells import KINDS, ReproductionCell
+from benchmarks.cells import ReproductionCell
 
 RESULTS = Path(__file__).with_name("results")
 UNPACKED = Path(__file__).parents[1] / "outputs" / "benchmarks"
 _SUFFIX = ".tar.bz2"
+_KINDS = ("gpt", "bert", "llama")
 
 Cell = TypeVar("Cell", bound=ReproductionCell)
 
 
 @dataclass(frozen=True)
 class BenchmarkCorpus:
-    """The complete cells of a corpus."""
+    """The complete cells of a corpus, of one kind of model or of all.
+
+    A campaign of one kind has a folder and an archive of its own, so that another may run beside it.
+    """
 
     name: str
+    kind: str | None = field(default=None, kw_only=True)
 
     @cached_property
     def folder(self) -> Path:
@@ -43,7 +48,8 @@ class BenchmarkCorpus:
         The archives are unpacked here once; its name has their fingerprint, so that newer ones get another folder.
         """
         content = b"".join(path.read_bytes() for path in self._archives if path.exists())
-        folder = UNPACKED / f"{self.name}-{sha256(content).hexdigest()[:12]}"
+        own = self.name if self.kind is None else f"{self.name}_{self.kind}"
+        folder = UNPACKED / f"{own}-{sha256(content).hexdigest()[:12]}"
         if not folder.exists():
             UNPACKED.mkdir(parents=True, exist_ok=True)
             unfinished = Path(mkdtemp(dir=UNPACKED, prefix="."))
@@ -89,7 +95,7 @@ class BenchmarkCorpus:
     def pack(self, folder: Path) -> None:
         """Writes the archives of the cells in this folder where they differ from those that are there."""
         members = sorted((path for path in folder.rglob("*") if path.is_file()), key=Path.as_posix)
-        for path, kind in zip(self._archives, KINDS, strict=True):
+        for path, kind in zip(self._archives, self._kinds, strict=True):
             of_kind = [member for member in members if member.relative_to(folder).parts[0].startswith(f"{kind}_")]
             content = _archive(folder, of_kind)
             if of_kind and not (path.exists() and path.read_bytes() == content):
@@ -102,8 +108,12 @@ class BenchmarkCorpus:
         files.remove(self.folder)
 
     @property
+    def _kinds(self) -> tuple[str, ...]:
+        return _KINDS if self.kind is None else (self.kind,)
+
+    @property
     def _archives(self) -> list[Path]:
-        return [RESULTS / f"{self.name}_{kind}{_SUFFIX}" for kind in KINDS]
+        return [RESULTS / f"{self.name}_{kind}{_SUFFIX}" for kind in self._kinds]
 
 
 def corpora() -> list[BenchmarkCorpus]:

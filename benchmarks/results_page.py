@@ -27,15 +27,16 @@ def sections(title: str) -> dict[str, str]:
     return {name: f"## {name}\n{body.rstrip()}" for name, body in zip(found[::2], found[1::2], strict=True)}
 
 
-def put(title: str, lines: Iterable[str]) -> None:
-    """Replaces the part `# title`, or adds it at the end."""
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+def put(title: str, lines: Iterable[str], page: Path | None = None) -> None:
+    """Replaces the part `# title` of a page, RESULTS.md by default, or adds it at the end."""
+    page = page or PAGE
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
     parts = {
         part.partition("\n")[0]: part.strip() for part in re.split(r"^(?=# )", text, flags=re.M) if part.strip()
     }
     parts[f"# {title}"] = "\n".join([f"# {title}", "", *lines]).strip()
-    PAGE.write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-    print(f"written: {PAGE}, {title}")
+    page.write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    print(f"written: {page}, {title}")
 
 
 def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
@@ -54,6 +55,7 @@ def picture(name: str, caption: str, figure: "Figure") -> Iterator[str]:
     small = BytesIO()
     drawn = Image.open(BytesIO(style.png_of(figure))).convert("RGB")
     drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    archives.RESULTS.mkdir(parents=True, exist_ok=True)
     files.write_bytes(archives.RESULTS / name, small.getvalue())
     yield from ["", f"![{caption}](results/{name})"]
 

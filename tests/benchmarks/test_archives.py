@@ -14,7 +14,7 @@ from benchmarks.archives import BenchmarkCorpus, corpora
 
 def test_packing_what_was_unpacked_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = sorted(archives.RESULTS.glob("*.tar.bz2"), key=lambda path: path.stat().st_size)
-    assert len(kept) == 7
+    assert len(kept) == 8
     corpus = next(corpus for corpus in corpora() if kept[0].name.startswith(f"{corpus.name}_"))  # the smallest
     before = {path.name: path.read_bytes() for path in kept if path.name.startswith(f"{corpus.name}_")}
     folder = corpus.folder
@@ -67,6 +67,17 @@ def test_added_cells_are_in_the_archive_of_a_finished_campaign(no_results: None)
     assert [path.name for path in newer.folder.iterdir()] == ["gpt_a"]
 
 
+def test_a_campaign_of_one_kind_of_model_does_not_touch_another_beside_it(no_results: None) -> None:
+    gpt, llama = (BenchmarkCorpus("made", kind=kind) for kind in ("gpt", "llama"))
+    for corpus in (gpt, llama):
+        (corpus.folder / f"{corpus.kind}_a").mkdir()
+        (corpus.folder / f"{corpus.kind}_a" / "summary.json").write_text("{}")
+    gpt.save()
+    assert [path.name for path in llama.folder.iterdir()] == ["llama_a"]
+    llama.save()
+    assert {path.name for path in BenchmarkCorpus("made").folder.iterdir()} == {"gpt_a", "llama_a"}
+
+
 def test_an_unknown_command_is_refused() -> None:
     with pytest.raises(SystemExit, match="burn: no such command; they are unpack and pack"):
         archives.main("burn", "somewhere")
@@ -74,7 +85,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
     folders = [path.parent for corpus in corpora() for path in corpus.folder.glob("*/summary.json")]
-    assert len(folders) == 206
+    assert len(folders) == 209
     for folder in folders:
         run = RunDirectory(folder)
         assert run.summary()["status"] == "completed"

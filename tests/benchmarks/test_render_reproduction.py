@@ -5,7 +5,15 @@ import re
 import pytest
 
 from apollo_cli.report import plots, savings
-from benchmarks import archives, gpu_cells, method_cells, render_gpu, render_ladder, render_reproduction
+from benchmarks import (
+    archives,
+    gpu_cells,
+    method_cells,
+    mixing_cells,
+    render_gpu,
+    render_ladder,
+    render_reproduction,
+)
 from benchmarks.archives import BenchmarkCorpus
 from benchmarks.cells import KINDS
 from tests.benchmarks.conftest import part, without_pictures
@@ -14,7 +22,7 @@ from tests.helpers.pages import PAGES, README
 
 def test_the_reports_and_the_pages_have_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
-    names = {corpus.name for corpus in archives.corpora()} - {gpu_cells.NAME, method_cells.NAME}
+    names = {corpus.name for corpus in archives.corpora()} - {gpu_cells.NAME, method_cells.NAME, mixing_cells.NAME}
     assert names == {"pydocs", "wikipedia_novels"}
     for name in names:
         assert part(f"What is saved: {name}") == without_pictures(render_reproduction.lines(name))
