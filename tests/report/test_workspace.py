@@ -178,7 +178,8 @@ def test_a_report_and_savings_are_published(
     assert all(summary["status"] == "completed" for summary in server.summaries.values())  # what was there stays
 
 
-def test_a_server_that_fails_or_does_not_answer_is_one_message() -> None:
+def test_a_server_that_fails_or_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")  # as `within` does, for good
     def fail() -> None:
         raise ValueError("no such project\nand more")
 
