@@ -180,6 +180,7 @@ def test_a_report_and_savings_are_published(
 
 def test_a_server_that_fails_or_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")  # as `within` does, for good
+
     def fail() -> None:
         raise ValueError("no such project\nand more")
 
