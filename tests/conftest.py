@@ -92,7 +92,7 @@ def pytest_collection_finish() -> None:
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test uses the network or an account."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SILENT"):  # the last one is set where a server is asked
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", "/nonexistent/netrc")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # as in an active environment
