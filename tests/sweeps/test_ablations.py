@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
+from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config
 from apollo_cli.config.hydra_syntax import compose_values, job_config
 from apollo_cli.report.runs import flat
@@ -43,6 +46,8 @@ def _stamp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def jobs(words: Sequence[str]) -> list[list[Config]]:
     """The runs that come first and the grid of a command, as Hydra composes them."""
+    with initialize_config_module(CONF, version_base="1.3"):  # ${hydra:sweep.dir} stands in one of the presets
+        HydraConfig.instance().set_config(compose("config", ["hydra.sweep.dir=sweep"], return_hydra_config=True))
     sweeps = []
     for overrides in grid.commands(CommandLine.parse(["-m", *words])):
         params = {} if grid.NO_PARAMS in overrides else grid.shipped_params(_experiment(overrides))
