@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from omegaconf.errors import OmegaConfBaseException
 from tokenizers import Tokenizer
 
+from apollo_cli import files
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.resume import resume_overrides
@@ -84,15 +84,13 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         path = Path(run_dir or line.typed(_RUN_DIR) or _new_run_dir(config))
     except ConfigError as error:
         raise OverridesError(error.problems) from error
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = files.missing(path)
     try:
         return run.train(config, path)
     except ConfigError as error:
         raise OverridesError(error.problems) from error
     finally:
-        for folder in missing:
-            with suppress(OSError):  # the run is there
-                folder.rmdir()
+        files.remove_empty(missing)
 
 
 def _composed(line: CommandLine) -> Config:

@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and its parents, as far as they do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those of these folders that are empty, in their order."""
+    for folder in folders:
+        with suppress(OSError, ValueError):  # not empty, never made, or no name that a folder may have
+            folder.rmdir()
 
 
 def remove(path: Path) -> None:

@@ -104,12 +104,14 @@ def spread(found: list[dict[str, Coordinate]], module: str) -> float:
 
 def draw(kind: Kind) -> bytes:
     """A picture: coordinates over widths at 4 layers, and over depths at a width of 64."""
-    import matplotlib.pyplot as plt
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
     from apollo_cli.report.style import SETTINGS, png_of
 
-    with plt.style.context(SETTINGS):
-        figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharey=True, layout="constrained")
+    with style.context(SETTINGS):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        panels = figure.subplots(2, 2, sharey=True)
         for row, parametrization in zip(panels, get_args(Parametrization), strict=True):
             grids = {"width": [(width, 4) for width in WIDTHS], "depth": [(BASE_HIDDEN, depth) for depth in DEPTHS]}
             for axes, (name, grid) in zip(row, grids.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: benchmarks/RESULTS.md and its pictures are pages of the site as well."""
+"""Hooks of MkDocs: the pages of benchmarks/ and their pictures are in the site as well."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds RESULTS.md and the pictures under their paths in the repository."""
-    found = [REPOSITORY / "benchmarks" / "RESULTS.md", *(REPOSITORY / "benchmarks" / "results").glob("*.[ps][nv]g")]
+    """Adds them under their paths in the repository."""
+    benchmarks = REPOSITORY / "benchmarks"
+    found = [*benchmarks.glob("*.md"), *(benchmarks / "results").glob("*.[ps][nv]g")]
     for path in found:
         files.append(File.generated(config, path.relative_to(REPOSITORY).as_posix(), abs_src_path=str(path)))
     return files

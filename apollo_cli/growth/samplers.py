@@ -90,6 +90,7 @@ class DepthSampler(ABC):
             return [f"its probabilities are {type(distribution).__name__}, not a dict of depths"]
         found = [
             f"P({depth})={f'{p:g}' if isinstance(p, float) else f'{p!s:.20}'} is not a probability"
+            f"{'' if isinstance(p, float | int) else f': it is a {type(p).__name__}, make it a float'}"
             for depth, p in distribution.items()
             if not (isinstance(p, float | int) and 0 <= p <= 1 + _TOLERANCE)
         ]

@@ -38,18 +38,27 @@ class Ended:
 
 
 def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
-    """The picture of a comparison; None without complete scratch runs of several budgets and a method beside."""
+    """The picture of a comparison; None without complete scratch runs of several budgets and a method beside.
+
+    Budgets are compared that every seed has; scratch runs are of the depth that the methods grow to.
+    """
+    grown = list(_labelled(comparison))
+    depths = {outcome.run.target_layers for _, outcome in grown}
     ladders: dict[Any, dict[int, Point]] = {}
     for outcome in _complete(comparison, is_scratch=True):
         best, end = ladders.setdefault(outcome.run.seed, {}), outcome.curve[-1]
+        if depths != {outcome.run.target_layers}:  # another model
+            continue
         if end.step not in best or end.loss < best[end.step].loss:  # of several rates
             best[end.step] = end
-    curves = {seed: savings.make_curve(best.values()) for seed, best in ladders.items() if len(best) > 1}
+    several = {seed: best for seed, best in ladders.items() if len(best) > 1}
+    shared = set.intersection(*(set(best) for best in several.values())) if several else set()
+    curves = {seed: savings.make_curve(best[step] for step in shared) for seed, best in several.items()}
     by_label: dict[str, list[Outcome]] = {}
-    for label, outcome in _labelled(comparison):
+    for label, outcome in grown:
         if outcome.run.seed in curves:
             by_label.setdefault(label, []).append(outcome)
-    if not by_label:
+    if len(shared) < 2 or not by_label:
         return None
     methods = []
     for label, outcomes in by_label.items():

@@ -32,7 +32,7 @@ def print_comparisons(comparisons: Sequence[Comparison], warnings: Sequence[str]
         glue = compare_glue(comparison)
         if glue:
             screen.print(_rich_table(glue_table(comparison, glue)))
-        notes = [*(glue.notes if glue else ()), *comparison_notes(comparison)]
+        notes = [*comparison_notes(comparison), *(glue.notes if glue else ())]
         for note in notes[:_MOST_NOTES]:
             screen.print(Text(f"note: {note}"))
         if left := len(notes[_MOST_NOTES:]):

@@ -98,9 +98,7 @@ def _new_folders_removed(new_folders: list[Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in new_folders:
-            with suppress(OSError, ValueError):  # not empty, never made, or no name that a folder may have
-                folder.rmdir()
+        files.remove_empty(new_folders)
 
 
 class Command:
@@ -139,7 +137,7 @@ class Command:
 
     def note_folder(self, folder: Path) -> None:
         """Remembers what Hydra is about to make."""
-        self.new_folders += [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        self.new_folders += files.missing(folder)
 
     def begin_sweep(self, config: DictConfig) -> None:
         """Checks the jobs of a sweep, opens its journal and says how it continues; edits Hydra's part of `config`.
@@ -148,7 +146,8 @@ class Command:
             ConfigError: no job could run.
         """
         is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
-        jobs = grid.combinations(_sweep_overrides(config), is_grid)
+        swept = _sweep_overrides(config)
+        jobs = grid.combinations(swept, is_grid)
         is_first = self.folder is None
         if is_first:
             _check_processes()
@@ -156,11 +155,13 @@ class Command:
             loader = GlobalHydra.instance().config_loader()
             for overrides in self.later:  # now, not after hours of the first one
                 other = loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
-                _check_jobs(other, grid.combinations(_sweep_overrides(other), is_grid), is_grid)
+                of_other = _sweep_overrides(other)
+                _check_jobs(other, grid.combinations(of_other, is_grid), is_grid)
+                swept += of_other
             HydraConfig.instance().set_config(config)
         _escape_slashes(config)
         if is_first:
-            self._open_sweep(config, is_grid)
+            self._open_sweep(config, [o.key_or_group for o in swept if o.is_sweep_override()], is_grid)
         if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
             _set(config, "hydra.sweep.dir", str(self.folder))
         launcher = config.hydra.launcher
@@ -172,8 +173,8 @@ class Command:
 
                 launcher.n_jobs = min(len(jobs), effective_n_jobs(launcher.n_jobs))
 
-    def _open_sweep(self, config: DictConfig, is_grid: bool) -> None:
-        """Makes the journal, and prints the folder and the command that continues."""
+    def _open_sweep(self, config: DictConfig, swept: list[str], is_grid: bool) -> None:
+        """Makes the journal of jobs that differ in the swept keys; says where they lie and how to continue."""
         target = str(config.hydra.launcher._target_)
         if target.endswith(".SlurmLauncher") and not (which("sbatch") and which("srun")):
             name = HydraConfig.get().runtime.choices["hydra/launcher"]
@@ -193,7 +194,6 @@ class Command:
         if ".hydra_submitit_launcher." in target:  # a new folder, so that nothing pickled earlier is loaded
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         is_joblib = target.endswith(".JoblibLauncher")
-        swept = [o.key_or_group for o in _sweep_overrides(config) if o.is_sweep_override()]
         journal = self._open.enter_context(
             Journal.kept(
                 swept, gpus.visible() if is_joblib else [], self._submitted and self._submitted / "journal"

@@ -56,13 +56,8 @@ def train(config: Config, run_dir: Path) -> Result:
         _show(run_plan, config, device, console)
         check_fits_in_memory(run_plan, device)
         with _locked(directory, processes), interruptible():
-            _claim(directory, config, run_plan, processes)
-            try:
+            with _claimed(directory, config, run_plan, processes):
                 corpus = _corpus_of_new_run(config, run_plan, console, processes)
-            except ApolloError:
-                if processes.is_main:
-                    directory.unclaim()
-                raise
             _show_corpus(corpus, run_plan, config, console)
             return Pretraining(config, run_plan, device, corpus, directory, console).run(None)
 
@@ -114,8 +109,9 @@ def launch(config: Config, device: Device, directory: RunDirectory) -> Result:
     """
     run_plan = make_plan(config, device)
     check_fits_in_memory(run_plan, device)
-    with _locked(directory, device.processes), interruptible():
-        _claim(directory, config, run_plan, device.processes)
+    processes = device.processes
+    with _locked(directory, processes), interruptible(), _claimed(directory, config, run_plan, processes):
+        pass
     cache_dir = {"cache_dir": config.data.cache_dir} if config.data.cache_dir else {}  # as if typed there
     return _launch(config, run_plan, directory, {"data": cache_dir})
 
@@ -207,9 +203,19 @@ def _locked(directory: RunDirectory, processes: ProcessGroup) -> Iterator[None]:
         yield
 
 
-def _claim(directory: RunDirectory, config: Config, run_plan: Plan, processes: ProcessGroup) -> None:
-    if processes.is_main:
+@contextmanager
+def _claimed(directory: RunDirectory, config: Config, run_plan: Plan, processes: ProcessGroup) -> Iterator[None]:
+    """Writes config and plan of a new run; a refusal within leaves nothing of them and of a new cache folder."""
+    if not processes.is_main:
+        yield
+        return
+    with cache_folder.made_for_run(config.data.cache_dir):
         directory.claim(config.raw, run_plan.as_dict())
+        try:
+            yield
+        except ApolloError:
+            directory.unclaim()
+            raise
 
 
 def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> None:

@@ -93,4 +93,6 @@ def test_a_cell_grows_within_its_run_and_trains_on_at_a_constant_rate() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_cell_has_a_config(kind: str) -> None:
     for cell in mixing_cells(kind):
-        config_of(cell.words)
+        config = config_of(cell.words)
+        assert (config.run.name, config.model.kind) == (cell.name, kind)
+        assert list(config.schedule.layers) == [layers for layers, _ in cell.stages]

@@ -14,20 +14,11 @@ from apollo_cli.models.flops import training_flops
 from apollo_cli.models.model_config import CompleteP, Initialization, Kind, ModelConfig, Multipliers
 from apollo_cli.models.parametrization import in_parametrization, restated
 from apollo_cli.models.transformer import Batch, Block, LanguageModel
+from tests.models.test_transformer import make_model
 
 BASE = CompleteP(hidden=16, layers=2, head_width=4)
 GPT = ModelConfig("gpt", vocabulary=31, positions=12, hidden=48, heads=6, ffn=80, layers=6, complete_p=BASE)
 each_kind = pytest.mark.parametrize("kind", ["gpt", "llama"])
-
-
-def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
-    """A model none of whose parameters is at a round value."""
-    torch.manual_seed(0)
-    model = build(model_config, layers)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def make_tokens() -> Tensor:

@@ -1,6 +1,7 @@
 """The picture of savings at equal final loss."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.text import Annotation
@@ -9,7 +10,7 @@ from apollo_cli.report.comparison import Question, compare_runs
 from apollo_cli.report.frontier import Ended, draw_frontier, frontier_of
 from apollo_cli.report.runs import read_runs
 from apollo_cli.report.savings import Cost, Point, make_curve
-from tests.helpers.made_runs import scratch, write_run
+from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 
 def point(step: int, flops: float, loss: float) -> Point:
@@ -50,3 +51,11 @@ def test_it_is_drawn_where_scratch_has_several_budgets(tmp_path: Path) -> None:
     scratch(tmp_path / "short", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 2.0)], name="short", budget__steps=200)
     scratch(tmp_path / "worse", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 8.0)], name="worse", optim__lr=1.0)
     assert "grown \N{MINUS SIGN}50.0 %" in texts()  # 1000 FLOPs instead of the 2000 of the better short run
+    shallow: dict[str, Any] = {"model__layers": 2, "schedule__layers": [2], "schedule__ends": [1]}
+    losses: list[Evaluation] = [(0, 0, 0.0, 9.0), (300, 900, 9.0, 1.5)]
+    write_run(tmp_path / "shallow", [], losses, name="shallow", sampler__kind="full", **shallow)
+    assert "grown \N{MINUS SIGN}50.0 %" in texts()  # not on the way of a shallower model
+    for steps, flops in ((300, 3000), (500, 5000)):  # of another seed, without a budget of the first one's
+        losses = [(0, 0, 0.0, 9.0), (steps, flops, 30.0, 1.5)]
+        scratch(tmp_path / f"other{steps}", losses, name=f"other{steps}", seed=1, budget__steps=steps)
+    assert texts() == []

@@ -108,6 +108,6 @@ def test_the_whole_sweep_runs_and_continues(
     assert {s["name"] for s in summaries if s["totals"].get("source_flops")} == set(method_cells.FROM_SOURCE)
     table = capsys.readouterr().out.rpartition("Sweep of 17")[2]
     assert table.count("completed") == 17
-    assert "gstack" in table
+    assert "gstack]" in table
     assert run(words) == 0
     assert capsys.readouterr().out.count(": completed before\n") == 17

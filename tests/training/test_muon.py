@@ -147,12 +147,17 @@ def test_the_rate_may_be_a_tensor() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
-def test_an_update_has_the_singular_vectors_of_the_gradient_and_values_near_1(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 4 * 2**-7)])
+def test_an_update_has_the_singular_vectors_of_the_gradient_and_values_near_1(
+    shape: tuple[int, int], dtype: torch.dtype, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever products this CPU is fast at; in bf16 to four units in its last place."""
+    monkeypatch.setattr(muon, "products_dtype", lambda device: dtype)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     assert values.max() / values.min() < 100
     inner = left.T @ orthogonalized(matrix, 10).float() @ right.T
-    assert (inner - inner.diag().diag()).abs().max() < 0.04  # products in bf16, of 8 bits
+    assert (inner - inner.diag().diag()).abs().max() < error
     assert inner.diag().min() > 0.65
     assert inner.diag().max() < 1.25
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from apollo_cli.config.config import Config
 from apollo_cli.errors import CheckpointError
 from apollo_cli.signals import Interrupted
-from apollo_cli.training import planning
+from apollo_cli.training import planning, run
 from apollo_cli.training.device import choose
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -212,3 +212,16 @@ def test_a_lost_plan_is_made_again_with_the_length_in_the_checkpoint(
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+def test_a_run_killed_before_its_corpus_is_there_finds_its_new_cache_folder(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "prepare_corpus", killed)
+        with pytest.raises(Killed):
+            train(config(f"data.cache_dir={tmp_path}/new/cache", *RARELY), tmp_path / "run")
+    assert "eval/loss" in resume(tmp_path / "run").losses
