@@ -111,8 +111,7 @@ def run(campaign: MixingCampaign, cells: Sequence[MixingCell], command: str) -> 
         flops, seconds = cost(campaign, untrained)
         print(f"{flops:.2e} FLOPs, about {clock(seconds / at_once)}; complete cells are kept", flush=True)
     try:
-        # by age: the references of one lie on the way to those of the next
-        for _, group in sorted(by_setting(cells).items(), key=lambda found: found[0].age):
+        for group in by_setting(cells).values():
             grown = campaign.missing(group)
             shallow, deep = (reference(group[0], name) for name in (SHALLOW, DEEP))
             references = [*([shallow] if grown else campaign.missing([shallow])), *campaign.missing([deep])]
