@@ -47,7 +47,10 @@ def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
         OmegaConfBaseException: an interpolation cannot be resolved.
     """
     plain: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
-    keys = {word.lstrip("+").partition("=")[0] for word in overrides}
+    typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+    keys = typed.keys()
+    if experiment := typed.get("experiment"):
+        plain["experiment"] = experiment  # a group that leaves no key behind
     budget = plain.get("budget")
     if isinstance(budget, dict) and any(f"budget.{key}" in keys and budget.get(key) is not None for key in LENGTHS):
         plain["budget"] = {

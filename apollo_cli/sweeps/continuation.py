@@ -79,7 +79,7 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
     differing = [
         f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
         for key in dict.fromkeys((*here, *there))
-        if not _is_resumable(key) and there.get(key) != here.get(key)
+        if key != "experiment" and not _is_resumable(key) and there.get(key) != here.get(key)
     ]
     if differing:
         shown = [*differing[:3], *(["..."] if len(differing) > 3 else [])]
