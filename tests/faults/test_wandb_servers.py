@@ -33,7 +33,13 @@ NO_GATES, ROW, EXIT = 0.5, 0.1, 1.0  # seconds at most, on a machine that does o
 
 
 class Bench:
-    """Starts runs in an empty folder and checks what they leave."""
+    """Starts runs in an empty folder and checks what they leave.
+
+    Attributes:
+        timeout: `tracking.timeout` of the runs.
+    """
+
+    timeout = TIMEOUT
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.run_dir, self.mark = folder, folder / "run", uuid4().hex
@@ -50,7 +56,7 @@ class Bench:
         self, mode: str = "auto", rows: int = 15, gap: float = 0.1, first: int = 0, **more: Any
     ) -> subprocess.Popen[str]:
         """A run; `more` is for its environment, or for Popen."""
-        numbers = [str(TIMEOUT), str(rows), str(gap), str(first)]
+        numbers = [str(self.timeout), str(rows), str(gap), str(first)]
         words = [sys.executable, "-m", "tests.helpers.mirrored", str(self.run_dir), mode, *numbers]
         options = {name: more.pop(name) for name in list(more) if name.islower()}
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
@@ -71,7 +77,7 @@ class Bench:
         seconds = json.loads(clocks)
         assert seconds["open"] < NO_GATES
         assert seconds["row"] < ROW
-        assert seconds["close"] < TIMEOUT + 0.3
+        assert seconds["close"] < self.timeout + 0.3
         assert now - seconds["ended"] < EXIT
         pages = [line for line in lines if line.startswith("W&B page: ")]
         assert len(pages) <= 1
@@ -251,6 +257,7 @@ def test_a_server_that_fails_in_the_middle(how: str, bench: Bench, server: StubS
 def test_a_resumed_run_uploads_what_is_missing_first_and_no_row_twice(bench: Bench, server: StubServer) -> None:
     bench.run(rows=8, WANDB_BASE_URL=_address("refused", server), WANDB_API_KEY=KEY)
     time.sleep(1.1)  # wandb names recordings by the second
+    bench.timeout = 15.0  # the default: two recordings are uploaded
     assert bench.run(rows=12, first=5, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY) == "closing"
     assert server.steps() == list(range(12))
     assert [row["_step"] for _, row in sorted(server.rows.items())] == list(range(12))
