@@ -45,8 +45,10 @@ def _fine_tune(words: list[str]) -> int | None:
 
     from apollo_cli.glue.grid import FineTuningGrid
     from apollo_cli.glue.section import compose_words, parse_glue
+    from apollo_cli.tracking.wandb import check_variables
 
     config = parse_glue(compose_words(words))
+    check_variables(config.tracking)
     of_model = Path("outputs/glue") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     out = Path(config.out or (Path(config.run) / "glue" if config.run else of_model))
     try:

@@ -23,7 +23,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from apollo_cli import files
+from apollo_cli.config.schema import validate
 from apollo_cli.config.training import TrackingArgs
+from apollo_cli.errors import ConfigError
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking import recorder
 
@@ -31,6 +33,7 @@ FACTS = "apollo"  # key beside the config: the facts on a run that a comparison 
 LABELS = ("method", "scratch", "target_layers", "size", "parameters", "made_with")  # to group and filter by in W&B
 LONGEST = 128  # letters of a name in W&B
 _TRUE = ("1", "on", "yes", "true")  # of WANDB_DISABLED, as transformers reads it
+_VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP"}
 _MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline"}
 
 
@@ -50,6 +53,24 @@ def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Id
     sweep = run_dir.resolve().parent
     group = f"{sweep.parent.name}/{sweep.name}" if (sweep / "multirun.yaml").exists() else name
     return Identity(run_id, f"{group}/{run_dir.name}"[-LONGEST:], group[-LONGEST:], tags)
+
+
+def check_variables(tracking: TrackingArgs) -> None:
+    """Refuses names of the environment that W&B would refuse.
+
+    Raises:
+        ConfigError: with the variables.
+    """
+    if _mode(tracking, lambda _: None) == "disabled":
+        return
+    values, problems = tracking.model_dump(), list[str]()
+    for key, variable in _VARIABLES.items():
+        if values[key] is None and (name := os.environ.get(variable)):
+            found: list[str] = []
+            validate(TrackingArgs, "", values | {key: name}, found)
+            problems += [problem.replace(key, variable, 1) for problem in found]
+    if problems:
+        raise ConfigError(problems)
 
 
 def run_id_of_agent() -> str | None:

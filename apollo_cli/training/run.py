@@ -19,6 +19,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console, duration, plan_segment, plan_table, plan_totals
+from apollo_cli.tracking.wandb import check_variables
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
@@ -40,6 +41,7 @@ def train(config: Config, run_dir: Path) -> Result:
         ApolloError: the user can correct it; nothing stays in `run_dir` if training has not begun.
         Interrupted: a signal stopped it; it can be resumed.
     """
+    check_variables(config.tracking)
     processes, directory = connect(), RunDirectory(run_dir)
     device, console = choose(config.run, processes), Console(quiet=not processes.is_main)
     with processes.initialized(config.distributed.timeout, device.device):
@@ -137,6 +139,7 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         section = saved.get(key)
         saved[key] = section | value if isinstance(section, dict) and isinstance(value, dict) else value
     config = parse(saved)
+    check_variables(config.tracking)
     if config.run.plan:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     _check_cache_dir(config, directory, overrides or {})

@@ -13,10 +13,11 @@ import pytest
 
 from apollo_cli.config.config import Config
 from apollo_cli.config.training import TrackingArgs
+from apollo_cli.errors import ConfigError
 from apollo_cli.tracking import recorder
 from apollo_cli.tracking import wandb as mirror
 from apollo_cli.tracking.recorder import Recording
-from apollo_cli.tracking.wandb import Identity, final_numbers, has_key, identify, open_mirror
+from apollo_cli.tracking.wandb import Identity, check_variables, final_numbers, has_key, identify, open_mirror
 from apollo_cli.training.run import train
 from tests.conftest import read_rows
 from tests.helpers.stub_wandb import StubServer, unused_port
@@ -186,6 +187,25 @@ def test_disabled_starts_no_process(metrics: Path, monkeypatch: pytest.MonkeyPat
     assert open_mirror(_tracking("disabled"), IDENTITY, {}, metrics.parent, 0, print) is None
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert open_mirror(_tracking("auto"), IDENTITY, {}, metrics.parent, 0, print) is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WANDB_PROJECT", "team/growth", "WANDB_PROJECT=team/growth: W&B refuses / in this name; leave it out"),
+        ("WANDB_ENTITY", "e" * 129, f"WANDB_ENTITY={'e' * 129}: W&B takes names of 1 to 128 characters"),
+        ("WANDB_RUN_GROUP", " ", "WANDB_RUN_GROUP= : W&B takes names of 1 to 128 characters"),
+    ],
+)
+def test_invalid_names_of_the_environment_are_refused_where_they_count(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as refused:
+        check_variables(_tracking("offline"))
+    assert refused.value.problems == [message]
+    check_variables(_tracking("offline", project="p", entity="e", group="g"))
+    check_variables(_tracking("disabled"))
 
 
 @pytest.mark.parametrize("value", ["true", "1", "True", "yes"])
