@@ -13,13 +13,12 @@ from apollo_cli.training.summary import git_commit, versions
 
 
 def labels(config: Config, plan: Plan, device: Device) -> dict[str, Any]:
-    """What runs are grouped and filtered by: method, size, experiment, and what they were made with."""
+    """What runs are grouped and filtered by: method, size, and what they were made with."""
     return {
         "method": method(config),
         "scratch": is_scratch(config),
         "target_layers": config.model.layers,
         "size": size(config),
-        "experiment": config.raw.get("experiment"),
         "parameters": plan.stages[-1].parameters,
         "made_with": {
             "git_commit": git_commit(),

@@ -10,25 +10,30 @@ from apollo_cli.training.planning import make_plan
 
 
 @pytest.mark.parametrize(
-    ("words", "expected", "expected_tags"),
+    ("words", "experiment", "expected", "expected_tags"),
     [
         (
             ["experiment=scratch", "size=nano", "model=gpt", "budget.steps=9"],
-            {"experiment": "scratch", "scratch": True, "size": "nano", "method": "scratch: scratch"},
+            "scratch",
+            {"scratch": True, "size": "nano", "method": "scratch: scratch"},
             ("gpt", "full", "interpolate", "layers=12", "nano", "baseline"),
         ),
         (
             ["model.hidden=32", "budget.steps=9"],
-            {"experiment": None, "scratch": False, "size": "12x32"},
+            None,
+            {"scratch": False, "size": "12x32"},
             ("bert", "lvps", "interpolate", "layers=3-6-12", "12x32"),
         ),
     ],
 )
-def test_labels(words: list[str], expected: dict[str, object], expected_tags: tuple[str, ...]) -> None:
+def test_labels(
+    words: list[str], experiment: str | None, expected: dict[str, object], expected_tags: tuple[str, ...]
+) -> None:
     config = job_config(OmegaConf.create(compose_values(words)), words)
     device = choose(config.run)
     found = labels(config, make_plan(config, device), device)
     assert {key: found[key] for key in expected} == expected
+    assert config.raw.get("experiment") == experiment  # a key of the config that W&B shows
     assert found["target_layers"] == 12
     assert found["made_with"]["threads"] >= 1
     assert tags(config) == expected_tags
