@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from apollo_cli.models.communication import STATE
 from apollo_cli.models.cross_entropy import chunk_bytes
 from apollo_cli.models.model_config import ModelConfig
 
@@ -59,10 +58,6 @@ class ActivationMemory:
         if self.bf16:
             return (4 + 4 + 2) * weights + 2 * 2 * h - 4 * self.model_config.heads
         return 4 * (3 * weights + 2 * h - self.model_config.heads)
-
-    def training_bytes(self, parameters: int, tokens: int, depth: int, predictions: int, chunks: int) -> int:
-        """Peak of a micro-step on a single device: the whole training state and `working_bytes`."""
-        return STATE * parameters + self.working_bytes(tokens, depth, predictions, chunks)
 
     def working_bytes(self, tokens: int, depth: int, predictions: int, chunks: int) -> int:
         """Peak beside the training state of a micro-step through `depth` layers, run in `chunks` equal parts.

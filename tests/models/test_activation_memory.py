@@ -51,13 +51,13 @@ def test_a_step_by_hand() -> None:
     cpu, gpu = ActivationMemory(model_config, "cpu", False), ActivationMemory(model_config, "cuda", True)
     assert cpu.bytes_per_layer == 4 * (8 * 16 + 2 * 64) + 4 * 2 + 16 == 1048
     assert gpu.bytes_per_layer == 2 * (6 * 16 + 2 * 64) + 8 * 16 + 24 == 600
-    # 16 bytes a parameter, 48 a token; 16 tokens, 3 layers; 14 rows of logits twice; 6 numbers for each of 30
+    # 48 bytes a token; 16 tokens, 3 layers; 14 rows of logits twice; 6 numbers for each of 30
     chunk = 16 * 3 * 1048 + 2 * 4 * 14 * 100 + 4 * 16 * 6 * 30
-    assert cpu.training_bytes(1000, 16, 3, 14, 1) == 16_000 + 48 * 16 + chunk
-    assert cpu.training_bytes(1000, 32, 3, 28, 2) == 16_000 + 48 * 32 + chunk
+    assert cpu.working_bytes(16, 3, 14, 1) == 48 * 16 + chunk
+    assert cpu.working_bytes(32, 3, 28, 2) == 48 * 32 + chunk
 
 
 def test_of_large_logits_only_a_chunk_counts() -> None:
     model_config = ModelConfig("gpt", vocabulary=50_000, positions=8, hidden=16, heads=2, ffn=64, layers=6)
-    few, many = (ActivationMemory(model_config, "cpu", False).training_bytes(0, 0, 1, n, 1) for n in (1000, 2000))
+    few, many = (ActivationMemory(model_config, "cpu", False).working_bytes(0, 1, n, 1) for n in (1000, 2000))
     assert many - few == 4 * 16 * 6 * 1000
