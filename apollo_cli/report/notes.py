@@ -1,7 +1,7 @@
 """Sentences on a comparison: its headline, and notes on what limits it."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from statistics import fmean, median
 
 from apollo_cli.errors import one_line
@@ -59,7 +59,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     """Notes on a comparison, the weightiest first; the labels in them are untrusted text."""
     methods = comparison.methods
     found = [
-        *(_baseline_notes(comparison), _reference_notes(comparison), _settings_notes(comparison)),
+        *(_baseline_notes(comparison), _reference_notes(comparison), _shallow_notes(comparison)),
+        _settings_notes(comparison),
         *(
             *map(_source_notes, methods),
             *map(_extension_notes, methods),
@@ -112,6 +113,25 @@ def _reference_notes(comparison: Comparison) -> Iterator[str]:
             f"'{baseline.label}' is at its final loss after {cost.flops:.3e} of its {max(ends):.3e} FLOPs already; "
             "this is the cost of the target."
         )
+
+
+def _shallow_notes(comparison: Comparison) -> Iterator[str]:
+    """Methods whose depth has not paid: a shallower model from scratch has their loss for no more FLOPs."""
+    ended = [(method, method.outcomes[0].run) for method in comparison.methods if method.curve and method.has_ended]
+    pairs = product(
+        [pair for pair in ended if not pair[1].is_scratch], [pair for pair in ended if pair[1].is_scratch]
+    )
+    for (method, grown), (other, shallow) in pairs:
+        is_equal = all(shallow.config.get(key) == grown.config.get(key) for key in ("model.kind", "model.hidden"))
+        if not is_equal or shallow.target_layers >= grown.target_layers:
+            continue
+        end = method.curve[-1]
+        loss = savings.lowest_within(other.curve, end.cost.flops)
+        if loss <= end.loss:
+            yield (
+                f"'{method.label}' ends at {end.loss:.4f}; '{other.label}', with {shallow.target_layers} layers "
+                f"from the first step, is at {loss:.4f} for no more FLOPs: the deeper layers have not paid."
+            )
 
 
 def _settings_notes(comparison: Comparison) -> Iterator[str]:

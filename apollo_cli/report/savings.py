@@ -92,6 +92,14 @@ def loss_at(curve: Curve, flops: float) -> float | None:
     return float(np.interp(flops, [point.cost.flops for point in curve], [point.loss for point in curve]))
 
 
+def lowest_within(curve: Curve, flops: float) -> float:
+    """The lowest loss for at most so many FLOPs, linear between two evaluations; infinite before the first."""
+    at_end = loss_at(curve, flops)
+    return min(
+        [p.loss for p in curve if p.cost.flops <= flops] + ([] if at_end is None else [at_end]), default=math.inf
+    )
+
+
 def scratch_cost(rungs: Curve, loss: float, axis: str) -> float | None:
     """FLOPs or seconds of a scratch run that ends at this loss, linear between two budgets; None beyond them."""
     if not rungs or not rungs[-1].loss <= loss <= rungs[0].loss:

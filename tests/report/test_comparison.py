@@ -270,6 +270,20 @@ def test_models_of_other_depths_are_noted(tmp_path: Path) -> None:
     assert "settings beside growth: model.layers 4 ('deep'), 2 ('flat')." in text
 
 
+def test_a_grown_run_that_the_shallow_model_beats_is_noted(tmp_path: Path) -> None:
+    scratch(tmp_path / "deep", FLAT, name="deep")
+    write_run(
+        tmp_path / "grown", [(50, 100, 10.0, 3.2), (100, 200, 20.0, 2.5)], [(50, 100, 10.0, 3.4)], name="grown"
+    )
+    rows: list[Evaluation] = [(0, 0, 0.0, 5.0), (100, 100, 10.0, 3.0), (300, 300, 30.0, 2.0)]
+    write_run(tmp_path / "flat", rows, name="flat", model__layers=2, schedule__layers=[2])
+    (note,) = [note for note in comparison_notes(compared(tmp_path)) if "have not paid" in note]
+    assert note == (
+        "'grown' ends at 2.5000; 'flat', with 2 layers from the first step, is at 2.5000 for no more FLOPs: "
+        "the deeper layers have not paid."
+    )
+
+
 def test_other_differing_settings_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):

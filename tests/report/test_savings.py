@@ -36,6 +36,11 @@ def test_nothing_is_extrapolated_on_either_side() -> None:
     assert savings.loss_at(curve([5.0, 3.0], [10.0, 20.0]), 20.1) is None
 
 
+@pytest.mark.parametrize(("flops", "lowest"), [(9.9, math.inf), (10.0, 5.0), (15.0, 4.0), (25.0, 3.0), (99.0, 3.0)])
+def test_the_lowest_loss_within_a_budget(flops: float, lowest: float) -> None:
+    assert savings.lowest_within(curve([5.0, 3.0, 4.0], [10.0, 20.0, 30.0]), flops) == lowest
+
+
 def test_noise_makes_two_crossings() -> None:
     noisy = curve([5.0, 3.0, 4.0, 2.0])
     assert savings.crossing(noisy, 3.5) == Cost(75.0, 7.5)
