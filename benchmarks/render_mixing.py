@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apollo_cli.report.mixing import open_gap, time_constant
 from apollo_cli.run_directory import RunDirectory
 from benchmarks import results_page
 from benchmarks.archives import BenchmarkCorpus
@@ -45,8 +46,6 @@ rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.0
 _SPACE = 0.04  # least distance of two labels, as a share of the picture's height
 _HIGHEST = 1.5  # share of the gap that the picture shows: a jump may be many times the gap
 
-Curve = Mapping[int, float]  # validation loss by step
-
 
 @dataclass(frozen=True)
 class Mixing:
@@ -65,27 +64,6 @@ class Mixing:
     gap: Mapping[int, float]
     time_constant: float | None
     flops: float
-
-
-def open_gap(grown: Curve, shallow: Curve, deep: Curve) -> dict[int, float]:
-    """(grown - deep) / (shallow - deep), at each step that all three have and where the deep one is ahead."""
-    common = [step for step in sorted(grown) if step in shallow and step in deep and shallow[step] > deep[step]]
-    return {step: (grown[step] - deep[step]) / (shallow[step] - deep[step]) for step in common}
-
-
-def time_constant(gap: Mapping[int, float], first: int) -> float | None:
-    """tc of a exp(-step / tc), by least squares on the logarithm of the gap from step `first` on.
-
-    None if fewer than two values are above 0, if the last one is not, or if they do not fall.
-    """
-    points = [(step, share) for step, share in sorted(gap.items()) if step >= first]
-    positive = [(step, math.log(share)) for step, share in points if share > 0]
-    if len(positive) < 2 or points[-1][1] <= 0:
-        return None
-    steps, logs = (sum(values) / len(positive) for values in zip(*positive, strict=True))
-    covariance = sum((step - steps) * (log - logs) for step, log in positive)
-    variance = sum((step - steps) ** 2 for step, _ in positive)
-    return -variance / covariance if covariance < 0 else None
 
 
 def write(wanted: Mapping[str, Sequence[MixingCell]] | None = None) -> None:

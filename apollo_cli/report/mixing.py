@@ -1,0 +1,131 @@
+"""How fast new layers become worth their FLOPs: the gap to a model that had them from the first step."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.runs import Run
+from apollo_cli.report.tables import ReportTable
+
+LossByStep = Mapping[int, float]
+
+MIXING_NOTE = (
+    "Open is the share of the gap between a shallow and a deep scratch run of the same steps in which the grown "
+    "model is, at equal steps: 100 % where the shallow one stands, 0 % where the deep one does. tc is the time "
+    "constant of its closing, by least squares on the logarithm."
+)
+_SHARES = (0.25, 0.5, 1.0)  # of the steps after the growth
+
+
+@dataclass(frozen=True)
+class GrowthMixing:
+    """How a method mixed after a growth.
+
+    Attributes:
+        label: of the method.
+        before: layers before the growth, those of the shallow reference.
+        after: layers after it, those of the deep reference.
+        nats: the gap between the references at the growth.
+        gap: share of it that is open, by steps since the growth.
+    """
+
+    label: str
+    before: int
+    after: int
+    nats: float
+    gap: dict[int, float]
+
+
+def open_gap(grown: LossByStep, shallow: LossByStep, deep: LossByStep) -> dict[int, float]:
+    """(grown - deep) / (shallow - deep), at each step that all three have and where the deep one is ahead."""
+    common = [step for step in sorted(grown) if step in shallow and step in deep and shallow[step] > deep[step]]
+    return {step: (grown[step] - deep[step]) / (shallow[step] - deep[step]) for step in common}
+
+
+def time_constant(gap: Mapping[int, float], first: int) -> float | None:
+    """tc of a exp(-step / tc), by least squares on the logarithm of the gap from step `first` on.
+
+    None if fewer than two values are above 0, if the last one is not, or if they do not fall.
+    """
+    points = [(step, share) for step, share in sorted(gap.items()) if step >= first]
+    positive = [(step, math.log(share)) for step, share in points if share > 0]
+    if len(positive) < 2 or points[-1][1] <= 0:
+        return None
+    steps, logs = (sum(values) / len(positive) for values in zip(*positive, strict=True))
+    covariance = sum((step - steps) * (log - logs) for step, log in positive)
+    variance = sum((step - steps) ** 2 for step, _ in positive)
+    return -variance / covariance if covariance < 0 else None
+
+
+def mixings(comparison: Comparison) -> Iterator[GrowthMixing]:
+    """Each growth of each method for which there are scratch runs of its layers before and after, of its steps."""
+    references = [method for method in comparison.methods if method.outcomes[0].run.is_scratch]
+    for method in comparison.methods:
+        runs = [outcome.run for outcome in method.outcomes]
+        grown = {(row["step"], row["growth/from"], row["layers"]) for row in runs[0].evaluations if _is_after(row)}
+        for step, before, after in sorted(grown):
+            shallow, deep = (_reference(references, runs[0], layers) for layers in (before, after))
+            if shallow and deep:
+                losses = _losses(runs, after)
+                gap = open_gap(losses, shallow, deep)
+                since = {at - step: share for at, share in gap.items() if at >= step}
+                if len(since) > 1:
+                    at = step + min(since)
+                    yield GrowthMixing(method.label, before, after, shallow[at] - deep[at], since)
+
+
+def mixing_table(found: Sequence[GrowthMixing]) -> ReportTable:
+    """The gap at each growth, and how much of it is open later."""
+    rows = []
+    for mixing in found:
+        first, *later = mixing.gap
+        marks = [min(later, key=partial(_distance, share * later[-1])) for share in _SHARES]
+        constant = time_constant(mixing.gap, first)
+        rows.append(
+            [
+                f"{mixing.label}: {mixing.before} to {mixing.after}",
+                f"{mixing.nats:.3f}",
+                f"{mixing.gap[first]:.0%}",
+                *(f"{mixing.gap[mark]:.0%} ({mark:,})" for mark in marks),
+                f"{constant:,.0f}" if constant else "-",
+            ]
+        )
+    head = ["growth (layers)", "gap (nats)", "open at once", *["open (after steps)"] * len(_SHARES), "tc (steps)"]
+    return ReportTable(head, rows)
+
+
+def _distance(asked: float, step: int) -> float:
+    return abs(step - asked)
+
+
+def _is_after(row: Mapping[str, float]) -> bool:
+    """Whether the row is the evaluation just after a growth in depth."""
+    return "growth/from" in row and row["layers"] == row["growth/to"] != row["growth/from"]
+
+
+def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByStep | None:
+    """Losses of the scratch runs of so many layers that equal the grown run in width and steps; the best rate's."""
+    end = grown.evaluations[-1]["step"]
+    found = []
+    for method in references:
+        run = method.outcomes[0].run
+        is_equal = all(run.config.get(key) == grown.config.get(key) for key in ("model.kind", "model.hidden"))
+        if is_equal and run.target_layers == layers and run.evaluations[-1]["step"] == end:
+            found.append(_losses([outcome.run for outcome in method.outcomes], layers))
+    return min(found, key=lambda losses: losses[max(losses)], default=None)
+
+
+def _losses(runs: Sequence[Run], layers: int) -> dict[int, float]:
+    """The mean loss of these runs with so many layers, at each step that all have."""
+    by_step = [
+        {
+            row["step"]: row["eval/loss"]
+            for row in run.evaluations
+            if row["layers"] == layers and row["eval/loss"] is not None and math.isfinite(row["eval/loss"])
+        }
+        for run in runs
+    ]
+    return {step: fmean(of[step] for of in by_step) for step in sorted(set.intersection(*map(set, by_step)))}
