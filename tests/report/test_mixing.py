@@ -43,7 +43,7 @@ def test_a_gap_that_does_not_close_or_has_closed_has_no_time_constant(gap: dict[
 
 
 def test_each_growth_with_references_has_its_gap(tmp_path: Path) -> None:
-    """The gap is 1 nat at first; the grown model is 0.5 above the shallow one, then a half and a quarter are open."""
+    """The gap is 1 nat at first; the grown model is half of it above the shallow one, then closes it."""
     steps = (100, 200, 300)
     deep: list[Evaluation] = [
         (step, 4.0 * step, 0.0, loss) for step, loss in zip(steps, (4.0, 3.0, 2.0), strict=True)
