@@ -1,8 +1,8 @@
 """The coordinate check: how large activations are, and how far training moves them, by width and depth.
 
 `python -m benchmarks.run_coordinates gpt` draws both parametrizations side by side, in about a minute, into
-benchmarks/results/coordinates_gpt.png; `llama` likewise. In CompleteP the lines are flat (Dey 2025,
-arXiv 2505.01618), so one learning rate suits every width and depth.
+benchmarks/results/coordinates_gpt.png; `llama` and `bert`, pre-norm, likewise. In CompleteP the lines are flat
+(Dey 2025, arXiv 2505.01618), so one learning rate suits every width and depth.
 """
 
 import sys
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apollo_cli import files
 from apollo_cli.config.training import OptimArgs
+from apollo_cli.models.bert import Bert
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import CompleteP, Initialization, Kind, ModelConfig, Parametrization
 from apollo_cli.models.transformer import Batch, Block, LanguageModel
@@ -22,7 +23,6 @@ from benchmarks.archives import RESULTS
 
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16, 32)
 BASE_HIDDEN, BASE_LAYERS, HEAD_WIDTH = 64, 2, 32
-MODULES = ("embedding", "attention", "feed-forward", "residual stream", "logits")
 _STEPS, _VOCABULARY, _ROWS, _LENGTH = 10, 64, 8, 16
 # a small deviation, so that after ten steps what is learned outweighs what was drawn
 _INIT = Initialization(std=0.01, positions_std=0.01)
@@ -45,9 +45,10 @@ _OPTIM = OptimArgs(
 class Coordinate:
     """A module's mean absolute activation after training, and the mean absolute change by it.
 
-    Attention and feed-forward part before the multiplier of the branch, mean over all layers. Logits are those of
-    the targets, less the mean logit, averaged before the absolute value: what is drawn and has the mean 0 falls as
-    1 / sqrt(width) in every parametrization, what is learned must not.
+    Attention and feed-forward part before the multiplier of the branch, mean over all layers; the residual stream
+    after the last layer; for BERT the head's dense layer. Logits are those of the targets, less the mean logit,
+    averaged before the absolute value: what is drawn and has the mean 0 falls as 1 / sqrt(width) in every
+    parametrization, what is learned must not.
     """
 
     after: float
@@ -61,7 +62,10 @@ def coordinates(
     torch.manual_seed(seed)
     base = CompleteP(BASE_HIDDEN, BASE_LAYERS, HEAD_WIDTH) if parametrization == "completep" else None
     config = ModelConfig(
-        *(kind, _VOCABULARY, _LENGTH, hidden, hidden // HEAD_WIDTH, 4 * hidden, layers), init=_INIT, complete_p=base
+        *(kind, _VOCABULARY, _LENGTH, hidden, hidden // HEAD_WIDTH, 4 * hidden, layers),
+        init=_INIT,
+        complete_p=base,
+        norm="pre",
     )
     model = build(config, layers)
     trained = build_optimizer(model, _OPTIM.model_copy(update={"kind": optimizer}))
@@ -75,7 +79,7 @@ def coordinates(
     after = _activations(model, batch)
     return {
         name: Coordinate(after[name].abs().mean().item(), (after[name] - before[name]).abs().mean().item())
-        for name in MODULES
+        for name in after
     }
 
 
@@ -93,13 +97,18 @@ def _activations(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
     logits = model.head(hidden).flatten(0, 1)
     learned = logits.gather(1, batch.targets[:, None]) - logits.mean(1, keepdim=True)
     stacked = {"attention": torch.stack(attention), "feed-forward": torch.stack(feed_forward)}
-    return found | stacked | {"residual stream": hidden, "logits": learned.mean()}
+    head = {"transform": model.transform(model.last_norm(hidden))} if isinstance(model, Bert) else {}
+    return found | stacked | {"residual stream": hidden} | head | {"logits": learned.mean()}
 
 
-def spread(found: list[dict[str, Coordinate]], module: str) -> float:
-    """The largest ratio of a module's coordinates between models, after training and of the change."""
-    values = [[getattr(each[module], key) for each in found] for key in ("after", "change")]
-    return max(max(of) / min(of) for of in values)
+def spreads(found: list[dict[str, Coordinate]]) -> dict[str, float]:
+    """The largest ratio of each module's coordinates between models, after training and of the change."""
+
+    def spread(module: str) -> float:
+        values = [[getattr(each[module], key) for each in found] for key in ("after", "change")]
+        return max(max(of) / min(of) for of in values)
+
+    return {module: spread(module) for module in found[0]}
 
 
 def draw(kind: Kind) -> bytes:
@@ -117,7 +126,7 @@ def draw(kind: Kind) -> bytes:
             for axes, (name, grid) in zip(row, grids.items(), strict=True):
                 found = [coordinates(kind, *sizes, parametrization) for sizes in grid]
                 sizes = [size[name == "depth"] for size in grid]
-                for module in MODULES:
+                for module in found[0]:
                     axes.plot(sizes, [each[module].change for each in found], marker="o", label=module)
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log")

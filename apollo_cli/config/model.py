@@ -13,6 +13,7 @@ from apollo_cli.models.model_config import (
     Initialization,
     Kind,
     ModelConfig,
+    Norm,
     Parametrization,
     PositionInit,
     ResidualInit,
@@ -68,6 +69,11 @@ class BertArgs(ModelArgs):
     kind: Literal["bert"]
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
     whole_word_masking: bool
+    norm: Norm = "post"  # absent in older runs
+
+    def build(self, vocabulary: int, positions: int) -> ModelConfig:
+        """The sizes and the initialization of the model."""
+        return replace(super().build(vocabulary, positions), norm=self.norm)
 
 
 class GptArgs(ModelArgs):
@@ -165,11 +171,10 @@ def _base_problems(model: ModelArgs) -> list[str]:
     """Messages about the base model of CompleteP."""
     if model.parametrization == "standard":
         return []
-    if isinstance(model, BertArgs):
+    if isinstance(model, BertArgs) and model.norm == "post":
         return [
             "model.parametrization=completep: its factor belongs into a residual stream that nothing normalises, "
-            "and model=bert is post-norm, with a norm after each sum; take model=gpt or model=llama, or "
-            "model.parametrization=standard"
+            "and model.norm=post has a norm after each sum; type model.norm=pre, or model.parametrization=standard"
         ]
     for key, meaning, value in (("base_hidden", "width", model.hidden), ("base_layers", "depth", model.layers)):
         if getattr(model, key) is None:

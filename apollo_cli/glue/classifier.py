@@ -43,9 +43,9 @@ class Classifier(nn.Module):
         """(rows, outputs): logits of the labels, or one number per row."""
         mask = batch.attention_mask if self.pooler else None  # a causal model never attends to padding at the end
         hidden = self.body.trunk(batch.tokens, layer_map, mask, batch.segments, token_indices=batch.token_indices)
-        hidden = hidden.flatten(0, 1)[batch.positions]
+        hidden = self.body.last_norm(hidden.flatten(0, 1)[batch.positions])
         if self.pooler is None:
-            return self.answer(self.body.before_decoder(hidden))
+            return self.answer(hidden)
         pooled = self.pooler(hidden).tanh()
         return self.answer(self.dropout(pooled))
 

@@ -41,6 +41,8 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "segments.weight": (None, "residual"),
     "embedding_norm.weight": ("residual",),
     "embedding_norm.bias": ("residual",),
+    "encoder_norm.weight": ("residual",),
+    "encoder_norm.bias": ("residual",),
     "transform.weight": ("residual", "<residual"),
     "transform.bias": ("residual",),
     "transform_norm.weight": ("<residual",),

@@ -19,7 +19,7 @@ class Gpt(LanguageModel):
         hidden = self.tokens(tokens) + self.positions.weight[first : first + tokens.shape[1]]
         return self.dropout(hidden)
 
-    def before_decoder(self, hidden: Tensor) -> Tensor:
+    def last_norm(self, hidden: Tensor) -> Tensor:
         """The final norm."""
         return self.final_norm(hidden)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.bert import SEGMENTS
 from apollo_cli.models.build import build
-from apollo_cli.models.model_config import ARCHITECTURES, Initialization, Kind, ModelConfig
+from apollo_cli.models.model_config import ARCHITECTURES, Initialization, Kind, ModelConfig, Norm
 from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LONGEST_WAVE, LanguageModel
 
@@ -35,6 +35,14 @@ BERT_BLOCK_NAMES = {
     "ffn_in": "bert.encoder.layer.{i}.intermediate.dense",
     "ffn_out": "bert.encoder.layer.{i}.output.dense",
     "ffn_norm": "bert.encoder.layer.{i}.output.LayerNorm",
+}
+# pre-norm BERT, which is transformers' Megatron-BERT
+PRE_NORM_BERT_NAMES = {name: theirs for name, theirs in BERT_NAMES.items() if name != "embedding_norm"} | {
+    "encoder_norm": "bert.encoder.ln",
+}
+PRE_NORM_BERT_BLOCK_NAMES = BERT_BLOCK_NAMES | {
+    "attention_norm": "bert.encoder.layer.{i}.attention.ln",
+    "ffn_norm": "bert.encoder.layer.{i}.ln",
 }
 GPT_NAMES = {
     "tokens.weight": "transformer.wte.weight",
@@ -62,9 +70,10 @@ LLAMA_BLOCK_NAMES = {
     "ffn_out": "model.layers.{i}.mlp.down_proj",
     "ffn_norm": "model.layers.{i}.post_attention_layernorm",
 }
-_NAMES: dict[Kind, tuple[dict[str, str], dict[str, Any]]] = {
+_NAMES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # by model_type
     "bert": (BERT_NAMES, BERT_BLOCK_NAMES),
-    "gpt": (GPT_NAMES, GPT_BLOCK_NAMES),
+    "megatron-bert": (PRE_NORM_BERT_NAMES, PRE_NORM_BERT_BLOCK_NAMES),
+    "gpt2": (GPT_NAMES, GPT_BLOCK_NAMES),
     "llama": (LLAMA_NAMES, LLAMA_BLOCK_NAMES),
 }
 GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
@@ -72,7 +81,12 @@ GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
 )  # fmt: skip
 LARGEST_FILE = 5_000_000_000  # bytes of weights in one file, the hub's default; larger models are split
 _HEAD = ("transform", "head_bias", "decoder")  # prefixes of our names of a head, which models for other tasks lack
-_KINDS: dict[str, Kind] = {"bert": "bert", "gpt2": "gpt", "llama": "llama"}  # by model_type
+_KINDS: dict[str, Kind] = {
+    "bert": "bert",
+    "megatron-bert": "bert",
+    "gpt2": "gpt",
+    "llama": "llama",
+}  # by model_type
 _BARE = {  # what begins the names of a model without a head, and what they begin with in a language model
     "bert": (("embeddings.", "encoder.", "pooler."), "bert."),
     "gpt": (("wte.", "wpe.", "h.", "ln_f."), "transformer."),
@@ -128,10 +142,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # what a missing key means to transformers, where that is not what our models compute with
 _MISSING: dict[str, dict[str, Any]] = {"llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}}
-_WRITTEN: dict[str, dict[str, Any]] = {
-    "bert": {"architectures": ["BertForMaskedLM"], "model_type": "bert", "type_vocab_size": SEGMENTS},
-    "gpt": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
-    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+_CLASSES = {  # by model_type
+    "bert": "BertForMaskedLM",
+    "megatron-bert": "MegatronBertForMaskedLM",
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
 }
 
 
@@ -145,7 +160,7 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
     """
     model, theirs = in_parametrization(model, None), {}
     for name, tensor in model.state_dict().items():
-        their_names = _their_names(model.model_config.kind, name)
+        their_names = _their_names(model.model_config, name)
         rows = _rows(model.model_config, name, len(tensor), len(their_names))
         for their_name, part in zip(their_names, tensor.split(rows), strict=True):
             oriented = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
@@ -163,10 +178,13 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _config(model: LanguageModel) -> dict[str, Any]:
     kind, kv_heads = model.model_config.kind, model.model_config.kv_heads or model.model_config.heads
     sizes = replace(model.model_config, layers=len(model.blocks), kv_heads=kv_heads)
+    model_type = _model_type(sizes)
     return {
-        **_WRITTEN[kind],
+        "model_type": model_type,
+        "architectures": [_CLASSES[model_type]],
         **_COMPUTED[kind],
         **{key: getattr(sizes, name) for name, key in _SIZE_KEYS[kind].items()},
+        **({"type_vocab_size": SEGMENTS} if kind == "bert" else {}),
         **({"n_ctx": sizes.positions} if kind == "gpt" else {}),  # llama.cpp
         **dict.fromkeys(_DROPOUT_KEYS[kind], sizes.dropout),
         "initializer_range": sizes.init.std,
@@ -231,6 +249,13 @@ def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, T
     return _with_weights(folder, model, theirs, optional=_HEAD), pooler if len(pooler) == 2 else None
 
 
+def _model_type(model_config: ModelConfig) -> str:
+    """Transformers' name of models that compute the same."""
+    if model_config.kind == "bert":
+        return "megatron-bert" if model_config.norm == "pre" else "bert"
+    return {"gpt": "gpt2", "llama": "llama"}[model_config.kind]
+
+
 def _with_prefix(kind: str, name: str) -> str:
     """The name in a language model of a tensor of a model without head, or of an old BERT with gamma and beta."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
@@ -280,7 +305,8 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     if sizes.get("kv_heads") == sizes["heads"]:
         sizes["kv_heads"] = None
     init = Initialization(std=config.get("initializer_range", Initialization.std))
-    return ModelConfig(kind, **sizes, dropout=config[_DROPOUT_KEYS[kind][0]], init=init)
+    norm: Norm = "pre" if config["model_type"] == "megatron-bert" else "post"
+    return ModelConfig(kind, **sizes, dropout=config[_DROPOUT_KEYS[kind][0]], init=init, norm=norm)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -312,7 +338,7 @@ def _with_weights(
     """The model with their weights; names that begin with one of `optional` may be missing."""
     config = model.model_config
     for name, ours in model.state_dict().items():
-        if not (name.startswith(optional) and set(_their_names(config.kind, name)) - theirs.keys()):
+        if not (name.startswith(optional) and set(_their_names(config, name)) - theirs.keys()):
             ours.copy_(_our_tensor(folder, config, name, ours.shape, theirs))
     return model
 
@@ -321,7 +347,7 @@ def _our_tensor(
     folder: Path, model_config: ModelConfig, name: str, size: torch.Size, theirs: dict[str, Tensor]
 ) -> Tensor:
     """Our tensor `name` from theirs: GPT-2's are transposed where needed, those that we have in one are joined."""
-    their_names = _their_names(model_config.kind, name)
+    their_names = _their_names(model_config, name)
     if missing := [their_name for their_name in their_names if their_name not in theirs]:
         raise CheckpointError(f"{folder}/model.safetensors: no tensor {', '.join(missing)}")
     parts = [theirs[n].t() if n.endswith(GPT_TRANSPOSED) else theirs[n] for n in their_names]
@@ -342,9 +368,9 @@ def _rows(model_config: ModelConfig, name: str, rows: int, parts: int) -> list[i
     return [rows // parts] * parts
 
 
-def _their_names(kind: Kind, name: str) -> list[str]:
+def _their_names(model_config: ModelConfig, name: str) -> list[str]:
     """Transformers' names of our tensor `name`: one, or several where theirs are joined in ours."""
-    names, block_names = _NAMES[kind]
+    names, block_names = _NAMES[_model_type(model_config)]
     if name in names:
         return [names[name]]
     module, _, leaf = name.rpartition(".")

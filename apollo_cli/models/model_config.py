@@ -8,6 +8,7 @@ Kind = Literal["bert", "gpt", "llama"]
 PositionInit = Literal["random", "sinusoidal"]
 ResidualInit = Literal["plain", "by_depth"]
 Parametrization = Literal["standard", "completep"]
+Norm = Literal["post", "pre"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class ModelConfig:
     """The sizes of a model.
 
     Attributes:
-        kind: bert (post-norm, bidirectional, MLM head), gpt (GPT-2: pre-norm, causal) or llama (pre-norm, causal).
+        kind: bert (bidirectional, MLM head), gpt (GPT-2: pre-norm, causal) or llama (pre-norm, causal).
         vocabulary: entries of the token embedding.
         positions: longest row, in tokens.
         hidden: width of the residual stream.
@@ -111,6 +112,8 @@ class ModelConfig:
             2023, arXiv 2305.13245); None for as many as `heads`.
         tied: the decoder's weight is the token embedding.
         complete_p: the base model of CompleteP; None for the standard parametrization.
+        norm: of BERT: post (Devlin 2019), or pre as in Megatron (Shoeybi 2019, arXiv 1909.08053, section 5.3); the
+            others are pre-norm whatever it is.
     """
 
     kind: Kind
@@ -125,6 +128,7 @@ class ModelConfig:
     kv_heads: int | None = None
     tied: bool = True
     complete_p: CompleteP | None = None
+    norm: Norm = "post"
 
     @property
     def width_ratio(self) -> float:
@@ -152,7 +156,8 @@ class ModelConfig:
 
     @property
     def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.kind]
+        found = ARCHITECTURES[self.kind]
+        return replace(found, pre_norm=True) if self.norm == "pre" else found
 
     @property
     def kv_hidden(self) -> int:

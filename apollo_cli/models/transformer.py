@@ -214,8 +214,12 @@ class LanguageModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def last_norm(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden), the trunk's result normalised, which any head reads."""
+
     def before_decoder(self, hidden: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden), the decoder's input in the standard parametrization."""
+        return self.last_norm(hidden)
 
     def trunk(
         self,

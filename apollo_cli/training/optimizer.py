@@ -68,39 +68,44 @@ def learning_rate(
 def parameter_groups(model: OptimizedModel, optim: OptimArgs) -> list[dict[str, Any]]:
     """The parameters by their rate and decay; matrices and embeddings decay, norms and biases do not.
 
-    With CompleteP the hidden matrices have their own rate, and their decay a step stays that of the base model
-    (Dey 2025, arXiv 2505.01618, table 1).
+    With CompleteP the hidden matrices, those of the blocks and of BERT's head, have their own rate, and their decay
+    a step stays that of the base model (Dey 2025, arXiv 2505.01618, table 1).
     """
     of_blocks = {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
     matrices = of_blocks if optim.kind == "muon" else {}
-    apart = of_blocks if model.model_config.width_ratio != 1 else matrices
-    ids = {id(p) for p in apart.values()}
+    of_head = {name: p for name, p in model.named_parameters() if name == "transform.weight"}
+    scaled = of_blocks | of_head if model.model_config.width_ratio != 1 else {}
+    by_adamw = {name: p for name, p in scaled.items() if name not in matrices}
+    ids = {id(p) for p in (matrices | by_adamw).values()}
     others = [p for p in model.parameters() if id(p) not in ids]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    scale = hidden_lr_scale(model.model_config, optim)
-    own = {"weight_decay": optim.weight_decay / scale} | ({"lr_scale": scale} if scale != 1 else {})
-    if apart and not matrices:
-        groups.append({"params": list(apart.values())} | own)
+    of_adamw, of_muon = hidden_lr_scales(model.model_config, optim)
+    if by_adamw:
+        groups.append({"params": list(by_adamw.values())} | _scaled(optim, of_adamw))
     for count in (3, 1) if optim.kind == "muon" else ():
         params = [p for name, p in matrices.items() if matrices_in(name) == count]
-        groups.append({"params": params, "parts": count} | own)
+        groups.append({"params": params, "parts": count} | _scaled(optim, of_muon))
     return groups
 
 
-def hidden_lr_scale(model_config: ModelConfig, optim: OptimArgs) -> float:
-    """The factor of the rate of hidden matrices with CompleteP; 1 in the standard parametrization.
+def _scaled(optim: OptimArgs, scale: float) -> dict[str, float]:
+    """The decay and the factor of the rate of a group of matrices whose decay a step is that of all."""
+    return {"weight_decay": optim.weight_decay / scale} | ({"lr_scale": scale} if scale != 1 else {})
+
+
+def hidden_lr_scales(model_config: ModelConfig, optim: OptimArgs) -> tuple[float, float]:
+    """The factors of AdamW's and Muon's rates of hidden matrices with CompleteP; 1 in the standard parametrization.
 
     An update may change features by the same amount at every width m_N times the base's: its spectral norm must not
     change, as rows and columns grow together (Yang 2023, arXiv 2310.17813, condition 1). AdamW's entries are of one
     size, and they are aligned, so the norm grows as the width: 1 / m_N. Muon's updates are orthogonal: 1, and with
     the factor of match_rms_adamw, which grows as the root of the width, 1 / sqrt(m_N).
     """
-    if optim.kind == "adamw":
-        return 1 / model_config.width_ratio
-    return 1.0 if optim.adjust_lr_fn == "original" else 1 / sqrt(model_config.width_ratio)
+    ratio = model_config.width_ratio
+    return 1 / ratio, 1.0 if optim.adjust_lr_fn == "original" else 1 / sqrt(ratio)
 
 
 def scaled_eps(model_config: ModelConfig, layers: int, optim: OptimArgs) -> float:

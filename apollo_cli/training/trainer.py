@@ -22,7 +22,6 @@ from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.growth.schedule import Stage
 from apollo_cli.models.activation_memory import ActivationMemory
-from apollo_cli.models.bert import Bert
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.tracking.tracker import Tracker
@@ -205,10 +204,9 @@ class Trainer:
         """What the first layers of a model need beyond their weights: their groups, and the norm below them."""
         model = self.strategy.language_model()
         self.optimizer.param_groups = parameter_groups(model, self.args.optim)
-        if growth.zero_init and isinstance(model, Bert):
-            hand_over_norm(
-                model.embedding_norm, model.blocks[-1].get_submodule("ffn_norm"), self.optimizer, self.args.moments
-            )
+        if growth.zero_init and not model.model_config.architecture.pre_norm:
+            below, above = model.get_submodule("embedding_norm"), model.blocks[-1].get_submodule("ffn_norm")
+            hand_over_norm(below, above, self.optimizer, self.args.moments)
 
     def enlarge(self, stage: Stage, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""

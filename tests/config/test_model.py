@@ -76,13 +76,13 @@ BASE = ("model.parametrization=completep", "model.base_hidden=64", "model.base_l
         (["model.hidden=64"], CompleteP(64, 3, 32)),
     ],
 )
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", ["bert model.norm=pre", "gpt", "llama"])
 def test_the_base_of_completep(kind: str, words: list[str], base: CompleteP) -> None:
-    config = parse(compose_values([f"model={kind}", *BASE, *words]))
+    config = parse(compose_values([*f"model={kind}".split(), *BASE, *words]))
     assert config.model_config.complete_p == base
     assert config.raw["model"]["base_heads"] == 64 // base.head_width
     assert config.model.init_std == round(0.02 * (768 / 64) ** 0.5, 4)  # the base's, whatever the width
-    standard = parse(compose_values([f"model={kind}", *BASE[1:], *words]))
+    standard = parse(compose_values([*f"model={kind}".split(), *BASE[1:], *words]))
     assert standard.model_config.complete_p is None
 
 
@@ -93,7 +93,7 @@ def test_the_base_of_completep(kind: str, words: list[str], base: CompleteP) -> 
         (BASE[::2], ["model.base_hidden=null", "width", "model.base_hidden=128"]),
         ((*BASE, "model.heads=1"), ["model.base_heads=null: heads of 128 do not divide model.base_hidden=64"]),
         ((*BASE, "model.base_heads=5"), ["model.base_heads=5 does not divide model.base_hidden=64"]),
-        ((*BASE, "model=bert"), ["completep", "model=bert is post-norm", "model=gpt or model=llama"]),
+        ((*BASE, "model=bert"), ["completep", "model.norm=post has a norm after each sum", "model.norm=pre"]),
         ((*BASE, "model.parametrization=mup"), ["model.parametrization=mup", "standard", "completep"]),
     ],
 )
@@ -101,6 +101,15 @@ def test_a_base_that_does_not_fit_is_refused(words: tuple[str, ...], says: list[
     kind = () if "model=bert" in words else ("model=gpt",)
     (problem,) = problems_of(compose_values(["size=nano", *kind, *words]))
     assert all(each in problem for each in says), problem
+
+
+def test_only_bert_has_a_choice_of_norms(composed: dict[str, Any]) -> None:
+    assert parse(composed).model_config.norm == "post"
+    assert parse(compose_values(["model.norm=pre"])).model_config.architecture.pre_norm
+    refuses(composed, {"model.norm": "middle"}, ["model.norm=middle", "post", "pre"])
+    for kind in ("gpt", "llama"):
+        (problem,) = problems_of(compose_values([f"model={kind}", "+model.norm=pre"]))
+        assert problem.startswith("model.norm")
 
 
 def test_llamas_heads_have_an_even_width() -> None:

@@ -17,7 +17,7 @@ from apollo_cli.glue.classifier import Classifier, fine_tuning_flops, task_loss
 from apollo_cli.glue.sentences import SentenceBatch, SentenceDataset
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_trunk
-from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.model_config import Kind, ModelConfig, Norm
 
 IDS = {"bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}, "gpt": {"eos": 0}, "llama": {"eos": 0}}
 
@@ -34,18 +34,23 @@ def _batch(kind: str, vocabulary: int, labels: np.ndarray) -> SentenceBatch:
     return sentences.batch(np.array([0, 1, 2]))
 
 
+@pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("labels", [np.array([0, 2, 1]), np.array([0.5, 3.0, 5.0], dtype=np.float32)])
-def test_bert_answers_as_transformers_does(labels: np.ndarray, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForSequenceClassification  # seconds, which other workers save
+def test_bert_answers_as_transformers_does(labels: np.ndarray, norm: Norm, tmp_path: Path) -> None:
+    from transformers import (  # seconds, which other workers save
+        AutoModelForSequenceClassification,
+        BertConfig,
+        MegatronBertConfig,
+    )
 
     outputs = 3 if labels.dtype == np.int64 else 1
-    config = BertConfig(
+    config = (MegatronBertConfig if norm == "pre" else BertConfig)(
         vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80,
         max_position_embeddings=20,
     )  # fmt: skip
     config.num_labels = outputs
     torch.manual_seed(0)
-    theirs = BertForSequenceClassification(config).eval()
+    theirs = AutoModelForSequenceClassification.from_config(config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(tmp_path)
@@ -123,7 +128,7 @@ def test_a_bare_gpt_is_taken(tmp_path: Path) -> None:
     body, _ = load_trunk(tmp_path, 0.0)
     tokens = torch.randint(61, (2, 9))
     with torch.no_grad():
-        ours = body.eval().before_decoder(body.trunk(tokens, range(2)))
+        ours = body.eval().last_norm(body.trunk(tokens, range(2)))
         torch.testing.assert_close(ours, theirs(tokens).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
@@ -147,9 +152,9 @@ def test_new_weights_have_the_deviation_of_the_models_own(pretrained: Path, tmp_
     assert model.answer.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
-def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind) -> None:
-    model_config = ModelConfig(kind, vocabulary=31, positions=16, hidden=24, heads=3, ffn=50, layers=4)
+@pytest.mark.parametrize(("kind", "norm"), [("bert", "post"), ("bert", "pre"), ("gpt", "post"), ("llama", "post")])
+def test_the_formula_of_flops_equals_torchs_own_count(kind: Kind, norm: Norm) -> None:
+    model_config = ModelConfig(kind, vocabulary=31, positions=16, hidden=24, heads=3, ffn=50, layers=4, norm=norm)
     model = Classifier(build(model_config, 4), 3)
     batch = _batch(kind, 31, np.array([0, 2, 1]))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:

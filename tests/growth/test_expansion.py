@@ -12,7 +12,7 @@ from apollo_cli.growth.expansion import MOMENTS, grow, hand_over_norm
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.bert import Bert
 from apollo_cli.models.build import build
-from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
+from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig, Norm
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import drawn_layers
@@ -47,10 +47,11 @@ each_map = pytest.mark.parametrize("growth", EXPANDERS)
 each_rule = pytest.mark.parametrize("moments", MOMENTS)
 
 
-def make_model(kind: Kind, layers: int) -> LanguageModel:
+def make_model(kind: Kind, layers: int, norm: Norm = "post") -> LanguageModel:
     """A model none of whose parameters is at a round value."""
     torch.manual_seed(0)
-    model = build(ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET), layers)
+    config = ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET, norm=norm)
+    model = build(config, layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -68,8 +69,8 @@ def train(model: LanguageModel, optimizer: AdamW, steps: int = 1) -> None:
         optimizer.zero_grad()
 
 
-def trained(kind: Kind, layers: int, steps: int = 3) -> tuple[LanguageModel, AdamW]:
-    model = make_model(kind, layers)
+def trained(kind: Kind, layers: int, steps: int = 3, norm: Norm = "post") -> tuple[LanguageModel, AdamW]:
+    model = make_model(kind, layers, norm)
     optimizer = build_optimizer(model, OPTIM)
     train(model, optimizer, steps)
     return model, optimizer
@@ -175,9 +176,10 @@ def test_nearest_growth_preserves_the_full_depth_function_exactly(kind: Kind) ->
         train(model, optimizer)  # so that the copies differ before they are copied again
 
 
+@pytest.mark.parametrize(("kind", "norm"), [("gpt", "post"), ("bert", "pre")])
 @pytest.mark.parametrize(("source", "target"), [(3, 6), (3, 5), (1, 4)])
-def test_inserted_layers_add_nothing_in_a_pre_norm_model(source: int, target: int) -> None:
-    model, optimizer = trained("gpt", source)
+def test_inserted_layers_add_nothing_in_a_pre_norm_model(kind: Kind, norm: Norm, source: int, target: int) -> None:
+    model, optimizer = trained(kind, source, norm=norm)
     model.eval()
     tokens = torch.randint(VOCABULARY, (3, LENGTH))
     before = model.logits(tokens, range(source))
@@ -561,12 +563,12 @@ def test_matrix_for_another_number_of_layers_is_refused() -> None:
 
 
 BASE = CompleteP(hidden=8, layers=2, head_width=8)
-PRE_NORM: tuple[Kind, ...] = ("gpt", "llama")
+PRE_NORM: tuple[Kind, ...] = ("bert", "gpt", "llama")
 
 
 def trained_completep(kind: Kind, layers: int) -> tuple[LanguageModel, AdamW]:
     torch.manual_seed(0)
-    config = ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET, complete_p=BASE)
+    config = ModelConfig(kind, VOCABULARY, LENGTH, 16, 2, 32, TARGET, complete_p=BASE, norm="pre")
     model = build(config, layers)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -676,11 +678,11 @@ def test_from_no_layers_all_are_drawn() -> None:
     assert Fresh(0.5).growth(0, 2).residual_scale == {0: 0.5, 1: 0.5}
 
 
-@each_model
+@pytest.mark.parametrize(("kind", "norm"), [("bert", "post"), ("bert", "pre"), ("gpt", "post")])
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_the_first_layers_add_nothing_and_all_parameters_train(kind: Kind, ema: float | None) -> None:
-    """The norm of BERT's embedding goes, with its moments, to the output norm of the last layer."""
-    model = make_model(kind, 0)
+def test_the_first_layers_add_nothing_and_all_parameters_train(kind: Kind, norm: Norm, ema: float | None) -> None:
+    """The norm of post-norm BERT's embedding goes, with its moments, to the output norm of the last layer."""
+    model = make_model(kind, 0, norm)
     settings = OPTIM.model_copy(update={"ema": ema})
     optimizer = build_optimizer(model, settings)
     tokens = torch.randint(VOCABULARY, (4, LENGTH))
@@ -692,7 +694,7 @@ def test_the_first_layers_add_nothing_and_all_parameters_train(kind: Kind, ema: 
     expected = model.logits(tokens, ())
     growth = Fresh(0.0).growth(0, 3)
     expand_by(growth, model, optimizer, "new")
-    if isinstance(model, Bert):
+    if isinstance(model, Bert) and norm == "post":
         moments = optimizer.state[model.embedding_norm.get_parameter("weight")]["exp_avg"]
         hand_over_norm(model.embedding_norm, model.blocks[-1].get_submodule("ffn_norm"), optimizer, "new")
         assert optimizer.state[model.blocks[-1].get_parameter("ffn_norm.weight")]["exp_avg"] is moments

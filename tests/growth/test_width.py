@@ -12,11 +12,11 @@ from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.training.init_from.weights import init_from_smaller, sizes
 
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
-GPT = replace(BERT, kind="gpt")
+GPT, PRE_NORM_BERT = replace(BERT, kind="gpt"), replace(BERT, norm="pre")
 LLAMA = replace(BERT, kind="llama", tied=False)
 GROUPED = replace(BERT, kind="llama", hidden=16, heads=4, kv_heads=2)
 each_model = pytest.mark.parametrize(
-    "model_config", [BERT, GPT, LLAMA, GROUPED], ids=["bert", "gpt", "llama", "grouped"]
+    "model_config", [BERT, PRE_NORM_BERT, GPT, LLAMA, GROUPED], ids=["bert", "pre-norm", "gpt", "llama", "grouped"]
 )
 
 
@@ -80,7 +80,9 @@ def test_lemon_keeps_the_function_exactly_but_for_rounding(model_config: ModelCo
     torch.testing.assert_close(logits(wide), logits(source), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_config", [GPT, LLAMA, GROUPED], ids=["gpt", "llama", "grouped"])
+@pytest.mark.parametrize(
+    "model_config", [PRE_NORM_BERT, GPT, LLAMA, GROUPED], ids=["pre-norm", "gpt", "llama", "grouped"]
+)
 def test_lemon_keeps_the_function_of_a_pre_norm_model_in_depth_too(model_config: ModelConfig) -> None:
     source = make_model(model_config, 2)
     large = replace(model_config.narrowed(2), ffn=30)

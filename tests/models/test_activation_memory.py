@@ -3,7 +3,7 @@ import torch
 
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.build import build
-from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.model_config import Kind, ModelConfig, Norm
 from apollo_cli.models.transformer import Batch
 
 
@@ -32,14 +32,20 @@ def _kept_bytes(model_config: ModelConfig, depth: int, bf16: bool) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("kind", "kv_heads"), [("bert", None), ("gpt", None), ("llama", None), ("llama", 1)])
+@pytest.mark.parametrize(
+    ("kind", "norm", "kv_heads"),
+    [
+        *(("bert", "post", None), ("bert", "pre", None), ("gpt", "post", None)),
+        *(("llama", "post", None), ("llama", "post", 1)),
+    ],
+)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("hidden", "heads", "ffn"), [(64, 4, 256), (96, 3, 160)])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_layer_keeps_what_torch_keeps(
-    kind: Kind, kv_heads: int | None, bf16: bool, hidden: int, heads: int, ffn: int, dropout: float
+    kind: Kind, norm: Norm, kv_heads: int | None, bf16: bool, hidden: int, heads: int, ffn: int, dropout: float
 ) -> None:
-    model_config = ModelConfig(kind, 100, 32, hidden, heads, ffn, 6, dropout, kv_heads=kv_heads)
+    model_config = ModelConfig(kind, 100, 32, hidden, heads, ffn, 6, dropout, kv_heads=kv_heads, norm=norm)
     one_more = _kept_bytes(model_config, 5, bf16) - _kept_bytes(model_config, 4, bf16)
     weights = 2 * model_config.layer_weights if bf16 else 0  # the copies that autocast makes
     footprint = ActivationMemory(model_config, "cpu", bf16)

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from apollo_cli.models.bert import Bert
 from apollo_cli.models.model_config import ModelConfig
@@ -10,8 +13,12 @@ SHAPE = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn
 
 @pytest.fixture
 def model() -> Bert:
+    return make_model(SHAPE)
+
+
+def make_model(model_config: ModelConfig) -> Bert:
     torch.manual_seed(0)
-    bert = Bert(SHAPE, 3)
+    bert = Bert(model_config, 3)
     with torch.no_grad():
         for parameter in bert.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -39,12 +46,12 @@ def test_norm_follows_each_residual_sum(model: Bert) -> None:
 
 def test_embeddings_are_tokens_positions_and_the_first_segment_normalised(model: Bert) -> None:
     tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
-    norm = model.embedding_norm
+    weight, bias = (model.get_parameter(f"embedding_norm.{leaf}") for leaf in ("weight", "bias"))
     for row, ids in enumerate(tokens.tolist()):
         for place, token in enumerate(ids):
             summed = model.tokens.weight[token] + model.positions.weight[place] + model.segments.weight[0]
             centred = summed - summed.mean()
-            expected = centred / centred.square().mean().sqrt() * norm.weight + norm.get_parameter("bias")
+            expected = centred / centred.square().mean().sqrt() * weight + bias
             torch.testing.assert_close(model.embed(tokens)[row, place], expected)
 
 
@@ -52,6 +59,36 @@ def test_decoder_is_the_token_embedding_and_a_bias(model: Bert) -> None:
     hidden = torch.randn(5, 16)
     transformed = model.transform_norm(F.gelu(model.transform(hidden)))
     torch.testing.assert_close(model.head(hidden), transformed @ model.tokens.weight.T + model.head_bias)
+
+
+def test_pre_norm_normalises_before_each_part_and_after_the_last_layer_alone() -> None:
+    """The embeddings are their sum; a token that all attend to alike would be the mean of the values."""
+    model, tokens = make_model(replace(SHAPE, norm="pre")), torch.arange(10)[None]
+    assert "embedding_norm.weight" not in model.state_dict()
+    hidden = model.tokens.weight[:10] + model.positions.weight[:10] + model.segments.weight[0]
+    torch.testing.assert_close(model.embed(tokens)[0], hidden)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.get_parameter("qkv.weight")[:16].zero_()  # no query, so all scores are equal
+            block.get_parameter("qkv.bias")[:16].zero_()
+
+    def normalised(values: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        centred = values - values.mean(-1, keepdim=True)
+        scaled = centred / centred.square().mean(-1, keepdim=True).sqrt()
+        return scaled * norm.get_parameter("weight") + norm.get_parameter("bias")
+
+    for block in model.blocks:
+        part = block.get_submodule
+        values = part("qkv")(normalised(hidden, part("attention_norm")))[:, 32:].mean(0)
+        hidden = hidden + part("attention_out")(values)
+        inner = F.gelu(part("ffn_in")(normalised(hidden, part("ffn_norm"))))
+        hidden = hidden + part("ffn_out")(inner)
+    torch.testing.assert_close(model.trunk(tokens, range(3))[0], hidden)
+    transformed = F.gelu(model.transform(normalised(hidden, model.encoder_norm)))
+    expected = normalised(transformed, model.transform_norm) @ model.tokens.weight.T + model.get_parameter(
+        "head_bias"
+    )
+    torch.testing.assert_close(model.logits(tokens, range(3))[0], expected)
 
 
 def test_order_of_the_tokens_matters_through_positions_alone(model: Bert) -> None:

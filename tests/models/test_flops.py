@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.build import build
 from apollo_cli.models.flops import forward_flops, training_flops
-from apollo_cli.models.model_config import Kind, ModelConfig
+from apollo_cli.models.model_config import Kind, ModelConfig, Norm
 from apollo_cli.models.transformer import Batch
 
 SIZES = [  # vocabulary, hidden, heads, ffn; rows, seq_len; stored, depth; predictions
@@ -20,14 +20,18 @@ SIZES = [  # vocabulary, hidden, heads, ffn; rows, seq_len; stored, depth; predi
     (513, 40, 5, 17, 5, 1, 3, 7, 5),
 ]
 each_kind = pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
+each_model = pytest.mark.parametrize(
+    ("kind", "norm"), [("bert", "post"), ("bert", "pre"), ("gpt", "post"), ("llama", "post")]
+)
 
 
-@each_kind
+@each_model
 @pytest.mark.parametrize(
     ("vocabulary", "hidden", "heads", "ffn", "rows", "seq_len", "stored", "depth", "predictions"), SIZES
 )
 def test_formula_equals_torchs_own_count_to_the_last_digit(
     kind: Kind,
+    norm: Norm,
     vocabulary: int,
     hidden: int,
     heads: int,
@@ -39,7 +43,7 @@ def test_formula_equals_torchs_own_count_to_the_last_digit(
     predictions: int,
 ) -> None:
     check_against_torch(
-        ModelConfig(kind, vocabulary, seq_len, hidden, heads, ffn, 12), rows, stored, depth, predictions
+        ModelConfig(kind, vocabulary, seq_len, hidden, heads, ffn, 12, norm=norm), rows, stored, depth, predictions
     )
 
 
@@ -64,15 +68,15 @@ def check_against_torch(model_config: ModelConfig, rows: int, stored: int, depth
     assert training_flops(model_config, rows, seq_len, depth, predictions) == both.get_total_flops()
 
 
-@each_kind
+@each_model
 @pytest.mark.parametrize(("layers", "frozen"), [(4, 1), (4, 3), (2, 1)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_frozen_layers_and_a_decoder_that_stands_still_are_counted_as_torch_does(
-    kind: Kind, layers: int, frozen: int, tied: bool
+    kind: Kind, norm: Norm, layers: int, frozen: int, tied: bool
 ) -> None:
     if not tied and kind != "llama":
         pytest.skip("only llama has a decoder of its own")
-    model_config = ModelConfig(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers, tied=tied)
+    model_config = ModelConfig(kind, 97, 11, hidden=24, heads=3, ffn=50, layers=layers, tied=tied, norm=norm)
     model = build(model_config, layers)
     tokens = torch.randint(97, (3, 11))
     batch = Batch(tokens, torch.arange(7), tokens.flatten()[:7])

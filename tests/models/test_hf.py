@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model, save_model
-from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
+from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig, Norm
 from apollo_cli.models.transformer import LanguageModel
 
 ENDS = {"bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}
@@ -21,6 +21,7 @@ SPECIAL: dict[Kind, dict[str, int]] = {"bert": {"pad_token_id": 3}, "gpt": ENDS,
 MODEL_CONFIGS = [
     ModelConfig("bert", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
     ModelConfig("bert", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
+    ModelConfig("bert", vocabulary=61, positions=20, hidden=24, heads=4, ffn=80, layers=6, norm="pre"),
     ModelConfig("gpt", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6),
     ModelConfig("gpt", vocabulary=40, positions=12, hidden=16, heads=1, ffn=64, layers=1),
     ModelConfig("llama", vocabulary=61, positions=20, hidden=32, heads=4, ffn=80, layers=6, kv_heads=2),
@@ -243,11 +244,12 @@ def test_loaded_model_can_be_trained_and_saved_again(kind: Kind, tmp_path: Path)
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+@pytest.mark.parametrize("norm", ["post", "pre"])
 @torch.no_grad()
-def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForMaskedLM
+def test_model_saved_by_transformers_bert_is_read(norm: Norm, tmp_path: Path) -> None:
+    from transformers import BertConfig, MegatronBertConfig
 
-    config = BertConfig(
+    config = (MegatronBertConfig if norm == "pre" else BertConfig)(
         vocab_size=50,
         hidden_size=24,
         num_hidden_layers=3,
@@ -255,11 +257,11 @@ def test_model_saved_by_transformers_bert_is_read(tmp_path: Path) -> None:
         intermediate_size=56,
         max_position_embeddings=16,
     )
-    theirs = BertForMaskedLM(config).eval()
+    theirs = auto("bert").from_config(config).eval()
     perturb(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).eval()
-    assert ours.model_config == ModelConfig("bert", 50, 16, 24, 3, 56, 3, dropout=0.1)
+    assert ours.model_config == ModelConfig("bert", 50, 16, 24, 3, 56, 3, dropout=0.1, norm=norm)
     tokens = make_tokens(50, 16)
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 

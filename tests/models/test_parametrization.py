@@ -17,8 +17,10 @@ from apollo_cli.models.transformer import Batch, Block, LanguageModel
 from tests.models.test_transformer import make_model
 
 BASE = CompleteP(hidden=16, layers=2, head_width=4)
-GPT = ModelConfig("gpt", vocabulary=31, positions=12, hidden=48, heads=6, ffn=80, layers=6, complete_p=BASE)
-each_kind = pytest.mark.parametrize("kind", ["gpt", "llama"])
+GPT = ModelConfig(
+    "gpt", vocabulary=31, positions=12, hidden=48, heads=6, ffn=80, layers=6, complete_p=BASE, norm="pre"
+)
+each_kind = pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 
 
 def make_tokens() -> Tensor:
@@ -112,11 +114,11 @@ def test_hidden_matrices_begin_smaller_and_embeddings_as_the_base(kind: Kind, re
     """Four times the width: half of the deviation; by_depth counts the base's two layers, not the 6."""
     init = Initialization(std=0.02, positions_std=0.03, residual=residual)  # type: ignore[arg-type]
     sizes = {"hidden": 64, "heads": 4, "ffn": 256, "vocabulary": 200, "positions": 64}
-    config = replace(GPT, kind=kind, init=init, tied=kind == "gpt", **sizes)  # type: ignore[arg-type]
+    config = replace(GPT, kind=kind, init=init, tied=kind != "llama", **sizes)  # type: ignore[arg-type]
     for name, p in make_fresh(config).named_parameters():
         if p.ndim == 2:
             leaf = name.removeprefix("blocks.0.").partition(".")[0]
-            embeddings = {"tokens": 0.02, "decoder": 0.02, "positions": 0.03}
+            embeddings = {"tokens": 0.02, "decoder": 0.02, "positions": 0.03, "segments": 0.02}
             into_residual = 0.01 / parts**0.5 if leaf.endswith("_out") else 0.01
             expected = embeddings.get(leaf, into_residual)
             assert p.std().item() == pytest.approx(expected, rel=4 / (2 * p.numel()) ** 0.5), name
@@ -134,7 +136,7 @@ def make_fresh(config: ModelConfig) -> LanguageModel:
 def test_plain_weights_compute_the_same_and_there_is_a_way_back(
     tied: bool, kv_heads: int | None, layers: int
 ) -> None:
-    for kind in ("gpt", "llama"):
+    for kind in ("bert", "gpt", "llama"):
         of_llama = {"tied": tied, "kv_heads": kv_heads} if kind == "llama" else {}
         model, tokens = make_model(replace(GPT, kind=kind, **of_llama), layers), make_tokens()  # type: ignore[arg-type]
         plain = in_parametrization(model, None)
@@ -157,6 +159,8 @@ def test_each_parameter_takes_its_factor() -> None:
         "blocks.3.ffn_out.weight": 1.0,
         "final_norm.weight": 6.0,
         "transform_norm.bias": 6.0,
+        "transform.weight": 2.0,
+        "encoder_norm.weight": 2.0,
         "blocks.0.ffn_in.weight": 2.0,
         "blocks.0.attention_norm.weight": 2.0,
         "tokens.weight": 2.0,

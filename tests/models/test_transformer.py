@@ -15,8 +15,8 @@ from apollo_cli.models.model_config import Kind, ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
-GPT = replace(BERT, kind="gpt")
-each_model = pytest.mark.parametrize("model_config", [BERT, GPT], ids=lambda model_config: model_config.kind)
+GPT, PRE_NORM_BERT = replace(BERT, kind="gpt"), replace(BERT, norm="pre")
+each_model = pytest.mark.parametrize("model_config", [BERT, PRE_NORM_BERT, GPT], ids=["bert", "pre-norm", "gpt"])
 
 
 def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:

@@ -39,6 +39,10 @@ def test_a_run_at_the_base_is_the_standard_run(config: Callable[..., Config], tm
     "words",
     [
         pytest.param((), id="lvps"),
+        pytest.param(
+            ("model=bert", "model.norm=pre", "expander=net2net", "expander.moments=new"),
+            id="bert",
+        ),
         pytest.param(("expander=net2net", "expander.moments=new", "sampler=shallow"), id="net2net"),
         pytest.param(("expander.moments=map", "optim.kind=muon"), id="muon", marks=pytest.mark.slow),
     ],

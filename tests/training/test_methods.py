@@ -74,10 +74,10 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", "bert model.norm=pre", "gpt"])
 def test_a_run_begins_without_layers(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
     """Nothing is shared, so there is no loss at full depth; the first layers change nothing."""
-    words = (f"model={kind}", *RARELY, *METHODS["zero"], "checkpoint.keep=9")
+    words = (*f"model={kind}".split(), *RARELY, *METHODS["zero"], "checkpoint.keep=9")
     result = train(config(*words), tmp_path)
     first, before, after, *_, last = [row for row in read_rows(tmp_path) if "eval/loss" in row]
     assert not {"eval/loss_full_depth"} & (first.keys() | before.keys())

@@ -199,11 +199,11 @@ def test_the_state_of_another_optimizer_is_refused(
         restore_state(model.named_parameters(), optimizer, changed)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_completep_by_hand(kind: Kind, optim: Callable[..., OptimArgs]) -> None:
     """Four times the base's width, 3 stored layers of a base of 2: m_N = 4, m_L = 3/2."""
     base = CompleteP(16, 2, 16)
-    config = ModelConfig(kind, 31, 12, 64, 4, 80, layers=6, tied=kind == "gpt", complete_p=base)
+    config = ModelConfig(kind, 31, 12, 64, 4, 80, layers=6, tied=kind != "llama", complete_p=base, norm="pre")
     model, settings = build(config, 3), optim("optim.lr=0.5", "optim.eps=1e-8", "optim.weight_decay=0.1")
     optimizer = build_optimizer(model, settings)
     names = {p: name for name, p in model.named_parameters()}
@@ -214,7 +214,7 @@ def test_completep_by_hand(kind: Kind, optim: Callable[..., OptimArgs]) -> None:
     }
     assert rules.keys() == dict(model.named_parameters()).keys()
     for name, p in model.named_parameters():
-        hidden = name.startswith("blocks.") and p.ndim == 2
+        hidden = (name.startswith("blocks.") and p.ndim == 2) or name == "transform.weight"
         assert rules[name] == ((0.25, 0.4) if hidden else (1.0, 0.1 if p.ndim == 2 else 0.0)), name
     assert optimizer.eps == 1e-8 / (4 * 1.5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -248,7 +248,8 @@ def test_muon_with_completep_keeps_the_spectral_norm_of_an_update(
     norms = []
     for hidden in (16, 64):
         torch.manual_seed(0)
-        config = ModelConfig("gpt", 31, 12, hidden, 2, 4 * hidden, layers=2, complete_p=CompleteP(16, 2, 8))
+        base = CompleteP(16, 2, 8)
+        config = ModelConfig("bert", 31, 12, hidden, 2, 4 * hidden, layers=2, complete_p=base, norm="pre")
         model = build(config, 2)
         optimizer = build_optimizer(model, settings)
         matrix = model.blocks[0].get_parameter("ffn_in.weight")
@@ -259,4 +260,7 @@ def test_muon_with_completep_keeps_the_spectral_norm_of_an_update(
         norms.append(torch.linalg.matrix_norm(matrix.detach() - before, 2).item())
         own = [group for group in optimizer.param_groups if "parts" in group]
         assert {group.get("lr_scale", 1.0) for group in own} == {scale if hidden == 64 else 1.0}
+        transform = model.get_parameter("transform.weight")
+        of_head = [g for g in optimizer.param_groups if any(p is transform for p in g["params"])]
+        assert [g.get("lr_scale", 1.0) for g in of_head] == [0.25 if hidden == 64 else 1.0]  # AdamW's
     assert norms[1] == pytest.approx(norms[0], rel=0.3)  # singular values are between 0.7 and 1.2

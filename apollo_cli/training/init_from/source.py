@@ -226,6 +226,8 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     target = config.model_config.narrowed(share)
     if source.kind != target.kind:
         return [f"it is a {source.kind} and model={target.kind}; take a source of the same kind"]
+    if source.norm != target.norm:
+        return [f"its model.norm is {source.norm}; type model.norm={source.norm}"]
     if source.tied != target.tied:
         return [f"its model.tied is {str(source.tied).lower()}; type model.tied={str(source.tied).lower()}"]
     narrow = f" (in the first stage, of schedule.widths={share:g})" if share != 1 else ""

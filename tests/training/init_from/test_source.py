@@ -164,6 +164,14 @@ def test_a_source_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bert_with_the_other_norm_is_refused(
+    sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    words = ("model=bert", "model.norm=pre", *METHODS["fpi"], f"init_from.path={sources['bert']}")
+    with pytest.raises(ApolloError, match=r"its model\.norm is post; type model\.norm=post"):
+        train(config(*words), tmp_path / "run")
+
+
 def test_a_source_without_a_head_is_refused_before_there_is_a_run(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path
 ) -> None:
