@@ -64,13 +64,14 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     yield f"# {in_markdown(config.run.name)}"
     yield ""
     way = "all of its layers from the first step" if is_scratch(config) else "its depth growing meanwhile"
+    norm = "pre-norm " if config.model_config.norm == "pre" else ""
     weights = {
         "average": " These are the averages of its weights (EMA).",
         "best": f" These are its weights after step {(summary.get('best') or {}).get('step')}, the best ones.",
         "end": "",
     }[of]
     yield (
-        f"A {_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
+        f"A {norm}{_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
         f"({plan.stages[-1].parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
         "model: it completes text as its training data would, and was not made safe or tested for any use."
     )
