@@ -149,10 +149,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         *("model=llama", "model.parametrization=completep", "model.base_hidden=8", "model.base_layers=2"),
         "expander=net2net",
     ),
-    "pre_norm": (
-        *("model=bert", "model.norm=pre", "model.parametrization=completep", "model.base_hidden=8"),
-        *("model.base_layers=2", "optim.ema=0.8"),
-    ),
+    "pre_norm": ("model=bert", "model.norm=pre", "expander=net2net"),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
 }
 
