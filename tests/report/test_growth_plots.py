@@ -50,8 +50,8 @@ def test_seeds_are_aligned_at_their_own_growth(tmp_path: Path) -> None:
             rows.append({"step": step, "layers": 2 if step < at else 4, "train/loss": step + seed} | columns)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (method,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())[0].methods
-    _, grid = module._panels(1, 1, 4)
-    module._draw_column(grid[0, 0], method, ((2, 1.0), (4, 1.0)), looks([method])[method.label], "train/loss")
+    _, grid = module._panels([4.0], 1)
+    module._draw_column(grid[0, 0], method, ((2, 1.0), (4, 1.0)), looks([method.label])[method.label], "train/loss")
     before, after = (list(zip(*line.get_data(), strict=True)) for line in grid[0, 0].lines)
     assert before == [(-16.0, 10.5), (-6.0, 20.5)]
     assert after == [(4.0, 30.5), (14.0, 40.5), (24.0, 50.5)]
