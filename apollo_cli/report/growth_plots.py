@@ -1,6 +1,7 @@
 """Pictures of growth: its effect on the loss, the sampled depths, and the probabilities of depths."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -230,7 +231,8 @@ def _over_strengths(
         axes.errorbar(list(by_k), means, yerr=halves, color=look.colour, capsize=4, fmt="none", linewidth=1)
         axes.plot(list(by_k), means, **look.of_line)
         if len(strengths) > 1:
-            ends.append(EndLabel(look.label, max(by_k), means[-1], look.colour))
+            name = re.sub(r" k=\S+", "", look.label)
+            ends.append(EndLabel(name, max(by_k), means[-1], look.colour))
     axes.xaxis.set_major_locator(FixedLocator(sorted({k for by_k in strengths for k in by_k})))
     if comparison.target:
         axes.axhline(comparison.target.loss, color="0.35", linestyle="--", linewidth=1)
