@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from apollo_cli import files
 from apollo_cli.report.comparison import Comparison
@@ -16,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = Path(__file__).with_name("RESULTS.md")
-COLOURS = 256  # of a picture: it looks the same and its file is a third as large
 
 
 def sections(title: str) -> dict[str, str]:
@@ -49,15 +45,11 @@ def pictures(prefix: str, comparison: Comparison, names: Sequence[str]) -> Itera
 
 
 def picture(name: str, caption: str, figure: "Figure") -> Iterator[str]:
-    """Writes a figure beside the results, as PNG and SVG; the lines that show it."""
+    """Writes a figure beside the results; the lines that show it."""
     from apollo_cli.report import style  # imports matplotlib
 
-    small, (png, svg) = BytesIO(), style.drawn(figure)
-    drawn = Image.open(BytesIO(png)).convert("RGB")
-    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     archives.RESULTS.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(archives.RESULTS / f"{name}.png", small.getvalue())
-    files.write_text(archives.RESULTS / f"{name}.svg", svg)
+    files.write_text(archives.RESULTS / f"{name}.svg", style.svg_of(figure))
     yield from ["", f"![{caption}](results/{name}.svg)"]
 
 

@@ -102,12 +102,12 @@ def spread(found: list[dict[str, Coordinate]], module: str) -> float:
     return max(max(of) / min(of) for of in values)
 
 
-def draw(kind: Kind) -> tuple[bytes, str]:
-    """A picture, PNG and SVG: coordinates over widths at 4 layers, and over depths at a width of 64."""
+def draw(kind: Kind) -> str:
+    """A picture as SVG: coordinates over widths at 4 layers, and over depths at a width of 64."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, drawn, label_ends, looks
+    from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, label_ends, looks, svg_of
 
     looks_of = looks(MODULES)
     with style.context(SETTINGS):
@@ -131,13 +131,11 @@ def draw(kind: Kind) -> tuple[bytes, str]:
             last.append((axes, [EndLabel(m, sizes[-1], of[-1], looks_of[m].colour) for m, of in changes.items()]))
         for axes, ends in last:  # when all have set the limits that they share
             label_ends(axes, ends)
-        return drawn(figure)
+        return svg_of(figure)
 
 
 if __name__ == "__main__":
     for kind in sys.argv[1:] or ["gpt"]:
-        png, svg = draw(kind)  # type: ignore[arg-type]  # build names a kind that does not exist
         path = RESULTS / f"coordinates_{kind}.svg"
-        files.write_text(path, svg)
-        files.write_bytes(path.with_suffix(".png"), png)
+        files.write_text(path, draw(kind))  # type: ignore[arg-type]  # build names a kind that does not exist
         print(f"written: {path}")

@@ -98,6 +98,8 @@ def test_the_report_is_complete(runs: Path, tmp_path: Path, monkeypatch: pytest.
         "http://www.w3.org/2000/svg",
     }
     (script,) = re.findall("<script>(.*?)</script>", page, re.S)
+    assert "<details><summary>Commands of the runs</summary>" in page
+    assert "GPT, grown, seed 1: sweep/3" in page
     assert f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in page
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| grown | n = 2 | 2.5000 ± 0.0000 | 500.0 ± 0.0 | 50.0 ± 0.0% |" in text

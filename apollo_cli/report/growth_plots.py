@@ -20,6 +20,7 @@ Growth = tuple[ModelSize, ModelSize]  # before and after
 
 _MAX_PANELS = 4
 _MOST_NUMBERS = 16  # beside each other
+_MOST_DEPTHS = 128  # a plan is untrusted
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
 
 
@@ -172,7 +173,8 @@ def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: 
     found = {layers: {label: shares for label, shares in of.items() if shares} for layers, of in found.items()}
     figure, grid = _panels([0.9 + 0.27 * len(of) for of in found.values()], 1)
     for (axes,), (layers, of) in zip(grid, found.items(), strict=True):
-        depths = sorted({depth for shares in of.values() for depth in shares})
+        low, high = (of_all(depth for shares in of.values() for depth in shares) for of_all in (min, max))
+        depths = range(low, min(high, low + _MOST_DEPTHS - 1) + 1)
         cells = [[100 * shares.get(depth, 0.0) for depth in depths] for shares in of.values()]
         axes.pcolormesh(cells, cmap="Greys", vmin=0, vmax=150, edgecolors="white", linewidth=1)
         for y, of_method in enumerate(cells):
@@ -181,7 +183,8 @@ def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: 
                     shown = f"{percent:.0f}" if percent >= 0.5 else "<1"
                     axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", fontsize=SMALL)
         axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}", weight="bold")
-        axes.set_xticks([x + 0.5 for x in range(len(depths))], list(map(str, depths)))
+        step = math.ceil(len(depths) / _MOST_NUMBERS)
+        axes.set_xticks([x + 0.5 for x in range(0, len(depths), step)], list(map(str, depths[::step])))
         axes.set_yticks([y + 0.5 for y in range(len(of))], [by_label[label].label for label in of], fontsize=SMALL)
         axes.invert_yaxis()
         axes.grid(visible=False)

@@ -164,15 +164,26 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 def drawn(figure: Figure) -> tuple[bytes, str]:
     """The PNG file and the SVG text of a figure, without date and version; needs no display."""
-    png, svg = io.BytesIO(), io.StringIO()
+    png = io.BytesIO()
     with style.context(SETTINGS):
         figure.savefig(png, format="png", metadata={"Software": None})
-        figure.set_layout_engine(None)  # the layout stays
+    figure.set_layout_engine(None)  # the layout stays
+    return png.getvalue(), svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """The SVG text of a figure, made smaller: without names of groups, with rounded places, styles once a line."""
+    svg = io.StringIO()
+    with style.context(SETTINGS):
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = re.sub(
-        r' id="[A-Za-z0-9]+_\d+"|^ +', "", svg.getvalue(), flags=re.M
-    )  # of groups, and nothing refers to it
-    return png.getvalue(), re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    text = re.sub(r' id="[A-Za-z0-9]+_\d+"|^ +', "", svg.getvalue(), flags=re.M)
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), text)
+    return re.sub(r'<g([^>]*)>\n((?:<use [^>]*)( style="[^"]*")/>\n(?:<use [^>]*\3/>\n)+)</g>', _once, text)
+
+
+def _once(group: re.Match[str]) -> str:
+    """A group of markers with their common style."""
+    return f"<g{group[1]}{group[3]}>\n{group[2].replace(group[3], '')}</g>"
 
 
 def with_values(svg: str, figure: Figure) -> str:

@@ -35,7 +35,7 @@ def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
     assert text.count("# How fast new layers mix") == text.count("# GPT") == 1
     assert "| **from step 3,000**: gap |  | 0.100 nats | 0.100 nats | 0.100 nats | 0.100 nats |  | 1.00 |" in text
     assert "| net2net | +0.050 | 75% | 38% | 9% | 2% | 361 | 1.00 |" in text
-    assert {path.name for path in archives.RESULTS.glob("mixing_gpt.*g")} == {"mixing_gpt.png", "mixing_gpt.svg"}
+    assert (archives.RESULTS / "mixing_gpt.svg").exists()
 
 
 def test_the_page_has_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
