@@ -49,7 +49,7 @@ class Compared:
         rows: one a method, the columns of `apollo-compare --csv`: `pandas.DataFrame(rows)` makes a table of them.
             Losses are in nats, FLOPs are model FLOPs, savings and speedups are shares; None is what is not known.
         figures: by name: `frontier_flops`, `frontier_seconds`, `loss_against_flops`, `loss_against_seconds`,
-            `growth`, `depths`, `lvps`, as far as the runs have data for them; before the name
+            `growth`, `depths`, `strengths`, `lvps`, as far as the runs have data for them; before the name
             of one stands that of its family where there are several.
         warnings: what was left out, and why methods may not be comparable.
     """

@@ -79,8 +79,8 @@ class BenchmarkCorpus:
         losses = self.summary(cell).get("losses")
         return f"{losses['eval/loss']:.4f}" if losses else "-"
 
-    def compared(self, folders: Iterable[Path], baseline: str) -> Comparison:
-        """The runs of these cells beside the method of this name; notes name them as CORPUS/CELL."""
+    def compared(self, folders: Iterable[Path], baseline: str | None) -> Comparison:
+        """The runs of these cells, beside the method of this name if one is asked for; notes say CORPUS/CELL."""
         runs, _ = read_runs(list(map(str, folders)))
         named = [replace(run, place=f"{self.name}/{Path(run.place).name}") for run in runs]
         (comparison,) = compare(families(named)[0], Question(baseline))

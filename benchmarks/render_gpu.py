@@ -67,7 +67,7 @@ def _headline(corpus: BenchmarkCorpus, kind: str, runs: Mapping[Path, Summary]) 
     folders = sorted(folder for folder in runs if folder != shorter)
     comparison = corpus.compared(folders, "repro_gpu_scratch")
     yield from ["", *render_reproduction.table(comparison)]
-    yield from results_page.pictures(NAME, kind, comparison, render_reproduction.PICTURES)
+    yield from results_page.pictures(f"{NAME}_{kind}", comparison, render_reproduction.PICTURES)
 
 
 def _steps(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:

@@ -39,20 +39,21 @@ def beside(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 def frontier(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Picture of every method's complete runs beside the scratch runs."""
     from apollo_cli.report.frontier import Ended, draw_frontier  # imports matplotlib
+    from apollo_cli.report.style import looks
 
-    methods = []
+    by_label, methods = looks(METHODS, "scratch"), []
     for method in METHODS:
         ends, costs = _ends(corpus, kind, method)
         if ends and method != "scratch":
             saved = (savings.saving(ends[seed].cost.flops, cost) if cost else None for seed, cost in costs.items())
-            methods.append(Ended(method, tuple(ends.values()), tuple(saved)))
+            methods.append(Ended(by_label[method], tuple(ends.values()), tuple(saved)))
     ladders = [rungs for seed in SEEDS if (rungs := ladder(corpus, kind, seed))]
     caption = (
         f"{kind.upper()}: final validation loss against model FLOPs, means over seeds. The line goes through "
         "scratch runs of several budgets, its band from the lowest to the highest seed; arrows are savings"
     )
     figure = draw_frontier(ladders, methods, "flops")
-    yield from results_page.picture(f"{corpus.name}_{kind}_frontier.png", caption, figure)
+    yield from results_page.picture(f"{corpus.name}_{kind}_frontier", caption, figure)
 
 
 def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:

@@ -65,7 +65,7 @@ def lines(corpus: BenchmarkCorpus) -> Iterator[str]:
         yield from (
             f"- {note}" for note in notes.comparison_notes(comparison) if "timing is not comparable" not in note
         )
-        yield from results_page.pictures(corpus.name, kind, comparison, ["loss_against_flops"])
+        yield from results_page.pictures(f"{corpus.name}_{kind}", comparison, ["loss_against_flops"])
     yield from SURPRISES.splitlines()
 
 

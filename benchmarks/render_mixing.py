@@ -43,7 +43,6 @@ between the old layers as they are (`interpolate`), old layers keep their moment
 rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.01 it is a warmup of theirs.
 `two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
 """
-_SPACE = 0.04  # least distance of two labels, as a share of the picture's height
 _HIGHEST = 1.5  # share of the gap that the picture shows: a jump may be many times the gap
 
 
@@ -161,44 +160,32 @@ def _picture(kind: str, lengths: Lengths, found: Mapping[Setting, Sequence[Mixin
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    from apollo_cli.report.style import COLOURS, SETTINGS
+    from apollo_cli.report.style import SETTINGS, SMALL, WIDTH, EndLabel, label_ends, label_height, looks
 
+    looks_of = looks(mixing.cell.method for mixing in usual)
+    texts = {mixing.cell.method: f"{mixing.cell.method} {_last(mixing.gap):.0%}" for mixing in usual}
     with style.context(SETTINGS):
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, max(5.2, label_height(texts.values()) + 1)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(100, color="0.35", linestyle="--", linewidth=1)
-        axes.axhline(0, color="0.35", linestyle="--", linewidth=1)
         for share, name, side in ((100, "shallow model", "bottom"), (0, "deep model", "top")):
-            axes.text(lengths.steps * 0.99, share, name, ha="right", va=side, fontsize=9, color="0.35")
+            axes.axhline(share, color="0.35", linestyle="--", linewidth=1)
+            axes.text(lengths.steps * 0.99, share, name, ha="right", va=side, fontsize=SMALL, color="0.35")
         lowest = min(0.0, *(share for mixing in usual for share in mixing.gap.values())) - 0.08
-        places = spread([min(_last(mixing.gap), _HIGHEST) for mixing in usual], _SPACE * (_HIGHEST - lowest))
-        for i, (mixing, place) in enumerate(zip(usual, places, strict=True)):
-            colour, line = COLOURS[i % len(COLOURS)], ("-", "--")[i // len(COLOURS) % 2]
-            steps = list(mixing.gap)
-            axes.plot(steps, [100 * mixing.gap[step] for step in steps], line, color=colour, linewidth=2)
-            at: dict[str, Any] = {"xytext": (lengths.steps * 1.03, 100 * place), "va": "center", "fontsize": 9}
-            text = f"{mixing.cell.method} {_last(mixing.gap):.0%}"
-            end = (steps[-1], 100 * min(_last(mixing.gap), _HIGHEST))
-            line_to = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5)}
-            axes.annotate(text, end, color=colour, annotation_clip=False, arrowprops=line_to, **at)
         axes.set_xlim(0, lengths.steps)
         axes.set_ylim(100 * lowest, 100 * _HIGHEST)
+        ends = []
+        for mixing in usual:
+            look, steps = looks_of[mixing.cell.method], list(mixing.gap)
+            axes.plot(steps, [100 * mixing.gap[step] for step in steps], markevery=[-1], **look.of_line)
+            ends.append(EndLabel(texts[mixing.cell.method], steps[-1], 100 * _last(mixing.gap), look.colour))
+        label_ends(axes, ends)
         axes.set_xlabel("steps since the growth")
         axes.set_ylabel("gap still open (%)")
         axes.set_title(f"{kind.upper()}, {lengths.source} to {lengths.target} layers {setting}")
         caption = (
             f"{kind.upper()}: share of the gap between the shallow and the deep model that is open, by operator"
         )
-        yield from results_page.picture(f"{NAME}_{kind}.png", caption, figure)
-
-
-def spread(places: Sequence[float], least: float) -> list[float]:
-    """Rising places, moved apart where they are closer than `least`; their mean stays."""
-    found: list[float] = []
-    for place in places:
-        found.append(max(place, found[-1] + least) if found else place)
-    moved = (sum(found) - sum(places)) / len(places)
-    return [place - moved for place in found]
+        yield from results_page.picture(f"{NAME}_{kind}", caption, figure)
 
 
 def _last(gap: Mapping[int, float]) -> float:

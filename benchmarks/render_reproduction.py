@@ -135,7 +135,7 @@ def _headline(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
         yield from ["", *(f"- {note}" for note in notes.comparison_notes(comparison)), _SECONDS]
         if _scratch(corpus, kind) != headline_cells(kind, ("scratch",)):
             yield f"- Scratch is the one at {STEADIER[1]}, better for it here; no other method was tried there."
-        yield from results_page.pictures(corpus.name, kind, comparison, PICTURES)
+        yield from results_page.pictures(f"{corpus.name}_{kind}", comparison, PICTURES)
     yield from _growths(corpus, kind)
 
 
@@ -184,6 +184,10 @@ def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
         yield ""
         head = ("variant", "steps", "FLOPs", "validation loss (nats)", "3 to 6", "6 to 12")
         yield from results_page.table(head, rows)
+        pair = [cell for cell in corpus.complete(variant_cells(kind)) if cell.method in ("apollo_late", "stack")]
+        if len(pair) > 1:
+            comparison = corpus.compared(map(corpus.kept, pair), None)
+            yield from results_page.pictures(f"{corpus.name}_{kind}_stacking", comparison, ["growth"])
 
 
 def table(comparison: Comparison) -> Iterator[str]:

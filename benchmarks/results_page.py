@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from apollo_cli import files
 from apollo_cli.report.comparison import Comparison
@@ -16,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = Path(__file__).with_name("RESULTS.md")
-COLOURS = 64  # of a picture: it looks the same and its file is a third as large
 
 
 def sections(title: str) -> dict[str, str]:
@@ -39,25 +35,22 @@ def put(title: str, lines: Iterable[str], page: Path | None = None) -> None:
     print(f"written: {page}, {title}")
 
 
-def pictures(corpus: str, kind: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
-    """Draws these pictures of a comparison; the lines that show them."""
+def pictures(prefix: str, comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
+    """Draws these pictures of a comparison, as files with the prefix; the lines that show them."""
     from apollo_cli.report import plots  # imports matplotlib
 
     for name, caption, figure in plots.draw_comparison(comparison):
         if name in names:
-            yield from picture(f"{corpus}_{kind}_{name}.png", caption, figure)
+            yield from picture(f"{prefix}_{name}", caption, figure)
 
 
 def picture(name: str, caption: str, figure: "Figure") -> Iterator[str]:
     """Writes a figure beside the results; the lines that show it."""
     from apollo_cli.report import style  # imports matplotlib
 
-    small = BytesIO()
-    drawn = Image.open(BytesIO(style.png_of(figure))).convert("RGB")
-    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     archives.RESULTS.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(archives.RESULTS / name, small.getvalue())
-    yield from ["", f"![{caption}](results/{name})"]
+    files.write_text(archives.RESULTS / f"{name}.svg", style.svg_of(figure))
+    yield from ["", f"![{caption}](results/{name}.svg)"]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]] = ()) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """The coordinate check: how large activations are, and how far training moves them, by width and depth.
 
 `python -m benchmarks.run_coordinates gpt` draws both parametrizations side by side, in about a minute, into
-benchmarks/results/coordinates_gpt.png; `llama` and `bert`, pre-norm, likewise. In CompleteP the lines are flat
+benchmarks/results/coordinates_gpt.svg; `llama` and `bert`, pre-norm, likewise. In CompleteP the lines are flat
 (Dey 2025, arXiv 2505.01618), so one learning rate suits every width and depth.
 """
 
@@ -111,33 +111,40 @@ def spreads(found: list[dict[str, Coordinate]]) -> dict[str, float]:
     return {module: spread(module) for module in found[0]}
 
 
-def draw(kind: Kind) -> bytes:
-    """A picture: coordinates over widths at 4 layers, and over depths at a width of 64."""
+def draw(kind: Kind) -> str:
+    """A picture as SVG: coordinates over widths at 4 layers, and over depths at a width of 64."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    from apollo_cli.report.style import SETTINGS, png_of
+    from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, label_ends, looks, svg_of
 
     with style.context(SETTINGS):
-        figure = Figure(figsize=(9, 6), layout="constrained")
-        panels = figure.subplots(2, 2, sharey=True)
+        figure = Figure(figsize=(WIDTH, 6.5), layout="constrained")
+        panels, last = figure.subplots(2, 2, sharey=True), []
         for row, parametrization in zip(panels, get_args(Parametrization), strict=True):
             grids = {"width": [(width, 4) for width in WIDTHS], "depth": [(BASE_HIDDEN, depth) for depth in DEPTHS]}
             for axes, (name, grid) in zip(row, grids.items(), strict=True):
                 found = [coordinates(kind, *sizes, parametrization) for sizes in grid]
                 sizes = [size[name == "depth"] for size in grid]
-                for module in found[0]:
-                    axes.plot(sizes, [each[module].change for each in found], marker="o", label=module)
+                changes = {module: [each[module].change for each in found] for module in found[0]}
+                looks_of = looks(changes)
+                for module, values in changes.items():
+                    axes.plot(sizes, values, **looks_of[module].of_line)
                 axes.set_xscale("log", base=2)
+                axes.set_xticks(sizes, list(map(str, sizes)))
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
                 axes.set_xlabel(name)
-                axes.set_title(f"{parametrization}: change in {_STEPS} steps", fontsize=10)
-        panels[0][0].legend(fontsize=8)
-        return png_of(figure)
+                axes.set_title(f"{parametrization}: change in {_STEPS} steps")
+            row[0].set_ylabel("mean absolute change")
+            last.append((axes, [EndLabel(m, sizes[-1], of[-1], looks_of[m].colour) for m, of in changes.items()]))
+        for axes, ends in last:  # when all have set the limits that they share
+            label_ends(axes, ends)
+        return svg_of(figure)
 
 
 if __name__ == "__main__":
     for kind in sys.argv[1:] or ["gpt"]:
-        path = RESULTS / f"coordinates_{kind}.png"
-        files.write_bytes(path, draw(kind))  # type: ignore[arg-type]  # build names a kind that does not exist
+        path = RESULTS / f"coordinates_{kind}.svg"
+        files.write_text(path, draw(kind))  # type: ignore[arg-type]  # build names a kind that does not exist
         print(f"written: {path}")

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[1]
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds them under their paths in the repository."""
     benchmarks = REPOSITORY / "benchmarks"
-    found = [*benchmarks.glob("*.md"), *(benchmarks / "results").glob("*.[ps][nv]g")]
+    found = [*benchmarks.glob("*.md"), *(benchmarks / "results").glob("*.svg")]
     for path in found:
         files.append(File.generated(config, path.relative_to(REPOSITORY).as_posix(), abs_src_path=str(path)))
     return files

@@ -1,7 +1,8 @@
 """Hydra's grammar and configs: quoting, parsing of words, composition without a run."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from apollo_cli.config.training import LENGTHS
 from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import ConfigError
 
+_WORDS = ("true", "false", "null", "inf", "nan")  # that are no texts
+
 
 def quoted(value: str) -> str:
     """A value as Hydra takes it for what it is."""
@@ -26,7 +29,7 @@ def quoted(value: str) -> str:
 
 def in_quotes(text: str) -> str:
     """A text in Hydra's grammar."""
-    return "'" + text.replace("'", "\\'") + "'"
+    return "'" + re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), text) + "'"
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -89,6 +92,48 @@ def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
         else:
             typed.append(f"{name}={_literal(values)}")
     return [f"resume={folder}", *typed]
+
+
+def command_words(values: Mapping[str, Any]) -> list[str]:
+    """The words for a run with these plain values, which `parse` has taken; they are data and resolve nothing.
+
+    They are options of the groups, the keys that differ from the defaults, and all keys of options that are not
+    default ones.
+    """
+    standard, options = _defaults(), []
+    typed: dict[str, Any] = {}
+    for name, section in values.items():
+        if not isinstance(section, Mapping):
+            typed |= {} if _same(section, standard.get(name)) else {name: section}
+            continue
+        usual = standard[name]
+        if (kind := section.get("kind")) not in (None, usual.get("kind")):
+            options.append(f"{name}={kind}")
+            usual = {"kind": kind}
+        typed |= {f"{name}.{key}": value for key, value in section.items() if not _same(value, usual.get(key))}
+    return [*options, *(f"{key}={_typed(value)}" for key, value in typed.items())]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return compose_values([])
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _typed(value: Any) -> str:
+    """A plain value as one would type it: a text in quotes only where it needs them."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_typed(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str):
+        return as_typed(value)
+    is_plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value, re.ASCII) and value.lower() not in _WORDS
+    no_interpolation = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value if is_plain else in_quotes(no_interpolation)
 
 
 def _literal(value: Any) -> str:

@@ -13,13 +13,9 @@ from apollo_cli.intervals import interval
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import Comparison, Outcome
 from apollo_cli.report.savings import Curve, Point
-from apollo_cli.report.style import COLOURS, SETTINGS, axis_unit, looks
+from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, Look, axis_unit, label_ends, looks_of, saved_text
 
 _MARGIN = 0.08  # of the losses of scratch, above and below them
-_APART = 0.06  # of the height, between two labels
-_BESIDE = 1.3  # the factor of the costs of two points whose labels could overlap
-_ROOM = 1.7  # the factor of the costs left of the cheapest run, for its label
-_MARKERS = "osD^vP"
 
 
 @dataclass(frozen=True)
@@ -27,12 +23,12 @@ class Ended:
     """The complete runs of a method.
 
     Attributes:
-        label: of the method.
+        look: of the method, with its label.
         ends: the last evaluation of each run, one a seed.
         saved: the share that each saved beside a scratch run of its final loss; None beyond the budgets of scratch.
     """
 
-    label: str
+    look: Look
     ends: tuple[Point, ...]
     saved: tuple[float | None, ...]
 
@@ -42,7 +38,7 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
 
     Budgets are compared that every seed has; scratch runs are of the depth that the methods grow to.
     """
-    grown = list(_labelled(comparison))
+    grown = list(_grown(comparison))
     depths = {outcome.run.target_layers for _, outcome in grown}
     ladders: dict[Any, dict[int, Point]] = {}
     for outcome in _complete(comparison, is_scratch=True):
@@ -54,20 +50,20 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
     several = {seed: best for seed, best in ladders.items() if len(best) > 1}
     shared = set.intersection(*(set(best) for best in several.values())) if several else set()
     curves = {seed: savings.make_curve(best[step] for step in shared) for seed, best in several.items()}
-    by_label: dict[str, list[Outcome]] = {}
-    for label, outcome in grown:
+    by_look: dict[Look, list[Outcome]] = {}
+    for look, outcome in grown:
         if outcome.run.seed in curves:
-            by_label.setdefault(label, []).append(outcome)
-    if len(shared) < 2 or not by_label:
+            by_look.setdefault(look, []).append(outcome)
+    if len(shared) < 2 or not by_look:
         return None
     methods = []
-    for label, outcomes in by_label.items():
+    for look, outcomes in by_look.items():
         ends = [outcome.curve[-1] for outcome in outcomes]
         costs = [
             savings.scratch_cost(curves[o.run.seed], end.loss, axis) for o, end in zip(outcomes, ends, strict=True)
         ]
         saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
-        methods.append(Ended(label, tuple(ends), tuple(saved)))
+        methods.append(Ended(look, tuple(ends), tuple(saved)))
     return draw_frontier(list(curves.values()), methods, axis)
 
 
@@ -79,12 +75,12 @@ def _complete(comparison: Comparison, *, is_scratch: bool) -> Iterator[Outcome]:
                 yield outcome
 
 
-def _labelled(comparison: Comparison) -> Iterator[tuple[str, Outcome]]:
-    """The complete runs of methods that grow, with their short labels."""
-    of_methods = looks(comparison.methods)
+def _grown(comparison: Comparison) -> Iterator[tuple[Look, Outcome]]:
+    """The complete runs of methods that grow, with the looks of their methods."""
+    of_methods = looks_of(comparison)
     for method in comparison.methods:
         one = replace(comparison, methods=(method,))
-        yield from ((of_methods[method.label].label, outcome) for outcome in _complete(one, is_scratch=False))
+        yield from ((of_methods[method.label], outcome) for outcome in _complete(one, is_scratch=False))
 
 
 def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str) -> Figure:
@@ -96,87 +92,51 @@ def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str)
         axis: flops or seconds.
     """
     with style.context(SETTINGS):
-        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
         axes = figure.add_subplot()
         rungs = savings.aligned(scratch, with_ends=False)
         line = savings.mean_curve(scratch, with_ends=False)
-        most = max(p.cost.of(axis) for p in (*line, *(p for m in methods for p in m.ends)))
+        ends = [*line, *(p for m in methods for p in m.ends)]
+        most = max(p.cost.of(axis) for p in ends)
         scale, name = axis_unit(axis, most)
         spent = [p.cost.of(axis) / scale for p in line]
         low, high = ([f(p.loss for p in rung) for rung in rungs] for f in (min, max))
         axes.fill_between(spent, low, high, color="black", alpha=0.12, linewidth=0)
-        axes.plot(spent, [p.loss for p in line], "-X", color="black", linewidth=2, markersize=7)
-        lowest = min(p.loss for p in (*line, *(p for m in methods for p in m.ends)))
+        axes.plot(spent, [p.loss for p in line], "-X", color="black", label="scratch")
+        lowest = min(p.loss for p in ends)
         margin = _MARGIN * (line[0].loss - lowest)
         axes.set_ylim(lowest - margin, line[0].loss + 1.5 * margin)
-        cheapest = min(p.cost.of(axis) for p in (*line, *(p for m in methods for p in m.ends))) / scale
-        axes.annotate(
-            "scratch, each run with its own budget",
-            (spent[0], line[0].loss),
-            (10, 4),
-            textcoords="offset points",
-            fontsize=10,
-            weight="bold",
-        )
-        _draw_methods(axes, line, methods, axis, scale)
         axes.set_xscale("log", base=2)
-        axes.set_xlim(cheapest / _ROOM, 1.05 * most / scale)
+        axes.set_xlim(min(p.cost.of(axis) for p in ends) / scale / 1.1, 1.1 * most / scale)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.minorticks_off()
         axes.set_xlabel(name)
         axes.set_ylabel("final validation loss (nats per prediction)")
+        labels = _draw_methods(axes, line, methods, axis, scale)
+        own = EndLabel("scratch, each run with its own budget", spent[-1], line[-1].loss, "black")
+        label_ends(axes, [*labels, own])
     return figure
 
 
-def _draw_methods(axes: Axes, line: Curve, methods: Sequence[Ended], axis: str, scale: float) -> None:
-    """Each method's mean with the range of its seeds, its name, and an arrow to the scratch run of equal loss."""
-    bottom, top = axes.get_ylim()
-    above: list[str] = []
-    placed: list[tuple[float, float]] = []  # cost and height of labels
-    for method in sorted(methods, key=_mean_loss, reverse=True):
+def _draw_methods(axes: Axes, line: Curve, methods: Sequence[Ended], axis: str, scale: float) -> Iterator[EndLabel]:
+    """Each method's mean with the range of its seeds, and an arrow to the scratch run of equal loss; its label."""
+    top = axes.get_ylim()[1]
+    for method in methods:
         loss, cost = _mean_loss(method), sum(p.cost.of(axis) for p in method.ends) / len(method.ends) / scale
+        look, text, end = method.look, method.look.label, cost
         if loss > top:
-            above.append(method.label)
+            yield EndLabel(f"{text} \N{UPWARDS ARROW} {loss:.2f}", cost, loss, look.colour)
             continue
-        number = methods.index(method)
-        colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
         spread = [[loss - min(p.loss for p in method.ends)], [max(p.loss for p in method.ends) - loss]]
-        axes.errorbar([cost], [loss], yerr=spread, color=colour, fmt=marker, capsize=3, linewidth=1, markersize=8)
-        near = [height for at, height in placed if 1 / _BESIDE < at / cost < _BESIDE]
-        place = min([loss, *(height - _APART * (top - bottom) for height in near)])  # below them there is room
-        placed.append((cost, place))
-        text, is_dearer = method.label, False
+        axes.errorbar([cost], [loss], yerr=spread, color=look.colour, fmt="none", capsize=3, linewidth=1)
+        axes.plot([cost], [loss], look.marker, color=look.colour, markersize=9, label=look.label)
         saved = [share for share in method.saved if share is not None]
         if len(saved) == len(method.saved) and (at := savings.crossing(line, loss)):
-            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 6, "shrinkB": 0}
+            arrow = {"arrowstyle": "-|>", "color": look.colour, "lw": 2, "shrinkA": 6, "shrinkB": 0}
             axes.annotate("", (at.of(axis) / scale, loss), (cost, loss), arrowprops=arrow)
-            mean, is_dearer = interval(saved), at.of(axis) / scale < cost
-            half = "" if mean.half is None else f" ± {100 * mean.half:.1f}"
-            text += f" {-100 * mean.mean:+.1f}{half} %".replace("-", "\N{MINUS SIGN}")
-        axes.annotate(
-            text,
-            (cost, place),
-            (11 if is_dearer else -11, 0),
-            textcoords="offset points",
-            ha="left" if is_dearer else "right",
-            va="center",
-            fontsize=10,
-            color=colour,
-            bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.8},
-            zorder=1,
-        )
-    axes.set_ylim(min([bottom, *(height - _APART * (top - bottom) for _, height in placed)]), top)
-    if above:
-        axes.annotate(
-            f"above this picture: {', '.join(above)}",
-            (0.99, 0.98),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=9,
-            color="0.35",
-        )
+            text, end = f"{text} {saved_text(interval(saved))}", max(cost, at.of(axis) / scale)
+        yield EndLabel(text, end, loss, look.colour)
 
 
 def _mean_loss(method: Ended) -> float:

@@ -1,30 +1,32 @@
 """Pictures of growth: its effect on the loss, the sampled depths, and the probabilities of depths."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.groups import settings
 from apollo_cli.report.runs import ROWS_AROUND, ModelSize, Row, Run, model_size
-from apollo_cli.report.style import COLOURS, Look, Picture, looks
+from apollo_cli.report.style import COLOURS, SMALL, WIDTH, EndLabel, Look, Picture, ink, label_ends, looks_of
 
 Growth = tuple[ModelSize, ModelSize]  # before and after
 
-_MAX_PANELS = 4  # beside each other
-_MAX_NUMBERS = 6  # beside the jumps of one growth
+_MAX_PANELS = 4
+_MOST_NUMBERS = 16  # beside each other
+_MOST_DEPTHS = 128  # a plan is untrusted
 _STRENGTHS = (0, 1, 2, 3, 4)  # k of LVPS
 
 
 def draw_growth(comparison: Comparison) -> Iterator[Picture]:
     """Each picture that the runs have data for."""
-    methods, by_label = comparison.methods, looks(comparison.methods)
+    methods, by_label = comparison.methods, looks_of(comparison)
     growths = sorted({growth for method in methods for growth in _growths(method)})[-_MAX_PANELS:]
     if growths:
         caption = (
@@ -33,10 +35,17 @@ def draw_growth(comparison: Comparison) -> Iterator[Picture]:
         )
         yield Picture("growth", caption, _around_growths(methods, growths, by_label))
     runs = [outcome.run for method in methods for outcome in method.outcomes]
-    stages = sorted({layers for run in runs for layers in run.depth_counts if layers not in (0, run.target_layers)})
+    counted = ((run, layers) for run in runs for layers, counts in run.depth_counts.items() if counts)
+    stages = sorted({layers for run, layers in counted if layers not in (0, run.target_layers)})
     if stages:
-        caption = "the sampled depths: share of the micro-steps of a stage that run each depth; means over seeds."
+        caption = "the sampled depths: percent of the micro-steps of a stage that run each depth; means over seeds."
         yield Picture("depths", caption, _sampled_depths(methods, stages[:_MAX_PANELS], by_label))
+    if strengths := _by_strength(methods):
+        caption = (
+            "low-value-prioritised sampling: the final validation loss by the strength k, all else equal; mean and "
+            "95 % interval over seeds."
+        )
+        yield Picture("strengths", caption, _over_strengths(comparison, strengths, by_label))
     runs = [run for run in runs if run.config.get("sampler.kind") == "lvps" and not run.is_scratch]
     runs = [run for run in runs if _lvps_constants(run)]
     stages = sorted({n for run in runs for n in run.config["schedule.layers"] if 0 < n < run.target_layers})
@@ -46,19 +55,27 @@ def draw_growth(comparison: Comparison) -> Iterator[Picture]:
 
 
 def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_label: dict[str, Look]) -> Figure:
-    figure, grid = _panels(3, len(growths), 8)
-    for column, growth in enumerate(growths):
-        jump, loss, norm = grid[:, column]
-        jump.set_title(_growth_title(growth))
-        growing = [method for method in methods if growth in _growths(method)]
+    """A row a growth: the names with the validation losses beside it, the training loss, the gradient norm."""
+    members = [[method for method in methods if growth in _growths(method)] for growth in growths]
+    heights = [max(2.2, 0.9 + 0.27 * len(growing)) for growing in members]
+    figure, grid = _panels(heights, 3, width_ratios=(1.1, 1, 1))
+    for row, growth, growing in zip(grid, growths, members, strict=True):
+        jump, loss, norm = row
         for place, method in enumerate(growing):
             look = by_label[method.label]
-            _draw_jump(jump, method, growth, look, place, with_number=len(growing) <= _MAX_NUMBERS)
+            _draw_jump(jump, method, growth, look, place)
             _draw_column(loss, method, growth, look, "train/loss")
             _draw_column(norm, method, growth, look, "train/grad_norm")
-        jump.set_xticks([])
-        jump.set_xlim(-0.6, len(growing) - 0.4)
-        jump.margins(y=0.25)
+        jump.set_title(_growth_title(growth), weight="bold")
+        jump.set_yticks(range(len(growing)), [by_label[method.label].label for method in growing], fontsize=SMALL)
+        for text, method in zip(jump.get_yticklabels(), growing, strict=True):
+            text.set_color(ink(by_label[method.label].colour))
+        jump.set_ylim(len(growing) - 0.4, -0.6)
+        jump.margins(x=0.15)
+        low, high = jump.get_xlim()
+        jump.set_xlim(low, high + 0.3 * (high - low))  # room for the numbers
+        loss.set_title("training loss (nats)")
+        norm.set_title("gradient norm")
         norm.set_yscale("log")
         low, high = norm.get_ylim()
         norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
@@ -66,49 +83,32 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         norm.yaxis.set_minor_locator(NullLocator())
         for axes in (loss, norm):
             axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
-        norm.set_xlabel("steps since the growth")
-    _same_span(grid[0])
-    names = ("validation loss (nats)\nbefore ○, after ●", "training loss (nats)", "gradient norm")
-    for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(name)
-    _common_legend(figure, [by_label[method.label] for method in methods if _growths(method)])
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+    for axes, name in zip(
+        grid[-1], ("validation loss (nats),\n○ before, ● after", *["steps since the growth"] * 2), strict=True
+    ):
+        axes.set_xlabel(name)
     return figure
 
 
-def _panels(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure, Any]:
-    """A figure and its panels, [row, column]."""
-    size = (max(8.0, 3.2 * columns + 1), height)
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+def _panels(heights: Sequence[float], columns: int, **more: Any) -> tuple[Figure, Any]:
+    """A figure and its panels, [row, column], rows of these inches."""
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained")
+    return figure, figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights, **more)
 
 
-def _same_span(panels: Sequence[Axes]) -> None:
-    """Gives the panels y-axes of equal length, so that equal jumps look equal."""
-    limits = [axes.get_ylim() for axes in panels]
-    half = max(high - low for low, high in limits) / 2
-    for axes, (low, high) in zip(panels, limits, strict=True):
-        axes.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
-
-
-def _common_legend(figure: Figure, entries: Sequence[Look]) -> None:
-    lines = [Line2D([], [], label=look.label, **look.of_line) for look in entries]
-    columns = max(1, min(6, 80 // (6 + max((len(look.label) for look in entries), default=1))))
-    figure.legend(handles=lines, loc="outside upper center", ncols=columns, fontsize=10)
-
-
-def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int, *, with_number: bool) -> None:
+def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: int) -> None:
     """The validation loss on both sides of a growth, and the difference as a number."""
     found = [_losses_beside(outcome.run, growth) for outcome in method.outcomes]
     sides = [pair for pair in found if pair]
     if not sides:
         return
     before, after = (fmean(pair[i] for pair in sides) for i in (0, 1))
-    axes.plot([place, place], [before, after], color=look.colour, linewidth=1.5)
-    axes.plot([place], [before], look.marker, color=look.colour, markerfacecolor="white", markersize=8)
-    axes.plot([place], [after], look.marker, color=look.colour, markersize=8)
-    if with_number:
-        above: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center", "fontsize": 8}
-        axes.annotate(f"{after - before:+.3f}", (place, max(before, after)), color=look.colour, **above)
+    axes.plot([before, after], [place, place], color=look.colour, linewidth=1.5)
+    axes.plot([before], [place], look.marker, color=look.colour, markerfacecolor="white")
+    axes.plot([after], [place], look.marker, color=look.colour)
+    beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (9, 0), "va": "center", "fontsize": SMALL}
+    axes.annotate(f"{after - before:+.3f}", (max(before, after), place), color=ink(look.colour), **beside)
 
 
 def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
@@ -119,7 +119,7 @@ def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column:
         nearest_first = zip(*(sides[side] for sides in seeds), strict=False)
         points = sorted(tuple(map(fmean, zip(*of_seeds, strict=True))) for of_seeds in nearest_first)
         steps, means = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, means, linewidth=1.6, markersize=3, **look.of_line)
+        axes.plot(steps, means, linewidth=1.6, markersize=3.5, **look.of_line)
 
 
 def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[int, float]], ...]:
@@ -168,12 +168,30 @@ def _growths(method: Method) -> set[Growth]:
 
 
 def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: dict[str, Look]) -> Figure:
-    panels = {}
-    for layers in stages:
-        found = [(by_label[method.label], _depth_shares(method, layers)) for method in methods]
-        title = f"{layers} stored layer{'s' if layers > 1 else ''}"
-        panels[title] = [(look, shares) for look, shares in found if shares]
-    return _depth_figure(panels, "micro-steps of the stage (%)", markersize=6, alpha=0.85)
+    """A row a stage: a table of methods and depths, with the percent of the micro-steps as number and shade."""
+    found = {layers: {method.label: _depth_shares(method, layers) for method in methods} for layers in stages}
+    found = {layers: {label: shares for label, shares in of.items() if shares} for layers, of in found.items()}
+    figure, grid = _panels([0.9 + 0.27 * len(of) for of in found.values()], 1)
+    for (axes,), (layers, of) in zip(grid, found.items(), strict=True):
+        low, high = (of_all(depth for shares in of.values() for depth in shares) for of_all in (min, max))
+        depths = range(low, min(high, low + _MOST_DEPTHS - 1) + 1)
+        cells = [[100 * shares.get(depth, 0.0) for depth in depths] for shares in of.values()]
+        axes.pcolormesh(cells, cmap="Greys", vmin=0, vmax=150, edgecolors="white", linewidth=1)
+        for y, of_method in enumerate(cells):
+            for x, percent in enumerate(of_method):
+                if percent and len(depths) <= _MOST_NUMBERS:
+                    shown = f"{percent:.0f}" if percent >= 0.5 else "<1"
+                    axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", fontsize=SMALL)
+        axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}", weight="bold")
+        step = math.ceil(len(depths) / _MOST_NUMBERS)
+        axes.set_xticks([x + 0.5 for x in range(0, len(depths), step)], list(map(str, depths[::step])))
+        axes.set_yticks([y + 0.5 for y in range(len(of))], [by_label[label].label for label in of], fontsize=SMALL)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    grid[-1, 0].set_xlabel("depth (layers run)")
+    return figure
 
 
 def _depth_shares(method: Method, layers: int) -> dict[int, float]:
@@ -192,27 +210,58 @@ def _lvps_constants(run: Run) -> dict[str, float] | None:
     return found if is_valid and found["lower"] <= 1 else None
 
 
+def _by_strength(methods: Sequence[Method]) -> list[dict[float, Method]]:
+    """Methods that differ in the strength k of LVPS alone, by k."""
+    found: dict[str, dict[float, Method]] = {}
+    for method in methods:
+        own = settings(method.outcomes[0].run)
+        k = own.pop("sampler.k", None)
+        is_strength = own.get("sampler.kind") == "lvps" and type(k) in (int, float) and math.isfinite(k)
+        if is_strength and method.final and math.isfinite(method.final.mean):
+            found.setdefault(repr(own), {})[k] = method
+    return [dict(sorted(by_k.items())) for by_k in found.values() if len(by_k) > 1]
+
+
+def _over_strengths(
+    comparison: Comparison, strengths: Sequence[dict[float, Method]], by_label: dict[str, Look]
+) -> Figure:
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    axes, ends = figure.add_subplot(), []
+    for by_k in strengths:
+        look = by_label[next(reversed(by_k.values())).label]
+        finals = [method.final for method in by_k.values() if method.final]
+        means, halves = [final.mean for final in finals], [final.half or 0.0 for final in finals]
+        axes.errorbar(list(by_k), means, yerr=halves, color=look.colour, capsize=4, fmt="none", linewidth=1)
+        axes.plot(list(by_k), means, **look.of_line)
+        if len(strengths) > 1:
+            name = re.sub(r" k=\S+", "", look.label)
+            ends.append(EndLabel(name, max(by_k), means[-1], look.colour))
+    axes.xaxis.set_major_locator(FixedLocator(sorted({k for by_k in strengths for k in by_k})))
+    if comparison.target:
+        axes.axhline(comparison.target.loss, color="0.35", linestyle="--", linewidth=1)
+        text = f"target {comparison.target.loss:.3f}"
+        ends.append(EndLabel(text, axes.get_xlim()[1], comparison.target.loss, "0.35"))
+    label_ends(axes, ends)
+    axes.set_xlabel("k: how strongly shallow depths are preferred")
+    axes.set_ylabel("final validation loss (nats)")
+    return figure
+
+
 def _probabilities(run: Run, stages: Sequence[int]) -> Figure:
-    panels: dict[str, list[tuple[Look, dict[int, float]]]] = {}
-    for layers in stages:
-        lines = panels.setdefault(f"N = {layers} of L = {run.target_layers}", [])
+    figure, grid = _panels([4.0], len(stages), sharey=True)
+    for axes, layers in zip(grid[0], stages, strict=True):
+        ends = []
         for k, colour, marker in zip(_STRENGTHS, COLOURS, "osD^v", strict=False):
-            sampler = LVPS(k=k, **(_lvps_constants(run) or {}))
-            lines.append((Look(f"k = {k}", colour, "-", marker), sampler.probabilities(layers, run.target_layers)))
-    return _depth_figure(panels, "probability (%)", markersize=5)
-
-
-def _depth_figure(panels: dict[str, list[tuple[Look, dict[int, float]]]], name: str, **style: float) -> Figure:
-    """One panel a title: shares, called `name`, by depth."""
-    figure, grid = _panels(1, len(panels), 4.2, sharey=True)
-    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
-        for look, shares in lines:
-            depths = sorted(shares)
-            axes.plot(depths, [100 * shares[depth] for depth in depths], **look.of_line, **style)
-        axes.set_title(title)
+            shares = LVPS(k=k, **(_lvps_constants(run) or {})).probabilities(layers, run.target_layers)
+            depths, percents = sorted(shares), [100 * shares[depth] for depth in sorted(shares)]
+            axes.plot(depths, percents, color=colour, marker=marker, label=f"k = {k}")
+            ends.append(EndLabel(f"k = {k}", depths[-1], percents[-1], colour))
+        axes.set_title(f"N = {layers} of L = {run.target_layers}")
         axes.set_xlabel("depth (layers run)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    grid[0, 0].set_ylabel(name)
-    grid[0, 0].set_ylim(bottom=0)
-    _common_legend(figure, list(dict.fromkeys(look for lines in panels.values() for look, _ in lines)))
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].yaxis.set_major_formatter("{x:g}")
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
+    grid[0, 0].set_ylabel("probability (%)")
+    label_ends(grid[0, -1], ends)
     return figure

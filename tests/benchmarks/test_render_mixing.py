@@ -8,13 +8,7 @@ import pytest
 from benchmarks import archives, render_mixing, results_page
 from benchmarks.archives import BenchmarkCorpus
 from benchmarks.mixing_cells import DEEP, KINDS, NAME, SHALLOW, MixingCell, mixing_cells, reference
-from benchmarks.render_mixing import spread
 from tests.benchmarks.conftest import without_pictures
-
-
-def test_labels_that_are_too_close_are_moved_apart() -> None:
-    """By 0.15, a third of which is taken back from each."""
-    assert spread([0.0, 0.1, 0.5], 0.25) == pytest.approx([-0.05, 0.2, 0.45])
 
 
 def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
@@ -41,7 +35,7 @@ def test_the_page_says_what_is_trained_and_nothing_about_the_rest(
     assert text.count("# How fast new layers mix") == text.count("# GPT") == 1
     assert "| **from step 3,000**: gap |  | 0.100 nats | 0.100 nats | 0.100 nats | 0.100 nats |  | 1.00 |" in text
     assert "| net2net | +0.050 | 75% | 38% | 9% | 2% | 361 | 1.00 |" in text
-    assert (archives.RESULTS / "mixing_gpt.png").exists()
+    assert (archives.RESULTS / "mixing_gpt.svg").exists()
 
 
 def test_the_page_has_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:

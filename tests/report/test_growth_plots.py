@@ -7,7 +7,7 @@ from apollo_cli.report import growth_plots as module
 from apollo_cli.report.comparison import Question, compare, whole_model
 from apollo_cli.report.groups import families
 from apollo_cli.report.runs import read_runs
-from apollo_cli.report.style import looks
+from apollo_cli.report.style import looks, looks_of
 from tests.helpers.made_runs import write_run
 
 WIDER = {"growth/from": 4, "growth/to": 4, "growth/width_from": 0.5, "growth/width_to": 1.0}
@@ -50,8 +50,26 @@ def test_seeds_are_aligned_at_their_own_growth(tmp_path: Path) -> None:
             rows.append({"step": step, "layers": 2 if step < at else 4, "train/loss": step + seed} | columns)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (method,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())[0].methods
-    _, grid = module._panels(1, 1, 4)
-    module._draw_column(grid[0, 0], method, ((2, 1.0), (4, 1.0)), looks([method])[method.label], "train/loss")
+    _, grid = module._panels([4.0], 1)
+    module._draw_column(grid[0, 0], method, ((2, 1.0), (4, 1.0)), looks([method.label])[method.label], "train/loss")
     before, after = (list(zip(*line.get_data(), strict=True)) for line in grid[0, 0].lines)
     assert before == [(-16.0, 10.5), (-6.0, 20.5)]
     assert after == [(4.0, 30.5), (14.0, 40.5), (24.0, 50.5)]
+
+
+def test_methods_that_differ_in_the_strength_alone_are_one_line(tmp_path: Path) -> None:
+    for k in (4, 0, 2.5):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{k}-{seed}", [(9, 90, 9.0, 3.0 + k)], name="a", seed=seed, sampler__k=k)
+    write_run(tmp_path / "stack", [(9, 90, 9.0, 2.0)], name="b", expander__kind="stack")
+    write_run(tmp_path / "begun", [], [(0, 0, 0.0, 9.0)], name="a", sampler__k=1)
+    write_run(tmp_path / "nan", [(9, 90, 9.0, 3.0)], name="a", sampler__k=float("nan"))
+    (comparison,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())
+    (line,) = module._by_strength(comparison.methods)
+    assert [(k, method.final.mean) for k, method in line.items() if method.final] == [
+        (0, 3.0),
+        (2.5, 5.5),
+        (4, 7.0),
+    ]
+    (axes,) = module._over_strengths(comparison, [line], looks_of(comparison)).axes
+    assert axes.lines[-1].get_xydata().tolist() == [[0, 3.0], [2.5, 5.5], [4, 7.0]]  # type: ignore[union-attr]

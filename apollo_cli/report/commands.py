@@ -1,0 +1,39 @@
+"""The commands that make a run again, from its untrusted config: nothing of it is executed or resolved."""
+
+import shlex
+from typing import Any
+
+from apollo_cli.config.config import parse
+from apollo_cli.config.hydra_syntax import command_words
+from apollo_cli.errors import ConfigError
+from apollo_cli.report.runs import Run
+
+
+def commands(run: Run) -> list[str]:
+    """Lines for a shell: one, and one more for each time that the run was made longer.
+
+    Raises:
+        ConfigError: this version has no such run; with the first problem.
+    """
+    try:
+        values = dict(parse({**_nested(run.config), "resume": None}).raw)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError([str(error).partition("\n")[0]]) from None
+    budget = dict(values["budget"])
+    earlier: list[int] = list(budget.pop("extended_from", ()))
+    planned, *longer = [*earlier, budget["steps"]]
+    values["budget"] = budget | {"steps": planned}
+    lines = [shlex.join(["apollo-train", *command_words(values)])]
+    lines += [f"apollo-train resume=RUN_DIR budget.steps={steps}" for steps in longer]
+    if not all(line.isprintable() for line in lines):
+        raise ConfigError(["its config has characters that no terminal shows"])
+    return lines
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[name] = value
+    return found
