@@ -165,7 +165,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         found += model_problems(model)
     if schedule:
         stages = growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
-        found += stages or plateau_problems(schedule, sections["budget"], sections["optim"])
+        found += stages or plateau_problems(schedule, expander, sections["budget"], sections["optim"])
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR")
     if budget := sections["budget"]:

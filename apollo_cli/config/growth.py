@@ -159,13 +159,21 @@ def growth_problems(
     return found
 
 
-def plateau_problems(schedule: ScheduleArgs, budget: BudgetArgs | None, optim: OptimArgs | None) -> list[str]:
+def plateau_problems(
+    schedule: ScheduleArgs, expander: ExpanderArgs | None, budget: BudgetArgs | None, optim: OptimArgs | None
+) -> list[str]:
     """What is not defined where stages end by the validation loss."""
     if schedule.when != "plateau":
         return []
     if len(schedule.layers) == 1:
         return ["schedule.when=plateau: there is one stage, and it ends with the run; type schedule.when=ends"]
     found = []
+    grown = [pair for pair in pairwise(schedule.layers) if pair[0] < pair[1]]
+    if expander and any(expander.build().growth(*pair).gated for pair in grown):
+        found.append(
+            f"expander={expander.kind}: its new layers enter over many steps, and schedule.when=plateau may end the "
+            "stage before; type another expander"
+        )
     if budget and budget.seconds is not None:
         found.append(
             f"budget.seconds={budget.seconds:g}: such a run is as long as its plan says, and schedule.when=plateau "

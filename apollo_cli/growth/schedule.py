@@ -169,7 +169,7 @@ class Schedule:
         if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
         if len(ended) >= len(layers):
-            raise ValueError(f"of {len(layers)} stages {len(ended)} have ended before the last one")
+            raise ValueError(f"{len(ended)} of {len(layers)} stages have ended: the last one ends with the run")
         boundaries = _boundaries(steps, ends, ended)
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
             if end <= first:
