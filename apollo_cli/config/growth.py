@@ -65,8 +65,8 @@ class ScheduleArgs(Section):
     trained: Annotated[tuple[stages.Trained, ...], List] | None
     widths: Annotated[tuple[float, ...], List] | None
     when: stages.When = "ends"
-    window: Whole = 3
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    window: Whole = 2
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -171,8 +171,8 @@ def plateau_problems(
     grown = [pair for pair in pairwise(schedule.layers) if pair[0] < pair[1]]
     if expander and any(expander.build().growth(*pair).gated for pair in grown):
         found.append(
-            f"expander={expander.kind}: its new layers enter over many steps, and schedule.when=plateau may end the "
-            "stage before; type another expander"
+            f"expander={expander.kind}: its new layers enter over many steps, and schedule.when=plateau may end "
+            "the stage before; type another expander"
         )
     if budget and budget.seconds is not None:
         found.append(

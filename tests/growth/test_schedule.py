@@ -252,7 +252,7 @@ def test_stages_that_have_ended_keep_their_ends() -> None:
     assert [schedule.ended(step) for step in (2, 3, 24, 25, 100)] == [(), (3,), (3, 20), (3, 20, 25), (3, 20, 25)]
     assert Schedule.over(100, LAYERS, ENDS, ended=(3, 20, 25)).extended(120).ended(110) == (3, 20, 25)
     for wrong in ((3, 3), (3, 25), (3, 20, 25, 30)):
-        with pytest.raises(ValueError, match="stages have ended|would have no step"):
+        with pytest.raises(ValueError, match=r"stages have ended|would have no step"):
             Schedule.over(100, LAYERS, ENDS, ended=wrong)
 
 
