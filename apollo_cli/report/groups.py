@@ -23,7 +23,7 @@ _GROWTH = (
 _PLATEAU = ("schedule.when.", "schedule.window.", "schedule.threshold.")  # the last two without effect elsewhere
 # In a label wherever they differ, in this order; other keys where these do not distinguish the runs.
 _FIRST = (
-    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),
+    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers", "schedule.when"),
     *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
 )
 _LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
