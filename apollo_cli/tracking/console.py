@@ -260,7 +260,7 @@ def plan_totals(plan: Plan) -> str:
 
 def plan_bounds(plan: Plan, earliest: Plan) -> str:
     """What a run costs whose stages all end as early as they can."""
-    ends = ", ".join(f"{end:,}" for end in earliest.schedule.ended(earliest.steps))
+    ends = " and ".join(f"{end:,}" for end in earliest.schedule.ended(earliest.steps))
     return (
         f"a stage ends before where the validation loss is on a plateau (schedule.when): at the earliest after "
         f"step {ends} of {earliest.steps:,}, with {_exact(earliest.flops)} FLOPs"
