@@ -19,6 +19,7 @@ from apollo_cli.config.growth import (
     SamplerArgs,
     ScheduleArgs,
     growth_problems,
+    plateau_problems,
     with_numbers_of_layers,
 )
 from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, model_problems, with_sizes
@@ -163,7 +164,8 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
     if model:
         found += model_problems(model)
     if schedule:
-        found += growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
+        stages = growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
+        found += stages or plateau_problems(schedule, expander, sections["budget"], sections["optim"])
     if sections["run"] and sections["run"].resume is not None:
         found.append("resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR")
     if budget := sections["budget"]:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from apollo_cli.config.model import MOST_LAYERS, ModelArgs
 from apollo_cli.config.schema import List, Section, Whole, whole
+from apollo_cli.config.training import BudgetArgs, OptimArgs
 from apollo_cli.growth import plugins  # noqa: F401 - registers the methods in it
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander
@@ -54,22 +55,28 @@ class ExpanderArgs(MethodArgs):
 
 
 class ScheduleArgs(Section):
-    """`schedule`: stored layers and width of each stage, where it ends, and which layers train."""
+    """`schedule`: stored layers and width of each stage, where it ends, and which layers train.
+
+    Keys with a default are absent in older runs. `window` is in evaluations, `threshold` a share of the loss.
+    """
 
     layers: Annotated[tuple[int, ...], List]
     ends: Annotated[tuple[float, ...], List]
     trained: Annotated[tuple[stages.Trained, ...], List] | None
     widths: Annotated[tuple[float, ...], List] | None
+    when: stages.When = "ends"
+    window: Whole = 2
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The share of the model's width in each stage."""
         return self.widths or (1.0,) * len(self.layers)
 
-    def over(self, steps: int, extended_from: Sequence[int] = ()) -> stages.Schedule:
-        """The stages of a run of `steps`, which had these lengths before each extension."""
+    def over(self, steps: int, extended_from: Sequence[int] = (), ended: Sequence[int] = ()) -> stages.Schedule:
+        """The stages of a run of `steps`, which had these lengths before each extension; the first have `ended`."""
         first, *later = (*extended_from, steps)
-        schedule = stages.Schedule.over(first, self.layers, self.ends, self.trained, self.widths)
+        schedule = stages.Schedule.over(first, self.layers, self.ends, self.trained, self.widths, ended)
         for length in later:
             schedule = schedule.extended(length)
         return schedule
@@ -149,6 +156,42 @@ def growth_problems(
         found += _init_from_problems(schedule, expander, init_from)
     if model and not model.hidden % model.heads:
         found += _width_problems(schedule, model, expander)
+    return found
+
+
+def plateau_problems(
+    schedule: ScheduleArgs, expander: ExpanderArgs | None, budget: BudgetArgs | None, optim: OptimArgs | None
+) -> list[str]:
+    """What is not defined where stages end by the validation loss."""
+    if schedule.when != "plateau":
+        return []
+    if len(schedule.layers) == 1:
+        return ["schedule.when=plateau: there is one stage, and it ends with the run; type schedule.when=ends"]
+    found = []
+    grown = [pair for pair in pairwise(schedule.layers) if pair[0] < pair[1]]
+    if expander and any(expander.build().growth(*pair).gated for pair in grown):
+        found.append(
+            f"expander={expander.kind}: its new layers enter over many steps, and schedule.when=plateau may end "
+            "the stage before; type another expander"
+        )
+    if budget and budget.seconds is not None:
+        found.append(
+            f"budget.seconds={budget.seconds:g}: such a run is as long as its plan says, and schedule.when=plateau "
+            "decides the stages later; type budget.steps, budget.tokens or budget.flops"
+        )
+    if not budget or budget.flops is None or not optim or optim.schedule == "constant":
+        return found
+    unknown = "with schedule.when=plateau and budget.flops the number of steps is known only after the last growth"
+    if optim.schedule != "wsd":
+        found.append(
+            f"optim.schedule={optim.schedule}: {unknown}, and this rate depends on it from the first step; type "
+            "optim.schedule=wsd or constant, or budget.steps"
+        )
+    elif schedule.ends[-2] + optim.decay > 1 + _NEAR:
+        found.append(
+            f"optim.decay={optim.decay}: {unknown}, which may be as late as {schedule.ends[-2]:g} of the run, when "
+            f"the rate falls already; type optim.decay={1 - schedule.ends[-2]:.4g}, or budget.steps"
+        )
     return found
 
 

@@ -115,6 +115,8 @@ class Plan:
             several processes learn the same map.
         narrower: the cost of a step at each smaller share of the width that a stage has.
         may_end_early: whether the steps are an upper bound.
+        earliest: with `schedule.when=plateau` the plan whose stages end as early as they can, beside this one, in
+            which they end as late as they can; None where their ends are planned.
     """
 
     schedule: Schedule
@@ -127,6 +129,7 @@ class Plan:
     maps: Mapping[int, int] = field(default_factory=dict)
     narrower: Mapping[float, StepCost] = field(default_factory=dict)
     may_end_early: bool = False
+    earliest: "Plan | None" = None
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -181,7 +184,7 @@ class Plan:
         return all(
             set(path.layers) == set(range(part.stage.layers)) and not path.frozen
             for part in self.stages
-            for depth in part.depth_counts
+            for depth in part.depth_probabilities
             for path in [self.forward_path(part.stage.first_step * self.step_cost.accumulation, depth)]
         )
 
@@ -268,7 +271,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as in plan.json."""
-        return {
+        found = {
             "steps": self.steps,
             "may_end_early": self.may_end_early,
             "extended_from": list(self.schedule.extended_from),
@@ -283,6 +286,10 @@ class Plan:
             "source_seconds": self.source_seconds,
             "stages": [stage.as_dict() for stage in self.stages],
         }
+        if (plan := self.earliest) is not None:
+            ends = [stage.end_step for stage in plan.schedule.stages]
+            found["earliest"] = {"end_steps": ends, "steps": plan.steps, "flops": plan.flops}
+        return found
 
 
 def max_steps_within(

@@ -5,10 +5,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 Trained = Literal["all", "new"]
+When = Literal["ends", "plateau"]
 _SMALLEST_SHARE = 1e-9  # of all steps: a run has no more than a plan counts
 _MOST_TRIED = 10_000  # numbers of steps, to name the smallest that a schedule allows
 
@@ -100,14 +101,30 @@ def _rise_to_one(widths: Sequence[float]) -> bool:
     return bool(widths) and widths[0] > 0 and widths[-1] == 1 and all(a <= b for a, b in pairwise(widths))
 
 
-def min_steps(ends: Sequence[float]) -> int:
-    """The number of steps at which the shortest stage has a whole step, and so in every longer run."""
-    return ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
+def is_on_plateau(losses: Sequence[float], window: int, threshold: float) -> bool:
+    """Whether none of the last `window` losses was lower than the best one before by more than a share `threshold`.
+
+    As PyTorch's ReduceLROnPlateau with a relative threshold finds it: the first loss is the best one; a loss that
+    is low enough becomes the best one.
+    """
+    best, stale = inf, 0
+    for loss in losses:
+        best, stale = (loss, 0) if loss < best * (1 - threshold) else (best, stale + 1)
+    return stale >= window
 
 
-def _boundaries(steps: int, ends: Sequence[float]) -> list[int]:
+def min_steps(ends: Sequence[float], ended: Sequence[int] = ()) -> int:
+    """The number of steps at which the shortest stage has a whole step, and so in every longer run.
+
+    `ended` are the steps at which the first stages have ended, whatever `ends` says of them.
+    """
+    shortest = ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
+    return max(shortest, ceil((ended[-1] + 1) / ends[len(ended)])) if ended else shortest
+
+
+def _boundaries(steps: int, ends: Sequence[float], ended: Sequence[int] = ()) -> list[int]:
     """The first step of each stage, and the number of steps."""
-    return [0, *(int(end * steps + 0.5) for end in ends)]
+    return [0, *ended, *(int(end * steps + 0.5) for end in ends[len(ended) :])]
 
 
 def _all_have_a_step(steps: int, ends: Sequence[float]) -> bool:
@@ -139,18 +156,21 @@ class Schedule:
         ends: Sequence[float],
         trained: Sequence[Trained] | None = None,
         widths: Sequence[float] | None = None,
+        ended: Sequence[int] = (),
     ) -> "Schedule":
         """Stages of `layers` that end at the cumulative shares `ends` of `steps`, rounded to whole steps.
 
         Where `trained` is `new`, only the layers that the stage adds train. Without `widths`, all stages have the
-        whole width.
+        whole width. The first stages have ended at the steps `ended`, if any are given.
 
         Raises:
             ValueError: the stages are not valid, or one of them would have no step.
         """
         if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))
-        boundaries = _boundaries(steps, ends)
+        if len(ended) >= len(layers):
+            raise ValueError(f"{len(ended)} of {len(layers)} stages have ended: the last one ends with the run")
+        boundaries = _boundaries(steps, ends, ended)
         for stage, (first, end) in enumerate(pairwise(boundaries), 1):
             if end <= first:
                 raise ValueError(
@@ -201,6 +221,10 @@ class Schedule:
     def index(self, step: int) -> int:
         """The index of the stage of `step`; the end of the run belongs to the last stage."""
         return bisect_right([stage.first_step for stage in self.stages[1:]], step)
+
+    def ended(self, step: int) -> tuple[int, ...]:
+        """The ends of the stages that are over at `step`."""
+        return tuple(stage.end_step for stage in self.stages[: self.index(step)])
 
     def at(self, step: int) -> Stage:
         """The stage of `step`."""

@@ -20,9 +20,10 @@ _GROWTH = (
     *("sampler.", "expander.", "init_from."),
     *("schedule.ends.", "schedule.trained.", "schedule.widths.", "optim.at_growth."),
 )
+_PLATEAU = ("schedule.when.", "schedule.window.", "schedule.threshold.")  # the last two without effect elsewhere
 # In a label wherever they differ, in this order; other keys where these do not distinguish the runs.
 _FIRST = (
-    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers"),
+    *("sampler.kind", "sampler.k", "expander.kind", "schedule.layers", "schedule.when"),
     *("model.layers", "model.hidden", "optim.lr", "optim.schedule", "budget."),
 )
 _LAST = ("model.", "eval.", "sampler.", "schedule.ends", "optim.decay")
@@ -144,7 +145,10 @@ def settings(run: Run) -> dict[str, Any]:
     models cost as much. A key without a value is as one that an older run lacks.
     """
     idle = (
-        _IDLE + (_GROWTH if run.is_scratch else ()) + (("init_from.",) if run.config.get(_SOURCE) is None else ())
+        _IDLE
+        + (_GROWTH if run.is_scratch else ())
+        + (("init_from.",) if run.config.get(_SOURCE) is None else ())
+        + (_PLATEAU if run.config.get("schedule.when", "ends") == "ends" else ())
     )
     found = {
         key: value

@@ -121,6 +121,12 @@ class Console:
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
 
+    def follow(self, plan: Plan) -> None:
+        """The run goes on by another plan."""
+        self.plan = plan
+        if self.bar is not None:
+            self.bar.update(self.task, total=plan.flops)
+
     def step(self, columns: dict[str, Any]) -> None:
         if self.bar is not None:
             self.stepped = columns
@@ -222,11 +228,12 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
     table = Table(title=f"Plan: {most}{plan.steps:,} steps ({about})", title_justify="left")
     for name in ("layers", "until step", "parameters", "memory", "depth", "FLOPs", "share"):
         table.add_column(name, justify="right", no_wrap=True)
-    for part in plan.stages:
-        counts = part.depth_counts
+    for index, part in enumerate(plan.stages):
+        counts, end = part.depth_counts, part.stage.end_step
+        earliest = plan.earliest.schedule.stages[index].end_step if plan.earliest else end
         table.add_row(
             str(part.stage.layers) + (f" x {part.stage.width:g}" if part.stage.width != 1 else ""),
-            f"{part.stage.end_step:,}",
+            f"{end:,}" if earliest == end else f"{earliest:,} to {end:,}",
             f"{part.parameters:,}",
             f"{part.memory_bytes / 1e9:.2f} GB",
             f"{sum(depth * count for depth, count in counts.items()) / sum(counts.values()):.2f}",
@@ -248,6 +255,15 @@ def plan_totals(plan: Plan) -> str:
         f"{most}{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
         f"steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
         f"{beside if plan.step_cost.devices > 1 else ''}"
+    )
+
+
+def plan_bounds(plan: Plan, earliest: Plan) -> str:
+    """What a run costs whose stages all end as early as they can."""
+    ends = " and ".join(f"{end:,}" for end in earliest.schedule.ended(earliest.steps))
+    return (
+        f"a stage ends before where the validation loss is on a plateau (schedule.when): at the earliest after "
+        f"step {ends} of {earliest.steps:,}, with {_exact(earliest.flops)} FLOPs"
     )
 
 

@@ -364,10 +364,13 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
     numbers = [
         *state.losses.values(),
         *state.best.values(),
+        *state.stage_losses,
         *(number for growth in state.growths for number in growth.values()),
     ]
     if not all(n is None or (isinstance(n, int | float) and abs(n) < _HUGE) for n in numbers):
         raise TypeError("state has something else where finite numbers should be")
+    if not all(type(end) is int for end in state.stage_ends):
+        raise TypeError(f"state.stage_ends is {state.stage_ends!r:.100}")
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
         raise TypeError(f"state.run_id is {state.run_id!r}")
     return state

@@ -48,14 +48,23 @@ def extend(
         The config and the plan of the longer run.
 
     Raises:
-        ConfigError: it is no longer than before, or the steps that are done would have had another rate.
+        ConfigError: it is no longer than before, the steps that are done would have had another rate, or the ends
+            of its stages are not decided yet.
     """
+    ended = checkpoint.state.stage_ends if checkpoint else []
+    if config.schedule.when == "plateau" and len(ended) < len(config.schedule.layers) - 1:
+        ((unit, value),) = typed.items()
+        raise ConfigError(
+            [
+                f"budget.{unit}={value}: with schedule.when=plateau a run is made longer in its last stage; type "
+                f"resume={files.shown(Path(directory.path))} alone until then"
+            ]
+        )
     lengths = dict.fromkeys(LENGTHS) | typed
     earlier = [*config.budget.extended_from, planned.steps]
     budget = config.raw["budget"] | lengths | {"extended_from": earlier}
     longer = parse({**config.raw, "budget": budget})
-    source = SourceCost(planned.source_flops, planned.source_seconds, planned.maps.get(0, 0))
-    run_plan = make_plan(longer, device, recorded=source)
+    run_plan = make_plan(longer, device, recorded=SourceCost.of(planned), ended=ended)
     changed = first_changed_rate(config, planned, run_plan, checkpoint.state.step if checkpoint else 0)
     if changed is not None:
         assert checkpoint

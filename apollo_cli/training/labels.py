@@ -62,4 +62,5 @@ def size(config: Config) -> str:
 
 
 def _stages(config: Config) -> str:
-    return f"layers={'-'.join(map(str, config.schedule.layers))}"
+    until = " until plateaus" if config.schedule.when == "plateau" else ""
+    return f"layers={'-'.join(map(str, config.schedule.layers))}{until}"

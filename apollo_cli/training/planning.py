@@ -1,6 +1,6 @@
 """From a config to the plan of its run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -98,6 +98,11 @@ class SourceCost:
     seconds: float
     map_flops: int
 
+    @classmethod
+    def of(cls, plan: Plan) -> "SourceCost":
+        """That of a run with this plan."""
+        return cls(plan.source_flops, plan.source_seconds, plan.maps.get(0, 0))
+
 
 def recorded_source(plan: Mapping[str, Any]) -> SourceCost | None:
     """The cost of the source in a plan.json; None where it has none that can be believed."""
@@ -114,7 +119,13 @@ def _is_count(flops: Any) -> bool:
     return flops is None or (type(flops) is int and flops >= 0)
 
 
-def make_plan(config: Config, device: Device, steps: int | None = None, recorded: SourceCost | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    device: Device,
+    steps: int | None = None,
+    recorded: SourceCost | None = None,
+    ended: Sequence[int] = (),
+) -> Plan:
     """The plan of `steps`, or of as many as the budget allows; the same one in all processes of a run.
 
     Args:
@@ -122,9 +133,12 @@ def make_plan(config: Config, device: Device, steps: int | None = None, recorded
         device: of this process.
         steps: its length; None for the budget.
         recorded: of a run that has begun: its source may have changed or gone since.
+        ended: the steps at which its first stages have ended, where the plan is that of a run with
+            `schedule.when=plateau`. The rest of the budget is planned as if the others end as late as they can.
 
     Raises:
-        ConfigError: the budget is too small for the stages, or a micro-step cannot be divided among the devices.
+        ConfigError: the budget is too small for the stages, a micro-step cannot be divided among the devices, or
+            no stage can end before its latest end.
     """
     step_cost = make_step_cost(config, device)
     narrower = {width: make_step_cost(config, device, width) for width in config.schedule.shares if width != 1}
@@ -136,9 +150,9 @@ def make_plan(config: Config, device: Device, steps: int | None = None, recorded
         maps[0] = recorded.map_flops
     budget = config.budget
 
-    def plan_for(steps: int) -> Plan:
+    def plan_for(steps: int, ended: Sequence[int]) -> Plan:
         return Plan(
-            schedule=config.schedule.over(steps, budget.extended_from),
+            schedule=config.schedule.over(steps, budget.extended_from, ended),
             sampler=config.sampler.build(),
             expander=config.expander.build(),
             step_cost=step_cost,
@@ -150,26 +164,54 @@ def make_plan(config: Config, device: Device, steps: int | None = None, recorded
             may_end_early=budget.may_end_early,
         )
 
-    try:
-        if steps is None:
-            steps = budget.steps
+    def longest(ended: Sequence[int]) -> Plan:
+        steps = budget.steps
         if steps is None and budget.tokens is not None:
             steps = budget.tokens // step_cost.tokens_per_step
             if not steps:
                 raise ValueError(f"this is less than a step of {step_cost.tokens_per_step}")
         if steps is not None:
-            return plan_for(steps)
+            return plan_for(steps, ended)
         cost: Callable[[Plan], float]
         if budget.flops is not None:
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(config.schedule.ends)
-        longest = max_steps_within(limit, cost, plan_for, least)
-        return plan_for(device.processes.broadcast(longest.steps))  # each process has timed it by itself
+        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(config.schedule.ends, ended)
+        within = max_steps_within(limit, cost, lambda steps: plan_for(steps, ended), least)
+        return plan_for(device.processes.broadcast(within.steps), ended)  # each process has timed it by itself
+
+    try:
+        plan = longest(ended) if steps is None else plan_for(steps, ended)
+        if config.schedule.when == "plateau":
+            plan = replace(plan, earliest=_with_earliest_ends(plan, config, len(ended), longest))
+        return plan
     except ValueError as error:
         ((key, value),) = budget.lengths.items()
         raise ConfigError([f"budget.{key}={value}: {error}"]) from error
+
+
+def _with_earliest_ends(plan: Plan, config: Config, over: int, longest: Callable[[Sequence[int]], Plan]) -> Plan:
+    """The plan in which each stage, but the first ones, which are `over`, ends on its first possible plateau.
+
+    Raises:
+        ConfigError: no stage has evaluations enough.
+    """
+    every, evaluations = config.eval.every, config.schedule.window + 1
+    latest = plan
+    for index in range(over, len(plan.schedule.stages) - 1):
+        stage = plan.schedule.stages[index]
+        step = (stage.first_step // every + evaluations) * every
+        if step < stage.end_step:
+            plan = longest((*plan.schedule.ended(stage.first_step), step))
+    if plan is latest and not over:
+        raise ConfigError(
+            [
+                f"eval.every={every}: no stage has {evaluations} evaluations, as schedule.window={evaluations - 1} "
+                "needs, before its latest end, so that schedule.when=plateau ends none; type a smaller eval.every"
+            ]
+        )
+    return plan
 
 
 def _map_flops_by_stage(

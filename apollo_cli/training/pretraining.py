@@ -1,6 +1,7 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.model_card import CARD, WeightsOf, model_card
 from apollo_cli.training.optimizer import build_optimizer, scaled_eps
-from apollo_cli.training.planning import make_task
+from apollo_cli.training.planning import SourceCost, make_plan, make_task
 from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
@@ -85,7 +86,16 @@ class Pretraining(Session):
         for line in example_lines(self.examples):
             self.console.say(line)
 
+    def replan(self, ended: Sequence[int]) -> Plan:
+        """The plan of the rest of a run whose first stages have ended at these steps."""
+        self.plan = make_plan(self.config, self.device, recorded=SourceCost.of(self.plan), ended=ended)
+        self.console.follow(self.plan)
+        return self.plan
+
     def finish(self, trainer: Trainer) -> None:
+        if self.plan.earliest and self.device.processes.is_main:
+            with files.writing(self.directory.plan_file, 100_000):  # as it has become
+                files.write_json(self.directory.plan_file, self.plan.as_dict())
         model = trainer.strategy.gather_model()
         self._export(model, self.directory.model, trainer.state)
         if self.device.processes.is_main:
@@ -177,6 +187,8 @@ class Pretraining(Session):
                 moments=config.expander.moments,
                 lr_scale=config.expander.lr_scale,
                 lr_steps=config.expander.lr_steps,
+                window=config.schedule.window,
+                threshold=config.schedule.threshold,
             ),
             plan=self.plan,
             device=device,
@@ -194,6 +206,7 @@ class Pretraining(Session):
             state=state,
             width=width,
             transfer=transfer,
+            replan=self.replan if config.schedule.when == "plateau" else None,
         )
 
     def _make_strategy(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:

@@ -18,7 +18,7 @@ from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, Con
 from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
-from apollo_cli.tracking.console import Console, duration, plan_segment, plan_table, plan_totals
+from apollo_cli.tracking.console import Console, duration, plan_bounds, plan_segment, plan_table, plan_totals
 from apollo_cli.tracking.wandb import check_variables
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
@@ -94,8 +94,9 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
     check_files(config)
     run_plan = make_plan(config, device)
     _show(run_plan, config, device, console)
-    estimate = estimated_duration(run_plan, config, device)
-    most = "at most " if run_plan.may_end_early else ""
+    dearest = max(run_plan, run_plan.earliest or run_plan, key=lambda each: each.flops)
+    estimate = estimated_duration(dearest, config, device)
+    most = "at most " if run_plan.may_end_early or run_plan.earliest else ""
     console.say(f"training takes {most}about {duration(estimate.seconds)} (h:mm:ss): {estimate.source}")
     with _locked(directory, device.processes), interruptible():
         directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": estimate.seconds})
@@ -231,6 +232,8 @@ def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> N
     )
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(run_plan), in_words=True)
+    if run_plan.earliest is not None:
+        console.say(plan_bounds(run_plan, run_plan.earliest), in_words=True)
     if run_plan.schedule.extended_from:
         console.say(plan_segment(run_plan), in_words=True)
     console.say(device.sentence(config.run), in_words=True)
@@ -295,7 +298,8 @@ def _restore_plan(
             problem = str(error)
     recorded = recorded_source(planned) if checkpoint else None
     steps, recorded, problem = device.processes.broadcast((steps, recorded, problem))
-    run_plan = make_plan(config, device, steps if steps > earlier else None, recorded)
+    ended = checkpoint.state.stage_ends if checkpoint else ()
+    run_plan = make_plan(config, device, steps if steps > earlier else None, recorded, ended)
     if problem and device.processes.is_main:
         console.say(f"{problem}; it is written anew")
         with files.writing(directory.plan_file, 100_000):

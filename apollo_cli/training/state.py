@@ -36,6 +36,9 @@ class TrainerState:
         metrics_bytes: length of metrics.jsonl.
         data: fingerprint of the corpus.
         run_id: of the run in W&B.
+        stage_ends: the steps at which the stages before this one ended.
+        stage_losses: `eval/loss` at each evaluation of this stage, where it may end on a plateau; None for one that
+            was not finite.
         planned_steps: length of the run, which a budget in seconds cannot reproduce.
         devices: number of devices that share a micro-step.
     """
@@ -63,6 +66,8 @@ class TrainerState:
     metrics_bytes: int = 0
     data: str = ""
     run_id: str = ""
+    stage_ends: list[int] = field(default_factory=list)
+    stage_losses: list[float | None] = field(default_factory=list)
     planned_steps: int = 0
     devices: int = 1
 

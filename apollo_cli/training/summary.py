@@ -37,6 +37,7 @@ def summarize(
         "losses": state.losses,
         "best": state.best or None,
         "growths": state.growths,
+        "stage_ends": list(plan.schedule.ended(state.step)),
         "totals": {
             "steps": state.step,
             "planned_steps": plan.steps,

@@ -1,8 +1,8 @@
 """The training loop: grow, step, log, evaluate, save, in that order."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from apollo_cli.growth.expansion import hand_over_norm
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.growth.samplers import ForwardPath
-from apollo_cli.growth.schedule import Stage
+from apollo_cli.growth.schedule import Stage, is_on_plateau
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted, StopRequest
@@ -41,7 +41,7 @@ from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_stat
 class TrainArgs:
     """What the training loop reads of a config.
 
-    Periods are in steps, `patience` is in evaluations; `seconds` is a budget of training time.
+    Periods are in steps, `patience` and `window` in evaluations; `seconds` is a budget of training time.
     """
 
     optim: OptimArgs
@@ -56,6 +56,8 @@ class TrainArgs:
     moments: str = "keep"
     lr_scale: float = 1.0
     lr_steps: int = 1
+    window: int = 1
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Trainer:
     after_step: Callable[[], None] = field(default=lambda: None, kw_only=True)
     width: float = field(default=1.0, kw_only=True)  # of the model now, as a share of the target's
     transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None if nothing is enlarged
+    # from the ends of the first stages to the plan of the rest; None where all ends are planned
+    replan: Callable[[Sequence[int]], Plan] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step
@@ -210,8 +214,8 @@ class Trainer:
 
     def enlarge(self, stage: Stage, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""
-        transfer, index = self.transfer, self.plan.schedule.stages.index(stage)
-        assert transfer is not None
+        assert self.transfer is not None
+        transfer, index = replace(self.transfer, plan=self.plan), self.plan.schedule.stages.index(stage)
 
         def before_step() -> None:
             if signum := self.stop_signal(stop):
@@ -459,12 +463,32 @@ class Trainer:
         return losses
 
     def evaluate(self) -> None:
-        """Records the validation losses; keeps the best checkpoint, and ends the run where they say so."""
+        """Records the validation losses; keeps the best checkpoint, ends the stage or the run where they say so."""
         losses = self.evaluate_model()
         self.row(losses)
+        if self.replan and self.state.step % self.args.eval_every == 0:
+            self.end_on_plateau(losses["eval/loss"], self.replan)
         last = self.plan.schedule.stages[-1]
         if "eval/loss" in losses and (self.layers, self.width) == (last.layers, last.width):
             self.judge(losses["eval/loss"], in_last_stage=self.state.step > last.first_step)
+
+    def end_on_plateau(self, loss: float, replan: Callable[[Sequence[int]], Plan]) -> None:
+        """Ends the stage of which this is a validation loss, if it is on a plateau; the rest is planned anew."""
+        args, state, schedule = self.args, self.state, self.plan.schedule
+        index, first = schedule.index(state.step), schedule.at(state.step).first_step
+        evaluations = state.step // args.eval_every - first // args.eval_every  # in this stage
+        if not evaluations or index == len(schedule.stages) - 1:
+            return
+        (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
+        state.stage_losses = [*state.stage_losses, finite(loss)][-evaluations:]
+        losses = [math.inf if each is None else each for each in state.stage_losses]
+        if is_on_plateau(losses, args.window, args.threshold):
+            self.plan = replan((*schedule.ended(state.step), state.step))
+            state.planned_steps = self.plan.steps
+            self.tracker.say(
+                f"step {state.step}: stage {index + 1} ends, for eval/loss fell by no more than "
+                f"{args.threshold:.2%} in {args.window} evaluations; {self.plan.steps:,} steps are planned"
+            )
 
     def judge(self, loss: float, *, in_last_stage: bool) -> None:
         """Compares a validation loss of the whole model with the best one, and with what ends the run."""
@@ -495,6 +519,7 @@ class Trainer:
         self.check_weights()
         self.state.total_seconds = perf_counter() - self.started
         self.state.metrics_bytes = self.tracker.metrics_bytes()
+        self.state.stage_ends = list(self.plan.schedule.ended(self.state.step))
         self.checkpoints.save(
             Checkpoint(
                 layers=self.layers,

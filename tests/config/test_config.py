@@ -35,7 +35,7 @@ CONTRACT = [
     *("model.layers", "model.hidden", "model.heads", "model.ffn", "model.dropout"),
     "sampler.k",
     *("expander.mode", "expander.moments"),
-    *("schedule.layers", "schedule.ends"),
+    *("schedule.layers", "schedule.ends", "schedule.when", "schedule.window", "schedule.threshold"),
     *("data.seq_len", "data.vocab_size", "data.tokenizer", "data.cache_dir", "data.inspect"),
     *("data.validation", "data.validation_seed"),
     *("optim.lr", "optim.schedule", "optim.knots", "optim.warmup"),

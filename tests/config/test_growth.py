@@ -138,6 +138,41 @@ def test_stages_that_end_at_another_depth_are_refused_with_a_valid_example(targe
     assert re.search(rf"'schedule\.layers={example}'", str(caught.value).replace(", ", ",")), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["budget.steps=null", "budget.seconds=60"], "budget.seconds=60: .* type budget.steps, budget.tokens or"),
+        (
+            ["budget.steps=null", "budget.flops=1e12", "optim.schedule=cosine"],
+            "optim.schedule=cosine: .* type optim.schedule=wsd or constant, or budget.steps",
+        ),
+        (
+            ["budget.steps=null", "budget.flops=1e12", "optim.decay=0.3"],
+            "optim.decay=0.3: .* as late as 0.8 of the run.* type optim.decay=0.2, or budget.steps",
+        ),
+        (["schedule.layers=[L]", "schedule.ends=[1]"], "schedule.when=plateau: there is one stage"),
+        (["expander=msg", "sampler=shallow"], "expander=msg: its new layers enter over many steps"),
+        (["schedule.window=0"], "schedule.window=0: should be greater than 0"),
+        (["schedule.threshold=1"], "schedule.threshold=1: should be less than 1"),
+    ],
+)
+def test_a_plateau_is_refused_where_it_leaves_the_run_undefined(words: list[str], said: str) -> None:
+    (problem,) = problems_of(compose_values(["schedule=plateau", *words]))
+    assert re.search(said, problem), problem
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.schedule=cosine"],
+        ["budget.steps=null", "budget.flops=1e12", "optim.schedule=constant"],
+        ["budget.steps=null", "budget.flops=1e12", "optim.decay=0.2"],
+    ],
+)
+def test_a_plateau_goes_with_a_rate_that_is_known_before(words: list[str]) -> None:
+    assert parse(compose_values(["schedule=plateau", *words])).schedule.when == "plateau"
+
+
 @pytest.mark.parametrize("name", ["bert2bert", "lemon", "ligo"])
 def test_a_method_for_smaller_models_requires_init_from(name: str) -> None:
     (problem,) = problems_of(compose_values([f"experiment={name}"]))

@@ -5,8 +5,18 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import Parameter
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from apollo_cli.growth.schedule import Schedule, Stage, layers_of, min_steps, schedule_problems
+from apollo_cli.growth.schedule import (
+    Schedule,
+    Stage,
+    is_on_plateau,
+    layers_of,
+    min_steps,
+    schedule_problems,
+)
 
 LAYERS, ENDS = (1, 3, 6, 12), (0.05, 0.1, 0.25, 1.0)
 FALLING = "schedule.layers={}: must be 0 or more, end at 1 or more, and never fall, stage by stage"
@@ -234,3 +244,60 @@ def test_every_run_of_enough_steps_gives_every_stage_a_step(parts: int, data: st
     for steps in range(enough, enough + 50):
         schedule = Schedule.over(steps, range(1, len(ends) + 1), ends)
         assert all(stage.steps > 0 for stage in schedule.stages)
+
+
+def test_stages_that_have_ended_keep_their_ends() -> None:
+    schedule = Schedule.over(100, LAYERS, ENDS, ended=(3, 20))
+    assert [stage.end_step for stage in schedule.stages] == [3, 20, 25, 100]
+    assert [schedule.ended(step) for step in (2, 3, 24, 25, 100)] == [(), (3,), (3, 20), (3, 20, 25), (3, 20, 25)]
+    assert Schedule.over(100, LAYERS, ENDS, ended=(3, 20, 25)).extended(120).ended(110) == (3, 20, 25)
+    for wrong in ((3, 3), (3, 25), (3, 20, 25, 30)):
+        with pytest.raises(ValueError, match=r"stages have ended|would have no step"):
+            Schedule.over(100, LAYERS, ENDS, ended=wrong)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=5), st.data())
+def test_enough_steps_give_every_stage_that_has_not_ended_a_step(parts: list[int], data: st.DataObject) -> None:
+    ends = [sum(parts[: i + 1]) / sum(parts) for i in range(len(parts))]
+    gaps = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=len(parts) - 1))
+    ended = [sum(gaps[: i + 1]) for i in range(len(gaps))]
+    enough = min_steps(ends, ended)
+    for steps in range(enough, enough + 20):
+        assert all(
+            stage.steps > 0 for stage in Schedule.over(steps, range(1, len(ends) + 1), ends, ended=ended).stages
+        )
+
+
+@pytest.mark.parametrize(
+    ("losses", "window", "threshold", "found"),
+    [
+        ([], 1, 0.1, False),
+        ([4.0, 4.0], 1, 0.1, True),
+        ([4.0, 4.0], 2, 0.1, False),
+        ([4.0, 3.9, 3.7], 2, 0.1, True),  # neither is below 3.6
+        ([4.0, 3.9, 3.5], 2, 0.1, False),
+        ([4.0, 3.9, 3.5, 3.3, 3.2], 2, 0.1, True),  # 3.5 is the best one now
+        ([4.0, 5.0, 3.9], 2, 0.0, False),
+        ([float("inf"), float("inf")], 1, 0.1, True),
+    ],
+)
+def test_a_plateau_by_hand(losses: list[float], window: int, threshold: float, found: bool) -> None:
+    assert is_on_plateau(losses, window, threshold) == found
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0.5, 8), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.5]),
+)
+def test_a_plateau_is_where_pytorch_would_lower_its_rate(losses: list[float], window: int, share: float) -> None:
+    optimizer = SGD([Parameter()], lr=1.0)
+    scheduler = ReduceLROnPlateau(optimizer, patience=window - 1, threshold=share, threshold_mode="rel")
+    for count, loss in enumerate(losses, 1):
+        scheduler.step(loss)
+        lowered = optimizer.param_groups[0]["lr"] < 1
+        assert is_on_plateau(losses[:count], window, share) == lowered
+        if lowered:
+            break

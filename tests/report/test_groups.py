@@ -44,6 +44,11 @@ def test_runs_of_before_a_key_was_there_are_in_the_group_of_those_that_do_not_se
     newer = run("b", seed=1, budget__patience=None, init_from__optimizer=False, init_from__data=False)
     (family,) = families([run("a"), newer])[0]
     assert len(family.groups) == 1
+    planned: dict[str, Any] = {"schedule__when": "ends", "schedule__window": 3, "schedule__threshold": 0.01}
+    (family,) = families([run("a"), run("b", seed=1, **planned)])[0]
+    assert len(family.groups) == 1
+    (family,) = families([run("a"), run("b", seed=1, **planned | {"schedule__when": "plateau"})])[0]
+    assert len(family.groups) == 2
     (family,) = families([run("a"), run("b", budget__extended_from=[50])])[0]
     assert len(family.groups) == 2
 

@@ -150,6 +150,10 @@ METHODS: dict[str, tuple[str, ...]] = {
         "expander=net2net",
     ),
     "pre_norm": ("model=bert", "model.norm=pre", "expander=net2net"),
+    "plateau": (
+        *("schedule.when=plateau", "schedule.window=1", "schedule.threshold=0.1", "eval.every=1", "log.every=1"),
+        *("budget.steps=null", "budget.flops=1.5e8", "optim.schedule=constant"),
+    ),
     "pieces": ("model=gpt", "sampler=full", "batch.size=16", "batch.micro=16", "data.seq_len=256"),
 }
 
