@@ -216,7 +216,7 @@ def test_many_methods_are_drawn_and_untrusted_text_is_never_markup(
     assert "Shown are 16 of 18 methods" in text
     assert "<" not in text
     columns = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| ")]
-    assert columns == [10] * 20 + [13] * 20  # results; settings
+    assert columns == [10] * 20 + [15] * 20  # results; settings
 
 
 @pytest.mark.usefixtures("small_pictures")

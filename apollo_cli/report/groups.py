@@ -4,8 +4,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
+from apollo_cli.config.config import FAMILIES
+from apollo_cli.config.schema import Section, member
 from apollo_cli.errors import one_line
 from apollo_cli.files import in_order
 from apollo_cli.report.runs import Run, first_of
@@ -142,7 +145,8 @@ def settings(run: Run) -> dict[str, Any]:
     """The keys that may change the result, but for the seed.
 
     Every seed may be initialized from a model of its own: paths that differ in digits alone are equal where the
-    models cost as much. A key without a value is as one that an older run lacks.
+    models cost as much. A key without a value is as one that is not there; a key that an older run lacks has its
+    default.
     """
     idle = (
         _IDLE
@@ -152,12 +156,27 @@ def settings(run: Run) -> dict[str, Any]:
     )
     found = {
         key: value
-        for key, value in sorted(run.config.items())
+        for key, value in sorted((_defaults_of(run.config) | run.config).items())
         if value is not None and not f"{key}.".startswith(idle)
     }
     if found.get(_SOURCE) is not None and run.source_flops is not None:
         found[_SOURCE] = f"{re.sub('[0-9]+', '#', str(found[_SOURCE]))} of {run.source_flops:g} FLOPs"
     return found
+
+
+def _defaults_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of the keys that the schema does not require, which older runs lack."""
+    found: dict[str, Any] = {}
+    for name, family in FAMILIES.items():
+        if cls := member(name, family, {"kind": config.get(f"{name}.kind")}, []):
+            found |= {f"{name}.{key}": value for key, value in _optional(cls).items()}
+    return found
+
+
+@cache
+def _optional(cls: type[Section]) -> dict[str, Any]:
+    values = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -44,6 +44,11 @@ def test_runs_of_before_a_key_was_there_are_in_the_group_of_those_that_do_not_se
     newer = run("b", seed=1, budget__patience=None, init_from__optimizer=False, init_from__data=False)
     (family,) = families([run("a"), newer])[0]
     assert len(family.groups) == 1
+    defaults: dict[str, Any] = {"model__parametrization": "standard", "optim__decay_shape": "linear"}
+    assert len(families([run("a"), run("b", seed=1, **defaults)])[0][0].groups) == 1
+    assert (
+        len(families([run("a"), run("b", seed=1, **defaults | {"optim__decay_shape": "sqrt"})])[0][0].groups) == 2
+    )
     planned: dict[str, Any] = {"schedule__when": "ends", "schedule__window": 3, "schedule__threshold": 0.01}
     (family,) = families([run("a"), run("b", seed=1, **planned)])[0]
     assert len(family.groups) == 1
