@@ -21,6 +21,7 @@ from apollo_cli.report import plots
 from apollo_cli.report.commands import commands
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
+from apollo_cli.report.mixing import MIXING_NOTE, mixing_table, mixings
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
 from apollo_cli.report.style import drawn, with_values
 from apollo_cli.report.tables import (
@@ -88,6 +89,13 @@ def _lines(
         yield from (*markdown_table(results_table(comparison)), *_list(comparison_notes(comparison)))
         if glue:
             yield from ("### GLUE", "", *markdown_table(glue_table(comparison, glue)), *_list(glue.notes))
+        if mixed := list(mixings(comparison)):
+            yield from (
+                "### How the new layers mixed",
+                "",
+                *markdown_table(mixing_table(mixed)),
+                *_list([MIXING_NOTE]),
+            )
         if settings:
             yield from ("### Settings that differ", "", *markdown_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())

@@ -1,7 +1,8 @@
 """Sentences on a comparison: its headline, and notes on what limits it."""
 
+import math
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise, product
+from itertools import chain, pairwise
 from statistics import fmean, median
 
 from apollo_cli.errors import one_line
@@ -118,19 +119,19 @@ def _reference_notes(comparison: Comparison) -> Iterator[str]:
 def _shallow_notes(comparison: Comparison) -> Iterator[str]:
     """Methods whose depth has not paid: a shallower model from scratch has their loss for no more FLOPs."""
     ended = [(method, method.outcomes[0].run) for method in comparison.methods if method.curve and method.has_ended]
-    pairs = product(
-        [pair for pair in ended if not pair[1].is_scratch], [pair for pair in ended if pair[1].is_scratch]
-    )
-    for (method, grown), (other, shallow) in pairs:
-        is_equal = all(shallow.config.get(key) == grown.config.get(key) for key in ("model.kind", "model.hidden"))
-        if not is_equal or shallow.target_layers >= grown.target_layers:
-            continue
+    for method, grown in ended:
         end = method.curve[-1]
-        loss = savings.lowest_within(other.curve, end.cost.flops)
-        if loss <= end.loss:
+        shallow = [
+            (savings.lowest_within(other.curve, end.cost.flops), other.label, run.target_layers)
+            for other, run in ended
+            if run.is_scratch and run.target_layers < grown.target_layers
+            if all(run.config.get(key) == grown.config.get(key) for key in ("model.kind", "model.hidden"))
+        ]
+        loss, label, layers = min(shallow, default=(math.inf, "", 0))
+        if not grown.is_scratch and loss <= end.loss:
             yield (
-                f"'{method.label}' ends at {end.loss:.4f}; '{other.label}', with {shallow.target_layers} layers "
-                f"from the first step, is at {loss:.4f} for no more FLOPs: the deeper layers have not paid."
+                f"'{method.label}' ends at {end.loss:.4f}; '{label}', with {layers} layers from the first step, is "
+                f"at {loss:.4f} for no more FLOPs: the deeper layers have not paid."
             )
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from apollo_cli.report import plots
 from apollo_cli.report.comparison import Question, compare
+from apollo_cli.report.document import write_report
 from apollo_cli.report.groups import families
 from apollo_cli.report.mixing import mixing_table, mixings, open_gap, time_constant
 from apollo_cli.report.runs import read_runs
@@ -42,7 +44,7 @@ def test_a_gap_that_does_not_close_or_has_closed_has_no_time_constant(gap: dict[
     assert time_constant(gap, 250) is None
 
 
-def test_each_growth_with_references_has_its_gap(tmp_path: Path) -> None:
+def test_each_growth_with_references_has_its_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gap is 1 nat at first; the grown model is half of it above the shallow one, then closes it."""
     steps = (100, 200, 300)
     deep: list[Evaluation] = [
@@ -60,6 +62,9 @@ def test_each_growth_with_references_has_its_gap(tmp_path: Path) -> None:
     (found,) = mixings(comparison)
     assert (found.label, found.before, found.after, found.nats) == ("grown", 2, 4, 1.0)
     assert found.gap == {0: 1.5, 100: 0.5, 200: 0.25}
+    monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
+    write_report(tmp_path / "report", [comparison], [], ["apollo-compare"])
+    assert "### How the new layers mixed" in (tmp_path / "report" / "report.md").read_text()
     (row,) = mixing_table([found]).rows
     # logarithms 0.405, -0.693, -1.386 at 0, 100, 200: the slope is -0.008959 a step
     assert row == ["grown: 2 to 4", "1.000", "150%", "50% (100)", "50% (100)", "25% (200)", "112"]
