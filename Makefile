@@ -56,7 +56,7 @@ methods: $(STAMP)  ## every growth method on the same work: hours; continues a s
 bench: $(STAMP)-bench  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run_speed
 
-docs: $(STAMP)-docs  ## build the site of docs/ into site/; a broken link is an error
+docs: $(STAMP)  ## build the site of docs/ into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(STAMP)-release  ## build the sdist and the wheel into dist/, and check them
