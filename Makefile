@@ -3,11 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-DOCS   := $(VENV)/.installed-docs
-BENCH  := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install train demo test test-slow test-faults check format wheel bench reproduce methods docs clean
+.PHONY: help install train demo test test-slow test-faults check format bench reproduce methods docs dist release clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,6 +13,11 @@ help:  ## show the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# What a target needs beside the development tools, by the name of the extra
+$(STAMP)-%: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,$*]'
 	@touch $@
 
 install: $(STAMP)  ## make .venv with apollo-train and the development tools
@@ -44,28 +47,25 @@ format: $(STAMP)  ## mend lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(STAMP)  ## build dist/*.whl
-	$(BIN)/python -m build --wheel
-
 reproduce: $(STAMP)  ## what each method saves, from nothing: hours; continues a stopped one; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run_reproduction
 
 methods: $(STAMP)  ## every growth method on the same work: hours; continues a stopped one; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run_methods
 
-bench: $(BENCH)  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
+bench: $(STAMP)-bench  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run_speed
 
-$(BENCH): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
-	@touch $@
-
-docs: $(DOCS)  ## build the site of docs/ into site/; a broken link is an error
+docs: $(STAMP)  ## build the site of docs/ into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
-	@touch $@
+dist: $(STAMP)-release  ## build the sdist and the wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+release: dist  ## upload dist/ to the Python Package Index; the token is TWINE_PASSWORD, or asked for
+	$(BIN)/twine upload dist/*
 
 clean:  ## remove .venv and build output; outputs/ stays
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

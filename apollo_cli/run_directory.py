@@ -137,6 +137,16 @@ class RunDirectory:
         """Whether it holds a run."""
         return self.config_file.is_file()
 
+    @property
+    def newest_run(self) -> Path | None:
+        """The newest of the runs in the folder, as in `outputs/apollo`."""
+        return max((path.parent for path in self.path.glob("*/config.yaml")), default=None)  # their names are times
+
+    def not_a_run(self) -> CheckpointError:
+        """The error for a folder that is no run directory; it names the newest run in it."""
+        hint = f"; the newest run in it is {files.shown(self.newest_run)}" if self.newest_run else ""
+        return CheckpointError(f"{self.path}: not a run directory (no config.yaml in it){hint}")
+
     def config(self) -> dict[str, Any]:
         """The plain values of config.yaml.
 
@@ -144,7 +154,7 @@ class RunDirectory:
             CheckpointError: it is missing, damaged, or of a newer format.
         """
         if not self.is_claimed:
-            raise CheckpointError(f"{self.path}: not a run directory (no config.yaml in it)")
+            raise self.not_a_run()
         return without_format(self.config_file, _read(self.config_file, _parse_yaml))
 
     def planned_steps(self) -> int:

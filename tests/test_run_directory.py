@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from apollo_cli import sample
 from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.glue import command as glue
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.train import run
 
@@ -63,6 +65,23 @@ def _hold(directory: RunDirectory) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "mine\n"
     return process
+
+
+@pytest.mark.parametrize(
+    "command", ["apollo-train resume=", "apollo-sample prompt=a run=", "apollo-glue task=cola run="]
+)
+def test_a_folder_of_runs_is_refused_with_the_newest_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("2026-01-02", "2026-01-01"):
+        RunDirectory(Path("outputs", name)).path.mkdir(parents=True)
+        RunDirectory(Path("outputs", name)).write_config({})
+    name, *words = f"{command}outputs".split()
+    assert {"apollo-train": run, "apollo-sample": sample.run, "apollo-glue": glue.run}[name](words) == 2
+    assert "outputs: not a run directory (no config.yaml in it); the newest run in it is outputs/2026-01-02" in (
+        " ".join(capsys.readouterr().err.split())
+    )
 
 
 def test_a_second_process_is_refused_with_the_id_of_the_first(directory: RunDirectory) -> None:

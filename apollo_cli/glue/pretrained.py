@@ -36,7 +36,7 @@ class Pretrained:
         """
         directory = RunDirectory(run_dir)
         if not directory.is_claimed:
-            raise CheckpointError(f"run={run_dir}: not a run directory (no config.yaml in it)")
+            raise directory.not_a_run()
         summary = directory.summary()
         if summary.get("status") != "completed":
             raise CheckpointError(

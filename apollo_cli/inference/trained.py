@@ -58,6 +58,8 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
     if not directory.is_claimed:
         if checkpoint:
             raise CheckpointError(f"checkpoint={checkpoint}: {files.shown(folder)} is no run directory")
+        if directory.newest_run:
+            raise directory.not_a_run()
         model = load_model(folder)
         return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
     config = parse(directory.config())

@@ -1,0 +1,18 @@
+# apollo-train on CPUs, without root: see "Install" in docs/index.md
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /source
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
+
+FROM python:3.11-slim-bookworm
+COPY constraints.txt /tmp/
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+COPY --from=build /dist /tmp/dist
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt /tmp/dist/*.whl
+# Any user may write here: docker run --user keeps the owner of a mounted outputs/
+ENV HOME=/work
+RUN mkdir -p /work/outputs && chmod -R a+rwX /work
+WORKDIR /work
+USER 1000:1000
+VOLUME /work/outputs
+ENTRYPOINT ["apollo-train"]
