@@ -6,9 +6,10 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 
 FROM python:3.11-slim-bookworm
 COPY constraints.txt /tmp/
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 COPY --from=build /dist /tmp/dist
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt /tmp/dist/*.whl
+# uv knows where PyTorch's builds for CPUs are
+RUN pip install --no-cache-dir uv && \
+    uv pip install --system --no-cache --torch-backend cpu --constraint /tmp/constraints.txt /tmp/dist/*.whl
 # Any user may write here: docker run --user keeps the owner of a mounted outputs/
 ENV HOME=/work
 RUN mkdir -p /work/outputs && chmod -R a+rwX /work
