@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         return report_signal(stop, "apollo-train")
     except BrokenPipeError as error:
-        if {"--help", "-h", "--version"}.isdisjoint(words):
+        if {"--help", "-h", "--version", "--schema"}.isdisjoint(words):
             return report(error)
         sys.stdout = None  # the reader of the pipe has gone
         return EXIT_OK

@@ -71,7 +71,7 @@ def test_the_sentences_of_a_group_begin_below_each_other() -> None:
         assert len(ends) == 1, group
 
 
-@pytest.mark.parametrize("word", ["--help", "--version"])
+@pytest.mark.parametrize("word", ["--help", "--version", "--schema"])
 def test_nobody_has_to_read_to_the_end(word: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
