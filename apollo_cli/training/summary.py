@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from apollo_cli import __version__
 from apollo_cli.config.config import Config
 from apollo_cli.data.corpus import Corpus
@@ -14,7 +16,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.training.device import Device
 from apollo_cli.training.state import TrainerState
 
-_PACKAGES = ("torch", "hydra-core", "tokenizers", "datasets", "numpy", "wandb")
+_PACKAGES = ("hydra-core", "tokenizers", "datasets", "numpy", "wandb")
 
 
 def summarize(
@@ -75,6 +77,7 @@ def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of this program, Python, and the libraries that results depend on."""
     found = {"apollo-train": __version__, "python": platform.python_version()}
+    found["torch"] = str(torch.__version__)  # with its build, for example +cu130
     for package in _PACKAGES:
         try:
             found[package] = version(package)
