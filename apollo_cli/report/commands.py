@@ -19,6 +19,7 @@ def commands(run: Run) -> list[str]:
         values = dict(parse({**_nested(run.config), "resume": None}).raw)
     except (ConfigError, TypeError) as error:
         raise ConfigError([str(error).partition("\n")[0]]) from None
+    values.pop("experiment", None)  # its keys are all there, and it may be a sweep
     budget = dict(values["budget"])
     earlier: list[int] = list(budget.pop("extended_from", ()))
     planned, *longer = [*earlier, budget["steps"]]

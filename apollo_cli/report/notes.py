@@ -124,8 +124,7 @@ def _shallow_notes(comparison: Comparison) -> Iterator[str]:
         shallow = [
             (savings.lowest_within(other.curve, end.cost.flops), other.label, run.target_layers)
             for other, run in ended
-            if run.is_scratch and run.target_layers < grown.target_layers
-            if all(run.config.get(key) == grown.config.get(key) for key in ("model.kind", "model.hidden"))
+            if run.is_scratch and run.has_blocks_of(grown) and run.target_layers < grown.target_layers
         ]
         loss, label, layers = min(shallow, default=(math.inf, "", 0))
         if not grown.is_scratch and loss <= end.loss:

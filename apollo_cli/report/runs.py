@@ -135,6 +135,10 @@ class Run:
         has_one_stage = self.config.get("schedule.layers") == [self.target_layers]
         return has_one_stage and self.config.get("init_from.path") is None
 
+    def has_blocks_of(self, other: "Run") -> bool:
+        """Whether both models are of one kind and width, and so differ in their layers alone."""
+        return all(self.config.get(key) == other.config.get(key) for key in ("model.kind", "model.hidden"))
+
     def is_whole(self, row: Row) -> bool:
         """Whether the row's model has all layers at the whole width."""
         return model_size(row) == (self.target_layers, 1)

@@ -473,7 +473,7 @@ class Trainer:
             self.judge(losses["eval/loss"], in_last_stage=self.state.step > last.first_step)
 
     def end_on_plateau(self, loss: float, replan: Callable[[Sequence[int]], Plan]) -> None:
-        """Ends the stage of which this is a validation loss, if it is on a plateau; the rest is planned anew."""
+        """Ends the current stage if this validation loss puts it on a plateau, and plans the steps that remain."""
         args, state, schedule = self.args, self.state, self.plan.schedule
         index, first = schedule.index(state.step), schedule.at(state.step).first_step
         evaluations = state.step // args.eval_every - first // args.eval_every  # in this stage

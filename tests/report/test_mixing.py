@@ -57,8 +57,11 @@ def test_each_growth_with_references_has_its_gap(tmp_path: Path, monkeypatch: py
     write_run(tmp_path / "flat", flat, name="flat", model__layers=2, schedule__layers=[2])
     grown: list[Evaluation] = [(100, 200.0, 0.0, 5.5), (200, 600.0, 0.0, 3.75), (300, 1000.0, 0.0, 2.5)]
     write_run(tmp_path / "grown", grown, [(100, 200.0, 0.0, 5.0)], name="grown")
+    begun = scratch(tmp_path / "begun", [(1, 1.0, 0.0, 9.0)], name="begun", optim__lr=1, status=None)
+    rows = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text(rows[1])  # a training row, no evaluation yet
     runs, _ = read_runs([str(tmp_path)])
-    (comparison,) = compare(families(runs)[0], Question())
+    (comparison,) = compare(families(runs)[0], Question(baseline="deep"))
     (found,) = mixings(comparison)
     assert (found.label, found.before, found.after, found.nats) == ("grown", 2, 4, 1.0)
     assert found.gap == {0: 1.5, 100: 0.5, 200: 0.25}
