@@ -11,9 +11,9 @@ COPY --from=build /dist /tmp/dist
 RUN pip install --no-cache-dir uv && \
     uv pip install --system --no-cache --torch-backend cpu --constraint /tmp/constraints.txt /tmp/dist/*.whl
 # Any user may write here: docker run --user keeps the owner of a mounted outputs/
-ENV HOME=/work
-RUN mkdir -p /work/outputs && chmod -R a+rwX /work
-WORKDIR /work
+ENV HOME=/runs
+RUN mkdir -p /runs/outputs && chmod -R a+rwX /runs
+WORKDIR /runs
 USER 1000:1000
-VOLUME /work/outputs
+VOLUME /runs/outputs
 ENTRYPOINT ["apollo-train"]

@@ -81,12 +81,12 @@ GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
 )  # fmt: skip
 LARGEST_FILE = 5_000_000_000  # bytes of weights in one file, the hub's default; larger models are split
 _HEAD = ("transform", "head_bias", "decoder")  # prefixes of our names of a head, which models for other tasks lack
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, Kind] = {  # by model_type; BERT's first one is post-norm
     "bert": "bert",
     "megatron-bert": "bert",
     "gpt2": "gpt",
     "llama": "llama",
-}  # by model_type
+}
 _BARE = {  # what begins the names of a model without a head, and what they begin with in a language model
     "bert": (("embeddings.", "encoder.", "pooler."), "bert."),
     "gpt": (("wte.", "wpe.", "h.", "ln_f."), "transformer."),
@@ -251,9 +251,9 @@ def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, T
 
 def _model_type(model_config: ModelConfig) -> str:
     """Transformers' name of models that compute the same."""
-    if model_config.kind == "bert":
-        return "megatron-bert" if model_config.norm == "pre" else "bert"
-    return {"gpt": "gpt2", "llama": "llama"}[model_config.kind]
+    if model_config.kind == "bert" and model_config.norm == "pre":
+        return "megatron-bert"
+    return next(theirs for theirs, kind in _KINDS.items() if kind == model_config.kind)
 
 
 def _with_prefix(kind: str, name: str) -> str:
