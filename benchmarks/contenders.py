@@ -123,12 +123,12 @@ def trainer(config: Config, gate: Gate) -> None:
 
 def square(config: Config, gate: Gate) -> None:
     """One product of 2048^3 a step."""
-    _multiply(gate, [(2048, 2048, 2048)])
+    _multiply(config, gate, [(2048, 2048, 2048)])
 
 
 def layer(config: Config, gate: Gate) -> None:
     """The products of one layer's forward and backward pass, once a step."""
-    _multiply(gate, products_of_layer(config.model.hidden, config.model.ffn, ROWS * config.data.seq_len))
+    _multiply(config, gate, products_of_layer(config.model.hidden, config.model.ffn, ROWS * config.data.seq_len))
 
 
 def products_of_layer(hidden: int, ffn: int, tokens: int) -> list[tuple[int, int, int]]:
@@ -150,8 +150,12 @@ def dense(config: Config, gate: Gate) -> None:
         torch.mm(left, right)
 
 
-def _multiply(gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
-    pairs = [(torch.randn(a, b), torch.randn(b, c), torch.empty(a, c)) for a, b, c in sizes]
+def _multiply(config: Config, gate: Gate, sizes: list[tuple[int, int, int]]) -> None:
+    dtype = torch.bfloat16 if choose(config.run).bf16 else torch.float32
+    pairs = [
+        (torch.randn(a, b).to(dtype), torch.randn(b, c).to(dtype), torch.empty(a, c, dtype=dtype))
+        for a, b, c in sizes
+    ]
     while True:
         gate.step()
         for left, right, product in pairs:

@@ -23,19 +23,29 @@ APOLLO_STEPS, WHOLE_RUNS = 200, 4
 
 
 def peers() -> dict[str, Any]:
-    """Tokens per second at full depth and peak memory, in turns, of us, a plain loop and HF's Trainer."""
+    """Tokens per second at full depth and peak memory, in turns, of us, a plain loop and HF's Trainer.
+
+    Us, the Trainer and the products alone in bf16, too, where the CPU multiplies in it.
+    """
+    import torch
+
     from benchmarks.contenders import ROWS, VOCABULARY, products_of_layer, words
     from benchmarks.gate import GatedProgram
 
     rounds, found = {"nano": (9, 3), "mini": (7, 2)}, {}
+    programs = {name: (name, "fp32") for name in ("ours", "plain", "trainer", "square", "layer")}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        programs |= {f"{name} bf16": (name, "bf16") for name in ("ours", "trainer", "square", "layer")}
     for size, hidden in WIDTHS.items():
         for kind in KINDS:
-            names = ("ours", "plain", "trainer", "square", "layer")
             running = {
-                name: GatedProgram(["-m", "benchmarks.contenders", name, kind, str(hidden)]) for name in names
+                name: GatedProgram(
+                    ["-m", "benchmarks.contenders", program, kind, str(hidden), f"precision={precision}"]
+                )
+                for name, (program, precision) in programs.items()
             }
             many, steps = rounds[size]
-            seconds: dict[str, list[float]] = {name: [] for name in names}
+            seconds: dict[str, list[float]] = {name: [] for name in programs}
             for program in running.values():
                 program.run(2)
             for _ in range(many):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from apollo_cli.models.cross_entropy import chunk_bytes
+from apollo_cli.models.dropout import MAX_PRODUCTS
 from apollo_cli.models.model_config import ModelConfig
 
 _INPUT = 48  # bytes a token of a batch: as read, as int64, and its targets
@@ -33,31 +34,34 @@ class ActivationMemory:
         """
         config, architecture = self.model_config, self.model_config.architecture
         h, qkv = config.hidden, 3 * config.hidden
-        if architecture.rotary and not self._drops_on_cpu:  # there, all three are copied, for every head
+        if architecture.rotary and not self._multiplies:  # there, all three are copied, for every head
             qkv = 2 * h + 3 * config.kv_hidden
         inner = (4 if architecture.activation == "swiglu" else 2) * config.ffn
         small = 4 * config.heads + (8 if architecture.rms_norm else 16)
         if self.bf16:
-            return 2 * (3 * h + qkv + inner) + 4 * 2 * h + small + self._dropout_bytes
-        return 4 * (5 * h + qkv + inner) + small + self._dropout_bytes
+            return 2 * (3 * h + qkv + inner) + 4 * 2 * h + small + self._products_bytes
+        return 4 * (5 * h + qkv + inner) + small + self._products_bytes
 
     @property
-    def _drops_on_cpu(self) -> bool:
-        return self.device == "cpu" and bool(self.model_config.dropout)
+    def _multiplies(self) -> bool:
+        """Whether attention is two products and a softmax, as `dropout.attention` decides in training."""
+        short = self.bf16 and self.model_config.positions <= MAX_PRODUCTS
+        return self.device == "cpu" and (short or bool(self.model_config.dropout))
 
     @property
-    def _dropout_bytes(self) -> int:
-        """Bytes that dropout adds to a layer, per token, on a CPU; on a GPU they are few.
+    def _products_bytes(self) -> int:
+        """Bytes that such attention and dropout add to a layer, per token, on a CPU; on a GPU they are few.
 
-        Attention keeps the weights, their mask and their product, each heads x seq_len instead of one per head;
-        both halves keep their mask (2 h).
+        Attention keeps the weights, with dropout their mask and their product too, each heads x seq_len instead of
+        one per head; with dropout both halves keep their mask (2 h).
         """
-        if not self._drops_on_cpu:
+        if not self._multiplies:
             return 0
         h, weights = self.model_config.hidden, self.model_config.heads * self.model_config.positions
-        if self.bf16:
-            return (4 + 4 + 2) * weights + 2 * 2 * h - 4 * self.model_config.heads
-        return 4 * (3 * weights + 2 * h - self.model_config.heads)
+        per_weight, per_mask = (4 + 4 + 2, 2) if self.bf16 else (4 + 4 + 4, 4)
+        if not self.model_config.dropout:
+            per_weight, per_mask = 2, 0
+        return per_weight * weights + per_mask * 2 * h - 4 * self.model_config.heads
 
     def working_bytes(self, tokens: int, depth: int, predictions: int, chunks: int) -> int:
         """Peak beside the training state of a micro-step through `depth` layers, run in `chunks` equal parts.
@@ -68,5 +72,5 @@ class ActivationMemory:
         batch = _INPUT * tokens
         tokens, predictions = tokens // chunks, predictions // chunks
         temporaries = 4 * self.model_config.hidden * (6 * tokens + 6 * predictions)
-        logits = 2 * min(chunk_bytes(self.device), 4 * predictions * self.model_config.vocabulary)
+        logits = 2 * min(chunk_bytes(self.device, bf16=self.bf16), 4 * predictions * self.model_config.vocabulary)
         return batch + tokens * depth * self.bytes_per_layer + logits + temporaries

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPU_BYTES, _GPU_BYTES = 1 << 23, 1 << 29  # of fp32 logits: 8 MiB fit into a CPU's cache, GPUs need large matrices
+# of fp32 logits: 8 MiB fit into a CPU's cache, its products in bf16 and GPUs need larger matrices
+_CPU_BYTES, _CPU_BF16_BYTES, _GPU_BYTES = 1 << 23, 1 << 24, 1 << 29
 
 
 def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -32,13 +33,16 @@ class _DecoderLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: bool
     ) -> Tensor:
-        total = weight.new_zeros(())
+        device, total = weight.device.type, weight.new_zeros(())
+        is_short = torch.is_autocast_enabled(device)
         gradients = _Gradients(hidden, weight, bias, decoder_trains=ctx.needs_input_grad[1]) if trains else None
-        chunk_rows = max(1, chunk_bytes(weight.device.type) // (4 * len(weight)))
+        short = torch.get_autocast_dtype(device) if is_short else weight.dtype
+        source, decoder = hidden.to(short), weight.to(short)  # once, and not for each chunk
+        chunk_rows = max(1, chunk_bytes(device, bf16=is_short) // (4 * len(weight)))
         for first in range(0, len(targets), chunk_rows):
             chunk = slice(first, first + chunk_rows)
             target = targets[chunk, None]
-            logits = F.linear(hidden[chunk], weight, bias).to(weight.dtype)
+            logits = F.linear(source[chunk], decoder, bias).to(weight.dtype)
             of_targets = logits.gather(1, target)
             highest = logits.amax(1, keepdim=True)
             sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
@@ -46,7 +50,7 @@ class _DecoderLoss(torch.autograd.Function):
             if gradients:
                 logits /= sums
                 logits.scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
-                gradients.add(chunk, logits)
+                gradients.add(chunk, logits, source[chunk], decoder)
         ctx.gradients = gradients
         ctx.predictions = len(targets)
         return total / len(targets)
@@ -64,26 +68,34 @@ class _Gradients:
     """Gradients of the summed loss, accumulated chunk by chunk."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, decoder_trains: bool) -> None:
-        self.source, self.decoder = hidden, weight
         self.hidden = torch.empty_like(hidden)
         self.weight = torch.zeros_like(weight) if decoder_trains else None
         self.bias = None if bias is None else torch.zeros_like(bias)
 
-    def add(self, chunk: slice, logits: Tensor) -> None:
-        """Adds a chunk, given the gradient of its logits."""
-        source = self.source[chunk]
-        if torch.is_autocast_enabled(logits.device.type):
-            self.hidden[chunk] = logits @ self.decoder
-            if self.weight is not None:
-                self.weight += logits.t() @ source
-        else:  # written in place, without a temporary
-            torch.mm(logits, self.decoder, out=self.hidden[chunk])
+    def add(self, chunk: slice, logits: Tensor, source: Tensor, decoder: Tensor) -> None:
+        """Adds a chunk, given the gradient of its logits; the products run in the type of the last two.
+
+        Args:
+            chunk: rows of it.
+            logits: (rows, vocabulary).
+            source: (rows, width), hidden states.
+            decoder: (vocabulary, width).
+        """
+        if source.dtype == logits.dtype:  # written in place, without a temporary
+            torch.mm(logits, decoder, out=self.hidden[chunk])
             if self.weight is not None:
                 torch.addmm(self.weight, logits.t(), source, out=self.weight)
+        else:
+            short = logits.to(source.dtype)
+            self.hidden[chunk] = short @ decoder
+            if self.weight is not None:
+                self.weight += short.t() @ source
         if self.bias is not None:
             self.bias += logits.sum(0)
 
 
-def chunk_bytes(device: str) -> int:
-    """Most bytes of fp32 logits that are held at once on this device type."""
-    return _CPU_BYTES if device == "cpu" else _GPU_BYTES
+def chunk_bytes(device: str, *, bf16: bool) -> int:
+    """Most bytes of fp32 logits that are held at once on this device type, where products run in this precision."""
+    if device != "cpu":
+        return _GPU_BYTES
+    return _CPU_BF16_BYTES if bf16 else _CPU_BYTES

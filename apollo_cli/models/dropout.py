@@ -1,7 +1,8 @@
 """Dropout (Srivastava et al. 2014), and attention that drops some of its weights (Vaswani 2017, section 5.4).
 
 On a CPU torch draws the numbers of a mask one by one, which takes longer than the matrix products beside it, and
-has no fast attention with dropout. Here a random 64-bit word decides on four elements.
+has no fast attention with dropout. Here a random 64-bit word decides on four elements. In bf16 its attention takes
+three times as long backward as plain products do.
 """
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 _LEVELS = 1 << 16  # probabilities are rounded to multiples of 1 / _LEVELS
 _LOWEST = torch.iinfo(torch.int64).min
+MAX_PRODUCTS = (
+    512  # positions; with more, the weights, seq_len^2 numbers a head, take longer than torch's attention
+)
 
 
 class Dropout(nn.Module):
@@ -56,20 +60,27 @@ def attention(
         probability: in [0, 1).
         scale: of the scores; None for 1 / sqrt(width).
     """
-    grouped = key.shape[1] != query.shape[1]
-    if not (probability and _uses_words(query)):
+    grouped, drops = key.shape[1] != query.shape[1], probability and _uses_words(query)
+    if not (drops or uses_products(query, key)):
         return F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=probability, is_causal=causal, scale=scale, enable_gqa=grouped
         )
     if grouped:
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
     scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-2, -1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # as torch does for bf16
+    if drops:  # the factor that keeps the mean has too few digits in bf16
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:  # added, so that autograd keeps nothing; finite, as padding may attend to nothing
         scores += torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, torch.finfo(scores.dtype).min)
     return dropout(scores.softmax(-1), probability).to(value.dtype) @ value
+
+
+def uses_products(query: Tensor, key: Tensor) -> bool:
+    """Whether attention without dropout is two products and a softmax, which keep the weights for the backward pass."""
+    in_bf16 = query.dtype == torch.bfloat16 and _uses_words(query)
+    return in_bf16 and torch.is_grad_enabled() and key.shape[-2] <= MAX_PRODUCTS
 
 
 def _uses_words(values: Tensor) -> bool:

@@ -58,8 +58,9 @@ class Batch:
 
 
 def apply_linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
-    """`layer(hidden)`; on a CPU the bias is added in place, as torch would first copy it to every row."""
-    if layer.bias is None or hidden.device.type != "cpu" or torch.compiler.is_compiling():
+    """`layer(hidden)`; in fp32 on a CPU the bias is added in place, as torch would first copy it to every row."""
+    is_short = torch.is_autocast_enabled(hidden.device.type)
+    if layer.bias is None or hidden.device.type != "cpu" or is_short or torch.compiler.is_compiling():
         return layer(hidden)
     return F.linear(hidden, layer.weight).add_(layer.bias)
 

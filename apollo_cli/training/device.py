@@ -1,7 +1,8 @@
 """Where and how precisely to compute."""
 
+import ctypes
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from apollo_cli.config.config import RunArgs
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.group import ALONE, ProcessGroup
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     """The device, precision and compilation of a config; `auto` depends on this machine.
 
+    On a CPU the C library keeps freed memory from here on.
+
     Raises:
         ConfigError: the device is not on this machine, or there is not one for each process.
     """
@@ -110,6 +115,8 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
             )
         raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
     on_gpu = device.type == "cuda"
+    if device.type == "cpu":
+        _keep_freed_memory()
     return Device(
         device=device,
         # without hardware for it bf16 is hundreds of times slower, so auto is never bf16 on a CPU
@@ -117,3 +124,11 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
         compile=on_gpu if run.compile == "auto" else run.compile,
         processes=processes,
     )
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep up to 512 MiB for the next tensors: pages that come anew take a tenth of a step."""
+    with suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 1 << 25)  # the largest that it takes
+        mallopt(_TRIM_THRESHOLD, 1 << 29)

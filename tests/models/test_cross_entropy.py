@@ -22,7 +22,7 @@ def _inputs(
 @pytest.fixture(params=[1, 4, 11, 1000])
 def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of one row, of some with a rest, of all, and larger than there are rows."""
-    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device: 4 * 13 * request.param)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device, bf16: 4 * 13 * request.param)
     return request.param
 
 
@@ -86,7 +86,7 @@ def test_under_autocast_only_the_products_are_short(bias: bool, rows_at_once: in
 
 def test_no_more_logits_are_held_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor that is made stays below a limit that whole logits would break."""
-    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device: 4 * 1000 * 8)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device, bf16: 4 * 1000 * 8)
     hidden, weight, _, targets = _inputs(False, predictions=400, width=2, vocabulary=1000, dtype=torch.float32)
     from torch.utils._python_dispatch import TorchDispatchMode
 

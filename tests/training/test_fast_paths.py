@@ -48,7 +48,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that split even a tiny batch."""
-    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device: 4 * 300 * 7)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda device, bf16: 4 * 300 * 7)
     monkeypatch.setattr(memory, "MIN_TOKENS", 16)
     monkeypatch.setattr(memory, "CPU_ACTIVATIONS", 1)
 
