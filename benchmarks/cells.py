@@ -1,7 +1,7 @@
 """The runs of the reproduction as data: methods, learning rates, budgets and seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CONFIGS = Path(__file__).with_name("conf")
@@ -27,7 +27,10 @@ LONGER = ((3, 6000), (6, 4000))  # layers and steps of scratch runs that are sha
 
 @dataclass(frozen=True)
 class ReproductionCell:
-    """A run of a method; `layers` and `steps` are set for scratch runs of other depths or lengths."""
+    """A run of a method; `layers` and `steps` are set for scratch runs of other depths or lengths.
+
+    `precision` is set where it is not the preset's.
+    """
 
     kind: str
     method: str
@@ -35,11 +38,13 @@ class ReproductionCell:
     seed: int
     layers: int | None = None
     steps: int | None = None
+    precision: str | None = None
 
     @property
     def name(self) -> str:
         """Folder name, which begins with the kind of model."""
         method = f"{self.method}{self.layers or ''}" + (f"_{self.steps}steps" if self.steps else "")
+        method += f"_{self.precision}" if self.precision else ""
         return f"{self.kind}_{method}_lr{self.rate}_seed{self.seed}"
 
     @property
@@ -55,6 +60,7 @@ class ReproductionCell:
             *FITTED.get((self.kind, self.method), ()),
             *(scratch if self.layers else ()),
             *([f"budget.steps={self.steps}"] if self.steps else ()),
+            *([f"precision={self.precision}"] if self.precision else ()),
         )
 
 
@@ -110,6 +116,11 @@ def headline_cells(kind: str, methods: Sequence[str] = METHODS) -> list[Reproduc
     return [ReproductionCell(kind, method, TUNED[kind, method], seed) for seed in SEEDS for method in methods]
 
 
+def precision_cells(kind: str, precision: str | None) -> list[ReproductionCell]:
+    """Whole runs from scratch and of a growing model with every seed; with None in the preset's precision."""
+    return [replace(cell, precision=precision) for cell in headline_cells(kind, ("scratch", "late_zero_init"))]
+
+
 def cells(corpus: str) -> list[ReproductionCell]:
     """All cells of a corpus in the order in which they are trained."""
     wanted = [headline_cells(kind, COMPARED) for kind in KINDS]
@@ -118,6 +129,7 @@ def cells(corpus: str) -> list[ReproductionCell]:
         parts = (depth_cells, longer_cells, headline_cells, variant_cells, rate_cells)
         wanted = [*ladders, *wanted, *(part(kind) for part in parts for kind in KINDS)]
         wanted.append([cosine_cell(kind) for kind in KINDS])
+        wanted += [precision_cells(kind, "bf16") for kind in KINDS]
     else:
         wanted.append(other_cells())
     return list(dict.fromkeys(cell for part in wanted for cell in part))

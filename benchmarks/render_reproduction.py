@@ -5,6 +5,8 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from statistics import mean
 
 from apollo_cli.report import notes, tables
 from apollo_cli.report.comparison import Comparison
@@ -25,6 +27,7 @@ from benchmarks.cells import (
     cosine_cell,
     depth_cells,
     headline_cells,
+    precision_cells,
     rate_cells,
     steadier_cells,
     variant_cells,
@@ -57,7 +60,7 @@ def lines(name: str) -> list[str]:
             text += ["", f"## {kind.upper()}", "", *_fitted(corpus, kind)]
             if name == DEFAULT:
                 text += [*_DEPTH, *on_depth(corpus, kind), *_on_longer(corpus, kind), *_on_rates(corpus, kind)]
-                text += _at_equal_loss(corpus, kind)
+                text += [*_at_equal_loss(corpus, kind), *_on_precision(corpus, kind)]
             else:
                 text += _elsewhere(corpus, kind)
             text += [*_headline(corpus, kind), *_on_variants(corpus, kind)]
@@ -102,6 +105,36 @@ def _on_rates(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     yield from results_page.table(("method", *RATES[kind]), rows)
     if corpus.kept(cosine_cell(kind)).exists():
         yield from ["", f"Scratch under one cosine, as published, ends at {corpus.loss(cosine_cell(kind))}."]
+
+
+def _on_precision(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
+    """Final losses in fp32 and bf16, beside how far those of the seeds lie apart."""
+    cells = [(cell, replace(cell, precision="bf16")) for cell in precision_cells(kind, None)]
+    pairs = [pair for pair in cells if len(corpus.complete(pair)) == len(pair)]
+    rows = []
+    for method in dict.fromkeys(exact.method for exact, _ in pairs):
+        losses = [
+            [corpus.summary(cell)["losses"]["eval/loss"] for cell in pair]
+            for pair in pairs
+            if pair[0].method == method
+        ]
+        exact, short = zip(*losses, strict=True)
+        differences = [b - a for a, b in losses]
+        rows.append(
+            [
+                method,
+                *("; ".join(f"{loss:.4f}" for loss in each) for each in (exact, short)),
+                f"{mean(differences):+.4f}",
+                f"{max(map(abs, differences)):.4f}",
+                f"{max(exact) - min(exact):.4f}",
+            ]
+        )
+    if rows:
+        yield from ["", "### In bf16", ""]
+        yield "The same runs with `precision=bf16`, final validation loss (nats) of seeds 0, 1 and 2; weights, moments and"
+        yield from ["sums are in fp32 in both.", ""]
+        head = ("method", "fp32", "bf16", "mean difference", "largest", "fp32 seeds apart")
+        yield from results_page.table(head, rows)
 
 
 def _at_equal_loss(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
