@@ -76,7 +76,12 @@ def plain(config: Config, gate: Gate) -> None:
         loss.item()
 
 
-def trainer(config: Config, gate: Gate) -> None:
+def trainer_compiled(config: Config, gate: Gate) -> None:
+    """The same with `torch_compile=True`."""
+    trainer(config, gate, compiled=True)
+
+
+def trainer(config: Config, gate: Gate, *, compiled: bool = False) -> None:
     """Hugging Face's Trainer with transformers' GPT-2 or BERT, from the same weights on the same rows."""
     from datasets import Dataset
     from transformers import (
@@ -115,7 +120,7 @@ def trainer(config: Config, gate: Gate) -> None:
         weight_decay=optim.weight_decay, adam_beta1=optim.betas[0], adam_beta2=optim.betas[1],
         max_grad_norm=optim.clip, lr_scheduler_type="cosine", warmup_steps=2500, logging_steps=10,
         save_strategy="no", report_to="none", use_cpu=device.device.type == "cpu", bf16=device.bf16,
-        disable_tqdm=True,
+        disable_tqdm=True, torch_compile=compiled,
     )  # fmt: skip
     data = Dataset.from_list(list(rows()))
     Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Gates()]).train()
@@ -177,7 +182,7 @@ def _batches(config: Config) -> TrainingBatches:
     return TrainingBatches(corpus.training, task, config.run.seed, ROWS, ROWS)
 
 
-CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, square, layer, dense)}
+CONTENDERS = {f.__name__: f for f in (ours, plain, trainer, trainer_compiled, square, layer, dense)}
 
 if __name__ == "__main__":
     name, kind, hidden, *more, pipe = sys.argv[1:]

@@ -26,9 +26,12 @@ TITLES = {
 BARS = {"gpt": 1.35, "bert": 1.5}  # times the tokens per second of HF's Trainer, both in fp32
 BF16_BARS = {"trainer": 1.9, "trainer bf16": 1.35}  # of ours in bf16
 LESS_MEMORY = 0.6
+GPU_OURS = {"ours": "ours", "ours graphs": "ours, compile=graphs"}
+GPU_PEERS = {"trainer": "times HF Trainer", "trainer compiled": "times HF Trainer compiled"}
+GPU_BARS = {"nano": 5, "mini": 7, "small": 15}  # milliseconds a step
 KINDS_OF_WORK = {  # parts of the names that torch gives to its operations
     "matrix products": ("aten::mm", "aten::addmm"),
-    "attention": ("attention",),
+    "attention": ("attention", "aten::bmm", "_softmax"),  # in bf16 two products
     "GELU": ("gelu",),
     "norms": ("layer_norm",),
     "copies and sums": ("copy_", "cat", "aten::add", "aten::sum", "fill_", "index"),
@@ -44,10 +47,11 @@ def write(figures: dict[str, Any]) -> None:
         "Made by `make bench`, a part of it by `python -m benchmarks.run_speed PART`.",
         "Medians [smallest - largest].",
     ]
-    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32."
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for name, title in TITLES.items():
         if name in figures:
-            lines += ["", f"## {title}", "", machine, "", *globals()[f"_{name}"](figures[name])]
+            precision = "fp32 and bf16" if name in ("peers", "profile") else "fp32"
+            lines += ["", f"## {title}", "", f"{machine}, {precision}.", "", *globals()[f"_{name}"](figures[name])]
         elif title in kept:
             lines += ["", kept[title]]
     if "gpu" in figures:
@@ -59,8 +63,8 @@ def write(figures: dict[str, Any]) -> None:
 
 def _peers(figures: dict[str, Any]) -> Iterable[str]:
     yield "12 layers, sequence 128, batch 32, vocabulary 8192, the same weights and rows, AdamW, each in turn."
-    yield "`rate` is model FLOPs a second beside 2048^3 products and one layer's own products of the same precision in"
-    yield "the same turns; memory is beside the Trainer's in the same precision."
+    yield "`rate` is model FLOPs a second beside 2048^3 products and one layer's own products of the same precision"
+    yield "in the same turns; memory is beside the Trainer's in the same precision."
     if not any("ours bf16" in found["seconds"] for found in figures.values()):
         yield "This CPU multiplies in fp32 alone, so that the bars in bf16 stay open."
     yield ""
@@ -279,27 +283,36 @@ def _busy(spans: Sequence[dict[str, float]]) -> float:
 def _gpu(figures: dict[str, Any]) -> Iterable[str]:
     (device,) = {found["device"] for found in figures.values()}
     yield f"{device}: bf16, 12 layers, vocabulary 16384, 16384 tokens a step in rows of 512, of 1024 for gpt base;"
-    yield "HF's Trainer as it comes, which compiles nothing. MFU of the rate at 8192^3 in the same turns."
+    yield "HF's Trainer as it comes, which compiles nothing, and with `torch_compile=True`. MFU of the rate at"
+    yield "8192^3 in the same turns."
     yield ""
-    yield from results_page.table(("", "ms a step", "tokens/s", "times HF", "MFU", "HF's MFU", "bar at base"))
+    yield from results_page.table(("", "ms a step", "tokens/s", *GPU_PEERS.values(), "MFU", "bars"))
     for model, found in sorted(figures.items(), key=lambda of: (of[0].split()[0], of[1]["flops"])):
-        ours, theirs, dense = (found["seconds"][name] for name in ("ours", "trainer", "dense"))
-        faster = median(its / mine for its, mine in zip(theirs, ours, strict=True))
-        share, of_theirs = (
-            median(
+        dense = found["seconds"]["dense"]
+        for name, title in {**GPU_OURS, **GPU_PEERS}.items():
+            if not (times := found["seconds"].get(name)):
+                continue
+            share = median(
                 found["flops"] / one * unit / found["dense_flops"] for one, unit in zip(times, dense, strict=True)
             )
-            for times in (ours, theirs)
-        )
-        yield results_page.row(
-            model,
-            f"{1e3 * median(ours):.0f}",
-            _spread([found["tokens"] / t for t in ours], ".0f"),
-            f"{faster:.2f}",
-            f"{share:.0%}",
-            f"{of_theirs:.0%}",
-            f"{_met(share >= 0.45)} 45%" if model.endswith("base") else "",
-        )
+            beside = {
+                peer: median(its / mine for its, mine in zip(found["seconds"][peer], times, strict=True))
+                for peer in GPU_PEERS
+                if peer in found["seconds"]
+            }
+            size, milliseconds, bars = model.split()[1], 1e3 * median(times), []
+            if name in GPU_OURS and size == "base":
+                bars = [f"{_met(share >= 0.55)} MFU 55%"]
+            elif name in GPU_OURS:
+                bars = [f"{_met(milliseconds <= GPU_BARS[size])} {GPU_BARS[size]} ms"]
+            yield results_page.row(
+                f"{model}: {title.removeprefix('times ')}",
+                f"{milliseconds:.1f}",
+                _spread([found["tokens"] / t for t in times], ".0f"),
+                *(f"{beside[peer]:.2f}" if peer in beside else "" for peer in GPU_PEERS),
+                f"{share:.0%}",
+                ", ".join(bars),
+            )
     yield ""
     yield "Where a step takes as long at a smaller width, the device probably waits for the host, which starts"
     yield "every layer by itself; that was not profiled. What is there for a GPU: bf16 autocast, attention through"

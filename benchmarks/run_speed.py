@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter, sleep
@@ -27,14 +28,12 @@ def peers() -> dict[str, Any]:
 
     Us, the Trainer and the products alone in bf16, too, where the CPU multiplies in it.
     """
-    import torch
-
     from benchmarks.contenders import ROWS, VOCABULARY, products_of_layer, words
     from benchmarks.gate import GatedProgram
 
     rounds, found = {"nano": (9, 3), "mini": (7, 2)}, {}
     programs = {name: (name, "fp32") for name in ("ours", "plain", "trainer", "square", "layer")}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if "bf16" in _precisions():
         programs |= {f"{name} bf16": (name, "bf16") for name in ("ours", "trainer", "square", "layer")}
     for size, hidden in WIDTHS.items():
         for kind in KINDS:
@@ -98,10 +97,13 @@ def _gpu_of(kind: str, sizes: tuple[str, ...]) -> dict[str, Any]:
         ]
         for size, length in lengths.items()
     }  # fmt: skip
-    wanted = [("dense", "base"), *((name, size) for size in sizes for name in ("ours", "trainer"))]
+    names = ("ours", "ours graphs", "trainer", "trainer compiled")
+    wanted = [("dense", "base"), *((name, size) for size in sizes for name in names)]
 
     def warm(name: str, size: str) -> GatedProgram:
-        program = GatedProgram(["-m", "benchmarks.contenders", name, kind, str(hidden[size]), *more[size]])
+        words = [*more[size], *(["compile=graphs"] if name == "ours graphs" else [])]
+        contender = name.removesuffix(" graphs").replace(" ", "_")
+        program = GatedProgram(["-m", "benchmarks.contenders", contender, kind, str(hidden[size]), *words])
         program.run(20)
         return program
 
@@ -109,7 +111,7 @@ def _gpu_of(kind: str, sizes: tuple[str, ...]) -> dict[str, Any]:
         programs = dict(zip(wanted, pool.map(lambda each: warm(*each), wanted), strict=True))
     found = {}
     for size in sizes:
-        running = {name: programs[name, size] for name in ("ours", "trainer")}
+        running = {name: programs[name, size] for name in names}
         running["dense"] = programs["dense", "base"]
         seconds: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(5):
@@ -135,18 +137,26 @@ def profile() -> dict[str, Any]:
     from benchmarks.bare_trainer import make_trainer
 
     found = {}
-    for size, hidden in WIDTHS.items():
-        for kind in KINDS:
-            words = [f"model={kind}", f"model.hidden={hidden}", f"model.heads={hidden // 64}", "batch.size=32"]
-            trainer = make_trainer([*words, f"model.ffn={4 * hidden}", "data.vocab_size=8192"], 12, None)
+    for kind, (size, hidden), precision in product(KINDS, WIDTHS.items(), _precisions()):
+        words = [f"model={kind}", f"model.hidden={hidden}", f"model.heads={hidden // 64}", "batch.size=32"]
+        words += [f"model.ffn={4 * hidden}", "data.vocab_size=8192", f"precision={precision}"]
+        trainer = make_trainer(words, 12, None)
+        for _ in range(3):
+            trainer.step()
+        with profiler(activities=[ProfilerActivity.CPU]) as seen:
             for _ in range(3):
                 trainer.step()
-            with profiler(activities=[ProfilerActivity.CPU]) as seen:
-                for _ in range(3):
-                    trainer.step()
-            times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
-            found[f"{kind} {size}"] = dict(sorted(times.items(), key=lambda item: -item[1]))
+        times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+        name = f"{kind} {size}" if precision == "fp32" else f"{kind} {size} {precision}"
+        found[name] = dict(sorted(times.items(), key=lambda item: -item[1]))
     return found
+
+
+def _precisions() -> tuple[str, ...]:
+    """Those in which this CPU multiplies."""
+    import torch
+
+    return ("fp32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
 
 
 def depth() -> dict[str, Any]:

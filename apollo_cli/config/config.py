@@ -59,7 +59,7 @@ class RunArgs(Section):
     device: Annotated[str, DEVICE]
     devices: Annotated[Whole, Field(le=MOST_DEVICES)] | None
     precision: Literal["auto", "fp32", "bf16"]
-    compile: Literal["auto", True, False]
+    compile: Literal["auto", True, False, "graphs"]
     on_nonfinite: Literal["stop", "skip"]
     plan: bool
     plan_device: PlanDevice | None = None  # absent in older runs

@@ -78,7 +78,7 @@ def attention(
 
 
 def uses_products(query: Tensor, key: Tensor) -> bool:
-    """Whether attention without dropout is two products and a softmax, which keep the weights for the backward pass."""
+    """Whether attention without dropout is two products and a softmax, and keeps the weights for its gradient."""
     in_bf16 = query.dtype == torch.bfloat16 and _uses_words(query)
     return in_bf16 and torch.is_grad_enabled() and key.shape[-2] <= MAX_PRODUCTS
 

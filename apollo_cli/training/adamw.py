@@ -42,10 +42,15 @@ class AdamW:
         self.lr_scales: Mapping[Tensor, float] = {}
         self.lr, self.betas, self.eps = lr, betas, eps
 
-    def zero_grad(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+    def zero_grad(self, *, in_place: bool = False) -> None:
+        """Drops the gradients, or sets them to zero where they are."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if in_place:
+            if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+                torch._foreach_zero_(gradients)
+            return
+        for parameter in parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def step(self, blocked: Tensor | None = None) -> None:

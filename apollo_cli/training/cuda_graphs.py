@@ -1,4 +1,4 @@
-"""Micro-steps and updates replayed as CUDA graphs: one launch each, where the host would start every kernel by itself."""
+"""Micro-steps and updates replayed as CUDA graphs: one launch each, where the host would start every kernel."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class _Graph:
 class Graphs:
     """Work by a key: run as it is at first, then captured, from then on replayed.
 
-    The work of a key must run the same kernels on the same tensors each time but for its inputs, which are copied to
-    where they were at the capture. The first run is a step like any other, and warms up what is captured. After the
-    first work that cannot be captured everything runs as it is.
+    The work of a key must run the same kernels on the same tensors each time but for its inputs, which are copied
+    to where they were at the capture. The first run is a step like any other, and warms up what is captured. After
+    the first work that cannot be captured everything runs as it is.
 
     Args:
         recorder: of the device.

@@ -23,6 +23,7 @@ class Device:
         device: for tensors.
         bf16: matrix products in bfloat16 under autocast; weights stay fp32.
         compile: compile each block.
+        graphs: replay steps as CUDA graphs.
         processes: of the run, one device each.
     """
 
@@ -30,6 +31,7 @@ class Device:
     bf16: bool
     compile: bool
     processes: ProcessGroup = ALONE
+    graphs: bool = False
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""
@@ -68,6 +70,7 @@ class Device:
         """A line for the console: device, precision, compilation, and why."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
+        compiled += ", steps replayed as CUDA graphs" if self.graphs else ""
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
         beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.env else ""
         return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
@@ -115,14 +118,17 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
             )
         raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
     on_gpu = device.type == "cuda"
+    if run.compile == "graphs" and not on_gpu:
+        raise ConfigError([f"compile=graphs: {device} has no CUDA graphs; type compile=auto"])
     if device.type == "cpu":
         _keep_freed_memory()
     return Device(
         device=device,
         # without hardware for it bf16 is hundreds of times slower, so auto is never bf16 on a CPU
         bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
-        compile=on_gpu if run.compile == "auto" else run.compile,
+        compile=on_gpu if run.compile == "auto" else bool(run.compile),
         processes=processes,
+        graphs=run.compile == "graphs",
     )
 
 

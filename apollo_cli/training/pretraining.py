@@ -30,6 +30,7 @@ from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import BEST, Checkpoints
 from apollo_cli.training.corpora import training_batches
+from apollo_cli.training.cuda_graphs import CudaRecorder, Graphs
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import DataParallel, ParallelStrategy
 from apollo_cli.training.evaluate import evaluate
@@ -207,7 +208,21 @@ class Pretraining(Session):
             width=width,
             transfer=transfer,
             replan=self.replan if config.schedule.when == "plateau" else None,
+            graphs=self._make_graphs(strategy),
         )
+
+    def _make_graphs(self, strategy: ParallelStrategy) -> Graphs | None:
+        """Those of `compile=graphs`, where a step can be one: on one device, with a gradient for all parameters."""
+        if not self.device.graphs:
+            return None
+        if self.device.processes.env:
+            reason = "several processes share each step"
+        elif not self.plan.trains_all:
+            reason = "not every step has gradients for all stored layers"
+        else:
+            return Graphs(CudaRecorder(self.device.device), self.console.say)
+        self.console.say(f"compile=graphs: {reason}, so blocks are compiled and nothing is captured")
+        return None
 
     def _make_strategy(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:
         """The model on its devices, with its initial weights, or without if `transfer` is None."""

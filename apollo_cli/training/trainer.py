@@ -27,6 +27,7 @@ from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoints
+from apollo_cli.training.cuda_graphs import Graphs
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
@@ -101,6 +102,8 @@ class Trainer:
     transfer: WeightTransfer | None = field(default=None, kw_only=True)  # None if nothing is enlarged
     # from the ends of the first stages to the plan of the rest; None where all ends are planned
     replan: Callable[[Sequence[int]], Plan] | None = field(default=None, kw_only=True)
+    # of micro-steps, each with a gradient for all parameters, and of updates; None where nothing is captured
+    graphs: Graphs | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step
@@ -108,6 +111,7 @@ class Trainer:
         self.activation_limit = activation_limit(self.device)
         self.pending_steps: list[PendingStep] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 after a step that is not finite, until synced
+        self.graph_lr = torch.zeros((), device=self.device.device)  # the rate of a captured update
 
     @property
     def model(self) -> TrainableModel:
@@ -186,6 +190,8 @@ class Trainer:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
         before, layers = self.evaluate_model(), self.layers
         self.row(ends | before)
+        if self.graphs:
+            self.graphs.clear()
         if stage.stage.width == self.width and self.plan.expander.learning is None:
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
             config, drawn = self.model.model_config, drawn_layers(self.strategy.language_model(), stage.growth, rng)
@@ -269,7 +275,7 @@ class Trainer:
 
     def backward(self, step: int, depths: list[int]) -> Tensor:
         """Adds up the gradients of all micro-steps; returns the loss of each, (micro-steps,)."""
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(in_place=self.graphs is not None)
         losses = []
         for part, depth in enumerate(depths):
             batch = self.training.micro_batch(step, part)
@@ -303,11 +309,18 @@ class Trainer:
         Returns:
             Its loss, ().
         """
-        with self.strategy.no_sync(last):
-            with self.device.autocast():
-                loss = self.strategy.loss(batch, path)
-            (loss / chunks).backward()
-        return loss.detach()
+
+        def work(tensors: Sequence[Tensor]) -> Tensor:
+            with self.strategy.no_sync(last):
+                with self.device.autocast():
+                    loss = self.strategy.loss(type(batch)(*tensors), path)
+                (loss / chunks).backward()
+            return loss.detach()
+
+        tensors = tuple(batch.tensors.values())
+        if self.graphs is None or path.gates:  # a graph would keep the gates of its capture
+            return work(tensors)
+        return self.graphs.run((path.layers, chunks), work, tensors)
 
     def update(self, losses: Tensor, lr: float) -> Tensor:
         """Clips the gradients and updates the weights; returns the norm before clipping, ().
@@ -315,13 +328,21 @@ class Trainer:
         A step that is not finite, and all steps after it until `sync_pending_steps`, are not applied. The device
         decides that: the optimizer changes nothing where `blocked` is 1.
         """
-        norm = self.strategy.grad_norm()
-        if limit := self.args.optim.clip:
-            clip_grads_with_norm_(self.model.parameters(), limit, norm)
-        self.blocked = torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float())
+
+        def work(tensors: Sequence[Tensor]) -> Tensor:
+            (losses,) = tensors
+            norm = self.strategy.grad_norm()
+            if limit := self.args.optim.clip:
+                clip_grads_with_norm_(self.model.parameters(), limit, norm)
+            torch.maximum(self.blocked, (~torch.isfinite(losses.sum() + norm)).float(), out=self.blocked)
+            self.optimizer.step(self.blocked)
+            return norm
+
         self.optimizer.lr, self.optimizer.lr_scales = lr, self.lr_scales()
-        self.optimizer.step(self.blocked)
-        return norm
+        if self.graphs is None or self.optimizer.lr_scales:  # a graph would keep the factors of its capture
+            return work([losses])
+        self.optimizer.lr = self.graph_lr.fill_(lr)
+        return self.graphs.run("update", work, [losses])
 
     def lr_scales(self) -> dict[Tensor, float]:
         """The factor of the rate for the layers that the last growth added.
@@ -448,6 +469,7 @@ class Trainer:
                 "perf/flops_per_second": (state.flops - state.logged_flops) / seconds,
                 "perf/peak_memory_bytes": peak_bytes(self.device),
             }
+            | ({"perf/capture_seconds": self.graphs.seconds} if self.graphs else {})
         )
         state.loss_sum, state.loss_count, state.loss_max, state.norm_max = 0.0, 0, 0.0, 0.0
         state.logged_train_seconds, state.logged_flops = state.train_seconds, state.flops

@@ -87,3 +87,37 @@ def test_between_rows_nothing_waits_for_the_device(
     rare = ("log.every=12", "eval.every=12", "checkpoint.every=12", "schedule.layers=[4]", "schedule.ends=[1]")
     train(config(*WIDE, "device=cuda", *rare), tmp_path)
     assert done == list(range(1, 13))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_replayed_steps_have_the_losses_and_flops_of_those_that_are_not(
+    kind: str, config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"model={kind}", *WIDE, *CUDA, "precision=fp32", "sampler=lvps", "budget.steps=100")
+    train(config(*words, "compile=true"), tmp_path / "plain")
+    train(config(*words, "compile=graphs"), tmp_path / "graphs")
+    assert "cannot be captured" not in capsys.readouterr().out
+    assert losses(tmp_path / "graphs") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    flops = [[row["flops"] for row in read_rows(tmp_path / name)] for name in ("plain", "graphs")]
+    assert flops[0] == flops[1]
+
+
+def test_a_resumed_run_with_graphs_equals_an_undisturbed_one(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*WIDE, *CUDA, "precision=bf16", "compile=graphs", "model.dropout=0.1", "budget.steps=24")
+    train(config(*words), tmp_path / "straight")
+    interrupt(lambda: train(config(*words), tmp_path / "stopped"), 13, monkeypatch)
+    torch.manual_seed(999)
+    resume(tmp_path / "stopped")
+    straight, stopped = (without_clocks(read_rows(tmp_path / name)) for name in ("straight", "stopped"))
+    assert stopped == straight
+
+
+def test_replayed_steps_do_not_wait_for_the_device(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = refuse_to_wait(Trainer, 6, monkeypatch)
+    rare = ("log.every=12", "eval.every=12", "checkpoint.every=12", "schedule.layers=[4]", "schedule.ends=[1]")
+    train(config(*WIDE, "device=cuda", "compile=graphs", *rare), tmp_path)
+    assert done == list(range(1, 13))
