@@ -116,9 +116,10 @@ def headline_cells(kind: str, methods: Sequence[str] = METHODS) -> list[Reproduc
     return [ReproductionCell(kind, method, TUNED[kind, method], seed) for seed in SEEDS for method in methods]
 
 
-def precision_cells(kind: str, precision: str | None) -> list[ReproductionCell]:
-    """Whole runs from scratch and of a growing model with every seed; with None in the preset's precision."""
-    return [replace(cell, precision=precision) for cell in headline_cells(kind, ("scratch", "late_zero_init"))]
+def precision_pairs(kind: str) -> list[tuple[ReproductionCell, ReproductionCell]]:
+    """Whole runs from scratch and of a growing model with every seed, in the preset's precision and in bf16."""
+    cells = headline_cells(kind, ("scratch", "late_zero_init"))
+    return [(cell, replace(cell, precision="bf16")) for cell in cells]
 
 
 def cells(corpus: str) -> list[ReproductionCell]:
@@ -129,7 +130,7 @@ def cells(corpus: str) -> list[ReproductionCell]:
         parts = (depth_cells, longer_cells, headline_cells, variant_cells, rate_cells)
         wanted = [*ladders, *wanted, *(part(kind) for part in parts for kind in KINDS)]
         wanted.append([cosine_cell(kind) for kind in KINDS])
-        wanted += [precision_cells(kind, "bf16") for kind in KINDS]
+        wanted.append([short for kind in KINDS for _, short in precision_pairs(kind)])
     else:
         wanted.append(other_cells())
     return list(dict.fromkeys(cell for part in wanted for cell in part))

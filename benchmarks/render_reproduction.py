@@ -5,7 +5,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from statistics import mean
 
 from apollo_cli.report import notes, tables
@@ -27,7 +26,7 @@ from benchmarks.cells import (
     cosine_cell,
     depth_cells,
     headline_cells,
-    precision_cells,
+    precision_pairs,
     rate_cells,
     steadier_cells,
     variant_cells,
@@ -109,8 +108,8 @@ def _on_rates(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
 def _on_precision(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Final losses in fp32 and bf16, beside how far those of the seeds lie apart."""
-    cells = [(cell, replace(cell, precision="bf16")) for cell in precision_cells(kind, None)]
-    pairs = [pair for pair in cells if len(corpus.complete(pair)) == len(pair)]
+    complete = [pair for pair in precision_pairs(kind) if len(corpus.complete(pair)) == len(pair)]
+    pairs = [pair for pair in complete if [corpus.summary(cell)["precision"] for cell in pair] == ["fp32", "bf16"]]
     rows = []
     for method in dict.fromkeys(exact.method for exact, _ in pairs):
         losses = [
@@ -131,8 +130,8 @@ def _on_precision(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
         )
     if rows:
         yield from ["", "### In bf16", ""]
-        yield "The same runs with `precision=bf16`, final validation loss (nats) of seeds 0, 1 and 2; weights and"
-        yield from ["moments are in fp32 in both.", ""]
+        yield "The same runs with `precision=bf16`: final validation loss (nats), seed by seed; weights and moments"
+        yield from ["are in fp32 in both.", ""]
         head = ("method", "fp32", "bf16", "mean difference", "largest", "fp32 seeds apart")
         yield from results_page.table(head, rows)
 

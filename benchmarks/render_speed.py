@@ -50,8 +50,8 @@ def write(figures: dict[str, Any]) -> None:
     machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for name, title in TITLES.items():
         if name in figures:
-            precision = "fp32 and bf16" if name in ("peers", "profile") else "fp32"
-            lines += ["", f"## {title}", "", f"{machine}, {precision}.", "", *globals()[f"_{name}"](figures[name])]
+            short = " and bf16" if "bf16" in str(figures[name]) else ""
+            lines += ["", f"## {title}", "", f"{machine}, fp32{short}.", "", *globals()[f"_{name}"](figures[name])]
         elif title in kept:
             lines += ["", kept[title]]
     if "gpu" in figures:
@@ -66,7 +66,7 @@ def _peers(figures: dict[str, Any]) -> Iterable[str]:
     yield "`rate` is model FLOPs a second beside 2048^3 products and one layer's own products of the same precision"
     yield "in the same turns; memory is beside the Trainer's in the same precision."
     if not any("ours bf16" in found["seconds"] for found in figures.values()):
-        yield "This CPU multiplies in fp32 alone, so that the bars in bf16 stay open."
+        yield "Without bf16 on this CPU, the bars in bf16 stay open."
     yield ""
     head = (
         "",
@@ -152,7 +152,7 @@ def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
 
 def _reproduction(figures: dict[str, Any]) -> Iterable[str]:
     yield "Runs of `make reproduce` in a twentieth of their steps, in turns; what the whole budget of each is to"
-    yield "that of scratch, in FLOPs and in training seconds."
+    yield "that of scratch, in FLOPs and in training seconds, at width 64 and at that of nano."
     yield from _saved(figures, ["apollo_late", "late_zero_init"], 0.95)
 
 

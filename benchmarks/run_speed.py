@@ -26,7 +26,7 @@ APOLLO_STEPS, WHOLE_RUNS = 200, 4
 def peers() -> dict[str, Any]:
     """Tokens per second at full depth and peak memory, in turns, of us, a plain loop and HF's Trainer.
 
-    Us, the Trainer and the products alone in bf16, too, where the CPU multiplies in it.
+    Where the CPU multiplies in bf16, ours, the Trainer and the products are measured in it as well.
     """
     from benchmarks.contenders import ROWS, VOCABULARY, products_of_layer, words
     from benchmarks.gate import GatedProgram
@@ -156,7 +156,9 @@ def _precisions() -> tuple[str, ...]:
     """Those in which this CPU multiplies."""
     import torch
 
-    return ("fp32", "bf16") if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
+    from apollo_cli.training.device import multiplies_in_bf16
+
+    return ("fp32", "bf16") if multiplies_in_bf16(torch.device("cpu")) else ("fp32",)
 
 
 def depth() -> dict[str, Any]:
@@ -196,17 +198,21 @@ def whole_run() -> dict[str, Any]:
 
 
 def reproduction() -> dict[str, Any]:
-    """The reproduction's runs that grow late and from scratch, in a twentieth of their steps and in turns."""
+    """The reproduction's runs that grow late and from scratch, in a twentieth of their steps and in turns.
+
+    At its own width, and at that of nano with half as many runs.
+    """
     from benchmarks.cells import TUNED, ReproductionCell
     from benchmarks.configs import plan_of
     from benchmarks.interleaved import THINNED, run_in_turns
 
     methods, found = ("scratch", "apollo_late", "late_zero_init"), {}
-    for kind in KINDS:
+    nano = ["model.hidden=128", "model.heads=2", "model.ffn=512"]
+    for kind, (size, more, runs) in product(KINDS, (("", [], WHOLE_RUNS), (" nano", nano, WHOLE_RUNS // 2))):
         cells = [ReproductionCell(kind, method, TUNED[kind, method], 0) for method in methods]
-        words = {cell.method: list(cell.words) for cell in cells}
-        steps = {method: plan_of(words[method]).steps // THINNED for method in words}
-        found[kind] = [run_in_turns(words, steps) for _ in range(WHOLE_RUNS)]
+        steps = {cell.method: plan_of(list(cell.words)).steps // THINNED for cell in cells}
+        words = {cell.method: [*cell.words, *more] for cell in cells}
+        found[f"{kind}{size}"] = [run_in_turns(words, steps) for _ in range(runs)]
     return found
 
 

@@ -12,7 +12,8 @@ from apollo_cli.errors import ConfigError
 
 OVERRIDABLE_SECTIONS = ("tracking", "checkpoint", "distributed")  # sections that cannot change a run's result
 CACHE_KEY = "data.cache_dir"  # where what can be built again is kept
-OVERRIDABLE_KEYS = ("on_nonfinite", "devices")  # keys for a run that cannot continue as it is, or where it was
+# Keys for a run that cannot continue as it is, or where it was.
+OVERRIDABLE_KEYS = ("on_nonfinite", "devices", "compile")
 _RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
 
 
@@ -37,10 +38,10 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
         elif override.key_or_group in OVERRIDABLE_KEYS and not override.is_sweep_override():
             sections[override.key_or_group] = override.value()
         else:
+            *known, last = (*OVERRIDABLE_SECTIONS, CACHE_KEY, *OVERRIDABLE_KEYS)
             problems.append(
-                f"{override.input_line}: a resumed run keeps its own config; only keys of "
-                f"{', '.join(OVERRIDABLE_SECTIONS)}, {CACHE_KEY}, {' and '.join(OVERRIDABLE_KEYS)} may be typed "
-                "beside resume=, and a longer budget"
+                f"{override.input_line}: a resumed run keeps its own config; only keys of {', '.join(known)} and "
+                f"{last} may be typed beside resume=, and a longer budget"
             )
     if len(longer := sections.get("budget", {})) > 1 or None in longer.values():
         problems.append(

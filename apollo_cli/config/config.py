@@ -4,7 +4,7 @@ All default values are in `conf/`. `parse` reports every problem in one error.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -87,6 +87,11 @@ class Config:
     tracking: TrackingArgs
     distributed: DistributedArgs
     raw: dict[str, Any]
+
+    def in_precision(self, precision: Literal["fp32", "bf16"]) -> "Config":
+        """The same config with this precision, as it is recorded where `auto` took it."""
+        run = self.run.model_copy(update={"precision": precision})
+        return replace(self, run=run, raw={**self.raw, "precision": precision})
 
     @property
     def model_config(self) -> ModelConfig:

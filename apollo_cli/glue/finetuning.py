@@ -260,7 +260,7 @@ class Cell(Session):
             "frequent_score": metrics.frequent_score(self.rows.task, [dev.labels for _, dev in self.rows.dev]),
             "pretrained": self.pretrained.facts,
             "device": self.device.name,
-            "precision": "bf16" if self.device.bf16 else "fp32",
+            "precision": self.device.precision,
             "versions": versions(),
             "git_commit": git_commit(),
         }

@@ -93,7 +93,8 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
             "seq_len": sizes.positions,
             "validation": 0.5,  # all rows are measured; half of them go to each file
         }
-    return parse(raw | {"device": args.device, "precision": args.precision, "devices": None})
+    here = {"device": args.device, "precision": args.precision, "devices": None, "compile": "auto"}
+    return parse(raw | here)
 
 
 def _evaluate(

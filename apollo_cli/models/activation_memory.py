@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from apollo_cli.models.cross_entropy import chunk_bytes
-from apollo_cli.models.dropout import MAX_PRODUCTS
+from apollo_cli.models.dropout import MAX_POSITIONS
 from apollo_cli.models.model_config import ModelConfig
 
 _INPUT = 48  # bytes a token of a batch: as read, as int64, and its targets
@@ -45,7 +45,7 @@ class ActivationMemory:
     @property
     def _multiplies(self) -> bool:
         """Whether attention is two products and a softmax, as `dropout.attention` decides in training."""
-        short = self.bf16 and self.model_config.positions <= MAX_PRODUCTS
+        short = self.bf16 and self.model_config.positions <= MAX_POSITIONS
         return self.device == "cpu" and (short or bool(self.model_config.dropout))
 
     @property

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# of fp32 logits: 8 MiB fit into a CPU's cache, its products in bf16 and GPUs need larger matrices
+# Of fp32 logits: 8 MiB fit into a CPU's cache; products in bf16, and those of a GPU, need larger matrices.
 _CPU_BYTES, _CPU_BF16_BYTES, _GPU_BYTES = 1 << 23, 1 << 24, 1 << 29
 
 

@@ -1,8 +1,9 @@
 """Dropout (Srivastava et al. 2014), and attention that drops some of its weights (Vaswani 2017, section 5.4).
 
 On a CPU torch draws the numbers of a mask one by one, which takes longer than the matrix products beside it, and
-has no fast attention with dropout. Here a random 64-bit word decides on four elements. In bf16 its attention takes
-three times as long backward as plain products do.
+has no fast attention with dropout. Here a random 64-bit word decides on four elements. In bf16 torch's attention
+takes three times as long backward as plain products do, so these train there; their scores and weights are rounded
+to bf16, the softmax computes in fp32.
 """
 
 import torch
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 
 _LEVELS = 1 << 16  # probabilities are rounded to multiples of 1 / _LEVELS
 _LOWEST = torch.iinfo(torch.int64).min
-MAX_PRODUCTS = (
-    512  # positions; with more, the weights, seq_len^2 numbers a head, take longer than torch's attention
-)
+# With more, the weights, seq_len^2 numbers a head, take longer than torch's attention in bf16.
+MAX_POSITIONS = 512
 
 
 class Dropout(nn.Module):
@@ -61,7 +61,7 @@ def attention(
         scale: of the scores; None for 1 / sqrt(width).
     """
     grouped, drops = key.shape[1] != query.shape[1], probability and _uses_words(query)
-    if not (drops or uses_products(query, key)):
+    if not (drops or _uses_products(query, key)):
         return F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=probability, is_causal=causal, scale=scale, enable_gqa=grouped
         )
@@ -77,10 +77,10 @@ def attention(
     return dropout(scores.softmax(-1), probability).to(value.dtype) @ value
 
 
-def uses_products(query: Tensor, key: Tensor) -> bool:
+def _uses_products(query: Tensor, key: Tensor) -> bool:
     """Whether attention without dropout is two products and a softmax, and keeps the weights for its gradient."""
     in_bf16 = query.dtype == torch.bfloat16 and _uses_words(query)
-    return in_bf16 and torch.is_grad_enabled() and key.shape[-2] <= MAX_PRODUCTS
+    return in_bf16 and torch.is_grad_enabled() and key.shape[-2] <= MAX_POSITIONS
 
 
 def _uses_words(values: Tensor) -> bool:

@@ -76,6 +76,8 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
     except CheckpointError as error:
         raise OccupiedError(str(error)) from error
     here = flat(yaml.safe_load(yaml.safe_dump(config.raw)))  # as it would be saved
+    if here["precision"] == "auto":  # the run recorded what that was where it began
+        here["precision"] = there.get("precision")
     differing = [
         f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
         for key in dict.fromkeys((*here, *there))

@@ -8,11 +8,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from apollo_cli.errors import TrainingError
+
 Work = Callable[[Sequence[Tensor]], Tensor]  # from inputs to a result; it may change gradients and weights in place
 
 
 class Recorder(Protocol):
     """How work is warmed up and captured; `CudaRecorder` is that of a GPU."""
+
+    def clear(self) -> None:
+        """Called when all graphs are gone."""
 
     def warm_up(self, work: Work, inputs: Sequence[Tensor]) -> Tensor:
         """The result of the work, run as it is."""
@@ -24,7 +29,7 @@ class Recorder(Protocol):
             What runs it, and the tensor that has its result then.
 
         Raises:
-            RuntimeError: it cannot be captured; nothing has changed.
+            RuntimeError: it cannot be captured; the device may be unusable from then on.
         """
 
 
@@ -39,27 +44,23 @@ class Graphs:
     """Work by a key: run as it is at first, then captured, from then on replayed.
 
     The work of a key must run the same kernels on the same tensors each time but for its inputs, which are copied
-    to where they were at the capture. The first run is a step like any other, and warms up what is captured. After
-    the first work that cannot be captured everything runs as it is.
+    to where they were at the capture. The first run is a step like any other, and makes what a capture must not
+    make: gradients, the optimizer's state, compiled kernels.
 
-    Args:
-        recorder: of the device.
-        say: prints a line for the user.
+    Attributes:
+        seconds: spent on captures by this process.
     """
 
-    def __init__(self, recorder: Recorder, say: Callable[[str], None]) -> None:
-        self.recorder, self.say = recorder, say
-        self.is_off = False
-        self.seconds = 0.0  # spent on captures
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets all graphs, and frees their memory: the tensors that they change are replaced by others."""
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder, self.seconds = recorder, 0.0
         self._warm: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
 
-    def __len__(self) -> int:
-        return len(self._graphs)
+    def clear(self) -> None:
+        """Forgets all graphs and frees their memory, before the tensors that they change are replaced."""
+        self._warm.clear()
+        self._graphs.clear()
+        self.recorder.clear()
 
     def run(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> Tensor:
         """The result of the work, in a tensor of its own.
@@ -68,55 +69,67 @@ class Graphs:
             key: of the work, apart from the shapes of its inputs.
             work: on inputs, see above.
             inputs: of this time.
+
+        Raises:
+            TrainingError: the work cannot be captured.
         """
         key = (key, *(tensor.shape for tensor in inputs))
-        if self.is_off:
-            return work(inputs)
         if key not in self._warm:
             self._warm.add(key)
             return self.recorder.warm_up(work, inputs)
-        if key not in self._graphs and not self._captured(key, work, inputs):
-            return work(inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(work, inputs)
         graph = self._graphs[key]
         for static, now in zip(graph.inputs, inputs, strict=True):
             static.copy_(now)
         graph.replay()
         return graph.result.clone()
 
-    def _captured(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> bool:
+    def _captured(self, work: Work, inputs: Sequence[Tensor]) -> _Graph:
         began, static = perf_counter(), [tensor.clone() for tensor in inputs]
         try:
-            self._graphs[key] = _Graph(static, *self.recorder.capture(work, static))
-        except RuntimeError as error:
-            self.is_off = True
-            self.clear()
+            graph = _Graph(static, *self.recorder.capture(work, static))
+        except RuntimeError as error:  # torch says that its state cannot be repaired then
             reason = str(error).strip().partition("\n")[0]
-            self.say(f"compile=graphs: a step cannot be captured ({reason}); it goes on with compiled blocks alone")
-            return False
+            raise TrainingError(
+                f"compile=graphs: a step cannot be captured ({reason}); resume with compile=true"
+            ) from error
         self.seconds += perf_counter() - began
-        return True
+        return graph
 
 
 class CudaRecorder:
-    """Captures on a GPU; all graphs share one pool of memory, as none reads what another has left there."""
+    """Captures on a GPU; all graphs share a pool of memory, as none reads what another has left there.
+
+    Everything runs on one stream, so that what a library allocates once for a stream is there before a capture. Its
+    priority keeps it apart from torch's other streams, which are handed out in turn, also to the prefetch.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.stream = device, torch.cuda.Stream(device, priority=-1)
+        self.clear()
+
+    def clear(self) -> None:
+        """A pool whose graphs are all gone cannot be used again."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work, inputs: Sequence[Tensor]) -> Tensor:
-        """Runs on another stream, as torch asks for before a capture."""
-        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             result = work(inputs)
-        current.wait_stream(side)
+        current.wait_stream(self.stream)
+        for tensor in inputs:
+            tensor.record_stream(self.stream)
         result.record_stream(current)
         return result
 
     def capture(self, work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
         # thread_local: meanwhile another thread copies the next micro-batch
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             result = work(inputs)
         return graph.replay, result

@@ -1,9 +1,9 @@
 """Where and how precisely to compute."""
 
-import ctypes
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,8 +11,6 @@ from torch import nn
 from apollo_cli.config.config import RunArgs
 from apollo_cli.errors import ConfigError
 from apollo_cli.training.distributed.group import ALONE, ProcessGroup
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Device:
         device: for tensors.
         bf16: matrix products in bfloat16 under autocast; weights stay fp32.
         compile: compile each block.
-        graphs: replay steps as CUDA graphs.
+        graphs: replay micro-steps and updates as CUDA graphs.
         processes: of the run, one device each.
     """
 
@@ -36,6 +34,11 @@ class Device:
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """That of matrix products."""
+        return "bf16" if self.bf16 else "fp32"
 
     @property
     def runs_ahead(self) -> bool:
@@ -70,7 +73,6 @@ class Device:
         """A line for the console: device, precision, compilation, and why."""
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
-        compiled += ", steps replayed as CUDA graphs" if self.graphs else ""
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
         beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.env else ""
         return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
@@ -83,8 +85,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     """The device, precision and compilation of a config; `auto` depends on this machine.
-
-    On a CPU the C library keeps freed memory from here on.
 
     Raises:
         ConfigError: the device is not on this machine, or there is not one for each process.
@@ -120,21 +120,18 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     on_gpu = device.type == "cuda"
     if run.compile == "graphs" and not on_gpu:
         raise ConfigError([f"compile=graphs: {device} has no CUDA graphs; type compile=auto"])
-    if device.type == "cpu":
-        _keep_freed_memory()
     return Device(
         device=device,
-        # without hardware for it bf16 is hundreds of times slower, so auto is never bf16 on a CPU
-        bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()),
+        bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and multiplies_in_bf16(device)),
         compile=on_gpu if run.compile == "auto" else bool(run.compile),
         processes=processes,
         graphs=run.compile == "graphs",
     )
 
 
-def _keep_freed_memory() -> None:
-    """Has glibc keep up to 512 MiB for the next tensors: pages that come anew take a tenth of a step."""
-    with suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 1 << 25)  # the largest that it takes
-        mallopt(_TRIM_THRESHOLD, 1 << 29)
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies in bf16; a CPU that has to emulate it takes hundreds of times longer."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is ARM's

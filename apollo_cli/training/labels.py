@@ -24,7 +24,7 @@ def labels(config: Config, plan: Plan, device: Device) -> dict[str, Any]:
             "git_commit": git_commit(),
             "device": device.name,
             "devices": device.processes.world_size,
-            "precision": "bf16" if device.bf16 else "fp32",
+            "precision": device.precision,
             "threads": torch.get_num_threads(),
             "versions": versions(),
         },

@@ -1,5 +1,6 @@
 """Memory of a run: the number of pieces of a micro-batch, the peak, the check that a run fits."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -19,6 +20,7 @@ CPU_ACTIVATIONS = 420_000_000  # bytes; more at once is no faster
 # Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and the size of the
 # heap over that of its tensors, which gradients that are kept from piece to piece fragment.
 _PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _TOLERANCE = 2  # the plan's number is an estimate: a run that needs less than twice the memory is tried
 
 
@@ -26,6 +28,15 @@ def activation_limit(device: Device) -> int | None:
     """Bytes of activations to keep at once: of a GPU half of its memory, beside the training state."""
     total = None if device.device.type == "cpu" else total_bytes(device)
     return CPU_ACTIVATIONS if device.device.type == "cpu" else total and total // 2
+
+
+def keep_freed_memory(device: Device) -> None:
+    """On a CPU, has glibc keep up to 512 MiB for the next tensors: faults of new pages take a tenth of a step."""
+    if device.device.type == "cpu":
+        with suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_MMAP_THRESHOLD, 1 << 25)  # the largest that it takes
+            mallopt(_TRIM_THRESHOLD, 1 << 29)
 
 
 def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, limit: int | None) -> int:

@@ -217,11 +217,13 @@ class Pretraining(Session):
             return None
         if self.device.processes.env:
             reason = "several processes share each step"
-        elif not self.plan.trains_all:
+        elif self.plan.sampler.chooses_layers or not self.plan.trains_all:
             reason = "not every step has gradients for all stored layers"
         else:
-            return Graphs(CudaRecorder(self.device.device), self.console.say)
-        self.console.say(f"compile=graphs: {reason}, so blocks are compiled and nothing is captured")
+            return Graphs(CudaRecorder(self.device.device))
+        self.console.say(
+            f"compile=graphs: {reason}, so blocks are compiled and nothing is captured, as compile=true"
+        )
         return None
 
     def _make_strategy(self, layers: int, width: float, transfer: WeightTransfer | None) -> ParallelStrategy:

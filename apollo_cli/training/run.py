@@ -23,7 +23,7 @@ from apollo_cli.tracking.wandb import check_variables
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
-from apollo_cli.training.device import Device, choose
+from apollo_cli.training.device import Device, choose, multiplies_in_bf16
 from apollo_cli.training.distributed.group import ProcessGroup, connect
 from apollo_cli.training.extension import extend, extension_of
 from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
@@ -44,6 +44,8 @@ def train(config: Config, run_dir: Path) -> Result:
     check_variables(config.tracking)
     processes, directory = connect(), RunDirectory(run_dir)
     device, console = choose(config.run, processes), Console(quiet=not processes.is_main)
+    if not config.run.plan:
+        config = config.in_precision(device.precision)  # a resume elsewhere keeps it
     with processes.initialized(config.distributed.timeout, device.device):
         is_restart = processes.env is not None and processes.env.restarts > 0
         if is_restart and processes.broadcast(processes.is_main and _holds(directory, config)):
@@ -128,7 +130,8 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
             `budget`.
 
     Raises:
-        CheckpointError: it is not a run directory, it is in use, or its checkpoints are damaged.
+        CheckpointError: it is not a run directory, it is in use, its checkpoints are damaged, or this device only
+            emulates its precision.
     """
     processes, directory = connect(), RunDirectory(run_dir)
     saved = json.loads(processes.broadcast_via_store("config", lambda: json.dumps(directory.config())))
@@ -145,8 +148,24 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     _check_cache_dir(config, directory, overrides or {})
     device, console = choose(config.run, processes), Console(quiet=not processes.is_main)
+    is_launched = processes.env is not None  # by `train`, which emulates what is typed
+    if config.run.precision == "bf16" and device.device.type == "cpu" and not is_launched:
+        _check_has_bf16(directory, device)
     with processes.initialized(config.distributed.timeout, device.device):
         return _resume(config, device, directory, console, overrides or {})
+
+
+def _check_has_bf16(directory: RunDirectory, device: Device) -> None:
+    """Refuses a run that took bf16 on other hardware.
+
+    Raises:
+        CheckpointError: this CPU would emulate it.
+    """
+    if not multiplies_in_bf16(device.device):
+        raise CheckpointError(
+            f"{directory}: it has precision=bf16, which {device.name} only emulates, hundreds of times slower; "
+            "resume it on a GPU or a CPU that has bf16, or begin another with precision=fp32"
+        )
 
 
 def _resume(

@@ -58,7 +58,7 @@ def summarize(
         "data": data_facts(config, corpus),
         "device": device.name,
         "devices": device.processes.world_size,
-        "precision": "bf16" if device.bf16 else "fp32",
+        "precision": device.precision,
         "versions": versions(),
         "git_commit": git_commit(),
     }

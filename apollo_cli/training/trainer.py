@@ -32,7 +32,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
-from apollo_cli.training.memory import activation_limit, num_pieces, peak_bytes, reset_peak
+from apollo_cli.training.memory import activation_limit, keep_freed_memory, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, parameter_groups, scaled_eps
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
@@ -109,6 +109,7 @@ class Trainer:
         self.saved_step = self.state.step
         self.started = perf_counter() - self.state.total_seconds
         self.activation_limit = activation_limit(self.device)
+        keep_freed_memory(self.device)
         self.pending_steps: list[PendingStep] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 after a step that is not finite, until synced
         self.graph_lr = torch.zeros((), device=self.device.device)  # the rate of a captured update
@@ -190,7 +191,7 @@ class Trainer:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
         before, layers = self.evaluate_model(), self.layers
         self.row(ends | before)
-        if self.graphs:
+        if self.graphs is not None:
             self.graphs.clear()
         if stage.stage.width == self.width and self.plan.expander.learning is None:
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
@@ -240,8 +241,8 @@ class Trainer:
     def step(self) -> None:
         """One update: accumulated micro-steps, each with its own depth, clipped, at its learning rate.
 
-        Nothing here waits for the device. `sync_pending_steps` reads the losses: on a device that runs ahead when
-        a row, an evaluation or a checkpoint needs them, elsewhere at once.
+        Nothing here waits for the device but the capture of a graph. `sync_pending_steps` reads the losses: on a
+        device that runs ahead when a row, an evaluation or a checkpoint needs them, elsewhere at once.
         """
         state = self.state
         if not self.pending_steps:
@@ -320,7 +321,7 @@ class Trainer:
         tensors = tuple(batch.tensors.values())
         if self.graphs is None or path.gates:  # a graph would keep the gates of its capture
             return work(tensors)
-        return self.graphs.run((path.layers, chunks), work, tensors)
+        return self.graphs.run((path.layers, path.frozen, chunks), work, tensors)
 
     def update(self, losses: Tensor, lr: float) -> Tensor:
         """Clips the gradients and updates the weights; returns the norm before clipping, ().
@@ -469,7 +470,7 @@ class Trainer:
                 "perf/flops_per_second": (state.flops - state.logged_flops) / seconds,
                 "perf/peak_memory_bytes": peak_bytes(self.device),
             }
-            | ({"perf/capture_seconds": self.graphs.seconds} if self.graphs else {})
+            | ({} if self.graphs is None else {"perf/capture_seconds": self.graphs.seconds})
         )
         state.loss_sum, state.loss_count, state.loss_max, state.norm_max = 0.0, 0, 0.0, 0.0
         state.logged_train_seconds, state.logged_flops = state.train_seconds, state.flops

@@ -225,3 +225,9 @@ def test_a_run_killed_before_its_corpus_is_there_finds_its_new_cache_folder(
         with pytest.raises(Killed):
             train(config(f"data.cache_dir={tmp_path}/new/cache", *RARELY), tmp_path / "run")
     assert "eval/loss" in resume(tmp_path / "run").losses
+
+
+def test_precision_auto_is_recorded_as_what_it_took(config: Callable[..., Config], tmp_path: Path) -> None:
+    train(config("precision=auto"), tmp_path / "run")
+    saved = RunDirectory(tmp_path / "run").config()["precision"]
+    assert saved == ("bf16" if multiplies_in_bf16(torch.device("cpu")) and AUTO_IS_BF16 else "fp32")
