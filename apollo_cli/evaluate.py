@@ -16,7 +16,7 @@ usage: apollo-eval run=DIR [run=DIR ...] [data=NAME] [data.KEY=VALUE ...] [KEY=V
   stride=64                    GPT: overlapping windows, each token with at least seq_len - 64 tokens before it
   pseudo=16                    BERT: also the pseudo-perplexity of so many rows, each token masked alone
   per_layer=true               what each layer is worth: the loss without it, its update, its likeness to the next
-  device=auto  precision=auto
+  device=auto  precision=auto  auto: that of the run, where this device has it
   --json                       print JSON instead of a table
 
 examples

@@ -93,8 +93,10 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
             "seq_len": sizes.positions,
             "validation": 0.5,  # all rows are measured; half of them go to each file
         }
-    here = {"device": args.device, "precision": args.precision, "devices": None, "compile": "auto"}
-    return parse(raw | here)
+    precision = args.precision
+    if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
+        precision = "fp32"  # as its own evaluations
+    return parse(raw | {"device": args.device, "precision": precision, "devices": None, "compile": "auto"})
 
 
 def _evaluate(

@@ -122,7 +122,7 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
         raise ConfigError([f"compile=graphs: {device} has no CUDA graphs; type compile=auto"])
     return Device(
         device=device,
-        bf16=run.precision == "bf16" or (run.precision == "auto" and on_gpu and multiplies_in_bf16(device)),
+        bf16=run.precision == "bf16" or (run.precision == "auto" and multiplies_in_bf16(device)),
         compile=on_gpu if run.compile == "auto" else bool(run.compile),
         processes=processes,
         graphs=run.compile == "graphs",

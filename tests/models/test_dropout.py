@@ -104,6 +104,36 @@ def test_attention_in_bf16_computes_its_weights_in_fp32(monkeypatch: pytest.Monk
     torch.testing.assert_close(mixed.double(), expected, rtol=0.02, atol=0.03)
 
 
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize(("causal", "padded"), [(True, False), (False, False), (False, True)])
+def test_attention_in_bf16_trains_as_two_products_with_the_gradients_of_fp64(
+    causal: bool, padded: bool, key_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(3)
+    shapes = [(2, heads, 7, 8) for heads in (4, key_heads, key_heads)]
+    short = [torch.randn(shape, generator=rng).bfloat16().requires_grad_() for shape in shapes]
+    exact = [part.detach().double().requires_grad_() for part in short]
+    mask = torch.arange(7)[None, None, None] < torch.tensor([7, 4])[:, None, None, None] if padded else None
+    expected = F.scaled_dot_product_attention(*exact, mask, is_causal=causal, enable_gqa=True)
+    of_exact = torch.autograd.grad(expected.square().sum(), exact)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("not as products"))
+    mixed = attention(*short, mask, causal=causal, probability=0.0)
+    of_short = torch.autograd.grad(mixed.double().square().sum(), short)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.double(), expected, rtol=0.02, atol=0.02)
+    for gradient, of_fp64 in zip(of_short, of_exact, strict=True):
+        assert (gradient - of_fp64).norm() < 0.02 * of_fp64.norm()
+
+
+@pytest.mark.parametrize("case", ["fp32", "evaluated", "long"])
+def test_other_attention_is_torchs_own(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_POSITIONS", 7 if case == "long" else 8)
+    query = torch.randn(1, 1, 8, 4, dtype=torch.float32 if case == "fp32" else torch.bfloat16)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: "torch's own")
+    with torch.set_grad_enabled(case != "evaluated"):
+        assert attention(query, query, query, None, causal=True, probability=0.0) == "torch's own"
+
+
 def test_torchs_dropout_is_used_on_a_gpu_and_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_uses_words", lambda values: False)
     kept = dropout(torch.ones(MANY), 0.25)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, one_line
+from apollo_cli.report.runs import Run, flat, make_run, one_line
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -131,6 +131,15 @@ def test_a_key_missing_in_one_config_distinguishes_runs() -> None:
     one, other = run("a"), run("b")
     del other.config["precision"]  # as in a config of another version
     assert labels(one, other) == ["precision=auto", "sampler=lvps k=2"]
+
+
+def test_precision_auto_is_what_the_run_took() -> None:
+    """Newer versions record that in the config."""
+    of_before, newer = run("a", precision="auto"), run("b", seed=1, precision="fp32")
+    for summary, groups in (({}, 2), ({"precision": "bf16"}, 2), ({"precision": "fp32"}, 1)):
+        runs = [make_run("a", of_before.config, summary, {}, of_before.rows)]
+        runs.append(make_run("b", newer.config, {}, {}, newer.rows))
+        assert len(families(runs)[0][0].groups) == groups
 
 
 def test_many_runs_without_a_summary_are_one_note() -> None:

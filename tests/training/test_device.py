@@ -14,9 +14,23 @@ from apollo_cli.training.trainer import Trainer
 from tests.conftest import RARELY
 
 
-def test_auto_on_a_cpu_is_fp32_and_not_compiled(config: Callable[..., Config]) -> None:
-    device = choose(config("device=cpu").run)
-    assert (device.device.type, device.bf16, device.compile) == ("cpu", False, False)
+@pytest.mark.parametrize(
+    ("capabilities", "bf16"),
+    [
+        *(
+            ({}, False),
+            ({"avx2": True, "avx512_f": True}, False),
+            ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ),
+        *(({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True)),
+    ],
+)
+def test_auto_on_a_cpu_is_bf16_where_it_multiplies_in_it_and_not_compiled(
+    capabilities: dict[str, bool], bf16: bool, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    device = choose(config("device=cpu", "precision=auto").run)
+    assert (device.device.type, device.precision, device.compile) == ("cpu", "bf16" if bf16 else "fp32", False)
 
 
 def test_precision_and_compilation_of_the_config_are_chosen(config: Callable[..., Config]) -> None:
@@ -38,7 +52,7 @@ def test_each_of_several_processes_takes_a_device_of_its_own(
     third = ProcessGroup(ProcessEnv(rank=7, world_size=8, local_rank=2, host="", port=0))
     assert choose(config("device=cpu").run, third).device == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose(config("device=auto").run, third).device == torch.device("cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun showed it its own alone

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import CheckpointError
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import Interrupted
 from apollo_cli.training import planning, run
 from apollo_cli.training.device import choose
@@ -227,7 +228,38 @@ def test_a_run_killed_before_its_corpus_is_there_finds_its_new_cache_folder(
     assert "eval/loss" in resume(tmp_path / "run").losses
 
 
-def test_precision_auto_is_recorded_as_what_it_took(config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config("precision=auto"), tmp_path / "run")
-    saved = RunDirectory(tmp_path / "run").config()["precision"]
-    assert saved == ("bf16" if multiplies_in_bf16(torch.device("cpu")) and AUTO_IS_BF16 else "fp32")
+def has_bf16(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": answer})
+
+
+def test_what_precision_auto_took_is_recorded_and_kept_elsewhere(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for answer, precision in ((True, "bf16"), (False, "fp32")):
+        has_bf16(answer, monkeypatch)
+        folder = tmp_path / precision
+        train(config("precision=auto"), folder / "straight")
+        assert RunDirectory(folder / "straight").config()["precision"] == precision
+        interrupt(lambda folder=folder: train(config("precision=auto"), folder / "run"), 7, monkeypatch)
+    before = (tmp_path / "bf16" / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        CheckpointError, match=r"precision=bf16, which cpu \(.*\) only emulates.*; resume it on a GPU"
+    ):
+        resume(tmp_path / "bf16" / "run")
+    assert (tmp_path / "bf16" / "run" / "metrics.jsonl").read_bytes() == before
+    has_bf16(True, monkeypatch)
+    for precision in ("bf16", "fp32"):
+        resume(tmp_path / precision / "run")
+        assert_same(tmp_path / precision / "run", tmp_path / precision / "straight")
+
+
+def test_a_run_of_before_a_cpu_took_bf16_stays_in_fp32(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config("precision=fp32"), tmp_path / "straight")
+    interrupt(lambda: train(config("precision=fp32"), tmp_path / "run"), 7, monkeypatch)
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(saved.read_text().replace("precision: fp32", "precision: auto"))
+    has_bf16(True, monkeypatch)
+    resume(tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "straight")
