@@ -26,7 +26,7 @@ train: $(STAMP)  ## pretrain with the defaults: a small BERT, about two minutes;
 	$(BIN)/apollo-train $(ARGS)
 
 demo: $(STAMP)  ## Apollo beside scratch with equal FLOPs, BERT and GPT, and their comparison: about six minutes
-	$(BIN)/apollo-train -m experiment=apollo_late,scratch model=bert,gpt budget.flops=4e12 hydra.sweep.dir=outputs/demo
+	$(BIN)/apollo-train -m experiment=apollo_late,scratch model=bert,gpt budget.flops=4e12 precision=fp32 hydra.sweep.dir=outputs/demo
 	$(BIN)/apollo-compare outputs/demo
 
 test: $(STAMP)  ## run the fast tests

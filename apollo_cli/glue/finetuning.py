@@ -73,7 +73,8 @@ def outputs_of(model: Classifier, sentences: SentenceDataset, device: Device, ba
     layers = range(len(model.blocks))
     for numbers in sentences.by_length(batch_size):
         with device.autocast():
-            found[torch.from_numpy(numbers)] = model(sentences.batch(numbers).to(device.device), layers).cpu()
+            outputs = model(sentences.batch(numbers).to(device.device), layers)
+        found[torch.from_numpy(numbers)] = outputs.float().cpu()
     model.train(was_training)
     return found
 

@@ -101,7 +101,9 @@ def test_quotes_that_belong_to_a_name_are_kept(tmp_path: Path, monkeypatch: pyte
 def test_beside_resume_one_may_say_where_the_cache_is() -> None:
     words = ["resume=run", "data.cache_dir='/my cache'"]
     assert resume_overrides(CommandLine.parse(words)) == ("run", {"data": {"cache_dir": "/my cache"}})
-    with pytest.raises(ConfigError, match=r"data\.files=a: .*data\.cache_dir, on_nonfinite and devices may be"):
+    with pytest.raises(
+        ConfigError, match=r"data\.files=a: .*data\.cache_dir, on_nonfinite, devices and compile may be"
+    ):
         resume_overrides(CommandLine.parse(["resume=run", "data.files=a"]))
 
 

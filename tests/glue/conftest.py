@@ -45,6 +45,7 @@ def quick(glue_dir: Path) -> tuple[str, ...]:
     return (
         f"glue.data_dir={glue_dir}",
         "glue.epochs=2",
+        "precision=fp32",
         "batch.size=8",
         "seed=0",
         "optim.lr=1e-3",

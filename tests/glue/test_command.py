@@ -100,10 +100,16 @@ def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FineTuning, "step", stop)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_interrupted_run_resumes_with_the_same_numbers(
-    run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"run={run_dir}", "task=cola", *quick]
+    words = [
+        f"run={run_dir}",
+        "task=cola",
+        *(word for word in quick if word != "precision=fp32"),
+        f"precision={precision}",
+    ]
     assert run([*words, f"out={tmp_path / 'whole'}"]) == 0
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:

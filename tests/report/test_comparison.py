@@ -295,7 +295,12 @@ def test_other_differing_settings_are_noted(tmp_path: Path) -> None:
 
 
 def test_other_devices_and_commits_are_noted(tmp_path: Path) -> None:
-    scratch(tmp_path / "base", FLAT, name="base", made_with={"device": "cpu", "git_commit": "a" * 40})
+    scratch(
+        tmp_path / "base",
+        FLAT,
+        name="base",
+        made_with={"device": "cpu", "precision": "bf16", "git_commit": "a" * 40},
+    )
     for seed, device in enumerate(("cpu", "H100")):
         made = {"device": device, "precision": "bf16", "git_commit": "a" * 40}
         write_run(tmp_path / f"{seed}", FLAT, name="fast", seed=seed, made_with=made)

@@ -3,6 +3,7 @@
 import re
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_what_precision_auto_took_is_recorded_and_kept_elsewhere(
         folder = tmp_path / precision
         train(config("precision=auto"), folder / "straight")
         assert RunDirectory(folder / "straight").config()["precision"] == precision
-        interrupt(lambda folder=folder: train(config("precision=auto"), folder / "run"), 7, monkeypatch)
+        interrupt(partial(train, config("precision=auto"), folder / "run"), 7, monkeypatch)
     before = (tmp_path / "bf16" / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(
         CheckpointError, match=r"precision=bf16, which cpu \(.*\) only emulates.*; resume it on a GPU"
