@@ -1,5 +1,6 @@
 """Where and how precisely to compute."""
 
+import platform
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -130,8 +131,14 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies in bf16; a CPU that has to emulate it takes hundreds of times longer."""
+    """Whether a GPU or an x86 CPU multiplies in bf16; others were not measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is ARM's
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether it is an x86 CPU without bf16, where such a product takes hundreds of times longer."""
+    is_x86 = device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not multiplies_in_bf16(device)

@@ -24,7 +24,7 @@ from apollo_cli.tracking.wandb import check_variables
 from apollo_cli.training.calibration import estimated_duration
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
-from apollo_cli.training.device import Device, choose, multiplies_in_bf16
+from apollo_cli.training.device import Device, choose, emulates_bf16
 from apollo_cli.training.distributed.group import ProcessGroup, connect
 from apollo_cli.training.extension import extend, extension_of
 from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
@@ -152,23 +152,13 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
     if config.run.precision == "auto" and device.device.type == "cpu":  # of a version in which that was fp32
         device = replace(device, bf16=False)
     is_launched = processes.env is not None  # by `train`, which emulates what is typed
-    if config.run.precision == "bf16" and device.device.type == "cpu" and not is_launched:
-        _check_has_bf16(directory, device)
-    with processes.initialized(config.distributed.timeout, device.device):
-        return _resume(config, device, directory, console, overrides or {})
-
-
-def _check_has_bf16(directory: RunDirectory, device: Device) -> None:
-    """Refuses a run that took bf16 on other hardware.
-
-    Raises:
-        CheckpointError: this CPU would emulate it.
-    """
-    if not multiplies_in_bf16(device.device):
+    if config.run.precision == "bf16" and emulates_bf16(device.device) and not is_launched:
         raise CheckpointError(
             f"{directory}: it has precision=bf16, which {device.name} only emulates, hundreds of times slower; "
             "resume it on a GPU or a CPU that has bf16, or begin another with precision=fp32"
         )
+    with processes.initialized(config.distributed.timeout, device.device):
+        return _resume(config, device, directory, console, overrides or {})
 
 
 def _resume(
