@@ -228,7 +228,7 @@ def around() -> dict[str, Any]:
             found[kind] = _around(trainer)
         finally:
             trainer.tracker.console.stop()  # it writes to standard output until then
-            trainer.tracker.close("completed", {})
+            trainer.tracker.close("completed", {"totals": {"flops": trainer.state.flops}, "losses": {}})
     return found
 
 
@@ -252,7 +252,7 @@ def _around(trainer: Any) -> dict[str, Any]:
     watch.seconds, cpu_before, began = {}, _cpu_seconds(recorder), perf_counter()
     for _ in range(steps):
         trainer.step()
-        if trainer.state.step % trainer.config.log.every == 0:
+        if trainer.state.step % trainer.args.log_every == 0:
             trainer.log()
     step_seconds = (perf_counter() - began) / steps
     began = perf_counter()

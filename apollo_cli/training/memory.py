@@ -18,8 +18,8 @@ from apollo_cli.training.device import Device
 MIN_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
 CPU_ACTIVATIONS = 420_000_000  # bytes; more at once is no faster
 # Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and the size of the
-# heap over that of its tensors, which gradients that are kept from piece to piece fragment.
-_PROCESS, _HEAP, _HEAP_IN_PIECES = 400_000_000, 1.1, 1.28
+# heap over that of its tensors, where gradients that are kept from piece to piece fragment it.
+_PROCESS, _HEAP_IN_PIECES = 400_000_000, 1.17
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _TOLERANCE = 2  # the plan's number is an estimate: a run that needs less than twice the memory is tried
 
@@ -86,7 +86,7 @@ def process_bytes(device: Device, tensors: int, pieces: int) -> int:
     """Estimate of `peak_bytes` from the bytes of all tensors."""
     if device.device.type == "cuda":
         return tensors
-    return _PROCESS + round((_HEAP if pieces == 1 else _HEAP_IN_PIECES) * tensors)
+    return _PROCESS + (tensors if pieces == 1 else round(_HEAP_IN_PIECES * tensors))
 
 
 def peak_bytes(device: Device) -> int:
