@@ -50,7 +50,7 @@ def make_trainer(
     words: list[str], stored: int, sampler: DepthSampler | None, real_tracker: bool = False
 ) -> Trainer:
     """A Trainer at its first step, with `stored` of 12 layers and depths from `sampler` (None: all layers)."""
-    fixed = ["device=cpu", "size=nano", "schedule=scratch", "sampler=full", "budget.steps=10000"]
+    fixed = ["device=cpu", "precision=fp32", "size=nano", "schedule=scratch", "sampler=full", "budget.steps=10000"]
     typed = {word.partition("=")[0] for word in words}
     config = config_of([*words, *(w for w in fixed if w.partition("=")[0] not in typed)])
     device, console = choose(config.run), Console()

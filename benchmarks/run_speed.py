@@ -192,7 +192,10 @@ def whole_run() -> dict[str, Any]:
     """
     from benchmarks.interleaved import run_in_turns
 
-    pairs = {kind: {name: [f"experiment={name}_{kind}"] for name in ("apollo", "scratch")} for kind in KINDS}
+    pairs = {
+        kind: {name: [f"experiment={name}_{kind}", "precision=fp32"] for name in ("apollo", "scratch")}
+        for kind in KINDS
+    }
     steps = dict.fromkeys(("apollo", "scratch"), APOLLO_STEPS)
     return {kind: [run_in_turns(pair, steps) for _ in range(WHOLE_RUNS)] for kind, pair in pairs.items()}
 
@@ -303,7 +306,7 @@ def start() -> dict[str, Any]:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
         found["import torch"].append(perf_counter() - began)
         began = perf_counter()
-        words = [*command, "log.every=1", f"hydra.run.dir={mkdtemp()}/run"]
+        words = [*command, "log.every=1", "precision=fp32", f"hydra.run.dir={mkdtemp()}/run"]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
