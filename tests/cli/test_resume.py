@@ -122,3 +122,8 @@ def test_beside_resume_one_may_make_the_run_longer_in_one_unit() -> None:
     for words in (["budget.steps=5", "budget.tokens=6"], ["budget.steps=null"]):
         with pytest.raises(ConfigError, match="one length"):
             resume_overrides(CommandLine.parse(["resume=runs/x", *words]))
+
+
+def test_beside_resume_compile_may_be_typed_for_a_run_that_cannot_go_on_as_it_was() -> None:
+    line = CommandLine.parse(["resume=a", "compile=true"])
+    assert resume_overrides(line) == ("a", {"compile": True})
