@@ -191,7 +191,7 @@ class MixingCell(ReproductionCell):
             f"eval.every={self.lengths.every}",
             f"checkpoint.every={saved}",
             "checkpoint.keep=10",
-            "precision=fp32",
+            "precision=bf16",  # as fast a half again as fp32 on one core, with the same losses
             *self.more,
         )
 
@@ -231,10 +231,10 @@ def chain(cell: MixingCell) -> list[MixingCell]:
 def growing(kind: str, lengths: Lengths) -> list[MixingCell]:
     """All cells that grow; those of the base point's setting first."""
     base = MixingCell(kind, BASE, RATES[kind], 0, age=lengths.age, lengths=lengths)
-    settings = [replace(base, age=age) for age in lengths.ages if age != base.age]
+    # post-norm BERT has nothing to scale
+    settings = [] if kind == "bert" else [replace(base, parametrization="completep")]
+    settings += [replace(base, age=age) for age in lengths.ages if age != base.age]
     settings.append(replace(base, optim="muon"))
-    if kind != "bert":  # post-norm: nothing to scale
-        settings.append(replace(base, parametrization="completep"))
     return [
         *(replace(base, method=operator) for operator in OPERATORS),
         *(replace(base, moments=moments) for moments in MOMENTS),

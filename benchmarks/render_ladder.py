@@ -15,7 +15,7 @@ from benchmarks.cells import METHODS, SEEDS, ReproductionCell, headline_cells, l
 
 def ladder(corpus: BenchmarkCorpus, kind: str, seed: int) -> savings.Curve:
     """Final losses of the complete scratch runs against their budgets."""
-    return savings.make_curve(_end(corpus, cell) for cell in corpus.complete(ladder_cells(kind, seed)))
+    return savings.make_curve(end_of(corpus, cell) for cell in corpus.complete(ladder_cells(kind, seed)))
 
 
 def rungs(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
@@ -60,7 +60,7 @@ def fewer(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     """Table of what twelve layers need for the final loss of shallower and longer runs."""
     rows = []
     for cell in corpus.complete(longer_cells(kind)):
-        end = _end(corpus, cell)
+        end = end_of(corpus, cell)
         cost = savings.scratch_cost(ladder(corpus, kind, cell.seed), end.loss, "flops")
         saved = f"{savings.saving(end.cost.flops, cost):.1%}" if cost else "-"
         costs = f"{cost:.3e}" if cost else "beyond"
@@ -79,7 +79,7 @@ def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
         f"{fmean(end.cost.flops for end in ends.values()):.3e}",
         ", ".join(f"{end.loss:.4f}" for end in ends.values()),
         ", ".join(f"{cost:.3e}" if cost else "beyond" for cost in costs.values()),
-        _mean(interval(saved)) if len(saved) == len(ends) else "-",
+        saving_text(interval(saved)) if len(saved) == len(ends) else "-",
     ]
 
 
@@ -87,18 +87,18 @@ def _ends(
     corpus: BenchmarkCorpus, kind: str, method: str
 ) -> tuple[dict[int, savings.Point], dict[int, float | None]]:
     """The ends of a method's runs by their seed, and the FLOPs of scratch runs that end at their losses."""
-    ends = {cell.seed: _end(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
+    ends = {cell.seed: end_of(corpus, cell) for cell in corpus.complete(headline_cells(kind, [method]))}
     return ends, {
         seed: savings.scratch_cost(ladder(corpus, kind, seed), end.loss, "flops") for seed, end in ends.items()
     }
 
 
-def _mean(saved: Interval) -> str:
+def saving_text(saved: Interval) -> str:
     half = "" if saved.half is None else f" ± {saved.half:.1%}"
     return f"{saved.mean:.1%}{half} (n = {saved.n})"
 
 
-def _end(corpus: BenchmarkCorpus, cell: ReproductionCell) -> savings.Point:
+def end_of(corpus: BenchmarkCorpus, cell: ReproductionCell) -> savings.Point:
     summary = corpus.summary(cell)
     totals = summary["totals"]
     cost = savings.Cost(totals["flops"], totals["train_seconds"])

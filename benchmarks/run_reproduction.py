@@ -8,6 +8,7 @@ interrupted one is resumed, and complete ones are kept without their weights and
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -46,13 +47,13 @@ def seconds(campaign: Campaign, missing: Sequence[ReproductionCell]) -> float:
         config = config_of([*ReproductionCell(kind, "scratch", RATES[kind][0], 0).words, *campaign.words])
         return seconds_by_depth(config, choose(config.run), make_task(config))
 
-    @cache  # rate and seed hardly matter
-    def seconds_of_cell(kind: str, method: str, layers: int | None, steps: int | None) -> float:
-        cell = ReproductionCell(kind, method, RATES[kind][0], 0, layers, steps)
+    @cache
+    def seconds_of_cell(cell: ReproductionCell) -> float:
         stages = plan_of([*cell.words, *campaign.words]).stages
-        return sum(n * seconds_of_depth(kind)(depth) for stage in stages for depth, n in stage.depth_counts.items())
+        return sum(n * seconds_of_depth(cell.kind)(depth) for s in stages for depth, n in s.depth_counts.items())
 
-    return 1.25 * sum(seconds_of_cell(cell.kind, cell.method, cell.layers, cell.steps) for cell in missing)
+    like = [replace(cell, rate=RATES[cell.kind][0], seed=0) for cell in missing]  # rate and seed hardly matter
+    return 1.25 * sum(map(seconds_of_cell, like))
 
 
 if __name__ == "__main__":

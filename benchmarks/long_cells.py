@@ -1,0 +1,87 @@
+"""The long runs as data: natural text, and so many steps that twelve layers may be worth their FLOPs.
+
+Every method has the same length, shape of the learning rate and rate as scratch; what never grows and what is
+shallower has several lengths, each with a learning rate laid out for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.cells import SEEDS, ReproductionCell
+
+NAME = "long"  # of their corpus
+STEPS = 12_000
+RATES = {"gpt": "2e-3", "bert": "1e-3"}  # scratch's of 3,000 steps x sqrt(3,000 / 12,000)
+SHORTER = (6000, 9000, 4000)  # steps of more scratch runs: what a loss costs from scratch
+SHALLOWER = 6  # layers of scratch runs of all lengths: what the FLOPs of a grown run reach with less depth
+WARMUP, DECAY = 0.05, 0.15
+
+_SCRATCH = ("sampler=full", "schedule=scratch")
+_MIDDLE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.25,0.5,1]")
+_LATE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.5,0.75,1]")
+_TWO_HOPS = ("sampler=shallow", "expander=boundary", "expander.moments=new")
+_APOLLO = ("sampler=lvps", "expander=interpolate")
+_COMPLETEP = (
+    "model.parametrization=completep",
+    "model.base_hidden=${model.hidden}",
+    "model.base_layers=3",
+)
+METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
+    "scratch": _SCRATCH,
+    "two_hops_late": (*_TWO_HOPS, *_LATE),
+    "scratch_completep": (*_SCRATCH, *_COMPLETEP),
+    "apollo_completep": (*_APOLLO, *_LATE, *_COMPLETEP),
+    "two_hops": (*_TWO_HOPS, *_MIDDLE),
+    "two_hops_completep": (*_TWO_HOPS, *_LATE, *_COMPLETEP),
+    "apollo_late": (*_APOLLO, *_LATE),
+    "late_zero_init": ("sampler=shallow", "expander=net2net", "schedule.layers=[3,12]", "schedule.ends=[0.85,1]"),
+    "stackbert": ("sampler=shallow", "expander=stack", "expander.moments=reset", "schedule=stackbert"),
+    "apollo": (*_APOLLO, "schedule=apollo"),
+}
+
+
+@dataclass(frozen=True)
+class LongCell(ReproductionCell):
+    """A run of one of METHODS; `layers` is set for scratch runs of another depth."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Overrides of `apollo-train`, without those of the corpus."""
+        depth = (f"model.layers={self.layers}", f"schedule.layers=[{self.layers}]", "schedule.ends=[1]")
+        return (
+            "experiment=_depth_pays",
+            f"name={self.method}{self.layers or ''}",
+            f"model={self.kind}",
+            *METHODS[self.method],
+            *(depth if self.layers else ()),
+            f"optim.lr={self.rate}",
+            f"optim.warmup={WARMUP}",
+            f"optim.decay={DECAY}",
+            f"budget.steps={self.steps or STEPS}",
+            f"seed={self.seed}",
+            "eval.every=250",
+            "log.every=100",
+            "precision=bf16",  # as fast a half again as fp32 on one core, with the same losses
+        )
+
+
+def long_cells(kind: str) -> list[LongCell]:
+    """All cells of a model in the order in which they are wanted: one seed of all, then the methods' other seeds."""
+    first, *others = SEEDS
+    methods = [LongCell(kind, method, RATES[kind], first) for method in METHODS]
+    shallow = LongCell(kind, "scratch", RATES[kind], first, layers=SHALLOWER)
+    rungs = [replace(cell, steps=steps) for steps in SHORTER for cell in (methods[0], shallow)]
+    return [
+        methods[0],
+        shallow,
+        methods[1],
+        *rungs[:2],
+        *methods[2:5],
+        *rungs[2:],
+        *methods[5:],
+        *_with_seeds(methods, others),
+    ]
+
+
+def _with_seeds(cells: Sequence[LongCell], seeds: Sequence[int]) -> list[LongCell]:
+    return [replace(cell, seed=seed) for seed in seeds for cell in cells]

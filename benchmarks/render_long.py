@@ -1,0 +1,106 @@
+"""benchmarks/LONG.md: what grown runs of 12,000 steps save beside scratch runs, and beside shallower ones.
+
+`python -m benchmarks.render_long` makes it from the archives; nothing is trained.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from apollo_cli.intervals import interval
+from apollo_cli.report import savings
+from apollo_cli.run_directory import RunDirectory
+from benchmarks import results_page
+from benchmarks.archives import BenchmarkCorpus, growth_costs
+from benchmarks.long_cells import DECAY, NAME, RATES, SHALLOWER, STEPS, WARMUP, LongCell, long_cells
+from benchmarks.render_ladder import end_of, saving_text
+from benchmarks.render_mixing import text_of
+
+PAGE = Path(__file__).with_name("LONG.md")
+TITLE = "What is saved in long runs"
+ABOUT = f"""\
+Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64 on bytes, {STEPS:,} steps of 2,048
+tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one rate. Scratch runs of
+fewer steps and of fewer layers have the same shape of the rate over their own length. `two_hops` and `two_hops_late`
+grow from 3 to 6 to 12 layers by `expander=boundary` with no moments for new layers, the late one after 50 and 75 %
+of the steps as `apollo_late` and `apollo_completep` do; `_completep` scales residual branches by the depth that runs.
+**From scratch** are the FLOPs of a scratch run of twelve layers that ends at the same loss, linear between two budgets
+of the same seed, never beyond them. **From {SHALLOWER} layers** is the same beside {SHALLOWER} layers from
+scratch: a growth to twelve pays only where it is positive, too.
+"""
+
+
+def write(kind: str | None = None, wanted: Sequence[LongCell] = ()) -> None:
+    """Writes the page: the part of a model, with these cells, or by default those of all models."""
+    results_page.put(TITLE, ABOUT.splitlines(), PAGE)
+    for each in [kind] if kind else RATES:
+        results_page.put(each.upper(), lines(each, wanted or long_cells(each)), PAGE)
+
+
+def lines(kind: str, wanted: Sequence[LongCell]) -> Iterator[str]:
+    """Lines of the part of a model; draws its picture."""
+    corpus = BenchmarkCorpus(NAME, kind=kind)
+    complete = corpus.complete(wanted)
+    is_partial = "" if len(complete) == len(wanted) else "; nothing is said about the others"
+    text = f" Text: {text_of(RunDirectory(corpus.kept(complete[0])).config())}." if complete else ""
+    yield f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}.{text}"
+    if not complete:
+        return
+    head = ("run", "layers", "steps", "FLOPs", "final losses (nats)", "growths cost (nats)", "from scratch")
+    yield from ["", *results_page.table((*head, f"from {SHALLOWER} layers"), _rows(corpus, complete))]
+    yield from _frontier(corpus, kind, complete)
+
+
+def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[list[str]]:
+    """A row for the runs of each method, depth and length, over its seeds."""
+    alike: dict[tuple[str, int | None, int | None], list[LongCell]] = {}
+    for cell in complete:
+        alike.setdefault((cell.method, cell.layers, cell.steps), []).append(cell)
+    for (method, layers, steps), cells in alike.items():
+        ends = [end_of(corpus, cell) for cell in cells]
+        costs = [", ".join(f"{cost:+.2f}" for cost in growth_costs(corpus.summary(cell))) for cell in cells]
+        is_scratch = method == "scratch"
+        yield [
+            method,
+            str(layers or 12),
+            f"{steps or STEPS:,}",
+            f"{sum(end.cost.flops for end in ends) / len(ends):.3e}",
+            ", ".join(f"{end.loss:.4f}" for end in ends),
+            "; ".join(costs),
+            "" if is_scratch and not layers else _saved(corpus, complete, cells, None),
+            "" if is_scratch and layers else _saved(corpus, complete, cells, SHALLOWER),
+        ]
+
+
+def _saved(
+    corpus: BenchmarkCorpus, complete: Sequence[LongCell], cells: Sequence[LongCell], layers: int | None
+) -> str:
+    """What runs save beside scratch runs of so many layers that end at their losses; a dash beyond these."""
+    shares = []
+    for cell in cells:
+        end, curve = end_of(corpus, cell), ladder(corpus, complete, cell.seed, layers)
+        if (cost := savings.scratch_cost(curve, end.loss, "flops")) is None:
+            return "-"
+        shares.append(savings.saving(end.cost.flops, cost))
+    return saving_text(interval(shares))
+
+
+def ladder(
+    corpus: BenchmarkCorpus, complete: Sequence[LongCell], seed: int, layers: int | None = None
+) -> savings.Curve:
+    """Final losses of complete scratch runs of so many layers, 12 by default, against their budgets."""
+    alike = [cell for cell in complete if (cell.method, cell.layers, cell.seed) == ("scratch", layers, seed)]
+    return savings.make_curve(end_of(corpus, cell) for cell in alike)
+
+
+def _frontier(corpus: BenchmarkCorpus, kind: str, complete: Sequence[LongCell]) -> Iterator[str]:
+    """Picture of the complete runs beside scratch runs of several budgets."""
+    from apollo_cli.report.frontier import frontier_of  # imports matplotlib
+
+    figure = frontier_of(corpus.compared(map(corpus.kept, complete), None), "flops")
+    if figure:
+        caption = f"{kind.upper()}: final validation loss against model FLOPs; the line goes through scratch runs"
+        yield from results_page.picture(f"{NAME}_{kind}_frontier", caption, figure)
+
+
+if __name__ == "__main__":
+    write()
