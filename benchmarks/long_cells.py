@@ -4,7 +4,6 @@ Every method has the same length, shape of the learning rate and rate as scratch
 shallower has several lengths, each with a learning rate laid out for it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.cells import SEEDS, ReproductionCell
@@ -66,22 +65,10 @@ class LongCell(ReproductionCell):
 
 
 def long_cells(kind: str) -> list[LongCell]:
-    """All cells of a model in the order in which they are wanted: one seed of all, then the methods' other seeds."""
+    """All cells of a model in the order in which they are wanted: those of one seed, then the methods' others."""
     first, *others = SEEDS
     methods = [LongCell(kind, method, RATES[kind], first) for method in METHODS]
     shallow = LongCell(kind, "scratch", RATES[kind], first, layers=SHALLOWER)
     rungs = [replace(cell, steps=steps) for steps in SHORTER for cell in (methods[0], shallow)]
-    return [
-        methods[0],
-        shallow,
-        methods[1],
-        *rungs[:2],
-        *methods[2:5],
-        *rungs[2:],
-        *methods[5:],
-        *_with_seeds(methods, others),
-    ]
-
-
-def _with_seeds(cells: Sequence[LongCell], seeds: Sequence[int]) -> list[LongCell]:
-    return [replace(cell, seed=seed) for seed in seeds for cell in cells]
+    again = [replace(cell, seed=seed) for seed in others for cell in methods]
+    return [methods[0], shallow, methods[1], *rungs[:2], *methods[2:5], *rungs[2:], *methods[5:], *again]
