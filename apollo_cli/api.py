@@ -10,6 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from matplotlib.figure import Figure
+from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 from tokenizers import Tokenizer
 
@@ -33,8 +34,6 @@ from apollo_cli.training.distributed.environment import ProcessEnv
 from apollo_cli.training.session import Result
 
 __all__ = ["Compared", "OverridesError", "Result", "compare", "load", "train"]
-
-_RUN_DIR = "hydra.run.dir"
 
 
 class OverridesError(ConfigError, ValueError):
@@ -74,18 +73,16 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         ApolloError: data, a checkpoint or the run itself failed; the message says what to do.
         Interrupted: an ApolloError; a signal, such as Ctrl-C, stopped the run, which has written a checkpoint.
     """
+    missing: list[Path] = []
     try:
         line = CommandLine.parse(list(overrides))
         if line.flags:
             raise ConfigError([f"{line.flags[0]}: flags are for the command; here there are only KEY=VALUE words"])
         if asked := resume_overrides(line):
             return run.resume(Path(asked[0]), asked[1])
-        config = _composed(line)
-        path = Path(run_dir or line.typed(_RUN_DIR) or _new_run_dir(config))
-    except ConfigError as error:
-        raise OverridesError(error.problems) from error
-    missing = files.missing(path)
-    try:
+        config, typed = _composed(line)
+        path = Path(run_dir or typed or _new_run_dir(config))
+        missing = files.missing(path)
         return run.train(config, path)
     except ConfigError as error:
         raise OverridesError(error.problems) from error
@@ -93,17 +90,19 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         files.remove_empty(missing)
 
 
-def _composed(line: CommandLine) -> Config:
-    """The config of a run with these words.
+def _composed(line: CommandLine) -> tuple[Config, str | None]:
+    """The config of a run with these words, and its directory if that is typed.
 
     Raises:
         ConfigError: with every problem.
     """
-    words = [word for word in line.overrides if not word.startswith(f"{_RUN_DIR}=")]
     try:
         with initialize_config_module(CONF, version_base="1.3"):
-            values = compose("config", words)
-        return job_config(values, words)
+            values = compose("config", list(line.overrides), return_hydra_config=True)
+        typed = values.hydra.run.dir if line.typed("hydra.run.dir") else None
+        with open_dict(values):
+            del values["hydra"]
+        return job_config(values, line.overrides), typed
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(line, error) from error
 

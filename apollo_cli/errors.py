@@ -17,6 +17,11 @@ def one_line(value: Any) -> str:
     return printable(re.sub(r"[\n\t]", "\N{REPLACEMENT CHARACTER}", str(value)))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def in_markdown(value: Any) -> str:
     """Untrusted text as one line of Markdown, in a table too, without markup of its own."""
     return re.sub(r"([\\`*_\[\]{}#|~$!])", r"\\\1", escape(one_line(value), quote=False))

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
+
+
+def digest_of(value: Any) -> str:
+    """The SHA-256 of a value of JSON, in hexadecimal."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def missing(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError
+from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError, first_line
 
 FORMAT = 1
 _MAX_BYTES = 16_000_000  # of a config.yaml or plan.json, which have some thousand
@@ -258,8 +258,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
             )
         value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} is damaged: {reason[0]}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no keys")
     return value

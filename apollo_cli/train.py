@@ -1,54 +1,24 @@
 """`apollo-train`: parse, call, exit code. Heavy imports wait until they are needed."""
 
 import os
-import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from apollo_cli import __version__
-from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
+from apollo_cli.cli.exit_codes import report
 from apollo_cli.cli.help import page
+from apollo_cli.cli.program import Program
 from apollo_cli.errors import EXIT_OK, ConfigError
-from apollo_cli.signals import Terminated, terminable
 from apollo_cli.training.distributed.environment import ProcessEnv, launcher_start_time, leave_group
 
 STAMP = "APOLLO_STAMP"  # names the run directory; conf/config.yaml reads it
 _STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S-%f"
 
 
-def main() -> None:
-    """The console command."""
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(words: list[str]) -> int:
-    """Runs `apollo-train` with these words and returns its exit code."""
+def _train(words: list[str]) -> int:
     os.environ[STAMP] = datetime.now().strftime(_STAMP_FORMAT)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us as they are
-    try:
-        with terminable():
-            return _run(words)
-    except (KeyboardInterrupt, Terminated) as stop:
-        return report_signal(stop, "apollo-train")
-    except BrokenPipeError as error:
-        if {"--help", "-h", "--version", "--schema"}.isdisjoint(words):
-            return report(error)
-        sys.stdout = None  # the reader of the pipe has gone
-        return EXIT_OK
-    except Exception as error:
-        return report(error)
-
-
-def _run(words: list[str]) -> int:
-    if "--help" in words or "-h" in words:
-        print(page(), flush=True)
-        return EXIT_OK
-    if "--version" in words:
-        print(f"apollo-train {__version__}", flush=True)
-        return EXIT_OK
     if "--schema" in words:
         from apollo_cli.config.json_schema import schema_text
 
@@ -112,6 +82,9 @@ def _resume(run_dir: Path, sections: dict[str, Any]) -> int:
         return report(error, run_dir)
     return EXIT_OK
 
+
+_PROGRAM = Program("apollo-train", lambda: f"{page()}\n", _train)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()

@@ -19,13 +19,13 @@ PAGE = Path(__file__).with_name("LONG.md")
 TITLE = "What is saved in long runs"
 ABOUT = f"""\
 Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64 on bytes, {STEPS:,} steps of 2,048
-tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one rate, in
-bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own length.
+tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one rate,
+in bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own length.
 `two_hops` and `two_hops_late` grow from 3 to 6 to 12 layers by `expander=boundary` with no moments for new layers,
-the late one after 50 and 75 % of the steps, as `apollo_late` does; `_completep` scales residual branches by the depth
-that runs. **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same loss,
-linear in FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is the same
-beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
+the late one after 50 and 75 % of the steps, as `apollo_late` does; `_completep` scales residual branches by the
+depth that runs. **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same
+loss, linear in FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is the
+same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
 """
 
 

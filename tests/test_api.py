@@ -44,6 +44,17 @@ def test_runs_are_trained_loaded_and_compared(
     found.figures["loss_against_flops"].savefig(tmp_path / "loss.png")
 
 
+def test_a_typed_run_directory_is_that_of_the_command(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that Hydra takes for a number, and an interpolation."""
+    monkeypatch.chdir(tmp_path)
+    words = [*tiny, "plan=true", "name=mine"]
+    assert train([*words, "hydra.run.dir=2026_11_29"]).run_dir == Path("2026_11_29")
+    assert train([*words, "hydra.run.dir=plans/${name}"]).run_dir == Path("plans/mine")
+    assert {path.name for path in tmp_path.iterdir()} >= {"2026_11_29", "plans"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -17,11 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from apollo_cli.cli.help import groups
-from apollo_cli.cli.plain_words import PlainArgs, parse_words
+from apollo_cli.cli.plain_words import parse_words
 from apollo_cli.compare import parser
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values, job_config
+from apollo_cli.config.schema import Section
 from apollo_cli.inference.evaluation_command import EvaluationArgs
 from apollo_cli.inference.sampling_command import SamplingArgs
 from apollo_cli.signals import Interrupted
@@ -193,7 +194,7 @@ def test_every_comparison_can_be_typed(words: list[str]) -> None:
         if words[0] in ("apollo-eval", "apollo-sample")
     ],
 )
-def test_every_evaluation_and_sample_can_be_typed(cls: type[PlainArgs], words: list[str]) -> None:
+def test_every_evaluation_and_sample_can_be_typed(cls: type[Section], words: list[str]) -> None:
     assert parse_words(cls, [word for word in words if not word.startswith("data.")], "apollo-eval")
 
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
 from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
-from apollo_cli.config.renamed import renamed
+from apollo_cli.config.renamed import RENAMED
 from apollo_cli.config.schema import closest
 from apollo_cli.errors import ConfigError
 
@@ -106,7 +106,7 @@ def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) ->
     flat = [option for text in texts for option in (text if isinstance(text, list) else [text])]
     return [
         f"{group}={option}: renamed to {new}"
-        if (new := renamed(f"{group}={option}"))
+        if (new := RENAMED.get(f"{group}={option}"))
         else f"{group}={option}: no such option{closest(str(option), options)}; {group} is one of {known_options}"
         for option in flat
         if option not in options and not (option is None and group == "experiment")
@@ -137,7 +137,7 @@ def _leaves(prefix: str, value: Any) -> Iterator[str]:
 
 def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[str, str]]) -> str:
     key = override.key_or_group
-    if new := renamed(key):
+    if new := RENAMED.get(key):
         return f"{override.input_line}: renamed to {new}={(override.input_line or '').partition('=')[2]}"
     group = key.partition(".")[0]
     homes = [

@@ -3,24 +3,17 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pydantic import ConfigDict
-
 from apollo_cli.cli.program import unknown_flag
 from apollo_cli.config.schema import Section, closest, validate
 from apollo_cli.errors import ConfigError
 
-
-class PlainArgs(Section):
-    """Keys of such a command, with their defaults; a value is converted from its text."""
-
-    model_config = ConfigDict(strict=False)
-
-
-A = TypeVar("A", bound=PlainArgs)
+A = TypeVar("A", bound=Section)
 
 
 def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
     """The typed keys of these words; a key whose type is a tuple may be typed several times.
+
+    `cls` has the keys with their defaults and is not strict: a value is converted from its text.
 
     Raises:
         ConfigError: with every problem.

@@ -9,6 +9,8 @@ from apollo_cli.cli.exit_codes import open_standard_streams, report, report_sign
 from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, terminable
 
+_INFORMATION = {"--help", "-h", "--version", "--schema"}
+
 
 def unknown_flag(word: str, program: str) -> str:
     """The problem of a word with dashes, which most programs take for a key."""
@@ -23,13 +25,13 @@ class Program:
 
     Attributes:
         name: as it is typed.
-        page: what --help prints.
+        page: what --help prints, or makes it.
         action: takes the words and returns the exit code, or None for 0; what is slow to import it imports itself,
             so that --help is fast.
     """
 
     name: str
-    page: str
+    page: str | Callable[[], str]
     action: Callable[[list[str]], int | None]
 
     def main(self) -> None:
@@ -39,16 +41,24 @@ class Program:
 
     def run(self, words: list[str]) -> int:
         """Prints the page or the version if that is asked for, else runs the action; returns the exit code."""
-        if {"--help", "-h"} & set(words):
-            print(self.page, end="")
-            return EXIT_OK
-        if "--version" in words:
-            print(f"{self.name} {__version__}")
-            return EXIT_OK
         try:
             with terminable():
-                return self.action(words) or EXIT_OK
+                return self._run(words) or EXIT_OK
         except (KeyboardInterrupt, Terminated) as stop:
             return report_signal(stop, self.name)
+        except BrokenPipeError as error:
+            if _INFORMATION.isdisjoint(words):
+                return report(error, None, self.name)
+            sys.stdout = None  # the reader of the pipe has gone
+            return EXIT_OK
         except Exception as error:
             return report(error, None, self.name)
+
+    def _run(self, words: list[str]) -> int | None:
+        if {"--help", "-h"} & set(words):
+            print(self.page if isinstance(self.page, str) else self.page(), end="", flush=True)
+        elif "--version" in words:
+            print(f"{self.name} {__version__}", flush=True)
+        else:
+            return self.action(words)
+        return EXIT_OK

@@ -14,8 +14,3 @@ RENAMED = {
     "experiment=paper_bert_base": "experiment=paper/bert_base",
     "experiment=paper_gpt2": "experiment=paper/gpt2",
 }
-
-
-def renamed(name: str) -> str | None:
-    """The new name of an old KEY or GROUP=OPTION; None for every other name."""
-    return RENAMED.get(name)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from apollo_cli.config.renamed import renamed
+from apollo_cli.config.renamed import RENAMED
 
 
 def whole(value: Any) -> Any:
@@ -101,7 +101,7 @@ def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: lis
 def _sentence(key: str, detail: Any, known: list[str]) -> str:
     typed = as_typed(detail["input"])
     if detail["type"] == "extra_forbidden":
-        if new := renamed(key):
+        if new := RENAMED.get(key):
             return f"{key}={typed}: renamed to {new}={typed}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:

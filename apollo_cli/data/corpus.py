@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from apollo_cli import files
 from apollo_cli.data import cache_folder
 from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.data.packer import SPLITS, Bar, PackingStats, Say, no_bar, pack_corpus
+from apollo_cli.data.packer import SPLITS, Bar, PackingStats, PartStats, Say, no_bar, pack_corpus
 from apollo_cli.data.recipe import BYTES, Recipe
 from apollo_cli.data.row_order import RowOrder, allotted
 from apollo_cli.data.sources import Source
@@ -89,7 +89,7 @@ def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar 
             cannot be written.
     """
     identity = _identity(source, recipe)
-    folder = cache / _digest_of(identity)[:20]
+    folder = cache / files.digest_of(identity)[:20]
     try:
         if corpus := _cached(folder, recipe):
             return corpus
@@ -152,13 +152,15 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
     """
     try:
         saved = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        if saved.pop("sha256_of_this") != _digest_of(saved):
+        if saved.pop("sha256_of_this") != files.digest_of(saved):
             raise ValueError("the checksum of corpus.json differs")
         content = (folder / "tokenizer.json").read_bytes()
         if hashlib.sha256(content).hexdigest() != saved["sha256_of_tokenizer"]:
             raise ValueError("the checksum of tokenizer.json differs")
         training, validation = (_rows(folder / f"{split}.bin", saved[split], recipe) for split in SPLITS)
-        packed = PackingStats.from_json(saved["packed"])
+        packed = PackingStats(
+            **saved["packed"] | {"parts": [PartStats(**part) for part in saved["packed"]["parts"]]}
+        )
         tokenizer = Tokenizer.from_buffer(content)
         tokenizers.check_tokenizer(recipe.kind, tokenizer, "tokenizer.json")
         if recipe.kind == "bert":
@@ -271,17 +273,17 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingSt
         "sha256_of_tokenizer": hashlib.sha256((folder / names[0]).read_bytes()).hexdigest(),
     }
     if packed.parts[0].weight is not None:
-        facts["fingerprint"] = _digest_of([content, [part.weight for part in packed.parts]])
+        facts["fingerprint"] = files.digest_of([content, [part.weight for part in packed.parts]])
     if recipe.bound:
         measured = _digest(folder / name for name in names if name != "training.bin")
         edition = [] if facts["edition"] is None else [facts["edition"]]
-        facts["fingerprint"] = _digest_of([measured, facts["source"], *edition])
+        facts["fingerprint"] = files.digest_of([measured, facts["source"], *edition])
     for split in SPLITS:
         facts[split] = {"rows": packed.rows(split), "crc32": _checksums(folder / f"{split}.bin")}
     facts = json.loads(json.dumps(facts))  # as it will be read: tuples are lists
     for name in names:
         files.sync_file(folder / name)
-    files.write_json(folder / "corpus.json", {**facts, "sha256_of_this": _digest_of(facts)})
+    files.write_json(folder / "corpus.json", {**facts, "sha256_of_this": files.digest_of(facts)})
 
 
 def _digest(paths: Iterable[Path]) -> str:
@@ -290,10 +292,6 @@ def _digest(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _digest_of(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _checksums(path: Path) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli.data import network
-from apollo_cli.data.readers import ARCHIVES, first_line, nothing_in
+from apollo_cli.data.readers import ARCHIVES, nothing_in
 from apollo_cli.data.sources import Part, Source, file_states
-from apollo_cli.errors import DataError
+from apollo_cli.errors import DataError, first_line
 
 _Key = tuple[str, str | None, str | None]  # path, configuration, revision
 _FORMATS = {"arrow", "csv", "json", "parquet", "text"} | {"cache"}  # cache: prepared by datasets from one of them

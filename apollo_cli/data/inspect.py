@@ -35,9 +35,7 @@ def _statistics(corpus: Corpus) -> Table:
         "left out": f"{packed.left_out:,} for training that validation has, too; {packed.empty:,} without text",
         "text": f"{packed.num_bytes:,} bytes of UTF-8",
         "tokens": f"{packed.tokens:,} of a vocabulary of {corpus.tokenizer.get_vocab_size():,}",
-        "unknown": "not counted"
-        if packed.unknown is None
-        else f"{packed.unknown:,} of the tokens ({packed.share_unknown:.2%}) are unknown to the tokenizer",
+        "unknown": f"{packed.unknown:,} of the tokens ({packed.share_unknown:.2%}) are unknown to the tokenizer",
         "bytes per token": f"{packed.num_bytes / max(1, packed.tokens):.3f}",
         "tokens a document": f"{packed.tokens / max(1, documents):,.1f} on average, at most {packed.longest:,}",
         "rows": f"{len(corpus.training):,} training, {len(corpus.validation):,} validation, of {seq_len} tokens",

@@ -54,7 +54,7 @@ class PackingStats:
         documents: packed ones of training and of validation.
         num_bytes: of their text in UTF-8.
         tokens: without those that are added between documents or around rows.
-        unknown: tokens for what the tokenizer does not know; None in a corpus in which they were not counted.
+        unknown: tokens for what the tokenizer does not know.
         left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
             after the last row that is needed.
         copies: those of `documents` that are exact copies of an earlier one.
@@ -69,7 +69,7 @@ class PackingStats:
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     num_bytes: int = 0
     tokens: int = 0
-    unknown: int | None = None
+    unknown: int = 0
     left_over: int = 0
     copies: int = 0
     left_out: int = 0
@@ -79,15 +79,9 @@ class PackingStats:
     tail: bool = False
     parts: list[PartStats] = field(default_factory=list)
 
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "PackingStats":
-        """The statistics that `asdict` made and JSON holds, without those that are no longer counted."""
-        known = {key: value for key, value in saved.items() if key in cls.__dataclass_fields__}
-        return cls(**known | {"parts": [PartStats(**part) for part in saved["parts"]]})
-
     @property
     def share_unknown(self) -> float:
-        return (self.unknown or 0) / max(1, self.tokens)
+        return self.unknown / max(1, self.tokens)
 
     def rows(self, split: str) -> int:
         """The rows of all parts for training or for validation."""
@@ -309,7 +303,7 @@ class Packer:
             self.hashes.append(piece.document)
         packed.num_bytes += len(piece.text.encode())
         packed.tokens += len(ids)
-        packed.unknown = (packed.unknown or 0) + ids.count(self.unknown)
+        packed.unknown += ids.count(self.unknown)
         self.writers[piece.goes_to].add(ids, piece.is_last)
         self.length += len(ids)
         packed.longest = max(packed.longest, self.length)

@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
-from apollo_cli.errors import DataError
+from apollo_cli.errors import DataError, first_line
 from apollo_cli.files import in_units
 
 MAX_LENGTH = 512_000_000  # bytes of a line, characters of a document: more is an error or a decompression bomb
@@ -443,8 +443,3 @@ def _arrow(file: IO[bytes]) -> tuple[Any, Iterator[Any]]:
             raise pyarrow.ArrowInvalid("its stream ends before the file does")
 
     return stream.schema, batches()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

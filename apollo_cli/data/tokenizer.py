@@ -27,9 +27,8 @@ from tokenizers import (
 
 from apollo_cli.data import network
 from apollo_cli.data.chunking import is_cut_anywhere, pieces
-from apollo_cli.data.readers import first_line
 from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, Recipe
-from apollo_cli.errors import DataError
+from apollo_cli.errors import DataError, first_line
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
 _ALGORITHMS_OF_BYTES = ("bpe", "unigram")

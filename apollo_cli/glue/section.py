@@ -168,6 +168,8 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
                 place[leaf] = _parsed(key, text)
             except (yaml.YAMLError, OmegaConfBaseException):
                 problems.append(f"{word}: not understood; lists are 'KEY=[1,2]' in quotes")
+        else:
+            problems.append(f"{word}: {section} has no keys; type {section}=VALUE")
     sections = {key.partition(".")[0] for _, key, _ in typed} - {"resume", *OVERRIDABLE_SECTIONS}
     if resumed and sections:
         keys, allowed = ", ".join(sorted(sections)), ", ".join(OVERRIDABLE_SECTIONS)

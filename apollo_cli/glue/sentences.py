@@ -30,14 +30,13 @@ class SentenceBatch(Batch):
         parts = zip(super().chunks(count), self.segments.chunk(count), masks, strict=True)
         return [
             SentenceBatch(
-                **chunk.tensors, segments=segments, attention_mask=mask, token_indices=_true_indices(mask)
+                **chunk.tensors,
+                segments=segments,
+                attention_mask=mask,
+                token_indices=mask.flatten().nonzero().squeeze(1),
             )
             for chunk, segments, mask in parts
         ]
-
-
-def _true_indices(mask: Tensor) -> Tensor:
-    return mask.flatten().nonzero().squeeze(1)
 
 
 def framed(kind: str, tokenizer: Tokenizer, max_length: int) -> Tokenizer:

@@ -1,14 +1,13 @@
 """What a trained model is worth on a text: loss, perplexity, bits per byte, accuracy, and each layer's share."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
@@ -47,76 +46,55 @@ class LayerWorth:
     """What one stored layer does.
 
     Attributes:
-        loss_without: the loss if it is left out.
+        loss_without: the loss of the stored layers without it.
+        more: by how much that is above their loss with it.
         update: norm of what it adds to the residual stream over the norm of its input, mean over tokens.
         similarity: cosine of its weights and the next layer's; None for the last one.
     """
 
     loss_without: float
+    more: float
     update: float
     similarity: float | None
 
 
 @torch.no_grad()
 def measure(
-    model: LanguageModel, batches: EvaluationBatches, device: Device, depth: int, corpus: Corpus
+    model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int, corpus: Corpus
 ) -> Measured:
-    """Loss and accuracy over the rows of `batches` at this depth."""
-    total, right, count = _sums(model, ((batch, None) for batch, _ in batches), device, depth)
-    return Measured(depth, total / count, right / count, count, _bits_per_byte(model, total / count, corpus))
-
-
-@torch.no_grad()
-def measure_sliding(
-    model: LanguageModel, rows: np.ndarray, stride: int, device: Device, depth: int, corpus: Corpus
-) -> Measured:
-    """As `measure`, of a causal model, over windows that begin `stride` tokens apart.
-
-    Each token but those of the first window is predicted from at least seq_len - stride tokens before it.
-    """
-    tokens = torch.from_numpy(rows.astype(np.int64)).flatten()
-    total, right, count = _sums(model, _windows(tokens, rows.shape[1], stride), device, depth)
-    return Measured(depth, total / count, right / count, count, _bits_per_byte(model, total / count, corpus))
-
-
-def _windows(tokens: Tensor, seq_len: int, stride: int) -> Iterator[tuple[Batch, int]]:
-    """Windows of one row each, with the number of their last predictions that count."""
-    done = 1  # tokens that are predicted; the first one has none before it
-    for start in range(0, len(tokens) - 1, stride):
-        window = tokens[start : start + seq_len]
-        last = start + len(window)
-        counted = last - done
-        yield Batch(window[None], torch.arange(len(window) - 1), window[1:]), counted
-        done = last
-        if last == len(tokens):
-            break
-
-
-def _sums(
-    model: LanguageModel, batches: Iterator[tuple[Batch, int | None]], device: Device, depth: int
-) -> tuple[float, int, int]:
-    """Sum of losses, number of right predictions, number of predictions; of each batch the last ones count."""
+    """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
     logical = layers_to_run(len(model.blocks), depth)
     total, right, count = 0.0, 0, 0
     for batch, counted in batches:
         moved = batch.to(device.device)
         with device.autocast():
             hidden = model.trunk(moved.tokens, logical, depth=max(depth, len(model.blocks)))
-            hidden = hidden.flatten(0, 1)[moved.positions]
-            logits = model.head(hidden)
-        kept = slice(len(moved.targets) - counted, None) if counted is not None else slice(None)
-        targets, logits = moved.targets[kept], logits[kept].float()
+            logits = model.head(hidden.flatten(0, 1)[moved.positions])[-counted:].float()
+        targets = moved.targets[-counted:]
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    return total, right, count
+    bits = total / count / math.log(2) * corpus.packed.tokens / corpus.packed.num_bytes
+    return Measured(depth, total / count, right / count, count, None if model.model_config.kind == "bert" else bits)
 
 
-def _bits_per_byte(model: LanguageModel, loss: float, corpus: Corpus) -> float | None:
-    """The loss in bits times the corpus' tokens a byte."""
-    if model.model_config.kind == "bert":
-        return None
-    return loss / math.log(2) * corpus.packed.tokens / corpus.packed.num_bytes
+def sliding_windows(rows: np.ndarray, stride: int) -> Iterator[tuple[Batch, int]]:
+    """Windows of one row each that begin `stride` tokens apart, less than a row, for a causal model.
+
+    Each token is predicted once, but for those of the first window from at least seq_len - stride tokens before it.
+
+    Yields:
+        A window, and how many of its last predictions count.
+    """
+    tokens, seq_len = torch.from_numpy(rows.astype(np.int64)).flatten(), rows.shape[1]
+    done = 1  # tokens that are predicted; the first one has none before it
+    for start in range(0, len(tokens) - 1, stride):
+        window = tokens[start : start + seq_len]
+        last = start + len(window)
+        yield Batch(window[None], torch.arange(len(window) - 1), window[1:]), last - done
+        done = last
+        if last == len(tokens):
+            break
 
 
 @torch.no_grad()
@@ -142,21 +120,32 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
     similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
     updates = _updates(model, next(iter(batches))[0], device)
-    found = []
-    for i in range(stored):
-        losses = [
-            (model.loss(batch.to(device.device), range(stored), gates={i: 0.0}).item(), counted)
-            for batch, counted in batches
-        ]
-        mean = sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
-        found.append(LayerWorth(mean, updates[i], similarities[i] if i < stored - 1 else None))
-    return found
+    whole, *without = (
+        _mean_loss(model, batches, device, gates) for gates in ({}, *({i: 0.0} for i in range(stored)))
+    )
+    return [
+        LayerWorth(loss, loss - whole, update, similarity)
+        for loss, update, similarity in zip(without, updates, [*similarities, None], strict=True)
+    ]
+
+
+def _mean_loss(
+    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float]
+) -> float:
+    """The loss of all stored layers with these gates."""
+    total, count, layers = 0.0, 0, range(len(model.blocks))
+    for batch, counted in batches:
+        with device.autocast():
+            total += counted * model.loss(batch.to(device.device), layers, gates=gates).item()
+        count += counted
+    return total / count
 
 
 def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:
     tokens = batch.tokens.to(device.device)
     stored = len(model.blocks)
-    hidden = [model.trunk(tokens, range(depth), depth=stored) for depth in range(stored + 1)]
+    with device.autocast():
+        hidden = [model.trunk(tokens, range(depth), depth=stored) for depth in range(stored + 1)]
     return [
         ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item() for before, after in pairwise(hidden)
     ]

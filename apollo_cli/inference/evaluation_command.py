@@ -11,21 +11,16 @@ from pydantic import Field
 from rich.table import Table
 
 from apollo_cli.cli.arguments import CommandLine
-from apollo_cli.cli.plain_words import PlainArgs, parse_words
+from apollo_cli.cli.plain_words import parse_words
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
-from apollo_cli.config.schema import Size
+from apollo_cli.config.schema import Section, Size
 from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import ConfigError
-from apollo_cli.inference.evaluation import (
-    layer_worths,
-    measure,
-    measure_sliding,
-    pseudo_perplexity,
-)
+from apollo_cli.inference.evaluation import layer_worths, measure, pseudo_perplexity, sliding_windows
 from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import prepare_corpus
@@ -35,7 +30,7 @@ from apollo_cli.training.planning import make_task
 _MOST_LOGITS = 2**26  # numbers at once
 
 
-class EvaluationArgs(PlainArgs):
+class EvaluationArgs(Section, strict=False):
     """What may be typed, beside the keys of `data`."""
 
     run: tuple[str, ...] = Field(min_length=1)
@@ -112,18 +107,18 @@ def _evaluate(
     depth = args.depth or len(model.blocks)
     if args.depth and not model.blocks:
         raise ConfigError([f"depth={args.depth}: {trained.title} stores no layer to be shared; leave it out"])
-    if args.stride:
-        if trained.kind == "bert":
-            raise ConfigError(
-                [f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"]
-            )
-        measured = measure_sliding(model, rows, args.stride, device, depth, corpus)
-    else:
-        measured = measure(model, batches, device, depth, corpus)
+    if args.stride and trained.kind == "bert":
+        raise ConfigError([f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"])
+    if args.stride and args.stride >= sizes.positions:
+        most = f"type at most {sizes.positions - 1}"
+        raise ConfigError(
+            [f"stride={args.stride}: windows have {sizes.positions} tokens, some would be left out; {most}"]
+        )
+    if args.pseudo and trained.kind != "bert":
+        raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; GPT has a perplexity"])
+    measured = measure(model, sliding_windows(rows, args.stride) if args.stride else batches, device, depth, corpus)
     result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
     if args.pseudo:
-        if trained.kind != "bert":
-            raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; GPT has a perplexity"])
         mask = special_ids("bert", corpus.tokenizer)["mask"]
         result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)
     if args.per_layer:
@@ -168,8 +163,11 @@ def _layer_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for number, layer in enumerate(result["layers"]):
         similarity = "-" if layer["similarity"] is None else f"{layer['similarity']:.3f}"
-        more = layer["loss_without"] - result["loss"]
         table.add_row(
-            str(number), f"{layer['loss_without']:.4f}", f"{more:+.4f}", f"{layer['update']:.3f}", similarity
+            str(number),
+            f"{layer['loss_without']:.4f}",
+            f"{layer['more']:+.4f}",
+            f"{layer['update']:.3f}",
+            similarity,
         )
     return table

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from apollo_cli.cli.plain_words import PlainArgs, parse_words
-from apollo_cli.config.schema import Seed, Size
+from apollo_cli.cli.plain_words import parse_words
+from apollo_cli.config.schema import Section, Seed, Size
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import ConfigError, DataError, printable
 from apollo_cli.inference.trained import TrainedModel, load_trained
@@ -18,7 +18,7 @@ from apollo_cli.tracking.console import Console
 MASK = "[MASK]"
 
 
-class SamplingArgs(PlainArgs):
+class SamplingArgs(Section, strict=False):
     """What may be typed."""
 
     run: str

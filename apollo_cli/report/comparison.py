@@ -48,11 +48,6 @@ class Outcome:
     at_flops: float | None  # loss at the budget of the question
 
     @property
-    def final(self) -> float | None:
-        """The last loss."""
-        return self.curve[-1].loss if self.curve else None
-
-    @property
     def saving_for_good(self) -> float | None:
         """The saving in FLOPs, counted from where both stay at the target; None where one does not."""
         if self.cost_for_good is None or self.target is None or self.target.cost_for_good is None:

@@ -105,7 +105,7 @@ def _run(outcome: Outcome, method: Method) -> dict[str, Any]:
         "seed": outcome.run.seed,
         "status": outcome.run.status,
         **outcome.run.made_with,
-        "final_loss": outcome.final,
+        "final_loss": outcome.curve[-1].loss if outcome.curve else None,
         "loss_at_flops": outcome.at_flops,
         "target_loss": outcome.target and outcome.target.loss,
         "to_target": outcome.cost,

@@ -1,7 +1,7 @@
 """The picture of savings at equal final loss: complete runs of every method beside scratch runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import style
@@ -38,10 +38,17 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
 
     Budgets are compared that every seed has; scratch runs are of the depth that the methods grow to.
     """
-    grown = list(_grown(comparison))
+    of_methods = looks_of(comparison)
+    complete = [
+        (of_methods[method.label], outcome)
+        for method in comparison.methods
+        for outcome in method.outcomes
+        if outcome.run.status == "completed" and outcome.curve
+    ]
+    grown = [(look, outcome) for look, outcome in complete if not outcome.run.is_scratch]
     depths = {outcome.run.target_layers for _, outcome in grown}
     ladders: dict[Any, dict[int, Point]] = {}
-    for outcome in _complete(comparison, is_scratch=True):
+    for outcome in (outcome for _, outcome in complete if outcome.run.is_scratch):
         best, end = ladders.setdefault(outcome.run.seed, {}), outcome.curve[-1]
         if depths != {outcome.run.target_layers}:  # another model
             continue
@@ -65,22 +72,6 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
         saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
         methods.append(Ended(look, tuple(ends), tuple(saved)))
     return draw_frontier(list(curves.values()), methods, axis)
-
-
-def _complete(comparison: Comparison, *, is_scratch: bool) -> Iterator[Outcome]:
-    for method in comparison.methods:
-        for outcome in method.outcomes:
-            is_asked = outcome.run.is_scratch == is_scratch and outcome.run.status == "completed"
-            if is_asked and outcome.curve:
-                yield outcome
-
-
-def _grown(comparison: Comparison) -> Iterator[tuple[Look, Outcome]]:
-    """The complete runs of methods that grow, with the looks of their methods."""
-    of_methods = looks_of(comparison)
-    for method in comparison.methods:
-        one = replace(comparison, methods=(method,))
-        yield from ((of_methods[method.label], outcome) for outcome in _complete(one, is_scratch=False))
 
 
 def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str) -> Figure:

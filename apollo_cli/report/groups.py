@@ -245,7 +245,8 @@ def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:
-    return bool(method.get("schedule.layers") == [method.get("model.layers")])
+    is_whole = method.get("schedule.layers") == [method.get("model.layers")]
+    return is_whole and method.get(_SOURCE) is None
 
 
 def _token(key: str, value: Any) -> str:

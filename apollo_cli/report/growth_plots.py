@@ -48,6 +48,7 @@ def draw_growth(comparison: Comparison) -> Iterator[Picture]:
         yield Picture("strengths", caption, _over_strengths(comparison, strengths, by_label))
     runs = [run for run in runs if run.config.get("sampler.kind") == "lvps" and not run.is_scratch]
     runs = [run for run in runs if _lvps_constants(run)]
+    runs = [run for run in runs if run.target_layers == runs[0].target_layers]  # the picture is of one depth
     stages = sorted({n for run in runs for n in run.config["schedule.layers"] if 0 < n < run.target_layers})
     if stages:
         caption = "low-value-prioritised sampling: the probability of each depth, for several strengths k."

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 from apollo_cli.report.comparison import Comparison, Method
@@ -82,7 +81,7 @@ def mixing_table(found: Sequence[GrowthMixing]) -> ReportTable:
     rows = []
     for mixing in found:
         first, *later = mixing.gap
-        marks = [min(later, key=partial(_distance, share * later[-1])) for share in _SHARES]
+        marks = [min((abs(step - share * later[-1]), step) for step in later)[1] for share in _SHARES]
         constant = time_constant(mixing.gap, first)
         rows.append(
             [
@@ -95,10 +94,6 @@ def mixing_table(found: Sequence[GrowthMixing]) -> ReportTable:
         )
     head = ["growth (layers)", "gap (nats)", "open at once", *["open (after steps)"] * len(_SHARES), "tc (steps)"]
     return ReportTable(head, rows)
-
-
-def _distance(asked: float, step: int) -> float:
-    return abs(step - asked)
 
 
 def _is_after(row: Mapping[str, float]) -> bool:

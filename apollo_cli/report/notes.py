@@ -126,8 +126,10 @@ def _shallow_notes(comparison: Comparison) -> Iterator[str]:
             for other, run in ended
             if run.is_scratch and run.has_blocks_of(grown) and run.target_layers < grown.target_layers
         ]
-        loss, label, layers = min(shallow, default=(math.inf, "", 0))
-        if not grown.is_scratch and loss <= end.loss:
+        if grown.is_scratch or not shallow:
+            continue
+        loss, label, layers = min(shallow)
+        if loss <= end.loss < math.inf:
             yield (
                 f"'{method.label}' ends at {end.loss:.4f}; '{label}', with {layers} layers from the first step, is "
                 f"at {loss:.4f} for no more FLOPs: the deeper layers have not paid."

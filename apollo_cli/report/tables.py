@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from apollo_cli.glue.tasks import TASKS
-from apollo_cli.intervals import Interval, interval, interval_of_all
+from apollo_cli.intervals import Interval, interval_of_all
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
 from apollo_cli.report.runs import Run
@@ -102,7 +102,7 @@ def format_number(value: float, half: float | None = None) -> str:
     """`1.206e13`, `(6.61 ± 0.31)e12`, `65.3 ± 1.2`."""
     if not math.isfinite(value):
         return "not finite"
-    power = math.floor(math.log10(abs(value))) if value else 0
+    power = int(f"{value:.3e}".partition("e")[2])  # of the rounded number
     if power < 6:
         digits = max(0, 3 - max(power, 0)) if value else 0
         return Interval(value, half, 0).format(digits)
@@ -174,8 +174,9 @@ def _with_average(
     """Scores of each task and their average over runs; None where a run lacks a task."""
     scores = {name: interval_of_all([each.get(name) for each in found]) for name in tasks}
     if averaged:
-        whole = all(name in each for each in found for name in averaged)
-        scores[AVERAGE] = interval([fmean(each[n] for n in averaged) for each in found]) if whole else None
+        scores[AVERAGE] = interval_of_all(
+            [fmean(each[n] for n in averaged) if all(n in each for n in averaged) else None for each in found]
+        )
     return scores
 
 

@@ -3,10 +3,11 @@
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from apollo_cli.errors import ApolloError, DataError, one_line
+from apollo_cli.errors import ApolloError, DataError, first_line, one_line
 from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, LABELS, has_key
@@ -41,21 +42,10 @@ def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], li
         raise DataError(f"{option}: should be ENTITY/PROJECT")
     if not has_key():
         raise DataError(f"{option}: there is no W&B key here; type wandb login, or set WANDB_API_KEY")
-    query = _query(filters)
-    answers: queue.SimpleQueue[Run | Exception | None] = queue.SimpleQueue()
-    threading.Thread(target=_ask, args=(project, query, answers), daemon=True).start()
-    runs: list[Run] = []
-    notes: list[str] = []
-    try:
-        while answer := answers.get(timeout=TIMEOUT):
-            if isinstance(answer, Run):
-                runs += [answer] if answer.rows else []
-            elif isinstance(answer, ApolloError):
-                notes.append(f"left out: {one_line(answer)}")
-            else:
-                raise DataError(f"{option}: {_first_line(answer)}") from answer
-    except queue.Empty:
-        raise DataError(f"{option}: the server does not answer for {TIMEOUT} seconds") from None
+    answers = _ask(project, _query(filters))
+    found = list(iter(lambda: within(TIMEOUT, option, partial(next, answers, None)), None))
+    runs = [answer for answer in found if isinstance(answer, Run) and answer.rows]
+    notes = [answer for answer in found if isinstance(answer, str)]
     if not runs:
         raise DataError("\n".join([*notes, f"{option}: no run of apollo-train with rows is in it"]))
     return runs, notes
@@ -82,12 +72,8 @@ def within(seconds: float, option: str, call: Callable[[], Result]) -> Result:
     except queue.Empty:
         raise DataError(f"{option}: the server does not answer for {seconds:g} seconds") from None
     if isinstance(answer, Exception):
-        raise DataError(f"{option}: {_first_line(answer)}") from answer
+        raise DataError(f"{option}: {first_line(answer)}") from answer
     return answer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _query(filters: Sequence[str]) -> dict[str, Any]:
@@ -105,21 +91,16 @@ def _query(filters: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _ask(project: str, query: dict[str, Any], answers: "queue.SimpleQueue[Run | Exception | None]") -> None:
-    """Puts the runs of apollo-train, the damaged ones as errors, then None; or the error that ended it."""
-    os.environ |= _QUIET
-    try:
-        import wandb
+def _ask(project: str, query: dict[str, Any]) -> Iterator[Run | str]:
+    """The runs of apollo-train, and a note for each damaged one."""
+    import wandb
 
-        for found in wandb.Api(timeout=TIMEOUT).runs(project, query, lazy=False):
-            try:
-                if isinstance(found.config.get(FACTS), dict):
-                    answers.put(_run(f"{project}/{found.id}", found))
-            except ApolloError as error:
-                answers.put(error)
-        answers.put(None)
-    except Exception as error:
-        answers.put(error)
+    for found in wandb.Api(timeout=TIMEOUT).runs(project, query, lazy=False):
+        try:
+            if isinstance(found.config.get(FACTS), dict):
+                yield _run(f"{project}/{found.id}", found)
+        except ApolloError as error:
+            yield f"left out: {one_line(error)}"
 
 
 def _run(place: str, found: Any) -> Run:

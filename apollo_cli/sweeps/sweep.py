@@ -5,9 +5,9 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import which
@@ -47,7 +47,7 @@ _WAIT = 5  # seconds for the other processes of a sweep that is refused
 
 def run_hydra(line: CommandLine) -> int:
     """Has Hydra run, sweep or show what was typed; returns the exit code."""
-    with Command(line) as command, _new_folders_removed(command.new_folders):
+    with Command(line) as command:
         try:
             commands = grid.commands(line)
             command.later = commands[1:]
@@ -92,15 +92,6 @@ def _hydra_main(words: list[str]) -> int:
     return EXIT_OK
 
 
-@contextmanager
-def _new_folders_removed(new_folders: list[Path]) -> Iterator[None]:
-    """At the end, removes the folders of this list that are empty."""
-    try:
-        yield
-    finally:
-        files.remove_empty(new_folders)
-
-
 class Command:
     """What one `apollo-train` command does through Hydra. Its callback finds it in `current`.
 
@@ -130,6 +121,7 @@ class Command:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        files.remove_empty(self.new_folders)
         Command.current = None
         self._open.close()
         if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep

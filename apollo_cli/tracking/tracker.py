@@ -1,7 +1,7 @@
 """Distribution of rows: to metrics.jsonl first, then to the console and the listeners."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from apollo_cli.tracking.console import Console
 from apollo_cli.tracking.metrics_file import MetricsFile
@@ -9,12 +9,13 @@ from apollo_cli.tracking.metrics_file import MetricsFile
 Row = dict[str, Any]
 
 
-class Listener(Protocol):
+class Listener:
     """Takes rows beside metrics.jsonl."""
 
-    page: str  # address where the run is shown; empty if none is known
+    page = ""  # address where the run is shown; empty if none is known
 
-    def row(self, row: Row) -> None: ...
+    def row(self, row: Row) -> None:
+        """Takes one row."""
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
         """Takes summary.json; `status` is completed, interrupted or failed."""
@@ -71,6 +72,3 @@ class NullTracker(Tracker):
 
     def metrics_bytes(self) -> int:
         return 0
-
-    def close(self, status: str, summary: dict[str, Any]) -> None:
-        pass

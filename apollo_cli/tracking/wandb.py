@@ -28,6 +28,7 @@ from apollo_cli.config.training import TrackingArgs
 from apollo_cli.errors import ConfigError
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking import recorder
+from apollo_cli.tracking.tracker import Listener
 
 FACTS = "apollo"  # key beside the config: the facts on a run that a comparison needs
 LABELS = ("method", "scratch", "target_layers", "size", "parameters", "made_with")  # to group and filter by in W&B
@@ -78,7 +79,7 @@ def run_id_of_agent() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
-class WandbProcess:
+class WandbProcess(Listener):
     """A running recorder. No method raises because of it, and only `close` waits.
 
     Args:

@@ -11,15 +11,13 @@ from apollo_cli.config.training import TrackingArgs
 from apollo_cli.tracking.tracker import Listener, Row
 
 
-class TensorBoardFiles:
+class TensorBoardFiles(Listener):
     """Writes the curves for `tensorboard --logdir` by a thread of TensorBoard's own; the axis is the step.
 
     Args:
         folder: of its files.
         step: from which on rows of an interrupted run are replaced.
     """
-
-    page = ""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -35,16 +33,11 @@ class TensorBoardFiles:
         self.writer.close()
 
 
-class CsvFile:
+class CsvFile(Listener):
     """Writes metrics.csv at the end: the rows of metrics.jsonl, and a column for each key that one of them has."""
-
-    page = ""
 
     def __init__(self, run_dir: Path) -> None:
         self.source, self.path = run_dir / "metrics.jsonl", run_dir / "metrics.csv"
-
-    def row(self, row: Row) -> None:
-        pass
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
         rows = [json.loads(line) for line in self.source.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from apollo_cli import files
-from apollo_cli.errors import CheckpointError, StorageError
+from apollo_cli.errors import CheckpointError, StorageError, first_line
 from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.state import Checkpoint, TrainerState
@@ -291,7 +291,7 @@ def _write_meta(checkpoint: Checkpoint, folder: Path, world_size: int, sums: Map
         "state": asdict(checkpoint.state),
         "sha256": sums,
     }
-    meta["sha256_of_meta"] = _digest_of_meta(meta)
+    meta["sha256_of_meta"] = files.digest_of(meta)
     (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
     files.sync_file(folder / "meta.json")
     files.sync_folder(folder)
@@ -326,7 +326,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
             f"checkpoint {path}: a newer apollo-train wrote it (format {meta['format']}, this one reads up to "
             f"{FORMAT}); update apollo-train"
         )
-    if meta.pop("sha256_of_meta") != _digest_of_meta(meta):
+    if meta.pop("sha256_of_meta") != files.digest_of(meta):
         raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum differs)")
     return meta
 
@@ -341,8 +341,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error!r}") from error
     except (RuntimeError, UnpicklingError, SafetensorError) as error:  # undamaged, but not as we write it
-        first_line = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"checkpoint {path} holds something that is refused: {first_line}") from error
+        raise CheckpointError(f"checkpoint {path} holds something that is refused: {first_line(error)}") from error
 
 
 def _content(shards: int) -> Iterator[str]:
@@ -374,10 +373,6 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
         raise TypeError(f"state.run_id is {state.run_id!r}")
     return state
-
-
-def _digest_of_meta(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _is_undamaged(path: Path, sha256: list[str]) -> bool:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -19,6 +20,18 @@ def test_a_message_shows_no_control_characters(capsys: pytest.CaptureFixture[str
     assert report(DataError("a.jsonl, line 3: no field '\x1b]0;title\x07text'\n\tsecond line")) == EXIT_USER_ERROR
     shown = capsys.readouterr().err
     assert shown == "apollo-train: a.jsonl, line 3: no field '\ufffd]0;title\ufffdtext'\n\tsecond line\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_a_reader_who_has_gone_is_no_error(module: str, flag: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", f"apollo_cli.{module}", flag], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_bug_shows_its_traceback_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

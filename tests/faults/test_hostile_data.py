@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apollo_cli import files
 from apollo_cli.data import corpus
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.corpus import Corpus, Recipe, load_corpus
@@ -466,9 +467,9 @@ def test_what_cannot_be_repaired_is_refused_with_what_to_delete(
 ) -> None:
     built()
     folder = entry(tmp_path)
-    original = corpus._digest_of
+    original = files.digest_of
     monkeypatch.setattr(
-        corpus, "_digest_of", lambda facts: original(facts) if isinstance(facts, list) else str(random.random())
+        files, "digest_of", lambda facts: original(facts) if isinstance(facts, list) else str(random.random())
     )
     with pytest.raises(DataError, match=rf"{folder} is damaged .*: delete it"):
         built()

@@ -49,6 +49,8 @@ def test_several_values_are_a_list_and_paths_are_taken_literally() -> None:
         ("sed=1", "sed: no such key; did you mean seed?"),
         ("glue.epoch=1", "glue.epoch: no such key; did you mean glue.epochs?"),
         ("some.thing=1", "some: no such key"),
+        ("model.dropout=0.1", "model.dropout=0.1: model has no keys; type model=VALUE"),
+        ("seed.head=1", "seed.head=1: seed has no keys; type seed=VALUE"),
     ],
 )
 def test_a_wrong_word_is_one_problem(word: str, problem: str) -> None:

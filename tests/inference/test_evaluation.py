@@ -18,7 +18,7 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.growth.layer_maps import layers_to_run
-from apollo_cli.inference.evaluation import measure_sliding, pseudo_perplexity
+from apollo_cli.inference.evaluation import measure, pseudo_perplexity, sliding_windows
 from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sample import run as sample
@@ -93,9 +93,21 @@ def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None
     class Packed:
         packed = type("Stats", (), {"tokens": 1, "num_bytes": 1})
 
-    found = measure_sliding(model, rows, 4, CPU, len(model.blocks), Packed())  # type: ignore[arg-type]
+    windows = sliding_windows(rows, 4)
+    found = measure(model, windows, CPU, len(model.blocks), Packed())  # type: ignore[arg-type]
     assert found.predictions == 47
     assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "windows"), [(1, 33), (5, 8), (15, 4)])
+def test_windows_of_any_stride_predict_each_token_once(stride: int, windows: int) -> None:
+    rows = np.arange(48).reshape(3, 16)
+    found = list(sliding_windows(rows, stride))
+    predicted = torch.cat([batch.targets[-counted:] for batch, counted in found])
+    assert predicted.tolist() == list(range(1, 48))
+    assert len(found) == windows
+    for batch, _ in found:  # each from the token before it
+        assert (batch.tokens[0][batch.positions] + 1 == batch.targets).all()
 
 
 def test_pseudo_perplexity_masks_every_token_alone(finished: Finished) -> None:
@@ -146,9 +158,14 @@ def test_an_update_is_what_a_layer_adds(kind: str, finished: Finished, capsys: p
 def test_each_layer_is_left_out_in_turn(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = evaluated(capsys, f"run={finished('gpt')}", "per_layer=true")
     assert len(found["layers"]) == 4
-    assert all(layer["loss_without"] != found["loss"] and layer["update"] > 0 for layer in found["layers"])
+    for layer in found["layers"]:
+        assert layer["more"] == pytest.approx(layer["loss_without"] - found["loss"], abs=1e-5) != 0
+        assert layer["update"] > 0
     assert [layer["similarity"] is None for layer in found["layers"]] == [False, False, False, True]
-    assert run([f"run={finished('gpt')}", "per_layer=true", "depth=2"]) == 0
+    (shallow,) = evaluated(capsys, f"run={finished('gpt')}", "per_layer=true", "depth=2")
+    assert shallow["loss"] != found["loss"]
+    assert shallow["layers"] == found["layers"]  # of all that are stored
+    assert run([f"run={finished('gpt')}", "per_layer=true"]) == 0
     assert "loss without it" in capsys.readouterr().out
 
 
@@ -184,6 +201,8 @@ def test_a_model_in_several_files_is_read_everywhere(
         (["run=nowhere", "data.files=x.txt"], "nowhere"),
         (["rum=x", "run=y"], "rum: no such key; did you mean run?"),
         (["run={bert}", "stride=8"], "stride=8: BERT predicts masked tokens"),
+        (["run={gpt}", "stride=16"], "stride=16: windows have 16 tokens, some would be left out; type at most 15"),
+        (["run={gpt}", "pseudo=2"], "pseudo=2: it is for BERT"),
         (["run={bert}", "checkpoint=step_7"], "checkpoint=step_7: not in"),
         (["run={bert}", "depth=deep"], "depth=deep"),
         (["run={bert}/model"], "type data.files=FILE"),
@@ -193,6 +212,6 @@ def test_a_model_in_several_files_is_read_everywhere(
 def test_a_wrong_word_is_named(
     words: list[str], says: str, finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = finished("bert")
-    assert run([word.format(bert=folder) for word in words]) == 2
+    folders = {kind: finished(kind) for kind in ("bert", "gpt")}
+    assert run([word.format(**folders) for word in words]) == 2
     assert says in capsys.readouterr().err

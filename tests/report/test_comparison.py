@@ -284,6 +284,12 @@ def test_a_grown_run_that_the_shallow_model_beats_is_noted(tmp_path: Path) -> No
     )
 
 
+def test_nothing_is_noted_of_a_grown_run_whose_last_loss_is_not_finite(tmp_path: Path) -> None:
+    scratch(tmp_path / "deep", FLAT, name="deep")
+    write_run(tmp_path / "grown", [(50, 100, 10.0, 3.2), (100, 200, 20.0, None)], name="grown")
+    assert not [note for note in comparison_notes(compared(tmp_path)) if "have not paid" in note]
+
+
 def test_other_differing_settings_are_noted(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for i, rate in enumerate((0.001, 0.003, 0.003, 0.003, 0.003)):

@@ -92,6 +92,11 @@ def test_without_names_the_differing_settings_are_the_label() -> None:
     assert labels(run("a"), run("b", expander__kind="stack")) == ["expander=interpolate", "expander=stack"]
     assert labels(run("a"), run("b", schedule__layers=[1, 4])) == ["layers=1-4", "layers=2-4"]
     assert labels(scratch("a", optim__lr=0.01), scratch("b")) == ["scratch lr=0.001", "scratch lr=0.01"]
+    begun = [
+        scratch(str(lr), optim__lr=lr, init_from__path="/m", init_from__flops=5, name="x", source_flops=5.0)
+        for lr in (0.01, 0.02)
+    ]
+    assert labels(*begun, scratch("c", name="base")) == ["base", "x lr=0.01", "x lr=0.02"]
     kinds = [run("a", name="x"), run("b", name="x", sampler__kind="uniform"), scratch("c", name="base")]
     assert labels(*kinds) == ["base", "x sampler=lvps k=2", "x sampler=uniform k=2"]
 

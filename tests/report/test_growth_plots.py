@@ -57,6 +57,15 @@ def test_seeds_are_aligned_at_their_own_growth(tmp_path: Path) -> None:
     assert after == [(4.0, 30.5), (14.0, 40.5), (24.0, 50.5)]
 
 
+def test_the_probabilities_are_those_of_one_depth_where_models_differ_in_it(tmp_path: Path) -> None:
+    rows = [(9, 90, 9.0, 3.0)]
+    write_run(tmp_path / "a", rows, name="a", model__layers=4, schedule__layers=[2, 4])
+    write_run(tmp_path / "b", rows, name="b", model__layers=12, schedule__layers=[6, 12])
+    (comparison,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())
+    figures = {picture.name: picture.figure for picture in module.draw_growth(comparison)}
+    assert [axes.get_title() for axes in figures["lvps"].axes] == ["N = 2 of L = 4"]
+
+
 def test_methods_that_differ_in_the_strength_alone_are_one_line(tmp_path: Path) -> None:
     for k in (4, 0, 2.5):
         for seed in (0, 1):
