@@ -43,9 +43,9 @@ def frontier(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 
     by_label, methods = looks(METHODS, "scratch"), []
     for method in METHODS:
-        ends, costs = _ends(corpus, kind, method)
+        ends, _ = _ends(corpus, kind, method)
         if ends and method != "scratch":
-            saved = (savings.saving(ends[seed].cost.flops, cost) if cost else None for seed, cost in costs.items())
+            saved = savings_of(corpus, kind, method).values()
             methods.append(Ended(by_label[method], tuple(ends.values()), tuple(saved)))
     ladders = [rungs for seed in SEEDS if (rungs := ladder(corpus, kind, seed))]
     caption = (
@@ -73,7 +73,7 @@ def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
     ends, costs = _ends(corpus, kind, method)
     if not ends:
         return None
-    saved = [savings.saving(ends[seed].cost.flops, cost) for seed, cost in costs.items() if cost]
+    saved = [share for share in savings_of(corpus, kind, method).values() if share is not None]
     return [
         method,
         f"{fmean(end.cost.flops for end in ends.values()):.3e}",
@@ -81,6 +81,12 @@ def _row(corpus: BenchmarkCorpus, kind: str, method: str) -> list[str] | None:
         ", ".join(f"{cost:.3e}" if cost else "beyond" for cost in costs.values()),
         saving_text(interval(saved)) if len(saved) == len(ends) else "-",
     ]
+
+
+def savings_of(corpus: BenchmarkCorpus, kind: str, method: str) -> dict[int, float | None]:
+    """What each seed of a method saved beside scratch runs of its final loss; None beyond their budgets."""
+    ends, costs = _ends(corpus, kind, method)
+    return {seed: savings.saving(ends[seed].cost.flops, cost) if cost else None for seed, cost in costs.items()}
 
 
 def _ends(
