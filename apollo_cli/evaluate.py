@@ -13,7 +13,7 @@ usage: apollo-eval run=DIR [run=DIR ...] [data=NAME] [data.KEY=VALUE ...] [KEY=V
   checkpoint=step_00000100     of the run, instead of its exported model
   depth=6                      so many layers run: fewer than are stored (early exit), or more (shared)
   rows=1024                    at most so many rows
-  stride=64                    GPT: overlapping windows, each token with at least seq_len - 64 tokens before it
+  stride=32                    GPT: overlapping windows, each token with at least seq_len - 32 tokens before it
   pseudo=16                    BERT: also the pseudo-perplexity of so many rows, each token masked alone
   per_layer=true               what each layer is worth: the loss without it, its update, its likeness to the next
   device=auto  precision=auto  auto: that of the run, where this device has it

@@ -161,7 +161,7 @@ def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) 
     model, theirs = in_parametrization(model, None), {}
     for name, tensor in model.state_dict().items():
         their_names = _their_names(model.model_config, name)
-        rows = _rows(model.model_config, name, len(tensor), len(their_names))
+        rows = _rows(model.model_config, name, len(tensor), their_names)
         for their_name, part in zip(their_names, tensor.split(rows), strict=True):
             oriented = part.t() if their_name.endswith(GPT_TRANSPOSED) else part
             theirs[their_name] = oriented.cpu().clone(memory_format=torch.contiguous_format)  # no view of qkv
@@ -351,7 +351,7 @@ def _our_tensor(
     if missing := [their_name for their_name in their_names if their_name not in theirs]:
         raise CheckpointError(f"{folder}/model.safetensors: no tensor {', '.join(missing)}")
     parts = [theirs[n].t() if n.endswith(GPT_TRANSPOSED) else theirs[n] for n in their_names]
-    rows = _rows(model_config, name, size[0], len(parts))
+    rows = _rows(model_config, name, size[0], their_names)
     for their_name, part, length in zip(their_names, parts, rows, strict=True):
         if part.shape != (expected := torch.Size([length, *size[1:]])):
             raise CheckpointError(
@@ -361,11 +361,9 @@ def _our_tensor(
     return torch.cat(parts)
 
 
-def _rows(model_config: ModelConfig, name: str, rows: int, parts: int) -> list[int]:
-    """The rows of our tensor `name` that each of the parts has which are joined in it."""
-    if parts > 1 and ".qkv." in name:
-        return [model_config.hidden, model_config.kv_hidden, model_config.kv_hidden]
-    return [rows // parts] * parts
+def _rows(model_config: ModelConfig, name: str, rows: int, their_names: list[str]) -> tuple[int, ...]:
+    """The rows of our tensor `name` that each of theirs has."""
+    return model_config.joined_rows(name, rows) if len(their_names) > 1 else (rows,)
 
 
 def _their_names(model_config: ModelConfig, name: str) -> list[str]:

@@ -170,6 +170,15 @@ class ModelConfig:
         h, matrices = self.hidden, 3 if self.architecture.activation == "swiglu" else 2
         return 2 * h * h + 2 * h * self.kv_hidden + matrices * h * self.ffn
 
+    def joined_rows(self, name: str, rows: int) -> tuple[int, ...]:
+        """The rows of the matrices that a layer's parameter of so many rows holds, one below the other."""
+        match name.split(".")[-2]:
+            case "qkv":
+                return self.hidden, self.kv_hidden, self.kv_hidden
+            case "gate_up":
+                return rows // 2, rows // 2
+        return (rows,)
+
     def narrowed(self, share: float) -> "ModelConfig":
         """A copy with this share of hidden, heads, kv_heads and ffn, each rounded to a whole number."""
         hidden, heads, ffn = (round(share * width) for width in (self.hidden, self.heads, self.ffn))

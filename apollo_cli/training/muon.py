@@ -18,10 +18,11 @@ class Muon(AdamW):
     """The arithmetic of `torch.optim.Muon` for the groups that have `parts`, AdamW for the other ones.
 
     torch's class is not used, as it always computes in bf16, waits where the rate is a tensor, cannot be blocked,
-    and takes queries, keys and values in one tensor for one matrix. A matrix has the state `momentum_buffer`.
+    and takes what several matrices share, as queries, keys and values do, for one. A parameter has the state
+    `momentum_buffer`.
 
     Args:
-        groups: as AdamW's. `parts`: the number of matrices of equal size, below each other, in each parameter.
+        groups: as AdamW's. `parts`: the rows of the matrices, below each other, in each parameter.
         momentum: decay of the mean of gradients.
         nesterov: whether the newest gradient is added to that mean once more.
         ns_steps: number of Newton-Schulz iterations.
@@ -59,14 +60,16 @@ class Muon(AdamW):
             assert gradient is not None
             mean = buffer.lerp(gradient, 1 - self.momentum)
             direction = gradient.lerp(mean, self.momentum) if self.nesterov else mean
-            matrices = direction.chunk(group["parts"])
-            update = torch.cat([orthogonalized(matrix, self.ns_steps) for matrix in matrices])
-            rate = lr * lr_factor(self.adjust_lr_fn, *matrices[0].shape)
             updated = parameter * (1 - lr * group["weight_decay"])
-            if isinstance(rate, Tensor):  # as `alpha` the device would be waited for
-                updated.addcmul_(update.float(), -rate)
-            else:
-                updated.add_(update, alpha=-rate)
+            for old, matrix in zip(*(each.split(group["parts"]) for each in (updated, direction)), strict=True):
+                update, rate = (
+                    orthogonalized(matrix, self.ns_steps),
+                    lr * lr_factor(self.adjust_lr_fn, *matrix.shape),
+                )
+                if isinstance(rate, Tensor):  # as `alpha` the device would be waited for
+                    old.addcmul_(update.float(), -rate)
+                else:
+                    old.add_(update, alpha=-rate)
             for old, new in ((buffer, mean), (parameter, updated)):
                 old.copy_(new if blocked is None else torch.where(blocked.bool(), old, new))
 

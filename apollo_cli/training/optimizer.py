@@ -85,10 +85,10 @@ def parameter_groups(model: OptimizedModel, optim: OptimArgs) -> list[dict[str, 
     of_adamw, of_muon = hidden_lr_scales(model.model_config, optim)
     if by_adamw:
         groups.append({"params": list(by_adamw.values())} | _scaled(optim, of_adamw))
-    for count in (3, 1) if optim.kind == "muon" else ():
-        params = [p for name, p in matrices.items() if matrices_in(name) == count]
-        groups.append({"params": params, "parts": count} | _scaled(optim, of_muon))
-    return groups
+    by_parts: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for name, p in matrices.items():
+        by_parts.setdefault(model.model_config.joined_rows(name, len(p)), []).append(p)
+    return groups + [{"params": ps, "parts": rows} | _scaled(optim, of_muon) for rows, ps in by_parts.items()]
 
 
 def _scaled(optim: OptimArgs, scale: float) -> dict[str, float]:
@@ -134,11 +134,6 @@ def build_optimizer(model: OptimizedModel, optim: OptimArgs) -> AdamW:
     )
 
 
-def matrices_in(name: str) -> int:
-    """How many matrices a parameter of a layer holds: queries, keys and values are in one tensor."""
-    return 3 if name.endswith("qkv.weight") else 1
-
-
 def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
     """FLOPs of the optimizer's own matrix products in an update of one layer; 0 for AdamW."""
     if optim.kind == "adamw":
@@ -146,10 +141,10 @@ def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
     with torch.device("meta"):
         (block,) = build(model_config, 1).blocks
     return sum(
-        count * newton_schulz_flops(p.shape[0] // count, p.shape[1], optim.ns_steps)
+        newton_schulz_flops(rows, p.shape[1], optim.ns_steps)
         for name, p in block.named_parameters()
         if p.ndim == 2
-        for count in [matrices_in(name)]
+        for rows in model_config.joined_rows(name, len(p))
     )
 
 

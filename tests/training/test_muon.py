@@ -41,6 +41,10 @@ def _matrices(device: str = "cpu") -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=random).to(device)) for shape in SHAPES]
 
 
+def _groups(matrices: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [{"params": [p], "weight_decay": weight_decay, "parts": (len(p),)} for p in matrices]
+
+
 def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
     """Gradients for all but the last matrix in the first two steps, as if it were frozen at first."""
     random = torch.Generator().manual_seed(step)
@@ -59,7 +63,7 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit(
 ) -> None:
     keys = {"momentum": 0.9, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
     ours, theirs = _matrices(device), _matrices(device)
-    mine = Muon([{"params": ours, "weight_decay": 0.3, "parts": 1}], **ADAMW, **keys)
+    mine = Muon(_groups(ours, 0.3), **ADAMW, **keys)
     its = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.3, **keys)
     for step in range(6):
         _give_gradients(step, ours, theirs)
@@ -73,9 +77,10 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit(
 
 
 def test_matrices_in_one_tensor_are_updated_as_if_they_were_apart(bf16: None) -> None:
-    apart = [nn.Parameter(torch.randn(4, 6)) for _ in range(3)]
+    """Queries are more than keys and values where several heads share these."""
+    apart = [nn.Parameter(torch.randn(rows, 6)) for rows in (8, 4, 4)]
     joined = nn.Parameter(torch.cat([p.detach() for p in apart]))
-    mine = Muon([{"params": [joined], "weight_decay": 0.1, "parts": 3}], **ADAMW, **MUON)
+    mine = Muon([{"params": [joined], "weight_decay": 0.1, "parts": (8, 4, 4)}], **ADAMW, **MUON)
     its = torch.optim.Muon(apart, lr=0.01, weight_decay=0.1, **MUON)
     for _ in range(3):
         for p in apart:
@@ -89,10 +94,7 @@ def test_matrices_in_one_tensor_are_updated_as_if_they_were_apart(bf16: None) ->
 @each_device
 def test_a_blocked_update_changes_nothing(device: str) -> None:
     matrices, embedding = _matrices(device), nn.Parameter(torch.ones(3, 2, device=device))
-    groups = [
-        {"params": [embedding], "weight_decay": 0.1},
-        {"params": matrices, "weight_decay": 0.1, "parts": 1},
-    ]
+    groups = [{"params": [embedding], "weight_decay": 0.1}, *_groups(matrices, 0.1)]
     optimizer = Muon(groups, **ADAMW, **MUON)
     blocked, free = torch.ones((), device=device), torch.zeros((), device=device)
 
@@ -117,7 +119,7 @@ def test_a_blocked_update_changes_nothing(device: str) -> None:
 @pytest.mark.gpu
 def test_no_update_waits_for_the_device() -> None:
     matrices = _matrices("cuda")
-    optimizer = Muon([{"params": matrices, "weight_decay": 0.1, "parts": 1}], **ADAMW, **MUON)
+    optimizer = Muon(_groups(matrices, 0.1), **ADAMW, **MUON)
     blocked = torch.zeros((), device="cuda")
     for lr in (0.01, torch.tensor(0.01, device="cuda")):
         optimizer.lr = lr
@@ -133,10 +135,7 @@ def test_the_rate_may_be_a_tensor() -> None:
     updated = []
     for lr in (0.01, torch.tensor(0.01)):
         matrices, embedding = _matrices(), nn.Parameter(torch.ones(3, 2))
-        groups = [
-            {"params": [embedding], "weight_decay": 0.1},
-            {"params": matrices, "weight_decay": 0.1, "parts": 1},
-        ]
+        groups = [{"params": [embedding], "weight_decay": 0.1}, *_groups(matrices, 0.1)]
         optimizer = Muon(groups, **ADAMW | {"lr": lr}, **MUON)
         _give_gradients(2, matrices)
         embedding.grad = torch.ones_like(embedding)
@@ -209,9 +208,19 @@ def test_flops_of_a_layer_by_hand(kind: str, config: Callable[..., Config]) -> N
     assert optimizer_flops(settings.model_config, config().optim) == 0
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_flops_of_a_llama_layer_by_hand(config: Callable[..., Config]) -> None:
+    """Queries and output 6 h^3 each, keys and values of one head 4 m^2 h + 2 m^3 each, and three matrices."""
+    sizes = ("model.hidden=16", "model.heads=4", "model.kv_heads=1", "model.ffn=24")
+    settings = config("model=llama", "optim=muon", *sizes)
+    h, m, f = 16, 4, 24
+    by_hand = 2 * 6 * h**3 + 2 * (4 * m * m * h + 2 * m**3) + 3 * (4 * h * h * f + 2 * h**3)
+    assert optimizer_flops(settings.model_config, settings.optim) == 5 * by_hand
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest(kind: str, config: Callable[..., Config]) -> None:
-    settings = config(f"model={kind}", "optim=muon", "optim.weight_decay=0.3")
+    more = ["model.kv_heads=1"] if kind == "llama" else []
+    settings = config(f"model={kind}", *more, "optim=muon", "optim.weight_decay=0.3")
     model = build(settings.model_config, 2)
     optimizer = build_optimizer(model, settings.optim)
     names = {p: name for name, p in model.named_parameters()}
@@ -221,13 +230,13 @@ def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest(kind: str, confi
         for p in group["params"]
     }
     assert found.keys() == set(names.values())
+    h, f = settings.model.hidden, settings.model.ffn
+    keys_and_values = (h // settings.model.heads,) * 2 if kind == "llama" else (h, h)
+    of_layer = {"qkv": (h, *keys_and_values), "gate_up": (f, f)}
+    of_layer |= {"attention_out": (h,), "ffn_in": (f,), "ffn_out": (h,)}
     for name, value in found.items():
         is_matrix = name.endswith("weight") and "norm" not in name
-        parts = (
-            {"qkv": 3, "attention_out": 1, "ffn_in": 1, "ffn_out": 1}.get(name.split(".")[-2])
-            if "blocks" in name
-            else None
-        )
+        parts = of_layer.get(name.split(".")[-2]) if "blocks" in name else None
         assert value == (parts if is_matrix else None, 0.3 if is_matrix else 0.0), name
     model.logits(torch.arange(8).view(1, 8), (0, 1)).logsumexp(-1).sum().backward()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
