@@ -221,7 +221,7 @@ class Cell(Session):
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(self.training, device.device),
-            measure=lambda gates: evaluate_model(model, self.rows, device, config.batch.size),
+            measure=lambda gates, full_depth: evaluate_model(model, self.rows, device, config.batch.size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
             refused_steps=self.directory.refused_steps,

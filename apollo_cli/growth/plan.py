@@ -111,6 +111,7 @@ class Plan:
         seed: base seed of every random number generator.
         source_flops: FLOPs of training the model of `init_from`; None where they are not known.
         source_seconds: seconds of training it; 0 where they are not known.
+        source_layers: layers of that model, from which the first stage may grow; None without one.
         maps: FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where
             several processes learn the same map.
         narrower: the cost of a step at each smaller share of the width that a stage has.
@@ -126,6 +127,7 @@ class Plan:
     seed: int
     source_flops: int | None = 0
     source_seconds: float = 0.0
+    source_layers: int | None = None
     maps: Mapping[int, int] = field(default_factory=dict)
     narrower: Mapping[float, StepCost] = field(default_factory=dict)
     may_end_early: bool = False
@@ -209,7 +211,8 @@ class Plan:
         stage = self.schedule.stages[index]
         step_cost, counts = self.cost_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
-        grows = (previous.layers, previous.width) != (stage.layers, stage.width)
+        before = previous.layers if index or self.source_layers is None else self.source_layers
+        grows = (before, previous.width) != (stage.layers, stage.width)
         return StagePlan(
             stage=stage,
             parameters=step_cost.parameters(stage.layers),
@@ -221,7 +224,7 @@ class Plan:
             optimizer_flops=stage.steps * (stage.layers - stage.frozen) * step_cost.optimizer_flops,
             depth_probabilities=self._sampler(index).probabilities(stage.layers, step_cost.target),
             depth_counts=counts,
-            growth=self.expander.growth(previous.layers, stage.layers) if grows else None,
+            growth=self.expander.growth(before, stage.layers) if grows else None,
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:
@@ -284,6 +287,7 @@ class Plan:
             "optimizer_flops": self.optimizer_flops,
             "source_flops": self.source_flops,
             "source_seconds": self.source_seconds,
+            "source_layers": self.source_layers,
             "stages": [stage.as_dict() for stage in self.stages],
         }
         if (plan := self.earliest) is not None:
@@ -311,12 +315,15 @@ def max_steps_within(
         raise ValueError(
             f"a budget of {budget:.6g} is too small: {low} steps, the fewest that it can be, cost {least:.6g}"
         )
-    high = 2 * low
-    while cost(plan_for(high)) <= budget:
-        low, high = high, 2 * high
+    most = MOST_MICRO_STEPS // plan_for(low).step_cost.accumulation
+    high = min(2 * low, most + 1)
+    while high <= most and cost(plan_for(high)) <= budget:
+        low, high = high, min(2 * high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
+    if low >= most:
+        return plan_for(most + 1)  # which is more than a plan counts
     # a growth that moves a step later can make a longer run cheaper: try some more lengths
-    further = range(low, low + 2 * len(plan_for(low).schedule.stages) + 1)
+    further = range(low, min(most, low + 2 * len(plan_for(low).schedule.stages)) + 1)
     return plan_for(max(steps for steps in further if cost(plan_for(steps)) <= budget))

@@ -133,6 +133,19 @@ def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
     return register
 
 
+def is_scratch(layers: Sequence[int] | None, target: int | None, sampler: str | None, source: str | None) -> bool:
+    """Whether a run trains the whole model from the first step.
+
+    Args:
+        layers: stored in each stage.
+        target: the target depth.
+        sampler: its kind; of one that is not installed here it is not known whether it leaves layers out.
+        source: path of the model that the run begins with; None for random weights.
+    """
+    leaves_out = sampler in SAMPLERS and SAMPLERS[sampler].chooses_layers
+    return list(layers or ()) == [target] and source is None and not leaves_out
+
+
 class RatioSampler(DepthSampler):
     """Draws the ratio y = depth / N from a density that is stretched over the range of possible ratios.
 

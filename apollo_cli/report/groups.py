@@ -11,6 +11,7 @@ from apollo_cli.config.config import FAMILIES
 from apollo_cli.config.schema import Section, member
 from apollo_cli.errors import one_line
 from apollo_cli.files import in_order
+from apollo_cli.growth.samplers import is_scratch
 from apollo_cli.report.runs import Run, first_of
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
@@ -245,8 +246,7 @@ def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
 
 
 def _is_scratch(method: dict[str, Any]) -> bool:
-    is_whole = method.get("schedule.layers") == [method.get("model.layers")]
-    return is_whole and method.get(_SOURCE) is None
+    return is_scratch(*map(method.get, ("schedule.layers", "model.layers", "sampler.kind", _SOURCE)))
 
 
 def _token(key: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from apollo_cli import files
 from apollo_cli.errors import ApolloError, DataError, one_line
 from apollo_cli.glue.tasks import TASKS
+from apollo_cli.growth.samplers import is_scratch
 from apollo_cli.models.model_config import Kind
 from apollo_cli.run_directory import RunDirectory
 
@@ -131,9 +132,9 @@ class Run:
 
     @property
     def is_scratch(self) -> bool:
-        """Whether all layers are stored from the first step and initialized at random."""
-        has_one_stage = self.config.get("schedule.layers") == [self.target_layers]
-        return has_one_stage and self.config.get("init_from.path") is None
+        """Whether it trains the whole model from the first step."""
+        keys = ("schedule.layers", "model.layers", "sampler.kind", "init_from.path")
+        return is_scratch(*map(self.config.get, keys))
 
     def has_blocks_of(self, other: "Run") -> bool:
         """Whether both models are of one kind and width, and so differ in their layers alone."""

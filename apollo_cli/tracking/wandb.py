@@ -238,7 +238,7 @@ def open_mirror(
         identity: of the run.
         config: shown in W&B.
         run_dir: has metrics.jsonl already.
-        skip_rows: rows dropped by a resume that will be appended again; W&B has them.
+        skip_rows: rows dropped by a resume that will be appended again; W&B has them if it was on.
         say: prints a line.
         stages: of the plan, as a table.
     """
@@ -248,6 +248,8 @@ def open_mirror(
     folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
     checkpoints = RunDirectory(run_dir.resolve()).checkpoints
     log.touch()
+    is_recorded = folder.exists()  # what was trained before, by a recorder of this run
+    kept = recorder.named_checkpoints(checkpoints) if is_recorded else []
     run = {
         **asdict(identity),
         "project": tracking.project or os.environ.get("WANDB_PROJECT") or "apollo",
@@ -265,16 +267,14 @@ def open_mirror(
             "folder": str(folder),
             "metrics": str(metrics),
             "log": str(log),
-            "log_from": log.stat().st_size if folder.exists() else 0,  # a resumed run has sent the rest
+            "log_from": log.stat().st_size if is_recorded else 0,
             "stages": stages,
             "upload": tracking.upload,
             "corpus": _corpus(config) if tracking.upload != "none" else None,
             "checkpoints": str(checkpoints) if tracking.upload == "checkpoints" else None,
-            "seen": [
-                (name, alias) for name, aliases in recorder.named_checkpoints(checkpoints) for alias in aliases
-            ],
+            "seen": [(name, alias) for name, aliases in kept for alias in aliases],
             "server": {"url": _address(), "key": _key()},
-            "skip": metrics.read_bytes().count(b"\n") + skip_rows,
+            "skip": metrics.read_bytes().count(b"\n") + skip_rows if is_recorded else 0,
             "timeout": tracking.timeout,
             "argv": sys.argv,
             "pid": os.getpid(),

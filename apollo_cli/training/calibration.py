@@ -48,7 +48,7 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
     devices = plan.step_cost.devices
     if name := config.run.plan_device:
         rate = GPUS[name] * _SHARE_OF_PEAK * devices
-        seconds = sum(
+        seconds = plan.map_flops / rate + sum(
             count * max(plan.flops_of(part.stage.first_step, depth) / rate, depth * _SECONDS_A_LAYER)
             for part in plan.stages
             for depth, count in part.depth_counts.items()

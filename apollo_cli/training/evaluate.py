@@ -20,14 +20,16 @@ def evaluate(
     device: Device,
     gates: Mapping[int, float] = NO_GATES,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    full_depth: bool = True,
 ) -> dict[str, float]:
     """`eval/loss` at depth N, as exported, `eval/loss_full_depth` at depth L, `eval/perplexity` of the first.
 
-    Where no layer is stored there is none to share, and no `eval/loss_full_depth`.
+    Where no layer is stored there is none to share, and no `eval/loss_full_depth`; nor without `full_depth`.
     `progress` takes the number of batches that are done and of all.
     """
     stored, target = len(model.blocks), model.model_config.layers
-    depths = {stored, target} if stored else {0}
+    depths = {stored, target} if stored and full_depth else {stored}
     total, done = len(depths) * len(batches), count(1)
     was_training = model.training
     model.eval()
@@ -36,7 +38,7 @@ def evaluate(
         for depth in depths
     }
     model.train(was_training)
-    full = {"eval/loss_full_depth": losses[target]} if stored else {}
+    full = {"eval/loss_full_depth": losses[target]} if stored and full_depth else {}
     return {
         "eval/loss": losses[stored],
         **full,

@@ -7,6 +7,7 @@ import torch
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import Config
 from apollo_cli.growth.plan import Plan
+from apollo_cli.growth.samplers import is_scratch
 from apollo_cli.run_directory import read_yaml
 from apollo_cli.training.device import Device
 from apollo_cli.training.summary import git_commit, versions
@@ -16,7 +17,7 @@ def labels(config: Config, plan: Plan, device: Device) -> dict[str, Any]:
     """What runs are grouped and filtered by: method, size, and what they were made with."""
     return {
         "method": method(config),
-        "scratch": is_scratch(config),
+        "scratch": trains_whole(config),
         "target_layers": config.model.layers,
         "size": size(config),
         "parameters": plan.stages[-1].parameters,
@@ -34,21 +35,21 @@ def labels(config: Config, plan: Plan, device: Device) -> dict[str, Any]:
 def tags(config: Config) -> tuple[str, ...]:
     """Model, sampler, expander, stages and size; `baseline` where all layers train from the first step."""
     kinds = (config.model.kind, config.sampler.kind, config.expander.kind)
-    return (*kinds, _stages(config), size(config), *(["baseline"] if is_scratch(config) else []))
+    return (*kinds, _stages(config), size(config), *(["baseline"] if trains_whole(config) else []))
 
 
 def method(config: Config) -> str:
     """The name of the run and how it grows; equal for runs that differ in their seed."""
-    if is_scratch(config):
+    if trains_whole(config):
         return f"{config.run.name}: scratch"
     strength = f" k={config.sampler.k:g}" if hasattr(config.sampler, "k") else ""
     growth = f"{config.sampler.kind}{strength} expander={config.expander.kind} {_stages(config)}"
     return f"{config.run.name}: {growth}"
 
 
-def is_scratch(config: Config) -> bool:
-    """Whether all layers are stored from the first step and initialized at random."""
-    return tuple(config.schedule.layers) == (config.model.layers,) and config.init_from.path is None
+def trains_whole(config: Config) -> bool:
+    """Whether the run is one from scratch."""
+    return is_scratch(config.schedule.layers, config.model.layers, config.sampler.kind, config.init_from.path)
 
 
 def size(config: Config) -> str:

@@ -12,7 +12,7 @@ from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys
 from apollo_cli.errors import in_markdown
 from apollo_cli.growth.plan import Plan
 from apollo_cli.tracking.console import duration
-from apollo_cli.training.labels import is_scratch, tags
+from apollo_cli.training.labels import tags, trains_whole
 
 CARD = "README.md"
 WeightsOf = Literal["end", "average", "best"]
@@ -63,7 +63,7 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     kind, totals = config.model.kind, summary["totals"]
     yield f"# {in_markdown(config.run.name)}"
     yield ""
-    way = "all of its layers from the first step" if is_scratch(config) else "its depth growing meanwhile"
+    way = "all of its layers from the first step" if trains_whole(config) else "its depth growing meanwhile"
     norm = "pre-norm " if config.model_config.norm == "pre" else ""
     weights = {
         "average": " These are the averages of its weights (EMA).",

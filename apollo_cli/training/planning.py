@@ -92,31 +92,35 @@ class SourceCost:
         flops: of its training; None if not known.
         seconds: of its training; 0 if not known.
         map_flops: of the map by which the first stage was made of it.
+        layers: of it; None without a source.
     """
 
     flops: int | None
     seconds: float
     map_flops: int
+    layers: int | None
 
     @classmethod
     def of(cls, plan: Plan) -> "SourceCost":
         """That of a run with this plan."""
-        return cls(plan.source_flops, plan.source_seconds, plan.maps.get(0, 0))
+        return cls(plan.source_flops, plan.source_seconds, plan.maps.get(0, 0), plan.source_layers)
 
 
 def recorded_source(plan: Mapping[str, Any]) -> SourceCost | None:
     """The cost of the source in a plan.json; None where it has none that can be believed."""
     try:
         flops, seconds = plan["source_flops"], float(plan["source_seconds"])
-        map_flops = plan["stages"][0]["map_flops"]
+        map_flops, first = plan["stages"][0]["map_flops"], plan["stages"][0]["layers"]
+        layers = plan.get("source_layers")  # a run of an earlier version has none
+        is_sound = layers is None or (_is_count(layers) and 1 <= layers <= first)
     except (KeyError, IndexError, TypeError, ValueError):
         return None
-    is_sound = type(map_flops) is int and map_flops >= 0 and 0 <= seconds < inf
-    return SourceCost(flops, seconds, map_flops) if is_sound and _is_count(flops) else None
+    is_sound = is_sound and _is_count(map_flops) and (flops is None or _is_count(flops)) and 0 <= seconds < inf
+    return SourceCost(flops, seconds, map_flops, layers) if is_sound else None
 
 
-def _is_count(flops: Any) -> bool:
-    return flops is None or (type(flops) is int and flops >= 0)
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def make_plan(
@@ -145,7 +149,9 @@ def make_plan(
     source = None if recorded else find_source(config)
     maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
     if recorded is None:
-        recorded = SourceCost(source.flops, source.seconds, maps.get(0, 0)) if source else SourceCost(0, 0.0, 0)
+        recorded = SourceCost(0, 0.0, 0, None)
+        if source:
+            recorded = SourceCost(source.flops, source.seconds, maps.get(0, 0), source.model_config.layers)
     elif recorded.map_flops:
         maps[0] = recorded.map_flops
     budget = config.budget
@@ -159,6 +165,7 @@ def make_plan(
             seed=config.run.seed,
             source_flops=recorded.flops,
             source_seconds=recorded.seconds,
+            source_layers=recorded.layers,
             maps=maps,
             narrower=narrower,
             may_end_early=budget.may_end_early,

@@ -196,8 +196,13 @@ class Pretraining(Session):
             strategy=strategy,
             optimizer=optimizer,
             training=Prefetch(batches, device.device),
-            measure=lambda gates: evaluate(
-                strategy.language_model(), validation, device, gates, self.console.evaluating
+            measure=lambda gates, full_depth: evaluate(
+                strategy.language_model(),
+                validation,
+                device,
+                gates,
+                self.console.evaluating,
+                full_depth=full_depth,
             ),
             tracker=tracker,
             checkpoints=Checkpoints(

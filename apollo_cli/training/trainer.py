@@ -92,7 +92,9 @@ class Trainer:
     strategy: ParallelStrategy
     optimizer: AdamW
     training: Prefetch
-    measure: Callable[[Mapping[int, float]], dict[str, float]]  # from gates to validation losses
+    measure: Callable[
+        [Mapping[int, float], bool], dict[str, float]
+    ]  # from gates, and whether at the target depth too
     tracker: Tracker
     checkpoints: Checkpoints
     refused_steps: Path  # a folder for diagnoses
@@ -106,7 +108,7 @@ class Trainer:
     graphs: Graphs | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.saved_step = self.state.step
+        self.saved_step = self.state.step or None  # a run that begins has no checkpoint
         self.started = perf_counter() - self.state.total_seconds
         self.activation_limit = activation_limit(self.device)
         keep_freed_memory(self.device)
@@ -160,6 +162,8 @@ class Trainer:
                 self.save()
             if signum and not self.is_done():
                 raise Interrupted(signum)
+        if not state.step:  # the first evaluation has ended the run
+            self.save()
 
     def stop_signal(self, stop: StopRequest) -> int:
         """The signal that any process received, or 0."""
@@ -202,7 +206,7 @@ class Trainer:
             if not layers:
                 self.begin_layers(growth)
         else:
-            self.enlarge(stage.stage, stop)
+            self.enlarge(stage.stage, index, stop)
         after = self.evaluate_model()
         reset_peak(self.device)  # a row has the peak of its own stage
         self.row(ends | after)
@@ -219,10 +223,10 @@ class Trainer:
             below, above = model.get_submodule("embedding_norm"), model.blocks[-1].get_submodule("ffn_norm")
             hand_over_norm(below, above, self.optimizer, self.args.moments)
 
-    def enlarge(self, stage: Stage, stop: StopRequest) -> None:
+    def enlarge(self, stage: Stage, index: int, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""
         assert self.transfer is not None
-        transfer, index = replace(self.transfer, plan=self.plan), self.plan.schedule.stages.index(stage)
+        transfer = replace(self.transfer, plan=self.plan)
 
         def before_step() -> None:
             if signum := self.stop_signal(stop):
@@ -479,10 +483,10 @@ class Trainer:
     def evaluate_model(self) -> dict[str, float]:
         """The validation losses of the model; before a growth with the gates of the stage that ends."""
         step = self.state.step - 1 if self.growth_is_due() else self.state.step
-        losses = self.measure(self.plan.gates(step))
+        losses = self.measure(self.plan.gates(step), True)
         if self.args.optim.ema is not None:
             with self.optimizer.averaged():
-                losses["eval/loss_ema"] = self.measure(self.plan.gates(step))["eval/loss"]
+                losses["eval/loss_ema"] = self.measure(self.plan.gates(step), False)["eval/loss"]
         return losses
 
     def evaluate(self) -> None:

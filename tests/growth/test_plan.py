@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from apollo_cli.growth import plan as plan_module
 from apollo_cli.growth.expanders import CopyLayers, Msg
 from apollo_cli.growth.plan import Plan, StepCost, max_steps_within
 from apollo_cli.growth.rng import Purpose, uniforms
@@ -122,7 +123,15 @@ def test_plan_is_written_with_the_documented_keys() -> None:
     written = plan.as_dict()
     assert set(written) == {
         *("steps", "micro_steps", "tokens", "flops", "scratch_flops", "stages", "devices"),
-        *("map_flops", "optimizer_flops", "source_flops", "source_seconds", "may_end_early", "extended_from"),
+        *(
+            "map_flops",
+            "optimizer_flops",
+            "source_flops",
+            "source_seconds",
+            "source_layers",
+            "may_end_early",
+            "extended_from",
+        ),
     }
     assert written["steps"] == 40
     assert written["micro_steps"] == 120
@@ -209,6 +218,19 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
         max_steps_within(20_000, lambda plan: plan.flops, plan_for, 10)
     with pytest.raises(ValueError, match=r"a budget of 24809 is too small.*cost 24810"):
         max_steps_within(24_809, lambda plan: plan.flops, plan_for, 10)
+
+
+@pytest.mark.parametrize("most", [60, 100, 101])
+def test_a_budget_may_be_as_long_as_a_plan_counts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubling the length from 10 steps on passes 40 and would be refused at 80, though 45 steps are counted."""
+    monkeypatch.setattr(plan_module, "MOST_MICRO_STEPS", most)
+
+    def plan_for(steps: int) -> Plan:
+        return make_plan(steps, Full(), layers=(12,), ends=(1,), accumulation=1)
+
+    assert max_steps_within(plan_for(45).flops, lambda plan: plan.flops, plan_for, 10).steps == 45
+    with pytest.raises(ValueError, match=f"{most + 1} micro-steps are more than a plan counts exactly"):
+        max_steps_within(10**9, lambda plan: plan.flops, plan_for, 10)
 
 
 def test_frozen_layers_are_charged_forward_only() -> None:

@@ -101,6 +101,14 @@ def test_without_names_the_differing_settings_are_the_label() -> None:
     assert labels(*kinds) == ["base", "x sampler=lvps k=2", "x sampler=uniform k=2"]
 
 
+def test_a_run_that_leaves_layers_out_is_no_scratch_run() -> None:
+    subset = scratch("s", sampler__kind="subset", sampler__sizes=[2])
+    assert not subset.is_scratch
+    assert scratch("l", sampler__kind="lvps").is_scratch  # with all layers stored its depth is L
+    assert scratch("p", sampler__kind="of_another_machine").is_scratch
+    assert labels(subset, scratch("c")) == ["sampler=subset k=2", "scratch"]
+
+
 def test_where_experiments_differ_their_names_are_in_the_labels() -> None:
     runs = [
         run(f"{name}{lr}{seed}", name=name, optim__lr=lr, seed=seed)

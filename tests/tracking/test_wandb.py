@@ -416,6 +416,25 @@ def test_the_real_wandb_records_offline(metrics: Path) -> None:
     }
 
 
+def test_rows_of_before_wandb_was_asked_for_are_recorded_too(metrics: Path) -> None:
+    """And a checkpoint of then; where it was asked for before, it has them."""
+    for step in range(3):
+        _append(metrics, json.dumps(_row(step)) + "\n")
+    _checkpoint(metrics.parent / "checkpoints", 2, 3.0, "latest")
+    lines: list[str] = []
+    orders: list[dict[str, Any]] = []
+    (metrics.parent / "train.log").write_text("begins\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror, "WandbProcess", lambda order, say: orders.append(order))
+        for _ in range(2):
+            args = _tracking("auto", 1, upload="checkpoints")
+            open_mirror(args, IDENTITY, {"seed": 0}, metrics.parent, 2, lines.append, [])
+            (metrics.parent / "wandb").mkdir(exist_ok=True)
+    first, second = ({key: order[key] for key in ("skip", "seen", "log_from")} for order in orders)
+    assert first == {"skip": 0, "seen": [], "log_from": 0}
+    assert second == {"skip": 5, "seen": [("step_00000002", "latest")], "log_from": 7}
+
+
 def test_names_of_the_environment_and_of_the_config_are_recorded(
     metrics: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

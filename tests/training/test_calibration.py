@@ -1,6 +1,7 @@
 """How long a plan takes: by the rate of this device, or of a named one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -25,6 +26,14 @@ def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
     estimate = estimated_duration(plan, of_gpu, choose(of_gpu.run))
     assert estimate.seconds == pytest.approx(plan.flops / (0.26 * 312e12))
     assert estimate.source == "a100 at 26% of 312 TFLOP/s"
+
+
+def test_the_map_of_a_named_gpu_takes_time_too(config: Callable[..., Config]) -> None:
+    plan = make_plan(config(), choose(config().run))
+    of_gpu = config("plan_device=a100")
+    with_map = replace(plan, maps={1: 312 * 10**12})
+    seconds = [estimated_duration(each, of_gpu, choose(of_gpu.run)).seconds for each in (plan, with_map)]
+    assert seconds[1] - seconds[0] == pytest.approx(1 / 0.26)
 
 
 def test_every_gpu_that_may_be_typed_has_a_speed() -> None:

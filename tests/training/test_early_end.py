@@ -53,6 +53,20 @@ def test_the_best_checkpoint_of_the_whole_model_is_kept_and_exported(
     assert not torch.equal(exported[name], last[name])
 
 
+def test_a_run_that_has_reached_its_target_at_once_has_a_checkpoint(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    words = ("model=gpt", *RARELY, "schedule.layers=[4]", "schedule.ends=[1]")
+    train(config(*words, "budget.target_loss=100"), tmp_path / "first")
+    assert (summary_of(tmp_path / "first")["totals"]["steps"], len(read_rows(tmp_path / "first"))) == (0, 1)
+    assert [path.name for path in (tmp_path / "first" / "checkpoints").glob("step_*")] == ["step_00000000"]
+    again = train(
+        config(*words, f"init_from.path={tmp_path}/first", "init_from.optimizer=true"), tmp_path / "second"
+    )
+    assert again.plan.source_flops == 0
+    assert read_rows(tmp_path / "second")[0]["eval/loss"] == read_rows(tmp_path / "first")[0]["eval/loss"]
+
+
 @pytest.mark.parametrize(
     ("budget", "step"),
     [

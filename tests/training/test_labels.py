@@ -19,6 +19,12 @@ from apollo_cli.training.planning import make_plan
             ("gpt", "full", "interpolate", "layers=12", "nano", "baseline"),
         ),
         (
+            ["schedule=scratch", "sampler=subset", "sampler.sizes=[4]", "size=nano", "budget.steps=9"],
+            None,
+            {"scratch": False, "method": "apollo: subset expander=interpolate layers=12"},
+            ("bert", "subset", "interpolate", "layers=12", "nano"),
+        ),
+        (
             ["model.hidden=32", "budget.steps=9"],
             None,
             {"scratch": False, "size": "12x32"},

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config
 from apollo_cli.models.hf import load_model
-from apollo_cli.training import planning
+from apollo_cli.training import evaluate, planning
 from apollo_cli.training.device import choose
 from apollo_cli.training.run import resume, train
 from tests.conftest import RARELY, read_rows, without_clocks
@@ -97,7 +98,17 @@ def test_averaged_weights_are_evaluated_exported_and_resumed(
     kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (f"model={kind}", "optim.ema=0.8", "expander.moments=reset")
-    straight = train(config(*words), tmp_path / "straight")
+    depths: list[int] = []
+    original = evaluate._mean_loss
+
+    def noting(*args: Any) -> float:
+        depths.append(args[3])
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_mean_loss", noting)
+        straight = train(config(*words), tmp_path / "straight")
+    assert depths[:3] == [1, 4, 1]  # that of the average at the stored depth alone
     last, averaged = (load_model(tmp_path / "straight" / name) for name in ("model", "model_ema"))
     assert not torch.equal(last.tokens.weight, averaged.tokens.weight)
     assert straight.losses["eval/loss_ema"] != straight.losses["eval/loss"]

@@ -28,6 +28,7 @@ from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
 from tests.conftest import RARELY, BuiltOnce, read_rows, without_clocks
+from tests.training.test_resume import assert_same, interrupt
 
 SMALL = ("model.layers=2", "schedule.layers=[1,2]", "schedule.ends=[0.5,1]", "sampler=shallow")
 LARGE = ("model.hidden=32", "model.heads=4", "model.ffn=64", "schedule.ends=[1]", "schedule.layers=[4]")
@@ -92,6 +93,36 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
     ours, theirs = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "straight"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_layers_that_enter_slowly_do_so_after_a_growth_from_a_source_too(
+    with_optimizer: bool,
+    sources: dict[str, Path],
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And new layers have their own rate; both also after a resume."""
+    own = f"init_from.optimizer={str(with_optimizer).lower()}"
+    words = ("model=gpt", *RARELY, *LARGE[3:], "sampler=shallow", f"init_from.path={sources['gpt']}", own)
+    end = read_rows(sources["gpt"])[-1]["eval/loss"]
+    gated = config(*words, "expander=msg", "expander.gate_duration=0.9")
+    result = train(gated, tmp_path / "msg")
+    assert result.plan.as_dict()["source_layers"] == 2
+    assert result.plan.gates(0) == {2: 0.0, 3: 0.0}
+    train(config(*words, "expander=stack"), tmp_path / "stack")
+    msg, stack = (read_rows(tmp_path / name) for name in ("msg", "stack"))
+    assert msg[0]["eval/loss"] == pytest.approx(end, abs=1e-5) != stack[0]["eval/loss"]
+    interrupt(lambda: train(gated, tmp_path / "stopped"), 5, monkeypatch)
+    resume(tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "msg")
+    rates = [f"expander.lr_scale={scale}" for scale in (1, 3)]
+    losses = [
+        train(config(*words, "expander=net2net", "expander.lr_steps=9", rate), tmp_path / rate).losses
+        for rate in rates
+    ]
+    assert losses[0]["eval/loss"] != losses[1]["eval/loss"]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
