@@ -47,13 +47,13 @@ format: $(STAMP)  ## mend lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reproduce: $(STAMP)  ## what each method saves, from nothing: hours; continues a stopped one; benchmarks/RESULTS.md
+reproduce: $(STAMP)  ## what each method saves, from nothing: hours; continues a stopped one; benchmarks/PYDOCS.md
 	$(BIN)/python -m benchmarks.run_reproduction
 
-methods: $(STAMP)  ## every growth method on the same work: hours; continues a stopped one; benchmarks/RESULTS.md
+methods: $(STAMP)  ## every growth method on the same work: hours; continues a stopped one; benchmarks/METHODS.md
 	$(BIN)/python -m benchmarks.run_methods
 
-bench: $(STAMP)-bench  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/RESULTS.md
+bench: $(STAMP)-bench  ## measure speed and memory against peers, half an hour on two quiet cores; benchmarks/SPEED.md
 	$(BIN)/python -m benchmarks.run_speed
 
 docs: $(STAMP)  ## build the site of docs/ into site/; a broken link is an error

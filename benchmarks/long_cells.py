@@ -52,6 +52,7 @@ class LongCell(ReproductionCell):
             f"name={self.method}{self.layers or ''}",
             f"model={self.kind}",
             *METHODS[self.method],
+            *(["model.norm=pre"] if self.kind == "bert" and _COMPLETEP[0] in METHODS[self.method] else []),
             *(depth if self.layers else ()),
             f"optim.lr={self.rate}",
             f"optim.warmup={WARMUP}",

@@ -1,4 +1,4 @@
-"""What of the paper's claims holds here, as a part of benchmarks/RESULTS.md; nothing is trained.
+"""benchmarks/CLAIMS.md: what of the paper's claims holds here; nothing is trained.
 
 `python -m benchmarks.render_claims` makes it from the archives of `make reproduce` and `make methods`.
 """
@@ -17,8 +17,8 @@ Differences are paired by seed and written so that a positive one speaks for the
 **holds** where the interval lies above 0, **does not hold here** where it lies below (or below the saving that is
 claimed), else the two are **not told apart**. Of one seed a difference is judged beside the largest one between
 seeds of the same Apollo runs. "Authors'" are their stages (1-3-6-12) and k = 2; "ours" is `apollo_late`, 3-6-12
-layers until 40, 80 and 100 % of the steps, and k = 4. Savings are those of *What is saved: pydocs*, losses at equal
-FLOPs those of *Every method on the same work*, samplers and expanders those of `apollo_late`'s variants.
+layers until 40, 80 and 100 % of the steps, and k = 4. Savings are those of [PYDOCS](PYDOCS.md), losses at equal
+FLOPs those of [METHODS](METHODS.md), samplers and expanders those of `apollo_late`'s variants.
 """
 CLAIMED = {"bert": 0.452, "gpt": 0.576}  # of scratch's FLOPs (arXiv 2401.09192)
 SETTINGS = {"authors'": "apollo", "ours": "apollo_late"}

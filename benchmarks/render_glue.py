@@ -24,7 +24,7 @@ def write() -> None:
 
 
 def lines() -> Iterator[str]:
-    """Lines of the part of RESULTS.md."""
+    """Lines of the page."""
     found = {
         name: [glue_cells.kept(glue_cells.models(seed)[name]) for seed in SEEDS] for name in glue_cells.models(0)
     }

@@ -27,7 +27,7 @@ def scores() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def lines() -> Iterator[str]:
-    """Lines of the part of RESULTS.md."""
+    """Lines of the page."""
     found = scores()
     yield "Development scores (x 100) of one small exported model (BERT, 3 layers of width 64), fine-tuned by"
     yield "`apollo-glue` and by transformers' `Trainer` with `AutoModelForSequenceClassification`: 3 epochs, batch"

@@ -30,7 +30,7 @@ def write() -> None:
 
 
 def lines() -> Iterator[str]:
-    """Lines of the part of RESULTS.md; draws its pictures."""
+    """Lines of the page; draws its pictures."""
     yield from ABOUT
     corpus = BenchmarkCorpus(NAME)
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""Tables and pictures of the reproduction, as a part of benchmarks/RESULTS.md; nothing is trained.
+"""Tables and pictures of the reproduction, a page for each corpus; nothing is trained.
 
 `python -m benchmarks.render_reproduction CORPUS` makes them from the archives.
 """
@@ -35,7 +35,7 @@ from benchmarks.cells import (
 _DEPTH = ("", "### Does depth pay?", "", "Scratch runs of equal steps, seed 0.", "")
 _SECONDS = (
     "- Cells run in parallel with others and with other programs, so their seconds are not compared;"
-    " see *Seconds and FLOPs of the reproduction* for runs timed in turns."
+    " see *Seconds and FLOPs of the reproduction* in [SPEED](SPEED.md) for runs timed in turns."
 )
 PICTURES = ("loss_against_flops", "growth")
 

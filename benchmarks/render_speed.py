@@ -1,4 +1,4 @@
-"""The figures of `make bench` as a part of benchmarks/RESULTS.md."""
+"""benchmarks/SPEED.md: the figures of `make bench`."""
 
 import platform
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md: each render module writes its part; and the pictures beside the archives."""
+"""The pages of results, which render modules write part by part; and the pictures beside the archives."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,20 +12,36 @@ from benchmarks import archives
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE = Path(__file__).with_name("RESULTS.md")
+FOLDER = Path(__file__).parent
+PAGES = {  # of each part; RESULTS.md lists them
+    "The paper's claims": "CLAIMS",
+    "Every method on the same work": "METHODS",
+    "How fast": "SPEED",
+    "Beyond one machine: predicted": "SCALING",
+    "What is saved on a GPU": "GPU",
+    "GLUE: the scores of transformers' Trainer": "GLUE",
+    "GLUE of the reproduction's models": "GLUE",
+}
+
+
+def page_of(title: str) -> Path:
+    """The page with the part `# title`; that of a corpus has its name."""
+    _, of_corpus, corpus = title.partition("What is saved: ")
+    return FOLDER / f"{corpus.upper() if of_corpus else PAGES[title]}.md"
 
 
 def sections(title: str) -> dict[str, str]:
     """{heading: text with its heading} of each `## heading` in the part `# title`."""
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    page = page_of(title)
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
     part = next((p for p in re.split(r"^(?=# )", text, flags=re.M) if p.startswith(f"# {title}\n")), "")
     found = re.split(r"^## (.*)\n", part, flags=re.M)[1:]
     return {name: f"## {name}\n{body.rstrip()}" for name, body in zip(found[::2], found[1::2], strict=True)}
 
 
 def put(title: str, lines: Iterable[str], page: Path | None = None) -> None:
-    """Replaces the part `# title` of a page, RESULTS.md by default, or adds it at the end."""
-    page = page or PAGE
+    """Replaces the part `# title` of a page, that of the title by default, or adds it at the end."""
+    page = page or page_of(title)
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     parts = {
         part.partition("\n")[0]: part.strip() for part in re.split(r"^(?=# )", text, flags=re.M) if part.strip()

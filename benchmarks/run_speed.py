@@ -1,7 +1,7 @@
 """`make bench`: speed and memory beside peers and by themselves, about half an hour on two quiet cores.
 
 Each part writes its figures to outputs/bench/PART.json and is not measured again while that file exists.
-`python -m benchmarks.run_speed PART...` measures some parts; the report is in benchmarks/RESULTS.md.
+`python -m benchmarks.run_speed PART...` measures some parts; the report is in benchmarks/SPEED.md.
 """
 
 import json

@@ -30,7 +30,7 @@ GPUS: dict[PlanDevice, float] = {
     "rtx4090": 165e12,
     "v100": 125e12,
 }
-# Measured on one H100 (benchmarks/RESULTS.md, "On a GPU"): BERT-Base reaches 26 % of the peak, and no layer of a
+# Measured on one H100 (benchmarks/SPEED.md, "On a GPU"): BERT-Base reaches 26 % of the peak, and no layer of a
 # smaller model takes less than 31 ms / 12, for the host has to start it.
 _SHARE_OF_PEAK, _SECONDS_A_LAYER = 0.26, 0.0026
 

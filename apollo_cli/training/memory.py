@@ -17,7 +17,7 @@ from apollo_cli.training.device import Device
 
 MIN_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
 CPU_ACTIVATIONS = 420_000_000  # bytes; more at once is no faster
-# Measured at nano and mini on Linux (benchmarks/RESULTS.md): Python, torch and all libraries; and the size of the
+# Measured at nano and mini on Linux (benchmarks/SPEED.md): Python, torch and all libraries; and the size of the
 # heap over that of its tensors, where gradients that are kept from piece to piece fragment it.
 _PROCESS, _HEAP_IN_PIECES = 400_000_000, 1.17
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)

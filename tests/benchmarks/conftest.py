@@ -21,12 +21,12 @@ def no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(archives, "UNPACKED", tmp_path / "unpacked")
     monkeypatch.setattr(campaign, "RUNNING", tmp_path / "running")
-    monkeypatch.setattr(results_page, "PAGE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(results_page, "FOLDER", tmp_path)
 
 
 def part(title: str) -> list[str]:
-    """Lines of a part of benchmarks/RESULTS.md, without pictures."""
-    text = results_page.PAGE.read_text(encoding="utf-8")
+    """Lines of a part of a page of results, without pictures."""
+    text = results_page.page_of(title).read_text(encoding="utf-8")
     return without_pictures(text.partition(f"# {title}\n")[2].partition("\n# ")[0].splitlines())
 
 

@@ -40,6 +40,12 @@ def test_a_method_grows_in_the_constant_part_of_the_rate_and_shallower_runs_cost
     )
 
 
+def test_completep_needs_a_bert_whose_sums_are_not_normalised() -> None:
+    norms = {name: "model.norm=pre" in LongCell("bert", name, "1e-3", 0).words for name in METHODS}
+    assert norms == {name: name.endswith("completep") for name in METHODS}
+    assert config_of(LongCell("bert", "scratch_completep", "1e-3", 0).words).model.complete_p
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RATES)
 def test_every_cell_has_a_config(kind: str) -> None:

@@ -57,7 +57,7 @@ def keep(corpus: BenchmarkCorpus, cell: LongCell, flops: int, loss: float) -> No
 
 
 def test_pages_of_models_are_written_beside_each_other(no_results: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_long, "PAGE", results_page.PAGE.with_name("LONG.md"))
+    monkeypatch.setattr(render_long, "PAGE", results_page.FOLDER / "LONG.md")
     render_long.write()
     text = render_long.PAGE.read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith("# ")] == [

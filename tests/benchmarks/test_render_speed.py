@@ -46,10 +46,10 @@ def test_peers_in_bf16_have_bars_of_their_own() -> None:
 def test_sections_without_new_figures_are_kept(no_results: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = ["## The start", "", "| x |", "", "## Text to rows", "", "old", "", "## On a GPU", "y"]
     results_page.put("How fast", ["first", "", *sections])
-    results_page.put("Other", ["## The start", "of another"])
+    results_page.put("Other", ["## The start", "of another"], results_page.page_of("How fast"))
     monkeypatch.setitem(render_speed.__dict__, "_data", lambda figures: [figures])
     render_speed.write({"data": "new"})
-    text = results_page.PAGE.read_text(encoding="utf-8")
+    text = results_page.page_of("How fast").read_text(encoding="utf-8")
     kept, new, other = (
         "## The start\n\n| x |\n\n",
         r"## Text to rows\n\n.*, fp32\.\n\nnew\n\n",

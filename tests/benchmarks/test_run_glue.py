@@ -44,10 +44,10 @@ def test_models_are_trained_fine_tuned_kept_and_not_again(
     assert set(kept["tasks"]) == {"rte", "wnli"}
     assert str(tmp_path) not in json.dumps(kept)
     assert kept["average"]["mean"]["without_wnli"] == kept["tasks"]["rte"]["mean"]
-    text = results_page.PAGE.read_text(encoding="utf-8")
+    text = results_page.page_of("GLUE of the reproduction's models").read_text(encoding="utf-8")
     rte, wnli = (f"{100 * kept['tasks'][name]['mean']:.1f}" for name in ("rte", "wnli"))
     assert f"| {kept['pretrained']['eval/loss']:.4f} | {rte} | {wnli} | {rte} |" in text
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
     run_glue.main(folder)
     assert "2 parts, 0 to do" in capsys.readouterr().out
-    assert results_page.PAGE.read_text(encoding="utf-8") == text
+    assert results_page.page_of("GLUE of the reproduction's models").read_text(encoding="utf-8") == text

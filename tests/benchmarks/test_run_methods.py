@@ -57,7 +57,7 @@ def test_a_tiny_campaign_is_trained_reported_and_not_trained_again(
     method_cells.flops.cache_clear()
     try:
         main(["scratch", "gstack", "lemon"])
-        text = results_page.PAGE.read_text(encoding="utf-8")
+        text = results_page.page_of(render_methods.TITLE).read_text(encoding="utf-8")
         assert "# Every method on the same work" in text
         for method in ("scratch", "gstack", "lemon"):
             assert re.search(rf"^\| {method} \| 1 \| [\d.]+ \|.*\| \d\.\d\d \|", text, re.M), text

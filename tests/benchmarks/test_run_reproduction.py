@@ -78,14 +78,14 @@ def check_campaign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         assert run.summary()["status"] == "completed"
         assert "run_dir" not in run.summary()
         assert json.loads(run.metrics_file.read_text().splitlines()[-1])["flops"] == run.plan()["flops"]
-    text = results_page.PAGE.read_text(encoding="utf-8")
+    text = results_page.page_of("What is saved: tiny").read_text(encoding="utf-8")
     assert "# What is saved: tiny" in text
     assert "| repro_scratch | n = 1 |" in text
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
     monkeypatch.setattr(Campaign, "run", None)
     run_reproduction.main(["tiny"])
     assert "2 cells on tiny, 0 to train" in capsys.readouterr().out
-    assert results_page.PAGE.read_text(encoding="utf-8") == text
+    assert results_page.page_of("What is saved: tiny").read_text(encoding="utf-8") == text
 
 
 def test_cells_are_trained_kept_reported_and_not_trained_again(

@@ -27,8 +27,8 @@ def test_processes_here_are_set_beside_the_ideal(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 def test_the_page_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = results_page.PAGE.read_text(encoding="utf-8")
-    monkeypatch.setattr(results_page, "PAGE", tmp_path / "RESULTS.md")
+    shipped = results_page.page_of(render_scaling.TITLE).read_text(encoding="utf-8")
+    monkeypatch.setattr(results_page, "FOLDER", tmp_path)
     threads = torch.get_num_threads()
     run_scaling.main([])
     torch.set_num_threads(threads)
