@@ -191,7 +191,7 @@ class MixingCell(ReproductionCell):
             f"eval.every={self.lengths.every}",
             f"checkpoint.every={saved}",
             "checkpoint.keep=10",
-            "precision=bf16",  # as fast a half again as fp32 on one core, with the same losses
+            "precision=bf16",  # half as fast again as fp32 on one core
             *self.more,
         )
 

@@ -3,7 +3,8 @@
 `python -m benchmarks.render_claims` makes it from the archives of `make reproduce` and `make methods`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from apollo_cli.intervals import interval
 from benchmarks import render_ladder, results_page
@@ -13,12 +14,13 @@ from benchmarks.method_cells import NAME, method_cells
 
 TITLE = "The paper's claims"
 ABOUT = """\
-Differences are paired by seed and written so that a positive one speaks for the claim, with 95 % intervals. A claim
-**holds** where the interval lies above 0, **does not hold here** where it lies below (or below the saving that is
-claimed), else the two are **not told apart**. Of one seed a difference is judged beside the largest one between
-seeds of the same Apollo runs. "Authors'" are their stages (1-3-6-12) and k = 2; "ours" is `apollo_late`, 3-6-12
-layers until 40, 80 and 100 % of the steps, and k = 4. Savings are those of [PYDOCS](PYDOCS.md), losses at equal
-FLOPs those of [METHODS](METHODS.md), samplers and expanders those of `apollo_late`'s variants.
+Differences are paired by seed and written so that a positive one speaks for the claim, with 95 % intervals. A
+claim **holds** where the interval lies above 0, **does not hold here** where it lies below, else the two are
+**not told apart**; a saving is judged in the same way beside what is claimed. A difference of one seed is judged
+beside t(n - 1) s sqrt(2), where s is the standard deviation of the n seeds of the same Apollo runs: so much would
+two single runs of one method differ. "Authors'" are their stages (1-3-6-12) and k = 2; "ours" is `apollo_late`,
+3-6-12 layers until 40, 80 and 100 % of the steps, and k = 4. Savings are those of [PYDOCS](PYDOCS.md), losses at
+equal FLOPs those of [METHODS](METHODS.md), samplers and expanders those of `apollo_late`'s variants.
 """
 CLAIMED = {"bert": 0.452, "gpt": 0.576}  # of scratch's FLOPs (arXiv 2401.09192)
 SETTINGS = {"authors'": "apollo", "ours": "apollo_late"}
@@ -75,41 +77,45 @@ def _jumps(corpus: BenchmarkCorpus, cells: Iterable[ReproductionCell]) -> dict[i
 
 def _saving(saved: Mapping[int, float | None], claimed: float) -> str:
     """A saving, and whether it is what was claimed."""
-    if (known := _known(saved)) is None:
+    known = [value for value in saved.values() if value is not None]
+    if not known or len(known) < len(saved):
         return "beyond the scratch runs"
     found = interval(known)
-    top = found.mean + (found.half or 0)
-    verdict = "**holds**" if found.mean >= claimed else "**does not hold here**" if top < claimed else _UNCLEAR
-    return f"{found.format(1, 100)} % (n = {found.n}): {verdict}"
+    verdict = _verdict(found.mean - claimed, found.half)
+    return f"{found.format(1, 100)} % (n = {found.n}){verdict}"
 
 
 def _more(saved: Mapping[int, float | None], other: Mapping[int, float | None]) -> str:
     """How much more one saves than the other, in points."""
-    ours, theirs = _known(saved), _known(other)
-    if ours is None or theirs is None:
-        return "beyond the scratch runs"
-    return _judged([a - b for a, b in zip(ours, theirs, strict=True)], max(ours) - min(ours), 100, 1, "points")
+    ours, theirs = ({seed: -share for seed, share in of.items() if share is not None} for of in (saved, other))
+    return _below(ours, theirs, 100, 1, "points")
 
 
-def _below(ours: Mapping[int, float], other: Mapping[int, float]) -> str:
+def _below(
+    ours: Mapping[int, float],
+    other: Mapping[int, float],
+    scale: float = 1,
+    digits: int = 3,
+    unit: str = "nats",
+) -> str:
     """How far one is below the other, seed by seed."""
     shared = [other[seed] - ours[seed] for seed in sorted(ours.keys() & other.keys())]
-    return _judged(shared, max(ours.values()) - min(ours.values()), 1, 3, "nats")
+    if not shared:
+        return "not measured"
+    found, half = interval(shared), interval(shared).half
+    if half is None and (of_seeds := interval(list(ours.values()))).half is not None:
+        half = of_seeds.half * math.sqrt(2 * of_seeds.n)  # a prediction for two single runs
+    return f"{found.format(digits, scale)} {unit} (n = {found.n}){_verdict(found.mean, half)}"
 
 
-def _judged(differences: Sequence[float], between_seeds: float, scale: float, digits: int, unit: str) -> str:
-    found = interval(differences)
-    half = between_seeds if found.half is None else found.half
-    verdict = _UNCLEAR if abs(found.mean) <= half else "**holds**" if found.mean > 0 else "**does not hold here**"
-    return f"{found.format(digits, scale)} {unit} (n = {found.n}): {verdict}"
+def _verdict(mean: float, half: float | None) -> str:
+    """Whether a value of this half width is above 0; nothing without one."""
+    if half is None:
+        return ""
+    return f": {_UNCLEAR if abs(mean) <= half else _HOLDS if mean > 0 else _FAILS}"
 
 
-def _known(values: Mapping[int, float | None]) -> list[float] | None:
-    known = [value for _, value in sorted(values.items()) if value is not None]
-    return known if known and len(known) == len(values) else None
-
-
-_UNCLEAR = "**not told apart**"
+_UNCLEAR, _HOLDS, _FAILS = "**not told apart**", "**holds**", "**does not hold here**"
 
 if __name__ == "__main__":
     write()

@@ -18,12 +18,13 @@ from benchmarks.render_mixing import text_of
 PAGE = Path(__file__).with_name("LONG.md")
 TITLE = "What is saved in long runs"
 ABOUT = f"""\
-Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64 on bytes, {STEPS:,} steps of 2,048
-tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one rate,
-in bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own length.
-`two_hops` and `two_hops_late` grow from 3 to 6 to 12 layers by `expander=boundary` with no moments for new layers,
-the late one after 50 and 75 % of the steps, as `apollo_late` does; `_completep` scales residual branches by the
-depth that runs. **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same
+Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64 on bytes, {STEPS:,} steps of
+2,048 tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one
+rate, in bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own
+length. `two_hops` and `two_hops_late` grow from 3 to 6 to 12 layers by `expander=boundary` with no moments for
+new layers, the late one after 50 and 75 % of the steps, as `apollo_late` does; `_completep` scales residual
+branches by the depth that runs, in BERT with norms before them (`model.norm=pre`), another model that saves
+beside none. **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same
 loss, linear in FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is the
 same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
 """
@@ -58,7 +59,7 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
     for (method, layers, steps), cells in alike.items():
         ends = [end_of(corpus, cell) for cell in cells]
         costs = [", ".join(f"{cost:+.2f}" for cost in growth_costs(corpus.summary(cell))) for cell in cells]
-        is_scratch = method == "scratch"
+        is_scratch, is_other = method == "scratch", "model.norm=pre" in cells[0].words
         yield [
             method,
             str(layers or 12),
@@ -66,22 +67,26 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
             f"{sum(end.cost.flops for end in ends) / len(ends):.3e}",
             ", ".join(f"{end.loss:.4f}" for end in ends),
             "; ".join(costs),
-            "" if is_scratch and not layers else _saved(corpus, complete, cells, None),
-            "" if is_scratch and layers else _saved(corpus, complete, cells, SHALLOWER),
+            "" if is_other or (is_scratch and not layers) else _saved(corpus, complete, cells, None),
+            "" if is_other or (is_scratch and layers) else _saved(corpus, complete, cells, SHALLOWER),
         ]
 
 
 def _saved(
     corpus: BenchmarkCorpus, complete: Sequence[LongCell], cells: Sequence[LongCell], layers: int | None
 ) -> str:
-    """What runs save beside scratch runs of so many layers that end at their losses; a dash beyond these."""
+    """What runs save beside scratch runs of so many layers that end at their losses, by seeds with several of them.
+
+    Nothing where no seed has them; a dash where a loss lies beyond them.
+    """
     shares = []
     for cell in cells:
         end, curve = end_of(corpus, cell), ladder(corpus, complete, cell.seed, layers)
-        if (cost := savings.scratch_cost(curve, end.loss, "flops")) is None:
-            return "-"
-        shares.append(savings.saving(end.cost.flops, cost))
-    return saving_text(interval(shares))
+        if len(curve) > 1:
+            if (cost := savings.scratch_cost(curve, end.loss, "flops")) is None:
+                return "-"
+            shares.append(savings.saving(end.cost.flops, cost))
+    return saving_text(interval(shares)) if shares else ""
 
 
 def ladder(

@@ -30,18 +30,18 @@ from benchmarks.mixing_cells import (
 PAGE = Path(__file__).with_name("MIXING.md")
 TITLE = "How fast new layers mix"
 ABOUT = """\
-Made by `python -m benchmarks.mixing bert|gpt|llama FILE...`. One shallow checkpoint, of three layers of 64 on bytes
-in steps of 2,048 tokens at a constant rate, becomes a model of twelve layers by each operator and is trained on at
-the same rate for 1,500 steps; so are the shallow model and one that had twelve layers from its first step. **Open**
-is the share of the gap between these two in which the grown model is, at equal steps: (grown - deep) /
-(shallow - deep) in validation loss. 100 % is where the shallow model stands, 0 % where the deep one does. **tc** is
-the time constant of its closing: exp(-steps / tc), by least squares on the logarithm, from 250 steps after the last
-growth; "-" where it does not close or has closed. **FLOPs** are those of the 1,500 steps, as a share of the deep
-model's; two hops spend fewer. One seed each. A cell differs in what its name says from the base point: copies
-between the old layers as they are (`interpolate`), old layers keep their moments and new ones have none
-(`moments=new`), one rate for all layers, AdamW, growth at step 3,000. `lr_scale` is the factor of the new layers'
-rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.01 it is a warmup of theirs.
-`two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
+Made by `python -m benchmarks.mixing bert|gpt|llama FILE...`. One shallow checkpoint, of three layers of 64 on
+bytes in bf16, in steps of 2,048 tokens at a constant rate, becomes a model of twelve layers by each operator and
+is trained on at the same rate for 1,500 steps; so are the shallow model and one that had twelve layers from its
+first step. **Open** is the share of the gap between these two in which the grown model is, at equal steps: (grown
+- deep) / (shallow - deep) in validation loss. 100 % is where the shallow model stands, 0 % where the deep one
+does. **tc** is the time constant of its closing: exp(-steps / tc), by least squares on the logarithm, from 250
+steps after the last growth; "-" where it does not close or has closed. **FLOPs** are those of the 1,500 steps, as
+a share of the deep model's; two hops spend fewer. One seed each. A cell differs in what its name says from the
+base point: copies between the old layers as they are (`interpolate`), old layers keep their moments and new ones
+have none (`moments=new`), one rate for all layers, AdamW, growth at step 3,000. `lr_scale` is the factor of the
+new layers' rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.01 it is a warmup of
+theirs. `two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
 """
 _HIGHEST = 1.5  # share of the gap that the picture shows: a jump may be many times the gap
 

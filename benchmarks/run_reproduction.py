@@ -44,7 +44,8 @@ def seconds(campaign: Campaign, missing: Sequence[ReproductionCell]) -> float:
 
     @cache
     def seconds_of_depth(kind: str) -> Callable[[int], float]:
-        config = config_of([*ReproductionCell(kind, "scratch", RATES[kind][0], 0).words, *campaign.words])
+        cell = next(cell for cell in missing if cell.kind == kind)
+        config = config_of([*cell.words, *campaign.words])
         return seconds_by_depth(config, choose(config.run), make_task(config))
 
     @cache

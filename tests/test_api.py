@@ -51,7 +51,7 @@ def test_a_typed_run_directory_is_that_of_the_command(
     monkeypatch.chdir(tmp_path)
     words = [*tiny, "plan=true", "name=mine"]
     assert train([*words, "hydra.run.dir=2026_11_29"]).run_dir == Path("2026_11_29")
-    assert train([*words, "hydra.run.dir=plans/${name}"]).run_dir == Path("plans/mine")
+    assert train([*words, "++hydra.run.dir=plans/${name}"]).run_dir == Path("plans/mine")
     assert {path.name for path in tmp_path.iterdir()} >= {"2026_11_29", "plans"}
 
 

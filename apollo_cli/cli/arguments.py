@@ -50,7 +50,7 @@ class CommandLine:
 
     def typed(self, key: str) -> str | None:
         """The value of the last KEY=VALUE for this key."""
-        return dict(word.partition("=")[::2] for word in self.overrides).get(key)
+        return dict(word.lstrip("+").partition("=")[::2] for word in self.overrides).get(key)
 
     @property
     def completes(self) -> bool:

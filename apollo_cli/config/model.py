@@ -1,6 +1,7 @@
 """The schema of `model` and `size`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 from typing import Annotated, Any, Literal
 
@@ -59,7 +60,6 @@ class ModelArgs(Section):
             self.dropout,
             Initialization(self.init_std, self.init_positions, self.init_positions_std, self.init_residual),
             complete_p=self.complete_p,
-            **{key: getattr(self, key) for key in ("norm", "kv_heads", "tied") if hasattr(self, key)},
         )
 
 
@@ -70,6 +70,10 @@ class BertArgs(ModelArgs):
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
     whole_word_masking: bool
     norm: Norm = "post"  # absent in older runs
+
+    def build(self, vocabulary: int, positions: int) -> ModelConfig:
+        """The sizes and the initialization of the model."""
+        return replace(super().build(vocabulary, positions), norm=self.norm)
 
 
 class GptArgs(ModelArgs):
@@ -84,6 +88,10 @@ class LlamaArgs(ModelArgs):
     kind: Literal["llama"]
     kv_heads: Size | None
     tied: bool
+
+    def build(self, vocabulary: int, positions: int) -> ModelConfig:
+        """The sizes and the initialization of the model."""
+        return replace(super().build(vocabulary, positions), kv_heads=self.kv_heads, tied=self.tied)
 
 
 MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs, LlamaArgs)

@@ -319,11 +319,11 @@ def max_steps_within(
     high = min(2 * low, most + 1)
     while high <= most and cost(plan_for(high)) <= budget:
         low, high = high, min(2 * high, most + 1)
+    if high > most and cost(plan_for(most)) < budget:
+        return plan_for(most + 1)  # which is more than a plan counts
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
-    if low >= most:
-        return plan_for(most + 1)  # which is more than a plan counts
     # a growth that moves a step later can make a longer run cheaper: try some more lengths
     further = range(low, min(most, low + 2 * len(plan_for(low).schedule.stages)) + 1)
     return plan_for(max(steps for steps in further if cost(plan_for(steps)) <= budget))

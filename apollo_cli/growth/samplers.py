@@ -134,7 +134,7 @@ def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
 
 
 def is_scratch(layers: Sequence[int] | None, target: int | None, sampler: str | None, source: str | None) -> bool:
-    """Whether a run trains the whole model from the first step.
+    """Whether a run trains all layers in every step, from random weights.
 
     Args:
         layers: stored in each stage.
@@ -142,7 +142,7 @@ def is_scratch(layers: Sequence[int] | None, target: int | None, sampler: str | 
         sampler: its kind; of one that is not installed here it is not known whether it leaves layers out.
         source: path of the model that the run begins with; None for random weights.
     """
-    leaves_out = sampler in SAMPLERS and SAMPLERS[sampler].chooses_layers
+    leaves_out = isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].chooses_layers
     return list(layers or ()) == [target] and source is None and not leaves_out
 
 

@@ -105,17 +105,16 @@ def _evaluate(
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
-    if args.depth and not model.blocks:
-        raise ConfigError([f"depth={args.depth}: {trained.title} stores no layer to be shared; leave it out"])
+    if (args.depth or args.per_layer) and not model.blocks:
+        key = f"depth={args.depth}" if args.depth else "per_layer=true"
+        raise ConfigError([f"{key}: {trained.title} stores no layer; leave it out"])
     if args.stride and trained.kind == "bert":
         raise ConfigError([f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"])
     if args.stride and args.stride >= sizes.positions:
-        most = f"type at most {sizes.positions - 1}"
-        raise ConfigError(
-            [f"stride={args.stride}: windows have {sizes.positions} tokens, some would be left out; {most}"]
-        )
+        problem = f"windows of {sizes.positions} tokens would leave tokens out between them"
+        raise ConfigError([f"stride={args.stride}: {problem}; type at most {sizes.positions - 1}"])
     if args.pseudo and trained.kind != "bert":
-        raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; GPT has a perplexity"])
+        raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity"])
     measured = measure(model, sliding_windows(rows, args.stride) if args.stride else batches, device, depth, corpus)
     result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
     if args.pseudo:

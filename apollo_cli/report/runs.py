@@ -132,7 +132,7 @@ class Run:
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it trains the whole model from the first step."""
+        """Whether it trains all layers in every step, from random weights."""
         keys = ("schedule.layers", "model.layers", "sampler.kind", "init_from.path")
         return is_scratch(*map(self.config.get, keys))
 

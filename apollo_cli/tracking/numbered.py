@@ -11,6 +11,9 @@ class NumberedLines(io.TextIOBase):
         self.out, self.prefix = out, f"{name:>2} | "
         self.unfinished = ""
 
+    def writable(self) -> bool:
+        return True
+
     def write(self, text: str) -> int:
         *lines, self.unfinished = (self.unfinished + text).split("\n")
         if lines:

@@ -248,7 +248,7 @@ def open_mirror(
     folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
     checkpoints = RunDirectory(run_dir.resolve()).checkpoints
     log.touch()
-    is_recorded = folder.exists()  # what was trained before, by a recorder of this run
+    is_recorded = folder.exists()  # by an earlier session of this run, whose rows W&B has
     kept = recorder.named_checkpoints(checkpoints) if is_recorded else []
     run = {
         **asdict(identity),

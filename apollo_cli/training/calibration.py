@@ -48,7 +48,7 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
     devices = plan.step_cost.devices
     if name := config.run.plan_device:
         rate = GPUS[name] * _SHARE_OF_PEAK * devices
-        seconds = plan.map_flops / rate + sum(
+        seconds = plan.map_flops / (rate / devices) + sum(  # each device learns the whole map
             count * max(plan.flops_of(part.stage.first_step, depth) / rate, depth * _SECONDS_A_LAYER)
             for part in plan.stages
             for depth, count in part.depth_counts.items()
@@ -56,7 +56,8 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
         per_device = f"{devices} x {name}" if devices > 1 else name
         return Estimate(seconds, f"{per_device} at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s")
     rate = _layer_rate(config, device)
-    return Estimate(plan.flops / (rate * devices), f"{device.name}, {rate / 1e9:.3g} GFLOP/s in a layer timed now")
+    seconds = ((plan.flops - plan.map_flops) / devices + plan.map_flops) / rate
+    return Estimate(seconds, f"{device.name}, {rate / 1e9:.3g} GFLOP/s in a layer timed now")
 
 
 def _layer_rate(config: Config, device: Device) -> float:

@@ -61,15 +61,14 @@ class Muon(AdamW):
             mean = buffer.lerp(gradient, 1 - self.momentum)
             direction = gradient.lerp(mean, self.momentum) if self.nesterov else mean
             updated = parameter * (1 - lr * group["weight_decay"])
-            for old, matrix in zip(*(each.split(group["parts"]) for each in (updated, direction)), strict=True):
-                update, rate = (
-                    orthogonalized(matrix, self.ns_steps),
-                    lr * lr_factor(self.adjust_lr_fn, *matrix.shape),
-                )
+            matrices = zip(*(each.split(group["parts"]) for each in (updated, direction)), strict=True)
+            for part, matrix in matrices:
+                update = orthogonalized(matrix, self.ns_steps)
+                rate = lr * lr_factor(self.adjust_lr_fn, *matrix.shape)
                 if isinstance(rate, Tensor):  # as `alpha` the device would be waited for
-                    old.addcmul_(update.float(), -rate)
+                    part.addcmul_(update.float(), -rate)
                 else:
-                    old.add_(update, alpha=-rate)
+                    part.add_(update, alpha=-rate)
             for old, new in ((buffer, mean), (parameter, updated)):
                 old.copy_(new if blocked is None else torch.where(blocked.bool(), old, new))
 

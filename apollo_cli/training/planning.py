@@ -113,7 +113,7 @@ def recorded_source(plan: Mapping[str, Any]) -> SourceCost | None:
         map_flops, first = plan["stages"][0]["map_flops"], plan["stages"][0]["layers"]
         layers = plan.get("source_layers")  # a run of an earlier version has none
         is_sound = layers is None or (_is_count(layers) and 1 <= layers <= first)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
     is_sound = is_sound and _is_count(map_flops) and (flops is None or _is_count(flops)) and 0 <= seconds < inf
     return SourceCost(flops, seconds, map_flops, layers) if is_sound else None

@@ -37,6 +37,9 @@ from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import build_optimizer, learning_rate, parameter_groups, scaled_eps
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
 
+Measure = Callable[[Mapping[int, float], bool], dict[str, float]]
+"""Validation losses of the model with these gates, at the target depth as well if the second argument is true."""
+
 
 @dataclass(frozen=True)
 class TrainArgs:
@@ -92,9 +95,7 @@ class Trainer:
     strategy: ParallelStrategy
     optimizer: AdamW
     training: Prefetch
-    measure: Callable[
-        [Mapping[int, float], bool], dict[str, float]
-    ]  # from gates, and whether at the target depth too
+    measure: Measure
     tracker: Tracker
     checkpoints: Checkpoints
     refused_steps: Path  # a folder for diagnoses
@@ -108,7 +109,7 @@ class Trainer:
     graphs: Graphs | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.saved_step = self.state.step or None  # a run that begins has no checkpoint
+        self.saved_step = self.state.step or None  # at step 0 there may be no checkpoint yet
         self.started = perf_counter() - self.state.total_seconds
         self.activation_limit = activation_limit(self.device)
         keep_freed_memory(self.device)
@@ -162,7 +163,7 @@ class Trainer:
                 self.save()
             if signum and not self.is_done():
                 raise Interrupted(signum)
-        if not state.step:  # the first evaluation has ended the run
+        if not state.step:  # it has ended before its first step
             self.save()
 
     def stop_signal(self, stop: StopRequest) -> int:

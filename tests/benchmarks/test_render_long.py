@@ -1,6 +1,7 @@
 """The page of the long runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,24 @@ def test_a_method_is_measured_beside_scratch_runs_of_twelve_and_of_six_layers(
     assert "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000 | +0.05 | 25.0% (n = 1) | -50.0% (n = 1) |" in text
     assert "| scratch | 6 | 12,000 | 6.000e+01 | 1.5500 |  | 45.5% (n = 1) |  |" in text
     assert "| scratch | 12 | 12,000 | 1.200e+02 | 1.5000 |  |  | - |" in text
+    again = replace(grown, seed=1)  # no scratch run of its seed is there
+    keep(corpus, again, 75, 1.62)
+    text = list(render_long.lines("gpt", [*ended, again]))
+    row = "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000, 1.6200 | +0.05; +0.05 | 25.0% (n = 1) | -50.0% (n = 1) |"
+    assert row in text
+
+
+def test_a_bert_with_other_norms_saves_beside_none(no_results: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_long, "_frontier", lambda *_: [])
+    corpus, cells = (
+        BenchmarkCorpus(NAME, kind="bert"),
+        [LongCell("bert", "scratch", "1e-3", 0, steps=steps) for steps in (None, 6000)],
+    )
+    scaled = LongCell("bert", "apollo_completep", "1e-3", 0)
+    for cell, flops, loss in zip([*cells, scaled], (120, 80, 90), (1.5, 1.7, 1.6), strict=True):
+        keep(corpus, cell, flops, loss)
+    (row,) = (line for line in render_long.lines("bert", [*cells, scaled]) if "apollo_completep" in line)
+    assert row.endswith("| +0.05 |  |  |")
 
 
 def test_the_page_has_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from apollo_cli.config.config import parse
+from apollo_cli.config.config import Config, parse
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
@@ -26,6 +26,7 @@ from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.device import Device
 from apollo_cli.training.planning import make_task
+from apollo_cli.training.run import train
 
 CPU = Device(torch.device("cpu"), bf16=False, compile=False)
 Finished = Callable[[str], Path]
@@ -169,6 +170,15 @@ def test_each_layer_is_left_out_in_turn(finished: Finished, capsys: pytest.Captu
     assert "loss without it" in capsys.readouterr().out
 
 
+def test_layers_of_a_model_that_stores_none_are_refused(
+    config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("model=gpt", "sampler=shallow", "expander=fresh", "schedule.layers=[0,4]", "schedule.ends=[0.5,1]")
+    train(config(*words, "checkpoint.every=4", "checkpoint.keep=9"), tmp_path)
+    assert run([f"run={tmp_path}", "checkpoint=step_00000004", "per_layer=true"]) == 2
+    assert "per_layer=true: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("stored", "depth", "layers"), [(4, 2, (0, 1)), (4, 4, (0, 1, 2, 3)), (2, 4, (0, 0, 1, 1)), (4, 1, (0,))]
 )
@@ -201,7 +211,10 @@ def test_a_model_in_several_files_is_read_everywhere(
         (["run=nowhere", "data.files=x.txt"], "nowhere"),
         (["rum=x", "run=y"], "rum: no such key; did you mean run?"),
         (["run={bert}", "stride=8"], "stride=8: BERT predicts masked tokens"),
-        (["run={gpt}", "stride=16"], "stride=16: windows have 16 tokens, some would be left out; type at most 15"),
+        (
+            ["run={gpt}", "stride=16"],
+            "stride=16: windows of 16 tokens would leave tokens out",
+        ),
         (["run={gpt}", "pseudo=2"], "pseudo=2: it is for BERT"),
         (["run={bert}", "checkpoint=step_7"], "checkpoint=step_7: not in"),
         (["run={bert}", "depth=deep"], "depth=deep"),

@@ -106,6 +106,7 @@ def test_a_run_that_leaves_layers_out_is_no_scratch_run() -> None:
     assert not subset.is_scratch
     assert scratch("l", sampler__kind="lvps").is_scratch  # with all layers stored its depth is L
     assert scratch("p", sampler__kind="of_another_machine").is_scratch
+    assert scratch("h", sampler__kind=["subset"]).is_scratch  # untrusted
     assert labels(subset, scratch("c")) == ["sampler=subset k=2", "scratch"]
 
 

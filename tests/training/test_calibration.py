@@ -28,12 +28,18 @@ def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
     assert estimate.source == "a100 at 26% of 312 TFLOP/s"
 
 
-def test_the_map_of_a_named_gpu_takes_time_too(config: Callable[..., Config]) -> None:
+def test_a_map_takes_time_too(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(config(), choose(config().run))
     of_gpu = config("plan_device=a100")
     with_map = replace(plan, maps={1: 312 * 10**12})
     seconds = [estimated_duration(each, of_gpu, choose(of_gpu.run)).seconds for each in (plan, with_map)]
     assert seconds[1] - seconds[0] == pytest.approx(1 / 0.26)
+    of_two = [replace(each, step_cost=replace(plan.step_cost, devices=2)) for each in (plan, with_map)]
+    seconds = [estimated_duration(each, of_gpu, choose(of_gpu.run)).seconds for each in of_two]
+    assert seconds[1] - seconds[0] == pytest.approx(1 / 0.26)  # each learns the whole map
+    monkeypatch.setattr(calibration, "_layer_rate", lambda *_: 1e9)
+    seconds = [estimated_duration(each, config(), choose(config().run)).seconds for each in of_two]
+    assert seconds == pytest.approx([plan.flops / 2e9, plan.flops / 2e9 + 312e3])
 
 
 def test_every_gpu_that_may_be_typed_has_a_speed() -> None:

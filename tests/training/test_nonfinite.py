@@ -156,12 +156,14 @@ def test_too_many_skips_in_a_row_end_the_run(
     assert len(list((tmp_path / "refused_steps").iterdir())) == MAX_SKIPS_IN_A_ROW + 1
 
 
+@pytest.mark.parametrize("step", [0, 5])
 def test_a_stopped_run_is_resumed_with_skip(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, [5], "loss")
+    poison(monkeypatch, [step], "loss")
     with pytest.raises(TrainingError):
         train(config(), tmp_path)
+    assert (tmp_path / "checkpoints" / f"step_{step:08d}").is_dir()
     resume(tmp_path, {"on_nonfinite": "skip"})
     assert json.loads((tmp_path / "summary.json").read_text())["totals"]["skipped_steps"] == 1
 

@@ -242,6 +242,8 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
         )
     if source.positions < target.positions:
         found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
+    grown = ((source.layers, *config.schedule.layers), (0.0, *config.schedule.ends))
+    found += config.expander.build().stage_problems(*grown)
     if not source.layers:
         found.append("it has no layers, so there is nothing to copy; take another one")
     if source.layers > layers:

@@ -160,6 +160,17 @@ def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
     assert make_plan(again, choose(again.run)).source_flops is None
 
 
+def test_gates_of_the_first_stage_open_before_the_next_growth(
+    sources: dict[str, Path], config: Callable[..., Config]
+) -> None:
+    words = ("model=gpt", "expander=msg", "sampler=shallow", f"init_from.path={sources['gpt']}", *LARGE[:3])
+    stages = ("schedule.layers=[3,4]", "schedule.ends=[0.4,1]", "model.hidden=16", "model.heads=2", "model.ffn=32")
+    with pytest.raises(ApolloError, match=r"expander.gate_duration=0\.5: a stage that adds layers is shorter"):
+        make_plan(config(*words, *stages, "expander.gate_duration=0.5"), choose(config().run))
+    fits = config(*words, *stages, "expander.gate_duration=0.4")
+    assert make_plan(fits, choose(fits.run)).gates(0) == {2: 0.0}
+
+
 def test_a_resume_without_its_source_is_refused(
     sources: dict[str, Path], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
