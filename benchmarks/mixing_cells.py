@@ -32,7 +32,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # the most telling first
 BASE = "interpolate"
 MOMENTS = ("keep", "map", "reset")  # beside the base's, new
 # of new layers: factor at first, and steps in which it becomes 1; below 0.1 it is a warmup of theirs
-NEW_RATES = ((0.5, 250), (1.3, 250), (2.0, 250), (4.0, 250), (0.01, 100), (0.01, 250))
+NEW_RATES = ((2.0, 250), (4.0, 250), (0.01, 250), (0.5, 250), (1.3, 250), (0.01, 100))
 ELSEWHERE = ("interpolate", "net2net", "split", "boundary", "two_hops")  # operators in the other settings
 
 
@@ -236,9 +236,10 @@ def growing(kind: str, lengths: Lengths) -> list[MixingCell]:
     settings += [replace(base, age=age) for age in lengths.ages if age != base.age]
     settings.append(replace(base, optim="muon"))
     return [
-        *(replace(base, method=operator) for operator in OPERATORS),
-        *(replace(base, moments=moments) for moments in MOMENTS),
+        base,
         *(replace(base, lr_scale=scale, lr_steps=steps) for scale, steps in NEW_RATES),
+        *(replace(base, moments=moments) for moments in MOMENTS),
+        *(replace(base, method=operator) for operator in OPERATORS if operator != BASE),
         *(replace(cell, method=operator) for cell in settings for operator in ELSEWHERE),
     ]
 
