@@ -46,6 +46,9 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
     if not problems and isinstance(error, OSError) and error.filename:
         key = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
         problems = [f"{key}: {error.filename} cannot be made ({error.strerror}); type another folder"]
+    if not problems and "@experiment." in str(error):
+        remedy = "An experiment sets keys of other groups only if its file begins with `# @package _global_`"
+        problems = [f"experiment={line.typed('experiment')}: {_first_line(error)} {remedy}"]
     return ConfigError(problems or [_first_line(error)])
 
 

@@ -88,6 +88,7 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
             "seq_len": sizes.positions,
             "validation": 0.5,  # all rows are measured; half of them go to each file
         }
+        raw["eval"] = raw["eval"] | {"rows": 1}  # nothing is held out
     precision = args.precision
     if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
         precision = "fp32"  # as its own evaluations

@@ -86,7 +86,8 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
     if differing:
         shown = [*differing[:3], *(["..."] if len(differing) > 3 else [])]
         raise OccupiedError(
-            f"{directory} holds another run: {', '.join(shown)}; type what began there, or another hydra.sweep.dir"
+            f"{directory} holds another run: {', '.join(shown)}; type what began there, another "
+            "hydra.sweep.dir, or a hydra.sweep.subdir that differs between jobs"
         )
 
 

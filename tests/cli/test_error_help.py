@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 from hydra.errors import HydraException
 
 from apollo_cli.cli import error_help
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
+from apollo_cli.train import run
 
 OF_HYDRA = HydraException(
     "Could not override 'hydra.nothing'.\nTo append to your config use +hydra.nothing=1\nmore"
@@ -81,6 +84,22 @@ def test_what_cannot_be_judged_here_is_left_to_hydra(words: str) -> None:
     assert problems(*words.split()) == [
         "Could not override 'hydra.nothing'. To append to your config use +hydra.nothing=1"
     ]
+
+
+def test_an_experiment_without_its_package_is_refused_with_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.parent.mkdir()
+    text = "defaults:\n  - override /model: gpt\n  - _self_\nname: mine\n"
+    mine.write_text(text, encoding="utf-8")
+    words = ["--config-dir", str(tmp_path), "experiment=mine", "plan=true", f"hydra.run.dir={tmp_path}/run"]
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert "experiment=mine: In 'experiment/mine': Could not override" in said
+    assert "only if its file begins with `# @package _global_`" in said
+    mine.write_text(f"# @package _global_\n{text}", encoding="utf-8")
+    assert run(words) == 0
 
 
 @pytest.mark.parametrize(

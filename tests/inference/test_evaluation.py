@@ -68,14 +68,15 @@ def test_a_text_of_ones_own_is_measured_whole_in_bits_per_byte(
     text = corpus_file.read_text(encoding="utf-8")[:20_000].strip()
     (tmp_path / "own.txt").write_text(text, encoding="utf-8")
     folder = finished("gpt")
-    (found,) = evaluated(
-        capsys, f"run={folder}", *of_run, f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"
-    )
+    words = [f"run={folder}", *of_run, f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"]
+    (found,) = evaluated(capsys, *words)
     (facts,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("cache/*/corpus.json"))
     tokens, size = facts["packed"]["tokens"], facts["packed"]["num_bytes"]
     assert size == len(text.replace("\n\n", "").encode())
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * tokens / size)
     assert found["rows"] == facts["training"]["rows"] + facts["validation"]["rows"]
+    assert run(words) == 0
+    assert "held out" not in capsys.readouterr().out  # all rows are measured
 
 
 def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None:

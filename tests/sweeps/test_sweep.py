@@ -135,7 +135,7 @@ def test_a_folder_with_another_run_is_refused_by_the_keys_that_differ_and_kept(
     assert run([*words, "seed=0,2,1", "optim.lr=0.003"]) == 2
     said = capsys.readouterr()
     assert "sweep/1 holds another run: seed is 1 there and 2 here; type what began there" in said.err
-    assert "another hydra.sweep.dir" in said.err
+    assert "another hydra.sweep.dir, or a hydra.sweep.subdir that differs between jobs" in said.err
     assert "sweep/1 refused: " in said.out
     assert {path: path.read_bytes() for path in before} == before
     assert [status(tmp_path / "sweep" / job) for job in "012"] == ["completed", "interrupted", "completed"]
