@@ -244,16 +244,20 @@ def plan_table(plan: Plan, *, estimated: bool) -> Table:
 
 
 def plan_totals(plan: Plan) -> str:
-    """The exact totals, and the saving against scratch at equal steps."""
+    """The exact totals with the source's, and the saving against scratch at equal steps, if it is another plan."""
     saving, flops, scratch = 1 - plan.flops / plan.scratch_flops, _exact(plan.flops), _exact(plan.scratch_flops)
     sent = ", ".join(files.in_units(stage.sent_bytes) for stage in plan.stages)
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     learned += f" and {_exact(plan.optimizer_flops)} of the optimizer" if plan.optimizer_flops else ""
-    most = "at most " if plan.may_end_early else ""
+    if plan.source_flops:
+        learned += f", after {_exact(plan.source_flops)} of the model that it begins with"
+    scratch_cost = (
+        f"; scratch at equal steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+    )
     return (
-        f"{most}{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} FLOPs{learned}; scratch at equal "
-        f"steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+        f"{'at most ' if plan.may_end_early else ''}{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} "
+        f"FLOPs{learned}{scratch_cost if plan.flops != plan.scratch_flops else ''}"
         f"{beside if plan.step_cost.devices > 1 else ''}"
     )
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +28,7 @@ class Result:
     """What a finished run leaves. `losses` has the last `train/loss` and `eval/...`."""
 
     run_dir: Path
-    plan: Plan
+    plan: Plan = field(repr=False)
     losses: dict[str, float]
 
     @property

@@ -1,6 +1,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_lines_break_between_words_on_a_narrow_terminal(
     assert len(lines) > 3
     assert max(map(len, lines)) <= 40
     assert {"micro-steps,", "fewer", "1.000e+12", "5.2500,", "5.1250"} <= set(out.getvalue().split())
+
+
+def test_totals_name_the_cost_of_the_source_and_no_saving_of_scratch(config: Callable[..., Config]) -> None:
+    plan = make_plan(config(), choose(config().run))
+    begun = plan_totals(replace(plan, source_flops=10**18))
+    assert f"{plan.flops} FLOPs, after 1.0000e+18 of the model that it begins with; scratch at equal steps" in begun
+    settings = config("schedule.layers=[4]", "schedule.ends=[1]")
+    assert plan_totals(make_plan(settings, choose(settings.run))).endswith(" FLOPs")
 
 
 def test_the_plan_table_marks_narrow_stages(config: Callable[..., Config]) -> None:
