@@ -252,14 +252,11 @@ def plan_totals(plan: Plan) -> str:
     learned += f" and {_exact(plan.optimizer_flops)} of the optimizer" if plan.optimizer_flops else ""
     if plan.source_flops:
         learned += f", after {_exact(plan.source_flops)} of the model that it begins with"
-    scratch_cost = (
-        f"; scratch at equal steps {scratch} FLOPs: {abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
-    )
-    return (
-        f"{'at most ' if plan.may_end_early else ''}{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens, {flops} "
-        f"FLOPs{learned}{scratch_cost if plan.flops != plan.scratch_flops else ''}"
-        f"{beside if plan.step_cost.devices > 1 else ''}"
-    )
+    steps = f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens"
+    fewer = f"{abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
+    scratch_cost = f"; scratch at equal steps {scratch} FLOPs: {fewer}" if saving else ""
+    most = "at most " if plan.may_end_early else ""
+    return f"{most}{steps}, {flops} FLOPs{learned}{scratch_cost}{beside if plan.step_cost.devices > 1 else ''}"
 
 
 def plan_bounds(plan: Plan, earliest: Plan) -> str:
