@@ -23,7 +23,9 @@ from tests.helpers.pages import PAGES, README
 
 def test_the_reports_and_the_pages_have_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "draw_comparison", lambda comparison: [])
-    names = {corpus.name for corpus in archives.corpora()} - {each.NAME for each in (gpu_cells, long_cells, method_cells, mixing_cells)}
+    names = {corpus.name for corpus in archives.corpora()} - {
+        each.NAME for each in (gpu_cells, long_cells, method_cells, mixing_cells)
+    }
     assert names == {"pydocs", "wikipedia_novels"}
     for name in names:
         assert part(f"What is saved: {name}") == without_pictures(render_reproduction.lines(name))
