@@ -14,8 +14,8 @@ from benchmarks.archives import BenchmarkCorpus, corpora
 
 def test_packing_what_was_unpacked_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = sorted(archives.RESULTS.glob("*.tar.bz2"), key=lambda path: path.stat().st_size)
-    names = ("gpu_gpt", "long_gpt", "methods_bert", "methods_gpt", "mixing_gpt", "pydocs_bert", "pydocs_gpt")
-    names += ("wikipedia_novels_bert", "wikipedia_novels_gpt")
+    names = {"gpu_gpt", "long_gpt", "methods_bert", "methods_gpt", "mixing_gpt", "pydocs_bert", "pydocs_gpt"}
+    names |= {"wikipedia_novels_bert", "wikipedia_novels_gpt"}
     assert {path.name for path in kept} == {f"{name}.tar.bz2" for name in names}
     corpus = next(corpus for corpus in corpora() if kept[0].name.startswith(f"{corpus.name}_"))  # the smallest
     before = {path.name: path.read_bytes() for path in kept if path.name.startswith(f"{corpus.name}_")}
