@@ -21,6 +21,7 @@ $(STAMP)-%: $(STAMP)
 	@touch $@
 
 install: $(STAMP)  ## make .venv with apollo-train and the development tools
+	@echo "installed in $(VENV); type make train, or . $(BIN)/activate for the commands"
 
 train: $(STAMP)  ## pretrain with the defaults: a small BERT, about two minutes; ARGS="model=gpt ..." adds overrides
 	$(BIN)/apollo-train $(ARGS)

@@ -230,7 +230,7 @@ def test_a_run_alone_is_drawn_without_the_pictures_of_invalid_numbers(
     assert run([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     out = capsys.readouterr().out
     assert "n = 1" in out
-    assert "none trains all layers" in out
+    assert "is the only method here" in out
     assert not (tmp_path / "report" / "gpt_lvps.png").exists()
 
 

@@ -79,6 +79,8 @@ def _baseline_notes(comparison: Comparison) -> Iterator[str]:
     asked, target = comparison.question.baseline, comparison.target
     if asked and not comparison.candidates:
         yield f"No savings here: --baseline {asked} is not among these runs."
+    elif not comparison.candidates and len(comparison.family.groups) == 1:
+        yield f"No savings: {labels} is the only method here. Add runs that train all layers from the first step."
     elif not comparison.candidates:
         yield f"No savings: none trains all layers from the first step. Type --baseline with one of {labels}."
     elif len(comparison.candidates) > 1:

@@ -216,7 +216,7 @@ def test_a_baseline_without_a_completed_run_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bases", "question", "words"),
     [
-        (0, {}, "none trains all layers from the first step. Type --baseline with one of 'grown'"),
+        (0, {}, "'grown' is the only method here. Add runs that train all layers from the first step."),
         (2, {}, "several train from scratch. Type --baseline with one of 'base0', 'base1'"),
         (1, {"target_loss": 0.5}, "'base0' goes from 9.0000 down to 3.0000 and does not reach 0.5000"),
         (1, {"target_loss": 9.5}, "does not reach 9.5000 at a cost that can be compared"),
@@ -232,6 +232,13 @@ def test_without_a_baseline_a_note_says_what_to_type(
     assert words in " ".join(comparison_notes(comparison))
     assert mean(method(comparison, "grown").final) == 3.0
     assert method(comparison, "grown").saving("flops") is None
+
+
+def test_of_several_methods_that_grow_one_may_be_the_baseline(tmp_path: Path) -> None:
+    for k, name in enumerate(("a", "b")):
+        write_run(tmp_path / name, FLAT, name=name, sampler__k=k)
+    text = " ".join(comparison_notes(compared(tmp_path)))
+    assert "none trains all layers from the first step. Type --baseline with one of 'a', 'b'" in text
 
 
 def test_a_baseline_without_the_whole_model_or_a_finite_loss_is_noted(tmp_path: Path) -> None:
