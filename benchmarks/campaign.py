@@ -107,6 +107,12 @@ class Campaign(BenchmarkCorpus):
         unfinished.rename(self.kept(cell))
 
 
+def text_words(text: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that choose these files; none for the default text."""
+    quoted = ",".join(f'"{path}"' for path in text)
+    return ("data=text", f"data.files=[{quoted}]") if text else ()
+
+
 def clock(seconds: float) -> str:
     """H:MM:SS."""
     return str(timedelta(seconds=round(seconds)))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import render_long
-from benchmarks.campaign import Campaign, clock
+from benchmarks.campaign import Campaign, clock, text_words
 from benchmarks.long_cells import NAME, RATES, LongCell, long_cells
 from benchmarks.run_reproduction import seconds
 
@@ -21,8 +21,7 @@ def main(words: Sequence[str]) -> None:
     if len(words) < 2 or words[0] not in RATES:
         sys.exit(f"python -m benchmarks.long_runs MODEL FILE...: MODEL is one of {', '.join(RATES)}")
     kind, *text = words
-    quoted = ",".join(f'"{path}"' for path in text)
-    campaign = Campaign(NAME, ("data=text", f"data.files=[{quoted}]"), kind=kind)
+    campaign = Campaign(NAME, text_words(text), kind=kind)
     run(campaign, long_cells(kind), " ".join(["python -m benchmarks.long_runs", *words]))
 
 

@@ -20,7 +20,7 @@ from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_task
 from benchmarks import render_mixing
-from benchmarks.campaign import Campaign, clock
+from benchmarks.campaign import Campaign, clock, text_words
 from benchmarks.cells import ReproductionCell
 from benchmarks.configs import config_of, plan_of
 from benchmarks.mixing_cells import (
@@ -91,8 +91,7 @@ def main(words: Sequence[str]) -> None:
     if not words or words[0] not in KINDS:
         sys.exit(f"python -m benchmarks.mixing MODEL FILE...: MODEL is one of {', '.join(KINDS)}")
     kind, *text = words
-    quoted = ",".join(f'"{path}"' for path in text)
-    campaign = MixingCampaign(NAME, ("data=text", f"data.files=[{quoted}]") if text else (), kind=kind)
+    campaign = MixingCampaign(NAME, text_words(text), kind=kind)
     run(campaign, mixing_cells(kind), " ".join(["python -m benchmarks.mixing", *words]))
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from apollo_cli import files
 from benchmarks import render_gpu
 from benchmarks.bare_trainer import FixedDepth, make_trainer
-from benchmarks.campaign import Campaign
+from benchmarks.campaign import Campaign, text_words
 from benchmarks.cells import SEARCH_PATH
 from benchmarks.gpu_cells import NAME, gpu_cells
 
@@ -32,8 +32,7 @@ def main(kind: str, steps: str, *texts: str) -> None:
 
 def words(steps: int, texts: Sequence[str]) -> tuple[str, ...]:
     """Overrides of all cells."""
-    quoted = ",".join(f'"{path}"' for path in texts)
-    data = ("data=text", f"data.files=[{quoted}]", "data.tokenizer=bytes", "data.seq_len=256")
+    data = (*text_words(texts), "data.tokenizer=bytes", "data.seq_len=256")
     return (*data, f"eval.every={max(1, steps // 60)}", f"checkpoint.every={max(1, steps // 4)}")
 
 

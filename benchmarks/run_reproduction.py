@@ -17,7 +17,7 @@ from apollo_cli.training.calibration import seconds_by_depth
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_task
 from benchmarks import render_reproduction
-from benchmarks.campaign import Campaign, clock
+from benchmarks.campaign import Campaign, clock, text_words
 from benchmarks.cells import DEFAULT, RATES, ReproductionCell, cells
 from benchmarks.configs import config_of, plan_of
 
@@ -25,8 +25,7 @@ from benchmarks.configs import config_of, plan_of
 def main(words: Sequence[str]) -> None:
     """Trains the missing cells and writes the report."""
     name, *text = words or [DEFAULT]
-    quoted = ",".join(f'"{path}"' for path in text)
-    campaign = Campaign(name, ("data=text", f"data.files=[{quoted}]") if text else ())
+    campaign = Campaign(name, text_words(text))
     wanted = cells(name)
     missing = campaign.missing(wanted)
     at_once = max(1, min(os.cpu_count() or 1, len(missing)))

@@ -310,12 +310,12 @@ def max_steps_within(
     Raises:
         ValueError: a plan of `min_steps` costs more.
     """
-    low = min_steps
-    if (least := cost(plan_for(low))) > budget:
+    low, shortest = min_steps, plan_for(min_steps)
+    if (least := cost(shortest)) > budget:
         raise ValueError(
             f"a budget of {budget:.6g} is too small: {low} steps, the fewest that it can be, cost {least:.6g}"
         )
-    most = MOST_MICRO_STEPS // plan_for(low).step_cost.accumulation
+    most = MOST_MICRO_STEPS // shortest.step_cost.accumulation
     high = min(2 * low, most + 1)
     while high <= most and cost(plan_for(high)) <= budget:
         low, high = high, min(2 * high, most + 1)
@@ -325,5 +325,5 @@ def max_steps_within(
         middle = (low + high) // 2
         low, high = (middle, high) if cost(plan_for(middle)) <= budget else (low, middle)
     # a growth that moves a step later can make a longer run cheaper: try some more lengths
-    further = range(low, min(most, low + 2 * len(plan_for(low).schedule.stages)) + 1)
+    further = range(low, min(most, low + 2 * len(shortest.schedule.stages)) + 1)
     return plan_for(max(steps for steps in further if cost(plan_for(steps)) <= budget))

@@ -1,7 +1,7 @@
 """What a trained model is worth on a text: loss, perplexity, bits per byte, accuracy, and each layer's share."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from apollo_cli.data.corpus import Corpus
 from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
+from apollo_cli.training.evaluate import evaluate
 
 
 @dataclass(frozen=True)
@@ -120,25 +121,12 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
     similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
     updates = _updates(model, next(iter(batches))[0], device)
-    whole, *without = (
-        _mean_loss(model, batches, device, gates) for gates in ({}, *({i: 0.0} for i in range(stored)))
-    )
+    gates = [{}, *({i: 0.0} for i in range(stored))]
+    whole, *without = (evaluate(model, batches, device, each, full_depth=False)["eval/loss"] for each in gates)
     return [
         LayerWorth(loss, loss - whole, update, similarity)
         for loss, update, similarity in zip(without, updates, [*similarities, None], strict=True)
     ]
-
-
-def _mean_loss(
-    model: LanguageModel, batches: EvaluationBatches, device: Device, gates: Mapping[int, float]
-) -> float:
-    """The loss of all stored layers with these gates."""
-    total, count, layers = 0.0, 0, range(len(model.blocks))
-    for batch, counted in batches:
-        with device.autocast():
-            total += counted * model.loss(batch.to(device.device), layers, gates=gates).item()
-        count += counted
-    return total / count
 
 
 def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:

@@ -170,11 +170,16 @@ class ModelConfig:
         h, matrices = self.hidden, 3 if self.architecture.activation == "swiglu" else 2
         return 2 * h * h + 2 * h * self.kv_hidden + matrices * h * self.ffn
 
+    @property
+    def qkv_widths(self) -> tuple[int, int, int]:
+        """The width of all queries, keys and values of a token."""
+        return self.hidden, self.kv_hidden, self.kv_hidden
+
     def joined_rows(self, name: str, rows: int) -> tuple[int, ...]:
         """The rows of the matrices that a layer's parameter of so many rows holds, one below the other."""
         match name.split(".")[-2]:
             case "qkv":
-                return self.hidden, self.kv_hidden, self.kv_hidden
+                return self.qkv_widths
             case "gate_up":
                 return rows // 2, rows // 2
         return (rows,)

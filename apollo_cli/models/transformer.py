@@ -103,7 +103,7 @@ class Block(nn.Module):
         self.pre_norm = self.architecture.pre_norm
         scores = model_config.multipliers(1).scores
         self.score_scale = None if scores == 1 else scores * self.head_width**-0.5
-        self.qkv_widths = (model_config.hidden, model_config.kv_hidden, model_config.kv_hidden)
+        self.qkv_widths = model_config.qkv_widths
         hidden, ffn, linear = (
             model_config.hidden,
             model_config.ffn,
