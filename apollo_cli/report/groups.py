@@ -57,9 +57,13 @@ class Family:
     """Groups whose losses may be compared."""
 
     title: str  # BERT, GPT, or with a number where there are several
-    description: str  # data, tokenizer and evaluation rows
+    facts: tuple[str, ...]  # data, tokenizer and evaluation rows
     groups: tuple[Group, ...]  # in the order of their labels
     notes: tuple[str, ...]  # on runs that are left out or whose data is not known
+
+    @property
+    def description(self) -> str:
+        return ", ".join(self.facts)
 
 
 def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
@@ -80,10 +84,15 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
         found += of_kind
         if len(of_kind) > 1:
             places = [[run.place for group in family.groups for run in group.runs] for family in of_kind]
-            parts = [f"{f.title} ({first_of(p)}): {f.description}" for f, p in zip(of_kind, places, strict=True)]
+            common = set.intersection(*(set(family.facts) for family in of_kind))
+            parts = [
+                f"{family.title} ({first_of(of)}): "
+                f"{', '.join(fact for fact in family.facts if fact not in common) or family.description}"
+                for family, of in zip(of_kind, places, strict=True)
+            ]
             warnings.append(
-                f"these {kind.upper()} runs are measured on different data, tokenizers or evaluation rows and are "
-                f"NOT compared with each other: {'; '.join(parts)}"
+                f"these {kind.upper()} runs are not measured on the same data and are NOT compared: "
+                f"{'; '.join(parts)}"
             )
     return found, warnings
 
@@ -110,15 +119,18 @@ def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
     corpus = " ".join(map(str, corpus)) if isinstance(corpus, list) else str(corpus)
     fingerprint = _UNKNOWN if setup.data.startswith(_UNKNOWN) else setup.data[:12]
     rows = config.get("eval.rows") if setup.evaluation_rows is None else setup.evaluation_rows
-    description = (
-        f"data {shortened(corpus)} (fingerprint {fingerprint}), tokenizer {config.get('data.tokenizer')}, "
-        f"vocabulary {config.get('data.vocab_size')}, rows of {config.get('data.seq_len')} tokens"
-        f"{', masked fraction ' * bool(setup.mask_fraction)}{setup.mask_fraction}, {rows} evaluation rows"
+    facts = (
+        f"data {shortened(corpus)} (fingerprint {fingerprint})",
+        f"tokenizer {config.get('data.tokenizer')}",
+        f"vocabulary {config.get('data.vocab_size')}",
+        f"rows of {config.get('data.seq_len')} tokens",
+        *([f"masked fraction {setup.mask_fraction}"] if setup.mask_fraction else []),
+        f"{rows} evaluation rows",
     )
     groups, notes = _groups(runs)
     if unknown := [run.place for run in runs if run.data is None or run.evaluation_rows is None]:
         notes.append(f"no summary yet, so the data is taken from the config: {first_of(unknown)}")
-    return Family(title, one_line(description), groups, tuple(notes))
+    return Family(title, tuple(map(one_line, facts)), groups, tuple(notes))
 
 
 def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:

@@ -244,8 +244,6 @@ def make_run(
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")
     planned = checked(f"{place}/plan.json", _Plan.model_validate, plan)
     depth_counts: dict[int, Counter[int]] = defaultdict(Counter)
-    if config.get("precision") == "auto" and summary.get("precision"):  # of an older version
-        config = {**config, "precision": one_line(summary["precision"])}
     for stage in planned.stages:  # several may store as many layers
         depth_counts[stage.layers].update({depth: n for depth, n in stage.depth_counts.items() if n})
     return Run(

@@ -288,15 +288,18 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
     fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
     found: dict[str, None] = {}  # in order
     failing = 0
-    for words in jobs:
+    owners: dict[str, Sequence[str]] = {}  # {folder: words of its job}
+    for number, words in enumerate(jobs):
         composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
         if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
             name = composed.hydra.runtime.choices["experiment"]
             raise ConfigError([f"experiment={name}: it is a sweep itself; type no other experiment beside it"])
         with read_write(composed.hydra), open_dict(composed.hydra):
-            composed.hydra.job.update(num=0, id="0")
+            composed.hydra.job.update(num=number, id=str(number))
             composed.hydra.runtime.update(output_dir=".", cwd=str(Path.cwd()))
         HydraConfig.instance().set_config(composed)
+        if is_grid:
+            _check_folder(composed, words, owners)
         try:
             with open_dict(composed):
                 values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -315,6 +318,31 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
     if found:
         listed = "".join(f"\n  - {problem}" for problem in found)
         print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)
+
+
+def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Sequence[str]]) -> None:
+    """Notes whose folder this is.
+
+    Args:
+        config: of a job.
+        words: its own.
+        owners: {folder: words} of the jobs before.
+
+    Raises:
+        ConfigError: it is that of another job, which would be refused after the other one has run.
+    """
+    with suppress(OmegaConfBaseException):  # Hydra raises it again when it makes the folder
+        other = owners.setdefault(config.hydra.sweep.subdir, words)
+        if other != words:
+            key = next(word.lstrip("+").partition("=")[0] for word in words if word not in other)
+            is_group = key in config.hydra.runtime.choices
+            raw = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+            raise ConfigError(
+                [
+                    f"hydra.sweep.subdir={raw}: jobs that differ in {key} have one folder; add "
+                    f"${{{'hydra:runtime.choices.' * is_group}{key}}} to it"
+                ]
+            )
 
 
 def _sweep_overrides(config: DictConfig) -> list[Override]:

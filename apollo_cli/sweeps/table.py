@@ -1,5 +1,6 @@
 """The closing table of a sweep."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ def close_sweep(jobs: Sequence[JobResult]) -> int:
             Path(job.run_dir).name, *(escape(words.get(key, "-")) for key in swept), job.status, *_results(job)
         )
     Screen().print(table)
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)  # {(status, reason): run directories}
     for job in jobs:
         if job.code or job.reason:
-            print(f"{files.shown(Path(job.run_dir))} {job.status}: {job.reason}")
+            reasons[job.status, job.reason].append(files.shown(Path(job.run_dir)))
+    for (status, reason), (place, *others) in reasons.items():
+        print(f"{place}{f' and {len(others)} more' if others else ''} {status}: {reason}")
     if plans := [RunDirectory(Path(job.run_dir)).plan() for job in jobs if job.status == "planned"]:
         seconds = sum(plan.get("estimated_seconds", 0.0) for plan in plans)
         print(f"all plans: {sum(plan['flops'] for plan in plans):.4e} FLOPs, about {duration(seconds)} (h:mm:ss)")

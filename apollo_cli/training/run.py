@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +148,6 @@ def resume(run_dir: Path, overrides: dict[str, Any] | None = None) -> Result:
         raise CheckpointError(f"{directory}: only a plan was made there (plan=true), nothing to resume")
     _check_cache_dir(config, directory, overrides or {})
     device, console = choose(config.run, processes), Console(quiet=not processes.is_main)
-    if config.run.precision == "auto" and device.device.type == "cpu":  # of a version in which that was fp32
-        device = replace(device, bf16=False)
     is_launched = processes.env is not None  # by `train`, which emulates what is typed
     if config.run.precision == "bf16" and emulates_bf16(device.device) and not is_launched:
         raise CheckpointError(

@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
     "name": "apollo",
     "device": "auto",
-    "precision": "auto",
+    "precision": "fp32",
     "model": {"kind": "gpt", "layers": 4},
     "sampler": {"kind": "lvps", "k": 2, "lower": 0.6, "overshoot": 0.4},
     "expander": {"kind": "interpolate", "mode": "nearest", "moments": "keep"},

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, make_run, one_line
+from apollo_cli.report.runs import Run, flat, one_line
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}
@@ -144,16 +144,7 @@ def test_a_label_has_the_main_settings_first_and_no_redundant_ones() -> None:
 def test_a_key_missing_in_one_config_distinguishes_runs() -> None:
     one, other = run("a"), run("b")
     del other.config["precision"]  # as in a config of another version
-    assert labels(one, other) == ["precision=auto", "sampler=lvps k=2"]
-
-
-def test_precision_auto_is_what_the_run_took() -> None:
-    """Newer versions record that in the config."""
-    of_before, newer = run("a", precision="auto"), run("b", seed=1, precision="fp32")
-    for summary, groups in (({}, 2), ({"precision": "bf16"}, 2), ({"precision": "fp32"}, 1)):
-        runs = [make_run("a", of_before.config, summary, {}, of_before.rows)]
-        runs.append(make_run("b", newer.config, {}, {}, newer.rows))
-        assert len(families(runs)[0][0].groups) == groups
+    assert labels(one, other) == ["precision=fp32", "sampler=lvps k=2"]
 
 
 def test_many_runs_without_a_summary_are_one_note() -> None:
@@ -175,13 +166,20 @@ def test_of_one_seed_twice_the_completed_run_counts_else_the_longer_one() -> Non
     assert "a, c" in family.notes[0]
 
 
-@pytest.mark.parametrize("other", [{"data": "d2"}, {"rows": 8}])
-def test_other_data_and_evaluation_rows_are_another_family_and_a_loud_warning(other: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("other", "named", "common"),
+    [({"data": "d2"}, "(fingerprint d2)", "evaluation rows"), ({"rows": 8}, "8 evaluation rows", "fingerprint")],
+)
+def test_other_data_and_evaluation_rows_are_another_family_and_a_warning_names_what_differs(
+    other: dict[str, Any], named: str, common: str
+) -> None:
     found, warnings = families([run("a"), run("b", **other)])
     assert [family.title for family in found] == ["GPT 1", "GPT 2"]
     assert "NOT compared" in warnings[0]
     assert "GPT 1 (a)" in warnings[0]
     assert "GPT 2 (b)" in warnings[0]
+    assert named in warnings[0]
+    assert common not in warnings[0]
 
 
 def test_bert_and_gpt_are_two_families_without_a_warning() -> None:

@@ -166,6 +166,22 @@ def test_a_value_with_a_slash_names_one_folder_of_a_sweep(
     assert set(configs(place / "sweep")) == folders
 
 
+@pytest.mark.parametrize(
+    ("swept", "remedy"), [("seed=0,1", "${seed}"), ("sampler=lvps,uniform", "${hydra:runtime.choices.sampler}")]
+)
+def test_jobs_of_one_folder_are_refused_before_the_first_one(
+    swept: str, remedy: str, tiny: Words, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *tiny, "optim.lr=0.1,0.2", swept, "plan=true", "hydra.sweep.dir=sweep"]
+    assert run([*words, "hydra.sweep.subdir='lr-${optim.lr}'"]) == 2
+    said = capsys.readouterr().err
+    assert "hydra.sweep.subdir=lr-${optim.lr}: jobs that differ in " + swept.partition("=")[0] in said
+    assert f"add {remedy} to it" in said
+    assert not (place / "sweep").exists()
+    assert run([*words, f"hydra.sweep.subdir='lr-${{optim.lr}}-{remedy}'"]) == 0
+    assert len(list((place / "sweep").glob("lr-*"))) == 4
+
+
 def test_verbose_shows_our_debug_lines_and_of_others_the_warnings(
     tiny: Words, place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,15 +252,3 @@ def test_what_precision_auto_took_is_recorded_and_kept_elsewhere(
     for precision in ("bf16", "fp32"):
         resume(tmp_path / precision / "run")
         assert_same(tmp_path / precision / "run", tmp_path / precision / "straight")
-
-
-def test_a_run_of_before_a_cpu_took_bf16_stays_in_fp32(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(config("precision=fp32"), tmp_path / "straight")
-    interrupt(lambda: train(config("precision=fp32"), tmp_path / "run"), 7, monkeypatch)
-    saved = tmp_path / "run" / "config.yaml"
-    saved.write_text(saved.read_text().replace("precision: fp32", "precision: auto"))
-    has_bf16(True, monkeypatch)
-    resume(tmp_path / "run")
-    assert_same(tmp_path / "run", tmp_path / "straight")
