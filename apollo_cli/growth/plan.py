@@ -1,6 +1,6 @@
 """The plan of a run: its stages, depths and exact FLOPs, before the first step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -162,7 +162,9 @@ class Plan:
         stage = self.stages[self.schedule.index(step)]
         if not stage.growth or not stage.growth.gated:
             return NO_GATES
-        gate = (step - stage.stage.first_step) / (stage.growth.gate_duration * self.schedule.first_planned)
+        first, end = stage.stage.first_step, min(stage.stage.end_step, self.schedule.first_planned)
+        duration = min(stage.growth.gate_duration * self.schedule.first_planned, end - first)  # ends are rounded
+        gate = (step - first) / duration
         return dict.fromkeys(stage.growth.gated, gate) if gate < 1 else NO_GATES
 
     def flops_of(self, step: int, depth: int) -> int:
@@ -297,7 +299,11 @@ class Plan:
 
 
 def max_steps_within(
-    budget: float, cost: Callable[[Plan], float], plan_for: Callable[[int], Plan], min_steps: int
+    budget: float,
+    cost: Callable[[Plan], float],
+    plan_for: Callable[[int], Plan],
+    min_steps: int,
+    shorter: Iterable[int] = (),
 ) -> Plan:
     """The plan with the most steps whose cost stays within `budget`.
 
@@ -306,12 +312,16 @@ def max_steps_within(
         cost: the cost of a plan, for example its exact FLOPs; it rises with the steps, except for single ones.
         plan_for: makes the plan of a number of steps.
         min_steps: see `schedule.min_steps`.
+        shorter: see `schedule.shorter_steps`.
 
     Raises:
-        ValueError: a plan of `min_steps` costs more.
+        ValueError: the shortest plan costs more.
     """
     low, shortest = min_steps, plan_for(min_steps)
     if (least := cost(shortest)) > budget:
+        for low in shorter:
+            if (least := cost(plan_for(low))) <= budget:
+                return plan_for(low)
         raise ValueError(
             f"a budget of {budget:.6g} is too small: {low} steps, the fewest that it can be, cost {least:.6g}"
         )

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, inf
@@ -118,8 +118,15 @@ def min_steps(ends: Sequence[float], ended: Sequence[int] = ()) -> int:
 
     `ended` are the steps at which the first stages have ended, whatever `ends` says of them.
     """
-    shortest = ceil(1 / min(end - start for start, end in pairwise((0.0, *ends))))
+    share = min(end - start for start, end in pairwise((0.0, *ends)))
+    shortest = ceil(1 / share - 1e-9)  # 1 - 0.8 is a little less than 0.2 in floats
     return max(shortest, ceil((ended[-1] + 1) / ends[len(ended)])) if ended else shortest
+
+
+def shorter_steps(ends: Sequence[float]) -> Iterator[int]:
+    """Numbers of steps below `min_steps` at which every stage has a step as well, the largest first."""
+    numbers = range(min(min_steps(ends), _MOST_TRIED) - 1, 0, -1)
+    return (steps for steps in numbers if _all_have_a_step(steps, ends))
 
 
 def _boundaries(steps: int, ends: Sequence[float], ended: Sequence[int] = ()) -> list[int]:

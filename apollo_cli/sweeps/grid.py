@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
+from apollo_cli.config.hydra_syntax import in_quotes
 from apollo_cli.errors import ConfigError
 
 _OF_GROWTH = (
@@ -109,6 +110,10 @@ def commands(line: CommandLine) -> list[list[str]]:
     if not line.multirun or not any(key == "experiment" or _is_of_growth(key) for key in params):
         return [list(line.overrides)]
     typed = OverridesParser.create().parse_overrides(list(line.overrides))
+    if other := [o for o in typed if o.key_or_group == "hydra/sweeper" and o.value() != "basic"]:
+        raise ConfigError(
+            [f"{other[-1].input_line}: experiment={name} is a grid, with scratch runs beside it; leave this out"]
+        )
     keys = {o.key_or_group for o in typed} - {"experiment"}
     swept = [f"{key}={values}" for key, values in params.items() if key not in keys]
     over_methods = "experiment" in params
@@ -119,8 +124,8 @@ def commands(line: CommandLine) -> list[list[str]]:
     words = [w for w in line.overrides if not (over_methods and w.startswith("experiment="))] + swept
     left_out = (f"{_SUBDIR}=", "experiment=") if over_methods else (f"{_SUBDIR}=",)
     kept = [w for w in words if not _is_of_growth(w) and not w.startswith(left_out)]
-    subdir = [o.get_value_element_as_str() for o in typed if o.key_or_group == _SUBDIR]
-    scratch = [*kept, "schedule=scratch", NO_PARAMS, f"{_SUBDIR}=scratch-{subdir[-1] if subdir else _NUMBER}"]
+    subdir = in_quotes(f"scratch-{[_NUMBER, *(o.value() for o in typed if o.key_or_group == _SUBDIR)][-1]}")
+    scratch = [*kept, "schedule=scratch", NO_PARAMS, f"{_SUBDIR}={subdir}"]
     if not over_methods:
         return [scratch, list(line.overrides)]
     source = [*kept, f"experiment=[{name},_source]", NO_PARAMS, f"{_SUBDIR}={_SOURCE}"]

@@ -5,9 +5,9 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import which
@@ -40,8 +40,7 @@ from apollo_cli.training.distributed.environment import ProcessEnv
 from apollo_cli.training.distributed.group import connect
 
 _GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-
-
+_LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
 _WAIT = 5  # seconds for the other processes of a sweep that is refused
 
 
@@ -243,19 +242,41 @@ class SweepCallback(Callback):
     """Lets the command of this process act before Hydra makes a folder or runs a job; named in conf/config.yaml."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with suppress(OmegaConfBaseException):  # Hydra raises it again when it makes the folder
-            if Command.current:
-                Command.current.note_folder(Path(config.hydra.run.dir))
+        if command := Command.current:
+            with _refusing(command), suppress(OmegaConfBaseException):  # Hydra raises it again
+                _check_names("hydra.run.dir", config.hydra.run.dir)
+                command.note_folder(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        command = Command.current
-        if command is None:
-            return
-        try:
-            command.begin_sweep(config)
-        except Exception as error:  # Hydra would turn it into a warning
-            command.refusal = error
-            sys.exit(EXIT_USER_ERROR)
+        if command := Command.current:
+            with _refusing(command):
+                command.begin_sweep(config)
+
+
+@contextmanager
+def _refusing(command: Command) -> Iterator[None]:
+    """Ends Hydra with the error that is raised here, which Hydra would turn into a warning."""
+    try:
+        yield
+    except Exception as error:
+        command.refusal = error
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _check_names(key: str, folder: str) -> None:
+    """Refuses a folder that cannot be made.
+
+    Raises:
+        ConfigError: it, or a folder above it, has too long a name.
+    """
+    size = max((len(os.fsencode(part)) for part in Path(folder).parts), default=0)
+    if size > _LONGEST_NAME:
+        raise ConfigError(
+            [
+                f"{key}: a folder would have a name of {size} bytes, and {_LONGEST_NAME} is the most; name fewer "
+                "keys in it, or leave some out by hydra.job.config.override_dirname.exclude_keys=[KEY,...]"
+            ]
+        )
 
 
 def _check_processes() -> None:
@@ -329,9 +350,10 @@ def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Se
         owners: {folder: words} of the jobs before.
 
     Raises:
-        ConfigError: it is that of another job, which would be refused after the other one has run.
+        ConfigError: it cannot be made, or is that of another job, after which this one would be refused.
     """
     with suppress(OmegaConfBaseException):  # Hydra raises it again when it makes the folder
+        _check_names("hydra.sweep.subdir", config.hydra.sweep.subdir)
         other = owners.setdefault(config.hydra.sweep.subdir, words)
         if other != words:
             key = next(word.lstrip("+").partition("=")[0] for word in words if word not in other)

@@ -27,10 +27,10 @@ _SAME = ("step", "layers", "width", "eval/loss")  # an evaluation that is printe
 
 
 class Screen(RichConsole):
-    """Standard output, as wide as the terminal or `_WIDTH`; a closed pipe does not stop the run."""
+    """Standard output, as wide as the terminal, $COLUMNS or `_WIDTH`; a closed pipe does not stop the run."""
 
     def __init__(self) -> None:
-        width = None if sys.stdout.isatty() else _WIDTH
+        width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH
         super().__init__(highlight=False, soft_wrap=True, width=width, file=sys.stdout)
 
     def on_broken_pipe(self) -> None:

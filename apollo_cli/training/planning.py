@@ -13,7 +13,7 @@ from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan, StagePlan, StepCost, max_steps_within
-from apollo_cli.growth.schedule import min_steps
+from apollo_cli.growth.schedule import min_steps, shorter_steps
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.build import num_parameters
 from apollo_cli.models.communication import Kind, state_bytes, step_bytes
@@ -184,8 +184,10 @@ def make_plan(
             limit, cost = float(budget.flops), lambda plan: plan.flops
         else:
             limit, cost = budget.seconds or 0.0, _seconds_of(config, device)
-        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(config.schedule.ends, ended)
-        within = max_steps_within(limit, cost, lambda steps: plan_for(steps, ended), least)
+        ends = config.schedule.ends
+        least = budget.extended_from[-1] + 1 if budget.extended_from else min_steps(ends, ended)
+        shorter = () if budget.extended_from or ended else shorter_steps(ends)
+        within = max_steps_within(limit, cost, lambda steps: plan_for(steps, ended), least, shorter)
         return plan_for(device.processes.broadcast(within.steps), ended)  # each process has timed it by itself
 
     try:

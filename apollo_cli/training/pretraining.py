@@ -97,6 +97,7 @@ class Pretraining(Session):
         if self.plan.earliest and self.device.processes.is_main:
             with files.writing(self.directory.plan_file, 100_000):  # as it has become
                 files.write_json(self.directory.plan_file, self.plan.as_dict())
+        self._note_what_is_missing(trainer)
         model = trainer.strategy.gather_model()
         self._export(model, self.directory.model, trainer.state)
         if self.device.processes.is_main:
@@ -110,6 +111,20 @@ class Pretraining(Session):
                 self._export(best, self.directory.best_model, trainer.state)
             except CheckpointError as error:  # it was lost, or written before checkpoint.best=true was typed
                 self.console.say(f"note: there is no {self.directory.best_model.name}: {error}")
+
+    def _note_what_is_missing(self, trainer: Trainer) -> None:
+        """Says what the clock has cut off, which alone ends a run before the model is whole."""
+        where, target = files.shown(self.directory.model), self.plan.schedule.stages[-1].layers
+        if trainer.layers < target:
+            self.console.say(
+                f"note: budget.seconds={self.config.budget.seconds:g} was over before the last growth, for steps "
+                f"took longer than in the plan: {where} has {trainer.layers} of {target} layers"
+            )
+        elif not trainer.is_whole:
+            self.console.say(
+                f"note: budget.seconds={self.config.budget.seconds:g} was over before the gates of the new layers "
+                f"were open: eval/loss is of the gated model, and {where} has no gates"
+            )
 
     def _show_what_is_learned(self, model: LanguageModel) -> None:
         """Measures the loss of answering by frequency, and lets the model answer."""

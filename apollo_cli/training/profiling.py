@@ -25,6 +25,8 @@ def profiled(device: torch.device, folder: Path, say: Callable[[str], None]) -> 
 
     def write(profiler: profile) -> None:
         nonlocal written
+        if profiler.step_num <= _WARMUP:  # the steps have ended, what follows is none
+            return
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=40)
         with files.writing(folder / "profile.json", 50_000_000):

@@ -355,12 +355,13 @@ class Trainer:
 
         It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
         """
-        stage, args = self.plan.stages[self.plan.schedule.index(self.state.step)], self.args
-        steps = self.state.step - stage.stage.first_step
-        if stage.growth is None or args.lr_scale == 1 or steps >= args.lr_steps:
+        args, begun = self.args, self.plan.stages[: self.plan.schedule.index(self.state.step) + 1]
+        *_, (first, new) = [(0, ()), *((each.stage.first_step, each.growth.new) for each in begun if each.growth)]
+        steps = self.state.step - first
+        if args.lr_scale == 1 or steps >= args.lr_steps:
             return {}
         scale = 1 + (args.lr_scale - 1) * (1 - steps / args.lr_steps)
-        return {p: scale for slot in stage.growth.new for p in self.model.blocks[slot].parameters()}
+        return {p: scale for slot in new for p in self.model.blocks[slot].parameters()}
 
     def sync_pending_steps(self) -> None:
         """Waits for the device and records the pending steps.
@@ -496,9 +497,15 @@ class Trainer:
         self.row(losses)
         if self.replan and self.state.step % self.args.eval_every == 0:
             self.end_on_plateau(losses["eval/loss"], self.replan)
+        if "eval/loss" in losses and self.is_whole:
+            in_last_stage = self.state.step > self.plan.schedule.stages[-1].first_step
+            self.judge(losses["eval/loss"], in_last_stage=in_last_stage)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model has its last size, and no gate that an exported model would not have."""
         last = self.plan.schedule.stages[-1]
-        if "eval/loss" in losses and (self.layers, self.width) == (last.layers, last.width):
-            self.judge(losses["eval/loss"], in_last_stage=self.state.step > last.first_step)
+        return (self.layers, self.width) == (last.layers, last.width) and not self.plan.gates(self.state.step)
 
     def end_on_plateau(self, loss: float, replan: Callable[[Sequence[int]], Plan]) -> None:
         """Ends the current stage if this validation loss puts it on a plateau, and plans the steps that remain."""

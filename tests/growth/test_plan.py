@@ -21,7 +21,7 @@ from apollo_cli.growth.samplers import (
     Subset,
     Uniform,
 )
-from apollo_cli.growth.schedule import Schedule, min_steps
+from apollo_cli.growth.schedule import Schedule, min_steps, shorter_steps
 
 SAMPLERS = [LVPS(), LVPS(k=0.0), Edge(), Uniform(), Full(), Shallow()]
 
@@ -220,6 +220,21 @@ def test_budget_below_the_shortest_run_is_refused() -> None:
         max_steps_within(24_809, lambda plan: plan.flops, plan_for, 10)
 
 
+def test_a_budget_below_the_length_from_which_all_are_possible_has_the_longest_possible_run() -> None:
+    """With stages up to 0.3, 0.8 and 1 of all steps: 1, 2, 3 after 3 steps, 1, 3, 4 after 4, and always from 5."""
+    ends = (0.3, 0.8, 1)
+
+    def plan_for(steps: int) -> Plan:
+        return make_plan(steps, Shallow(), layers=(1, 3, 12), ends=ends, accumulation=1)
+
+    assert (min_steps(ends), list(shorter_steps(ends))) == (5, [4, 3])
+    costs = {steps: plan_for(steps).flops for steps in (3, 4, 5)}
+    for budget, steps in ((costs[3], 3), (costs[4], 4), (costs[5] - 1, 4), (costs[5], 5)):
+        assert max_steps_within(budget, lambda plan: plan.flops, plan_for, 5, shorter_steps(ends)).steps == steps
+    with pytest.raises(ValueError, match=rf"too small: 3 steps, the fewest that it can be, cost {costs[3]}"):
+        max_steps_within(costs[3] - 1, lambda plan: plan.flops, plan_for, 5, shorter_steps(ends))
+
+
 @pytest.mark.parametrize("most", [60, 100, 101])
 def test_a_budget_may_be_as_long_as_a_plan_counts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubling the length from 10 steps on passes 40 and would be refused at 80, though 45 steps are counted."""
@@ -278,6 +293,14 @@ def test_gates_open_over_their_share_of_the_steps() -> None:
     assert plan.gates(40) == {}
     assert plan.gates(50) == dict.fromkeys((4, 5, 6, 7), 0.0)
     assert plan.forward_path(3 * 55, 8) == ForwardPath(tuple(range(8)), gates=dict.fromkeys((4, 5, 6, 7), 0.25))
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5, 7, 21])
+def test_gates_are_open_at_the_end_of_a_stage_that_is_rounded(steps: int) -> None:
+    schedule = Schedule.over(steps, (2, 4), (0.5, 1))
+    plan = Plan(schedule, Shallow(), Msg(0.5), make_plan(10).step_cost, 0)
+    assert plan.gates(schedule.growth_steps[0]) == {2: 0.0, 3: 0.0}
+    assert plan.gates(steps) == {}
 
 
 def test_flops_of_learned_maps_are_counted_and_those_of_the_source_are_kept_apart() -> None:

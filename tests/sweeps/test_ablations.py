@@ -167,9 +167,15 @@ def test_an_ablation_is_planned_as_a_whole(tmp_path: Path, capsys: pytest.Captur
         "seed=0",
         "sampler.k=0,4",
         "plan=true",
-        "hydra.sweep.subdir=k-${sampler.k}",
+        "hydra.sweep.subdir='k ${sampler.k}'",
     ]
     assert run([*words, f"hydra.sweep.dir={tmp_path}/sweep"]) == 0
     folders = {path.parent.name for path in (tmp_path / "sweep").glob("*/plan.json")}
-    assert folders == {"scratch-k-2", "k-0", "k-4"}
+    assert folders == {"scratch-k 2", "k 0", "k 4"}
     assert capsys.readouterr().out.rpartition("Sweep of 3")[2].count("planned") == 3
+
+
+def test_a_grid_of_ours_is_not_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its scratch runs would be searched as well."""
+    assert run(["-m", "experiment=ablation/k", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]) == 2
+    assert "hydra/sweeper=optuna: experiment=ablation/k is a grid" in capsys.readouterr().err

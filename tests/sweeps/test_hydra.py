@@ -1,6 +1,7 @@
 """What a Hydra user types works, and what it costs."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +181,17 @@ def test_jobs_of_one_folder_are_refused_before_the_first_one(
     assert not (place / "sweep").exists()
     assert run([*words, f"hydra.sweep.subdir='lr-${{optim.lr}}-{remedy}'"]) == 0
     assert len(list((place / "sweep").glob("lr-*"))) == 4
+
+
+@pytest.mark.parametrize(("flag", "key"), [("-m", "hydra.sweep.subdir"), ("", "hydra.run.dir")])
+def test_a_folder_with_too_long_a_name_is_refused_before_it_is_made(
+    flag: str, key: str, tiny: Words, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*([flag] if flag else []), *tiny, "plan=true", f"tracking.notes={'x' * 256}"]
+    assert run([*words, key + "='${hydra.job.override_dirname}'", "hydra.sweep.dir=sweep"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"{key}: a folder would have a name of \d+ bytes, and 255 is the most", said)
+    assert not list(place.iterdir())
 
 
 def test_verbose_shows_our_debug_lines_and_of_others_the_warnings(

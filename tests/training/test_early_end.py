@@ -53,6 +53,18 @@ def test_the_best_checkpoint_of_the_whole_model_is_kept_and_exported(
     assert not torch.equal(exported[name], last[name])
 
 
+def test_evaluations_of_a_gated_model_are_not_judged(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not exported with its gates, which are open from step 10 on."""
+    made_losses(monkeypatch, {8: 1.0, 10: 4.0, 12: 3.5})
+    gated = ("expander=msg", "sampler=shallow", "expander.gate_duration=0.33")
+    words = (*RARELY, *STAGES, *gated, "eval.every=2", "checkpoint.best=true", "budget.target_loss=2")
+    train(config("model=gpt", *words), tmp_path)
+    summary = summary_of(tmp_path)
+    assert (summary["ended_by"], summary["best"]) == ("budget", {"step": 12, "eval/loss": 3.5})
+
+
 def test_a_run_that_has_reached_its_target_at_once_has_a_checkpoint(
     config: Callable[..., Config], tmp_path: Path
 ) -> None:

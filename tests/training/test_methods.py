@@ -111,11 +111,10 @@ def test_no_loss_jumps_with_zero_init(
     assert before["eval/loss"] == pytest.approx(after["eval/loss"], abs=0 if kind == "gpt" else 1e-5)
 
 
-def test_the_rate_of_new_layers_falls_to_that_of_the_others(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """1, 2 and 4 layers from steps 0, 3 and 6 on; two steps after a growth all rates are equal."""
-    seen = []
+@pytest.fixture
+def rate_factors(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Collects the factors of the rate by layer, of each step of a run."""
+    seen: list[dict[str, float]] = []
     original = AdamW.step
 
     def step(optimizer: AdamW, *blocked: Tensor) -> None:
@@ -132,5 +131,30 @@ def test_the_rate_of_new_layers_falls_to_that_of_the_others(
 
     monkeypatch.setattr(AdamW, "step", step)
     monkeypatch.setattr(Trainer, "run", running)
+    return seen
+
+
+def test_the_rate_of_new_layers_falls_to_that_of_the_others(
+    rate_factors: list[dict[str, float]], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """1, 2 and 4 layers from steps 0, 3 and 6 on; two steps after a growth all rates are equal."""
     train(config("expander.lr_scale=3", "expander.lr_steps=2"), tmp_path)
-    assert seen == [{}, {}, {}, {"1": 3.0}, {"1": 2.0}, {}, {"1": 3.0, "3": 3.0}, {"1": 2.0, "3": 2.0}, *[{}] * 4]
+    assert rate_factors == [
+        {},
+        {},
+        {},
+        {"1": 3.0},
+        {"1": 2.0},
+        {},
+        {"1": 3.0, "3": 3.0},
+        {"1": 2.0, "3": 2.0},
+        *[{}] * 4,
+    ]
+
+
+def test_the_rate_of_new_layers_falls_on_in_a_stage_without_growth(
+    rate_factors: list[dict[str, float]], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    stages = ("schedule.layers=[2,4,4]", "schedule.ends=[0.5,0.75,1]", "budget.steps=8")
+    train(config(*RARELY, *stages, "expander=append", "expander.lr_scale=5", "expander.lr_steps=4"), tmp_path)
+    assert rate_factors == [{}] * 4 + [{"2": scale, "3": scale} for scale in (5.0, 4.0, 3.0, 2.0)]

@@ -28,7 +28,7 @@ def test_a_budget_of_flops_is_filled_and_never_exceeded(config: Callable[..., Co
 
 
 def test_a_budget_of_flops_too_small_for_the_stages_is_refused(config: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match="is too small: 4 steps"):
+    with pytest.raises(ConfigError, match="is too small: 3 steps"):
         _plan(config(NONE, "budget.flops=1e3"))
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from apollo_cli.config.config import Config
@@ -20,9 +21,11 @@ def test_a_profile_has_the_operators_of_a_few_steps(config: Callable[..., Config
     assert steps == {f"ProfilerStep#{number}" for number in range(3, 8)}
 
 
-def test_a_run_that_is_too_short_for_a_profile_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_a_run_that_is_too_short_for_a_profile_says_so(steps: int, tmp_path: Path) -> None:
     said: list[str] = []
     with profiled(torch.device("cpu"), tmp_path, said.append) as after_step:
-        after_step()
+        for _ in range(steps):
+            after_step()
     assert said == ["profile=true: no profile, for the run ended before its step 4"]
     assert not list(tmp_path.iterdir())

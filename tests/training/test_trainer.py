@@ -142,6 +142,7 @@ def test_a_run_under_seconds_ends_by_the_clock(
     assert result.plan.steps > 10_000
     assert rows[-1]["step"] < 1_000
     assert 0.4 <= rows[-1]["train_seconds"] < 1.5
+    assert f"{tmp_path}/model has 1 of 4 layers" in (tmp_path / "train.log").read_text()
 
 
 def test_blocks_compile(config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
