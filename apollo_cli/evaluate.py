@@ -7,7 +7,7 @@ apollo-eval: what trained models are worth on a text: loss, perplexity, bits per
 
 usage: apollo-eval run=DIR [run=DIR ...] [data=NAME] [data.KEY=VALUE ...] [KEY=VALUE ...]
 
-  run=DIR                      a run of apollo-train, or any BERT, GPT-2 or LLaMA of transformers; may stand again
+  run=DIR                      a run of apollo-train, or a BERT, GPT-2 or LLaMA of transformers; may stand again
   data.files=FILES             the text, as apollo-train takes it (data=..., data.path=...); without it the
                                rows that the run held out
   checkpoint=step_00000100     of the run, instead of its exported model

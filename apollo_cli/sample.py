@@ -7,7 +7,7 @@ apollo-sample: text from a trained GPT, or the likeliest words for [MASK] from a
 
 usage: apollo-sample run=DIR prompt=TEXT [KEY=VALUE ...]
 
-  run=DIR                      a run of apollo-train, or any BERT, GPT-2 or LLaMA of transformers
+  run=DIR                      a run of apollo-train, or a BERT, GPT-2 or LLaMA of transformers
   checkpoint=step_00000100     of the run, instead of its exported model
   depth=6                      so many layers run: fewer than are stored (early exit), or more (shared)
   prompt=TEXT                  taken as it is typed; or prompt_file=FILE, or standard input

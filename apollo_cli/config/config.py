@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, data_problems
+from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, data_problems, is_streamed
 from apollo_cli.config.growth import (
     EXPANDER_FAMILY,
     SAMPLER_FAMILY,
@@ -189,6 +189,11 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
         )
     if data := sections["data"]:
         found += data_problems(data)
+        if budget and budget.flops is not None and schedule and schedule.when == "plateau" and is_streamed(data):
+            found.append(
+                "data.streaming=true: with schedule.when=plateau and budget.flops the number of steps is known "
+                "only after the last growth, and a stream is packed for a number of steps; type budget.steps"
+            )
     if optim := sections["optim"]:
         found += rate_problems(optim)
     return found

@@ -150,7 +150,13 @@ def data_problems(data: DataArgs) -> list[str]:
     mixed = data.sources if isinstance(data, MixtureArgs) else ()
     of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]
     found = [problem for where, of in of_one if isinstance(of, HubKeys) for problem in _hub_problems(where, of)]
-    return found + _weight_problems(mixed) + _validation_problems(mixed)
+    return found + _weight_problems(mixed, is_streamed(data)) + _validation_problems(mixed)
+
+
+def is_streamed(data: DataArgs) -> bool:
+    """Whether the corpus, or a part of it, is packed only as far as a run needs it."""
+    each = data.sources if isinstance(data, MixtureArgs) else (data,)
+    return any(isinstance(of, HubKeys) and of.streaming for of in each)
 
 
 def _hub_problems(where: str, of: HubKeys) -> list[str]:
@@ -165,12 +171,12 @@ def _hub_problems(where: str, of: HubKeys) -> list[str]:
     return []
 
 
-def _weight_problems(mixed: tuple[MixedSource, ...]) -> list[str]:
+def _weight_problems(mixed: tuple[MixedSource, ...], streamed: bool) -> list[str]:
     weights = [source.weight for source in mixed]
     found = []
     if None in weights and any(weight is not None for weight in weights):
         found.append("data.sources: some have a weight and some have none; give it to all or to none")
-    elif None in weights and len(weights) > 1 and any(isinstance(s, HubKeys) and s.streaming for s in mixed):
+    elif None in weights and len(weights) > 1 and streamed:
         found.append("data.sources: a streamed source has no known size to be mixed by; give every source a weight")
     shares = [weight for weight in weights if weight is not None]
     return found + [

@@ -39,7 +39,7 @@ class Corpus:
     """Packed rows on disk.
 
     Attributes:
-        training: (rows, seq_len), memory-mapped, 2 or 4 bytes a token.
+        training: (rows, seq_len), memory-mapped, 2 or 4 bytes a token; empty where it is only measured.
         validation: the same for documents that training never sees.
         tokenizer: of the rows.
         fingerprint: hash of what decides losses, equal on every machine: the tokenizer and all rows. For a stream,
@@ -196,7 +196,7 @@ def _rows(path: Path, facts: dict[str, Any], recipe: Recipe) -> np.ndarray:
             file.seek(i * _BLOCK)
             if zlib.crc32(file.read(_BLOCK)) != expected[i]:
                 raise ValueError(f"the checksum of {path.name} differs")
-    return np.memmap(path, dtype=recipe.dtype, mode="r", shape=shape)
+    return np.memmap(path, dtype=recipe.dtype, mode="r", shape=shape) if shape[0] else np.empty(shape, recipe.dtype)
 
 
 def _refuse_changed(before: list[Any], inodes: dict[str, int], source: Source, recipe: Recipe) -> None:

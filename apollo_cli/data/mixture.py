@@ -35,10 +35,6 @@ class Mixture(Source):
         """The members' identities, and their weights: the tokenizer is trained on all of them by weight."""
         return {"parts": [[type(p.source).__name__, p.source.identity(), p.weight] for p in self.parts()]}
 
-    @property
-    def is_streamed(self) -> bool:
-        return any(member.source.is_streamed for member in self.members)
-
     def edition(self) -> list[Any] | None:
         editions = [part.source.edition() for part in self.parts()]
         return None if all(edition is None for edition in editions) else editions

@@ -117,7 +117,8 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     for remark in chain.from_iterable(part.source.remarks() for part in parts):
         say(remark)
     rows = [packed.rows(split) for split in SPLITS]
-    if 0 in rows and sum(rows) > 1 and len(packed.parts) == 1 and not packed.given:
+    is_one = len(packed.parts) == 1 and not packed.given
+    if 0 in rows and sum(rows) > 1 and is_one and not recipe.is_measured:
         _hold_out_the_tail(packed, recipe, folder)
     _check_rows(packed, recipe, source)
     say(_summary(packed, recipe))
@@ -133,7 +134,8 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
 
 
 def _summary(packed: PackingStats, recipe: Recipe) -> str:
-    rows = " and ".join(f"{packed.rows(split):,} {split}" for split in SPLITS)
+    of_splits = " and ".join(f"{packed.rows(split):,} {split}" for split in SPLITS)
+    rows = f"{packed.rows('validation'):,}" if recipe.is_measured else of_splits
     documents = f"{sum(packed.documents.values()):,} documents"
     if packed.copies:
         documents += f", {packed.copies:,} of them exact copies of others"
@@ -141,6 +143,8 @@ def _summary(packed: PackingStats, recipe: Recipe) -> str:
         documents += f"; {packed.left_out:,} for training left out, for validation has them"
     if packed.empty:
         documents += f"; {packed.empty:,} without text left out"
+    if packed.tail:
+        documents += "; too few to hold whole ones out, so validation is the end of the text"
     unknown = f"; {packed.share_unknown:.2%} of all tokens are unknown" if packed.unknown else ""
     return f"packed {rows} rows of {recipe.seq_len}: {documents}{unknown}"
 
@@ -212,8 +216,9 @@ class Packer:
             for i, documents in enumerate(given):
                 if documents is not None:
                     self._pack_part(i, documents, ("validation",), needed[i])
+            rest = ("validation",) if self.recipe.is_measured else ("training",) if packed.given else SPLITS
             for i, read in enumerate(self.documents):
-                self._pack_part(i, read(), ("training",) if packed.given else SPLITS, needed[i])
+                self._pack_part(i, read(), rest, needed[i])
         packed.copies = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, np.uint64)))
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
         return packed
@@ -381,6 +386,10 @@ def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> No
 
 def _check_rows(packed: PackingStats, recipe: Recipe, source: Source) -> None:
     """Raises a DataError if training, validation, or a part with a weight has no row."""
+    if recipe.is_measured:
+        if not packed.rows("validation"):
+            raise DataError(f"{source.title()} fills no row of {recipe.seq_len} tokens: give more text")
+        return
     training, validation = (packed.rows(split) for split in SPLITS)
     if not training and packed.left_out:
         raise DataError(

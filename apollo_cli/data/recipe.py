@@ -13,6 +13,8 @@ SPECIAL_TOKENS = {
     "llama": {"eos": "<|endoftext|>"},
 }
 
+OTHER_ENDS = ("</s>", "<|end_of_text|>")  # of a text, in tokenizers of LLaMA; read where the one above is missing
+
 
 def byte_vocabulary(kind: str) -> int:
     """The size of the vocabulary of data.tokenizer=bytes."""
@@ -36,7 +38,7 @@ class Recipe:
         tokenizer: an algorithm to train one by, `bytes`, or what `load_tokenizer` takes.
         vocabulary: entries of the tokenizer.
         seq_len: tokens in a row.
-        validation: share of the documents held out, if none are given.
+        validation: share of the documents held out, if none are given; 1 for a corpus that is only measured.
         validation_seed: decides which; 0 uses the hash of a document itself.
         bound: the rows needed of a stream.
     """
@@ -48,6 +50,11 @@ class Recipe:
     validation: float
     validation_seed: int = 0
     bound: Bound | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether all rows are for validation."""
+        return self.validation == 1
 
     @property
     def row_kind(self) -> str:

@@ -251,11 +251,13 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
         matches = sorted(glob(literal, recursive=True))  # noqa: PTH207 - takes absolute patterns too
         if os.path.lexists(literal):  # its name may contain brackets
             matches = [literal]
-        files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112 - never raises
+        files = [
+            file
+            for match in map(Path, matches)
+            for file in (_files_in(match) if os.path.isdir(match) else [match])  # noqa: PTH112 - never raises
+        ]
         if matches and not files:
-            files = [file for folder in matches for file in _files_in(Path(folder))]
-            if not files:
-                raise DataError(f"{key}: {pattern} is a directory without a file of {', '.join(KINDS)}")
+            raise DataError(f"{key}: {pattern} is a directory without a file of {', '.join(KINDS)}")
         if not files:
             started = f"(looked from {Path.cwd()}; a run that is resumed, from the folder where it began)"
             relative = not pattern.startswith(("/", "~"))

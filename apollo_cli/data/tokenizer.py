@@ -27,7 +27,7 @@ from tokenizers import (
 
 from apollo_cli.data import network
 from apollo_cli.data.chunking import is_cut_anywhere, pieces
-from apollo_cli.data.recipe import BYTES, SPECIAL_TOKENS, Recipe
+from apollo_cli.data.recipe import BYTES, OTHER_ENDS, SPECIAL_TOKENS, Recipe
 from apollo_cli.errors import DataError, first_line
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
@@ -319,8 +319,10 @@ def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:
             f"{name}: its ids have gaps or come twice ({entries} entries, the highest id is "
             f"{ids[-1] if ids else 'none'}), which an embedding cannot have"
         )
-    if missing := [token for token in SPECIAL_TOKENS[kind].values() if tokenizer.token_to_id(token) is None]:
-        raise DataError(f"{name}: model={kind} needs the token {', '.join(missing)}, it has none")
+    present = special_tokens(kind, tokenizer).values()
+    if missing := [token for token in present if tokenizer.token_to_id(token) is None]:
+        others = "" if kind == "bert" else f" (or {' or '.join(OTHER_ENDS)})"
+        raise DataError(f"{name}: model={kind} needs the token {', '.join(missing)}{others}, it has none")
 
 
 @contextmanager
@@ -352,10 +354,18 @@ def _digests(path: Path) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
+def special_tokens(kind: str, tokenizer: Tokenizer) -> dict[str, str]:
+    """The model's special tokens by their names in transformers; the end of a text may have another one there."""
+    if kind == "bert":
+        return SPECIAL_TOKENS[kind]
+    ours = SPECIAL_TOKENS[kind]["eos"]
+    return {"eos": next((end for end in (ours, *OTHER_ENDS) if tokenizer.token_to_id(end) is not None), ours)}
+
+
 def special_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the model's special tokens by their names in transformers: pad, cls, eos, ..."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    return {name: vocabulary[token] for name, token in SPECIAL_TOKENS[kind].items()}
+    return {name: vocabulary[token] for name, token in special_tokens(kind, tokenizer).items()}
 
 
 def exported_ids(kind: str, tokenizer: Tokenizer) -> dict[str, int]:
@@ -409,7 +419,7 @@ def inside_words(tokenizer: Tokenizer) -> np.ndarray:
 def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path) -> None:
     """Writes `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = {f"{name}_token": token for name, token in SPECIAL_TOKENS[kind].items()}
+    tokens = {f"{name}_token": token for name, token in special_tokens(kind, tokenizer).items()}
     if kind != "bert":  # one special token for all purposes, as in GPT-2
         tokens |= dict.fromkeys(("bos_token", "unk_token", "pad_token"), tokens["eos_token"])
     config = {

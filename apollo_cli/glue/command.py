@@ -16,7 +16,7 @@ apollo-glue: fine-tune a pretrained BERT or GPT on GLUE and measure it with the 
 usage: apollo-glue run=RUN_DIR|model=FOLDER [task=NAMES] [KEY=VALUE ...]
 
   run=RUN_DIR                  a complete run of apollo-train
-  model=FOLDER                 any BERT, GPT-2 or LLaMA of transformers (config.json, model.safetensors, tokenizer)
+  model=FOLDER                 a BERT, GPT-2 or LLaMA of transformers (config.json, model.safetensors, tokenizer)
   task=cola,rte                cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli; all (the default)
   glue.data_dir=DIR            the original files, CoLA/train.tsv and so on; else nyu-mll/glue of the hub
   seed=0,1,2                   seeds of the head, the order of the rows, dropout

@@ -1,4 +1,4 @@
-"""The model to fine-tune: exported by a run, or any BERT, GPT-2 or LLaMA in transformers' format."""
+"""The model to fine-tune: exported by a run, or a BERT, GPT-2 or LLaMA in transformers' format."""
 
 import hashlib
 from dataclasses import dataclass

@@ -19,15 +19,19 @@ from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
-from apollo_cli.errors import ConfigError
+from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.inference.evaluation import layer_worths, measure, pseudo_perplexity, sliding_windows
 from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.corpora import prepare_corpus
+from apollo_cli.training.corpora import measured_corpus, prepare_corpus
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.planning import make_task
 
 _MOST_LOGITS = 2**26  # numbers at once
+_STREAM_ROWS = 512  # of a stream, where `rows` is not typed
+_CORPUS = ("data", "data.files", "data.path", "data.sources")  # keys that name another corpus
+_OF_MODEL = ("data.seq_len", "data.tokenizer", "data.vocab_size")
+_OF_SPLITS = ("data.validation", "data.validation_seed", "data.validation_files", "data.inspect")
 
 
 class EvaluationArgs(Section, strict=False):
@@ -55,9 +59,8 @@ def evaluate_models(words: Sequence[str]) -> None:
         trained = load_trained(Path(folder), console, args.checkpoint)
         config = _config(trained, of_data, args)
         device = choose(config.run)
-        found.append(
-            _evaluate(replace(trained, model=trained.model.to(device.device)), config, device, args, console)
-        )
+        on_device = replace(trained, model=trained.model.to(device.device))
+        found.append(_evaluate(on_device, config, device, of_data, args, console))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -68,16 +71,18 @@ def evaluate_models(words: Sequence[str]) -> None:
 
 def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs) -> Config:
     """The run's config, with the typed corpus instead of its own, on the typed device."""
-    sizes = trained.model.model_config
+    sizes, is_typed = trained.model.model_config, _names_corpus(of_data)
     if trained.config:
         raw = dict(trained.config.raw)
-    elif of_data:
+    elif is_typed:
         raw = compose_values([f"model={trained.kind}", "schedule=scratch"])
     else:
         raise ConfigError(
             [f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"]
         )
-    if of_data:
+    if not is_typed and of_data:
+        raw["data"] = raw["data"] | {"cache_dir": of_data[-1].partition("=")[2]}
+    if is_typed:
         overrides = CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides
         typed = compose_values(overrides)["data"]
         raw["data"] = typed | {
@@ -86,29 +91,50 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs)
             else str(trained.tokenizer_folder.resolve()),
             "vocab_size": trained.tokenizer.get_vocab_size(),
             "seq_len": sizes.positions,
-            "validation": 0.5,  # all rows are measured; half of them go to each file
         }
-        raw["eval"] = raw["eval"] | {"rows": 1}  # nothing is held out
     precision = args.precision
     if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
         precision = "fp32"  # as its own evaluations
     return parse(raw | {"device": args.device, "precision": precision, "devices": None, "compile": "auto"})
 
 
+def _names_corpus(of_data: Sequence[str]) -> bool:
+    """Whether the typed words of `data` name another corpus than the run's.
+
+    Raises:
+        ConfigError: one of them has no effect here.
+    """
+    keys = [word.partition("=")[0] for word in of_data]
+    is_typed = not set(keys).isdisjoint(_CORPUS)
+    problems = []
+    for key, word in zip(keys, of_data, strict=True):
+        if key in _OF_MODEL:
+            problems.append(f"{word}: it is that of the model; leave it out")
+        elif key in _OF_SPLITS:
+            problems.append(f"{word}: nothing is held out here, all rows are measured; leave it out")
+        elif not is_typed and key != "data.cache_dir":
+            problems.append(f"{word}: it names no corpus; type data.files=FILE or data=NAME beside it")
+    if problems:
+        raise ConfigError(problems)
+    return is_typed
+
+
 def _evaluate(
-    trained: TrainedModel, config: Config, device: Device, args: EvaluationArgs, console: Console
+    trained: TrainedModel,
+    config: Config,
+    device: Device,
+    of_data: Sequence[str],
+    args: EvaluationArgs,
+    console: Console,
 ) -> dict[str, Any]:
     model, sizes = trained.model, trained.model.model_config
-    is_typed = config.data != (trained.config and trained.config.data)
-    cache = cache_folder.path(config.data.cache_dir) if is_typed else cache_of(config)
-    corpus = prepare_corpus(config, cache, console, 1)
-    rows = _rows(corpus, config, args, is_typed=is_typed)
+    corpus, rows = _corpus_and_rows(trained, config, of_data, args, console)
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
-    if (args.depth or args.per_layer) and not model.blocks:
-        key = f"depth={args.depth}" if args.depth else "per_layer=true"
-        raise ConfigError([f"{key}: {trained.title} stores no layer; leave it out"])
+    trained.check_depth(args.depth)
+    if args.per_layer and not model.blocks:
+        raise ConfigError([f"per_layer=true: {trained.title} stores no layer; leave it out"])
     if args.stride and trained.kind == "bert":
         raise ConfigError([f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"])
     if args.stride and args.stride >= sizes.positions:
@@ -126,12 +152,26 @@ def _evaluate(
     return result
 
 
-def _rows(corpus: Corpus, config: Config, args: EvaluationArgs, *, is_typed: bool) -> np.ndarray:
-    """All rows of a typed corpus; of the run's own one those that it is evaluated on."""
-    if not is_typed:
-        return corpus.evaluation(args.rows or config.eval.rows)
-    rows = np.concatenate([corpus.validation, corpus.training])
-    return rows[: args.rows]
+def _corpus_and_rows(
+    trained: TrainedModel, config: Config, of_data: Sequence[str], args: EvaluationArgs, console: Console
+) -> tuple[Corpus, np.ndarray]:
+    """The typed corpus with all of its rows, or the run's own one with those that it is evaluated on.
+
+    Raises:
+        CheckpointError: the run's corpus is not there as it was.
+    """
+    if _names_corpus(of_data):
+        cache = cache_folder.path(config.data.cache_dir)
+        corpus = measured_corpus(config, cache, console, args.rows or _STREAM_ROWS)
+        return corpus, corpus.validation[: args.rows]
+    cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
+    corpus = prepare_corpus(config, cache, console, 1)
+    if not trained.is_of(corpus):
+        raise CheckpointError(
+            f"run={trained.title}: its corpus is not there as it was when it was trained (its fingerprint or its "
+            "tokenizer differs); restore it, or type data.files=FILE to measure on another text"
+        )
+    return corpus, corpus.evaluation(args.rows or config.eval.rows)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> Table:

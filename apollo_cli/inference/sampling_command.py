@@ -40,6 +40,7 @@ def sample(words: Sequence[str]) -> None:
     args = parse_words(SamplingArgs, words, "apollo-sample")
     prompt = _prompt(args)
     trained = load_trained(Path(args.run), Console(quiet=True), args.checkpoint)
+    trained.check_depth(args.depth)
     if trained.kind == "bert":
         _fill(trained, prompt, args)
     else:
@@ -50,32 +51,38 @@ def _prompt(args: SamplingArgs) -> str:
     """The prompt as it is typed, from a file, or from standard input."""
     if args.prompt is not None and args.prompt_file is not None:
         raise ConfigError(["prompt and prompt_file are both typed: give one of them"])
-    if args.prompt is not None:
-        return args.prompt
+    source = "prompt" if args.prompt is not None else f"prompt_file={args.prompt_file}"
+    if args.prompt is None and args.prompt_file is None:
+        source = "standard input"
     try:
         if args.prompt_file is not None:
             return Path(args.prompt_file).read_text(encoding="utf-8")
-        return sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"prompt_file={args.prompt_file}: cannot be read as UTF-8: {error}") from error
+        prompt = sys.stdin.read() if args.prompt is None else args.prompt
+        prompt.encode()  # what is no UTF-8 is there as surrogates
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{source}: cannot be read as UTF-8: {error}") from error
+    return prompt
 
 
 def _continue(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
     tokenizer, end = trained.tokenizer, special_ids(trained.kind, trained.tokenizer)["eos"]
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a prompt is text
-    start = tokenizer.encode(prompt, add_special_tokens=False).ids or [end]
+    typed = tokenizer.encode(prompt, add_special_tokens=False).ids
+    start = typed or [end]
     rule = SamplingRule(args.temperature, args.top_k, args.top_p)
     for number in range(args.number):
         if number:
             print("---")
-        ids, shown = list(start), ""
+        ids = list(typed)
+        shown = text = tokenizer.decode(ids, skip_special_tokens=False)
+        print(for_screen(shown), end="", flush=True)
         for token in continuation(trained.model, start, args.tokens, rule, end, args.seed + number, args.depth):
             ids.append(token)
             text = tokenizer.decode(ids, skip_special_tokens=False)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else the bytes of a letter are not complete
                 print(for_screen(text[len(shown) :]), end="", flush=True)
                 shown = text
-        print()
+        print(for_screen(text[len(shown) :]))
 
 
 def _fill(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:

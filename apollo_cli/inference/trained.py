@@ -7,14 +7,17 @@ from tokenizers import Tokenizer
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import is_streamed
 from apollo_cli.data import cache_folder
+from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import load_tokenizer
-from apollo_cli.errors import CheckpointError
+from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.models.hf import load_model
 from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
+from apollo_cli.training.checkpoint import load_checkpoint
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.init_from.source import checkpoint_model
 
@@ -29,6 +32,7 @@ class TrainedModel:
         tokenizer_folder: where that is stored.
         title: where it comes from, for messages.
         config: of its run; None for a folder in transformers' format.
+        fingerprint: of its run's corpus; None if the run has not recorded it.
     """
 
     model: LanguageModel
@@ -36,10 +40,25 @@ class TrainedModel:
     tokenizer_folder: Path
     title: str
     config: Config | None
+    fingerprint: str | None = None
 
     @property
     def kind(self) -> str:
         return self.model.model_config.kind
+
+    def check_depth(self, depth: int | None) -> None:
+        """Refuses a typed depth of a model without layers.
+
+        Raises:
+            ConfigError: it stores none.
+        """
+        if depth and not self.model.blocks:
+            raise ConfigError([f"depth={depth}: {self.title} stores no layer; leave it out"])
+
+    def is_of(self, corpus: Corpus) -> bool:
+        """Whether the run was trained on this corpus, as far as it is known."""
+        same_tokens = corpus.tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        return same_tokens and self.fingerprint in (None, corpus.fingerprint)
 
 
 def load_trained(folder: Path, console: Console, checkpoint: str | None = None) -> TrainedModel:
@@ -71,9 +90,19 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         place, tokenizer = directory.model, _tokenizer(model, directory.model)
     else:  # packed with the corpus
         corpus = prepare_corpus(config, cache_of(config), console, config.budget.steps or 1)
+        if (
+            checkpoint
+            and not is_streamed(config.data)
+            and load_checkpoint(directory.checkpoints, checkpoint).state.data != corpus.content
+        ):
+            raise CheckpointError(
+                f"{directory}: its corpus is not there as it was, so its tokenizer is not known; restore it"
+            )
         place, tokenizer = corpus.folder, corpus.tokenizer
     title = f"{directory}{f' {checkpoint}' if checkpoint else ''}"
-    return TrainedModel(model.eval(), tokenizer, place, title, config)
+    facts = directory.summary().get("data")
+    fingerprint = facts.get("fingerprint") if isinstance(facts, dict) else None
+    return TrainedModel(model.eval(), tokenizer, place, title, config, fingerprint)
 
 
 def exported_folder(folder: Path, *, averaged: bool = False) -> Path:

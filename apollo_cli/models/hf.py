@@ -141,7 +141,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rope_scaling": None, "attention_bias": False, "mlp_bias": False},
 }
 # what a missing key means to transformers, where that is not what our models compute with
-_MISSING: dict[str, dict[str, Any]] = {"llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}}
+_MISSING: dict[str, dict[str, Any]] = {
+    "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_dropout": 0.0}
+}
 _CLASSES = {  # by model_type
     "bert": "BertForMaskedLM",
     "megatron-bert": "MegatronBertForMaskedLM",
@@ -229,7 +231,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, Tensor] | None]:
-    """Reads the layers of any BERT, GPT-2 or LLaMA of transformers in safetensors, with any head or none.
+    """Reads the layers of a BERT, GPT-2 or LLaMA of transformers in safetensors, with any head or none.
 
     Args:
         folder: has config.json and model.safetensors.
@@ -300,11 +302,16 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     kind = _KINDS[config["model_type"]]
     if kind == "gpt" and not config.get("n_inner"):
         config = config | {"n_inner": 4 * config["n_embd"]}
+    if kind == "llama" and config.get("num_key_value_heads") is None:
+        config = config | {"num_key_value_heads": config["num_attention_heads"]}
     config = _MISSING.get(kind, {}) | config
     sizes = {name: config[key] for name, key in _SIZE_KEYS[kind].items()}
     if sizes.get("kv_heads") == sizes["heads"]:
         sizes["kv_heads"] = None
-    init = Initialization(std=config.get("initializer_range", Initialization.std))
+    std = config.get("initializer_range", Initialization.std)
+    if not isinstance(std, int | float):
+        raise ValueError(f"initializer_range is {std!r}, and should be a number")
+    init = Initialization(std=std)
     norm: Norm = "pre" if config["model_type"] == "megatron-bert" else "post"
     return ModelConfig(kind, **sizes, dropout=config[_DROPOUT_KEYS[kind][0]], init=init, norm=norm)
 

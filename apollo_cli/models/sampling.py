@@ -10,6 +10,8 @@ from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.key_value_cache import KeyValueCache
 from apollo_cli.models.transformer import LanguageModel
 
+_COLDEST = 1e-6  # as cold as 0 in float32
+
 
 @dataclass(frozen=True)
 class SamplingRule:
@@ -27,7 +29,7 @@ class SamplingRule:
 
     def draw(self, logits: Tensor, rng: torch.Generator) -> int:
         """A token from logits (vocabulary,)."""
-        if self.temperature == 0:
+        if self.temperature < _COLDEST:
             return int(logits.argmax())
         ordered, tokens = (logits.float() / self.temperature).sort(descending=True)
         probabilities = ordered[: self.top_k].softmax(-1)
@@ -86,8 +88,9 @@ def mask_candidates(
     logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
     row = torch.tensor([tokens], device=model.device)
     hidden = model.trunk(row, logical, depth=max(len(logical), len(model.blocks)))[0, row[0] == mask]
-    likeliest = model.head(hidden).float().softmax(-1).topk(count)
+    probabilities = model.head(hidden).float().softmax(-1)
+    likeliest = probabilities.topk(min(count, probabilities.shape[-1]))
     return [
-        [Candidate(int(token), float(p)) for token, p in zip(of_mask, probabilities, strict=True)]
-        for of_mask, probabilities in zip(likeliest.indices, likeliest.values, strict=True)
+        [Candidate(int(token), float(p)) for token, p in zip(tokens_of_mask, values, strict=True)]
+        for tokens_of_mask, values in zip(likeliest.indices, likeliest.values, strict=True)
     ]

@@ -1,9 +1,10 @@
 """The corpus and the batches of a config."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from apollo_cli.config.config import Config
-from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys
+from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys, is_streamed
 from apollo_cli.data import sources
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import TrainingBatches
@@ -46,24 +47,37 @@ def prepare_corpus(
 
     Of an endless source, as many rows as `steps` need from the sample `first_sample` on.
     """
-    data, source = config.data, _source(config)
-    recipe = Recipe(
-        kind=config.model.kind,
-        tokenizer=data.tokenizer,
-        vocabulary=data.vocab_size,
-        seq_len=data.seq_len,
-        validation=data.validation,
-        validation_seed=data.validation_seed,
-        bound=Bound(first_sample + steps * config.batch.size, config.eval.rows) if source.is_streamed else None,
-    )
+    recipe = _recipe(config, Bound(first_sample + steps * config.batch.size, config.eval.rows))
     with processes.local_rank_zero_first("corpus"):
-        corpus = load_corpus(source, recipe, cache, console.say, console.progress)
+        corpus = load_corpus(_source(config), recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
             f"note: eval.rows={config.eval.rows} and {len(corpus.validation)} rows are held out; all of them are "
             "used (a larger data.validation holds out more)"
         )
     return corpus
+
+
+def measured_corpus(config: Config, cache: Path, console: Console, rows: int) -> Corpus:
+    """The packed corpus of a config where nothing is trained on it: all of its rows are for validation.
+
+    Of an endless source, `rows` rows.
+    """
+    recipe = replace(_recipe(config, Bound(0, rows)), validation=1.0)
+    return load_corpus(_source(config), recipe, cache, console.say, console.progress)
+
+
+def _recipe(config: Config, bound: Bound) -> Recipe:
+    data = config.data
+    return Recipe(
+        kind=config.model.kind,
+        tokenizer=data.tokenizer,
+        vocabulary=data.vocab_size,
+        seq_len=data.seq_len,
+        validation=data.validation,
+        validation_seed=data.validation_seed,
+        bound=bound if is_streamed(data) else None,
+    )
 
 
 def check_files(config: Config) -> None:

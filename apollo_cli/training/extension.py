@@ -5,6 +5,7 @@ from typing import Any
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import is_streamed
 from apollo_cli.config.training import LENGTHS
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
@@ -24,7 +25,7 @@ def extension_of(config: Config, typed: dict[str, Any]) -> dict[str, Any]:
     return {} if typed == config.budget.lengths else typed
 
 
-def extend(
+def extended(
     config: Config,
     typed: dict[str, Any],
     planned: Plan,
@@ -32,7 +33,7 @@ def extend(
     directory: RunDirectory,
     checkpoint: Checkpoint | None,
 ) -> tuple[Config, Plan]:
-    """Makes a run longer, and records that in config.yaml and plan.json.
+    """The config and the plan of a run that is made longer.
 
     The stages end where they did, but for the last one; warmup and gates keep their steps.
 
@@ -41,16 +42,22 @@ def extend(
         typed: its new length, as in `budget`.
         planned: its plan until now.
         device: of this process.
-        directory: of the run; locked.
+        directory: of the run.
         checkpoint: that it continues from.
 
-    Returns:
-        The config and the plan of the longer run.
-
     Raises:
-        ConfigError: it is no longer than before, the steps that are done would have had another rate, or the ends
-            of its stages are not decided yet.
+        ConfigError: it is no longer than before, the steps that are done would have had another rate, the ends of
+            its stages are not decided yet, or its corpus is a stream.
     """
+    if is_streamed(config.data):
+        ((unit, value),) = typed.items()
+        raise ConfigError(
+            [
+                f"budget.{unit}={value}: of a stream so many rows were packed as the run needed, and a longer run "
+                "would read them in another order; begin a new run with its weights: "
+                f"init_from.path={files.shown(Path(directory.path))}"
+            ]
+        )
     ended = checkpoint.state.stage_ends if checkpoint else []
     if config.schedule.when == "plateau" and len(ended) < len(config.schedule.layers) - 1:
         ((unit, value),) = typed.items()
@@ -69,14 +76,17 @@ def extend(
     if changed is not None:
         assert checkpoint
         raise ConfigError([_refusal(config, typed, planned, directory, changed, checkpoint.state.step)])
-    if device.processes.is_main:
-        length = {key: None if value is None else longer.budget.lengths[key] for key, value in lengths.items()}
-        with files.writing(directory.config_file, 100_000):
-            directory.summary_file.unlink(missing_ok=True)  # the run is under way again
-            saved = directory.config()
-            directory.write_config(saved | {"budget": saved["budget"] | length | {"extended_from": earlier}})
-            files.write_json(directory.plan_file, run_plan.as_dict())
     return longer, run_plan
+
+
+def record_extension(config: Config, run_plan: Plan, directory: RunDirectory) -> None:
+    """Writes the length of a run that was made longer to config.yaml and plan.json of its locked directory."""
+    budget = dict.fromkeys(LENGTHS) | config.budget.lengths | {"extended_from": list(config.budget.extended_from)}
+    with files.writing(directory.config_file, 100_000):
+        directory.summary_file.unlink(missing_ok=True)  # the run is under way again
+        saved = directory.config()
+        directory.write_config(saved | {"budget": saved["budget"] | budget})
+        files.write_json(directory.plan_file, run_plan.as_dict())
 
 
 def first_changed_rate(config: Config, planned: Plan, longer: Plan, done: int) -> int | None:

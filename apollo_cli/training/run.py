@@ -25,7 +25,7 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
 from apollo_cli.training.device import Device, choose, emulates_bf16
 from apollo_cli.training.distributed.group import ProcessGroup, connect
-from apollo_cli.training.extension import extend, extension_of
+from apollo_cli.training.extension import extended, extension_of, record_extension
 from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
 from apollo_cli.training.memory import check_fits_in_memory
 from apollo_cli.training.planning import make_plan, recorded_source
@@ -167,7 +167,7 @@ def _resume(
         checkpoint = processes.broadcast(_load(directory, config, longer, console) if processes.is_main else None)
         run_plan = _restore_plan(config, device, directory, checkpoint, console)
         if longer:
-            config, run_plan = extend(config, longer, run_plan, device, directory, checkpoint)
+            config, run_plan = extended(config, longer, run_plan, device, directory, checkpoint)
         if not device.needs_launch(config.run):
             _show(run_plan, config, device, console)
             console.say(f"resuming {directory} at step {checkpoint.state.step if checkpoint else 0}")
@@ -181,6 +181,8 @@ def _resume(
                         f"{directory}: the corpus is not the one that this run began with (its fingerprint "
                         "differs). Restore the files, or begin a new run"
                     )
+            if longer and processes.is_main:  # now that nothing refuses it
+                record_extension(config, run_plan, directory)
             return Pretraining(config, run_plan, device, corpus, directory, console).run(checkpoint)
     return _launch(config, run_plan, directory, overrides)
 

@@ -152,6 +152,10 @@ def test_stages_that_end_at_another_depth_are_refused_with_a_valid_example(targe
         ),
         (["schedule.layers=[L]", "schedule.ends=[1]"], "schedule.when=plateau: there is one stage"),
         (["expander=msg", "sampler=shallow"], "expander=msg: its new layers enter over many steps"),
+        (
+            ["budget.steps=null", "budget.flops=1e12", "optim.schedule=constant", "data=c4"],
+            "data.streaming=true: with schedule.when=plateau and budget.flops .* type budget.steps",
+        ),
         (["schedule.window=0"], "schedule.window=0: should be greater than 0"),
         (["schedule.threshold=1"], "schedule.threshold=1: should be less than 1"),
     ],

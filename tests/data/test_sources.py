@@ -156,6 +156,14 @@ def test_globs_are_sorted_recursive_and_give_each_file_once(tmp_path: Path) -> N
     assert read(tmp_path / "b.txt", tmp_path / "*.txt") == ["b.txt", "a.txt"]
 
 
+def test_a_glob_of_files_and_folders_has_the_files_of_both(tmp_path: Path) -> None:
+    for name in ("a.txt", "deep/b.txt", "deep/er/c.txt", "empty/skip.md"):
+        write(tmp_path / name, name)
+    assert read(tmp_path / "*") == ["a.txt", "deep/b.txt", "deep/er/c.txt"]
+    with pytest.raises(DataError, match=r"e\*y is a directory without a file of"):
+        read(tmp_path / "e*y")
+
+
 def test_paths_may_be_relative_or_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.txt", "one")
     monkeypatch.chdir(tmp_path)

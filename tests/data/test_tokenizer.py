@@ -523,3 +523,14 @@ def test_a_name_out_of_reach_is_refused_with_what_to_do() -> None:
         tokenizers.load_tokenizer("bert", "wordpiec")
     with pytest.raises(DataError, match=r"data\.tokenizer=nobody/x: .*not in the cache: unset HF_HUB_OFFLINE"):
         tokenizers.load_tokenizer("bert", "nobody/x")
+
+
+@pytest.mark.parametrize("end", ["</s>", "<|end_of_text|>"])
+def test_a_tokenizer_of_llama_may_have_its_own_end_of_text(end: str, vocab_json: Path, tmp_path: Path) -> None:
+    theirs = tokenizers.load_tokenizer("gpt", str(vocab_json)).to_str().replace("<|endoftext|>", end)
+    (tmp_path / "tokenizer.json").write_text(theirs, encoding="utf-8")
+    tokenizer = tokenizers.load_tokenizer("llama", str(tmp_path))
+    assert tokenizers.special_ids("llama", tokenizer) == {"eos": tokenizer.token_to_id(end)}
+    tokenizers.save_companions("llama", tokenizer, 16, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved["eos_token"] == saved["pad_token"] == end

@@ -74,9 +74,55 @@ def test_a_text_of_ones_own_is_measured_whole_in_bits_per_byte(
     tokens, size = facts["packed"]["tokens"], facts["packed"]["num_bytes"]
     assert size == len(text.replace("\n\n", "").encode())
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * tokens / size)
-    assert found["rows"] == facts["training"]["rows"] + facts["validation"]["rows"]
+    assert (facts["training"]["rows"], facts["validation"]["rows"]) == (0, found["rows"])
     assert run(words) == 0
     assert "held out" not in capsys.readouterr().out  # all rows are measured
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_a_short_text_and_one_of_copies_are_measured(
+    repeats: int, finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    paragraph = corpus_file.read_text(encoding="utf-8").split("\n\n")[0][:60]
+    (tmp_path / "own.txt").write_text("\n\n".join([paragraph] * repeats), encoding="utf-8")
+    words = [f"run={finished('gpt')}", f"data.cache_dir={tmp_path}/cache"]
+    (found,) = evaluated(capsys, *words, f"data.files={tmp_path}/own.txt")
+    assert found["rows"] >= 1
+    (tmp_path / "own.txt").write_text("a", encoding="utf-8")
+    assert run([*words, f"data.files={tmp_path}/own.txt"]) == 2
+    assert "own.txt fills no row of 16 tokens: give more text" in capsys.readouterr().err
+
+
+def test_another_cache_alone_leaves_the_corpus_of_the_run(
+    finished: Finished, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = (f"run={finished('gpt')}",)
+    assert evaluated(capsys, *words, f"data.cache_dir={tmp_path}/cache") == evaluated(capsys, *words)
+    assert len(list((tmp_path / "cache").glob("*/corpus.json"))) == 1
+
+
+@pytest.mark.parametrize("change", ["text", "rows"])
+def test_a_run_is_not_measured_on_what_became_of_its_corpus(
+    change: str,
+    config: Callable[..., Config],
+    corpus_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A tokenizer trained anew would have other tokens, and rows of the same tokenizer may be those of training."""
+    text = corpus_file.read_text(encoding="utf-8")
+    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    of_rows = ["data.tokenizer=bytes"] if change == "rows" else []
+    settings = config(f"data.files=[{tmp_path}/own.txt]", f"data.cache_dir={tmp_path}/cache", *of_rows)
+    train(settings, tmp_path / "run")
+    (tmp_path / "own.txt").write_text(text.upper() + "\n\nand more", encoding="utf-8")
+    capsys.readouterr()
+    for more in ([], ["checkpoint=step_00000012"]):
+        assert run([f"run={tmp_path}/run", *more]) == 2
+        assert "its corpus is not there as it was when it was trained" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert run([f"run={tmp_path}/run", "checkpoint=step_00000012"]) == 2
+    assert "its corpus is not there as it was, so its tokenizer is not known" in capsys.readouterr().err
 
 
 def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None:
@@ -221,6 +267,13 @@ def test_a_model_in_several_files_is_read_everywhere(
         (["run={bert}", "depth=deep"], "depth=deep"),
         (["run={bert}/model"], "type data.files=FILE"),
         (["run={bert}", "data.files=/nonexistent.txt"], "/nonexistent.txt"),
+        (
+            ["run={gpt}", "data.files=x.txt", "data.seq_len=8"],
+            "data.seq_len=8: it is that of the model; leave it out",
+        ),
+        (["run={gpt}", "data.tokenizer=bytes"], "data.tokenizer=bytes: it is that of the model; leave it out"),
+        (["run={gpt}", "data.validation=0.3"], "data.validation=0.3: nothing is held out here"),
+        (["run={gpt}", "data.document=line"], "data.document=line: it names no corpus; type data.files=FILE"),
     ],
 )
 def test_a_wrong_word_is_named(

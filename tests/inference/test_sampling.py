@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apollo_cli.data.tokenizer import load_tokenizer
 from apollo_cli.inference import sampling_command
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
@@ -128,6 +129,39 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO("some [MASK] words"))
     assert run([f"run={finished('bert')}", "candidates=2"]) == 0
     assert capsys.readouterr().out == from_file
+
+
+def test_a_prompt_is_printed_whatever_the_model_makes_of_it(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where nothing follows, or a letter is cut off."""
+    tokenizer = load_tokenizer("gpt", str(finished("gpt") / "model"))
+    half = next(id for id in range(tokenizer.get_vocab_size()) if tokenizer.decode([id]) == "\ufffd")
+    for tokens, text in (([], "The\n"), ([half], "The\ufffd\n")):
+        monkeypatch.setattr(sampling_command, "continuation", lambda *_, of=tokens: iter(of))
+        assert run([f"run={finished('gpt')}", "prompt=The"]) == 0
+        assert capsys.readouterr().out == text
+
+
+def test_what_is_no_utf8_is_refused(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([f"run={finished('gpt')}", "prompt=caf\udce9"]) == 2
+    assert "prompt: cannot be read as UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9"))
+    assert run([f"run={finished('gpt')}"]) == 2
+    assert "standard input: cannot be read as UTF-8" in capsys.readouterr().err
+
+
+def test_extremes_of_temperature_and_candidates_are_no_errors(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    assert SamplingRule(temperature=1e-40).draw(LOGITS, rng) == int(LOGITS.argmax())
+    model = load_model(finished("bert") / "model")
+    (found,) = mask_candidates(model, [0, 1, 2], 1, count=10_000)
+    assert len(found) == model.model_config.vocabulary
+    assert sum(candidate.probability for candidate in found) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,23 @@ def test_model_saved_by_transformers_llama_is_read(kv_heads: int, tied: bool, tm
     torch.testing.assert_close(ours.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_llama_of_older_versions_of_transformers_is_read(tmp_path: Path) -> None:
+    """Their config.json has no dropout of attention, and no `num_key_value_heads` where all heads have own keys."""
+    model_config = ModelConfig("llama", vocabulary=61, positions=20, hidden=24, heads=6, ffn=64, layers=2)
+    save_model(make_model(model_config, 2), tmp_path, SPECIAL["llama"])
+    path = tmp_path / "config.json"
+    config, whole = json.loads(path.read_text(encoding="utf-8")), load_model(path.parent)
+    del config["attention_dropout"], config["num_key_value_heads"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    older = load_model(path.parent)
+    assert older.model_config == whole.model_config
+    config["initializer_range"] = "x"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="initializer_range is 'x', and should be a number"):
+        load_model(path.parent)
+
+
 def test_a_key_that_is_missing_means_what_it_means_to_transformers(tmp_path: Path) -> None:
     path = exported(tmp_path, "llama") / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

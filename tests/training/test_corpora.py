@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.data import cache_folder
-from apollo_cli.errors import CheckpointError
+from apollo_cli.errors import ApolloError, CheckpointError
 from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
 from apollo_cli.training.run import resume, train
@@ -175,3 +175,18 @@ def test_a_plan_without_a_corpus_is_refused(
 ) -> None:
     assert run([f"data={data}", "plan=true", f"hydra.run.dir={tmp_path}/run"]) == 2
     assert f"apollo-train: data.{key} is empty: name" in capsys.readouterr().err
+
+
+def test_a_stream_is_not_made_longer_and_nothing_of_the_run_changes(
+    streamed: Callable[..., Config], tmp_path: Path
+) -> None:
+    """A longer run would pack more rows and read them in another order."""
+    constant = ("schedule=scratch", "optim.schedule=constant", "optim.warmup=0")
+    train(streamed(*constant), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(ApolloError, match=r"budget\.steps=20: of a stream .*init_from\.path="):
+        resume(tmp_path / "run", {"budget": {"steps": 20}})
+    assert {path: path.read_bytes() for path in before} == before
+    more = (f"init_from.path={tmp_path}/run", "init_from.data=true")
+    with pytest.raises(ApolloError, match=r"init_from\.data=true: of a stream"):
+        train(streamed(*constant, *more), tmp_path / "second")

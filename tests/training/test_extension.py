@@ -141,3 +141,19 @@ def test_gates_keep_their_steps(config: Callable[..., Config]) -> None:
     gates = [[plan.gates(step) for step in range(STEPS)] for plan in plans]
     assert any(gates[0])
     assert gates[0] == gates[1]
+
+
+def test_a_run_whose_corpus_is_gone_stays_complete(
+    config: Callable[..., Config], corpus_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.txt").write_bytes(corpus_file.read_bytes())
+    own = (f"data.files=[{tmp_path}/own.txt]", f"data.cache_dir={tmp_path}/cache")
+    train(config(*CONSTANT, *own), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    (tmp_path / "own.txt").rename(tmp_path / "away.txt")
+    with pytest.raises(ApolloError, match=r"no file matches"):
+        resume(tmp_path / "run", {"budget": {"steps": 20}})
+    (tmp_path / "own.txt").write_text("another text\n\n" * 2_000)
+    with pytest.raises(ApolloError, match=r"corpus"):
+        resume(tmp_path / "run", {"budget": {"steps": 20}})
+    assert {path: path.read_bytes() for path in before} == before

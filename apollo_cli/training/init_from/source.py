@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import is_streamed
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.width import width_problems
@@ -194,6 +195,11 @@ def _state_problems(source: SourceModel, config: Config) -> list[str]:
         found = [
             f"init_from.optimizer=true: {problem}" for problem in _optimizer_problems(source, run.config, config)
         ]
+    if args.data and is_streamed(config.data):
+        found.append(
+            "init_from.data=true: of a stream so many rows are packed as a run needs, so another run does not go "
+            "on with the next one; leave it out"
+        )
     if args.data and run.config.run.seed != config.run.seed:
         found.append(
             f"init_from.data=true: the order of the rows is that of its seed; type seed={run.config.run.seed}"
