@@ -3,7 +3,8 @@
 `python -m benchmarks.render_long` makes it from the archives; nothing is trained.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from apollo_cli.intervals import interval
@@ -26,7 +27,9 @@ new layers, the late one after 50 and 75 % of the steps, as `apollo_late` does; 
 branches by the depth that runs, in BERT with norms before them (`model.norm=pre`), another model that saves
 beside none. **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same
 loss, linear in FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is the
-same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
+same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too. **All layers
+before** is how much higher the loss of the shared model of twelve layers is than that of the stored layers, before
+each growth.
 """
 
 
@@ -46,8 +49,9 @@ def lines(kind: str, wanted: Sequence[LongCell]) -> Iterator[str]:
     yield f"**{len(complete)} of {len(wanted)} cells are trained**{is_partial}.{text}"
     if not complete:
         return
-    head = ("run", "layers", "steps", "FLOPs", "final losses (nats)", "growths cost (nats)", "from scratch")
-    yield from ["", *results_page.table((*head, f"from {SHALLOWER} layers"), _rows(corpus, complete))]
+    head = ("run", "layers", "steps", "FLOPs", "final losses (nats)", "growths cost (nats)", "all layers before")
+    savings_of = ("from scratch", f"from {SHALLOWER} layers")
+    yield from ["", *results_page.table((*head, *savings_of), _rows(corpus, complete))]
     yield from _frontier(corpus, kind, complete)
 
 
@@ -58,7 +62,8 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
         alike.setdefault((cell.method, cell.layers, cell.steps), []).append(cell)
     for (method, layers, steps), cells in alike.items():
         ends = [end_of(corpus, cell) for cell in cells]
-        costs = [", ".join(f"{cost:+.2f}" for cost in growth_costs(corpus.summary(cell))) for cell in cells]
+        costs = [_signed(growth_costs(corpus.summary(cell))) for cell in cells]
+        gaps = [_signed(_full_depth_gaps(corpus, cell)) for cell in cells]
         is_scratch, is_other = method == "scratch", "model.norm=pre" in cells[0].words
         yield [
             method,
@@ -67,9 +72,22 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
             f"{sum(end.cost.flops for end in ends) / len(ends):.3e}",
             ", ".join(f"{end.loss:.4f}" for end in ends),
             "; ".join(costs),
+            "; ".join(gaps),
             "" if is_other or (is_scratch and not layers) else _saved(corpus, complete, cells, None),
             "" if is_other or (is_scratch and layers) else _saved(corpus, complete, cells, SHALLOWER),
         ]
+
+
+def _signed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)
+
+
+def _full_depth_gaps(corpus: BenchmarkCorpus, cell: LongCell) -> Iterator[float]:
+    """Loss of all layers of the target less that of the stored ones, before each growth of a run, in nats."""
+    for line in RunDirectory(corpus.kept(cell)).metrics_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get("growth/from") == row["layers"]:
+            yield row["eval/loss_full_depth"] - row["eval/loss"]
 
 
 def _saved(
