@@ -114,16 +114,17 @@ class Pretraining(Session):
 
     def _note_what_is_missing(self, trainer: Trainer) -> None:
         """Says what the clock has cut off, which alone ends a run before the model is whole."""
-        where, target = files.shown(self.directory.model), self.plan.schedule.stages[-1].layers
-        if trainer.layers < target:
+        where, last = files.shown(self.directory.model), self.plan.schedule.stages[-1]
+        if (trainer.layers, trainer.width) != (last.layers, last.width):
+            width = f" at {trainer.width:g} of the width" if trainer.width != last.width else ""
             self.console.say(
-                f"note: budget.seconds={self.config.budget.seconds:g} was over before the last growth, for steps "
-                f"took longer than in the plan: {where} has {trainer.layers} of {target} layers"
+                "note: budget.seconds was spent before the last growth, for steps took longer than in the plan: "
+                f"{where} has {trainer.layers} of {last.layers} layers{width}"
             )
         elif not trainer.is_whole:
             self.console.say(
-                f"note: budget.seconds={self.config.budget.seconds:g} was over before the gates of the new layers "
-                f"were open: eval/loss is of the gated model, and {where} has no gates"
+                "note: budget.seconds was spent before the gates of the new layers were open: eval/loss is of the "
+                f"gated model, and {where} has no gates"
             )
 
     def _show_what_is_learned(self, model: LanguageModel) -> None:
