@@ -24,7 +24,7 @@ from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import choose
+from apollo_cli.training.device import Device, choose, emulates_bf16
 
 SUBMISSION = "submission"
 
@@ -52,7 +52,7 @@ class FineTuningGrid:
             for task in self.config.tasks:
                 self._check(task, console)
             device = choose(self.config.run_args)
-            self._claim(pretrained)
+            self._claim(pretrained, device)
             runs = sum(map(len, missing.values()))
             summary = f"{runs} fine-tuning runs, rows of up to {max_length} tokens"
             console.say(summary if runs else "all of these fine-tuning runs are done already")
@@ -112,20 +112,26 @@ class FineTuningGrid:
             fingerprint=_fingerprint(task, found),
         )
 
-    def _claim(self, pretrained: Pretrained) -> None:
-        """Writes glue.yaml, which ties the folder to this recipe and this model; refuses results of others."""
+    def _claim(self, pretrained: Pretrained, device: Device) -> None:
+        """Writes glue.yaml, which ties the folder to recipe, model and precision; refuses results of others."""
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
             recipe = parse_glue(saved_values(self.out)).recipe
             different = [key for key, value in self.config.recipe.items() if recipe[key] != value]
             if read_yaml(path).get("weights") != weights:
                 different = ["the weights of the model"]
+            if (before := read_yaml(path).get("precision")) != device.precision:
+                different.append(f"precision={before}, and here it is {device.precision}")
             if different:
                 problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
                 raise ConfigError([f"{problem}: type out=DIR"])
+            if device.bf16 and emulates_bf16(device.device):
+                problem = f"{files.shown(self.out)} has results in bf16, which {device.name} only emulates"
+                raise ConfigError([f"{problem}: go on where there is bf16, or type precision=fp32 out=DIR"])
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
-            values = {"format": FORMAT, "weights": weights, **self.config.plain}
+            precision = {"precision": device.precision}  # what `auto` took
+            values = {"format": FORMAT, "weights": weights, **self.config.plain, **precision}
             files.write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     def _write(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from apollo_cli.glue import finetuning
@@ -245,6 +247,18 @@ def test_results_of_another_recipe_or_model_are_not_mixed(
     name = "bert.embeddings.LayerNorm.bias"
     save_file(tensors | {name: tensors[name] + 1}, weights, metadata={"format": "pt"})
     assert "another recipe (the weights of the model)" in _error(words, capsys)
+
+
+def test_a_folder_of_results_keeps_the_precision_that_auto_took(
+    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"run={run_dir}", "task=rte", *(word for word in quick if not word.startswith("precision="))]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
+    assert run(words) == 0
+    assert yaml.safe_load((run_dir / "glue" / "glue.yaml").read_text())["precision"] == "fp32"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert "another recipe (precision=fp32, and here it is bf16): type out=DIR" in _error(words, capsys)
+    assert run([f"resume={run_dir}/glue"]) == 0
 
 
 def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
