@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
     "two_hops_late": (*_TWO_HOPS, *_LATE),
     "scratch_completep": (*_SCRATCH, *_COMPLETEP),
     "apollo_completep": (*_APOLLO, *_LATE, *_COMPLETEP),
+    "interpolate_completep": ("sampler=shallow", "expander=interpolate", *_LATE, *_COMPLETEP),
     "two_hops": (*_TWO_HOPS, *_MIDDLE),
     "two_hops_completep": (*_TWO_HOPS, *_LATE, *_COMPLETEP),
     "apollo_late": (*_APOLLO, *_LATE),
@@ -70,5 +71,5 @@ def long_cells(kind: str) -> list[LongCell]:
     methods = [LongCell(kind, method, RATES[kind], SEEDS[0]) for method in METHODS]
     shallow = LongCell(kind, "scratch", RATES[kind], SEEDS[0], layers=SHALLOWER)
     rungs = [replace(cell, steps=steps) for steps in SHORTER for cell in (methods[0], shallow)]
-    of_seed = [methods[0], shallow, methods[1], *rungs[:2], *methods[2:5], *rungs[2:], *methods[5:]]
+    of_seed = [methods[0], shallow, methods[1], *rungs[:2], *methods[2:6], *rungs[2:], *methods[6:]]
     return [replace(cell, seed=seed) for seed in SEEDS for cell in of_seed]

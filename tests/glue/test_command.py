@@ -268,7 +268,7 @@ def test_a_gpt_whose_tokenizer_has_no_end_of_text_is_refused(
     path = tmp_path / "gpt" / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
     message = _error([f"model={tmp_path / 'gpt'}", "task=rte", *quick, f"out={tmp_path / 'out'}"], capsys)
-    assert "needs the token <|endoftext|>, it has none" in message
+    assert "needs the token <|endoftext|> (or </s> or <|end_of_text|>), it has none" in message
 
 
 def test_a_gpt_is_fine_tuned_from_a_folder(gpt_folder: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
