@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks import results_page
+from benchmarks.cells import TUNED, ReproductionCell
+from benchmarks.configs import plan_of
 
 TITLES = {
     "peers": "Against peers",
@@ -26,6 +28,7 @@ TITLES = {
 BARS = {"gpt": 1.35, "bert": 1.5}  # times the tokens per second of HF's Trainer, both in fp32
 BF16_BARS = {"trainer": 1.9, "trainer bf16": 1.35}  # of ours in bf16
 LESS_MEMORY = 0.6
+GROWN = ("apollo_late", "late_zero_init")  # of the reproduction
 GPU_OURS = {"ours": "ours", "ours graphs": "ours, compile=graphs"}
 GPU_PEERS = {"trainer": "times HF Trainer", "trainer compiled": "times HF Trainer compiled"}
 GPU_BARS = {"nano": 5, "mini": 7, "small": 15}  # milliseconds a step
@@ -126,7 +129,9 @@ def _profile(figures: dict[str, Any]) -> Iterable[str]:
 
 
 def _depth(figures: dict[str, Any]) -> Iterable[str]:
-    yield "Seconds of a step at nano, batch 16: as many layers stored as run, and one stored layer shared by all."
+    yield "Seconds of a step at nano, batch 16, and at the size of the reproduction (width 64, rows of 64, batch 32):"
+    yield "as many layers stored as run, and one stored layer shared by all. A step of no layer takes more in seconds"
+    yield "than in FLOPs, so a run of shallow steps saves less in seconds; how much less by these lines alone is said."
     for kind, cells in figures.items():
         times = {(cell["stored"], cell["depth"]): median(cell["seconds"]) for cell in cells}
         depths = sorted({depth for _, depth in times})
@@ -138,10 +143,36 @@ def _depth(figures: dict[str, Any]) -> Iterable[str]:
             f"{kind}: t = {base * 1e3:.1f} ms + {slope * 1e3:.1f} ms x depth, largest residual {rest:.1%}; "
             f"sharing one layer takes {median(b / a for a, b in zip(stored, shared, strict=True)):.2f} of that."
         )
+        if kind.endswith(" width 64"):
+            yield ""
+            yield from _expected(kind.split()[0], base, slope)
         yield ""
         yield from results_page.table(("depth", *map(str, depths)))
         yield results_page.row("stored, ms", *(f"{1e3 * t:.0f}" for t in stored))
         yield results_page.row("shared, ms", *(f"{1e3 * t:.0f}" for t in shared))
+
+
+def _expected(kind: str, base: float, slope: float) -> Iterable[str]:
+    """The ratios of seconds to FLOPs saved of the reproduction's methods if each step took base + slope x depth."""
+    plans = {
+        method: plan_of(list(ReproductionCell(kind, method, TUNED[kind, method], 0).words))
+        for method in ("scratch", *GROWN)
+    }
+    seconds = {
+        method: sum(n * (base + slope * d) for stage in plan.stages for d, n in stage.depth_counts.items())
+        for method, plan in plans.items()
+    }
+    cost = plans["scratch"].step_cost
+    fixed = cost.flops(0, 0) / (cost.flops(1, 0) - cost.flops(0, 0))
+    ratios = {
+        method: (1 - seconds[method] / seconds["scratch"]) / (1 - plans[method].flops / plans["scratch"].flops)
+        for method in GROWN
+    }
+    expected = ", ".join(f"`{method}` {ratio:.2f}" for method, ratio in ratios.items())
+    yield (
+        f"At no depth a step takes {base / slope:.2f} layers in seconds and {fixed:.2f} in FLOPs; seconds saved / "
+        f"FLOPs saved would be {expected}."
+    )
 
 
 def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
@@ -153,7 +184,7 @@ def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
 def _reproduction(figures: dict[str, Any]) -> Iterable[str]:
     yield "Runs of `make reproduce` in a twentieth of their steps, in turns; what the whole budget of each is to"
     yield "that of scratch, in FLOPs and in training seconds, at width 64 and at that of nano."
-    yield from _saved(figures, ["apollo_late", "late_zero_init"], 0.95)
+    yield from _saved(figures, GROWN, 0.95)
 
 
 def _saved(figures: dict[str, Any], methods: Sequence[str], bar: float) -> Iterable[str]:

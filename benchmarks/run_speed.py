@@ -162,13 +162,19 @@ def _precisions() -> tuple[str, ...]:
 
 
 def depth() -> dict[str, Any]:
-    """Seconds of a step at every depth, with as many layers stored and with one layer shared, in turns."""
+    """Seconds of a step at every depth, with as many layers stored and with one layer shared, in turns.
+
+    At nano, and at the width of the reproduction.
+    """
     from benchmarks.bare_trainer import FixedDepth, make_trainer
 
+    reproduction_size = ["model.hidden=64", "model.heads=2", "model.ffn=256", "data.tokenizer=bytes"]
+    reproduction_size += ["data.seq_len=64", "batch.size=32"]
     found = {}
-    for kind in KINDS:
+    for kind, (size, more) in product(KINDS, (("", []), (" width 64", reproduction_size))):
+        words = [f"model={kind}", "model.layers=12", *more]
         trainers = {
-            (stored, depth): make_trainer([f"model={kind}", "model.layers=12"], stored, FixedDepth(depth))
+            (stored, depth): make_trainer(words, stored, FixedDepth(depth))
             for depth in range(1, 13)
             for stored in {1, depth}
         }
@@ -179,7 +185,7 @@ def depth() -> dict[str, Any]:
                 trainer.step()
                 if turn:
                     seconds[key].append(perf_counter() - start)
-        found[kind] = [
+        found[f"{kind}{size}"] = [
             {"stored": stored, "depth": depth, "seconds": times} for (stored, depth), times in seconds.items()
         ]
     return found

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks import render_speed, results_page
+from benchmarks.cells import TUNED, ReproductionCell
+from benchmarks.configs import plan_of
 
 
 def test_on_a_gpu_each_width_is_beside_the_trainer_and_the_rate_of_the_device() -> None:
@@ -56,3 +58,15 @@ def test_sections_without_new_figures_are_kept(no_results: None, monkeypatch: py
         "## On a GPU\ny\n\n# Other",
     )
     assert re.search(re.escape(kept) + new + re.escape(other), text), text
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_seconds_that_are_as_flops_are_saved_as_flops(kind: str) -> None:
+    """What a step takes at no depth beyond its FLOPs lowers the seconds that are saved."""
+    cost = plan_of(list(ReproductionCell(kind, "scratch", TUNED[kind, "scratch"], 0).words)).step_cost
+    base, first = (cost.flops(depth, 0) for depth in (0, 1))
+    (as_flops,) = render_speed._expected(kind, base, first - base)
+    assert as_flops.endswith("would be `apollo_late` 1.00, `late_zero_init` 1.00.")
+    (more,) = render_speed._expected(kind, base + 0.5 * (first - base), first - base)
+    ratios = [float(word) for word in re.findall(r"` (\d\.\d\d)", more)]
+    assert all(0.8 < ratio < 0.97 for ratio in ratios)
