@@ -129,9 +129,9 @@ def _profile(figures: dict[str, Any]) -> Iterable[str]:
 
 
 def _depth(figures: dict[str, Any]) -> Iterable[str]:
-    yield "Seconds of a step at nano, batch 16, and at the size of the reproduction (width 64, rows of 64, batch 32):"
-    yield "as many layers stored as run, and one stored layer shared by all. A step of no layer takes more in seconds"
-    yield "than in FLOPs, so a run of shallow steps saves less in seconds; how much less by these lines alone is said."
+    yield "Seconds of a step at nano, batch 16, and at the size of the reproduction (width 64, rows of 64, batch"
+    yield "32): as many layers stored as run, and one stored layer shared by all. A step of no layer takes more in"
+    yield "seconds than in FLOPs, so a run of shallow steps saves less in seconds: by these lines alone as is said."
     for kind, cells in figures.items():
         times = {(cell["stored"], cell["depth"]): median(cell["seconds"]) for cell in cells}
         depths = sorted({depth for _, depth in times})
