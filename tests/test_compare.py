@@ -277,7 +277,7 @@ def test_runs_without_rows_are_nothing_to_compare(tmp_path: Path, capsys: pytest
 def test_runs_on_other_data_are_a_warning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "other", GROWN, name="other", evaluation_rows=8)
     assert run([str(runs), "--out", "report"]) == 0
-    assert "WARNING: these GPT runs are measured on different data" in capsys.readouterr().out
+    assert "WARNING: these GPT runs are not measured on the same data" in capsys.readouterr().out
     assert "<blockquote>\n<p><strong>Warning:</strong> these GPT runs" in Path("report/report.html").read_text()
 
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, create_model, model_validator
 from apollo_cli.config.model import MOST_LAYERS, ModelArgs
 from apollo_cli.config.schema import List, Section, Whole, whole
 from apollo_cli.config.training import BudgetArgs, OptimArgs
-from apollo_cli.growth import plugins  # noqa: F401 - registers the methods in it
+from apollo_cli.growth import plugins
 from apollo_cli.growth import schedule as stages
 from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander
 from apollo_cli.growth.layer_maps import COPIES
@@ -101,14 +101,32 @@ class InitFromArgs(Section):
 
 
 def _family(base: type[Args], methods: Mapping[str, Any]) -> tuple[type[Args], ...]:
-    """The schema of each method: the keys of `base` and the fields of its dataclass, none with a default."""
+    """The schema of each method that has one; a plugin without is named in `plugins.BROKEN`."""
     family = []
     for kind, method in methods.items():
-        hints = get_type_hints(method, include_extras=True)
-        names = [field.name for field in fields(method)] if is_dataclass(method) else []
-        keys: dict[str, Any] = {"kind": (Literal[kind], ...)} | {name: (hints[name], ...) for name in names}
-        family.append(create_model(kind, __base__=base, **keys))
+        try:
+            family.append(_schema(base, kind, method))
+        except Exception as error:
+            if not getattr(method, "__module__", "").startswith(f"{plugins.__name__}."):
+                raise
+            file = method.__module__.rpartition(".")[2]
+            reason = (str(error).splitlines() or [""])[0]
+            plugins.BROKEN.append(f"growth/plugins/{file}.py, {kind}: {type(error).__name__}: {reason}")
     return tuple(family)
+
+
+def _schema(base: type[Args], kind: str, method: Any) -> type[Args]:
+    """The keys of `base` and the fields of the method's dataclass, none with a default.
+
+    Raises:
+        TypeError: it has a field of the name of one of these keys; others for types that no value is checked by.
+    """
+    hints = get_type_hints(method, include_extras=True)
+    names = [field.name for field in fields(method)] if is_dataclass(method) else []
+    if taken := [name for name in names if name in base.model_fields]:
+        raise TypeError(f"its field {taken[0]} is a key of all methods; give it another name")
+    keys: dict[str, Any] = {"kind": (Literal[kind], ...)} | {name: (hints[name], ...) for name in names}
+    return create_model(kind, __base__=base, **keys)
 
 
 SAMPLER_FAMILY = _family(SamplerArgs, SAMPLERS)

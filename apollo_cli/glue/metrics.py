@@ -13,7 +13,7 @@ from apollo_cli.glue.tasks import GlueTask
 def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """The metrics of a task, each from -1 or 0 to 1, of labels as in `Examples` and predictions, both (rows,).
 
-    A correlation with constant predictions is 0.
+    A correlation with constant predictions, or of one row, is 0.
     """
     return {name: _metric(name, labels, predictions) for name in task.metrics}
 
@@ -22,6 +22,8 @@ def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     from scipy import stats
     from sklearn import metrics
 
+    if name in ("pearson", "spearman") and len(labels) < 2:
+        return 0.0
     if name in ("pearson", "spearman"):
         correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
         with warnings.catch_warnings():

@@ -54,8 +54,9 @@ def complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(f"{task}/*/summary.json"), key=lambda path: files.in_order(str(path))):
         summary = RunDirectory(path.parent).summary()
         if summary.get("status") == "completed":
-            whole = {"data", "device", "precision", "totals"} <= summary.keys()
-            if not whole or summary.get("task") not in TASKS or "eval/score" not in summary.get("losses", {}):
+            whole = {"data", "device", "precision", "totals", "seed", "lr", "pretrained"} <= summary.keys()
+            scored = isinstance(summary.get("losses", {}).get("eval/score"), float | int)
+            if not whole or not scored or summary.get("task") not in TASKS:
                 raise CheckpointError(f"{files.shown(path)} is damaged: it is not the summary of a fine-tuning run")
             yield summary
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from apollo_cli.config.config import parse
 from apollo_cli.config.hydra_syntax import command_words
+from apollo_cli.config.training import LENGTHS
 from apollo_cli.errors import ConfigError
 from apollo_cli.report.runs import Run
 
@@ -22,10 +23,14 @@ def commands(run: Run) -> list[str]:
     values.pop("experiment", None)  # its keys are all there, and it may be a sweep
     budget = dict(values["budget"])
     earlier: list[int] = list(budget.pop("extended_from", ()))
-    planned, *longer = [*earlier, budget["steps"]]
-    values["budget"] = budget | {"steps": planned}
+    longer = []
+    if earlier:  # which are known in steps, whatever was typed
+        last = next(f"{unit}={budget[unit]}" for unit in LENGTHS if budget[unit] is not None)
+        longer = [*(f"steps={steps}" for steps in earlier[1:]), last]
+        budget |= dict.fromkeys(LENGTHS) | {"steps": earlier[0]}
+    values["budget"] = budget
     lines = [shlex.join(["apollo-train", *command_words(values)])]
-    lines += [f"apollo-train resume=RUN_DIR budget.steps={steps}" for steps in longer]
+    lines += [f"apollo-train resume=RUN_DIR budget.{length}" for length in longer]
     if not all(line.isprintable() for line in lines):
         raise ConfigError(["its config has characters that no terminal shows"])
     return lines

@@ -33,7 +33,7 @@ class Target:
     loss: float
     interval: Interval | None = None  # over the baseline's seeds; None where the loss was typed
     cost: Cost | None = None
-    cost_for_good: Cost | None = None  # from where on the baseline stays at the loss
+    cost_for_good: Cost | None = None  # from where on the baseline stays at the loss; None if it does not
 
 
 @dataclass(frozen=True)
@@ -223,13 +223,14 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
     reference = _final_curves(baseline.runs) if baseline else {}
+    asked = question
     if question.target_loss is None and baseline:
         question = replace(question, target_loss=_target_of_budget(baseline, list(reference.values())))
     target = _target(question, list(reference.values()))
     by_seed = {seed: _target(question, [curve]) for seed, curve in reference.items()}
     methods = [_method(group, target, by_seed, question, is_baseline=group is baseline) for group in family.groups]
     methods.sort(key=lambda method: not method.is_baseline)
-    return Comparison(family, question, tuple(candidates), target, tuple(methods))
+    return Comparison(family, asked, tuple(candidates), target, tuple(methods))
 
 
 def _final_curves(runs: Sequence[Run]) -> dict[str, Curve]:
@@ -263,7 +264,7 @@ def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
     cost = savings.crossing(mean, loss)
     if cost is None or not cost.flops or not cost.seconds:
         return Target(loss, finals)
-    return Target(loss, finals, cost, savings.crossing(mean, loss, for_good=True) or cost)
+    return Target(loss, finals, cost, savings.crossing(mean, loss, for_good=True))
 
 
 def _method(

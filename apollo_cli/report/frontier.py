@@ -1,8 +1,8 @@
 """The picture of savings at equal final loss: complete runs of every method beside scratch runs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -43,13 +43,13 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
         (of_methods[method.label], outcome)
         for method in comparison.methods
         for outcome in method.outcomes
-        if outcome.run.status == "completed" and outcome.curve
+        if outcome.run.status == "completed" and outcome.curve and math.isfinite(outcome.curve[-1].loss)
     ]
     grown = [(look, outcome) for look, outcome in complete if not outcome.run.is_scratch]
     depths = {outcome.run.target_layers for _, outcome in grown}
-    ladders: dict[Any, dict[int, Point]] = {}
+    ladders: dict[str, dict[int, Point]] = {}
     for outcome in (outcome for _, outcome in complete if outcome.run.is_scratch):
-        best, end = ladders.setdefault(outcome.run.seed, {}), outcome.curve[-1]
+        best, end = ladders.setdefault(str(outcome.run.seed), {}), outcome.curve[-1]
         if depths != {outcome.run.target_layers}:  # another model
             continue
         if end.step not in best or end.loss < best[end.step].loss:  # of several rates
@@ -59,7 +59,7 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
     curves = {seed: savings.make_curve(best[step] for step in shared) for seed, best in several.items()}
     by_look: dict[Look, list[Outcome]] = {}
     for look, outcome in grown:
-        if outcome.run.seed in curves:
+        if str(outcome.run.seed) in curves:
             by_look.setdefault(look, []).append(outcome)
     if len(shared) < 2 or not by_look:
         return None
@@ -67,7 +67,8 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
     for look, outcomes in by_look.items():
         ends = [outcome.curve[-1] for outcome in outcomes]
         costs = [
-            savings.scratch_cost(curves[o.run.seed], end.loss, axis) for o, end in zip(outcomes, ends, strict=True)
+            savings.scratch_cost(curves[str(o.run.seed)], end.loss, axis)
+            for o, end in zip(outcomes, ends, strict=True)
         ]
         saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
         methods.append(Ended(look, tuple(ends), tuple(saved)))

@@ -16,8 +16,8 @@ from apollo_cli.report.runs import Run, first_of
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
 _IDLE = (
-    *("seed.", "name.", "device.", "resume.", "plan.", "on_nonfinite.", "experiment.", "format."),
-    *("tracking.", "checkpoint.", "log.", "data."),
+    *("seed.", "name.", "device.", "resume.", "plan.", "plan_device.", "profile.", "on_nonfinite.", "experiment."),
+    *("format.", "tracking.", "checkpoint.", "log.", "data.", "distributed."),
 )
 # Without effect where the whole model is trained from the first step.
 _GROWTH = (
@@ -39,7 +39,7 @@ class EvaluationSetup(NamedTuple):
     """What makes losses comparable: the objective, the corpus with its tokenizer, the held-out rows."""
 
     kind: str  # bert, gpt or llama
-    mask_fraction: str  # of BERT, else empty
+    masks: str  # of BERT: the share of tokens, and whether of whole words; else empty
     data: str  # fingerprint of corpus, tokenizer, rows and their length
     evaluation_rows: int | None  # None while no run has recorded it
 
@@ -100,6 +100,8 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
 def _evaluation_setup(run: Run, known: dict[str, set[tuple[str, int]]]) -> EvaluationSetup:
     """The setup of a run; one without a summary gets that of the runs with the same data config."""
     kind, mask = run.config["model.kind"], one_line(run.config.get("model.mask_fraction", ""))
+    if run.config.get("model.whole_word_masking"):
+        mask += " of whole words"
     if run.data is not None and run.evaluation_rows is not None:
         return EvaluationSetup(kind, mask, run.data, run.evaluation_rows)
     config = _data_config(run)
@@ -124,7 +126,7 @@ def _family(title: str, setup: EvaluationSetup, runs: Sequence[Run]) -> Family:
         f"tokenizer {config.get('data.tokenizer')}",
         f"vocabulary {config.get('data.vocab_size')}",
         f"rows of {config.get('data.seq_len')} tokens",
-        *([f"masked fraction {setup.mask_fraction}"] if setup.mask_fraction else []),
+        *([f"masked fraction {setup.masks}"] if setup.masks else []),
         f"{rows} evaluation rows",
     )
     groups, notes = _groups(runs)

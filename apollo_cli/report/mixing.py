@@ -27,7 +27,7 @@ class GrowthMixing:
         label: of the method.
         before: layers before the growth, those of the shallow reference.
         after: layers after it, those of the deep reference.
-        nats: the gap between the references at the growth.
+        nats: the gap between the references at the first of these steps.
         gap: share of it that is open, by steps since the growth.
     """
 
@@ -81,13 +81,14 @@ def mixing_table(found: Sequence[GrowthMixing]) -> ReportTable:
     rows = []
     for mixing in found:
         first, *later = mixing.gap
+        late = f" ({first:,})" if first else ""  # steps after the growth, where the deep one was not ahead before
         marks = [min((abs(step - share * later[-1]), step) for step in later)[1] for share in _SHARES]
         constant = time_constant(mixing.gap, first)
         rows.append(
             [
                 f"{mixing.label}: {mixing.before} to {mixing.after}",
-                f"{mixing.nats:.3f}",
-                f"{mixing.gap[first]:.0%}",
+                f"{mixing.nats:.3f}{late}",
+                f"{mixing.gap[first]:.0%}{late}",
                 *(f"{mixing.gap[mark]:.0%} ({mark:,})" for mark in marks),
                 f"{constant:,.0f}" if constant else "-",
             ]
@@ -98,7 +99,7 @@ def mixing_table(found: Sequence[GrowthMixing]) -> ReportTable:
 
 def _is_after(row: Mapping[str, float]) -> bool:
     """Whether the row is the evaluation just after a growth in depth."""
-    return "growth/from" in row and row["layers"] == row["growth/to"] != row["growth/from"]
+    return "growth/from" in row and row["layers"] == row.get("growth/to") != row["growth/from"]
 
 
 def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByStep | None:

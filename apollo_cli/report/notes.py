@@ -48,7 +48,13 @@ def headline(comparison: Comparison) -> str:
         return f"{title}: no method is shown to save FLOPs {at}: every interval includes 0; more seeds narrow them"
     best = max(certain, key=lambda method: savings_of[method.label].mean)
     cells, seconds = method_cells(comparison, best), best.saving("seconds")
-    is_timed = seconds and not seconds.includes_zero and not any(map(list, map(_timing_notes, (baseline, best))))
+    machines = {
+        tuple(outcome.run.made_with.get(key) for key in ("device", "precision"))
+        for method in (baseline, best)
+        for outcome in method.outcomes
+    }
+    is_measured = len(machines) == 1 and not any(map(list, map(_timing_notes, (baseline, best))))
+    is_timed = is_measured and seconds and seconds.mean > 0 and not seconds.includes_zero
     return (
         f"{title}: {best.label} saves {cells.savings['flops']} of the FLOPs"
         f"{' and ' + cells.savings['seconds'] + ' of the seconds' if is_timed else ''} of {baseline.label} {at} "
@@ -100,18 +106,21 @@ def _reference_notes(comparison: Comparison) -> Iterator[str]:
     if baseline is None or cost is None:
         return
     completed = sum(outcome.run.status == "completed" for outcome in baseline.outcomes)
+    is_final = bool(comparison.target and comparison.target.interval)  # else a loss that somebody chose
     if not completed:
-        yield f"No run of '{baseline.label}' is completed: the target is their current loss and will change."
+        moves = "the target is their current loss and" if is_final else "the cost of the target"
+        yield f"No run of '{baseline.label}' is completed: {moves} will change."
     elif completed < len(baseline.outcomes):
         of = f"the {completed} completed runs of '{baseline.label}', of {len(baseline.outcomes)}"
-        yield f"The target and its cost are those of {of}."
+        yield f"The target and its cost are those of {of}." if is_final else f"The cost is that of {of}."
     ends = [curve[-1].cost.flops for curve in reference]
     if len({curve[-1].step for curve in reference}) > 1:
+        is_mean = is_final and abs(cost.flops - fmean(ends)) < _TOLERANCE * cost.flops
         yield (
-            f"The runs of '{baseline.label}' end at different budgets, {min(ends):.3e} to {max(ends):.3e} FLOPs; "
-            "the mean of their ends is the cost of the target."
+            f"The runs of '{baseline.label}' end at different budgets, {min(ends):.3e} to {max(ends):.3e} FLOPs"
+            f"{'; the mean of their ends is the cost of the target' if is_mean else ''}."
         )
-    elif comparison.target and comparison.target.interval and cost.flops < (1 - _TOLERANCE) * min(ends):
+    elif is_final and cost.flops < (1 - _TOLERANCE) * min(ends):
         yield (
             f"'{baseline.label}' is at its final loss after {cost.flops:.3e} of its {max(ends):.3e} FLOPs already; "
             "this is the cost of the target."
@@ -235,7 +244,9 @@ def _noise_notes(comparison: Comparison) -> Iterator[str]:
         later = [cost for cost, good in ends if cost and not (good and good.flops <= (1 + _TOLERANCE) * cost.flops)]
         if later and not method.is_baseline:
             saved = interval_of_all([outcome.saving_for_good for outcome in method.outcomes])
-            mean = f"{saved.mean:.1%}" if saved else "above it at the end"
+            of_method = all(good for _, good in ends)
+            above = "above it at the end" if not of_method else "while the baseline is above it at the end"
+            mean = f"{saved.mean:.1%}" if saved else above
             parts.append(f"'{method.label}' {mean} ({len(later)} of {len(method.outcomes)} runs)")
     if parts:
         yield (

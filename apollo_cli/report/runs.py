@@ -29,7 +29,8 @@ _RUN_FILES = ("plan.json", "summary.json", "metrics.jsonl")  # one of them besid
 _MAX_LINE = 1_000_000  # bytes of a row, which has some hundred
 
 _Layers = Annotated[int, Field(ge=0, le=10_000)]
-_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Step = Annotated[int, Field(ge=0, lt=2**63)]
+_Cost = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
 _Loss: TypeAlias = float | None  # None or NaN where it was not finite
 
 
@@ -81,17 +82,17 @@ class GlueScores(BaseModel):
 _Columns = TypedDict(  # of a row; others are left out
     "_Columns",
     {
-        "step": Required[int],
+        "step": Required[_Step],
         "flops": Required[_Cost],
         "train_seconds": Required[_Cost],
-        "layers": Required[int],
+        "layers": Required[_Layers],
         "width": _Loss,
         "optimizer_flops": _Cost,
         "eval/loss": _Loss,
         "train/loss": _Loss,
         "train/grad_norm": _Loss,
-        "growth/from": int,
-        "growth/to": int,
+        "growth/from": _Layers,
+        "growth/to": _Layers,
         "growth/width_from": _Loss,
         "growth/width_to": _Loss,
     },
@@ -248,7 +249,7 @@ def make_run(
         depth_counts[stage.layers].update({depth: n for depth, n in stage.depth_counts.items() if n})
     return Run(
         place=place,
-        config=config,
+        config=_plain(config),
         status=one_line(summary.get("status")),
         data=data if isinstance(data, str) else None,
         evaluation_rows=evaluation_rows if type(evaluation_rows) is int else None,
@@ -259,6 +260,17 @@ def make_run(
         source_flops=planned.source_flops,
         source_seconds=planned.source_seconds or 0.0,
     )
+
+
+def _plain(value: Any) -> Any:
+    """A value of YAML as a config has it; what no config has, such as bytes or a number of 400 digits, as text."""
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    return f"{value:#x}" if isinstance(value, int) else repr(value)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,7 +82,9 @@ def target_sentence(comparison: Comparison) -> str:
         return ""
     loss, over_seeds = comparison.target.loss, comparison.target.interval
     if over_seeds is None:
-        return f"target: validation loss {loss:.4f} nats, as typed"
+        of_budget = comparison.baseline if comparison.question.target_loss is None else None
+        origin = f"budget.target_loss of {of_budget.label}" if of_budget else "as typed"
+        return f"target: validation loss {loss:.4f} nats, {origin}"
     of = f"the final loss of {comparison.baseline.label}" if comparison.baseline else ""
     return f"target: validation loss {format_loss(over_seeds)} nats, {of}"
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ class TensorBoardFiles(Listener):
     Args:
         folder: of its files.
         step: from which on rows of an interrupted run are replaced.
+        rows: of that step, which TensorBoard drops as well.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, rows: Iterable[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer: Any = SummaryWriter(str(folder), purge_step=step)
+        for row in rows:
+            self.row(row)
 
     def row(self, row: Row) -> None:
         for key, value in row.items():
@@ -40,7 +44,7 @@ class CsvFile(Listener):
         self.source, self.path = run_dir / "metrics.jsonl", run_dir / "metrics.csv"
 
     def close(self, status: str, summary: dict[str, Any]) -> None:
-        rows = [json.loads(line) for line in self.source.read_text(encoding="utf-8").splitlines()]
+        rows = _rows(self.source)
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         table.writeheader()
@@ -49,7 +53,14 @@ class CsvFile(Listener):
             files.write_text(self.path, text.getvalue())
 
 
+def _rows(metrics: Path) -> list[Row]:
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+
 def open_writers(tracking: TrackingArgs, run_dir: Path, step: int) -> list[Listener]:
-    """The writers that the config chooses; a resumed run begins at `step`."""
-    found: list[Listener] = [TensorBoardFiles(run_dir / "tensorboard", step)] if tracking.tensorboard else []
+    """The writers that the config chooses; a resumed run begins at `step`, with metrics.jsonl as it was there."""
+    found: list[Listener] = []
+    if tracking.tensorboard:
+        rows = [row for row in _rows(run_dir / "metrics.jsonl") if row["step"] >= step]
+        found.append(TensorBoardFiles(run_dir / "tensorboard", step, rows))
     return [*found, CsvFile(run_dir)] if tracking.csv else found

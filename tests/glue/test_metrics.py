@@ -24,6 +24,10 @@ def test_the_metrics_are_what_their_formulas_say() -> None:
     assert task_metrics(TASKS["stsb"], SCORES, GUESSES) == pytest.approx({"pearson": pearson, "spearman": spearman})
 
 
+def test_one_row_has_no_correlation() -> None:
+    assert task_metrics(TASKS["stsb"], SCORES[:1], GUESSES[:1]) == {"pearson": 0.0, "spearman": 0.0}
+
+
 def public_metrics(task: str) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
     """What Hugging Face's `evaluate` computes for `glue` (metrics/glue/glue.py), by our names."""
     from scipy import stats

@@ -68,12 +68,26 @@ assert [run(words) for words in {commands}] == [0, 0, 0, 2]
     assert "sampler.deep=often" in done.stderr
 
 
-def test_a_plugin_that_cannot_be_imported_is_named_to_those_who_ask_for_its_method(
-    checkout: Path, tmp_path: Path
+_COMMON = "from dataclasses import dataclass\nfrom apollo_cli.growth.samplers import Shallow, sampler\n"
+_CLASS = "@sampler('broken')\n@dataclass(frozen=True)\nclass Broken(Shallow):\n    "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class Broken(:\n", "growth/plugins/broken.py cannot be imported: SyntaxError: invalid syntax"),
+        (f"{_COMMON}import numpy as np\n{_CLASS}table: np.ndarray\n", "growth/plugins/broken.py, broken: Pydantic"),
+        (f"{_COMMON}{_CLASS}table: 'Sequence[float]'\n", "broken: NameError: name 'Sequence' is not defined"),
+        (f"{_COMMON}{_CLASS}kind: str\n", "broken: TypeError: its field kind is a key of all methods"),
+    ],
+    ids=["syntax", "type", "name", "taken"],
+)
+def test_a_plugin_that_cannot_be_used_is_named_to_those_who_ask_for_its_method(
+    text: str, said: str, checkout: Path, tmp_path: Path
 ) -> None:
     broken = checkout / "apollo_cli" / "growth" / "plugins" / "broken.py"
     config = checkout / "apollo_cli" / "conf" / "sampler" / "broken.yaml"
-    broken.write_text("class Broken(:\n", encoding="utf-8")
+    broken.write_text(text, encoding="utf-8")
     config.write_text("kind: broken\n", encoding="utf-8")
     script = f"""
 import sys
@@ -86,7 +100,6 @@ assert run(["plan=true", "hydra.run.dir={tmp_path}/run"]) == 0
         done = python(checkout, "-c", script)
         assert done.returncode == 0, done.stderr
         error, others = done.stderr.split("others:\n")
-        said = "growth/plugins/broken.py cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)"
         assert said in error
         assert others == ""
     finally:

@@ -65,6 +65,16 @@ def test_a_longer_run_is_made_in_two_steps() -> None:
     assert second == "apollo-train resume=RUN_DIR budget.steps=300"
 
 
+def test_a_run_of_tokens_that_was_made_longer_twice_has_a_command_for_each_length() -> None:
+    """The lengths before are known in steps."""
+    values = config_of("budget.tokens=1e6")
+    budget = values["budget"] | {"tokens": 4_000_000, "extended_from": [100, 200]}
+    first, second, third = commands(run_of(values | {"budget": budget}))
+    assert (of_command(first)["budget"]["steps"], of_command(first)["budget"]["tokens"]) == (100, None)
+    assert second == "apollo-train resume=RUN_DIR budget.steps=200"
+    assert third == "apollo-train resume=RUN_DIR budget.tokens=4000000"
+
+
 def test_nothing_of_a_stranger_is_resolved_and_no_control_character_is_shown() -> None:
     values = config_of("data=text", "data.files=[a.txt]")
     hostile = values | {"data": values["data"] | {"files": ["${oc.env:HOME}", "$(reboot); '`\\", "\\${x}"]}}

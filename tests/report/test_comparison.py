@@ -17,7 +17,7 @@ from apollo_cli.report.export import comparisons_json
 from apollo_cli.report.groups import families
 from apollo_cli.report.notes import comparison_notes, headline
 from apollo_cli.report.runs import read_runs
-from apollo_cli.report.tables import method_cells
+from apollo_cli.report.tables import method_cells, target_sentence
 from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 FLAT: list[Evaluation] = [(0, 0, 0.0, 9.0), (50, 500, 50.0, 4.0), (100, 1000, 100.0, 3.0)]
@@ -185,6 +185,10 @@ def test_the_baseline_is_also_counted_from_where_it_stays_at_the_target(tmp_path
     scratch(tmp_path / "base", dips, name="base")
     write_run(tmp_path / "same", dips, name="same")
     assert "stay there: 'same' 0.0% (1 of 1 runs)" in " ".join(comparison_notes(compared(tmp_path)))
+    shutil.rmtree(tmp_path / "base")
+    scratch(tmp_path / "base", [*dips, (5, 500, 50.0, 3.8)], name="base")
+    text = " ".join(comparison_notes(compared(tmp_path, target_loss=3.2)))
+    assert "'same' while the baseline is above it at the end (1 of 1 runs)" in text
 
 
 def test_unfinished_runs_count_up_to_their_last_row(tmp_path: Path) -> None:
@@ -209,8 +213,13 @@ def test_a_baseline_without_a_completed_run_is_noted(tmp_path: Path) -> None:
     text = " ".join(comparison_notes(comparison))
     assert "No run of 'base' is completed" in text
     assert "end at different budgets, 5.000e+02 to 1.000e+03" in text
+    assert "the mean of their ends is the cost of the target" in text
+    assert "the target is their current loss and will change" in text
     assert comparison.baseline_cost
     assert comparison.baseline_cost.flops == 750
+    text = " ".join(comparison_notes(compared(tmp_path, target_loss=6.0)))
+    assert "No run of 'base' is completed: the cost of the target will change" in text
+    assert "mean of their ends" not in text
 
 
 @pytest.mark.parametrize(
@@ -331,6 +340,13 @@ def test_a_run_that_paused_is_noted_and_its_seconds_leave_the_headline(tmp_path:
     write_run(tmp_path / "slow", [(i, f / 2, s / 2, x) for i, f, s, x in steady], name="slow")
     assert "50.0% of the FLOPs and 50.0% of the seconds" in headline(compared(tmp_path))
     shutil.rmtree(tmp_path / "slow")
+    other: dict[str, Any] = {"made_with": {"device": "H100"}}
+    write_run(tmp_path / "slow", [(i, f / 2, s / 2, x) for i, f, s, x in steady], name="slow", **other)
+    assert "50.0% of the FLOPs of base" in headline(compared(tmp_path))  # its seconds are another machine's
+    shutil.rmtree(tmp_path / "slow")
+    write_run(tmp_path / "slow", [(i, f / 2, 2 * s, x) for i, f, s, x in steady], name="slow")
+    assert "50.0% of the FLOPs of base" in headline(compared(tmp_path))  # more seconds are no saving
+    shutil.rmtree(tmp_path / "slow")
     write_run(tmp_path / "slow", [(i, f / 2, s + 500 * (i > 4), x) for i, f, s, x in steady], name="slow")
     assert "50.0% of the FLOPs of base" in headline(compared(tmp_path))
     found = [note for note in comparison_notes(compared(tmp_path)) if "lost" in note]
@@ -443,6 +459,8 @@ def test_runs_that_a_target_loss_ended_are_measured_at_it(tmp_path: Path) -> Non
     comparison = compared(tmp_path)
     assert comparison.target
     assert comparison.target.loss == 3.5
+    assert target_sentence(comparison).endswith("3.5000 nats, budget.target_loss of base")
+    assert target_sentence(compared(tmp_path, target_loss=3.5)).endswith("3.5000 nats, as typed")
     assert mean(method(comparison, "grown").saving("flops")) == pytest.approx(1 - 300 / 750)
     assert compared(tmp_path, target_loss=4.0).target.loss == 4.0  # type: ignore[union-attr]
 

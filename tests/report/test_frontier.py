@@ -53,6 +53,8 @@ def test_it_is_drawn_where_scratch_has_several_budgets(tmp_path: Path) -> None:
     scratch(tmp_path / "short", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 2.0)], name="short", budget__steps=200)
     scratch(tmp_path / "worse", [(0, 0, 0.0, 9.0), (200, 2000, 20.0, 8.0)], name="worse", optim__lr=1.0)
     assert "grown \N{MINUS SIGN}50.0 %" in texts()  # 1000 FLOPs instead of the 2000 of the better short run
+    scratch(tmp_path / "lost", [(0, 0, 0.0, 9.0), (250, 2500, 25.0, None)], name="lost", budget__steps=250)
+    assert "grown \N{MINUS SIGN}50.0 %" in texts()  # a run without a finite loss at its end is no part of the line
     shallow: dict[str, Any] = {"model__layers": 2, "schedule__layers": [2], "schedule__ends": [1]}
     losses: list[Evaluation] = [(0, 0, 0.0, 9.0), (300, 900, 9.0, 1.5)]
     write_run(tmp_path / "shallow", [], losses, name="shallow", sampler__kind="full", **shallow)

@@ -31,6 +31,7 @@ def labels(*runs: Run) -> list[str]:
 
 def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
     idle: dict[str, Any] = {"device": "cuda:1", "on_nonfinite": "skip", "tracking__wandb": "online"}
+    idle |= {"distributed__timeout": 9, "profile": True, "plan_device": "h200"}
     alike = [run("a", seed=0), run("b", seed=1, name="other", data__cache_dir="/x", log__every=3, **idle)]
     (family,) = families(alike)[0]
     assert [[r.seed for r in group.runs] for group in family.groups] == [[0, 1]]
@@ -188,6 +189,12 @@ def test_bert_and_gpt_are_two_families_without_a_warning() -> None:
     assert warnings == []
     masks = [run(str(m), model__kind="bert", model__mask_fraction=m) for m in (0.15, 0.3)]
     assert len(families(masks)[0]) == 2
+    whole = [
+        run(str(w), model__kind="bert", model__mask_fraction=0.15, model__whole_word_masking=w) for w in (0, 1)
+    ]
+    found, warnings = families(whole)
+    assert len(found) == 2  # other tokens are hidden in the same rows
+    assert "masked fraction 0.15 of whole words" in warnings[0]
 
 
 def test_a_run_without_a_summary_is_grouped_by_its_data_config() -> None:

@@ -90,3 +90,17 @@ def test_a_reference_of_another_length_is_none(steps: int, tmp_path: Path) -> No
     runs, _ = read_runs([str(tmp_path)])
     (comparison,) = compare(families(runs)[0], Question(baseline="deep"))
     assert not list(mixings(comparison))
+
+
+def test_a_gap_that_opens_late_says_when(tmp_path: Path) -> None:
+    """The deep model is behind the shallow one at the growth, and ahead of it 100 steps later."""
+
+    def curve(*losses: float) -> list[Evaluation]:
+        return [(100 * i, 100.0 * i, 0.0, loss) for i, loss in enumerate(losses, 1)]
+
+    scratch(tmp_path / "deep", curve(6.0, 3.0, 2.0), name="deep")
+    write_run(tmp_path / "flat", curve(5.0, 4.5, 4.0), name="flat", model__layers=2, schedule__layers=[2])
+    write_run(tmp_path / "grown", curve(5.5, 3.75, 2.5), curve(5.0), name="grown")
+    (comparison,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question(baseline="deep"))
+    (row,) = mixing_table(list(mixings(comparison))).rows
+    assert row[1:3] == ["1.500 (100)", "50% (100)"]

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from apollo_cli.compare import run
 from apollo_cli.report.runs import read_rows, read_runs
-from tests.helpers.made_runs import write_run
+from tests.helpers.made_runs import Evaluation, scratch, write_run
 
 CURVE = [(0, 0, 0.0, 5.0), (10, 100, 1.0, 4.0)]
 
@@ -158,3 +159,31 @@ def test_a_long_run_keeps_its_evaluations_and_the_rows_around_growths(tmp_path: 
     assert steps == [*range(1, 13), *range(488, 500), *range(501, 513), *range(988, 1000)]
     assert "perf/tokens_per_second" not in run.rows[-1]
     assert len(list(read_rows(folder / "metrics.jsonl"))) == 1000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": [0]},
+        {"optim__lr": 10**400},
+        {"sampler__k": 10**400},
+        {"optim__lr": b"\xff"},
+        {"name": {"a": b"\xff"}},
+    ],
+    ids=["list", "huge", "huge k", "bytes", "bytes inside"],
+)
+def test_no_value_of_a_config_ends_the_report(values: dict[str, Any], tmp_path: Path) -> None:
+    losses: list[Evaluation] = [(0, 0, 0.0, 9.0), (100, 100, 10.0, 2.0)]
+    scratch(tmp_path / "long", [*losses, (400, 4000, 40.0, 1.0)], name="long")
+    scratch(tmp_path / "short", losses, name="short", budget__steps=200)
+    write_run(tmp_path / "odd", losses, **({"name": "odd"} | values))
+    assert run([str(tmp_path), "--baseline", "long", "--out", str(tmp_path / "report")]) == 0
+
+
+@pytest.mark.parametrize("row", [{"step": 10**400}, {"flops": 1e300}, {"growth/from": 2}])
+def test_no_row_ends_the_report(row: dict[str, Any], tmp_path: Path) -> None:
+    scratch(tmp_path / "base", [(0, 0, 0.0, 9.0), (100, 100, 10.0, 2.0)], name="base")
+    odd = write_run(tmp_path / "odd", [(0, 0, 0.0, 9.0), (100, 90, 9.0, 2.0)], name="odd")
+    first, *others = (odd / "metrics.jsonl").read_text().splitlines()
+    (odd / "metrics.jsonl").write_text("\n".join([json.dumps(json.loads(first) | row), *others]) + "\n")
+    assert run([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
