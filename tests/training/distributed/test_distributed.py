@@ -249,9 +249,8 @@ def test_a_killed_run_resumes_on_other_devices_or_strategies(
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_processes_and_they_resume(signum: int, tiny: tuple[str, ...], tmp_path: Path) -> None:
-    words = (*tiny, *LONG, "budget.steps=300")  # so that it does not end while the signal is passed on
-    whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
-    argv = command([*words, "devices=2", f"hydra.run.dir={run}"])
+    whole, run = trained((*tiny, *LONG), tmp_path / "whole"), tmp_path / "run"
+    argv = command([*tiny, *LONG, "devices=2", f"hydra.run.dir={run}"])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         wait_until_under_way(run, process)
         process.send_signal(signum)
