@@ -53,14 +53,16 @@ def evaluate_models(words: Sequence[str]) -> None:
     as_json = "--json" in words
     of_data = [word for word in words if word.startswith(("data=", "data."))]
     args = parse_words(EvaluationArgs, [w for w in words if w not in (*of_data, "--json")], "apollo-eval")
-    console = Console(quiet=as_json)
+    console, names_corpus = Console(quiet=as_json), _names_corpus(of_data)
     found = []
     for folder in args.run:
         trained = load_trained(Path(folder), console, args.checkpoint)
-        config = _config(trained, of_data, args)
+        config = _config(trained, of_data, args, names_corpus)
         device = choose(config.run)
+        cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
+        corpus, rows = _corpus_and_rows(trained, config, cache, args, console, names_corpus)
         on_device = replace(trained, model=trained.model.to(device.device))
-        found.append(_evaluate(on_device, config, device, of_data, args, console))
+        found.append(_evaluate(on_device, config, device, args, corpus, rows))
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -69,20 +71,20 @@ def evaluate_models(words: Sequence[str]) -> None:
         console.show(_layer_table(result))
 
 
-def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs) -> Config:
+def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs, names_corpus: bool) -> Config:
     """The run's config, with the typed corpus instead of its own, on the typed device."""
-    sizes, is_typed = trained.model.model_config, _names_corpus(of_data)
+    sizes = trained.model.model_config
     if trained.config:
         raw = dict(trained.config.raw)
-    elif is_typed:
+    elif names_corpus:
         raw = compose_values([f"model={trained.kind}", "schedule=scratch"])
     else:
         raise ConfigError(
             [f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"]
         )
-    if not is_typed and of_data:
+    if of_data and not names_corpus:
         raw["data"] = raw["data"] | {"cache_dir": of_data[-1].partition("=")[2]}
-    if is_typed:
+    if names_corpus:
         overrides = CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides
         typed = compose_values(overrides)["data"]
         raw["data"] = typed | {
@@ -123,12 +125,12 @@ def _evaluate(
     trained: TrainedModel,
     config: Config,
     device: Device,
-    of_data: Sequence[str],
     args: EvaluationArgs,
-    console: Console,
+    corpus: Corpus,
+    rows: np.ndarray,
 ) -> dict[str, Any]:
+    """The results of a model on these rows of a corpus."""
     model, sizes = trained.model, trained.model.model_config
-    corpus, rows = _corpus_and_rows(trained, config, of_data, args, console)
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
@@ -153,18 +155,21 @@ def _evaluate(
 
 
 def _corpus_and_rows(
-    trained: TrainedModel, config: Config, of_data: Sequence[str], args: EvaluationArgs, console: Console
+    trained: TrainedModel,
+    config: Config,
+    cache: Path,
+    args: EvaluationArgs,
+    console: Console,
+    names_corpus: bool,
 ) -> tuple[Corpus, np.ndarray]:
     """The typed corpus with all of its rows, or the run's own one with those that it is evaluated on.
 
     Raises:
         CheckpointError: the run's corpus is not there as it was.
     """
-    if _names_corpus(of_data):
-        cache = cache_folder.path(config.data.cache_dir)
+    if names_corpus:
         corpus = measured_corpus(config, cache, console, args.rows or _STREAM_ROWS)
         return corpus, corpus.validation[: args.rows]
-    cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
     corpus = prepare_corpus(config, cache, console, 1)
     if not trained.is_of(corpus):
         raise CheckpointError(
