@@ -204,10 +204,10 @@ class Packer:
         self.length = 0  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:
-        """Packs what is given for validation, then the rest."""
-        packed = self.packed
+        """Packs what is given for validation, then the rest; of a corpus that is measured one of the two."""
+        packed, is_measured = self.packed, self.recipe.is_measured
         given = [part.source.validation() for part in self.parts]
-        packed.given = given[0] is not None
+        packed.given = given[0] is not None and not is_measured
         needed = self._rows_needed()
         packed.parts = [PartStats(part.source.title(), part.weight) for part in self.parts]
         with ExitStack() as opened:
@@ -216,9 +216,10 @@ class Packer:
             for i, documents in enumerate(given):
                 if documents is not None:
                     self._pack_part(i, documents, ("validation",), needed[i])
-            rest = ("validation",) if self.recipe.is_measured else ("training",) if packed.given else SPLITS
+            rest = ("validation",) if is_measured else ("training",) if packed.given else SPLITS
             for i, read in enumerate(self.documents):
-                self._pack_part(i, read(), rest, needed[i])
+                if not (is_measured and given[i]):
+                    self._pack_part(i, read(), rest, needed[i])
         packed.copies = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, np.uint64)))
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
         return packed

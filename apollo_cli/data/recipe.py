@@ -13,7 +13,7 @@ SPECIAL_TOKENS = {
     "llama": {"eos": "<|endoftext|>"},
 }
 
-OTHER_ENDS = ("</s>", "<|end_of_text|>")  # of a text, in tokenizers of LLaMA; read where the one above is missing
+OTHER_ENDS = ("</s>", "<|end_of_text|>")  # of a text, in other tokenizers; read where <|endoftext|> is missing
 
 
 def byte_vocabulary(kind: str) -> int:
@@ -38,7 +38,8 @@ class Recipe:
         tokenizer: an algorithm to train one by, `bytes`, or what `load_tokenizer` takes.
         vocabulary: entries of the tokenizer.
         seq_len: tokens in a row.
-        validation: share of the documents held out, if none are given; 1 for a corpus that is only measured.
+        validation: share of the documents held out, if none are given; 1 for a corpus that is only measured: what
+            is given for validation, else all documents.
         validation_seed: decides which; 0 uses the hash of a document itself.
         bound: the rows needed of a stream.
     """

@@ -319,8 +319,8 @@ def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:
             f"{name}: its ids have gaps or come twice ({entries} entries, the highest id is "
             f"{ids[-1] if ids else 'none'}), which an embedding cannot have"
         )
-    present = special_tokens(kind, tokenizer).values()
-    if missing := [token for token in present if tokenizer.token_to_id(token) is None]:
+    wanted = special_tokens(kind, tokenizer).values()
+    if missing := [token for token in wanted if tokenizer.token_to_id(token) is None]:
         others = "" if kind == "bert" else f" (or {' or '.join(OTHER_ENDS)})"
         raise DataError(f"{name}: model={kind} needs the token {', '.join(missing)}{others}, it has none")
 

@@ -24,7 +24,7 @@ from apollo_cli.glue.tasks import TASKS, GlueTask, Split
 from apollo_cli.run_directory import RunDirectory, read_yaml
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.device import Device, choose, emulates_bf16
+from apollo_cli.training.device import Device, choose
 
 SUBMISSION = "submission"
 
@@ -120,14 +120,13 @@ class FineTuningGrid:
             different = [key for key, value in self.config.recipe.items() if recipe[key] != value]
             if read_yaml(path).get("weights") != weights:
                 different = ["the weights of the model"]
-            if (before := read_yaml(path).get("precision")) != device.precision:
-                different.append(f"precision={before}, and here it is {device.precision}")
+            before = read_yaml(path).get("precision")
+            if not different and before not in ("auto", device.precision):
+                problem = f"precision={device.precision}: {files.shown(self.out)} has results in {before}"
+                raise ConfigError([f"{problem}; type precision={before}, or out=DIR"])
             if different:
                 problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
                 raise ConfigError([f"{problem}: type out=DIR"])
-            if device.bf16 and emulates_bf16(device.device):
-                problem = f"{files.shown(self.out)} has results in bf16, which {device.name} only emulates"
-                raise ConfigError([f"{problem}: go on where there is bf16, or type precision=fp32 out=DIR"])
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
             precision = {"precision": device.precision}  # what `auto` took

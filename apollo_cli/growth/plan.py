@@ -322,9 +322,7 @@ def max_steps_within(
         for low in shorter:
             if (least := cost(plan_for(low))) <= budget:
                 return plan_for(low)
-        raise ValueError(
-            f"a budget of {budget:.6g} is too small: {low} steps, the fewest that it can be, cost {least:.6g}"
-        )
+        raise ValueError(f"a budget of {budget:.6g} is too small: {low} steps cost {least:.6g}")
     most = MOST_MICRO_STEPS // shortest.step_cost.accumulation
     high = min(2 * low, most + 1)
     while high <= most and cost(plan_for(high)) <= budget:

@@ -120,12 +120,18 @@ def min_steps(ends: Sequence[float], ended: Sequence[int] = ()) -> int:
     """
     share = min(end - start for start, end in pairwise((0.0, *ends)))
     shortest = ceil(1 / share - 1e-9)  # 1 - 0.8 is a little less than 0.2 in floats
+    if not _all_have_a_step(shortest, ends):  # its ends are a little less than halves
+        shortest += 1
     return max(shortest, ceil((ended[-1] + 1) / ends[len(ended)])) if ended else shortest
 
 
 def shorter_steps(ends: Sequence[float]) -> Iterator[int]:
-    """Numbers of steps below `min_steps` at which every stage has a step as well, the largest first."""
-    numbers = range(min(min_steps(ends), _MOST_TRIED) - 1, 0, -1)
+    """Numbers of steps below `min_steps` at which every stage has a step as well, the largest first.
+
+    Of a schedule with a very short stage not all are tried.
+    """
+    enough = min_steps(ends)
+    numbers = range(enough - 1, max(0, enough - 1 - _MOST_TRIED), -1)
     return (steps for steps in numbers if _all_have_a_step(steps, ends))
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.plain_words import parse_words
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import is_streamed
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.config.schema import Section, Size
 from apollo_cli.data import cache_folder
@@ -31,7 +32,7 @@ _MOST_LOGITS = 2**26  # numbers at once
 _STREAM_ROWS = 512  # of a stream, where `rows` is not typed
 _CORPUS = ("data", "data.files", "data.path", "data.sources")  # keys that name another corpus
 _OF_MODEL = ("data.seq_len", "data.tokenizer", "data.vocab_size")
-_OF_SPLITS = ("data.validation", "data.validation_seed", "data.validation_files", "data.inspect")
+_OF_SPLITS = ("data.validation", "data.validation_seed", "data.validation_files")
 
 
 class EvaluationArgs(Section, strict=False):
@@ -73,7 +74,6 @@ def evaluate_models(words: Sequence[str]) -> None:
 
 def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs, names_corpus: bool) -> Config:
     """The run's config, with the typed corpus instead of its own, on the typed device."""
-    sizes = trained.model.model_config
     if trained.config:
         raw = dict(trained.config.raw)
     elif names_corpus:
@@ -82,18 +82,15 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
         raise ConfigError(
             [f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"]
         )
-    if of_data and not names_corpus:
-        raw["data"] = raw["data"] | {"cache_dir": of_data[-1].partition("=")[2]}
-    if names_corpus:
-        overrides = CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides
-        typed = compose_values(overrides)["data"]
-        raw["data"] = typed | {
-            "tokenizer": "bytes"
-            if raw["data"]["tokenizer"] == "bytes"
-            else str(trained.tokenizer_folder.resolve()),
+    if of_data:
+        typed = compose_values(CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides)["data"]
+        in_bytes = raw["data"]["tokenizer"] == "bytes"
+        of_model = {
+            "tokenizer": "bytes" if in_bytes else str(trained.tokenizer_folder.resolve()),
             "vocab_size": trained.tokenizer.get_vocab_size(),
-            "seq_len": sizes.positions,
+            "seq_len": trained.model.model_config.positions,
         }
+        raw["data"] = typed | of_model if names_corpus else raw["data"] | {"cache_dir": typed["cache_dir"]}
     precision = args.precision
     if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
         precision = "fp32"  # as its own evaluations
@@ -114,6 +111,8 @@ def _names_corpus(of_data: Sequence[str]) -> bool:
             problems.append(f"{word}: it is that of the model; leave it out")
         elif key in _OF_SPLITS:
             problems.append(f"{word}: nothing is held out here, all rows are measured; leave it out")
+        elif key == "data.inspect":
+            problems.append(f"{word}: nothing is inspected here; type it with apollo-train")
         elif not is_typed and key != "data.cache_dir":
             problems.append(f"{word}: it names no corpus; type data.files=FILE or data=NAME beside it")
     if problems:
@@ -168,8 +167,9 @@ def _corpus_and_rows(
         CheckpointError: the run's corpus is not there as it was.
     """
     if names_corpus:
-        corpus = measured_corpus(config, cache, console, args.rows or _STREAM_ROWS)
-        return corpus, corpus.validation[: args.rows]
+        rows = args.rows or (_STREAM_ROWS if is_streamed(config.data) else None)
+        corpus = measured_corpus(config, cache, console, rows or 0)
+        return corpus, corpus.evaluation(rows) if rows else corpus.validation
     corpus = prepare_corpus(config, cache, console, 1)
     if not trained.is_of(corpus):
         raise CheckpointError(

@@ -140,17 +140,18 @@ class Command:
         swept = _sweep_overrides(config)
         jobs = grid.combinations(swept, is_grid)
         is_first = self.folder is None
+        _escape_slashes(config)
         if is_first:
             _check_processes()
             _check_jobs(config, jobs, is_grid)
             loader = GlobalHydra.instance().config_loader()
             for overrides in self.later:  # now, not after hours of the first one
                 other = loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
+                _escape_slashes(other)
                 of_other = _sweep_overrides(other)
                 _check_jobs(other, grid.combinations(of_other, is_grid), is_grid)
                 swept += of_other
             HydraConfig.instance().set_config(config)
-        _escape_slashes(config)
         if is_first:
             self._open_sweep(config, [o.key_or_group for o in swept if o.is_sweep_override()], is_grid)
         if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
@@ -357,14 +358,15 @@ def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Se
         other = owners.setdefault(config.hydra.sweep.subdir, words)
         if other != words:
             key = next(word.lstrip("+").partition("=")[0] for word in words if word not in other)
-            is_group = key in config.hydra.runtime.choices
+            name = f"{'hydra:runtime.choices.' * (key in config.hydra.runtime.choices)}{key}"
             raw = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
-            raise ConfigError(
-                [
-                    f"hydra.sweep.subdir={raw}: jobs that differ in {key} have one folder; add "
-                    f"${{{'hydra:runtime.choices.' * is_group}{key}}} to it"
-                ]
+            typed = raw.replace(f"${{{AS_FOLDER}:${{", "${").replace("}}", "}")
+            remedy = (
+                f"add ${{{name}}} to it"
+                if f"${{{name}}}" not in typed
+                else "type hydra.sweep.subdir='${hydra.job.num}'"
             )
+            raise ConfigError([f"hydra.sweep.subdir={typed}: jobs that differ in {key} have one folder; {remedy}"])
 
 
 def _sweep_overrides(config: DictConfig) -> list[Override]:

@@ -59,9 +59,9 @@ def prepare_corpus(
 
 
 def measured_corpus(config: Config, cache: Path, console: Console, rows: int) -> Corpus:
-    """The packed corpus of a config where nothing is trained on it: all of its rows are for validation.
+    """The packed corpus of a config where nothing is trained on it.
 
-    Of an endless source, `rows` rows.
+    What is given for validation, else all of it; of a stream, and of parts mixed with one, `rows` rows each.
     """
     recipe = replace(_recipe(config, Bound(0, rows)), validation=1.0)
     return load_corpus(_source(config), recipe, cache, console.say, console.progress)

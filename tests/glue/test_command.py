@@ -257,7 +257,8 @@ def test_a_folder_of_results_keeps_the_precision_that_auto_took(
     assert run(words) == 0
     assert yaml.safe_load((run_dir / "glue" / "glue.yaml").read_text())["precision"] == "fp32"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert "another recipe (precision=fp32, and here it is bf16): type out=DIR" in _error(words, capsys)
+    assert "has results in fp32; type precision=fp32, or out=DIR" in _error(words, capsys)
+    assert run([*words, "precision=fp32"]) == 0
     assert run([f"resume={run_dir}/glue"]) == 0
 
 

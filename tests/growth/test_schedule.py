@@ -235,6 +235,17 @@ def test_enough_steps_give_the_shortest_stage_one(ends: tuple[float, ...], steps
     assert min_steps(ends) == steps
 
 
+@pytest.mark.parametrize("first", [0.135, 0.275, 0.27, 0.54, 0.55, 0.555])
+def test_ends_that_round_to_one_step_have_a_step_in_every_longer_run(first: float) -> None:
+    """0.285 of 100 steps is 28.499999999999996, so that a stage from 0.275 on would be empty."""
+    for share in (0.01, 0.02, 0.04):
+        ends = (first, round(first + share, 3), 1.0)
+        enough = min_steps(ends)
+        assert enough <= round(1 / share) + 1
+        for steps in (enough, enough + 1, enough + 7):
+            assert all(stage.steps > 0 for stage in Schedule.over(steps, (1, 2, 3), ends).stages)
+
+
 @settings(deadline=None)
 @given(st.sampled_from([8, 10, 40, 100, 1000]), st.data())
 def test_every_run_of_enough_steps_gives_every_stage_a_step(parts: int, data: st.DataObject) -> None:

@@ -93,6 +93,28 @@ def test_a_short_text_and_one_of_copies_are_measured(
     assert "own.txt fills no row of 16 tokens: give more text" in capsys.readouterr().err
 
 
+def test_of_a_dataset_with_a_validation_split_that_is_measured_and_of_a_mixture_each_source(
+    finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Text of other words has another number of bytes a token."""
+    text = corpus_file.read_text(encoding="utf-8")
+    for name, documents in (("train", text), ("test", text[:9000])):
+        rows = (json.dumps({"text": document}) + "\n" for document in documents.split("\n\n"))
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        (tmp_path / "hub" / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "own.txt").write_text(text[:9000], encoding="utf-8")
+    words = [f"run={finished('gpt')}", f"data.cache_dir={tmp_path}/cache"]
+    hub = ["data=hub", f"data.path=[{tmp_path}/hub]"]
+    (own,) = evaluated(capsys, *words, f"data.files={tmp_path}/own.txt")
+    (split,) = evaluated(capsys, *words, *hub, "data.validation_split=test")
+    assert (split["rows"], split["loss"]) == (own["rows"], own["loss"])
+    assert evaluated(capsys, *words, *hub, "data.validation_split=null")[0]["rows"] > 2 * own["rows"]
+    parts = f"{{kind: text, files: [{tmp_path}/own.txt]}},{{kind: text, files: [{corpus_file}]}}"
+    (mixed,) = evaluated(capsys, *words, "data=mixture", f"data.sources=[{parts}]", "rows=40")
+    assert mixed["rows"] == 40
+    assert mixed["loss"] != evaluated(capsys, *words, f"data.files={tmp_path}/own.txt", "rows=40")[0]["loss"]
+
+
 def test_another_cache_alone_leaves_the_corpus_of_the_run(
     finished: Finished, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -273,6 +295,7 @@ def test_a_model_in_several_files_is_read_everywhere(
         ),
         (["run={gpt}", "data.tokenizer=bytes"], "data.tokenizer=bytes: it is that of the model; leave it out"),
         (["run={gpt}", "data.validation=0.3"], "data.validation=0.3: nothing is held out here"),
+        (["run={gpt}", "data.files=x.txt", "data.inspect=true"], "data.inspect=true: nothing is inspected here"),
         (["run={gpt}", "data.document=line"], "data.document=line: it names no corpus; type data.files=FILE"),
     ],
 )

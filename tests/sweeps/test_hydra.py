@@ -183,6 +183,17 @@ def test_jobs_of_one_folder_are_refused_before_the_first_one(
     assert len(list((place / "sweep").glob("lr-*"))) == 4
 
 
+def test_values_that_become_one_name_are_refused_too(
+    tiny: Words, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *tiny, "tracking.notes=a/b,a_b", "plan=true", "hydra.sweep.dir=sweep"]
+    assert run([*words, "hydra.sweep.subdir='n-${tracking.notes}'"]) == 2
+    said = capsys.readouterr().err
+    assert "hydra.sweep.subdir=n-${tracking.notes}: jobs that differ in tracking.notes have one folder" in said
+    assert "type hydra.sweep.subdir='${hydra.job.num}'" in said
+    assert not (place / "sweep").exists()
+
+
 @pytest.mark.parametrize(("flag", "key"), [("-m", "hydra.sweep.subdir"), ("", "hydra.run.dir")])
 def test_a_folder_with_too_long_a_name_is_refused_before_it_is_made(
     flag: str, key: str, tiny: Words, place: Path, capsys: pytest.CaptureFixture[str]
