@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
+from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
 from apollo_cli.config.renamed import RENAMED
 from apollo_cli.config.schema import closest
@@ -49,7 +51,18 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
     if not problems and "@experiment." in str(error):
         remedy = "An experiment sets keys of other groups only if its file begins with `# @package _global_`"
         problems = [f"experiment={line.typed('experiment')}: {_first_line(error)} {remedy}"]
-    return ConfigError(problems or [_first_line(error)])
+    return ConfigError(problems or [f"{_refused_by_hydra(typed)}{_first_line(error)}"])
+
+
+def _refused_by_hydra(typed: Sequence[Override]) -> str:
+    """`WORD: ` for the first word of Hydra's own keys that it cannot compose even alone; else empty."""
+    for word in (o.input_line or "" for o in typed if (o.key_or_group or "").startswith("hydra.")):
+        try:
+            with initialize_config_module(CONF, version_base="1.3"):
+                compose("config", [word], return_hydra_config=True)
+        except Exception:  # Hydra raises all sorts for words that it does not expect
+            return f"{word}: "
+    return ""
 
 
 def _first_line(error: Exception) -> str:
