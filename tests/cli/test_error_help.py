@@ -86,10 +86,10 @@ def test_what_cannot_be_judged_here_is_left_to_hydra(words: str) -> None:
     ]
 
 
-def test_a_word_that_hydra_itself_cannot_compose_is_named() -> None:
-    assert problems("seed=1", "hydra.sweeper.params.seed=0") == [
-        "hydra.sweeper.params.seed=0: Unexpected type for root: NoneType"
-    ]
+def test_a_word_that_hydra_itself_cannot_compose_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["seed=1", "hydra.sweeper.params.seed=0"]) == 2
+    said = capsys.readouterr().err
+    assert said == "apollo-train: config: hydra.sweeper.params.seed=0: Unexpected type for root: NoneType\n"
 
 
 def test_an_experiment_without_its_package_is_refused_with_the_line(
