@@ -260,7 +260,7 @@ def test_of_jobs_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[st
     assert process.returncode == 2
     assert err.count("sampler.k=-1") == 3  # before the first job, and by each of the two that fail
     assert "Traceback" not in err
-    assert "sweep/0 failed: config: sampler.k=-1" in out
+    assert "sweep/0 and 1 more failed: config: sampler.k=-1" in out
     assert [status(tmp_path / "sweep" / job) for job in "0123"] == ["failed", "failed", "completed", "completed"]
 
 
