@@ -148,7 +148,7 @@ def test_without_a_cluster_jobs_are_jobs_here(tiny: tuple[str, ...], tmp_path: P
     assert command.returncode == 2, err
     states = [status(tmp_path / "sweep" / job) for job in "0123"]
     assert states == ["completed", "failed", "completed", "failed"]
-    assert "sweep/1 failed: config: sampler.k=-1" in out
+    assert "sweep/1 and 1 more failed: config: sampler.k=-1" in out
     assert "Traceback" not in err
 
 
