@@ -119,7 +119,8 @@ def _frontier(corpus: BenchmarkCorpus, kind: str, complete: Sequence[LongCell]) 
     """Picture of the complete runs beside scratch runs of several budgets."""
     from apollo_cli.report.frontier import frontier_of  # imports matplotlib
 
-    figure = frontier_of(corpus.compared(map(corpus.kept, complete), None), "flops")
+    shown = [cell for cell in complete if cell.method != "scratch_completep"]  # of one length: no line
+    figure = frontier_of(corpus.compared(map(corpus.kept, shown), None), "flops")
     if figure:
         caption = f"{kind.upper()}: final validation loss against model FLOPs; the line goes through scratch runs"
         yield from results_page.picture(f"{NAME}_{kind}_frontier", caption, figure)

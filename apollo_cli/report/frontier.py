@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ from apollo_cli.report.savings import Curve, Point
 from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, Look, axis_unit, label_ends, looks_of, saved_text
 
 _MARGIN = 0.08  # of the losses of scratch, above and below them
+_POINTS = 17  # of the line between two budgets
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,12 @@ def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str)
         scale, name = axis_unit(axis, most)
         spent = [p.cost.of(axis) / scale for p in line]
         low, high = ([f(p.loss for p in rung) for rung in rungs] for f in (min, max))
-        axes.fill_between(spent, low, high, color="black", alpha=0.12, linewidth=0)
-        axes.plot(spent, [p.loss for p in line], "-X", color="black", label="scratch")
+        losses = [p.loss for p in line]
+        between = np.concatenate([np.linspace(a, b, _POINTS) for a, b in pairwise(spent)])  # straight in cost
+        of_line, of_low, of_high = (np.interp(between, spent, each) for each in (losses, low, high))
+        axes.fill_between(between, of_low, of_high, color="black", alpha=0.12, linewidth=0)
+        axes.plot(between, of_line, "-", color="black", label="scratch")
+        axes.plot(spent, losses, "X", color="black")
         lowest = min(p.loss for p in ends)
         margin = _MARGIN * (line[0].loss - lowest)
         axes.set_ylim(lowest - margin, line[0].loss + 1.5 * margin)

@@ -83,7 +83,8 @@ def looks(labels: Iterable[str], baseline: str | None = None) -> dict[str, Look]
     for i, label in enumerate(labels):
         shown = shortened(one_line("_".join(words[i][start:])), 60).lstrip("_")  # with one matplotlib hides it
         line = _LINES[(i // len(COLOURS) + (i % 2)) % len(_LINES)]
-        found[label] = Look(shown, COLOURS[i % len(COLOURS)], line, _MARKERS[i % len(_MARKERS)])
+        marker = _MARKERS[(i + i // len(COLOURS)) % len(_MARKERS)]  # another one where a colour comes again
+        found[label] = Look(shown, COLOURS[i % len(COLOURS)], line, marker)
         if label == baseline:
             found[label] = Look(shown, "black", "-", "X")
     return found
