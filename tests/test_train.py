@@ -195,7 +195,7 @@ def test_a_sweep_survives_a_failing_job_and_closes_with_a_table(
     ]
     assert statuses == ["failed", "failed", "completed", "completed"]
     captured = capsys.readouterr()
-    assert f"{tmp_path}/sweep/0 failed" in captured.out
+    assert f"{tmp_path}/sweep/0 and 1 more failed" in captured.out
     assert "sampler.k=-1" in captured.err
     table = captured.out[captured.out.rindex("Sweep of 4") :]
     assert len(re.findall(r"completed", table)) == 2
