@@ -77,8 +77,16 @@ _CLASS = "@sampler('broken')\n@dataclass(frozen=True)\nclass Broken(Shallow):\n 
     [
         ("class Broken(:\n", "growth/plugins/broken.py cannot be imported: SyntaxError: invalid syntax"),
         (f"{_COMMON}import numpy as np\n{_CLASS}table: np.ndarray\n", "growth/plugins/broken.py, broken: Pydantic"),
-        (f"{_COMMON}{_CLASS}table: 'Sequence[float]'\n", "broken: NameError: name 'Sequence' is not defined"),
-        (f"{_COMMON}{_CLASS}kind: str\n", "broken: TypeError: its field kind is a key of all methods"),
+        pytest.param(
+            f"{_COMMON}{_CLASS}table: 'Sequence[float]'\n",
+            "broken: NameError: name 'Sequence' is not defined",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            f"{_COMMON}{_CLASS}kind: str\n",
+            "broken: TypeError: its field kind is a key of all methods",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["syntax", "type", "name", "taken"],
 )
