@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -18,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
-from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
 from apollo_cli.config.renamed import RENAMED
 from apollo_cli.config.schema import closest
@@ -58,8 +56,7 @@ def _refused_by_hydra(typed: Sequence[Override]) -> str:
     """`WORD: ` for the first word of Hydra's own keys that it cannot compose even alone; else empty."""
     for word in (o.input_line or "" for o in typed if (o.key_or_group or "").startswith("hydra.")):
         try:
-            with initialize_config_module(CONF, version_base="1.3"):
-                compose("config", [word], return_hydra_config=True)
+            compose_values([word])
         except Exception:  # Hydra raises all sorts for words that it does not expect
             return f"{word}: "
     return ""

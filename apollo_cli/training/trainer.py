@@ -355,10 +355,13 @@ class Trainer:
 
         It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
         """
-        args, begun = self.args, self.plan.stages[: self.plan.schedule.index(self.state.step) + 1]
+        args = self.args
+        if args.lr_scale == 1:
+            return {}
+        begun = self.plan.stages[: self.plan.schedule.index(self.state.step) + 1]
         *_, (first, new) = [(0, ()), *((each.stage.first_step, each.growth.new) for each in begun if each.growth)]
         steps = self.state.step - first
-        if args.lr_scale == 1 or steps >= args.lr_steps:
+        if steps >= args.lr_steps:
             return {}
         scale = 1 + (args.lr_scale - 1) * (1 - steps / args.lr_steps)
         return {p: scale for slot in new for p in self.model.blocks[slot].parameters()}

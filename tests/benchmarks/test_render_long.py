@@ -41,8 +41,8 @@ def test_a_method_is_measured_beside_scratch_runs_of_twelve_and_of_six_layers(
     again = replace(grown, seed=1)  # no scratch run of its seed is there
     keep(corpus, again, 75, 1.62)
     text = list(render_long.lines("gpt", [*ended, again]))
-    row = "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000, 1.6200 | +0.05; +0.05 | +0.20; +0.20 | 25.0% (n = 1) |"
-    assert any(line.startswith(row) for line in text)
+    row = "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000, 1.6200 | +0.05; +0.05 | +0.20; +0.20 "
+    assert f"{row}| 25.0% (n = 1) | -50.0% (n = 1) |" in text
 
 
 def test_a_bert_with_other_norms_saves_beside_none(no_results: None, monkeypatch: pytest.MonkeyPatch) -> None:
