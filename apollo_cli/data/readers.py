@@ -10,14 +10,15 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+from apollo_cli.data.compressed_streams import CompressedStreams
 from apollo_cli.errors import DataError, first_line
 from apollo_cli.files import in_units
 
@@ -40,7 +41,6 @@ _MARKS = {  # at the start of a file; the longer ones first
 _UTF8_MARK = "\ufeff"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_NAMES = 300  # characters of the names of columns in a message
-_BLOCK = 1 << 17  # bytes of a compressed file that are read together
 _JSON_BLOCK = 1 << 20  # characters of whole lines that are parsed together
 _BETWEEN_VALUES = re.compile(r"[\s,]*")
 
@@ -189,41 +189,7 @@ def _open_binary(path: Path, opened: ExitStack, reading: Reading) -> IO[bytes]:
         unpacked: Any = gzip.open(file, "rb")  # noqa: SIM115
         return opened.enter_context(unpacked)
     decompressor: Any = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}.get(suffix)
-    return opened.enter_context(BufferedReader(_Streams(file, decompressor))) if decompressor else file
-
-
-class _Streams(RawIOBase):
-    """All compressed streams of a file, one after another.
-
-    What follows a stream and is none raises an error: `bz2.open` and `lzma.open` end there as if it were the end.
-
-    Args:
-        file: compressed.
-        new: makes a decompressor of one stream.
-    """
-
-    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
-        self.file, self.new, self.stream = file, new, new()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            if self.stream.eof:
-                rest = self.stream.unused_data.lstrip(b"\0")  # zeros may stand between streams
-                while not rest:
-                    if not (block := self.file.read(_BLOCK)):
-                        return 0
-                    rest = block.lstrip(b"\0")
-                self.stream = self.new()
-            elif not self.stream.needs_input:
-                rest = b""
-            elif not (rest := self.file.read(_BLOCK)):
-                raise EOFError("it ends within a compressed stream")
-            if data := self.stream.decompress(rest, len(buffer)):
-                buffer[: len(data)] = data
-                return len(data)
+    return opened.enter_context(BufferedReader(CompressedStreams(file, decompressor))) if decompressor else file
 
 
 def _refuse_other_encodings(path: Path, line: bytes) -> None:
