@@ -1,5 +1,6 @@
 """Signals that stop a run: the first after the current step, with a checkpoint, the second at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ class Interrupted(ApolloError):
 
 
 class Terminated(SystemExit):
-    """Raised for a signal that Python has no exception for."""
+    """Raised for a signal, SIGINT too: `python -m` would die of a `KeyboardInterrupt` that has passed `exec`."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signal.Signals(signum)
@@ -34,14 +35,21 @@ def terminate(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While entered, all but SIGINT raise `Terminated`, unless they are ignored, as nohup does with SIGHUP."""
-    handled = [s for s in STOP_SIGNALS if s != signal.SIGINT and signal.getsignal(s) != signal.SIG_IGN]
+    """While entered, signals raise `Terminated`, unless they are ignored, as nohup does with SIGHUP."""
+    handled = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
     before = {s: signal.signal(s, terminate) for s in handled}
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def exit_at_once(code: int) -> None:
+    """Has a signal from now on end the process with this exit code, which the work before has earned."""
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda *_: os._exit(code))
 
 
 class StopRequest:

@@ -1,4 +1,7 @@
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +28,27 @@ def test_a_second_signal_stops_at_once() -> None:
 
 def test_the_error_names_the_signal() -> None:
     assert str(Interrupted(signal.SIGTERM)) == "stopped by SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("exec('signal.raise_signal(signal.SIGINT)')", 130),  # python -m would die of a KeyboardInterrupt, with -2
+        ("exec('signal.raise_signal(signal.SIGTERM)')", 143),
+        ("atexit.register(signal.raise_signal, signal.SIGHUP)", 0),
+        ("atexit.register(signal.raise_signal, signal.SIGINT)", 0),
+    ],
+)
+def test_a_command_ends_with_its_own_exit_code_whenever_a_signal_comes(
+    body: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "command.py").write_text(
+        "import atexit, signal\n"
+        "from apollo_cli.cli.program import Program\n"
+        "def action(words):\n"
+        f"    {body}\n"
+        "Program('apollo-x', 'page', action).main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
 from apollo_cli.errors import EXIT_OK
-from apollo_cli.signals import Terminated, terminable
+from apollo_cli.signals import Terminated, exit_at_once, terminable
 
 _INFORMATION = {"--help", "-h", "--version", "--schema"}
 
@@ -37,7 +37,9 @@ class Program:
     def main(self) -> None:
         """The console command."""
         open_standard_streams()
-        sys.exit(self.run(sys.argv[1:]))
+        code = self.run(sys.argv[1:])
+        exit_at_once(code)
+        sys.exit(code)
 
     def run(self, words: list[str]) -> int:
         """Prints the page or the version if that is asked for, else runs the action; returns the exit code."""

@@ -12,11 +12,11 @@ from typing import Any
 MOMENTS = ("claiming", "caching", "stepping", "evaluating", "growing", "saving", "exporting", "closing", "loading")
 
 
-def main(pipe: int, words: list[str]) -> int:
-    """`apollo-train WORDS`."""
+def main(pipe: int) -> None:
+    """`apollo-train` with the words of this process."""
+    from apollo_cli import train
     from apollo_cli.data import corpus
     from apollo_cli.run_directory import RunDirectory
-    from apollo_cli.train import run
     from apollo_cli.training import pretraining, trainer
     from apollo_cli.training.checkpoint import Checkpoints
 
@@ -34,7 +34,7 @@ def main(pipe: int, words: list[str]) -> int:
     assert tuple(places) == MOMENTS
     for moment, (owner, name) in places.items():
         setattr(owner, name, _announcing(pipe, moment, getattr(owner, name)))
-    return run(words)
+    train.main()
 
 
 def _announcing(pipe: int, moment: str, function: Callable) -> Callable:
@@ -50,4 +50,4 @@ def _announcing(pipe: int, moment: str, function: Callable) -> Callable:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    main(int(sys.argv.pop(1)))
