@@ -5,8 +5,9 @@
 
 import sys
 from collections.abc import Iterator
-from statistics import mean
+from statistics import fmean
 
+from apollo_cli.intervals import interval
 from apollo_cli.report import notes, tables
 from apollo_cli.report.comparison import Comparison
 from benchmarks import render_ladder, results_page
@@ -123,7 +124,7 @@ def _on_precision(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
             [
                 method,
                 *("; ".join(f"{loss:.4f}" for loss in each) for each in (exact, short)),
-                f"{mean(differences):+.4f}",
+                f"{fmean(differences):+.4f}",
                 f"{max(map(abs, differences)):.4f}",
                 f"{max(exact) - min(exact):.4f}",
             ]
@@ -188,16 +189,19 @@ def _scratch(corpus: BenchmarkCorpus, kind: str) -> list[ReproductionCell]:
 
 
 def _growths(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
-    yield from ["", "### What growth costs", "", "Validation loss just before and after, seed by seed.", ""]
-    rows = []
+    """The validation loss at each growth of a method, over its seeds."""
+    yield from ["", "### What growth costs", "", "Validation loss just before and after, means over seeds.", ""]
+    seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in headline_cells(kind):
         for growth in corpus.summary(cell).get("growths", []):
-            before, after = growth["eval/loss_before"], growth["eval/loss_after"]
-            layers = f"{growth['from']} to {growth['to']}"
-            rows.append(
-                [cell.method, str(cell.seed), layers, *(f"{x:.3f}" for x in (before, after, after - before))]
-            )
-    yield from results_page.table(("method", "seed", "layers", "before", "after", "cost"), rows)
+            losses = growth["eval/loss_before"], growth["eval/loss_after"]
+            seen.setdefault((cell.method, f"{growth['from']} to {growth['to']}"), []).append(losses)
+    rows = []
+    for (method, layers), losses in seen.items():
+        before, after = (fmean(side) for side in zip(*losses, strict=True))
+        cost = interval([after - before for before, after in losses])
+        rows.append([method, layers, f"{before:.3f}", f"{after:.3f}", f"{cost.format(3)} (n = {cost.n})"])
+    yield from results_page.table(("method", "layers", "before", "after", "cost"), rows)
 
 
 def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
