@@ -20,6 +20,8 @@ from apollo_cli.errors import CheckpointError, ConfigError, OccupiedError, first
 
 FORMAT = 1
 _MAX_BYTES = 16_000_000  # of a config.yaml or plan.json, which have some thousand
+_MAX_DEPTH = 50  # of nested values in a config.yaml, which has a few
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is nine times as fast; some builds lack it
 
 # Links that wandb makes; it replaces them or leaves them, and never writes through them.
 _WANDB_LINK = re.compile(r"(latest-run|debug(-internal|-core)?\.log)(\.\d+)?")
@@ -197,6 +199,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _read(path, _parse_yaml)
 
 
+def as_saved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a config.yaml with them is read."""
+    return _parse_yaml(yaml.safe_dump(values))
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Locks the folder itself while entered, where the file system supports that.
@@ -234,17 +241,16 @@ def without_format(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, a few lines of which may expand to billions of values."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has YAML aliases")
-        return super().compose_node(parent, index)
-
-
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, _PlainLoader)
+    """The value of safe YAML without aliases, a few lines of which may expand to billions of values."""
+    depth = 0
+    for event in yaml.parse(text, _YAML):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it has YAML aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError("it is nested too deeply")
+    return yaml.load(text, _YAML)
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
@@ -257,6 +263,9 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
                 f"{path} is damaged: {files.in_units(path.stat().st_size)} are more than a run writes"
             )
         value = parse(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise CheckpointError(f"{path} is damaged: {place}{error.problem}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(value, dict):

@@ -194,8 +194,8 @@ def _growths(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     seen: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in headline_cells(kind):
         for growth in corpus.summary(cell).get("growths", []):
-            losses = growth["eval/loss_before"], growth["eval/loss_after"]
-            seen.setdefault((cell.method, f"{growth['from']} to {growth['to']}"), []).append(losses)
+            of_seeds = seen.setdefault((cell.method, f"{growth['from']} to {growth['to']}"), [])
+            of_seeds.append((growth["eval/loss_before"], growth["eval/loss_after"]))
     rows = []
     for (method, layers), losses in seen.items():
         before, after = (fmean(side) for side in zip(*losses, strict=True))

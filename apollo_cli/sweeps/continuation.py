@@ -4,14 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apollo_cli import files
 from apollo_cli.cli.resume import CACHE_KEY, OVERRIDABLE_KEYS, OVERRIDABLE_SECTIONS
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, CheckpointError, OccupiedError
 from apollo_cli.report.runs import flat
-from apollo_cli.run_directory import RunDirectory
+from apollo_cli.run_directory import RunDirectory, as_saved
 
 _BEGUN = "begun"
 
@@ -75,7 +73,7 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
         there = flat(directory.config())
     except CheckpointError as error:
         raise OccupiedError(str(error)) from error
-    here = flat(yaml.safe_load(yaml.safe_dump(config.raw)))  # as it would be saved
+    here = flat(as_saved(config.raw))
     if here["precision"] == "auto":  # the run recorded what that was where it began
         here["precision"] = there.get("precision")
     differing = [

@@ -1,5 +1,6 @@
 """Labels of a run, by which trackers group and filter runs."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,12 +55,15 @@ def trains_whole(config: Config) -> bool:
 
 def size(config: Config) -> str:
     """The option of the group `size` with these layers and this width; else both as numbers."""
-    own = (config.model.layers, config.model.hidden)
-    for path in sorted((conf_folder() / "size").glob("*.yaml")):
-        shipped = read_yaml(path)["model"]
-        if (shipped["layers"], shipped["hidden"]) == own:
-            return path.stem
-    return "{}x{}".format(*own)
+    shape = config.model.layers, config.model.hidden
+    return _shipped_sizes().get(shape, "{}x{}".format(*shape))
+
+
+@cache
+def _shipped_sizes() -> dict[tuple[int, int], str]:
+    """The options of the group `size` by their layers and width."""
+    models = {path.stem: read_yaml(path)["model"] for path in (conf_folder() / "size").glob("*.yaml")}
+    return {(model["layers"], model["hidden"]): name for name, model in models.items()}
 
 
 def _stages(config: Config) -> str:

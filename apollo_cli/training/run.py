@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import resume_words
@@ -16,7 +14,7 @@ from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.inspect import inspection
 from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, ConfigError, ReportedError
 from apollo_cli.growth.plan import Plan
-from apollo_cli.run_directory import RunDirectory
+from apollo_cli.run_directory import RunDirectory, as_saved
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console, duration, plan_bounds, plan_segment, plan_table, plan_totals
 from apollo_cli.tracking.wandb import check_variables
@@ -202,8 +200,7 @@ def _launch(config: Config, run_plan: Plan, directory: RunDirectory, overrides: 
 
 def _holds(directory: RunDirectory, config: Config) -> bool:
     """Whether the directory has a run of this very config."""
-    as_saved = yaml.safe_load(yaml.safe_dump(config.raw))
-    return directory.is_claimed and directory.config() == as_saved
+    return directory.is_claimed and directory.config() == as_saved(config.raw)
 
 
 @contextmanager
