@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from apollo_cli.cli.exit_codes import open_standard_streams, report
+from apollo_cli.cli.program import Program
 from apollo_cli.errors import EXIT_OK
 
 _ABOUT = "How many FLOPs and seconds each method saves at equal validation loss, with intervals over seeds."
@@ -27,33 +27,32 @@ Exit codes: 0 done; 2 a user error, explained in one message; 1 a bug.
 """
 
 
-def main() -> None:
-    open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(words: list[str]) -> int:
-    """Runs `apollo-compare` with these words and returns its exit code."""
+def _action(words: list[str]) -> int | None:
     try:
-        line = parser()
-        asked = line.parse_args(words)
-        if asked.wandb_filter and not asked.wandb:
-            line.error("--wandb-filter: there are no runs of W&B to filter; type --wandb ENTITY/PROJECT too")
-        for option in ("workspace", "publish"):
-            if getattr(asked, option) and not asked.wandb:
-                line.error(f"--{option}: no project of W&B is named; type --wandb ENTITY/PROJECT too")
-        if not asked.runs and not asked.wandb:
-            line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
-        _compare(asked)
+        _compare(_asked(words))
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or EXIT_OK)
     except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = None
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return report(error, None, "apollo-compare")
     return EXIT_OK
+
+
+def _asked(words: list[str]) -> argparse.Namespace:
+    """The options that were typed.
+
+    Raises:
+        SystemExit: they do not fit together; the reason is printed.
+    """
+    line = parser()
+    asked = line.parse_args(words)
+    if asked.wandb_filter and not asked.wandb:
+        line.error("--wandb-filter: there are no runs of W&B to filter; type --wandb ENTITY/PROJECT too")
+    for option in ("workspace", "publish"):
+        if getattr(asked, option) and not asked.wandb:
+            line.error(f"--{option}: no project of W&B is named; type --wandb ENTITY/PROJECT too")
+    if not asked.runs and not asked.wandb:
+        line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")
+    return asked
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,6 +133,9 @@ def _positive(text: str) -> float:
             return value
     raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
 
+
+_PROGRAM = Program("apollo-compare", lambda: parser().format_help(), _action)
+main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":
     main()
