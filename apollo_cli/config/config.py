@@ -35,6 +35,7 @@ from apollo_cli.config.training import (
     TrackingArgs,
     batch_problems,
     budget_problems,
+    growth_rate_problems,
     rate_problems,
 )
 from apollo_cli.errors import ConfigError
@@ -196,4 +197,6 @@ def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
             )
     if optim := sections["optim"]:
         found += rate_problems(optim)
+        if schedule and not stages:
+            found += growth_rate_problems(optim, schedule.growth_shares)
     return found

@@ -1,5 +1,6 @@
 """The schema of `optim`, `budget`, `batch` and the other sections of training, and their rules."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -216,5 +217,23 @@ def rate_problems(optim: OptimArgs) -> list[str]:
         found.append(
             f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise cannot start again; type "
             "optim.at_growth=continue or rewarm"
+        )
+    return found
+
+
+def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str]:
+    """Messages about a rate that could not begin again after one of the growths, which come at these shares."""
+    found = []
+    last = max(growths, default=0.0)
+    if optim.schedule == "wsd" and optim.at_growth in ("restart", "rewind") and last > 1 - optim.decay:
+        found.append(
+            f"optim.at_growth={optim.at_growth}: at the growth after {last:g} of all steps optim.schedule=wsd is "
+            f"in its decay, the last optim.decay={optim.decay:g}, and does not go back to the peak; type "
+            "optim.at_growth=rewarm or continue, or a smaller optim.decay"
+        )
+    if optim.at_growth in ("restart", "rewarm") and growths and optim.warmup > 1 - last:
+        found.append(
+            f"optim.warmup={optim.warmup:g}: with optim.at_growth={optim.at_growth} the warmup after the growth at "
+            f"{last:g} of all steps would not end before the run does; type at most optim.warmup={1 - last:.3g}"
         )
     return found

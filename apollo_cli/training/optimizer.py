@@ -40,7 +40,8 @@ def learning_rate(
     share of all steps and of the peak (StackBERT, Gong 2019). With `at_growth=rewarm` every growth begins a new
     warmup to the value that the schedule has there; with `restart` warmup and schedule begin again, over the
     remaining steps (G_stack); with `rewind` they do so without a warmup, at the peak (MSG). `continue` ignores
-    growths. The warmup is a share of the steps that were planned before the run was extended, `first_planned`.
+    growths. The decay of `wsd` stays at the end of the run, whatever `at_growth`. The warmup is a share of the
+    steps that were planned before the run was extended, `first_planned`.
     """
     growth = max((g for g in growth_steps if g <= step), default=0)
     begin = growth if optim.at_growth in ("restart", "rewind") else 0

@@ -41,6 +41,7 @@ class TrainerState:
             was not finite.
         planned_steps: length of the run, which a budget in seconds cannot reproduce.
         devices: number of devices that share a micro-step.
+        gated: whether new layers still run through gates, without which the weights are another model.
     """
 
     step: int = 0
@@ -70,6 +71,7 @@ class TrainerState:
     stage_losses: list[float | None] = field(default_factory=list)
     planned_steps: int = 0
     devices: int = 1
+    gated: bool = False
 
 
 @dataclass(frozen=True)

@@ -485,13 +485,17 @@ class Trainer:
         state.logged_train_seconds, state.logged_flops = state.train_seconds, state.flops
         state.logged_step = state.step
 
+    @property
+    def gates(self) -> Mapping[int, float]:
+        """The gates of the stored layers as they are now, before a growth those of the stage that ends."""
+        return self.plan.gates(self.state.step - 1 if self.growth_is_due() else self.state.step)
+
     def evaluate_model(self) -> dict[str, float]:
-        """The validation losses of the model; before a growth with the gates of the stage that ends."""
-        step = self.state.step - 1 if self.growth_is_due() else self.state.step
-        losses = self.measure(self.plan.gates(step), True)
+        """The validation losses of the model with its gates."""
+        losses = self.measure(self.gates, True)
         if self.args.optim.ema is not None:
             with self.optimizer.averaged():
-                losses["eval/loss_ema"] = self.measure(self.plan.gates(step), False)["eval/loss"]
+                losses["eval/loss_ema"] = self.measure(self.gates, False)["eval/loss"]
         return losses
 
     def evaluate(self) -> None:
@@ -508,7 +512,7 @@ class Trainer:
     def is_whole(self) -> bool:
         """Whether the model has its last size, and no gate that an exported model would not have."""
         last = self.plan.schedule.stages[-1]
-        return (self.layers, self.width) == (last.layers, last.width) and not self.plan.gates(self.state.step)
+        return (self.layers, self.width) == (last.layers, last.width) and not self.gates
 
     def end_on_plateau(self, loss: float, replan: Callable[[Sequence[int]], Plan]) -> None:
         """Ends the current stage if this validation loss puts it on a plateau, and plans the steps that remain."""
@@ -558,6 +562,7 @@ class Trainer:
         self.state.total_seconds = perf_counter() - self.started
         self.state.metrics_bytes = self.tracker.metrics_bytes()
         self.state.stage_ends = list(self.plan.schedule.ended(self.state.step))
+        self.state.gated = bool(self.gates)
         self.checkpoints.save(
             Checkpoint(
                 layers=self.layers,

@@ -65,6 +65,14 @@ def piecewise(knots: Any) -> dict[str, Any]:
             {**piecewise([[1, 0]]), "optim.at_growth": "rewind"},
             ["optim.at_growth=rewind", "cannot start again", "optim.at_growth=continue or rewarm"],
         ),
+        (
+            {"optim.at_growth": "rewind", "optim.decay": 0.25},
+            ["optim.at_growth=rewind", "growth after 0.8", "optim.decay=0.25", "rewarm or continue"],
+        ),
+        (
+            {"optim.at_growth": "rewarm", "optim.warmup": 0.3},
+            ["optim.warmup=0.3", "growth at 0.8", "type at most optim.warmup=0.2"],
+        ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
         ({"tracking.project": "me/apollo"}, ["tracking.project=me/apollo", "refuses /", "leave it out"]),
         ({"tracking.project": "p" * 129}, ["tracking.project=", "1 to 128 characters"]),

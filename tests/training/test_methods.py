@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from apollo_cli.config.config import Config
+from apollo_cli.errors import CheckpointError
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.training.adamw import AdamW
+from apollo_cli.training.init_from.source import checkpoint_model
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
 from tests.conftest import RARELY, read_rows, without_clocks
@@ -95,10 +98,16 @@ def test_a_run_begins_without_layers(kind: str, config: Callable[..., Config], t
 
 @pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])
 def test_no_loss_jumps_where_new_layers_are_gated(kind: str, config: Callable[..., Config], tmp_path: Path) -> None:
-    train(config(f"model={kind}", *RARELY, *METHODS["msg"]), tmp_path)
+    trained = config(f"model={kind}", *RARELY, *METHODS["msg"], "checkpoint.every=1", "checkpoint.keep=12")
+    train(trained, tmp_path)
     before, after = [row for row in read_rows(tmp_path) if "growth/to" in row]
     assert before["eval/loss"] == after["eval/loss"]
     assert (before["layers"], after["layers"]) == (2, 4)
+    for step in (6, 10):  # 6 is of before the growth; gates open from there for 3.6 steps
+        checkpoint_model(trained, RunDirectory(tmp_path), f"step_{step:08d}")
+    for step in (7, 8, 9):
+        with pytest.raises(CheckpointError, match=r"gates of new layers were still opening \(expander=msg\)"):
+            checkpoint_model(trained, RunDirectory(tmp_path), f"step_{step:08d}")
 
 
 @pytest.mark.parametrize("expander", ["net2net", "fresh"])

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from apollo_cli.errors import ConfigError, PeerError
-from apollo_cli.signals import Interrupted
+from apollo_cli.signals import Interrupted, Terminated
 from apollo_cli.training.distributed.environment import ProcessEnv
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class ProcessGroup:
         """
         if not self.env:
             return True
-        with suppress(RuntimeError):  # the store may have ended with rank 0
+        with suppress(RuntimeError, Terminated):  # the store, or all, where rank 0 was killed
             if self.is_main:
                 self.store.set(_ERROR_KEY, message)
                 return True

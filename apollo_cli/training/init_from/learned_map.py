@@ -127,37 +127,45 @@ def learn(
         device: of this process.
 
     Returns:
-        The losses on the first batch before and after.
+        The losses on the first batch before and after, without dropout.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    losses, layer_map = [], tuple(range(len(model.blocks)))
+    layer_map = tuple(range(len(model.blocks)))
+
+    def measured() -> float:
+        """The loss on the first batch, without dropout."""
+        is_training = model.training
+        with torch.no_grad(), device.autocast():
+            loss = loss_of(model.eval(), learned, batch(0), layer_map)
+        model.train(is_training)
+        return loss.item()
+
+    before = measured()
     # torch's own, whose kernel rounds differently from ours: all measured maps were learned by it
     optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
     for step in range(learning.steps):
         with device.autocast():
             loss = loss_of(model, learned, batch(step), layer_map)
-        losses.append(_finite(loss.item(), f"step {step}", learning.lr))
+        _check_finite(loss.item(), f"step {step}", learning.lr)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    after = measured()
+    _check_finite(after, "the end", learning.lr)
     with torch.no_grad():
-        with device.autocast():
-            loss = loss_of(model, learned, batch(0), layer_map)
-        losses.append(_finite(loss.item(), "the end", learning.lr))
         model.load_state_dict(with_positions_of(learned.state(), model))
-    return losses[0], losses[-1]
+    return before, after
 
 
-def _finite(loss: float, where: str, lr: float) -> float:
-    if math.isfinite(loss):
-        return loss
-    raise TrainingError(
-        f"expander.lr={lr:g}: at {where} of the learned map its loss is {loss}; a lower expander.lr may help in a "
-        "new run",
-        resumable=False,
-    )
+def _check_finite(loss: float, where: str, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"expander.lr={lr:g}: at {where} of the learned map its loss is {loss}; a lower expander.lr may help "
+            "in a new run",
+            resumable=False,
+        )
 
 
 def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:

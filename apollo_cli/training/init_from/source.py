@@ -104,6 +104,8 @@ def find_source(config: Config) -> SourceModel | None:
         return None
     path = Path(os.path.expanduser(args.path))  # noqa: PTH111 - of an unknown user it stays as it is
     directory, shown = RunDirectory(path), files.shown(path)
+    if path.is_file():
+        raise CheckpointError(f"init_from.path={path}: it is a file; type the folder of a run or of a model")
     if not path.is_dir():
         raise CheckpointError(
             f"init_from.path={path}: no such folder; the run needs it until its first checkpoint: restore it, or "
@@ -117,6 +119,10 @@ def find_source(config: Config) -> SourceModel | None:
                 f"init_from.path={shown}: it is a checkpoint; type "
                 f"init_from.path={files.shown(path.parent.parent)} init_from.checkpoint={path.name}"
             ]
+        )
+    elif RunDirectory(path.parent).is_claimed and path.name == directory.checkpoints.name:
+        raise ConfigError(
+            [f"init_from.path={shown}: it holds checkpoints; type init_from.path={files.shown(path.parent)}"]
         )
     else:
         found = SourceModel(path, load_model_config(path), None, 0.0)
@@ -171,9 +177,15 @@ def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> Lang
     """The model of a checkpoint of a run, with as many layers as it stored then.
 
     Raises:
-        CheckpointError: there is none of this name, it is damaged, or of another model than the config's.
+        CheckpointError: there is none of this name, it is damaged, of another model than the config's, or its new
+            layers run through gates.
     """
     checkpoint = load_checkpoint(directory.checkpoints, name)
+    if checkpoint.state.gated:
+        raise CheckpointError(
+            f"{directory}: {name}: gates of new layers were still opening (expander={config.expander.kind}), and "
+            "without gates the weights are another model; take a checkpoint of before that growth, or a later one"
+        )
     model = build(config.model_config.narrowed(checkpoint.width), checkpoint.layers)
     try:
         model.load_state_dict({key: checkpoint.tensors[key] for key in model.state_dict()})

@@ -274,9 +274,9 @@ def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=8, heads=2, ffn=12, layers=2)
 
 
-def ligo(kind: str) -> tuple[LearnedMap, LanguageModel, Callable[[int], Batch]]:
+def ligo(kind: str, dropout: float = 0.0) -> tuple[LearnedMap, LanguageModel, Callable[[int], Batch]]:
     torch.manual_seed(0)
-    model_config = replace(BERT, kind=kind)  # type: ignore[arg-type]
+    model_config = replace(BERT, kind=kind, dropout=dropout)  # type: ignore[arg-type]
     large = replace(model_config, hidden=16, heads=4, ffn=24, layers=4)
     source, model = build(model_config, 2), build(large, 4)
     learned = LearnedMap(source, large, CopyLayers("stack"), 4, np.random.default_rng(0))
@@ -310,6 +310,13 @@ def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Cal
     with torch.no_grad():
         assert model.loss(batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-6)
         assert loss_of(model, learned, batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-5)
+
+
+def test_the_losses_before_and_after_a_map_are_without_dropout(config: Callable[..., Config]) -> None:
+    learned, model, batch = ligo("gpt", dropout=0.5)
+    first, last = learn(model, learned, batch, Learning(2, 1e-12), choose(config().run))
+    assert first == pytest.approx(last, abs=1e-6)
+    assert model.training
 
 
 def test_the_initial_map_is_stacking_with_rows_that_sum_to_one() -> None:
