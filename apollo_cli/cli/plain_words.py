@@ -1,6 +1,7 @@
 """KEY=VALUE words of commands that have no configs: each value is taken as it is typed, whatever is in it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from apollo_cli.cli.program import unknown_flag
@@ -26,7 +27,8 @@ def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
         if word.startswith("-"):
             problems.append(unknown_flag(word, program))
         elif not equals:
-            problems.append(f"{word}: not understood; type KEY=VALUE")
+            is_run = "run" in cls.model_fields and Path(word).is_dir()
+            problems.append(f"{word}: not understood; type {f'run={word}' if is_run else 'KEY=VALUE'}")
         elif key not in cls.model_fields:
             problems.append(f"{key}: no such key{closest(key, list(cls.model_fields))}")
         elif str(cls.model_fields[key].annotation).startswith("tuple"):

@@ -31,6 +31,7 @@ class Hub(Source):
         text_field: the column that holds the text.
         validation_split: the split for validation; None if some documents of `split` are to be held out.
         revisions: the commit, branch or tag of each on the hub; None, or no entry, is its newest commit.
+        instead: what to type where there is no way to the hub, for messages.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +41,7 @@ class Hub(Source):
     text_field: str = "text"
     validation_split: str | None = None
     revisions: tuple[str | None, ...] = ()
+    instead: str = field(default="put text into files and use data=text data.files=...", compare=False)
     _builders: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
     _progress: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all
 
@@ -114,7 +116,7 @@ class Hub(Source):
                     raise nothing_in(key[0], "column", self.text_field, row)
                 text = row[self.text_field]
                 if isinstance(text, bytes):
-                    with _errors_of(key, "cannot be read"):
+                    with _errors_of(key, "cannot be read", self.instead):
                         text = text.decode()
                 if not isinstance(text, str | None):
                     raise DataError(f"{key[0]}: the column {self.text_field!r} holds no text; set data.text_field")
@@ -123,7 +125,7 @@ class Hub(Source):
     def _rows(self, key: _Key, split: str) -> Iterator[dict[str, Any]]:
         dataset = self._open(key, split)
         self._progress[:] = [] if self.streaming else [0, len(dataset)]
-        with _errors_of(key, "cannot be read"):
+        with _errors_of(key, "cannot be read", self.instead):
             for row in dataset:
                 if self._progress:
                     self._progress[0] += 1
@@ -142,7 +144,7 @@ class Hub(Source):
 
     def _open(self, key: _Key, split: str) -> Any:
         builder = self._builder(key)
-        with _errors_of(key, "cannot be opened"):
+        with _errors_of(key, "cannot be opened", self.instead):
             if self.streaming:
                 return builder.as_streaming_dataset(split)
             builder.download_and_prepare()
@@ -162,7 +164,7 @@ class Hub(Source):
                 )
             if not sys.stderr.isatty():
                 disable_progress_bars()
-            with _errors_of(key, "cannot be opened"):
+            with _errors_of(key, "cannot be opened", self.instead):
                 if not Path(path).is_dir():
                     network.go_offline_if_needed()
                     if revision and not constants.HF_HUB_OFFLINE:  # else the library takes what its cache has
@@ -176,7 +178,7 @@ class Hub(Source):
 
 
 @contextmanager
-def _errors_of(key: _Key, problem: str) -> Iterator[None]:
+def _errors_of(key: _Key, problem: str, instead: str) -> Iterator[None]:
     """Turns every error of the library into a DataError: the dataset `problem` (cannot be opened, or read)."""
     path, _, revision = key
     try:
@@ -187,7 +189,7 @@ def _errors_of(key: _Key, problem: str) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause.__cause__, Exception):  # datasets wraps the errors of its readers
             cause = cause.__cause__
-        hint = f"; {network.what_to_do(path)}, or put text into files and use data=text data.files=..."
+        hint = f"; {network.what_to_do(path)}, or {instead}"
         if "scripts are no longer supported" in str(cause):
             hint = (
                 ": a script of others is not run. Name another version of the dataset, or try "

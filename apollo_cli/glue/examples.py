@@ -121,7 +121,8 @@ def _file_rows(task: GlueTask, path: Path, labelled: bool) -> Iterator[_Row]:
 
 
 def _hub_rows(task: GlueTask, split: Split) -> Iterator[_Row]:
-    source = Hub((HUB,), (task.name,), split.hub)
+    instead = f"type glue.data_dir=DIR, a folder with the original files, {task.title}/{split.file} among them"
+    source = Hub((HUB,), (task.name,), split.hub, instead=instead)
     for number, row in enumerate(source.rows(), 1):
         if missing := [column for column in (*task.hub_columns, "label") if column not in row]:
             raise DataError(

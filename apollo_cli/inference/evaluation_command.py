@@ -180,10 +180,13 @@ def _corpus_and_rows(
 
 
 def _table(found: Sequence[dict[str, Any]]) -> Table:
-    """One row a model."""
-    table = Table()
+    """One row a model; above them the path of the only one, or of the folder that they share."""
+    paths = [Path(result["run"]) for result in found]
+    shared = set.intersection(*({*path.parents} for path in paths)) - {Path(), Path("/")}
+    folder = max(shared, key=lambda path: len(path.parts), default=Path())
+    table = Table(title=f"{paths[0] if len(paths) == 1 else folder}", title_justify="left")
     heads = {
-        "run": "{}",
+        **({"run": "{}"} if len(paths) > 1 else {}),
         "depth": "{}",
         "rows": "{:,}",
         "loss": "{:.4f}",
@@ -195,9 +198,10 @@ def _table(found: Sequence[dict[str, Any]]) -> Table:
     shown = {key: form for key, form in heads.items() if any(result.get(key) is not None for result in found)}
     for key in shown:
         table.add_column(key.replace("_", " "), justify="left" if key == "run" else "right", overflow="fold")
-    for result in found:
+    for result, path in zip(found, paths, strict=True):
+        cells = result | {"run": path.relative_to(folder) if folder in path.parents else path}
         table.add_row(
-            *(form.format(result[key]) if result.get(key) is not None else "-" for key, form in shown.items())
+            *(form.format(cells[key]) if cells.get(key) is not None else "-" for key, form in shown.items())
         )
     return table
 

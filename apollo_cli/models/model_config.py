@@ -5,6 +5,7 @@ from math import sqrt
 from typing import Literal, NamedTuple
 
 Kind = Literal["bert", "gpt", "llama"]
+TITLES = {"bert": "BERT", "gpt": "GPT", "llama": "LLaMA"}
 PositionInit = Literal["random", "sinusoidal"]
 ResidualInit = Literal["plain", "by_depth"]
 Parametrization = Literal["standard", "completep"]

@@ -12,6 +12,7 @@ from apollo_cli.config.schema import Section, member
 from apollo_cli.errors import one_line
 from apollo_cli.files import in_order
 from apollo_cli.growth.samplers import is_scratch
+from apollo_cli.models.model_config import TITLES
 from apollo_cli.report.runs import Run, first_of
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
@@ -79,7 +80,7 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
     found, warnings = [], []
     for kind in sorted({setup.kind for setup in members}):
         setups = [setup for setup in members if setup.kind == kind]
-        titles = [f"{kind.upper()} {n + 1}" for n in range(len(setups))] if len(setups) > 1 else [kind.upper()]
+        titles = [f"{TITLES[kind]} {n + 1}" for n in range(len(setups))] if len(setups) > 1 else [TITLES[kind]]
         of_kind = [_family(title, setup, members[setup]) for title, setup in zip(titles, setups, strict=True)]
         found += of_kind
         if len(of_kind) > 1:
@@ -91,7 +92,7 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
                 for family, of in zip(of_kind, places, strict=True)
             ]
             warnings.append(
-                f"these {kind.upper()} runs are not measured on the same data and are NOT compared: "
+                f"these {TITLES[kind]} runs are not measured on the same data and are NOT compared: "
                 f"{'; '.join(parts)}"
             )
     return found, warnings

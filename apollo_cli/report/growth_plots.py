@@ -109,7 +109,8 @@ def _draw_jump(axes: Axes, method: Method, growth: Growth, look: Look, place: in
     axes.plot([before], [place], look.marker, color=look.colour, markerfacecolor="white")
     axes.plot([after], [place], look.marker, color=look.colour)
     beside: dict[str, Any] = {"textcoords": "offset points", "xytext": (9, 0), "va": "center", "fontsize": SMALL}
-    axes.annotate(f"{after - before:+.3f}", (max(before, after), place), color=ink(look.colour), **beside)
+    difference = round(after - before, 3) + 0.0  # no -0.000
+    axes.annotate(f"{difference:+.3f}", (max(before, after), place), color=ink(look.colour), **beside)
 
 
 def _draw_column(axes: Axes, method: Method, growth: Growth, look: Look, column: str) -> None:
@@ -174,7 +175,8 @@ def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: 
     found = {layers: {label: shares for label, shares in of.items() if shares} for layers, of in found.items()}
     figure, grid = _panels([0.9 + 0.27 * len(of) for of in found.values()], 1)
     for (axes,), (layers, of) in zip(grid, found.items(), strict=True):
-        low, high = (of_all(depth for shares in of.values() for depth in shares) for of_all in (min, max))
+        low = min(depth for shares in of.values() for depth in shares)
+        high = max(outcome.run.target_layers for m in methods if m.label in of for outcome in m.outcomes)
         depths = range(low, min(high, low + _MOST_DEPTHS - 1) + 1)
         cells = [[100 * shares.get(depth, 0.0) for depth in depths] for shares in of.values()]
         axes.pcolormesh(cells, cmap="Greys", vmin=0, vmax=150, edgecolors="white", linewidth=1)
@@ -191,7 +193,7 @@ def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: 
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    grid[-1, 0].set_xlabel("depth (layers run)")
+    grid[-1, 0].set_xlabel("depth (layers run); the numbers are percent of the micro-steps")
     return figure
 
 

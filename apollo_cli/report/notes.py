@@ -37,6 +37,13 @@ def headline(comparison: Comparison) -> str:
     if not savings_of or comparison.target is None or comparison.baseline is None:
         return ""
     title, baseline = comparison.family.title, comparison.baseline
+    runs = [outcome.run for method in comparison.methods for outcome in method.outcomes]
+    by_frequency = min((run.frequency_loss for run in runs if run.frequency_loss is not None), default=math.inf)
+    if comparison.target.loss >= by_frequency:
+        return (
+            f"{title}: no saving yet: validation loss {comparison.target.loss:.4f} is no lower than that of always "
+            f"answering by frequency, {by_frequency:.4f}; train longer"
+        )
     at = f"at validation loss {comparison.target.loss:.4f}"
     positive = [m for m in comparison.methods if m.label in savings_of and savings_of[m.label].mean > 0]
     certain = [method for method in positive if not savings_of[method.label].includes_zero]
@@ -268,7 +275,7 @@ def _target_notes(comparison: Comparison) -> Iterator[str]:
     fixed = [f"'{m.label}'" for m in comparison.methods if not m.is_paired and not m.is_baseline and m.reached]
     if fixed:
         yield (
-            f"Not paired with '{baseline.label}', for other seeds or runs that do not reach the loss of their "
-            f"seed: {first_of(fixed, _MAX_METHODS)}. Their target is the mean loss, whose own variation over seeds "
-            "their intervals leave out."
+            f"Not paired with '{baseline.label}' seed by seed: {first_of(fixed, _MAX_METHODS)}. They have other "
+            "seeds, or a run that does not reach the loss of its seed. Their target is the mean loss, whose own "
+            "variation over seeds their intervals leave out."
         )

@@ -130,7 +130,8 @@ def _draw_target(
     costs = {method.label: cost for method in comparison.methods if (cost := method.cost(axis))}
     for label in saved:
         axes.plot([costs[label].mean / scale], [loss], "o", color=by_label[label].colour, zorder=5)
-    best = max(saved, key=lambda label: saved[label].mean, default=None)
+    certain = [label for label in saved if not saved[label].includes_zero]
+    best = max(certain, key=lambda label: saved[label].mean, default=None)
     if best is None or saved[best].mean <= 0 or comparison.target.cost is None:
         return
     colour, start, end = by_label[best].colour, comparison.target.cost.of(axis) / scale, costs[best].mean / scale

@@ -1,5 +1,6 @@
 """Runs read from run directories and checked: they may be damaged, unfinished or of strangers."""
 
+import math
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -116,6 +117,7 @@ class Run:
     glue: GlueScores = field(default_factory=GlueScores)
     source_flops: float | None = 0  # cost of the model that the run was initialized from; None if unknown
     source_seconds: float = 0.0
+    frequency_loss: float | None = None  # of always answering by frequency; None if it was not measured
 
     @property
     def seed(self) -> Any:
@@ -191,7 +193,7 @@ def read_runs(words: Sequence[str]) -> tuple[list[Run], list[str]]:
         else:
             empty.append(run.place)
     notes = [f"left out: {one_line(problem)}" for problem in problems]
-    return runs, [*notes, *([f"left out, without a row: {first_of(empty)}"] if empty else [])]
+    return runs, [*notes, *([f"left out, for nothing has been trained there: {first_of(empty)}"] if empty else [])]
 
 
 def _read_run(folder: Path) -> Run:
@@ -243,6 +245,7 @@ def make_run(
     checked(f"{place}/config.yaml", _Config.model_validate, config)
     facts = summary["data"] if isinstance(summary.get("data"), dict) else {}
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")
+    by_frequency = summary.get("frequency_loss")
     planned = checked(f"{place}/plan.json", _Plan.model_validate, plan)
     depth_counts: dict[int, Counter[int]] = defaultdict(Counter)
     for stage in planned.stages:  # several may store as many layers
@@ -259,6 +262,7 @@ def make_run(
         glue=glue,
         source_flops=planned.source_flops,
         source_seconds=planned.source_seconds or 0.0,
+        frequency_loss=by_frequency if isinstance(by_frequency, float) and math.isfinite(by_frequency) else None,
     )
 
 

@@ -111,4 +111,5 @@ def _run(place: str, found: Any) -> Run:
     status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
     rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
     summary = {**(made_with if isinstance(made_with, dict) else {}), "status": status, "data": facts.get("data")}
+    summary["frequency_loss"] = found.summary.get("frequency_loss")
     return make_run(place, flat(without_format(place, config)), summary, facts.get("plan") or {}, rows)

@@ -236,7 +236,13 @@ class Command:
                 f"apollo-train: stopped by {name}{jobs}; {self._hint}",
                 file=sys.stderr,
             )
-        return code or close_sweep(self._journal.ended())
+        if code:
+            return code
+        ended = self._journal.ended()
+        code = close_sweep(ended)
+        if sum(job.status == "completed" for job in ended) > 1:
+            print(f"compare them: {files.command('apollo-compare')} {shlex.quote(files.shown(self.folder))}")
+        return code
 
 
 class SweepCallback(Callback):

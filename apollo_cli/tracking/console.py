@@ -294,7 +294,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "FLOPs": f"{totals['flops']:.4e} (scratch at equal steps {totals['scratch_flops']:.4e})",
         **({"optimizer's FLOPs": f"{own:.4e}"} if (own := totals.get("optimizer_flops")) else {}),
         "tokens": f"{totals['tokens']:,}",
-        "training time": duration(totals["train_seconds"]),
+        "training time": _training_time(totals),
         "total time": duration(totals["total_seconds"]),
         "device": summary["device"],
         "train loss": _value(losses.get("train/loss")),
@@ -304,12 +304,28 @@ def summary_table(summary: dict[str, Any]) -> Table:
             if (best := summary.get("best")) and best["eval/loss"] != losses.get("eval/loss")
             else {}
         ),
-        **({"always by frequency": _value(chance)} if (chance := summary.get("frequency_loss")) else {}),
+        **_by_frequency(summary.get("frequency_loss"), losses.get("eval/loss")),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _training_time(totals: dict[str, Any]) -> str:
+    seconds = totals["train_seconds"]
+    rate = f" ({totals['tokens'] / seconds:,.0f} tokens/s)" if seconds else ""
+    return f"{duration(seconds)}{rate}"
+
+
+def _by_frequency(by_frequency: float | None, loss: float | None) -> dict[str, str]:
+    """The loss of always answering by frequency, if it was measured, and whether the model has learned more."""
+    if not by_frequency:
+        return {}
+    has_learned = loss is not None and loss < by_frequency
+    return {
+        "always by frequency": f"{_value(by_frequency)}{'' if has_learned else ' (not yet below it: train longer)'}"
+    }
 
 
 def _best(best: dict[str, float]) -> str:

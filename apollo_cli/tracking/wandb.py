@@ -180,7 +180,7 @@ def final_numbers(summary: dict[str, Any]) -> dict[str, Any]:
     found = totals | {key: value for key, value in summary["losses"].items() if key != "eval/loss"}
     if scratch := totals.get("scratch_flops"):
         found["saving/flops_at_equal_steps"] = 1 - (totals["flops"] + (totals["source_flops"] or 0)) / scratch
-    found |= {key: value for key in ("ended_by", "extended_from") if (value := summary.get(key))}
+    found |= {key: value for key in ("ended_by", "extended_from", "frequency_loss") if (value := summary.get(key))}
     if best := summary.get("best"):
         found |= {"best/step": best["step"], "best/eval/loss": best["eval/loss"]}
     return found | ({"growth/last_jump": _jump(growths[-1])} if growths else {})

@@ -11,6 +11,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys
 from apollo_cli.errors import in_markdown
 from apollo_cli.growth.plan import Plan
+from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.tracking.console import duration
 from apollo_cli.training.labels import tags, trains_whole
 
@@ -93,7 +94,7 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     yield "## Training"
     yield ""
     yield from _table([("", "value"), *_training(config, summary)])
-    yield from _growth(plan, summary)
+    yield from _growth(config.model_config, plan, summary)
     yield "## Data"
     yield ""
     names, facts = ", ".join(map(in_markdown, datasets)) or _own(config.data), summary["data"]
@@ -148,7 +149,7 @@ def _training(config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, st
     yield "seed", str(summary["seed"])
 
 
-def _growth(plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
+def _growth(model_config: ModelConfig, plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
     """Its stages, and the loss on both sides of each growth."""
     if len(plan.stages) == 1:
         return
@@ -159,7 +160,8 @@ def _growth(plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
         sides = [growth.get(f"eval/loss_{side}") for side in ("before", "after")] if growth else []
         change = " to ".join("-" if loss is None else f"{loss:.4f}" for loss in sides)
         steps = f"{stage.first_step:,} to {stage.end_step:,}"
-        rows.append((str(stage.layers), f"{stage.width:g}", steps, f"{part.flops:.3e}", change))
+        width = model_config.narrowed(stage.width).hidden
+        rows.append((str(stage.layers), str(width), steps, f"{part.flops:.3e}", change))
     yield from _table(rows)
 
 

@@ -1,5 +1,6 @@
 """A pretraining run: its model, trainer, tracking and export."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -86,6 +87,11 @@ class Pretraining(Session):
         self.console.show(summary_table(summary))
         for line in example_lines(self.examples):
             self.console.say(line)
+        if summary["status"] == "completed":
+            own = shlex.quote(f"run={files.shown(self.directory.path)}")
+            prompt = "'prompt=the [MASK] of'" if self.config.model.kind == "bert" else "prompt=the"
+            commands = (f"{files.command('apollo-sample')} {own} {prompt}", f"{files.command('apollo-eval')} {own}")
+            self.console.say(f"try it: {'; '.join(commands)}")
 
     def replan(self, ended: Sequence[int]) -> Plan:
         """The plan of the rest of a run whose first stages have ended at these steps."""

@@ -14,6 +14,7 @@ from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.inspect import inspection
 from apollo_cli.errors import EXIT_USER_ERROR, ApolloError, CheckpointError, ConfigError, ReportedError
 from apollo_cli.growth.plan import Plan
+from apollo_cli.models.model_config import TITLES
 from apollo_cli.run_directory import RunDirectory, as_saved
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console, duration, plan_bounds, plan_segment, plan_table, plan_totals
@@ -54,6 +55,7 @@ def train(config: Config, run_dir: Path) -> Result:
             return plan(config, device, directory, console)
         if device.needs_launch(config.run):
             return launch(config, device, directory)
+        check_files(config)
         run_plan = make_plan(config, device)
         _show(run_plan, config, device, console)
         check_fits_in_memory(run_plan, device)
@@ -233,7 +235,7 @@ def _claimed(directory: RunDirectory, config: Config, run_plan: Plan, processes:
 def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> None:
     model = config.model_config
     console.say(
-        f"{model.kind.upper()}: {model.layers} layers of width {model.hidden}, {model.heads} heads, feed-forward "
+        f"{TITLES[model.kind]}: {model.layers} layers of width {model.hidden}, {model.heads} heads, feed-forward "
         f"{model.ffn}, rows of {model.positions} tokens, vocabulary {model.vocabulary:,}, "
         f"{run_plan.step_cost.parameters(model.layers):,} parameters",
         in_words=True,

@@ -172,7 +172,7 @@ def test_a_missing_key_is_named(composed: dict[str, Any], key: str) -> None:
     values = deepcopy(composed)
     *path, last = key.split(".")
     del (values[path[0]] if path else values)[last]
-    assert problems_of(values) == [f"{key}: missing"]
+    assert problems_of(values) == [f"{key}: missing; type {key}=VALUE"]
 
 
 @pytest.mark.parametrize("group", ["model", "optim", "budget", "tracking"])

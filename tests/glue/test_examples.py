@@ -144,6 +144,13 @@ def test_a_hub_without_the_columns_is_refused(hub: Path) -> None:
         read_examples(TASKS["cola"], TASKS["cola"].splits.train, None)
 
 
+def test_without_a_way_to_the_hub_the_original_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(examples, "HUB", "nobody/nothing")
+    with pytest.raises(DataError, match=r"or type glue\.data_dir=DIR, .* CoLA/train\.tsv among them"):
+        read_examples(TASKS["cola"], TASKS["cola"].splits.train, None)
+
+
 def test_the_fingerprint_is_of_texts_and_labels(glue_dir: Path) -> None:
     task = TASKS["rte"]
     first, again, other = (

@@ -39,7 +39,7 @@ def write_run(
     status: str | None = "completed",
     data: str = "f" * 64,
     evaluation_rows: int = 4,
-    made_with: dict[str, str] | None = None,
+    made_with: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
     """Writes a run whose evaluations are `shallow` ones at 2 layers, then `whole` ones at all layers.
@@ -51,7 +51,7 @@ def write_run(
         status: None for a run without a summary.
         data: the fingerprint in the summary.
         evaluation_rows: in the summary.
-        made_with: device, precision and git_commit in the summary.
+        made_with: device, precision, git_commit and frequency_loss in the summary.
         overrides: keys of CONFIG with __ for the dot.
     """
     config = json.loads(json.dumps(CONFIG))

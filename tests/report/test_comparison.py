@@ -151,6 +151,16 @@ def test_no_headline_has_an_interval_with_zero_in_it(tmp_path: Path) -> None:
     )
 
 
+def test_no_headline_is_of_models_that_have_learned_less_than_frequencies(tmp_path: Path) -> None:
+    facts = {"frequency_loss": 3.5}
+    scratch(tmp_path / "base", [(0, 0, 0.0, 9.0), (9, 1000, 100.0, 4.0)], name="base", made_with=facts)
+    write_run(tmp_path / "fast", [(0, 0, 0.0, 9.0), (9, 500, 50.0, 4.0)], name="fast", made_with=facts)
+    assert headline(compared(tmp_path)) == (
+        "GPT: no saving yet: validation loss 4.0000 is no lower than that of always answering by frequency, "
+        "3.5000; train longer"
+    )
+
+
 def test_a_seed_that_grows_later_has_its_place_in_the_mean(tmp_path: Path) -> None:
     """With equal FLOPs seeds grow at different steps; their curves begin and end there."""
     for seed, at in enumerate((160, 164)):

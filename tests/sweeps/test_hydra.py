@@ -147,7 +147,7 @@ def test_a_key_may_be_deleted_where_the_schema_allows_it(
 ) -> None:
     assert run([*tiny, "+hydra.job.env_set.X=1", "~hydra.job.env_set.X", "plan=true"]) == 0
     assert run([*tiny, "~optim.clip", "plan=true"]) == 2
-    assert capsys.readouterr().err == "apollo-train: config: optim.clip: missing\n"
+    assert capsys.readouterr().err == "apollo-train: config: optim.clip: missing; type optim.clip=VALUE\n"
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def find_source(config: Config) -> SourceModel | None:
         raise ConfigError(
             [f"init_from.path={shown}: it holds checkpoints; type init_from.path={files.shown(path.parent)}"]
         )
+    elif directory.newest_run:
+        raise directory.not_a_run()
     else:
         found = SourceModel(path, load_model_config(path), None, 0.0)
     if args.flops is not None:
