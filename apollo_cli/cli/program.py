@@ -1,6 +1,9 @@
 """A command with a page of its own: its version, its action, its exit code."""
 
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +20,22 @@ def unknown_flag(word: str, program: str) -> str:
     flag, equals, _ = word.partition("=")
     typed = word.lstrip("-") if equals else "KEY=VALUE"
     return f"{flag}: no such flag; keys have no dashes: type {typed}; {program} --help shows them"
+
+
+def fitted(page: str, columns: int) -> str:
+    """A help page whose lines are no longer than that, but for commands, which are copied.
+
+    The rest of a line goes below its last column of text.
+    """
+    lines = []
+    for line in page.splitlines():
+        begin = re.match(r"\s*(\S.*?\s{2,}(?=\S))?", line)
+        indent = begin.end() if begin and begin.end() < columns // 2 else 4
+        wrapped = textwrap.wrap(
+            line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [line] if len(line) <= columns or line.lstrip().startswith("apollo-") else wrapped
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,9 @@ class Program:
 
     def _run(self, words: list[str]) -> int | None:
         if {"--help", "-h"} & set(words):
-            print(self.page if isinstance(self.page, str) else self.page(), end="", flush=True)
+            page = self.page if isinstance(self.page, str) else self.page()
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print(page if columns is None else fitted(page, columns), end="", flush=True)
         elif "--version" in words:
             print(f"{self.name} {__version__}", flush=True)
         else:

@@ -1,5 +1,6 @@
 """`profile=true`: where the time of a few steps goes."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ def profiled(device: torch.device, folder: Path, say: Callable[[str], None]) -> 
 
     Writes profile.json, a Chrome trace, and profile.txt, the operators that take most of the time, into `folder`.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own lines would break the live bar
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     written = False
