@@ -303,6 +303,11 @@ def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_fro
         found.append(
             f"expander.moments={expander.moments}: AdamW starts afresh where {where}; type expander.moments=reset"
         )
+    if init_from.path is not None and schedule.trained and schedule.trained[0] == "new":
+        found.append(
+            f"schedule.trained={list(schedule.trained)}: the first stage begins with the layers of init_from, and "
+            "all of its layers train; type all first"
+        )
     if init_from.path is None:
         found += [
             f"init_from.{key}={str(value).lower()} and init_from.path is null: there is no model to "

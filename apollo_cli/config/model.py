@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import sqrt
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from apollo_cli.models.model_config import (
     Parametrization,
     PositionInit,
     ResidualInit,
+    std_of_width,
 )
 
 MOST_LAYERS = 10_000
@@ -116,7 +116,7 @@ def with_sizes(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if values.get("parametrization") != "completep" or type(base) is not int or base < 1:
         base = None
     typed = values.get("init_std")
-    std = typed if isinstance(typed, int | float) else round(0.02 * sqrt(768 / (base or hidden)), 4)
+    std = typed if isinstance(typed, int | float) else std_of_width(base or hidden)
     following = {
         "heads": hidden // _head_width(hidden, is_llama=is_llama),
         "ffn": ffn,

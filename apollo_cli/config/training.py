@@ -231,9 +231,13 @@ def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str
             f"in its decay, the last optim.decay={optim.decay:g}, and does not go back to the peak; type "
             "optim.at_growth=rewarm or continue, or a smaller optim.decay"
         )
-    if optim.at_growth in ("restart", "rewarm") and growths and optim.warmup > 1 - last:
+    falls = optim.decay if optim.schedule == "wsd" and optim.at_growth == "restart" else 0.0
+    most = 1 - last - falls  # a warmup as long ends at the end of the run, or where the rate begins to fall
+    is_over = optim.warmup > most or (optim.schedule != "wsd" and optim.warmup == most)
+    if optim.at_growth in ("restart", "rewarm") and growths and is_over and most > 0:
         found.append(
             f"optim.warmup={optim.warmup:g}: with optim.at_growth={optim.at_growth} the warmup after the growth at "
-            f"{last:g} of all steps would not end before the run does; type at most optim.warmup={1 - last:.3g}"
+            f"{last:g} of all steps would not end before the {'decay begins' if falls else 'run ends'}; make it "
+            f"shorter than {most:.3g}"
         )
     return found

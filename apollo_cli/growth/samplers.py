@@ -301,9 +301,16 @@ class Prefixes(DepthSampler):
         return max(0, depth - self.trained)
 
     def stage_problems(self, layers: Sequence[int]) -> list[str]:
-        if self.trained >= self.multiple:
-            return []
-        return [
-            f"sampler.trained={self.trained}: with fewer than sampler.multiple={self.multiple} some layers would "
-            "never train; make it larger"
-        ]
+        found = []
+        if self.trained < self.multiple:
+            found.append(
+                f"sampler.trained={self.trained}: with fewer than sampler.multiple={self.multiple} some layers "
+                "would never train; make it larger"
+            )
+        for stored in layers[: self.stages]:
+            if stored > self.multiple and (above := stored % self.multiple):
+                found.append(
+                    f"sampler.multiple={self.multiple}: the top {above} of {stored} stored layers would never run; "
+                    f"type one of {', '.join(str(m) for m in range(1, stored + 1) if stored % m == 0)}"
+                )
+        return found

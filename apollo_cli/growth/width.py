@@ -141,15 +141,17 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
             found.append(f"model.{name}={new} is less than the source's {old}: nothing shrinks")
     if source.hidden * target.heads != target.hidden * source.heads:
         size = source.hidden // source.heads
+        heads, rest = divmod(target.hidden, size)
+        remedy = "and that is no multiple of it" if rest else f"so model.heads must be {heads}"
         found.append(
-            f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden} needs "
-            f"model.heads={target.hidden / size:g}"
+            f"heads are copied whole, and the source's have {size} units: model.hidden={target.hidden}, {remedy}"
         )
     if source.heads_per_kv != target.heads_per_kv:
+        kv_heads, rest = divmod(target.heads, source.heads_per_kv)
+        remedy = "and that is no multiple of it" if rest else f"so model.kv_heads must be {kv_heads}"
         found.append(
             f"query heads are copied with the keys and values that they read, which {source.heads_per_kv} of the "
-            f"source's share: model.heads={target.heads} needs "
-            f"model.kv_heads={target.heads / source.heads_per_kv:g}"
+            f"source's share: model.heads={target.heads}, {remedy}"
         )
     if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
         found.append(

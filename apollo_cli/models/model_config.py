@@ -12,6 +12,14 @@ Parametrization = Literal["standard", "completep"]
 Norm = Literal["post", "pre"]
 
 
+def std_of_width(hidden: int) -> float:
+    """The deviation of weights where it follows the width: 0.02 sqrt(768 / hidden), so that sums are as large.
+
+    0.02 is that of a width of 768 (Devlin 2019, Radford 2019).
+    """
+    return round(0.02 * sqrt(768 / hidden), 4)
+
+
 @dataclass(frozen=True)
 class Initialization:
     """Initialization of the weights; biases are 0 and norms 1.
@@ -30,6 +38,13 @@ class Initialization:
     positions: PositionInit = "random"
     positions_std: float = 0.02
     residual: ResidualInit = "plain"
+
+    def of_width(self, before: int, hidden: int) -> "Initialization":
+        """The same at another width, where deviations follow it."""
+        if self.std != std_of_width(before):
+            return self
+        std = std_of_width(hidden)
+        return replace(self, std=std, positions_std=std * self.positions_std / self.std)
 
 
 @dataclass(frozen=True)
@@ -189,4 +204,5 @@ class ModelConfig:
         """A copy with this share of hidden, heads, kv_heads and ffn, each rounded to a whole number."""
         hidden, heads, ffn = (round(share * width) for width in (self.hidden, self.heads, self.ffn))
         kv_heads = None if self.kv_heads is None else round(share * self.kv_heads)
-        return replace(self, hidden=hidden, heads=heads, ffn=ffn, kv_heads=kv_heads)
+        init = self.init if self.complete_p else self.init.of_width(self.hidden, hidden)
+        return replace(self, hidden=hidden, heads=heads, ffn=ffn, kv_heads=kv_heads, init=init)

@@ -253,3 +253,22 @@ def test_a_stage_without_layers_has_the_whole_width_and_nothing_below_to_freeze(
 def test_a_run_that_grows_in_width_needs_no_source(name: str) -> None:
     config = parse(compose_values([f"expander={name}", "schedule=wider"]))
     assert config.model_config.narrowed(config.schedule.shares[0]).hidden == config.model.hidden // 2
+
+
+def test_a_narrower_stage_is_drawn_as_a_model_of_its_width() -> None:
+    """0.02 sqrt(768 / 32) = 0.098, and twice that for positions; a typed deviation and that of CompleteP stay."""
+    words = ["model=gpt", "model.hidden=64", "expander=bert2bert", "schedule=wider", "model.heads=2"]
+    narrow = parse(compose_values(words)).model_config.narrowed(0.5).init
+    assert (narrow.std, narrow.positions_std) == (0.098, 0.196)
+    assert parse(compose_values(words)).model_config.init.std == 0.0693
+    typed = parse(compose_values([*words, "model.init_std=0.05"])).model_config
+    assert typed.narrowed(0.5).init == typed.init
+    completep = ["model.parametrization=completep", "model.base_hidden=64", "model.base_layers=2"]
+    scaled = parse(compose_values([*words, *completep])).model_config
+    assert scaled.narrowed(0.5).init == scaled.init
+
+
+def test_the_first_stage_of_a_run_from_a_source_trains_whole() -> None:
+    words = ["init_from.path=there", "expander=append", "sampler=shallow", "schedule.layers=[12,12]"]
+    (problem,) = problems_of(compose_values([*words, "schedule.ends=[0.5,1]", "schedule.trained=[new,all]"]))
+    assert "begins with the layers of init_from, and all of its layers train; type all first" in problem

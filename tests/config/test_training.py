@@ -71,7 +71,7 @@ def piecewise(knots: Any) -> dict[str, Any]:
         ),
         (
             {"optim.at_growth": "rewarm", "optim.warmup": 0.3},
-            ["optim.warmup=0.3", "growth at 0.8", "type at most optim.warmup=0.2"],
+            ["optim.warmup=0.3", "growth at 0.8", "before the run ends", "shorter than 0.2"],
         ),
         ({"tracking.wandb": "yes"}, ["tracking.wandb=yes", "auto", "online", "offline", "disabled"]),
         ({"tracking.project": "me/apollo"}, ["tracking.project=me/apollo", "refuses /", "leave it out"]),

@@ -252,6 +252,10 @@ def test_prefixes_by_hand() -> None:
     assert sampler.probabilities(2, 2) == {2: 1.0}
     assert sampler.layers_run(6, 12, lambda: pytest.fail("it draws numbers")) == (0, 1, 2, 3, 4, 5)
     assert [sampler.frozen(depth) for depth in (3, 6, 9, 12)] == [0, 3, 6, 9]
+    assert sampler.stage_problems([12, 8]) == []  # in the second stage all layers run
+    assert sampler.stage_problems([2, 12]) == []
+    (problem,) = sampler.stage_problems([8, 8])
+    assert problem.endswith("the top 2 of 8 stored layers would never run; type one of 1, 2, 4, 8")
 
 
 @pytest.mark.parametrize("sampler", [LVPS(), Uniform(), Edge(), Full(), Shallow()])

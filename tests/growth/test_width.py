@@ -147,11 +147,13 @@ def test_widths_that_cannot_grow_are_reported() -> None:
     assert "model.ffn=6 is less than the source's 12" in shrinks
     (heads,) = width_problems("fpi", Sizes(8, 2, 12), Sizes(16, 2, 12))
     assert "heads are copied whole" in heads
-    assert "model.heads=4" in heads
+    assert "so model.heads must be 4" in heads
+    odd = width_problems("fpi", Sizes(16, 1, 16), Sizes(40, 2, 40))
+    assert "have 16 units: model.hidden=40, and that is no multiple of it" in odd[0]
     (multiple,) = width_problems("lemon", Sizes(8, 2, 12), Sizes(12, 3, 12))
     assert "not a whole multiple" in multiple
     (grouped,) = width_problems("fpi", Sizes(16, 4, 12, 2), Sizes(32, 8, 24, 8))
-    assert "model.heads=8 needs model.kv_heads=4" in grouped
+    assert "model.heads=8, so model.kv_heads must be 4" in grouped
     assert sizes(BERT) == Sizes(8, 2, 12)
     assert sizes(GROUPED) == Sizes(16, 4, 12, heads_per_kv=2)
 

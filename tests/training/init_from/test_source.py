@@ -188,7 +188,7 @@ def test_a_resume_without_its_source_is_refused(
     ("words", "said"),
     [
         (("model=bert",), "it is a gpt and model=bert"),
-        (("model=gpt", "model.heads=2"), "heads are copied whole.*model.heads=4"),
+        (("model=gpt", "model.heads=2"), "heads are copied whole.*model.heads must be 4"),
         (("model=gpt", "model.ffn=16"), "model.ffn=16 is less than the source's 32"),
         (("model=gpt", "data.vocab_size=280"), "it has 300 tokens and data.vocab_size is 280"),
         (("model=gpt", "data.seq_len=32"), "its rows have at most 16 tokens"),
