@@ -17,8 +17,8 @@ keys, for example (all of them: apollo-train --cfg job)
   seed=0  name=apollo  device=auto  precision=auto  compile=auto
   plan=true                    print the plan and its exact FLOPs, train nothing
   resume=RUN_DIR               continue an interrupted run
-  budget.steps=400             or budget.tokens, budget.flops, budget.seconds
-  batch.size=16  batch.micro=8 sequences a step, and a micro-step
+  budget.steps=1600            or budget.tokens, budget.flops, budget.seconds
+  batch.size=32  batch.micro=8 sequences a step, and a micro-step
   devices=2                    of this machine, a process each; or torchrun, srun (docs/devices.md)
   sampler.k=2  expander.moments=map  schedule.ends=[0.05,0.1,0.25,1]  optim.lr=1e-3
 

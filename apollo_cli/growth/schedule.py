@@ -202,7 +202,7 @@ class Schedule:
             ValueError: that is no later than its end now.
         """
         if steps <= self.steps:
-            raise ValueError(f"the run is planned with {self.steps} steps, and these are {steps}; type more")
+            raise ValueError(f"the run is planned with {self.steps} steps, and it becomes no shorter: type more")
         *before, last = self.stages
         return Schedule((*before, replace(last, end_step=steps)), (*self.extended_from, self.steps))
 

@@ -146,7 +146,8 @@ def test_the_map_is_learned_on_the_rows_of_the_stage(
     monkeypatch.setattr(TrainingBatches, "micro_batch", watched)
     words = ("model=gpt", *BOTH, "batch.size=16", "batch.micro=16", "expander.steps=20", "expander.lr=2e-2")
     train(config(*words), tmp_path)
-    assert asked[GROWN : GROWN + 22] == [(GROWN + step, 0, 1) for step in (0, *range(20), 0)]  # measured on the first
+    steps = (0, *range(20), 0)  # measured on the first one before and after
+    assert asked[GROWN : GROWN + 22] == [(GROWN + step, 0, 1) for step in steps]
     assert asked[GROWN + 22] == (GROWN, 0, 1)
     said = (tmp_path / "train.log").read_text(encoding="utf-8")
     (ends,) = re.findall(r"a map was learned in 20 steps, loss (\S+) -> (\S+)", said)
