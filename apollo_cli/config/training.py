@@ -30,6 +30,8 @@ def _is_pair(knot: Any) -> bool:
 LENGTHS = ("steps", "tokens", "flops", "seconds")  # units of the length of a run
 Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
 
+_ROUNDING = 1e-9  # of shares that add up
+
 
 class OptimArgs(Section):
     """`optim`: AdamW or Muon, and the learning rate; keys with a default are absent in older runs."""
@@ -225,7 +227,7 @@ def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str
     """Messages about a rate that could not begin again after one of the growths, which come at these shares."""
     found = []
     last = max(growths, default=0.0)
-    if optim.schedule == "wsd" and optim.at_growth in ("restart", "rewind") and last > 1 - optim.decay:
+    if optim.schedule == "wsd" and optim.at_growth in ("restart", "rewind") and last + optim.decay > 1 + _ROUNDING:
         found.append(
             f"optim.at_growth={optim.at_growth}: at the growth after {last:g} of all steps optim.schedule=wsd is "
             f"in its decay, the last optim.decay={optim.decay:g}, and does not go back to the peak; type "
@@ -233,7 +235,7 @@ def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str
         )
     falls = optim.decay if optim.schedule == "wsd" and optim.at_growth == "restart" else 0.0
     most = 1 - last - falls  # a warmup as long ends at the end of the run, or where the rate begins to fall
-    is_over = optim.warmup > most or (optim.schedule != "wsd" and optim.warmup == most)
+    is_over = optim.warmup > most + (_ROUNDING if falls else -_ROUNDING)
     if optim.at_growth in ("restart", "rewarm") and growths and is_over and most > 0:
         found.append(
             f"optim.warmup={optim.warmup:g}: with optim.at_growth={optim.at_growth} the warmup after the growth at "
