@@ -11,7 +11,7 @@ import apollo_cli
 PACKAGE = Path(apollo_cli.__file__).parent
 LAYERS = (
     ("errors",),
-    ("files", "intervals", "signals"),
+    ("files", "intervals", "signals", "threads"),
     ("growth",),
     ("models",),
     ("data",),

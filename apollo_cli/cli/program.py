@@ -11,6 +11,7 @@ from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
 from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, exit_at_once, terminable
+from apollo_cli.threads import wait_briefly
 
 _INFORMATION = {"--help", "-h", "--version", "--schema"}
 
@@ -56,6 +57,7 @@ class Program:
     def main(self) -> None:
         """The console command."""
         open_standard_streams()
+        wait_briefly()
         code = self.run(sys.argv[1:])
         exit_at_once(code)
         sys.exit(code)

@@ -24,10 +24,10 @@ from apollo_cli.growth.schedule import Stage, is_on_plateau
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted, StopRequest
+from apollo_cli.threads import CoreWaits
 from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoints
-from apollo_cli.training.core_use import CoreUse
 from apollo_cli.training.cuda_graphs import Graphs
 from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
@@ -115,7 +115,7 @@ class Trainer:
         self.activation_limit = activation_limit(self.device)
         keep_freed_memory(self.device)
         is_alone_on_cpu = self.device.device.type == "cpu" and not self.device.processes.env
-        self.core_use = CoreUse() if is_alone_on_cpu else None
+        self.core_waits = CoreWaits(torch.get_num_threads()) if is_alone_on_cpu else None
         self.pending_steps: list[PendingStep] = []
         self.blocked = torch.zeros((), device=self.device.device)  # 1 after a step that is not finite, until synced
         self.graph_lr = torch.zeros((), device=self.device.device)  # the rate of a captured update
@@ -487,8 +487,8 @@ class Trainer:
         state.loss_sum, state.loss_count, state.loss_max, state.norm_max = 0.0, 0, 0.0, 0.0
         state.logged_train_seconds, state.logged_flops = state.train_seconds, state.flops
         state.logged_step = state.step
-        if self.core_use:
-            self.core_use.look(self.tracker.say)
+        if self.core_waits:
+            self.core_waits.look(self.tracker.say)
 
     @property
     def gates(self) -> Mapping[int, float]:
