@@ -17,8 +17,8 @@ from apollo_cli.report.runs import Run, first_of
 
 # Keys and sections that cannot change the result; the data is known by its fingerprint.
 _IDLE = (
-    *("seed.", "name.", "device.", "resume.", "plan.", "plan_device.", "profile.", "on_nonfinite.", "experiment."),
-    *("format.", "tracking.", "checkpoint.", "log.", "data.", "distributed."),
+    *("seed.", "name.", "device.", "resume.", "plan.", "plan_device.", "profile.", "compile."),
+    *("on_nonfinite.", "experiment.", "format.", "tracking.", "checkpoint.", "log.", "data.", "distributed."),
 )
 # Without effect where the whole model is trained from the first step.
 _GROWTH = (

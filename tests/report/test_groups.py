@@ -31,7 +31,7 @@ def labels(*runs: Run) -> list[str]:
 
 def test_only_the_seed_and_what_cannot_change_the_result_may_differ() -> None:
     idle: dict[str, Any] = {"device": "cuda:1", "on_nonfinite": "skip", "tracking__wandb": "online"}
-    idle |= {"distributed__timeout": 9, "profile": True, "plan_device": "h200"}
+    idle |= {"distributed__timeout": 9, "profile": True, "plan_device": "h200", "compile": "auto"}
     alike = [run("a", seed=0), run("b", seed=1, name="other", data__cache_dir="/x", log__every=3, **idle)]
     (family,) = families(alike)[0]
     assert [[r.seed for r in group.runs] for group in family.groups] == [[0, 1]]
