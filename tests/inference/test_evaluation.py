@@ -19,6 +19,7 @@ from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.inference.evaluation import measure, pseudo_perplexity, sliding_windows
+from apollo_cli.inference.evaluation_command import _table
 from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.sample import run as sample
@@ -305,3 +306,15 @@ def test_a_wrong_word_is_named(
     folders = {kind: finished(kind) for kind in ("bert", "gpt")}
     assert run([word.format(**folders) for word in words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_table_has_the_part_of_a_path_in_which_runs_differ() -> None:
+    def shown(*runs: str) -> tuple[Any, dict[str, list[str]]]:
+        table = _table([{"run": run, "depth": 3, "rows": 8, "loss": 1.5} for run in runs])
+        return table.title, {str(column.header): list(column.cells) for column in table.columns}  # type: ignore[arg-type]
+
+    assert shown("outputs/a/1") == ("outputs/a/1", {"depth": ["3"], "rows": ["8"], "loss": ["1.5000"]})
+    title, columns = shown("outputs/a/1", "outputs/a/2 step_00000100")
+    assert (title, columns["run"]) == ("outputs/a", ["1", "2 step_00000100"])
+    assert shown("outputs/a/1", "/elsewhere/b")[1]["run"] == ["outputs/a/1", "/elsewhere/b"]
+    assert shown("a", "b")[1]["run"] == ["a", "b"]

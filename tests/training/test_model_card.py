@@ -38,6 +38,7 @@ def test_each_export_has_a_card_with_the_facts(
     assert {**written.data.to_dict()} == {**card.data.to_dict()}
     assert written.data.library_name == "transformers"
     assert written.data.pipeline_tag == {"bert": "fill-mask", "gpt": "text-generation"}[kind]
+    plan_width = config(f"model={kind}").model.hidden
     for fact in (
         summary["data"]["fingerprint"],
         f"{summary['losses']['eval/loss']:.4f}",
@@ -48,6 +49,8 @@ def test_each_export_has_a_card_with_the_facts(
         "from_pretrained(name)",
     ):
         assert fact in written.text, fact
+    for stage in plan.stages:
+        assert f"| {stage.stage.layers} | {plan_width} | {stage.stage.first_step:,} to " in written.text
     assert ("perplexity" in written.text) == (kind == "gpt")
     assert str(Path.home()) not in written.text
     assert "corpus.txt" not in written.text
