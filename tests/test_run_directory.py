@@ -183,7 +183,10 @@ def test_a_damaged_summary_is_named(directory: RunDirectory) -> None:
         ("a: &x [1, 2]\nb: *x\n", "it has YAML aliases"),
         ("a: " + 60 * "[" + 60 * "]", "it is nested too deeply"),
         (60 * "- " + "1", "it is nested too deeply"),
-        ("a: " + 100_000 * "[", "line 1: exceeded maximum nesting depth|it is nested too deeply|recursion"),
+        (
+            "a: " + 100_000 * "[",
+            "line 1: exceeded maximum nesting depth|it is nested too deeply",
+        ),  # with libyaml, without
         ("a: !!python/object/apply:os.getcwd []", "line 1: could not determine a constructor"),
     ],
 )

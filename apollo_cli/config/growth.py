@@ -76,8 +76,8 @@ class ScheduleArgs(Section):
     @property
     def growth_shares(self) -> list[float]:
         """The share of all steps at which each growth comes."""
-        sizes = list(zip(self.layers, self.shares, strict=True))
-        return [end for end, now, later in zip(self.ends, sizes, sizes[1:], strict=False) if now != later]
+        growths = pairwise(zip(self.layers, self.shares, strict=True))
+        return [end for end, (now, later) in zip(self.ends, growths, strict=False) if now != later]
 
     def over(self, steps: int, extended_from: Sequence[int] = (), ended: Sequence[int] = ()) -> stages.Schedule:
         """The stages of a run of `steps`, which had these lengths before each extension; the first have `ended`."""

@@ -110,6 +110,6 @@ def _run(place: str, found: Any) -> Run:
     config = {key: value for key, value in config.items() if key not in LABELS}
     status = found.summary.get("status") or _STATUSES.get(found.state, "failed")
     rows = (checked(place, ROW.validate_python, row) for row in found.scan_history())
-    summary = {**(made_with if isinstance(made_with, dict) else {}), "status": status, "data": facts.get("data")}
-    summary["frequency_loss"] = found.summary.get("frequency_loss")
+    own = {"status": status, "data": facts.get("data"), "frequency_loss": found.summary.get("frequency_loss")}
+    summary = (made_with if isinstance(made_with, dict) else {}) | own
     return make_run(place, flat(without_format(place, config)), summary, facts.get("plan") or {}, rows)

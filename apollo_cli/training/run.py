@@ -55,7 +55,8 @@ def train(config: Config, run_dir: Path) -> Result:
             return plan(config, device, directory, console)
         if device.needs_launch(config.run):
             return launch(config, device, directory)
-        check_files(config)
+        if processes.is_main:  # before the plan is shown; what is missing elsewhere is said where it is read
+            check_files(config)
         run_plan = make_plan(config, device)
         _show(run_plan, config, device, console)
         check_fits_in_memory(run_plan, device)
