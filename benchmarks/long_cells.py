@@ -17,6 +17,7 @@ WARMUP, DECAY = 0.05, 0.15
 
 _SCRATCH = ("sampler=full", "schedule=scratch")
 _MIDDLE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.25,0.5,1]")
+_SMALL_HOPS = ("schedule.layers=[3,4,6,8,12]", "schedule.ends=[0.2,0.3,0.4,0.55,1]")  # FLOPs of _MIDDLE
 _LATE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.5,0.75,1]")
 _TWO_HOPS = ("sampler=shallow", "expander=boundary", "expander.moments=new")
 _APOLLO = ("sampler=lvps", "expander=interpolate")
@@ -27,16 +28,17 @@ _COMPLETEP = (
 )
 METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
     "scratch": _SCRATCH,
-    "two_hops_late": (*_TWO_HOPS, *_LATE),
-    "scratch_completep": (*_SCRATCH, *_COMPLETEP),
-    "apollo_completep": (*_APOLLO, *_LATE, *_COMPLETEP),
-    "interpolate_completep": ("sampler=shallow", "expander=interpolate", *_LATE, *_COMPLETEP),
     "two_hops": (*_TWO_HOPS, *_MIDDLE),
-    "two_hops_completep": (*_TWO_HOPS, *_LATE, *_COMPLETEP),
+    "four_hops": (*_TWO_HOPS, *_SMALL_HOPS),
     "apollo_late": (*_APOLLO, *_LATE),
     "late_zero_init": ("sampler=shallow", "expander=net2net", "schedule.layers=[3,12]", "schedule.ends=[0.85,1]"),
     "stackbert": ("sampler=shallow", "expander=stack", "expander.moments=reset", "schedule=stackbert"),
     "apollo": (*_APOLLO, "schedule=apollo"),
+    "two_hops_late": (*_TWO_HOPS, *_LATE),
+    "scratch_completep": (*_SCRATCH, *_COMPLETEP),
+    "apollo_completep": (*_APOLLO, *_LATE, *_COMPLETEP),
+    "interpolate_completep": ("sampler=shallow", "expander=interpolate", *_LATE, *_COMPLETEP),
+    "two_hops_completep": (*_TWO_HOPS, *_LATE, *_COMPLETEP),
 }
 
 
@@ -68,8 +70,9 @@ class LongCell(ReproductionCell):
 
 def long_cells(kind: str) -> list[LongCell]:
     """All cells of a model in the order in which they are wanted: seed by seed."""
-    methods = [LongCell(kind, method, RATES[kind], SEEDS[0]) for method in METHODS]
-    shallow = LongCell(kind, "scratch", RATES[kind], SEEDS[0], layers=SHALLOWER)
-    rungs = [replace(cell, steps=steps) for steps in SHORTER for cell in (methods[0], shallow)]
-    of_seed = [methods[0], shallow, methods[1], *rungs[:2], *methods[2:6], *rungs[2:], *methods[6:]]
+    scratch, *grown = [LongCell(kind, method, RATES[kind], SEEDS[0]) for method in METHODS]
+    shallow = replace(scratch, layers=SHALLOWER)
+    rungs = [replace(scratch, steps=steps) for steps in SHORTER]
+    of_seed = [scratch, shallow, grown[0], *rungs[:2], *grown[1:]]
+    of_seed += [rungs[2], *(replace(shallow, steps=steps) for steps in SHORTER)]
     return [replace(cell, seed=seed) for seed in SEEDS for cell in of_seed]
