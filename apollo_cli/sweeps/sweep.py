@@ -37,7 +37,6 @@ from apollo_cli.sweeps.job import AS_FOLDER, job
 from apollo_cli.sweeps.journal import Journal, SignalForwarder
 from apollo_cli.sweeps.table import close_sweep
 from apollo_cli.training.distributed.environment import ProcessEnv
-from apollo_cli.training.distributed.group import connect
 
 _GRID_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
@@ -289,6 +288,8 @@ def _check_names(key: str, folder: str) -> None:
 def _check_processes() -> None:
     """Refuses a sweep that several processes were started for: each would run all of it."""
     if process := ProcessEnv.from_environ(os.environ):
+        from apollo_cli.training.distributed.group import connect
+
         with suppress(ApolloError):  # so that one of them says it
             connect(timeout=_WAIT)
         raise ConfigError(

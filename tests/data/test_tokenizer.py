@@ -111,8 +111,10 @@ def chinese(letters: int, documents: int = 300) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "algorithm"), [(k, a) for k, names in tokenizers.ALGORITHMS.items() for a in names]
 )
-@pytest.mark.parametrize("entries", [4096, 70])
-@pytest.mark.parametrize("letters", [30, 1000])
+@pytest.mark.parametrize(
+    ("letters", "entries"),
+    [(30, 70), (1000, 4096), *(pytest.param(*other, marks=pytest.mark.slow) for other in [(30, 4096), (1000, 70)])],
+)
 def test_a_vocabulary_that_a_message_offers_is_taken(kind: str, algorithm: str, entries: int, letters: int) -> None:
     texts = chinese(letters)
     try:

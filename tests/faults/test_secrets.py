@@ -26,7 +26,7 @@ def _assert_no_secret(done: subprocess.CompletedProcess[str], folder: Path) -> N
 
 def test_a_run_with_a_key_leaves_no_trace_of_it(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """Nobody listens at that address: the recording, the logs of W&B and the summary are all there."""
-    words = [*tiny, "tracking=wandb", "tracking.wandb=online", "tracking.timeout=8", "hydra.run.dir=run"]
+    words = [*tiny, "tracking=wandb", "tracking.wandb=online", "tracking.timeout=3", "hydra.run.dir=run"]
     done = _command(words, tmp_path, WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert "wandb sync" in done.stdout

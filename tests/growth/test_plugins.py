@@ -72,47 +72,45 @@ _COMMON = "from dataclasses import dataclass\nfrom apollo_cli.growth.samplers im
 _CLASS = "@sampler('broken')\n@dataclass(frozen=True)\nclass Broken(Shallow):\n    "
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("class Broken(:\n", "growth/plugins/broken.py cannot be imported: SyntaxError: invalid syntax"),
-        (f"{_COMMON}import numpy as np\n{_CLASS}table: np.ndarray\n", "growth/plugins/broken.py, broken: Pydantic"),
-        pytest.param(
-            f"{_COMMON}{_CLASS}table: 'Sequence[float]'\n",
-            "broken: NameError: name 'Sequence' is not defined",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            f"{_COMMON}{_CLASS}kind: str\n",
-            "broken: TypeError: its field kind is a key of all methods",
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["syntax", "type", "name", "taken"],
-)
+BROKEN = {  # text of the plugin, and what is said of it
+    "syntax": ("class Broken(:\n", "growth/plugins/syntax.py cannot be imported: SyntaxError: invalid syntax"),
+    "type": (f"{_COMMON}import numpy as np\n{_CLASS}table: np.ndarray\n", "plugins/type.py, type: Pydantic"),
+    "name": (f"{_COMMON}{_CLASS}table: 'Sequence[float]'\n", "name: NameError: name 'Sequence' is not defined"),
+    "taken": (f"{_COMMON}{_CLASS}kind: str\n", "taken: TypeError: its field kind is a key of all methods"),
+}
+
+
 def test_a_plugin_that_cannot_be_used_is_named_to_those_who_ask_for_its_method(
-    text: str, said: str, checkout: Path, tmp_path: Path
+    checkout: Path, tmp_path: Path
 ) -> None:
-    broken = checkout / "apollo_cli" / "growth" / "plugins" / "broken.py"
-    config = checkout / "apollo_cli" / "conf" / "sampler" / "broken.yaml"
-    broken.write_text(text, encoding="utf-8")
-    config.write_text("kind: broken\n", encoding="utf-8")
+    """In one process: each imports torch."""
+    written = []
+    for name, (text, _) in BROKEN.items():
+        files = {
+            checkout / "apollo_cli" / "growth" / "plugins" / f"{name}.py": text.replace("broken", name),
+            checkout / "apollo_cli" / "conf" / "sampler" / f"{name}.yaml": f"kind: {name}\n",
+        }
+        for path, content in files.items():
+            path.write_text(content, encoding="utf-8")
+        written += files
     script = f"""
 import sys
 from apollo_cli.train import run
-assert run(["sampler=broken", "plan=true"]) == 2
-print("others:", file=sys.stderr)
+for name in {list(BROKEN)}:
+    assert run([f"sampler={{name}}", "plan=true"]) == 2
+    print("next:", file=sys.stderr)
 assert run(["plan=true", "hydra.run.dir={tmp_path}/run"]) == 0
 """
     try:
         done = python(checkout, "-c", script)
         assert done.returncode == 0, done.stderr
-        error, others = done.stderr.split("others:\n")
-        assert said in error
+        *errors, others = done.stderr.split("next:\n")
+        for error, (_, said) in zip(errors, BROKEN.values(), strict=True):
+            assert said in error
         assert others == ""
     finally:
-        broken.unlink()
-        config.unlink()
+        for path in written:
+            path.unlink()
 
 
 def test_a_taken_name_of_a_sampler_is_refused() -> None:

@@ -237,8 +237,11 @@ def test_bash_completes_groups_options_and_keys(place: Path) -> None:
         complete_words sampler=lv
         complete_words sampler.k
     """
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
+    assert " hydra\n" in done.stderr
+    assert " torch\n" not in done.stderr, "a second of each word"
     lines = dict(line.split(": ") for line in done.stdout.splitlines())
     assert lines["sampl"].split() == ["sampler.", "sampler="]
     assert "lvps" in lines["sampler=lv"]

@@ -1,6 +1,7 @@
 """Which work is captured and replayed; the recorder is one that a CPU has, CUDA's own is in `test_gpu`."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -122,9 +123,15 @@ WORDS = ("sampler=lvps", "sampler.k=2", "batch.micro=2", "log.every=1", "optim.c
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("optim=muon",), ("model.dropout=0.1",), ("optim.ema=0.9",), ("expander.lr_scale=2",)], ids=str
+    ("kind", "more"),
+    [
+        pytest.param(kind, more, id=f"{kind}-{more}", marks=[] if (i + j) % 2 == 0 else pytest.mark.slow)
+        for (i, kind), (j, more) in product(
+            enumerate(["bert", "gpt"]),
+            enumerate([(), ("optim=muon",), ("model.dropout=0.1",), ("optim.ema=0.9",), ("expander.lr_scale=2",)]),
+        )
+    ],
 )
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_losses_and_flops_are_those_without_graphs(
     kind: str,
     more: tuple[str, ...],

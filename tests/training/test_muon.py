@@ -274,7 +274,9 @@ def test_only_layers_with_a_gradient_are_counted(config: Callable[..., Config]) 
     assert plan.optimizer_flops == a_layer * (3 * 1 + 3 * 1 + 6 * 2)
 
 
-@pytest.mark.parametrize("moments", ["keep", "map", "reset"])
+@pytest.mark.parametrize(
+    "moments", ["map", *(pytest.param(other, marks=pytest.mark.slow) for other in ("keep", "reset"))]
+)
 def test_a_run_resumes_to_the_last_bit(
     moments: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

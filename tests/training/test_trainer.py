@@ -93,7 +93,7 @@ def _untrainable(name: str) -> bool:
     return name.endswith("segments.weight")  # its unused row keeps still; the used one moves
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("gpt", marks=pytest.mark.slow)])
 def test_averaged_weights_are_evaluated_exported_and_resumed(
     kind: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
