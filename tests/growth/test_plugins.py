@@ -84,7 +84,7 @@ def test_a_plugin_that_cannot_be_used_is_named_to_those_who_ask_for_its_method(
     checkout: Path, tmp_path: Path
 ) -> None:
     """In one process: each imports torch."""
-    written = []
+    written: list[Path] = []
     for name, (text, _) in BROKEN.items():
         files = {
             checkout / "apollo_cli" / "growth" / "plugins" / f"{name}.py": text.replace("broken", name),
