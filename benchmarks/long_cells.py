@@ -28,10 +28,10 @@ _COMPLETEP = (
 )
 METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
     "scratch": _SCRATCH,
+    "late_zero_init": ("sampler=shallow", "expander=net2net", "schedule.layers=[3,12]", "schedule.ends=[0.85,1]"),
     "two_hops": (*_TWO_HOPS, *_MIDDLE),
     "four_hops": (*_TWO_HOPS, *_SMALL_HOPS),
     "apollo_late": (*_APOLLO, *_LATE),
-    "late_zero_init": ("sampler=shallow", "expander=net2net", "schedule.layers=[3,12]", "schedule.ends=[0.85,1]"),
     "stackbert": ("sampler=shallow", "expander=stack", "expander.moments=reset", "schedule=stackbert"),
     "apollo": (*_APOLLO, "schedule=apollo"),
     "two_hops_late": (*_TWO_HOPS, *_LATE),
