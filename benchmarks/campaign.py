@@ -1,5 +1,6 @@
 """Trains the cells of a corpus, several in parallel, and keeps those that are complete."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,10 +30,13 @@ class Campaign(BenchmarkCorpus):
 
     Attributes:
         words: overrides of all cells, which choose the text.
+        thinned: whether of the rows of a run the evaluations are kept, and the last training row of each stage,
+            which has its peak memory; else all.
         running: processes under way.
     """
 
     words: tuple[str, ...] = ()
+    thinned: bool = False
     running: set["subprocess.Popen[bytes]"] = field(default_factory=set)
 
     def run_directory(self, cell: ReproductionCell) -> Path:
@@ -90,8 +94,14 @@ class Campaign(BenchmarkCorpus):
                 sys.exit(f"stopped ({str(error) or type(error).__name__}); `{command}` continues")
 
     def rows(self, metrics: Path) -> bytes:
-        """Rows of a run that are kept: all."""
-        return metrics.read_bytes()
+        """Rows of a run that are kept."""
+        lines = metrics.read_bytes().splitlines(keepends=True)
+        if not self.thinned:
+            return b"".join(lines)
+        rows = [json.loads(line) for line in lines]
+        last = {row["stage"]: i for i, row in enumerate(rows) if "train/loss" in row and "eval/loss" not in row}
+        kept = [i in last.values() or "eval/loss" in row for i, row in enumerate(rows)]
+        return b"".join(line for line, is_kept in zip(lines, kept, strict=True) if is_kept)
 
     def keep(self, cell: ReproductionCell, folder: Path) -> None:
         """Copies a run without its weights to the complete cells, in one step."""

@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> None:
     if len(words) < 2 or words[0] not in RATES:
         sys.exit(f"python -m benchmarks.long_runs MODEL FILE...: MODEL is one of {', '.join(RATES)}")
     kind, *text = words
-    campaign = Campaign(NAME, text_words(text), kind=kind)
+    campaign = Campaign(NAME, text_words(text), kind=kind, thinned=True)
     run(campaign, long_cells(kind), " ".join(["python -m benchmarks.long_runs", *words]))
 
 

@@ -5,12 +5,10 @@ perhaps on several machines, so their seconds are not comparable: at the end a t
 in turns, which needs an idle machine.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from apollo_cli import files
 from benchmarks import interleaved, render_methods
@@ -24,15 +22,9 @@ MAP = {"ligo": ("expander.steps=5",)}  # of 100, where a twentieth is timed
 
 @dataclass(frozen=True)
 class MethodsCampaign(Campaign):
-    """Keeps the evaluations of a run and the last training row of each stage, which has its peak memory."""
+    """Runs that have the FLOPs of scratch's, those of their source included."""
 
-    def rows(self, metrics: Path) -> bytes:
-        """Rows of a run that are kept."""
-        lines = metrics.read_bytes().splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines]
-        last = {row["stage"]: i for i, row in enumerate(rows) if "train/loss" in row and "eval/loss" not in row}
-        kept = [i in last.values() or "eval/loss" in row for i, row in enumerate(rows)]
-        return b"".join(line for line, is_kept in zip(lines, kept, strict=True) if is_kept)
+    thinned: bool = True
 
     def budgeted(self, cell: MethodCell) -> MethodCell:
         return with_budget(cell, self.run_directory(source_of(cell)))
