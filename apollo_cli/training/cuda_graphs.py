@@ -3,7 +3,6 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,26 +10,6 @@ from torch import Tensor
 from apollo_cli.errors import TrainingError
 
 Work = Callable[[Sequence[Tensor]], Tensor]  # from inputs to a result; it may change gradients and weights in place
-
-
-class Recorder(Protocol):
-    """How work is warmed up and captured; `CudaRecorder` is that of a GPU."""
-
-    def clear(self) -> None:
-        """Called when all graphs are gone."""
-
-    def warm_up(self, work: Work, inputs: Sequence[Tensor]) -> Tensor:
-        """The result of the work, run as it is."""
-
-    def capture(self, work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Captures the work on these tensors without running it.
-
-        Returns:
-            What runs it, and the tensor that has its result then.
-
-        Raises:
-            RuntimeError: it cannot be captured; the device may be unusable from then on.
-        """
 
 
 @dataclass(frozen=True)
@@ -51,7 +30,7 @@ class Graphs:
         seconds: spent on captures by this process.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: "CudaRecorder") -> None:
         self.recorder, self.seconds = recorder, 0.0
         self._warm: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
@@ -110,10 +89,11 @@ class CudaRecorder:
         self.clear()
 
     def clear(self) -> None:
-        """A pool whose graphs are all gone cannot be used again."""
+        """Called when all graphs are gone, for then their pool cannot be used again."""
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work, inputs: Sequence[Tensor]) -> Tensor:
+        """The result of the work, run as it is."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -125,6 +105,11 @@ class CudaRecorder:
         return result
 
     def capture(self, work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Captures the work on these tensors without running it; returns what runs it, and its result.
+
+        Raises:
+            RuntimeError: it cannot be captured; the device may be unusable from then on.
+        """
         graph = torch.cuda.CUDAGraph()
         # thread_local: meanwhile another thread copies the next micro-batch
         with (

@@ -11,7 +11,7 @@ from torch import Tensor
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError, TrainingError
 from apollo_cli.training import muon, pretraining
-from apollo_cli.training.cuda_graphs import Graphs, Work
+from apollo_cli.training.cuda_graphs import CudaRecorder, Graphs, Work
 from apollo_cli.training.device import Device, choose
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -19,7 +19,7 @@ from tests.conftest import read_rows, without_clocks
 from tests.training.test_resume import interrupt
 
 
-class Recorder:
+class Recorder(CudaRecorder):
     """Runs captured work anew on the tensors of its capture; what it reads and changes must be where it was."""
 
     trainer: Trainer | None = None
