@@ -11,21 +11,26 @@ from torch import Tensor, nn
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import Batch
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.muon import Muon, newton_schulz_flops
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
-class OptimizedModel(Protocol):
-    """What the optimizer asks of a model; language models and classifiers have it."""
+class TrainableModel(Protocol):
+    """What optimizer and training loop ask of a model; language models and classifiers have it."""
 
     @property
     def model_config(self) -> ModelConfig: ...
     @property
     def blocks(self) -> nn.ModuleList: ...
+    def loss(self, batch: Batch, layer_map: Sequence[int], frozen: int, gates: Mapping[int, float]) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 def learning_rate(
@@ -66,7 +71,7 @@ def learning_rate(
     return optim.lr * ramp * (optim.final_lr + (1 - optim.final_lr) * height)
 
 
-def parameter_groups(model: OptimizedModel, optim: OptimArgs) -> list[dict[str, Any]]:
+def parameter_groups(model: TrainableModel, optim: OptimArgs) -> list[dict[str, Any]]:
     """The parameters by their rate and decay; matrices and embeddings decay, norms and biases do not.
 
     With CompleteP the hidden matrices, those of the blocks and of BERT's head, have their own rate, and their decay
@@ -114,7 +119,7 @@ def scaled_eps(model_config: ModelConfig, layers: int, optim: OptimArgs) -> floa
     return optim.eps / (model_config.width_ratio * model_config.depth_ratio(layers))
 
 
-def build_optimizer(model: OptimizedModel, optim: OptimArgs) -> AdamW:
+def build_optimizer(model: TrainableModel, optim: OptimArgs) -> AdamW:
     """The optimizer of all parameters.
 
     `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.

@@ -30,12 +30,18 @@ from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.cuda_graphs import Graphs
 from apollo_cli.training.device import Device
-from apollo_cli.training.distributed.ddp import ParallelStrategy, TrainableModel
+from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.memory import activation_limit, keep_freed_memory, num_pieces, peak_bytes, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
-from apollo_cli.training.optimizer import build_optimizer, learning_rate, parameter_groups, scaled_eps
+from apollo_cli.training.optimizer import (
+    TrainableModel,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    scaled_eps,
+)
 from apollo_cli.training.state import Checkpoint, TrainerState, restore_rng_state, rng_state
 
 Measure = Callable[[Mapping[int, float], bool], dict[str, float]]

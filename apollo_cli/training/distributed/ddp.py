@@ -1,8 +1,7 @@
 """How a model is distributed over the devices of a run: whole on one, or replicated; `fsdp` shards it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,24 +15,9 @@ from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
-from apollo_cli.training.optimizer import restore_state, state_by_name
+from apollo_cli.training.optimizer import TrainableModel, restore_state, state_by_name
 
 CompileBlocks = Callable[[Iterable[nn.Module]], None]
-
-
-class TrainableModel(Protocol):
-    """What the training loop asks of a model; language models and classifiers have it."""
-
-    @property
-    def model_config(self) -> ModelConfig: ...
-    @property
-    def blocks(self) -> nn.ModuleList: ...
-    def loss(self, batch: Batch, layer_map: Sequence[int], frozen: int, gates: Mapping[int, float]) -> Tensor: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 class ParallelStrategy:
