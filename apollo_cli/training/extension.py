@@ -17,14 +17,6 @@ from apollo_cli.training.planning import SourceCost, make_plan
 from apollo_cli.training.state import Checkpoint
 
 
-def extension_of(config: Config, typed: dict[str, Any]) -> dict[str, Any]:
-    """The length among the typed keys of `budget`; none where the run has this one already.
-
-    So the same command continues an extended run that was stopped.
-    """
-    return {} if typed == config.budget.lengths else typed
-
-
 def extended(
     config: Config,
     typed: dict[str, Any],
@@ -49,8 +41,8 @@ def extended(
         ConfigError: it is no longer than before, the steps that are done would have had another rate, the ends of
             its stages are not decided yet, or its corpus is a stream.
     """
+    ((unit, value),) = typed.items()
     if is_streamed(config.data):
-        ((unit, value),) = typed.items()
         raise ConfigError(
             [
                 f"budget.{unit}={value}: of a stream so many rows were packed as the run needed, and a longer run "
@@ -60,7 +52,6 @@ def extended(
         )
     ended = checkpoint.state.stage_ends if checkpoint else []
     if config.schedule.when == "plateau" and len(ended) < len(config.schedule.layers) - 1:
-        ((unit, value),) = typed.items()
         raise ConfigError(
             [
                 f"budget.{unit}={value}: with schedule.when=plateau a run is made longer in its last stage; type "
@@ -104,7 +95,8 @@ def _refusal(
 ) -> str:
     """Why the rate does not allow it, and the new run that goes on instead."""
     ((unit, value),) = typed.items()
-    early = [name for name in checkpoint_names(directory.checkpoints) if _step(name) <= changed]
+    names = checkpoint_names(directory.checkpoints)
+    early = [name for name in names if int(name.removeprefix("step_")) <= changed]
     path = f"init_from.path={files.shown(Path(directory.path))}"
     from_earlier = (
         f", or with the checkpoint before that: {path} init_from.checkpoint={early[-1]}"
@@ -118,7 +110,3 @@ def _refusal(
         f"after its own: init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its "
         "decay, goes on"
     )
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step_"))

@@ -24,7 +24,7 @@ from apollo_cli.training.checkpoint import Checkpoints
 from apollo_cli.training.corpora import check_files, prepare_corpus, training_batches
 from apollo_cli.training.device import Device, choose, emulates_bf16
 from apollo_cli.training.distributed.group import ProcessGroup, connect
-from apollo_cli.training.extension import extended, extension_of, record_extension
+from apollo_cli.training.extension import extended, record_extension
 from apollo_cli.training.init_from.source import check_corpus, find_source, first_sample
 from apollo_cli.training.memory import check_fits_in_memory
 from apollo_cli.training.planning import make_plan, recorded_source
@@ -163,7 +163,8 @@ def _resume(
     config: Config, device: Device, directory: RunDirectory, console: Console, overrides: dict[str, Any]
 ) -> Result:
     processes, cache = device.processes, cache_folder.path(config.data.cache_dir)
-    longer = extension_of(config, overrides.get("budget", {}))
+    typed = overrides.get("budget", {})
+    longer = {} if typed == config.budget.lengths else typed  # the same command continues an extended run
     with _locked(directory, processes), interruptible():
         checkpoint = processes.broadcast(_load(directory, config, longer, console) if processes.is_main else None)
         run_plan = _restore_plan(config, device, directory, checkpoint, console)
