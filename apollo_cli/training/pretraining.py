@@ -68,8 +68,12 @@ class Pretraining(Session):
         return self.corpus.content
 
     def new_state(self) -> TrainerState:
-        """The counters of a run that begins, whose rows may be those after the last ones that its source read."""
-        return replace(super().new_state(), first_sample=first_sample(self.config))
+        """The counters of a run that begins.
+
+        Its rows may be those after the last ones that its source read; `wandb agent` may give its id.
+        """
+        state = super().new_state()
+        return replace(state, first_sample=first_sample(self.config), run_id=run_id_of_agent() or state.run_id)
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
         facts = summarize(
@@ -157,10 +161,6 @@ class Pretraining(Session):
         )
         writers = open_writers(config.tracking, self.directory.path, state.step)
         return Tracker(metrics, self.console, [*([mirror] if mirror else []), *writers])
-
-    def new_run_id(self) -> str:
-        """The id of a new run in W&B, which `wandb agent` may give."""
-        return run_id_of_agent() or super().new_run_id()
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         """The trainer, new or with the state of the checkpoint.

@@ -113,11 +113,7 @@ class Session(ABC):
 
     def new_state(self) -> TrainerState:
         """The counters of a run that begins."""
-        return TrainerState(data=self.data, run_id=self.new_run_id())
-
-    def new_run_id(self) -> str:
-        """The id of a new run in W&B."""
-        return uuid4().hex[:16]
+        return TrainerState(data=self.data, run_id=uuid4().hex[:16])
 
     def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
         """Gives model, optimizer and torch's generators the state of the checkpoint.
