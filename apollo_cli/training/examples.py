@@ -1,7 +1,6 @@
 """What a finished run has learned, for a reader: the loss of answering by frequency, and answers to new text."""
 
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -84,7 +83,8 @@ def _filled(model: LanguageModel, tokenizer: Tokenizer, row: np.ndarray, inside:
     `inside` tells which tokens of the row continue the word before them.
     """
     tokens = row.astype(np.int64)
-    for start, end in _words(inside, len(row) // 3, len(row) - len(row) // 4):
+    begins = [i for i in range(len(row) // 3, len(row) - len(row) // 4) if not inside[i]]
+    for start, end in pairwise(begins):
         original = tokenizer.decode(tokens[start:end].tolist())
         if original.strip().isalpha() and _LETTERS[0] <= len(original.strip()) <= _LETTERS[1]:
             break
@@ -96,12 +96,6 @@ def _filled(model: LanguageModel, tokenizer: Tokenizer, row: np.ndarray, inside:
     before, after = (tokenizer.decode(part.tolist()).strip() for part in (tokens[:start], tokens[end:]))
     answered = tokenizer.decode(answer).strip()
     return Example(f"{before[-_CONTEXT:]} ", answered, f" {after[:_CONTEXT]}", original.strip())
-
-
-def _words(inside: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The words that lie between two positions: the first token of each and the one after its last."""
-    begins = [i for i in range(start, end) if not inside[i]]
-    yield from pairwise(begins)
 
 
 def fill(model: LanguageModel, row: torch.Tensor, masked: range) -> list[int]:
