@@ -253,14 +253,21 @@ class LanguageModel(nn.Module, ABC):
         multiplier = self._branch_multiplier(depth or len(layer_map))
         mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
+
+        def run(hidden: Tensor, layers: Sequence[int], caches: Sequence[KeyValueCache] = ()) -> Tensor:
+            for i, cache in zip_longest(layers, caches):
+                result = self.blocks[i](hidden, mask, unpadding, rotation, cache, multiplier)
+                hidden = hidden.lerp(result, gates[i]) if i in gates else result
+            return hidden
+
         with torch.no_grad() if frozen else nullcontext():
             first = caches[0].length if caches else 0
             hidden = self.embed(tokens, segments, first)
             if unpadding:
                 hidden = unpadding.unpad(hidden)
             rotation = self._rotation(first, first + tokens.shape[1])
-            hidden = self._run(hidden, mask, unpadding, rotation, layer_map[:frozen], gates, (), multiplier)
-        hidden = self._run(hidden, mask, unpadding, rotation, layer_map[frozen:], gates, caches, multiplier)
+            hidden = run(hidden, layer_map[:frozen])
+        hidden = run(hidden, layer_map[frozen:], caches)
         return unpadding.pad(hidden) if unpadding else hidden
 
     def _block_mask(self, attention_mask: Tensor) -> Tensor:
@@ -281,22 +288,6 @@ class LanguageModel(nn.Module, ABC):
         """(), a tensor, as a compiled block is compiled again for each value of a number; None for 1."""
         value = self.model_config.multipliers(depth).branch
         return None if value == 1 else self.tokens.weight.new_full((), value)
-
-    def _run(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None,
-        unpadding: Unpadding | None,
-        rotation: Tensor | None,
-        layer_map: Sequence[int],
-        gates: Mapping[int, float],
-        caches: Sequence[KeyValueCache],
-        multiplier: Tensor | None,
-    ) -> Tensor:
-        for i, cache in zip_longest(layer_map, caches):
-            result = self.blocks[i](hidden, mask, unpadding, rotation, cache, multiplier)
-            hidden = hidden.lerp(result, gates[i]) if i in gates else result
-        return hidden
 
     def logits(self, tokens: Tensor, layer_map: Sequence[int], attention_mask: Tensor | None = None) -> Tensor:
         """(rows, seq_len) -> (rows, seq_len, vocabulary); arguments as of `trunk`."""
@@ -329,11 +320,7 @@ class LanguageModel(nn.Module, ABC):
             decoder = decoder.detach()
         return decoder_loss(self.decoder_input(hidden), decoder, self.head_bias, batch.targets)
 
-    def forward(
-        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
-    ) -> Tensor:
-        """`loss`, under the name that torch's wrappers call."""
-        return self.loss(batch, layer_map, frozen, gates)
+    forward = loss  # the name that torch's wrappers call
 
     @property
     def device(self) -> torch.device:
