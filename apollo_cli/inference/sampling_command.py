@@ -96,7 +96,7 @@ def _fill(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
         raise ConfigError([f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it"])
     found = mask_candidates(trained.model, framed, special["mask"], args.candidates, args.depth)
     for number, candidates in enumerate(found, 1):
-        words = (f"{trained.tokenizer.decode([c.token])!r} {c.probability:.1%}" for c in candidates)
+        words = (f"{trained.tokenizer.decode([token])!r} {probability:.1%}" for token, probability in candidates)
         print(for_screen(f"{MASK} {number}: {', '.join(words)}"))
 
 

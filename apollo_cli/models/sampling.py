@@ -72,25 +72,15 @@ def continuation(
         yield token
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A token for a mask, and its probability."""
-
-    token: int
-    probability: float
-
-
 @torch.no_grad()
 def mask_candidates(
     model: LanguageModel, tokens: list[int], mask: int, count: int, depth: int | None = None
-) -> list[list[Candidate]]:
-    """For each mask in the tokens, which are framed as in training, the likeliest tokens after `depth` layers."""
+) -> list[list[tuple[int, float]]]:
+    """For each mask in the tokens, framed as in training, the likeliest tokens and their probabilities."""
     logical = layers_to_run(len(model.blocks), depth or len(model.blocks))
     row = torch.tensor([tokens], device=model.device)
     hidden = model.trunk(row, logical, depth=max(len(logical), len(model.blocks)))[0, row[0] == mask]
     probabilities = model.head(hidden).float().softmax(-1)
     likeliest = probabilities.topk(min(count, probabilities.shape[-1]))
-    return [
-        [Candidate(int(token), float(p)) for token, p in zip(tokens_of_mask, values, strict=True)]
-        for tokens_of_mask, values in zip(likeliest.indices, likeliest.values, strict=True)
-    ]
+    found = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return [list(zip(tokens_of_mask, values, strict=True)) for tokens_of_mask, values in found]

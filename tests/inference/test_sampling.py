@@ -66,8 +66,8 @@ def test_masks_have_the_likeliest_tokens_of_transformers(finished: Finished) -> 
     found = mask_candidates(load_model(folder).eval(), tokens, mask=4, count=3)
     for position, candidates in zip((2, 4), found, strict=True):
         expected = logits[position].softmax(-1).topk(3)
-        assert [c.token for c in candidates] == expected.indices.tolist()
-        assert [c.probability for c in candidates] == pytest.approx(expected.values.tolist(), abs=1e-4)
+        assert [token for token, _ in candidates] == expected.indices.tolist()
+        assert [probability for _, probability in candidates] == pytest.approx(expected.values.tolist(), abs=1e-4)
 
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()  # the probabilities of four tokens
@@ -161,7 +161,7 @@ def test_extremes_of_temperature_and_candidates_are_no_errors(
     model = load_model(finished("bert") / "model")
     (found,) = mask_candidates(model, [0, 1, 2], 1, count=10_000)
     assert len(found) == model.model_config.vocabulary
-    assert sum(candidate.probability for candidate in found) == pytest.approx(1, abs=1e-4)
+    assert sum(probability for _, probability in found) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(
