@@ -1,5 +1,7 @@
 """Models by kind, and their number of parameters."""
 
+import torch
+
 from apollo_cli.models.bert import SEGMENTS, Bert
 from apollo_cli.models.gpt import Gpt, Llama
 from apollo_cli.models.model_config import ModelConfig
@@ -11,6 +13,12 @@ MODELS: dict[str, type[LanguageModel]] = {"bert": Bert, "gpt": Gpt, "llama": Lla
 def build(model_config: ModelConfig, layers: int) -> LanguageModel:
     """A freshly initialised model with `layers` stored blocks, on torch's default device."""
     return MODELS[model_config.kind](model_config, layers)
+
+
+def build_on_meta(model_config: ModelConfig, layers: int) -> LanguageModel:
+    """Such a model without memory for its weights, to be given them or for their shapes."""
+    with torch.device("meta"):
+        return build(model_config, layers)
 
 
 def num_parameters(model_config: ModelConfig, layers: int) -> int:

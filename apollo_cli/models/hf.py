@@ -4,7 +4,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.bert import SEGMENTS
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build, build_on_meta
 from apollo_cli.models.model_config import ARCHITECTURES, Initialization, Kind, ModelConfig, Norm
 from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LONGEST_WAVE, LanguageModel
@@ -70,23 +70,26 @@ LLAMA_BLOCK_NAMES = {
     "ffn_out": "model.layers.{i}.mlp.down_proj",
     "ffn_norm": "model.layers.{i}.post_attention_layernorm",
 }
-_NAMES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # by model_type
-    "bert": (BERT_NAMES, BERT_BLOCK_NAMES),
-    "megatron-bert": (PRE_NORM_BERT_NAMES, PRE_NORM_BERT_BLOCK_NAMES),
-    "gpt2": (GPT_NAMES, GPT_BLOCK_NAMES),
-    "llama": (LLAMA_NAMES, LLAMA_BLOCK_NAMES),
+
+
+class _Format(NamedTuple):
+    kind: Kind
+    architecture: str
+    names: dict[str, str]
+    block_names: dict[str, Any]
+
+
+_FORMATS = {  # by model_type; BERT's first one is post-norm
+    "bert": _Format("bert", "BertForMaskedLM", BERT_NAMES, BERT_BLOCK_NAMES),
+    "megatron-bert": _Format("bert", "MegatronBertForMaskedLM", PRE_NORM_BERT_NAMES, PRE_NORM_BERT_BLOCK_NAMES),
+    "gpt2": _Format("gpt", "GPT2LMHeadModel", GPT_NAMES, GPT_BLOCK_NAMES),
+    "llama": _Format("llama", "LlamaForCausalLM", LLAMA_NAMES, LLAMA_BLOCK_NAMES),
 }
 GPT_TRANSPOSED = (  # GPT-2 stores these as (in, out)
     "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
 )  # fmt: skip
 LARGEST_FILE = 5_000_000_000  # bytes of weights in one file, the hub's default; larger models are split
 _HEAD = ("transform", "head_bias", "decoder")  # prefixes of our names of a head, which models for other tasks lack
-_KINDS: dict[str, Kind] = {  # by model_type; BERT's first one is post-norm
-    "bert": "bert",
-    "megatron-bert": "bert",
-    "gpt2": "gpt",
-    "llama": "llama",
-}
 _BARE = {  # what begins the names of a model without a head, and what they begin with in a language model
     "bert": (("embeddings.", "encoder.", "pooler."), "bert."),
     "gpt": (("wte.", "wpe.", "h.", "ln_f."), "transformer."),
@@ -144,12 +147,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _MISSING: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_dropout": 0.0}
 }
-_CLASSES = {  # by model_type
-    "bert": "BertForMaskedLM",
-    "megatron-bert": "MegatronBertForMaskedLM",
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-}
 
 
 def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) -> None:
@@ -183,7 +180,7 @@ def _config(model: LanguageModel) -> dict[str, Any]:
     model_type = _model_type(sizes)
     return {
         "model_type": model_type,
-        "architectures": [_CLASSES[model_type]],
+        "architectures": [_FORMATS[model_type].architecture],
         **_COMPUTED[kind],
         **{key: getattr(sizes, name) for name, key in _SIZE_KEYS[kind].items()},
         **({"type_vocab_size": SEGMENTS} if kind == "bert" else {}),
@@ -223,9 +220,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         CheckpointError: `load_model` would raise it.
     """
     model_config, theirs = _read(folder)
-    with torch.device("meta"):
-        model = build(model_config, model_config.layers)
-    for name, t in model.state_dict().items():
+    for name, t in build_on_meta(model_config, model_config.layers).state_dict().items():
         _our_tensor(folder, model_config, name, t.shape, theirs)
     return model_config
 
@@ -255,7 +250,7 @@ def _model_type(model_config: ModelConfig) -> str:
     """Transformers' name of models that compute the same."""
     if model_config.kind == "bert" and model_config.norm == "pre":
         return "megatron-bert"
-    return next(theirs for theirs, kind in _KINDS.items() if kind == model_config.kind)
+    return next(theirs for theirs, each in _FORMATS.items() if each.kind == model_config.kind)
 
 
 def _with_prefix(kind: str, name: str) -> str:
@@ -289,7 +284,7 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 def _check_sizes(config: dict[str, Any], theirs: dict[str, Tensor]) -> None:
     """Raises a ValueError for a size that no such weights can have, before so much memory or time is taken."""
     longest = max((length for tensor in theirs.values() for length in tensor.shape), default=0)
-    kind = _KINDS[config["model_type"]]
+    kind = _FORMATS[config["model_type"]].kind
     for name, key in _SIZE_KEYS[kind].items():
         if name == "tied" or (kind == "llama" and name == "positions"):  # of which the weights know nothing
             continue
@@ -299,7 +294,7 @@ def _check_sizes(config: dict[str, Any], theirs: dict[str, Tensor]) -> None:
 
 
 def _model_config(config: dict[str, Any]) -> ModelConfig:
-    kind = _KINDS[config["model_type"]]
+    kind = _FORMATS[config["model_type"]].kind
     if kind == "gpt" and not config.get("n_inner"):
         config = config | {"n_inner": 4 * config["n_embd"]}
     if kind == "llama" and config.get("num_key_value_heads") is None:
@@ -375,7 +370,7 @@ def _rows(model_config: ModelConfig, name: str, rows: int, their_names: list[str
 
 def _their_names(model_config: ModelConfig, name: str) -> list[str]:
     """Transformers' names of our tensor `name`: one, or several where theirs are joined in ours."""
-    names, block_names = _NAMES[_model_type(model_config)]
+    _, _, names, block_names = _FORMATS[_model_type(model_config)]
     if name in names:
         return [names[name]]
     module, _, leaf = name.rpartition(".")

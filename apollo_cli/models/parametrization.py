@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build_on_meta
 from apollo_cli.models.model_config import CompleteP, Multipliers
 from apollo_cli.models.transformer import LanguageModel
 
@@ -43,8 +43,7 @@ def in_parametrization(model: LanguageModel, complete_p: CompleteP | None) -> La
         return model
     depth = len(model.blocks)
     old, new = model.model_config.multipliers(depth), config.multipliers(depth)
-    with torch.device("meta"):
-        result = build(config, depth)
+    result = build_on_meta(config, depth)
     state = {name: restated(name, p, config.hidden, old, new) for name, p in model.state_dict().items()}
     result.load_state_dict(state, assign=True)
     return result.train(model.training)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build_on_meta
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch
 from apollo_cli.training.adamw import AdamW
@@ -144,8 +144,7 @@ def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
     """FLOPs of the optimizer's own matrix products in an update of one layer; 0 for AdamW."""
     if optim.kind == "adamw":
         return 0
-    with torch.device("meta"):
-        (block,) = build(model_config, 1).blocks
+    (block,) = build_on_meta(model_config, 1).blocks
     return sum(
         newton_schulz_flops(rows, p.shape[1], optim.ns_steps)
         for name, p in block.named_parameters()

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from apollo_cli.growth.expanders import Growth
 from apollo_cli.growth.expansion import State, grow
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build_on_meta
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.training.adamw import AdamW
@@ -49,8 +49,7 @@ class FullyShardedDataParallel(ParallelStrategy):
 
     def _empty(self, layers: int) -> LanguageModel:
         """A sharded model without weights."""
-        with torch.device("meta"):
-            model = build(self.model_config, layers)
+        model = build_on_meta(self.model_config, layers)
         # bf16 products need a layer's weights in no more; CUDA's autocast runs norms in fp32, a CPU's does not
         halved = self.device.bf16 and self.device.device.type == "cuda"
         precision = MixedPrecisionPolicy(
@@ -141,7 +140,6 @@ class FullyShardedDataParallel(ParallelStrategy):
         for name, t in self.model.state_dict().items():
             tensor = t.full_tensor().cpu()
             weights[name] = tensor if self.device.processes.is_main else torch.empty_like(tensor, device="meta")
-        with torch.device("meta"):
-            model = build(self.model_config, len(self.model.blocks))
+        model = build_on_meta(self.model_config, len(self.model.blocks))
         model.load_state_dict(weights, assign=True)
         return model

@@ -17,7 +17,7 @@ from apollo_cli.errors import TrainingError
 from apollo_cli.growth.expanders import Expander, Learning
 from apollo_cli.growth.layer_maps import LayerMap
 from apollo_cli.growth.width import Space, Spaces, State, flops_of_widening, parts_of, widened
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build_on_meta
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
@@ -99,7 +99,7 @@ def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
     old, new = widths_of(source), widths_of(target)
     both = {name: (new[name], old[name]) for name in old}
     both["mixed"] = both["query"]
-    model, wide = _on_meta(source, 1), _on_meta(target, 1)
+    model, wide = build_on_meta(source, 1), build_on_meta(target, 1)
     total = 0
     for name, parameter in model.named_parameters():
         inner = name.removeprefix("blocks.0.")
@@ -185,11 +185,6 @@ def _for_each_reader(values: Tensor, head: int, heads_per_kv: int) -> Tensor:
     by_head = values.unflatten(1, (-1, head)).unflatten(0, (-1, head))
     eye = torch.eye(heads_per_kv, device=values.device)
     return torch.einsum("aibj,rs->aribsj", by_head, eye).flatten(0, 2).flatten(1)
-
-
-def _on_meta(model_config: ModelConfig, layers: int) -> LanguageModel:
-    with torch.device("meta"):
-        return build(model_config, layers)
 
 
 def _tensor(values: np.ndarray) -> nn.Parameter:

@@ -9,7 +9,7 @@ from torch import Tensor
 from apollo_cli.growth.expanders import Expander, Growth
 from apollo_cli.growth.expansion import grown_tensor, source_rows
 from apollo_cli.growth.width import WIDTHS, Sizes, Spaces, State, spaces, widened, widened_layers
-from apollo_cli.models.build import build
+from apollo_cli.models.build import build_on_meta
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.parametrization import restated
 from apollo_cli.models.transformer import LanguageModel
@@ -25,8 +25,7 @@ def sizes(model_config: ModelConfig) -> Sizes:
 
 def enlarged(source: LanguageModel, model_config: ModelConfig, layers: int, init_from: InitFrom) -> LanguageModel:
     """A model of these sizes on the device of `source`, initialized from it; draws no random numbers of torch."""
-    with torch.device("meta"):
-        model = build(model_config, layers)
+    model = build_on_meta(model_config, layers)
     model.to_empty(device=source.device).train(source.training)
     init_from(model, source)
     return model
