@@ -14,25 +14,19 @@ from apollo_cli.growth.layer_maps import inserted, mixing_matrix, take_name
 
 @dataclass(frozen=True)
 class Growth:
-    """How N stored layers become the next N.
+    """How N stored layers become the next N."""
 
-    Attributes:
-        matrix: (next N, N), rows sum to 1.
-        zero_init: the new layers whose projections into the residual stream start at zero. In a post-norm model
-            their norms, and the output norm of the layer below them, leave what is normalised as it is.
-        residual_scale: the factor of the projections into the residual stream, by layer; 1 for the others.
-        drawn: the new layers that are no copies and are drawn as a new model's are; their rows only say where.
-        gated: the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1.
-        gate_duration: share of all steps over which c rises.
-        branch_ratio: the multiplier of the residual branches after the growth over that before, see `at_ratio`.
-    """
-
-    matrix: np.ndarray
+    matrix: np.ndarray  # (next N, N), rows sum to 1
+    # the new layers whose projections into the residual stream start at zero. In a post-norm model their norms, and
+    # the output norm of the layer below them, leave what is normalised as it is
     zero_init: tuple[int, ...] = ()
+    # the factor of the projections into the residual stream, by layer; 1 for the others
     residual_scale: Mapping[int, float] = field(default_factory=dict)
+    # the new layers that are no copies and are drawn as a new model's are; their rows only say where
     drawn: tuple[int, ...] = ()
-    gated: tuple[int, ...] = ()
-    gate_duration: float = 0.0
+    gated: tuple[int, ...] = ()  # the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1
+    gate_duration: float = 0.0  # share of all steps over which c rises
+    # the multiplier of the residual branches after the growth over that before, see `at_ratio`
     branch_ratio: float = 1.0
 
     def at_ratio(self, branch_ratio: float) -> "Growth":
@@ -63,15 +57,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Learning:
-    """How a map is learned.
+    """How a map is learned."""
 
-    Attributes:
-        steps: updates of the map.
-        lr: their constant learning rate.
-    """
-
-    steps: int
-    lr: float
+    steps: int  # updates of the map
+    lr: float  # their constant learning rate
 
 
 class Expander(ABC):

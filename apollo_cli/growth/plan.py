@@ -19,30 +19,18 @@ _DRAWS_AT_ONCE = 1 << 20  # bounds the memory of counting a long run
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a plan.
+    """One stage of a plan."""
 
-    Attributes:
-        stage: layers, width and span.
-        parameters: trainable parameters of the whole model in this stage.
-        memory_bytes: estimated peak memory of a device, at the depth that needs most.
-        sent_bytes: bytes that each device sends in a step, on average.
-        flops: model FLOPs of the stage's steps, exact.
-        map_flops: FLOPs of learning the map at the start of the stage; 0 where none is learned.
-        optimizer_flops: FLOPs of the optimizer's own matrix products, if each trained layer runs in every step.
-        depth_probabilities: P(depth | N, L).
-        depth_counts: micro-steps by the depth that they run, exact for this seed.
-        growth: the growth at the start of the stage (where a map is learned, its start); None without growth.
-    """
-
-    stage: Stage
-    parameters: int
-    memory_bytes: int
-    sent_bytes: int
-    flops: int
-    map_flops: int
-    optimizer_flops: int
-    depth_probabilities: dict[int, float]
-    depth_counts: dict[int, int]
+    stage: Stage  # layers, width and span
+    parameters: int  # trainable parameters of the whole model in this stage
+    memory_bytes: int  # estimated peak memory of a device, at the depth that needs most
+    sent_bytes: int  # bytes that each device sends in a step, on average
+    flops: int  # model FLOPs of the stage's steps, exact
+    map_flops: int  # FLOPs of learning the map at the start of the stage; 0 where none is learned
+    optimizer_flops: int  # FLOPs of the optimizer's own matrix products, if each trained layer runs in every step
+    depth_probabilities: dict[int, float]  # P(depth | N, L)
+    depth_counts: dict[int, int]  # micro-steps by the depth that they run, exact for this seed
+    # the growth at the start of the stage (where a map is learned, its start); None without growth
     growth: Growth | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,64 +61,43 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StepCost:
-    """The size of a step, and its costs for a model of one width.
+    """The size of a step, and its costs for a model of one width."""
 
-    Attributes:
-        target: the target depth L.
-        accumulation: micro-steps in a step.
-        tokens_per_step: tokens that a step reads.
-        flops: model FLOPs of a micro-step, forward and backward, by the depth that runs and the number of
-            its lowest layers that run forward only.
-        parameters: trainable parameters by stored layers.
-        memory_bytes: estimated peak memory of a micro-step on a device, by stored layers and depth.
-        devices: number of devices that share each micro-step.
-        sent_bytes: bytes that each of them sends in a step, by stored layers and depth.
-        optimizer_flops: FLOPs of the optimizer's own matrix products in an update of one layer.
-    """
-
-    target: int
-    accumulation: int
-    tokens_per_step: int
+    target: int  # the target depth L
+    accumulation: int  # micro-steps in a step
+    tokens_per_step: int  # tokens that a step reads
+    # model FLOPs of a micro-step, forward and backward, by the depth that runs and the number of its lowest layers
+    # that run forward only
     flops: Callable[[int, int], int]
-    parameters: Callable[[int], int]
+    parameters: Callable[[int], int]  # trainable parameters by stored layers
+    # estimated peak memory of a micro-step on a device, by stored layers and depth
     memory_bytes: Callable[[int, int], int]
-    devices: int = 1
+    devices: int = 1  # number of devices that share each micro-step
+    # bytes that each of them sends in a step, by stored layers and depth
     sent_bytes: Callable[[int, int], int] = lambda layers, depth: 0
-    optimizer_flops: int = 0
+    optimizer_flops: int = 0  # FLOPs of the optimizer's own matrix products in an update of one layer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: schedule, sampler and expander, and what each step costs.
+    """What a run will do: schedule, sampler and expander, and what each step costs."""
 
-    Attributes:
-        schedule: the stages.
-        sampler: the distribution of the depth.
-        expander: how the layers grow.
-        step_cost: the cost of a step at the target's width.
-        seed: base seed of every random number generator.
-        source_flops: FLOPs of training the model of `init_from`; None where they are not known.
-        source_seconds: seconds of training it; 0 where they are not known.
-        source_layers: layers of that model, from which the first stage may grow; None without one.
-        maps: FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where
-            several processes learn the same map.
-        narrower: the cost of a step at each smaller share of the width that a stage has.
-        may_end_early: whether the steps are an upper bound.
-        earliest: with `schedule.when=plateau` the plan whose stages end as early as they can, beside this one, in
-            which they end as late as they can; None where their ends are planned.
-    """
-
-    schedule: Schedule
-    sampler: DepthSampler
-    expander: Expander
-    step_cost: StepCost
-    seed: int
-    source_flops: int | None = 0
-    source_seconds: float = 0.0
-    source_layers: int | None = None
+    schedule: Schedule  # the stages
+    sampler: DepthSampler  # the distribution of the depth
+    expander: Expander  # how the layers grow
+    step_cost: StepCost  # the cost of a step at the target's width
+    seed: int  # base seed of every random number generator
+    source_flops: int | None = 0  # FLOPs of training the model of `init_from`; None where they are not known
+    source_seconds: float = 0.0  # seconds of training it; 0 where they are not known
+    source_layers: int | None = None  # layers of that model, from which the first stage may grow; None without one
+    # FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where several
+    # processes learn the same map
     maps: Mapping[int, int] = field(default_factory=dict)
+    # the cost of a step at each smaller share of the width that a stage has
     narrower: Mapping[float, StepCost] = field(default_factory=dict)
-    may_end_early: bool = False
+    may_end_early: bool = False  # whether the steps are an upper bound
+    # with `schedule.when=plateau` the plan whose stages end as early as they can, beside this one, in which they
+    # end as late as they can; None where their ends are planned
     earliest: "Plan | None" = None
 
     def __post_init__(self) -> None:

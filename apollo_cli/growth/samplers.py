@@ -27,16 +27,11 @@ Overshoot = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class ForwardPath(NamedTuple):
-    """What one micro-step runs.
+    """What one micro-step runs."""
 
-    Attributes:
-        layers: the stored layer that each logical layer uses.
-        frozen: number of lowest logical layers that, with the embeddings, run forward only.
-        gates: weight c of a gated stored layer, c layer(h) + (1 - c) h; 1 for layers that are not named.
-    """
-
-    layers: LayerMap
-    frozen: int = 0
+    layers: LayerMap  # the stored layer that each logical layer uses
+    frozen: int = 0  # number of lowest logical layers that, with the embeddings, run forward only
+    # weight c of a gated stored layer, c layer(h) + (1 - c) h; 1 for layers that are not named
     gates: Mapping[int, float] = NO_GATES
 
 

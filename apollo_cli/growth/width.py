@@ -69,19 +69,12 @@ Spaces = Mapping[str, Space]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths of a model.
+    """The widths of a model."""
 
-    Attributes:
-        hidden: of the residual stream.
-        heads: query heads.
-        ffn: inside of the feed-forward part.
-        heads_per_kv: query heads that read the same keys and values.
-    """
-
-    hidden: int
-    heads: int
-    ffn: int
-    heads_per_kv: int = 1
+    hidden: int  # of the residual stream
+    heads: int  # query heads
+    ffn: int  # inside of the feed-forward part
+    heads_per_kv: int = 1  # query heads that read the same keys and values
 
 
 def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
@@ -110,19 +103,12 @@ Split = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class WidthRule(NamedTuple):
-    """How a model becomes wider.
+    """How a model becomes wider."""
 
-    Attributes:
-        choose: the unit that each new one copies.
-        split: the weights with which the copies of a unit are read.
-        new_from_above: whether new units come from the layer above (AKI).
-        whole_multiples: whether it is defined only for whole multiples of the width.
-    """
-
-    choose: Choice
-    split: Split
-    new_from_above: bool = False
-    whole_multiples: bool = False
+    choose: Choice  # the unit that each new one copies
+    split: Split  # the weights with which the copies of a unit are read
+    new_from_above: bool = False  # whether new units come from the layer above (AKI)
+    whole_multiples: bool = False  # whether it is defined only for whole multiples of the width
 
 
 WIDTHS = {

@@ -19,21 +19,14 @@ from apollo_cli.training.evaluate import evaluate
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's results on rows of a corpus.
+    """A model's results on rows of a corpus."""
 
-    Attributes:
-        depth: layers that ran.
-        loss: mean over the predictions, in nats.
-        accuracy: share of the predictions whose likeliest token is right.
-        predictions: their number.
-        bits_per_byte: loss of the text over its bytes, comparable between tokenizers; None for masked tokens, of
-            which the loss is not that of a text.
-    """
-
-    depth: int
-    loss: float
-    accuracy: float
-    predictions: int
+    depth: int  # layers that ran
+    loss: float  # mean over the predictions, in nats
+    accuracy: float  # share of the predictions whose likeliest token is right
+    predictions: int  # their number
+    # loss of the text over its bytes, comparable between tokenizers; None for masked tokens, of which the loss is
+    # not that of a text
     bits_per_byte: float | None
 
     @property
@@ -44,19 +37,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class LayerWorth:
-    """What one stored layer does.
+    """What one stored layer does."""
 
-    Attributes:
-        loss_without: the loss of the stored layers without it.
-        more: by how much that is above their loss with it.
-        update: norm of what it adds to the residual stream over the norm of its input, mean over tokens.
-        similarity: cosine of its weights and the next layer's; None for the last one.
-    """
-
-    loss_without: float
-    more: float
-    update: float
-    similarity: float | None
+    loss_without: float  # the loss of the stored layers without it
+    more: float  # by how much that is above their loss with it
+    update: float  # norm of what it adds to the residual stream over the norm of its input, mean over tokens
+    similarity: float | None  # cosine of its weights and the next layer's; None for the last one
 
 
 @torch.no_grad()

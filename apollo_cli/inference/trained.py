@@ -24,23 +24,14 @@ from apollo_cli.training.init_from.source import checkpoint_model
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model.
+    """A trained model."""
 
-    Attributes:
-        model: its stored layers, ready to be evaluated.
-        tokenizer: of its tokens.
-        tokenizer_folder: where that is stored.
-        title: where it comes from, for messages.
-        config: of its run; None for a folder in transformers' format.
-        fingerprint: of its run's corpus; None if the run has not recorded it.
-    """
-
-    model: LanguageModel
-    tokenizer: Tokenizer
-    tokenizer_folder: Path
-    title: str
-    config: Config | None
-    fingerprint: str | None = None
+    model: LanguageModel  # its stored layers, ready to be evaluated
+    tokenizer: Tokenizer  # of its tokens
+    tokenizer_folder: Path  # where that is stored
+    title: str  # where it comes from, for messages
+    config: Config | None  # of its run; None for a folder in transformers' format
+    fingerprint: str | None = None  # of its run's corpus; None if the run has not recorded it
 
     @property
     def kind(self) -> str:

@@ -11,17 +11,11 @@ _INPUT = 48  # bytes a token of a batch: as read, as int64, and its targets
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Bytes of the activations that a device keeps for the backward pass.
+    """Bytes of the activations that a device keeps for the backward pass."""
 
-    Attributes:
-        model_config: sizes of the model.
-        device: device type, for example `cpu`.
-        bf16: matrix products run under autocast.
-    """
-
-    model_config: ModelConfig
-    device: str
-    bf16: bool
+    model_config: ModelConfig  # sizes of the model
+    device: str  # device type, for example `cpu`
+    bf16: bool  # matrix products run under autocast
 
     @property
     def bytes_per_layer(self) -> int:

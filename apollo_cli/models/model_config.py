@@ -22,21 +22,17 @@ def std_of_width(hidden: int) -> float:
 
 @dataclass(frozen=True)
 class Initialization:
-    """Initialization of the weights; biases are 0 and norms 1.
+    """Initialization of the weights; biases are 0 and norms 1."""
 
-    Attributes:
-        std: standard deviation of the normal distribution that weights are drawn from.
-        positions: initialization of the position embeddings, which are trained: random, or sinusoidal
-            (Vaswani 2017, section 3.5), where a step along the row is the same rotation everywhere.
-        positions_std: standard deviation of the position embeddings, or root mean square of the sinusoids.
-        residual: projections into the residual stream have the same deviation (plain), or one smaller by
-            1 / sqrt(2 L), L the target depth, or the base depth of CompleteP (by_depth; GPT-2, Radford 2019,
-            section 2.3).
-    """
-
+    # standard deviation of the normal distribution that weights are drawn from
     std: float = 0.02  # BERT (Devlin 2019) and GPT-2 (Radford 2019) alike
+    # initialization of the position embeddings, which are trained: random, or sinusoidal (Vaswani 2017, section
+    # 3.5), where a step along the row is the same rotation everywhere
     positions: PositionInit = "random"
+    # standard deviation of the position embeddings, or root mean square of the sinusoids
     positions_std: float = 0.02
+    # projections into the residual stream have the same deviation (plain), or one smaller by 1 / sqrt(2 L), L the
+    # target depth, or the base depth of CompleteP (by_depth; GPT-2, Radford 2019, section 2.3)
     residual: ResidualInit = "plain"
 
     def of_width(self, before: int, hidden: int) -> "Initialization":
@@ -49,26 +45,18 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a layer computes, and around the layers what follows from it.
+    """What a layer computes, and around the layers what follows from it."""
 
-    Attributes:
-        pre_norm: norms stand before attention and feed-forward part and after the last layer, else after each sum.
-        causal: a position attends to itself and those before it.
-        activation: of the feed-forward part: GELU, its tanh form, or SwiGLU (Shazeer 2020, arXiv 2002.05202), which
-            has a third matrix.
-        eps: of the norms.
-        biases: linear layers have biases.
-        rms_norm: RMSNorm (Zhang 2019, arXiv 1910.07467), which has a gain and no bias, else LayerNorm.
-        rotary: queries and keys are rotated by their position (Su 2021, arXiv 2104.09864), else positions have an
-            embedding.
-    """
-
+    # norms stand before attention and feed-forward part and after the last layer, else after each sum
     pre_norm: bool
-    causal: bool
+    causal: bool  # a position attends to itself and those before it
+    # of the feed-forward part: GELU, its tanh form, or SwiGLU (Shazeer 2020, arXiv 2002.05202), which has a third
+    # matrix
     activation: Literal["gelu", "gelu_tanh", "swiglu"]
-    eps: float
-    biases: bool = True
-    rms_norm: bool = False
+    eps: float  # of the norms
+    biases: bool = True  # linear layers have biases
+    rms_norm: bool = False  # RMSNorm (Zhang 2019, arXiv 1910.07467), which has a gain and no bias, else LayerNorm
+    # queries and keys are rotated by their position (Su 2021, arXiv 2104.09864), else positions have an embedding
     rotary: bool = False
 
 
@@ -83,67 +71,41 @@ ARCHITECTURES: dict[Kind, Architecture] = {
 
 @dataclass(frozen=True)
 class CompleteP:
-    """The base model of CompleteP (Dey 2025, arXiv 2505.01618): what suits it suits every width and depth.
+    """The base model of CompleteP (Dey 2025, arXiv 2505.01618): what suits it suits every width and depth."""
 
-    Attributes:
-        hidden: width of the residual stream.
-        layers: depth.
-        head_width: width of an attention head.
-    """
-
-    hidden: int
-    layers: int
-    head_width: int
+    hidden: int  # width of the residual stream
+    layers: int  # depth
+    head_width: int  # width of an attention head
 
 
 class Multipliers(NamedTuple):
-    """Constant factors in a forward pass; all 1 in the standard parametrization.
+    """Constant factors in a forward pass; all 1 in the standard parametrization."""
 
-    Attributes:
-        branch: of what attention and feed-forward part add to the residual stream.
-        scores: of the attention scores query key^T / sqrt(head width).
-        logits: of the decoder's input, so of the logits before a bias.
-    """
-
-    branch: float = 1.0
-    scores: float = 1.0
-    logits: float = 1.0
+    branch: float = 1.0  # of what attention and feed-forward part add to the residual stream
+    scores: float = 1.0  # of the attention scores query key^T / sqrt(head width)
+    logits: float = 1.0  # of the decoder's input, so of the logits before a bias
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of a model.
+    """The sizes of a model."""
 
-    Attributes:
-        kind: bert (bidirectional, MLM head), gpt (GPT-2: pre-norm, causal) or llama (pre-norm, causal).
-        vocabulary: entries of the token embedding.
-        positions: longest row, in tokens.
-        hidden: width of the residual stream.
-        heads: attention heads, each of width hidden / heads.
-        ffn: inner width of the feed-forward part.
-        layers: the target depth L.
-        dropout: probability, in every place where BERT and GPT-2 have dropout.
-        init: initialization of the weights.
-        kv_heads: heads of keys and values, each read by equally many query heads (grouped-query attention, Ainslie
-            2023, arXiv 2305.13245); None for as many as `heads`.
-        tied: the decoder's weight is the token embedding.
-        complete_p: the base model of CompleteP; None for the standard parametrization.
-        norm: of BERT: post (Devlin 2019), or pre as in Megatron (Shoeybi 2019, arXiv 1909.08053, section 5.3); the
-            others are pre-norm whatever it is.
-    """
-
-    kind: Kind
-    vocabulary: int
-    positions: int
-    hidden: int
-    heads: int
-    ffn: int
-    layers: int
-    dropout: float = 0.0
-    init: Initialization = Initialization()
+    kind: Kind  # bert (bidirectional, MLM head), gpt (GPT-2: pre-norm, causal) or llama (pre-norm, causal)
+    vocabulary: int  # entries of the token embedding
+    positions: int  # longest row, in tokens
+    hidden: int  # width of the residual stream
+    heads: int  # attention heads, each of width hidden / heads
+    ffn: int  # inner width of the feed-forward part
+    layers: int  # the target depth L
+    dropout: float = 0.0  # probability, in every place where BERT and GPT-2 have dropout
+    init: Initialization = Initialization()  # initialization of the weights
+    # heads of keys and values, each read by equally many query heads (grouped-query attention, Ainslie 2023, arXiv
+    # 2305.13245); None for as many as `heads`
     kv_heads: int | None = None
-    tied: bool = True
-    complete_p: CompleteP | None = None
+    tied: bool = True  # the decoder's weight is the token embedding
+    complete_p: CompleteP | None = None  # the base model of CompleteP; None for the standard parametrization
+    # of BERT: post (Devlin 2019), or pre as in Megatron (Shoeybi 2019, arXiv 1909.08053, section 5.3); the others
+    # are pre-norm whatever it is
     norm: Norm = "post"
 
     @property

@@ -15,16 +15,11 @@ _COLDEST = 1e-6  # as cold as 0 in float32
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """How the next token is drawn from its distribution.
+    """How the next token is drawn from its distribution."""
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: only so many of the likeliest tokens; None for all.
-        top_p: only the likeliest tokens that together have this probability (Holtzman 2020, arXiv 1904.09751).
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
+    temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
+    top_k: int | None = None  # only so many of the likeliest tokens; None for all
+    # only the likeliest tokens that together have this probability (Holtzman 2020, arXiv 1904.09751)
     top_p: float = 1.0
 
     def draw(self, logits: Tensor, rng: torch.Generator) -> int:

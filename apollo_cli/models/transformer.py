@@ -26,17 +26,11 @@ _GELU_FORMS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a micro-step.
+    """The input of a micro-step."""
 
-    Attributes:
-        tokens: (rows, seq_len) int64, the model's input.
-        positions: (predictions,) int64, indices into the flattened rows where a token is predicted.
-        targets: (predictions,) int64, the correct tokens there.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    targets: Tensor
+    tokens: Tensor  # (rows, seq_len) int64, the model's input
+    positions: Tensor  # (predictions,) int64, indices into the flattened rows where a token is predicted
+    targets: Tensor  # (predictions,) int64, the correct tokens there
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -8,15 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Unpadding:
-    """Positions of the tokens in padded rows.
+    """Positions of the tokens in padded rows."""
 
-    Attributes:
-        shape: (rows, seq_len).
-        indices: (tokens,) int64, positions in the flattened rows that are no padding.
-    """
-
-    shape: torch.Size
-    indices: Tensor
+    shape: torch.Size  # (rows, seq_len)
+    indices: Tensor  # (tokens,) int64, positions in the flattened rows that are no padding
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(rows, seq_len, width) -> (tokens, width)."""

@@ -16,21 +16,13 @@ from apollo_cli.training.distributed.group import ALONE, ProcessGroup
 
 @dataclass(frozen=True)
 class Device:
-    """The device of a run.
+    """The device of a run."""
 
-    Attributes:
-        device: for tensors.
-        bf16: matrix products in bfloat16 under autocast; weights stay fp32.
-        compile: compile each block.
-        graphs: replay micro-steps and updates as CUDA graphs.
-        processes: of the run, one device each.
-    """
-
-    device: torch.device
-    bf16: bool
-    compile: bool
-    processes: ProcessGroup = ALONE
-    graphs: bool = False
+    device: torch.device  # for tensors
+    bf16: bool  # matrix products in bfloat16 under autocast; weights stay fp32
+    compile: bool  # compile each block
+    processes: ProcessGroup = ALONE  # of the run, one device each
+    graphs: bool = False  # replay micro-steps and updates as CUDA graphs
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass."""

@@ -38,19 +38,12 @@ def frequency_loss(kind: str, training: np.ndarray, validation: EvaluationBatche
 
 @dataclass(frozen=True)
 class Example:
-    """A piece of held-out text and what the model made of it.
+    """A piece of held-out text and what the model made of it."""
 
-    Attributes:
-        before: the text before the answer.
-        answer: the model's.
-        after: the text after it; empty for a continuation.
-        original: the word that was masked; None for a continuation.
-    """
-
-    before: str
-    answer: str
-    after: str = ""
-    original: str | None = None
+    before: str  # the text before the answer
+    answer: str  # the model's
+    after: str = ""  # the text after it; empty for a continuation
+    original: str | None = None  # the word that was masked; None for a continuation
 
 
 @torch.no_grad()

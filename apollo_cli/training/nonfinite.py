@@ -11,31 +11,18 @@ MAX_SKIPS_IN_A_ROW = 10  # after as many, the weights themselves give no finite 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Enough to compute the step again.
+    """Enough to compute the step again."""
 
-    Attributes:
-        step: updates done before it.
-        stage: number of the stage, from 1.
-        layers: number of stored layers.
-        learning_rate: of the step.
-        depths: of each micro-step.
-        losses: of each micro-step, in nats.
-        grad_norm: over all parameters, not clipped.
-        parameters: names of those whose gradient is not finite.
-        rows: numbers of the training rows of each micro-step.
-        data: fingerprint of the training data.
-    """
-
-    step: int
-    stage: int
-    layers: int
-    learning_rate: float
-    depths: list[int]
-    losses: list[float]
-    grad_norm: float
-    parameters: list[str]
-    rows: list[list[int]]
-    data: str
+    step: int  # updates done before it
+    stage: int  # number of the stage, from 1
+    layers: int  # number of stored layers
+    learning_rate: float  # of the step
+    depths: list[int]  # of each micro-step
+    losses: list[float]  # of each micro-step, in nats
+    grad_norm: float  # over all parameters, not clipped
+    parameters: list[str]  # names of those whose gradient is not finite
+    rows: list[list[int]]  # numbers of the training rows of each micro-step
+    data: str  # fingerprint of the training data
 
     def __str__(self) -> str:
         what = (

@@ -86,19 +86,12 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
 
 @dataclass(frozen=True)
 class SourceCost:
-    """What the model that a run begins with has cost.
+    """What the model that a run begins with has cost."""
 
-    Attributes:
-        flops: of its training; None if not known.
-        seconds: of its training; 0 if not known.
-        map_flops: of the map by which the first stage was made of it.
-        layers: of it; None without a source.
-    """
-
-    flops: int | None
-    seconds: float
-    map_flops: int
-    layers: int | None
+    flops: int | None  # of its training; None if not known
+    seconds: float  # of its training; 0 if not known
+    map_flops: int  # of the map by which the first stage was made of it
+    layers: int | None  # of it; None without a source
 
     @classmethod
     def of(cls, plan: Plan) -> "SourceCost":

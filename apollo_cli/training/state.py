@@ -10,88 +10,51 @@ from torch import Tensor
 
 @dataclass
 class TrainerState:
-    """The counters of a run, all of which are in every checkpoint.
+    """The counters of a run, all of which are in every checkpoint."""
 
-    Attributes:
-        step: optimizer updates done.
-        flops: model FLOPs done, exact.
-        optimizer_flops: FLOPs of the optimizer's own matrix products, see `Plan.optimizer_flops`.
-        train_seconds: spent in steps, without start-up, evaluations and checkpoints.
-        total_seconds: since the first start, without the time between an interruption and its resume.
-        loss_sum: sum of the losses of the micro-steps since the last training row.
-        loss_count: number of those micro-steps.
-        loss_max: highest loss of a step since the last training row.
-        norm_max: highest gradient norm before clipping since the last training row.
-        skipped_steps: steps that were not applied because a value was not finite.
-        skipped_in_a_row: those since the last update.
-        growths: step, layers and validation loss before and after each growth.
-        logged_train_seconds: `train_seconds` at the last training row.
-        logged_flops: `flops` at the last training row.
-        logged_step: `step` at the last training row.
-        losses: the newest `train/loss` and `eval/...` values.
-        best: `step` and `eval/loss` of the lowest validation loss of the whole model; empty before one.
-        stale_evaluations: evaluations in the last stage since then.
-        ended_by: why the run ended before its length was reached, `target_loss` or `patience`; empty if not.
-        first_sample: rows of the corpus that were read before the run, by the run that it begins from.
-        metrics_bytes: length of metrics.jsonl.
-        data: fingerprint of the corpus.
-        run_id: of the run in W&B.
-        stage_ends: the steps at which the stages before this one ended.
-        stage_losses: `eval/loss` at each evaluation of this stage, where it may end on a plateau; None for one that
-            was not finite.
-        planned_steps: length of the run, which a budget in seconds cannot reproduce.
-        devices: number of devices that share a micro-step.
-        gated: whether new layers still run through gates, without which the weights are another model.
-    """
-
-    step: int = 0
-    flops: int = 0
-    optimizer_flops: int = 0
-    train_seconds: float = 0.0
-    total_seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    loss_max: float = 0.0
-    norm_max: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
+    step: int = 0  # optimizer updates done
+    flops: int = 0  # model FLOPs done, exact
+    optimizer_flops: int = 0  # FLOPs of the optimizer's own matrix products, see `Plan.optimizer_flops`
+    train_seconds: float = 0.0  # spent in steps, without start-up, evaluations and checkpoints
+    total_seconds: float = 0.0  # since the first start, without the time between an interruption and its resume
+    loss_sum: float = 0.0  # sum of the losses of the micro-steps since the last training row
+    loss_count: int = 0  # number of those micro-steps
+    loss_max: float = 0.0  # highest loss of a step since the last training row
+    norm_max: float = 0.0  # highest gradient norm before clipping since the last training row
+    skipped_steps: int = 0  # steps that were not applied because a value was not finite
+    skipped_in_a_row: int = 0  # those since the last update
+    # step, layers and validation loss before and after each growth
     growths: list[dict[str, Any]] = field(default_factory=list)
-    logged_train_seconds: float = 0.0
-    logged_flops: int = 0
-    logged_step: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
+    logged_train_seconds: float = 0.0  # `train_seconds` at the last training row
+    logged_flops: int = 0  # `flops` at the last training row
+    logged_step: int = 0  # `step` at the last training row
+    losses: dict[str, float] = field(default_factory=dict)  # the newest `train/loss` and `eval/...` values
+    # `step` and `eval/loss` of the lowest validation loss of the whole model; empty before one
     best: dict[str, float] = field(default_factory=dict)
-    stale_evaluations: int = 0
-    ended_by: str = ""
-    first_sample: int = 0
-    metrics_bytes: int = 0
-    data: str = ""
-    run_id: str = ""
-    stage_ends: list[int] = field(default_factory=list)
+    stale_evaluations: int = 0  # evaluations in the last stage since then
+    ended_by: str = ""  # why the run ended before its length was reached, `target_loss` or `patience`; empty if not
+    first_sample: int = 0  # rows of the corpus that were read before the run, by the run that it begins from
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    data: str = ""  # fingerprint of the corpus
+    run_id: str = ""  # of the run in W&B
+    stage_ends: list[int] = field(default_factory=list)  # the steps at which the stages before this one ended
+    # `eval/loss` at each evaluation of this stage, where it may end on a plateau; None for one that was not finite
     stage_losses: list[float | None] = field(default_factory=list)
-    planned_steps: int = 0
-    devices: int = 1
-    gated: bool = False
+    planned_steps: int = 0  # length of the run, which a budget in seconds cannot reproduce
+    devices: int = 1  # number of devices that share a micro-step
+    gated: bool = False  # whether new layers still run through gates, without which the weights are another model
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """What a checkpoint holds."""
 
-    Attributes:
-        layers: stored blocks.
-        width: of the model, as a share of the target's.
-        tensors: weights by name and the optimizer's state as `parameter/key`; to be saved, what this process has of
-            them.
-        rng: states of torch's random number generators.
-        state: counters of the run.
-    """
-
-    layers: int
-    width: float
+    layers: int  # stored blocks
+    width: float  # of the model, as a share of the target's
+    # weights by name and the optimizer's state as `parameter/key`; to be saved, what this process has of them
     tensors: Mapping[str, Tensor]
-    rng: dict[str, Tensor]
-    state: TrainerState
+    rng: dict[str, Tensor]  # states of torch's random number generators
+    state: TrainerState  # counters of the run
 
     @property
     def num_bytes(self) -> int:

@@ -73,23 +73,14 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that was launched on the device, which may not have computed it yet.
+    """A step that was launched on the device, which may not have computed it yet."""
 
-    Attributes:
-        step: updates before it.
-        lr: its learning rate.
-        depths: of each micro-step.
-        rng: states of torch's generators before it, if dropout uses them.
-        losses: (micro-steps,), on the device.
-        grad_norm: before clipping, on the device.
-    """
-
-    step: int
-    lr: float
-    depths: list[int]
-    rng: dict[str, Tensor] | None
-    losses: Tensor
-    grad_norm: Tensor
+    step: int  # updates before it
+    lr: float  # its learning rate
+    depths: list[int]  # of each micro-step
+    rng: dict[str, Tensor] | None  # states of torch's generators before it, if dropout uses them
+    losses: Tensor  # (micro-steps,), on the device
+    grad_norm: Tensor  # before clipping, on the device
 
 
 @dataclass

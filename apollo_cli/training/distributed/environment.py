@@ -22,24 +22,15 @@ _LAUNCHERS = (  # rank, world size, local rank, port, restarts
 
 @dataclass(frozen=True)
 class ProcessEnv:
-    """One of several processes, as torchrun, Slurm's srun or mpirun describes it in the environment.
+    """One of several processes, as torchrun, Slurm's srun or mpirun describes it in the environment."""
 
-    Attributes:
-        rank: number of this process, from 0.
-        world_size: number of processes.
-        local_rank: number among the processes of this machine.
-        host: address where rank 0 listens.
-        port: port where rank 0 listens.
-        restarts: how often all processes were started again.
-        unset: the command after which a process is one on its own.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    host: str
-    port: int
-    restarts: int = 0
+    rank: int  # number of this process, from 0
+    world_size: int  # number of processes
+    local_rank: int  # number among the processes of this machine
+    host: str  # address where rank 0 listens
+    port: int  # port where rank 0 listens
+    restarts: int = 0  # how often all processes were started again
+    # the command after which a process is one on its own
     unset: str = field(default="unset WORLD_SIZE", compare=False)
 
     @classmethod

@@ -29,14 +29,10 @@ _ERROR_KEY = "error of rank 0"
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run. Its collective methods must be called by every process.
+    """The processes of a run. Its collective methods must be called by every process."""
 
-    Attributes:
-        env: rank of this process; None if it is the only one.
-        store: key-value store of all processes, which needs no initialized group.
-    """
-
-    env: ProcessEnv | None = None
+    env: ProcessEnv | None = None  # rank of this process; None if it is the only one
+    # key-value store of all processes, which needs no initialized group
     store: Any = field(default=None, repr=False, compare=False)
 
     @property

@@ -25,21 +25,13 @@ from apollo_cli.training.state import Checkpoint, TrainerState
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A trained model and the cost of its training.
+    """A trained model and the cost of its training."""
 
-    Attributes:
-        folder: in transformers' format; of a run, where its final model is or will be.
-        model_config: its sizes.
-        flops: of its training, with that of its own source; None if not known.
-        seconds: of its training; 0 if not known.
-        run: the run that trained it; None if not known.
-    """
-
-    folder: Path
-    model_config: ModelConfig
-    flops: int | None
-    seconds: float
-    run: "SourceRun | None" = None
+    folder: Path  # in transformers' format; of a run, where its final model is or will be
+    model_config: ModelConfig  # its sizes
+    flops: int | None  # of its training, with that of its own source; None if not known
+    seconds: float  # of its training; 0 if not known
+    run: "SourceRun | None" = None  # the run that trained it; None if not known
 
     def __str__(self) -> str:
         run = self.run
@@ -75,21 +67,13 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class SourceRun:
-    """The run that trained a source.
-
-    Attributes:
-        directory: of it.
-        config: of it.
-        typed: the name of the checkpoint that is the source; None for the final model.
-        checkpoint: the name of the checkpoint of that step; None if none was looked for.
-        state: the counters in it.
-    """
+    """The run that trained a source."""
 
     directory: RunDirectory
     config: Config
-    typed: str | None
-    checkpoint: str | None
-    state: TrainerState
+    typed: str | None  # the name of the checkpoint that is the source; None for the final model
+    checkpoint: str | None  # the name of the checkpoint of that step; None if none was looked for
+    state: TrainerState  # the counters in it
 
 
 def find_source(config: Config) -> SourceModel | None:

@@ -21,22 +21,14 @@ class WeightTransfer:
 
     A map is learned on the rows that the stage is then trained on: step i of the map on the first micro-batch of
     step i of the stage. Each of several processes reads whole micro-batches, so that all learn the same map.
-
-    Attributes:
-        plan: of the run.
-        model_config: sizes of the target model.
-        device: of this process.
-        batches: of the run, not divided among processes.
-        state: of the run; the cost of a map is added to it.
-        say: takes a line for the console.
     """
 
     plan: Plan
-    model_config: ModelConfig
+    model_config: ModelConfig  # sizes of the target model
     device: Device
-    batches: TrainingBatches
-    state: TrainerState
-    say: Callable[[str], None]
+    batches: TrainingBatches  # of the run, not divided among processes
+    state: TrainerState  # of the run; the cost of a map is added to it
+    say: Callable[[str], None]  # takes a line for the console
 
     def init_model(
         self, model: LanguageModel, source: LanguageModel, index: int, before_step: Callable[[], None]
