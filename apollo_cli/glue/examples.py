@@ -32,7 +32,6 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of texts and labels."""
         digest = hashlib.sha256(repr(self.texts).encode("utf-8", "surrogatepass"))
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:16]

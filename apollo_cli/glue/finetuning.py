@@ -187,7 +187,6 @@ class Cell(Session):
             return self.run(checkpoint)
 
     def tracker(self, state: TrainerState) -> Tracker:
-        """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
         metrics_file = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
         group, tags = self.pretrained.group, (self.pretrained.model_config.kind, self.rows.task.name)
         identity = Identity(state.run_id, f"{group}/{self.name}", group, tags, "glue")
@@ -198,7 +197,6 @@ class Cell(Session):
         return Tracker(metrics_file, self.console, [*([mirror] if mirror else []), *writers])
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
-        """The trainer, new or with the state of the checkpoint."""
         config, device = self.config, self.device
         torch.manual_seed(self.seed)
         body, pooler = self.pretrained.load(config.glue.dropout)

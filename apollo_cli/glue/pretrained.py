@@ -107,7 +107,6 @@ class Pretrained:
 
 
 def _weights_digest(folder: Path) -> str:
-    """Hash of the files of the weights."""
     digest = hashlib.sha256()
     try:
         for path in weight_files(folder):

@@ -59,7 +59,6 @@ class OptimGrid(OptimArgs):
     at_growth: Literal["continue"] = "continue"
 
     def at(self, lr: float) -> OptimArgs:
-        """The same with one learning rate."""
         return OptimArgs(**self.model_dump() | {"lr": lr})
 
 

@@ -23,7 +23,6 @@ class SentenceBatch(Batch):
     token_indices: Tensor  # (tokens,) int64, no padding in the flattened rows; from the CPU, to wait for no device
 
     def chunks(self, count: int) -> Sequence[Batch]:
-        """`count` batches of equally many rows."""
         if count == 1:  # `nonzero` below would wait for the device
             return [self]
         masks = self.attention_mask.chunk(count)
@@ -89,7 +88,6 @@ class SentenceDataset:
         return np.array([len(row) for row in self.rows])
 
     def batch(self, numbers: np.ndarray) -> SentenceBatch:
-        """The batch of these rows."""
         rows = [self.rows[number] for number in numbers]
         lengths = np.array([len(row) for row in rows])
         width = lengths.max()

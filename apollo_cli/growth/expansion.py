@@ -48,15 +48,9 @@ def source_rows(growth: Growth, name: str, *, post_norm: bool) -> Rows:
 def grown_tensor(
     growth: Growth, slot: int, name: str, rows: Rows, sources: Sequence[Tensor], drawn: Mapping[int, State]
 ) -> Tensor:
-    """The parameter `name` of new layer `slot`.
+    """The parameter `name` of new layer `slot`, from that of the old layers, `sources`, by `rows` of `source_rows`.
 
-    Args:
-        growth: of the layers.
-        slot: number of the new layer.
-        name: of the parameter within a layer.
-        rows: of `source_rows`.
-        sources: the same parameter of the old layers.
-        drawn: the parameters of each of `growth.drawn`.
+    `drawn` has the parameters of each of `growth.drawn`.
     """
     row = rows[slot]
     if slot in growth.zero_init and name.startswith(INTO_RESIDUAL):
@@ -153,7 +147,6 @@ def grow(
         optimizer: over (at least) the parameters of `blocks`; its groups are edited in place, and every new
             parameter joins the group of the old parameter of its name. Averages of weights grow as the weights do.
             Other parameters are not changed.
-        growth: from N layers to the new N.
         moments: `keep`, `map`, `new`, or `reset` (the whole optimizer is cleared, embeddings and head included).
         drawn: the parameters of each of `growth.drawn`.
 

@@ -208,17 +208,14 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer updates."""
         return self.schedule.steps
 
     @property
     def micro_steps(self) -> int:
-        """Forward and backward passes."""
         return self.steps * self.step_cost.accumulation
 
     @property
     def tokens(self) -> int:
-        """Tokens read."""
         return self.steps * self.step_cost.tokens_per_step
 
     @property
@@ -277,7 +274,6 @@ def max_steps_within(
     Args:
         budget: in the unit of `cost`.
         cost: the cost of a plan, for example its exact FLOPs; it rises with the steps, except for single ones.
-        plan_for: makes the plan of a number of steps.
         min_steps: see `schedule.min_steps`.
         shorter: see `schedule.shorter_steps`.
 

@@ -131,11 +131,8 @@ def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
 def is_scratch(layers: Sequence[int] | None, target: int | None, sampler: str | None, source: str | None) -> bool:
     """Whether a run trains all layers in every step, from random weights.
 
-    Args:
-        layers: stored in each stage.
-        target: the target depth.
-        sampler: its kind; of one that is not installed here it is not known whether it leaves layers out.
-        source: path of the model that the run begins with; None for random weights.
+    `sampler` is its kind; of one that is not installed here it is not known whether it leaves layers out. `source`
+    is the path of the model that the run begins with, None for random weights.
     """
     leaves_out = isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].chooses_layers
     return list(layers or ()) == [target] and source is None and not leaves_out
@@ -240,7 +237,6 @@ class Subset(DepthSampler):
     chooses_layers = True
 
     def in_stage(self, index: int) -> "Subset":
-        """The same with the sizes from this stage on."""
         return replace(self, sizes=self.sizes[index:])
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:

@@ -208,7 +208,6 @@ class Schedule:
 
     @property
     def before_extension(self) -> "Schedule":
-        """The stages before the last extension."""
         *earlier, end = self.extended_from
         *before, last = self.stages
         return Schedule((*before, replace(last, end_step=end)), tuple(earlier))
@@ -240,7 +239,6 @@ class Schedule:
         return tuple(stage.end_step for stage in self.stages[: self.index(step)])
 
     def at(self, step: int) -> Stage:
-        """The stage of `step`."""
         return self.stages[self.index(step)]
 
     def number(self, step: int, layers: int, width: float = 1.0) -> int:

@@ -211,11 +211,7 @@ def flops_of_widening(
 def from_above(name: str, own: "Tensor", above: "Tensor", spaces: Spaces) -> "Tensor":
     """AKI (Chen 2022, section 3.3): new output units are those of the layer above, at the same place.
 
-    Args:
-        name: the parameter's name within the layer.
-        own: the parameter, widened.
-        above: the parameter of the next layer, widened.
-        spaces: by which they were widened.
+    `own` and `above` are the parameter of a layer and of the next one, both widened by `spaces`.
     """
     import torch
 

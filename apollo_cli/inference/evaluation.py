@@ -31,7 +31,6 @@ class Measured:
 
     @property
     def perplexity(self) -> float:
-        """e to the loss."""
         return math.exp(min(self.loss, 700.0))
 
 

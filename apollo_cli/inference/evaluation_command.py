@@ -128,7 +128,6 @@ def _evaluate(
     corpus: Corpus,
     rows: np.ndarray,
 ) -> dict[str, Any]:
-    """The results of a model on these rows of a corpus."""
     model, sizes = trained.model, trained.model.model_config
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)

@@ -99,9 +99,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
 def exported_folder(folder: Path, *, averaged: bool = False) -> Path:
     """The folder in transformers' format that a run exported, or `folder` itself if it is no run directory.
 
-    Args:
-        folder: run directory, or folder in transformers' format.
-        averaged: of the average of the weights.
+    `averaged` is for that of the average of the weights.
 
     Raises:
         CheckpointError: the run has exported none.

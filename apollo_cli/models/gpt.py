@@ -20,7 +20,6 @@ class Gpt(LanguageModel):
         return self.dropout(hidden)
 
     def last_norm(self, hidden: Tensor) -> Tensor:
-        """The final norm."""
         return self.final_norm(hidden)
 
 

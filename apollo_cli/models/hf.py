@@ -152,10 +152,7 @@ _MISSING: dict[str, dict[str, Any]] = {
 def save_model(model: LanguageModel, folder: Path, special_ids: dict[str, int]) -> None:
     """Writes the N stored layers as a transformers model of N layers, in the standard parametrization.
 
-    Args:
-        model: the model.
-        folder: an existing empty folder.
-        special_ids: `pad_token_id`, `bos_token_id` and so on, as in transformers' configs.
+    The folder exists and is empty; `special_ids` has `pad_token_id` and so on, as in transformers' configs.
     """
     model, theirs = in_parametrization(model, None), {}
     for name, tensor in model.state_dict().items():
@@ -228,9 +225,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, Tensor] | None]:
     """Reads the layers of a BERT, GPT-2 or LLaMA of transformers in safetensors, with any head or none.
 
-    Args:
-        folder: has config.json and model.safetensors.
-        dropout: probability, in place of the one in config.json.
+    `dropout` stands in place of the one in config.json.
 
     Returns:
         The model, whose language model head is new where the file has none; and the state of BERT's pooler,

@@ -14,14 +14,7 @@ def restated(name: str, tensor: Tensor, hidden: int, old: Multipliers, new: Mult
     """The parameter with which a model that has the multipliers `new` computes what it computed with `old`.
 
     Branches are linear in their last projection, scores in the queries (rotations too are linear), logits in the
-    norm before the decoder.
-
-    Args:
-        name: of the parameter in the model.
-        tensor: the parameter.
-        hidden: width of the model, which is the number of query rows.
-        old: the multipliers that it was trained with.
-        new: the multipliers that it will be used with.
+    norm before the decoder. `hidden`, the width of the model, is the number of query rows.
     """
     module = name.rpartition(".")[0].rpartition(".")[2]
     if module in ("attention_out", "ffn_out"):

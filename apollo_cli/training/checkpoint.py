@@ -44,11 +44,7 @@ class _NewerFormat(CheckpointError):
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step_00001234/`; the files `latest` and `best` name one of them.
 
-    Args:
-        folder: `checkpoints/`.
-        keep: how many stay.
-        processes: of the run.
-        in_shards: whether each process writes its part of the tensors; else the main process writes all.
+    The newest `keep` stay. If `in_shards`, each process writes its part of the tensors, else the main one all.
     """
 
     def __init__(
@@ -61,9 +57,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, *, is_best: bool = False) -> Path:
         """Writes a checkpoint under a temporary name, syncs it, renames it, removes the oldest.
 
-        Args:
-            checkpoint: of this step.
-            is_best: whether it takes the place of the best one, which stays however many are written after it.
+        If `is_best` it takes the place of the best one, which stays however many are written after it.
 
         Raises:
             StorageError: it could not be written; the earlier checkpoints are untouched.
@@ -143,7 +137,6 @@ class Checkpoints:
         self.removal.start()
 
     def wait_for_removal(self) -> None:
-        """Waits until old checkpoints are deleted."""
         if self.removal.is_alive():
             self.removal.join()
 

@@ -25,17 +25,10 @@ def extended(
     directory: RunDirectory,
     checkpoint: Checkpoint | None,
 ) -> tuple[Config, Plan]:
-    """The config and the plan of a run that is made longer.
+    """The config and the plan of a run that is made longer, from its plan until now.
 
-    The stages end where they did, but for the last one; warmup and gates keep their steps.
-
-    Args:
-        config: of the run.
-        typed: its new length, as in `budget`.
-        planned: its plan until now.
-        device: of this process.
-        directory: of the run.
-        checkpoint: that it continues from.
+    The stages end where they did, but for the last one; warmup and gates keep their steps. `typed` has the new
+    length, as in `budget`.
 
     Raises:
         ConfigError: it is no longer than before, the steps that are done would have had another rate, the ends of

@@ -49,7 +49,6 @@ def method(config: Config) -> str:
 
 
 def trains_whole(config: Config) -> bool:
-    """Whether the run is one from scratch."""
     return is_scratch(config.schedule.layers, config.model.layers, config.sampler.kind, config.init_from.path)
 
 
@@ -61,7 +60,6 @@ def size(config: Config) -> str:
 
 @cache
 def _shipped_sizes() -> dict[tuple[int, int], str]:
-    """The options of the group `size` by their layers and width."""
     models = {path.stem: read_yaml(path)["model"] for path in (conf_folder() / "size").glob("*.yaml")}
     return {(model["layers"], model["hidden"]): name for name, model in models.items()}
 

@@ -36,11 +36,7 @@ _CITATION = """\
 def model_card(config: Config, plan: Plan, summary: dict[str, Any], *, of: WeightsOf = "end") -> str:
     """The card as Markdown with the hub's metadata; names in it, which may be another person's, are escaped.
 
-    Args:
-        config: of the run.
-        plan: of the run.
-        summary: summary.json, as at this moment.
-        of: which of the run's weights the model has.
+    `of` says which of the run's weights the model has.
     """
     from huggingface_hub import ModelCard, ModelCardData  # its import takes half a second
 

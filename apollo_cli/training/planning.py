@@ -95,7 +95,6 @@ class SourceCost:
 
     @classmethod
     def of(cls, plan: Plan) -> "SourceCost":
-        """That of a run with this plan."""
         return cls(plan.source_flops, plan.source_seconds, plan.maps.get(0, 0), plan.source_layers)
 
 
@@ -126,9 +125,7 @@ def make_plan(
     """The plan of `steps`, or of as many as the budget allows; the same one in all processes of a run.
 
     Args:
-        config: of the run.
-        device: of this process.
-        steps: its length; None for the budget.
+        steps: length of the run; None for the budget.
         recorded: of a run that has begun: its source may have changed or gone since.
         ended: the steps at which its first stages have ended, where the plan is that of a run with
             `schedule.when=plateau`. The rest of the budget is planned as if the others end as late as they can.

@@ -147,7 +147,6 @@ class Pretraining(Session):
         self.learned = {"frequency_loss": by_frequency, "examples": [asdict(each) for each in self.examples]}
 
     def tracker(self, state: TrainerState) -> Tracker:
-        """Rows go to metrics.jsonl, the console and, if it is enabled, W&B."""
         config = self.config
         if not self.device.processes.is_main:
             return NullTracker()

@@ -112,7 +112,6 @@ class Session(ABC):
         return Result(self.directory.path, self.plan, state.losses)
 
     def new_state(self) -> TrainerState:
-        """The counters of a run that begins."""
         return TrainerState(data=self.data, run_id=uuid4().hex[:16])
 
     def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
@@ -126,7 +125,6 @@ class Session(ABC):
             restore_rng_state(checkpoint.rng, self.device.device)
 
     def _close(self, status: str, state: TrainerState, tracker: Tracker) -> None:
-        """Writes the summary, closes the tracker, prints the summary."""
         if isinstance(tracker, NullTracker):
             return
         self.console.stop()

@@ -65,7 +65,6 @@ def summarize(
 
 
 def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
-    """Fingerprint and sizes of the corpus."""
     return {
         "fingerprint": corpus.fingerprint,
         "training_rows": len(corpus.training),

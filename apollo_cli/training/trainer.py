@@ -123,7 +123,6 @@ class Trainer:
 
     @property
     def layers(self) -> int:
-        """Number of layers that are stored now."""
         return len(self.model.blocks)
 
     def run(self, stop: StopRequest) -> None:
@@ -267,7 +266,6 @@ class Trainer:
         self.tracker.step(self.common_columns() | {"train/depth": depths[-1]})
 
     def depths(self, step: int) -> list[int]:
-        """The depth of each micro-step of a step."""
         first = step * self.plan.step_cost.accumulation
         return [self.plan.depth(first + part) for part in range(self.plan.step_cost.accumulation)]
 
@@ -299,9 +297,7 @@ class Trainer:
     def seed_dropout(self, micro_step: int, *, same_on_all: bool = False) -> None:
         """Seeds torch's generator by (seed, micro-step, rank), where several processes would draw the same dropout.
 
-        Args:
-            micro_step: number of it.
-            same_on_all: seeds all processes as rank 0.
+        If `same_on_all`, all processes are seeded as rank 0.
         """
         processes = self.device.processes
         if processes.env and self.model.model_config.dropout:
@@ -400,11 +396,8 @@ class Trainer:
     def reject_step(self, pending_steps: list[PendingStep], losses: list[float]) -> None:
         """Goes back to a step that is not finite, saves the state before it and a diagnosis, stops or skips it.
 
-        The weights are those before it, for the device has applied no step since.
-
-        Args:
-            pending_steps: the step, and those after it.
-            losses: of its micro-steps.
+        The weights are those before it, for the device has applied no step since. `pending_steps` has the step and
+        those after it, `losses` those of its micro-steps.
 
         Raises:
             TrainingError: on_nonfinite=stop, or too many skipped steps in a row.
@@ -442,7 +435,6 @@ class Trainer:
         self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
 
     def diagnosis(self, refused: PendingStep, losses: list[float]) -> Diagnosis:
-        """The diagnosis of the step whose gradients are in the model now."""
         step = refused.step
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         nonfinite = self.device.processes.max(
@@ -600,7 +592,6 @@ class Trainer:
         self.tracker.row(self.common_columns() | values)
 
     def common_columns(self) -> dict[str, Any]:
-        """The columns of every row."""
         state = self.state
         state.total_seconds = perf_counter() - self.started
         by_optimizer = {"optimizer_flops": state.optimizer_flops} if self.plan.step_cost.optimizer_flops else {}

@@ -21,12 +21,7 @@ CompileBlocks = Callable[[Iterable[nn.Module]], None]
 
 
 class ParallelStrategy:
-    """The whole model on one device.
-
-    Args:
-        model: on its device.
-        compile_blocks: compiles new layers, if the run compiles.
-    """
+    """The whole model on one device; `compile_blocks` compiles new layers, if the run compiles."""
 
     in_shards = False  # whether each process has only a part of the model
 
@@ -92,10 +87,7 @@ class ParallelStrategy:
 class DataParallel(ParallelStrategy):
     """A replica on every device; DDP averages gradients during the backward pass (Li 2020, arXiv 2006.15704).
 
-    Args:
-        model: on the device of this process.
-        compile_blocks: compiles new layers, if the run compiles.
-        trains_all: whether every step reaches every parameter; else DDP searches for those it does not reach.
+    Unless every step reaches every parameter, as `trains_all` says, DDP searches for those it does not reach.
     """
 
     def __init__(self, model: LanguageModel, compile_blocks: CompileBlocks, trains_all: bool) -> None:

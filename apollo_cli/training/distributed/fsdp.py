@@ -28,11 +28,6 @@ class FullyShardedDataParallel(ParallelStrategy):
 
     torch's FSDP2, layer by layer (Zhao 2023, arXiv 2304.11277); a layer that runs several times in a pass is
     gathered each time.
-
-    Args:
-        model_config: sizes of the model.
-        layers: number of stored layers.
-        device: of this process.
     """
 
     in_shards = True

@@ -54,11 +54,7 @@ class ProcessGroup:
 
     @contextmanager
     def initialized(self, timeout: float, device: torch.device) -> Iterator[None]:
-        """Initializes torch's process group while entered.
-
-        Args:
-            timeout: seconds that a process may take to answer.
-            device: of this process.
+        """Initializes torch's process group while entered; a process may take `timeout` seconds to answer.
 
         Raises:
             PeerError: another process ended or does not answer.
@@ -185,8 +181,7 @@ _connected: list[ProcessGroup] = []  # none before `connect`, then one
 def connect(timeout: float = _START_TIMEOUT) -> ProcessGroup:
     """Connects to the other processes of this run, if there are any; later calls return the same group.
 
-    Args:
-        timeout: seconds until all of them are started.
+    They must all be started within `timeout` seconds.
 
     Raises:
         ConfigError: they did not start, or the environment does not name them.

@@ -20,10 +20,6 @@ _SHUTDOWN_TIMEOUT = 120  # seconds to save a checkpoint in (18 GB take 90); then
 def launch_processes(words: list[str], devices: int) -> None:
     """Runs `apollo-train` with these words, which resume a run, in `devices` processes.
 
-    Args:
-        words: of the command.
-        devices: number of processes.
-
     Raises:
         ReportedError: a process failed and has printed why, or a signal stopped them.
     """

@@ -42,12 +42,8 @@ def widths_of(model_config: ModelConfig) -> dict[str, int]:
 class LearnedMap(nn.Module):
     """The learned map: `extra` rows of B below the identity, and `depth` weights (layers, source layers) by module.
 
-    Args:
-        source: the small model.
-        model_config: sizes of the large model.
-        expander: the initial depth weights are its map, plus a little noise.
-        layers: of the large model.
-        rng: draws the initial `extra` rows and the noise.
+    `model_config` and `layers` are those of the large model. The initial depth weights are the expander's map, plus
+    a little noise; `rng` draws it and the initial `extra` rows.
     """
 
     def __init__(
@@ -119,12 +115,7 @@ def learn(
 ) -> tuple[float, float]:
     """Trains the map by AdamW on the loss of the stored layers, each run once, then initializes the model by it.
 
-    Args:
-        model: the large one; its own weights are not used.
-        learned: is trained in place.
-        batch: returns the micro-batch of a step.
-        learning: number of steps and learning rate.
-        device: of this process.
+    The model is the large one, whose own weights are not used; `batch` returns the micro-batch of a step.
 
     Returns:
         The losses on the first batch before and after, without dropout.
@@ -135,7 +126,6 @@ def learn(
     layer_map = tuple(range(len(model.blocks)))
 
     def measured() -> float:
-        """The loss on the first batch, without dropout."""
         is_training = model.training
         with torch.no_grad(), device.autocast():
             loss = loss_of(model.eval(), learned, batch(0), layer_map)

@@ -33,13 +33,9 @@ class WeightTransfer:
     def init_model(
         self, model: LanguageModel, source: LanguageModel, index: int, before_step: Callable[[], None]
     ) -> None:
-        """Initializes the model that begins a stage from a smaller one.
+        """Initializes the model that begins the stage `index` from a smaller one, which is moved to another device.
 
-        Args:
-            model: on its device.
-            source: is moved to another device.
-            index: of the stage.
-            before_step: is called before each step of a learned map, and may raise.
+        `before_step` is called before each step of a learned map, and may raise.
 
         Raises:
             TrainingError: a loss of the map is not finite.
