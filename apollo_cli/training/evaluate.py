@@ -30,13 +30,24 @@ def evaluate(
     """
     stored, target = len(model.blocks), model.model_config.layers
     depths = {stored, target} if stored and full_depth else {stored}
-    total, done = len(depths) * len(batches), count(1)
+    done = count(1)
+
+    def mean_loss(depth: int) -> float:
+        """Mean over the predictions of all processes, in nats."""
+        total, predictions = 0.0, 0
+        logical = layer_map("nearest", stored, depth)
+        for batch, counted in batches:
+            with device.autocast():
+                loss = model.loss(batch.to(device.device), logical, gates=gates)
+            total += loss.item() * counted
+            predictions += counted
+            progress(next(done), len(depths) * len(batches))
+        total, all_predictions = device.processes.sum(total, predictions)
+        return total / all_predictions
+
     was_training = model.training
     model.eval()
-    losses = {
-        depth: _mean_loss(model, batches, device, depth, gates, lambda: progress(next(done), total))
-        for depth in depths
-    }
+    losses = {depth: mean_loss(depth) for depth in depths}
     model.train(was_training)
     full = {"eval/loss_full_depth": losses[target]} if stored and full_depth else {}
     return {
@@ -44,24 +55,3 @@ def evaluate(
         **full,
         "eval/perplexity": exp(min(losses[stored], 700.0)),  # beyond it a float overflows
     }
-
-
-def _mean_loss(
-    model: LanguageModel,
-    batches: EvaluationBatches,
-    device: Device,
-    depth: int,
-    gates: Mapping[int, float],
-    note_batch: Callable[[], None],
-) -> float:
-    """Mean over the predictions of all processes, in nats."""
-    total, predictions = 0.0, 0
-    logical = layer_map("nearest", len(model.blocks), depth)
-    for batch, counted in batches:
-        with device.autocast():
-            loss = model.loss(batch.to(device.device), logical, gates=gates)
-        total += loss.item() * counted
-        predictions += counted
-        note_batch()
-    total, all_predictions = device.processes.sum(total, predictions)
-    return total / all_predictions

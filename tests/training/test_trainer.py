@@ -1,13 +1,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config
+from apollo_cli.growth.layer_maps import LayerMap, layer_map
 from apollo_cli.models.hf import load_model
 from apollo_cli.training import evaluate, planning
 from apollo_cli.training.device import choose
@@ -99,14 +99,13 @@ def test_averaged_weights_are_evaluated_exported_and_resumed(
 ) -> None:
     words = (f"model={kind}", "optim.ema=0.8", "expander.moments=reset")
     depths: list[int] = []
-    original = evaluate._mean_loss
 
-    def noting(*args: Any) -> float:
-        depths.append(args[3])
-        return original(*args)
+    def noting(kind: str, stored: int, depth: int) -> LayerMap:
+        depths.append(depth)
+        return layer_map(kind, stored, depth)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_mean_loss", noting)
+        patch.setattr(evaluate, "layer_map", noting)
         straight = train(config(*words), tmp_path / "straight")
     assert depths[:3] == [1, 4, 1]  # that of the average at the stored depth alone
     last, averaged = (load_model(tmp_path / "straight" / name) for name in ("model", "model_ema"))
