@@ -1,12 +1,12 @@
 """Memory of a run: the number of pieces of a micro-batch, the peak, the check that a run fits."""
 
 import ctypes
-import os
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from apollo_cli import files
@@ -24,10 +24,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _TOLERANCE = 2  # the plan's number is an estimate: a run that needs less than twice the memory is tried
 
 
-def activation_limit(device: Device) -> int | None:
+def activation_limit(device: Device) -> int:
     """Bytes of activations to keep at once: of a GPU half of its memory, beside the training state."""
-    total = None if device.device.type == "cpu" else total_bytes(device)
-    return CPU_ACTIVATIONS if device.device.type == "cpu" else total and total // 2
+    return CPU_ACTIVATIONS if device.device.type == "cpu" else total_bytes(device) // 2
 
 
 def keep_freed_memory(device: Device) -> None:
@@ -39,7 +38,7 @@ def keep_freed_memory(device: Device) -> None:
             mallopt(_TRIM_THRESHOLD, 1 << 29)
 
 
-def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, limit: int | None) -> int:
+def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, limit: int) -> int:
     """The number of equal pieces of a micro-batch that runs `depth` layers.
 
     Activations are kept for each layer that runs; those of a piece stay below `limit` bytes. An early stage whose
@@ -49,7 +48,7 @@ def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, li
     """
     tokens = rows * seq_len
     kept, count = tokens * depth * memory.bytes_per_layer, 1
-    while limit and kept > count * limit and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
+    while kept > count * limit and rows % (2 * count) == 0 and tokens >= 2 * count * MIN_TOKENS:
         count *= 2
     return count
 
@@ -62,7 +61,7 @@ def check_fits_in_memory(plan: Plan, device: Device) -> None:
     """
     available = total_bytes(device)
     needed = max(stage.memory_bytes for stage in plan.stages)
-    if available is not None and needed > _TOLERANCE * available:
+    if needed > _TOLERANCE * available:
         raise ConfigError(
             [
                 f"a stage needs about {files.in_units(needed)} of memory and {device.name} has "
@@ -72,14 +71,10 @@ def check_fits_in_memory(plan: Plan, device: Device) -> None:
         )
 
 
-def total_bytes(device: Device) -> int | None:
-    """Memory of the device; None if the system does not say."""
-    if device.device.type == "cuda":
-        return torch.cuda.mem_get_info(device.device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+def total_bytes(device: Device) -> int:
+    """Memory of the device."""
+    on_gpu = device.device.type == "cuda"
+    return torch.cuda.mem_get_info(device.device)[1] if on_gpu else psutil.virtual_memory().total
 
 
 def process_bytes(device: Device, tensors: int, pieces: int) -> int:

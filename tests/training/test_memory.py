@@ -24,13 +24,10 @@ def test_a_run_that_does_not_fit_in_memory_is_refused(
         check_fits_in_memory(plan, device)
     monkeypatch.setattr(memory, "total_bytes", lambda device: needed // 2 + 1)  # an estimate may be wrong by two
     check_fits_in_memory(plan, device)
-    monkeypatch.setattr(memory, "total_bytes", lambda device: None)
-    check_fits_in_memory(plan, device)
 
 
 def test_a_cpu_has_the_memory_of_the_machine(config: Callable[..., Config]) -> None:
     total = total_bytes(choose(config("device=cpu").run))
-    assert total is not None
     assert total > torch.ones(1000).nbytes
 
 
