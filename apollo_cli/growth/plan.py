@@ -111,13 +111,13 @@ class Plan:
         """The depth of a micro-step: a function of (seed, micro-step)."""
         index = self.schedule.index(micro_step // self.step_cost.accumulation)
         (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
-        return self._sampler(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
+        return self.sampler.in_stage(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
 
     def forward_path(self, micro_step: int, depth: int) -> ForwardPath:
         """What a micro-step of this depth runs: a function of (seed, micro-step)."""
         step = micro_step // self.step_cost.accumulation
         index = self.schedule.index(step)
-        layers = self._sampler(index).layers_run(
+        layers = self.sampler.in_stage(index).layers_run(
             depth,
             self.schedule.stages[index].layers,
             lambda: generator(self.seed, Purpose.FORWARD_PATH, micro_step),
@@ -163,14 +163,11 @@ class Plan:
         """The cost of a step at the width of a stage."""
         return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
-    def _sampler(self, index: int) -> DepthSampler:
-        return self.sampler.in_stage(index)
-
     def _frozen(self, index: int, depth: int) -> int:
         """How many of the lowest logical layers run forward only, because of the sampler or of the stage."""
         stage = self.schedule.stages[index]
         by_stage = sum(i < stage.frozen for i in layer_map("nearest", stage.layers, depth)) if stage.frozen else 0
-        return max(self._sampler(index).frozen(depth), by_stage)
+        return max(self.sampler.in_stage(index).frozen(depth), by_stage)
 
     @cached_property
     def stages(self) -> tuple[StagePlan, ...]:
@@ -191,13 +188,13 @@ class Plan:
             flops=sum(n * step_cost.flops(depth, self._frozen(index, depth)) for depth, n in counts.items()),
             map_flops=self.maps.get(index, 0),
             optimizer_flops=stage.steps * (stage.layers - stage.frozen) * step_cost.optimizer_flops,
-            depth_probabilities=self._sampler(index).probabilities(stage.layers, step_cost.target),
+            depth_probabilities=self.sampler.in_stage(index).probabilities(stage.layers, step_cost.target),
             depth_counts=counts,
             growth=self.expander.growth(before, stage.layers) if grows else None,
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:
-        stage, sampler = self.schedule.stages[index], self._sampler(index)
+        stage, sampler = self.schedule.stages[index], self.sampler.in_stage(index)
         first, end = stage.first_step * self.step_cost.accumulation, stage.end_step * self.step_cost.accumulation
         totals = np.zeros(self.step_cost.target + 1, dtype=np.int64)
         for start in range(first, end, _DRAWS_AT_ONCE):
