@@ -143,13 +143,6 @@ def test_linear_growth_blends_neighbours(kind: Kind, source: int, target: int) -
         assert same_bits(grown[[0, -1]], before[name][[0, -1]])
 
 
-def test_blend_of_two_layers_by_hand() -> None:
-    model, optimizer = trained("gpt", 2)
-    before = weights(model.blocks)["ffn_in.weight"]
-    expand(model, optimizer, "linear", 3)
-    torch.testing.assert_close(model.blocks[1].get_parameter("ffn_in.weight").detach(), (before[0] + before[1]) / 2)
-
-
 @each_model
 @each_rule
 def test_embeddings_and_head_are_not_touched(kind: Kind, moments: str) -> None:

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -77,10 +75,4 @@ def test_seeds_and_purposes_have_independent_streams() -> None:
     streams = [uniforms(seed, purpose, 0, 20_000) for seed in SEEDS for purpose in Purpose]
     correlation = np.corrcoef(streams) - np.eye(len(streams))
     assert np.abs(correlation).max() < 0.04
-    assert len(np.unique(np.concatenate(streams))) == len(streams) * 20_000
-
-
-def test_neighbouring_seeds_are_not_one_stream_shifted() -> None:
-    for a, b in pairwise(SEEDS):
-        left, right = (set(uniforms(seed, Purpose.DEPTH, 0, 5000).tolist()) for seed in (a, b))
-        assert not left & right
+    assert len(np.unique(np.concatenate(streams))) == len(streams) * 20_000  # none is another one shifted
