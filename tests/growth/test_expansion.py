@@ -17,6 +17,7 @@ from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.optimizer import build_optimizer, parameter_groups
+from tests.models import test_transformer
 
 KINDS: tuple[Kind, ...] = ("bert", "gpt")
 EXPANDERS: dict[str, Expander] = {
@@ -48,14 +49,8 @@ each_rule = pytest.mark.parametrize("moments", MOMENTS)
 
 
 def make_model(kind: Kind, layers: int, norm: Norm = "post") -> LanguageModel:
-    """A model none of whose parameters is at a round value."""
-    torch.manual_seed(0)
     config = ModelConfig(kind, VOCABULARY, LENGTH, hidden=16, heads=2, ffn=32, layers=TARGET, norm=norm)
-    model = build(config, layers)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return test_transformer.make_model(config, layers)
 
 
 def train(model: LanguageModel, optimizer: AdamW, steps: int = 1) -> None:
@@ -560,12 +555,8 @@ PRE_NORM: tuple[Kind, ...] = ("bert", "gpt", "llama")
 
 
 def trained_completep(kind: Kind, layers: int) -> tuple[LanguageModel, AdamW]:
-    torch.manual_seed(0)
     config = ModelConfig(kind, VOCABULARY, LENGTH, 16, 2, 32, TARGET, complete_p=BASE, norm="pre")
-    model = build(config, layers)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = test_transformer.make_model(config, layers)
     optimizer = build_optimizer(model, OPTIM)
     train(model, optimizer, 3)
     return model, optimizer

@@ -7,21 +7,19 @@ from torch import nn
 
 from apollo_cli.models.bert import Bert
 from apollo_cli.models.model_config import ModelConfig
+from tests.models.test_transformer import make_model
 
 SHAPE = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
 
 
 @pytest.fixture
 def model() -> Bert:
-    return make_model(SHAPE)
+    return make_bert(SHAPE)
 
 
-def make_model(model_config: ModelConfig) -> Bert:
-    torch.manual_seed(0)
-    bert = Bert(model_config, 3)
-    with torch.no_grad():
-        for parameter in bert.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+def make_bert(model_config: ModelConfig) -> Bert:
+    bert = make_model(model_config, 3)
+    assert isinstance(bert, Bert)
     return bert
 
 
@@ -63,7 +61,7 @@ def test_decoder_is_the_token_embedding_and_a_bias(model: Bert) -> None:
 
 def test_pre_norm_normalises_before_each_part_and_after_the_last_layer_alone() -> None:
     """The embeddings are their sum; a token that all attend to alike would be the mean of the values."""
-    model, tokens = make_model(replace(SHAPE, norm="pre")), torch.arange(10)[None]
+    model, tokens = make_bert(replace(SHAPE, norm="pre")), torch.arange(10)[None]
     assert "embedding_norm.weight" not in model.state_dict()
     hidden = model.tokens.weight[:10] + model.positions.weight[:10] + model.segments.weight[0]
     torch.testing.assert_close(model.embed(tokens)[0], hidden)

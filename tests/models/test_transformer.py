@@ -16,7 +16,9 @@ from apollo_cli.models.transformer import Batch, LanguageModel
 
 BERT = ModelConfig("bert", vocabulary=31, positions=12, hidden=16, heads=4, ffn=40, layers=6)
 GPT, PRE_NORM_BERT = replace(BERT, kind="gpt"), replace(BERT, norm="pre")
+LLAMA = replace(BERT, kind="llama", kv_heads=2)
 each_model = pytest.mark.parametrize("model_config", [BERT, PRE_NORM_BERT, GPT], ids=["bert", "pre-norm", "gpt"])
+each_causal = pytest.mark.parametrize("model_config", [GPT, LLAMA], ids=["gpt", "llama"])
 
 
 def make_model(model_config: ModelConfig, layers: int) -> LanguageModel:
@@ -79,6 +81,29 @@ def test_shared_layer_gets_the_sum_of_gradients_over_its_uses(
             expected = gradient(copy, name)
         assert gradient(model, name).abs().max() > 1e-12, name
         torch.testing.assert_close(gradient(model, name), expected, rtol=1e-10, atol=1e-14)
+
+
+@each_causal
+@pytest.mark.parametrize("changed", [0, 1, 5, 9])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "with mask"])
+def test_later_token_does_not_change_earlier_logits(model_config: ModelConfig, changed: int, masked: bool) -> None:
+    model, tokens = make_model(model_config, 3), torch.arange(20).view(2, 10)
+    other = tokens.clone()
+    other[:, changed] = 30
+    seen = torch.ones_like(tokens, dtype=torch.bool) if masked else None
+    before, after = (model.logits(ids, (0, 0, 1, 2), seen) for ids in (tokens, other))
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-6)
+    assert ((before - after)[:, changed:].abs().amax(dim=2) > 1e-4).all()
+
+
+@each_causal
+def test_residual_stream_is_normed_only_on_its_way_into_a_part(model_config: ModelConfig) -> None:
+    model, tokens = make_model(model_config, 3), torch.arange(10)[None]
+    with torch.no_grad():
+        for name, parameter in model.blocks.named_parameters():
+            if "_out." in name:
+                parameter.zero_()
+    assert torch.equal(model.trunk(tokens, range(3)), model.embed(tokens))
 
 
 @each_model
@@ -177,13 +202,6 @@ def test_padding_that_attends_to_nothing_leaves_gradients_finite(dropout: float)
     is_token[1, :4] = False
     model.logits(tokens, range(3), is_token)[is_token].square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-@each_model
-def test_mask_that_hides_nothing_changes_nothing(model_config: ModelConfig) -> None:
-    model, tokens = make_model(model_config, 3), make_batch(model_config).tokens
-    is_token = torch.ones_like(tokens, dtype=torch.bool)
-    torch.testing.assert_close(model.logits(tokens, range(3), is_token), model.logits(tokens, range(3)))
 
 
 @each_model
