@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from apollo_cli.glue import finetuning
 from apollo_cli.glue.command import PAGE, run
-from apollo_cli.glue.finetuning import FineTuning
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.tracking.wandb import Identity, identify
 from tests.conftest import read_rows, without_clocks
 from tests.helpers.made_glue import ROWS
+from tests.training.test_resume import stop_after, terminate
 
 
 @pytest.fixture
@@ -91,17 +91,6 @@ def test_every_task_is_fine_tuned_and_its_answers_can_be_submitted(run_dir: Path
     assert not list((run_dir / "glue").rglob("*.safetensors")), "weights are not kept"
 
 
-def _interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FineTuning.step
-
-    def stop(loop: FineTuning) -> None:
-        original(loop)
-        if loop.state.step == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(FineTuning, "step", stop)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_interrupted_run_resumes_with_the_same_numbers(
     precision: str, run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -115,7 +104,7 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(
     assert run([*words, f"out={tmp_path / 'whole'}"]) == 0
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_at(3, patch)
+        stop_after(3, terminate, patch)
         assert run([*words, f"out={tmp_path / 'parted'}"]) == 143
     assert f"apollo-glue resume={tmp_path / 'parted'}" in capsys.readouterr().err
     assert "task: a resumed command keeps its own values" in _error(

@@ -1,7 +1,6 @@
 """Runs in CompleteP: equal to the standard ones at the base, exact at growth, resumed exactly."""
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +13,26 @@ from apollo_cli.errors import ConfigError
 from apollo_cli.inference.evaluation_command import evaluate_models
 from apollo_cli.inference.trained import load_trained
 from apollo_cli.models.hf import load_model
-from apollo_cli.signals import Interrupted
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
 from tests.conftest import RARELY, read_rows, without_clocks
+from tests.training.test_resume import interrupt
 
 BASE = ("model=gpt", "model.parametrization=completep", "model.base_hidden=8", "model.base_layers=2")
 GROWS = ("schedule.layers=[2,4]", "schedule.ends=[0.5,1]")
+
+
+def eps_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collects the optimizer's eps of each step."""
+    original, seen = Trainer.step, list[float]()
+
+    def noting(trainer: Trainer) -> None:
+        original(trainer)
+        seen.append(trainer.optimizer.eps)
+
+    monkeypatch.setattr(Trainer, "step", noting)
+    return seen
 
 
 def test_a_run_at_the_base_is_the_standard_run(config: Callable[..., Config], tmp_path: Path) -> None:
@@ -51,24 +62,14 @@ def test_a_resume_across_a_growth_is_exact(
     words: tuple[str, ...], config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """m_N = 2; m_L = 1 until step 6, then 2: so many times smaller is eps."""
-    settings, original, seen = config(*BASE, *RARELY, *GROWS, *words), Trainer.step, {}
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        seen[trainer.state.step] = trainer.optimizer.eps
-        if trainer.state.step in (6, 7):
-            signal.raise_signal(signal.SIGTERM)
-
+    settings = config(*BASE, *RARELY, *GROWS, *words)
     result = train(settings, tmp_path / "straight")
     assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        for go in (lambda: train(settings, tmp_path / "run"), lambda: resume(tmp_path / "run")):
-            with pytest.raises(Interrupted):
-                go()
-    patched = dict(seen)
+    seen = eps_of_steps(monkeypatch)
+    interrupt(lambda: train(settings, tmp_path / "run"), 6, monkeypatch)
+    interrupt(lambda: resume(tmp_path / "run"), 7, monkeypatch)
+    assert seen[-2:] == [1e-8 / 2, 1e-8 / 4]
     resume(tmp_path / "run")
-    assert (patched[6], patched[7]) == (1e-8 / 2, 1e-8 / 4)
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
     if "expander=net2net" in words:
         before, after = [row["eval/loss"] for row in read_rows(tmp_path / "run") if "growth/to" in row]
@@ -151,13 +152,7 @@ def test_a_start_with_moments_keeps_the_loss_and_scales_eps(
     finished: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4 layers become 8: m_N = 2, m_L = 4."""
-    original, seen = Trainer.step, []
-
-    def noting(trainer: Trainer) -> None:
-        original(trainer)
-        seen.append(trainer.optimizer.eps)
-
-    monkeypatch.setattr(Trainer, "step", noting)
+    seen = eps_of_steps(monkeypatch)
     deep = ("model.layers=8", "schedule.layers=[8]", "schedule.ends=[1]", f"init_from.path={finished}")
     train(config(*BASE, *RARELY, *deep, *MOMENTS), tmp_path)
     assert read_rows(tmp_path)[0]["eval/loss"] == pytest.approx(read_rows(finished)[-1]["eval/loss"], abs=1e-5)

@@ -15,8 +15,8 @@ from apollo_cli.errors import ApolloError, CheckpointError
 from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
 from apollo_cli.training.run import resume, train
-from apollo_cli.training.trainer import Trainer
 from tests.conftest import STEPS, TINY, read_rows, without_clocks
+from tests.training.test_resume import raises, stop_after
 
 
 @pytest.fixture
@@ -37,17 +37,6 @@ def streamed(corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return lambda *more: parse(compose_values([*words, f"data.cache_dir={tmp_path}/cache", *more]))
 
 
-def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer.step
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "step", stopping)
-
-
 @pytest.mark.parametrize("forgotten", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stream_is_resumed_at_its_exact_position(
     streamed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: bool
@@ -55,7 +44,7 @@ def test_a_stream_is_resumed_at_its_exact_position(
     """Also if the packed rows were deleted meanwhile, so that the stream is read again."""
     train(streamed(), tmp_path / "straight")
     with monkeypatch.context() as patch:
-        _stop_after(7, patch)
+        stop_after(7, lambda: raises(KeyboardInterrupt()), patch)
         with pytest.raises(Interrupted):
             train(streamed(), tmp_path / "run")
     if forgotten:
@@ -71,7 +60,7 @@ def test_a_stream_that_changed_is_not_resumed(
     streamed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        _stop_after(7, patch)
+        stop_after(7, lambda: raises(KeyboardInterrupt()), patch)
         with pytest.raises(Interrupted):
             train(streamed(), tmp_path / "run")
     for folder in (tmp_path / "cache").glob("*/"):
@@ -103,7 +92,7 @@ def test_a_mixture_trains_and_is_resumed_exactly(
     words = ["data=mixture", sources, "model=gpt", *(w for w in tiny if not w.startswith(("data=", "data.files")))]
     assert run([*words, f"hydra.run.dir={tmp_path}/straight"]) == 0
     with monkeypatch.context() as patch:
-        _stop_after(7, patch)
+        stop_after(7, lambda: raises(KeyboardInterrupt()), patch)
         assert run([*words, f"hydra.run.dir={tmp_path}/run"]) == 130
     assert run([f"resume={tmp_path}/run"]) == 0
     assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))

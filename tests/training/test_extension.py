@@ -1,24 +1,21 @@
 """A run that is made longer than it was planned."""
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config, parse
 from apollo_cli.errors import ApolloError
-from apollo_cli.signals import Interrupted
 from apollo_cli.training.device import choose
 from apollo_cli.training.extension import first_changed_rate
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, read_rows
+from tests.training.test_resume import assert_same, interrupt
 
 CONSTANT = ("model=gpt", *RARELY, "optim.schedule=constant", "optim.warmup=0.25")
 
@@ -27,17 +24,6 @@ def extended(config: Config, *lengths: int) -> Config:
     """The config of a run that was planned with these numbers of steps, one after the other."""
     budget = config.raw["budget"] | {"steps": lengths[-1], "extended_from": list(lengths[:-1])}
     return parse({**config.raw, "budget": budget})
-
-
-def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer.step
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "step", stopping)
 
 
 def test_a_finished_run_goes_on_with_its_stages_and_its_warmup_and_is_resumed_exactly(
@@ -49,15 +35,10 @@ def test_a_finished_run_goes_on_with_its_stages_and_its_warmup_and_is_resumed_ex
     with pytest.raises(ApolloError, match=r"complete.*budget\.steps=N.*init_from\.path="):
         resume(run)
     resume(straight, {"budget": {"steps": 20}})
-    with monkeypatch.context() as patch:
-        stopped_after(15, patch)
-        with pytest.raises(Interrupted):
-            resume(run, {"budget": {"steps": 20}})
+    interrupt(lambda: resume(run, {"budget": {"steps": 20}}), 15, monkeypatch)
     resume(run, {"budget": {"steps": 20}})  # the same command once more
     rows = read_rows(straight)
-    assert without_clocks(read_rows(run)) == without_clocks(rows)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, straight))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same(run, straight)
     plan, summary = (json.loads((run / name).read_text()) for name in ("plan.json", "summary.json"))
     assert [stage["end_step"] for stage in plan["stages"]] == [3, 6, 20]  # 0.25 and 0.5 of 12
     assert plan["extended_from"] == summary["extended_from"] == [STEPS]
@@ -75,10 +56,8 @@ def test_a_run_that_is_killed_while_it_is_made_longer_continues(
     train(config(*CONSTANT), tmp_path)
     plan = (tmp_path / "plan.json").read_text()
     with monkeypatch.context() as patch:
-        stopped_after(STEPS + 1, patch)
         patch.setattr(Trainer, "save", lambda trainer, **_: None)
-        with pytest.raises(Interrupted):
-            resume(tmp_path, {"budget": {"tokens": 16 * 4 * 15}})
+        interrupt(lambda: resume(tmp_path, {"budget": {"tokens": 16 * 4 * 15}}), STEPS + 1, patch)
     (tmp_path / "plan.json").write_text(plan)
     (tmp_path / "summary.json").unlink()
     assert resume(tmp_path).plan.steps == 15

@@ -21,8 +21,9 @@ from apollo_cli.training import trainer as loops
 from apollo_cli.training.device import Device
 from apollo_cli.training.run import train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import read_rows, without_clocks
+from tests.conftest import read_rows
 from tests.training.test_nonfinite import poison
+from tests.training.test_resume import assert_same
 
 LONG = (
     "budget.steps=100",
@@ -91,13 +92,6 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "runs_ahead", True)
 
 
-def _same(one: Path, other: Path) -> bool:
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, other)]
-    return without_clocks(read_rows(one)) == without_clocks(read_rows(other)) and all(
-        torch.equal(t, weights[1][name]) for name, t in weights[0].items()
-    )
-
-
 @pytest.mark.parametrize("dropout", ["0", "0.1"])
 def test_running_ahead_changes_nothing(
     dropout: str, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +100,7 @@ def test_running_ahead_changes_nothing(
     train(config(*words), tmp_path / "waiting")
     monkeypatch.setattr(Device, "runs_ahead", True)
     train(config(*words), tmp_path / "ahead")
-    assert _same(tmp_path / "waiting", tmp_path / "ahead")
+    assert_same(tmp_path / "ahead", tmp_path / "waiting")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +120,7 @@ def test_a_device_that_runs_ahead_rejects_a_step_with_the_same_result(
     train(config(*words), tmp_path / "waiting")
     monkeypatch.setattr(Device, "runs_ahead", True)
     train(config(*words), tmp_path / "ahead")
-    assert _same(tmp_path / "waiting", tmp_path / "ahead")
+    assert_same(tmp_path / "ahead", tmp_path / "waiting")
     names = [f"step_{step:08d}.json" for step in steps]
     assert sorted(p.name for p in (tmp_path / "ahead" / "refused_steps").iterdir()) == names
     for name in names:

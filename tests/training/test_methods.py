@@ -1,24 +1,23 @@
 """Runs of the methods: exact FLOPs, losses that do not jump, and resumes around their stages."""
 
-import signal
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import CheckpointError
 from apollo_cli.run_directory import RunDirectory
-from apollo_cli.signals import Interrupted, StopRequest
+from apollo_cli.signals import StopRequest
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.source import checkpoint_model
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, read_rows, without_clocks
+from tests.conftest import RARELY, read_rows
+from tests.training.test_resume import assert_same, interrupt
 
 TWO = "schedule.ends=[0.5,1]"
 METHODS = {  # each in four layers and twelve steps; a stage begins at steps 4, 6 or 8
@@ -58,23 +57,10 @@ def test_a_resume_across_its_stages_is_exact_and_so_are_the_planned_flops(
     settings = config(f"model={kind}", *RARELY, *METHODS[name])
     result = train(settings, tmp_path / "straight")
     assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
-    original = Trainer.step
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step in (6, 7):  # where a stage ends, and within what enters slowly
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        with pytest.raises(Interrupted):
-            train(settings, tmp_path / "run")
-        with pytest.raises(Interrupted):
-            resume(tmp_path / "run")
+    interrupt(lambda: train(settings, tmp_path / "run"), 6, monkeypatch)  # where a stage ends
+    interrupt(lambda: resume(tmp_path / "run"), 7, monkeypatch)  # within what enters slowly
     resume(tmp_path / "run")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(read_rows(tmp_path / "straight"))
-    ours, theirs = weights(tmp_path / "run", 12), weights(tmp_path / "straight", 12)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert_same(tmp_path / "run", tmp_path / "straight")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert model.norm=pre", "gpt"])

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, ConfigError
@@ -20,8 +18,9 @@ from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, read_rows, without_clocks
+from tests.conftest import RARELY, read_rows
 from tests.training.test_early_end import made_losses, summary_of
+from tests.training.test_resume import assert_same
 
 RUN = ("model=gpt", *RARELY, "eval.every=2", "log.every=3")
 RATE = ("optim.schedule=wsd", "optim.decay=0.25", "optim.warmup=0")
@@ -34,13 +33,6 @@ LOSSES = {2: 5.0, 4: 4.0, 6: 3.9, 8: 3.7, 10: 3.0, 12: 2.0, 14: 1.5, 16: 1.0, 18
 
 def planned(config: Config, ended: tuple[int, ...] = ()) -> Plan:
     return make_plan(config, choose(config.run), ended=ended)
-
-
-def assert_same(run: Path, other: Path) -> None:
-    """The same rows and weights, bit for bit."""
-    assert without_clocks(read_rows(run)) == without_clocks(read_rows(other))
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, other))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def stopped_after(step: int, patch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,16 @@ class Killed(BaseException):
     """In place of kill -9: nothing is saved."""
 
 
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def raises(error: BaseException) -> None:
+    raise error
+
+
 def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has each run stopped so after this step."""
     original = Trainer.step
 
     def stopping(trainer: Trainer) -> None:
@@ -42,12 +51,13 @@ def stop_after(step: int, how: Callable[[], Any], monkeypatch: pytest.MonkeyPatc
 
 def interrupt(begin: Callable[[], Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        stop_after(step, lambda: signal.raise_signal(signal.SIGTERM), patch)
+        stop_after(step, terminate, patch)
         with pytest.raises(Interrupted):
             begin()
 
 
 def assert_same(folder: Path, expected: Path) -> None:
+    """The same rows and weights, bit for bit."""
     assert without_clocks(read_rows(folder)) == without_clocks(read_rows(expected))
     ours = load_file(folder / "model" / "model.safetensors")
     theirs = load_file(expected / "model" / "model.safetensors")
@@ -87,7 +97,7 @@ def test_a_kill_at_any_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(step, lambda: _raise(Killed()), patch)
+        stop_after(step, lambda: raises(Killed()), patch)
         with pytest.raises(Killed):
             train(config("model=gpt"), tmp_path)
     resume(tmp_path)
@@ -211,10 +221,6 @@ def test_a_lost_plan_is_made_again_with_the_length_in_the_checkpoint(
     timed(900)
     interrupt(lambda: resume(tmp_path), 6, monkeypatch)
     assert (tmp_path / "plan.json").read_text() == plan
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def test_a_run_killed_before_its_corpus_is_there_finds_its_new_cache_folder(

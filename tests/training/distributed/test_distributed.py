@@ -88,6 +88,17 @@ def wait_until_under_way(run: Path, process: subprocess.Popen) -> None:
     assert last_step(run) < 30, "the run was seen too late"
 
 
+def stopped(words: Sequence[str], run: Path, signum: int = signal.SIGTERM) -> str:
+    """Stops a LONG run in this directory by a signal; what it said."""
+    argv = command([*words, f"hydra.run.dir={run}"])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        wait_until_under_way(run, process)
+        process.send_signal(signum)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, said
+    return said
+
+
 def workers(parent: int) -> list[int]:
     """The child processes of this process."""
     found = []
@@ -250,13 +261,7 @@ def test_a_killed_run_resumes_on_other_devices_or_strategies(
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_processes_and_they_resume(signum: int, tiny: tuple[str, ...], tmp_path: Path) -> None:
     whole, run = trained((*tiny, *LONG), tmp_path / "whole"), tmp_path / "run"
-    argv = command([*tiny, *LONG, "devices=2", f"hydra.run.dir={run}"])
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        wait_until_under_way(run, process)
-        process.send_signal(signum)
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum, said
-    assert said.count("resume=") == 1
+    assert stopped([*tiny, *LONG, "devices=2"], run, signum).count("resume=") == 1
     finished(command([f"resume={run}"]))
     assert_same(whole, run)
 
@@ -328,11 +333,7 @@ def test_dropout_is_resumed_exactly_on_two_processes(tiny: tuple[str, ...], tmp_
     """Each process has its own dropout, and the same one after a resume."""
     words = (*tiny, *LONG, "model.dropout=0.1", "devices=2")
     whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
-    argv = command([*words, f"hydra.run.dir={run}"])
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until_under_way(run, process)
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=120)
+    stopped(words, run)
     finished(command([f"resume={run}"]))
     assert_same(whole, run, rounding=0)
 
@@ -341,11 +342,7 @@ def test_dropout_is_resumed_exactly_on_two_processes(tiny: tuple[str, ...], tmp_
 def test_shards_of_a_narrow_model_are_resumed_and_widened(tiny: tuple[str, ...], tmp_path: Path) -> None:
     words = (*tiny, *LONG, "expander=bert2bert", "schedule.widths=[0.5,0.5,1]", "devices=2", "distributed=fsdp")
     whole, run = trained(words, tmp_path / "whole"), tmp_path / "run"
-    argv = command([*words, f"hydra.run.dir={run}"])
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until_under_way(run, process)
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=120)
+    stopped(words, run)
     assert read_rows(run)[-1]["width"] == 0.5
     finished(command([f"resume={run}"]))
     assert_same(whole, run, rounding=0)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -27,7 +26,7 @@ from apollo_cli.training.init_from.learned_map import LearnedMap, learn, loss_of
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, BuiltOnce, read_rows, without_clocks
+from tests.conftest import RARELY, BuiltOnce, read_rows
 from tests.training.test_resume import assert_same, interrupt
 
 SMALL = ("model.layers=2", "schedule.layers=[1,2]", "schedule.ends=[0.5,1]", "sampler=shallow")
@@ -78,21 +77,9 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     source = json.loads((sources[kind] / "summary.json").read_text())
     assert summary["totals"]["source_flops"] == result.plan.source_flops == source["totals"]["flops"]
     assert summary["totals"]["source_seconds"] == source["totals"]["train_seconds"]
-    original = Trainer.step
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step == 7:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        with pytest.raises(Interrupted):
-            train(settings, tmp_path / "run")
+    interrupt(lambda: train(settings, tmp_path / "run"), 7, monkeypatch)
     resume(tmp_path / "run")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
-    ours, theirs = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "straight"))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert_same(tmp_path / "run", tmp_path / "straight")
 
 
 @pytest.mark.parametrize("with_optimizer", [False, True])

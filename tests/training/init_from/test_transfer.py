@@ -1,7 +1,6 @@
 """Runs that learn a map between two stages."""
 
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from apollo_cli.training import planning
 from apollo_cli.training.init_from import transfer
 from apollo_cli.training.init_from.learned_map import learn
 from apollo_cli.training.run import resume, train
-from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, read_rows
 from tests.training.init_from.test_source import map_flops_by_hand
 from tests.training.init_from.test_weights import GROWN, OFTEN, grown, moved, planned
 from tests.training.test_methods import weights as weights_of
+from tests.training.test_resume import assert_same, stop_after, terminate
 
 SPAN = ("expander=ligo", "expander.steps=3", "sampler=shallow", "schedule.layers=[2,4]", "schedule.ends=[0.5,1]")
 BOTH = (*SPAN, "schedule.widths=[0.5,1]")
@@ -80,18 +79,6 @@ def test_a_budget_of_seconds_pays_for_the_map(
     assert plan.steps == 2 * int((100 - of_map) / 3)  # one of 2 micro-steps of half a second, one of a second each
 
 
-def stopping(at: tuple[int, ...], patch: pytest.MonkeyPatch) -> None:
-    """SIGTERM after these steps."""
-    original = Trainer.step
-
-    def watched(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step in at:
-            signal.raise_signal(signal.SIGTERM)
-
-    patch.setattr(Trainer, "step", watched)
-
-
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -108,7 +95,7 @@ def test_a_run_stopped_or_killed_around_the_growth_is_resumed_exactly(
     def in_the_map(model: Any, learned: Any, batch: Callable[[int], Batch], *rest: Any) -> Any:
         def watched(step: int) -> Batch:
             if step == 2:
-                signal.raise_signal(signal.SIGTERM)
+                terminate()
             return batch(step)
 
         return learn(model, learned, watched, *rest)
@@ -119,7 +106,8 @@ def test_a_run_stopped_or_killed_around_the_growth_is_resumed_exactly(
 
     for wrapped in (None, None, in_the_map, after_the_map, None):
         with pytest.MonkeyPatch.context() as patch:
-            stopping((GROWN - 1, GROWN, GROWN + 1), patch)
+            for step in (GROWN - 1, GROWN, GROWN + 1):
+                stop_after(step, terminate, patch)
             if wrapped:
                 patch.setattr(transfer, "learn", wrapped)
             with pytest.raises(Interrupted):
@@ -127,10 +115,7 @@ def test_a_run_stopped_or_killed_around_the_growth_is_resumed_exactly(
         torch.manual_seed(999)
     assert read_rows(run)[-1]["step"] == GROWN
     resume(run)
-    assert without_clocks(read_rows(run)) == without_clocks(read_rows(tmp_path / "straight"))
-    ours, theirs = weights_of(run, STEPS), weights_of(tmp_path / "straight", STEPS)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same(run, tmp_path / "straight")
 
 
 def test_the_map_is_learned_on_the_rows_of_the_stage(

@@ -1,6 +1,5 @@
 """Runs whose width grows between two stages, and the initialization of the larger model."""
 
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,14 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import ModelConfig
-from apollo_cli.signals import Interrupted
 from apollo_cli.training.device import choose
 from apollo_cli.training.init_from.weights import enlarged, init_from_smaller
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
-from tests.conftest import RARELY, STEPS, read_rows, without_clocks
+from tests.conftest import RARELY, STEPS, read_rows
 from tests.training.test_methods import weights
+from tests.training.test_resume import assert_same, interrupt
 
 HALF = ("sampler=shallow", "schedule.layers=[4,4]", "schedule.ends=[0.5,1]", "schedule.widths=[0.5,1]")
 FPI = ("expander=bert2bert", "expander.width=fpi", *HALF)
@@ -99,26 +98,13 @@ def test_a_run_stopped_around_the_growth_is_resumed_exactly(
 ) -> None:
     settings = config(f"model={kind}", *RARELY, *words)
     result = train(settings, tmp_path / "straight")
-    rows = read_rows(tmp_path / "straight")
-    assert rows[-1]["flops"] == result.plan.flops
-    original = Trainer.step
-
-    def stopping(trainer: Trainer) -> None:
-        original(trainer)
-        if trainer.state.step in (GROWN - 1, GROWN, GROWN + 1):
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        for go in (lambda: train(settings, tmp_path / "run"), *[lambda: resume(tmp_path / "run")] * 2):
-            with pytest.raises(Interrupted):
-                go()
-            torch.manual_seed(999)
+    assert read_rows(tmp_path / "straight")[-1]["flops"] == result.plan.flops
+    goes = (lambda: train(settings, tmp_path / "run"), *[lambda: resume(tmp_path / "run")] * 2)
+    for step, go in enumerate(goes, GROWN - 1):
+        interrupt(go, step, monkeypatch)
+        torch.manual_seed(999)
     resume(tmp_path / "run")
-    assert without_clocks(read_rows(tmp_path / "run")) == without_clocks(rows)
-    ours, theirs = weights(tmp_path / "run", STEPS), weights(tmp_path / "straight", STEPS)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same(tmp_path / "run", tmp_path / "straight")
 
 
 def test_units_are_copied_and_their_readers_are_divided(config: Callable[..., Config], tmp_path: Path) -> None:
