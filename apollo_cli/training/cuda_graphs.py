@@ -1,7 +1,6 @@
 """Micro-steps and updates replayed as CUDA graphs: one launch each, where the host would start every kernel."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -10,13 +9,6 @@ from torch import Tensor
 from apollo_cli.errors import TrainingError
 
 Work = Callable[[Sequence[Tensor]], Tensor]  # from inputs to a result; it may change gradients and weights in place
-
-
-@dataclass(frozen=True)
-class _Graph:
-    inputs: Sequence[Tensor]
-    replay: Callable[[], None]
-    result: Tensor
 
 
 class Graphs:
@@ -33,7 +25,7 @@ class Graphs:
     def __init__(self, recorder: "CudaRecorder") -> None:
         self.recorder, self.seconds = recorder, 0.0
         self._warm: set[Hashable] = set()
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, tuple[Sequence[Tensor], Callable[[], None], Tensor]] = {}
 
     def clear(self) -> None:
         """Forgets all graphs and frees their memory, before the tensors that they change are replaced."""
@@ -57,24 +49,20 @@ class Graphs:
             self._warm.add(key)
             return self.recorder.warm_up(work, inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._captured(work, inputs)
-        graph = self._graphs[key]
-        for static, now in zip(graph.inputs, inputs, strict=True):
+            began, static_inputs = perf_counter(), [tensor.clone() for tensor in inputs]
+            try:
+                self._graphs[key] = (static_inputs, *self.recorder.capture(work, static_inputs))
+            except RuntimeError as error:  # torch says that its state cannot be repaired then
+                reason = str(error).strip().partition("\n")[0]
+                raise TrainingError(
+                    f"compile=graphs: a step cannot be captured ({reason}); resume with compile=true"
+                ) from error
+            self.seconds += perf_counter() - began
+        kept_inputs, replay, result = self._graphs[key]
+        for static, now in zip(kept_inputs, inputs, strict=True):
             static.copy_(now)
-        graph.replay()
-        return graph.result.clone()
-
-    def _captured(self, work: Work, inputs: Sequence[Tensor]) -> _Graph:
-        began, static = perf_counter(), [tensor.clone() for tensor in inputs]
-        try:
-            graph = _Graph(static, *self.recorder.capture(work, static))
-        except RuntimeError as error:  # torch says that its state cannot be repaired then
-            reason = str(error).strip().partition("\n")[0]
-            raise TrainingError(
-                f"compile=graphs: a step cannot be captured ({reason}); resume with compile=true"
-            ) from error
-        self.seconds += perf_counter() - began
-        return graph
+        replay()
+        return result.clone()
 
 
 class CudaRecorder:
