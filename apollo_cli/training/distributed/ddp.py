@@ -1,7 +1,7 @@
 """How a model is distributed over the devices of a run: whole on one, or replicated; `fsdp` shards it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,10 +33,9 @@ class ParallelStrategy:
         """The loss on the rows of this process."""
         return self.model.loss(batch, *path)
 
-    @contextmanager
-    def no_sync(self, last: bool) -> Iterator[None]:
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass; only the last one of a step averages gradients over processes."""
-        yield
+        return nullcontext()
 
     def language_model(self) -> LanguageModel:
         """The model; only a language model grows and is exported."""
@@ -104,13 +103,8 @@ class DataParallel(ParallelStrategy):
     def loss(self, batch: Batch, path: ForwardPath) -> Tensor:
         return self.replica(batch, *path)
 
-    @contextmanager
-    def no_sync(self, last: bool) -> Iterator[None]:
-        if last:
-            yield
-        else:
-            with self.replica.no_sync():
-                yield
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self.replica.no_sync()
 
     def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
         del self.replica  # frees its buckets before the model takes more memory

@@ -1,7 +1,7 @@
 """A model sharded over the devices of a run. Imported where it is needed: the import takes a second."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,10 @@ class FullyShardedDataParallel(ParallelStrategy):
         register_fsdp_forward_method(model, "loss")
         return model.to_empty(device=self.device.device)
 
-    @contextmanager
-    def no_sync(self, last: bool) -> Iterator[None]:
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
         """All but the last pass add up whole gradients on each device."""
         self.language_model().set_requires_gradient_sync(last)  # type: ignore[operator]  # a method that FSDP adds
-        yield
+        return nullcontext()
 
     @torch.no_grad()
     def grow(self, optimizer: AdamW, growth: Growth, moments: str, drawn: Mapping[int, State]) -> None:
