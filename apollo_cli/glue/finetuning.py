@@ -21,6 +21,7 @@ from apollo_cli.growth.expanders import CopyLayers
 from apollo_cli.growth.plan import Plan, StepCost
 from apollo_cli.growth.samplers import Full
 from apollo_cli.growth.schedule import Schedule
+from apollo_cli.models.hf import load_trunk
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
@@ -199,7 +200,7 @@ class Cell(Session):
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
         config, device = self.config, self.device
         torch.manual_seed(self.seed)
-        body, pooler = self.pretrained.load(config.glue.dropout)
+        body, pooler = load_trunk(self.pretrained.folder, config.glue.dropout)
         model = Classifier(body, self.rows.task.outputs, pooler).to(device.device)
         optim = config.optim.at(self.lr)
         optimizer = build_optimizer(model, optim)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from apollo_cli import files
 from apollo_cli.data import tokenizer as tokenizers
@@ -69,13 +68,9 @@ class Pretrained:
         facts = {"model": str(folder.resolve()), "weights": _weights_digest(folder)}
         return cls(folder, facts, folder.resolve().name)
 
-    def load(self, dropout: float) -> tuple[LanguageModel, dict[str, Tensor] | None]:
-        """A fresh copy of its layers with this dropout, and the state of its pooler or None."""
-        return load_trunk(self.folder, dropout)
-
     @cached_property
     def _body(self) -> LanguageModel:
-        return self.load(0.0)[0]
+        return load_trunk(self.folder, 0.0)[0]
 
     @property
     def model_config(self) -> ModelConfig:
