@@ -1,7 +1,7 @@
 """What a trained model is worth on a text: loss, perplexity, bits per byte, accuracy, and each layer's share."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -105,20 +105,13 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     stored = len(model.blocks)
     weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
     similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
-    updates = _updates(model, next(iter(batches))[0], device)
+    tokens = next(iter(batches))[0].tokens.to(device.device)
+    with device.autocast():
+        hidden = [model.trunk(tokens, range(depth), depth=stored) for depth in range(stored + 1)]
+    updates = [((b - a).norm(dim=-1) / a.norm(dim=-1)).mean().item() for a, b in pairwise(hidden)]
     gates = [{}, *({i: 0.0} for i in range(stored))]
     whole, *without = (evaluate(model, batches, device, each, full_depth=False)["eval/loss"] for each in gates)
     return [
         LayerWorth(loss, loss - whole, update, similarity)
         for loss, update, similarity in zip(without, updates, [*similarities, None], strict=True)
-    ]
-
-
-def _updates(model: LanguageModel, batch: Batch, device: Device) -> Sequence[float]:
-    tokens = batch.tokens.to(device.device)
-    stored = len(model.blocks)
-    with device.autocast():
-        hidden = [model.trunk(tokens, range(depth), depth=stored) for depth in range(stored + 1)]
-    return [
-        ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item() for before, after in pairwise(hidden)
     ]

@@ -299,7 +299,7 @@ def _load(path: Path) -> Checkpoint:
     with _readable(path):
         meta = _read_meta(path)
         for name in _content(meta["shards"]):
-            if not _is_undamaged(path / name, meta["sha256"][name]):
+            if [_digest(path / name, first) for first in _pieces(path / name)] != meta["sha256"][name]:
                 raise CheckpointError(f"checkpoint {path}: {name} is damaged (its checksum differs)")
         return Checkpoint(
             layers=meta["layers"],
@@ -366,10 +366,6 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
     if not re.fullmatch("[0-9a-f]*", state.run_id):  # W&B names a folder by it
         raise TypeError(f"state.run_id is {state.run_id!r}")
     return state
-
-
-def _is_undamaged(path: Path, sha256: list[str]) -> bool:
-    return [_digest(path, first) for first in _pieces(path)] == sha256
 
 
 def _pieces(path: Path) -> range:

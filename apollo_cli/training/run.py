@@ -46,9 +46,10 @@ def train(config: Config, run_dir: Path) -> Result:
     if not config.run.plan:
         config = config.in_precision(device.precision)  # a resume elsewhere keeps it
     with processes.initialized(config.distributed.timeout, device.device):
-        is_restart = processes.env is not None and processes.env.restarts > 0
-        if is_restart and processes.broadcast(processes.is_main and _holds(directory, config)):
-            return _resume(config, device, directory, console, {})
+        if processes.env is not None and processes.env.restarts > 0:
+            holds_it = processes.is_main and directory.is_claimed and directory.config() == as_saved(config.raw)
+            if processes.broadcast(holds_it):
+                return _resume(config, device, directory, console, {})
         if config.data.inspect:
             return inspect(config, device, directory, console)
         if config.run.plan:
@@ -200,11 +201,6 @@ def _launch(config: Config, run_plan: Plan, directory: RunDirectory, overrides: 
             directory.unclaim()  # it did not begin
         raise
     return Result(directory.path, run_plan, directory.summary().get("losses", {}))
-
-
-def _holds(directory: RunDirectory, config: Config) -> bool:
-    """Whether the directory has a run of this very config."""
-    return directory.is_claimed and directory.config() == as_saved(config.raw)
 
 
 @contextmanager

@@ -65,8 +65,9 @@ class LearnedMap(nn.Module):
         )
         start = expander.growth(len(self.layers), layers).matrix
         modules = dict.fromkeys(module for name in self.layers[0] for module in _modules(name))
+        noisy = {name: start + rng.uniform(0, _NOISE, start.shape) for name in modules}
         self.depth = nn.ParameterDict(
-            {name: _tensor(_rows_of_one(start + rng.uniform(0, _NOISE, start.shape))) for name in modules}
+            {name: _tensor(matrix / matrix.sum(axis=1, keepdims=True)) for name, matrix in noisy.items()}
         )
 
     def spaces(self) -> Spaces:
@@ -179,7 +180,3 @@ def _for_each_reader(values: Tensor, head: int, heads_per_kv: int) -> Tensor:
 
 def _tensor(values: np.ndarray) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(values).float())
-
-
-def _rows_of_one(matrix: np.ndarray) -> np.ndarray:
-    return matrix / matrix.sum(axis=1, keepdims=True)
