@@ -42,6 +42,13 @@ def auto(kind: Kind) -> Any:
     return AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
 
 
+def of_transformers(folder: Path, kind: Kind) -> Any:
+    """The model as transformers reads it, where no name is missing or left over."""
+    theirs, loading = auto(kind).from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return theirs.eval()
+
+
 @torch.no_grad()
 def perturb(model: nn.Module) -> None:
     """Noise on every parameter, biases and norms too, so that none could stand in for another."""
@@ -69,6 +76,13 @@ def exported(folder: Path, kind: Kind = "bert", layers: int = 2) -> Path:
     return folder
 
 
+def edit_config(folder: Path, *missing: str, **values: object) -> None:
+    """Leaves keys of config.json out, and sets others."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({key: config[key] for key in config if key not in missing}), encoding="utf-8")
+
+
 def rewrite(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -83,11 +97,9 @@ def test_export_loads_in_transformers_and_gives_the_same_logits(
 ) -> None:
     model = make_model(model_config, layers)
     save_model(model, tmp_path, SPECIAL[model_config.kind])
-    theirs, loading = auto(model_config.kind).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs = of_transformers(tmp_path, model_config.kind)
     assert theirs.num_parameters() == model.num_parameters()
     assert theirs.config.num_hidden_layers == layers
-    theirs.eval()
     tokens = make_tokens(model_config.vocabulary, model_config.positions)
     ours = model.logits(tokens, range(layers))
     assert ours.std() > 0.5  # nothing collapsed, so that the comparison means something
@@ -104,12 +116,11 @@ def test_the_factors_of_completep_are_in_the_exported_weights(
     complete_p = CompleteP(model_config.hidden // 2, 2, 2)
     model = make_model(replace(model_config, complete_p=complete_p), layers)
     save_model(model, tmp_path, SPECIAL[model_config.kind])
-    theirs, loading = auto(model_config.kind).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs = of_transformers(tmp_path, model_config.kind)
     tokens = make_tokens(model_config.vocabulary, model_config.positions)
     ours = model.logits(tokens, range(layers))
     assert ours.std() > 0.25
-    torch.testing.assert_close(ours, theirs.eval()(tokens).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours, theirs(tokens).logits, rtol=0, atol=1e-4)
     plain = load_model(tmp_path)
     assert plain.model_config.complete_p is None
     torch.testing.assert_close(plain.logits(tokens, range(layers)), ours, rtol=0, atol=1e-4)
@@ -123,12 +134,11 @@ def test_a_large_model_is_in_several_files(kind: Kind, tmp_path: Path, monkeypat
     save_model(model, tmp_path, SPECIAL[kind])
     assert len(list(tmp_path.glob("model-0*-of-*.safetensors"))) > 3
     assert not (tmp_path / "model.safetensors").exists()
-    theirs, loading = auto(kind).from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(loading[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs = of_transformers(tmp_path, kind)
     loaded, tokens = load_model(tmp_path), make_tokens(small(kind).vocabulary, 5)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    torch.testing.assert_close(model.logits(tokens, range(3)), theirs.eval()(tokens).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.logits(tokens, range(3)), theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -313,23 +323,16 @@ def test_a_llama_of_older_versions_of_transformers_is_read(tmp_path: Path) -> No
     """Their config.json has no dropout of attention, and no `num_key_value_heads` where all heads have own keys."""
     model_config = ModelConfig("llama", vocabulary=61, positions=20, hidden=24, heads=6, ffn=64, layers=2)
     save_model(make_model(model_config, 2), tmp_path, SPECIAL["llama"])
-    path = tmp_path / "config.json"
-    config, whole = json.loads(path.read_text(encoding="utf-8")), load_model(path.parent)
-    del config["attention_dropout"], config["num_key_value_heads"]
-    path.write_text(json.dumps(config), encoding="utf-8")
-    older = load_model(path.parent)
-    assert older.model_config == whole.model_config
-    config["initializer_range"] = "x"
-    path.write_text(json.dumps(config), encoding="utf-8")
+    whole = load_model(tmp_path)
+    edit_config(tmp_path, "attention_dropout", "num_key_value_heads")
+    assert load_model(tmp_path).model_config == whole.model_config
+    edit_config(tmp_path, initializer_range="x")
     with pytest.raises(CheckpointError, match="initializer_range is 'x', and should be a number"):
-        load_model(path.parent)
+        load_model(tmp_path)
 
 
 def test_a_key_that_is_missing_means_what_it_means_to_transformers(tmp_path: Path) -> None:
-    path = exported(tmp_path, "llama") / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    del config["rms_norm_eps"]
-    path.write_text(json.dumps(config), encoding="utf-8")
+    edit_config(exported(tmp_path, "llama"), "rms_norm_eps")
     with pytest.raises(CheckpointError, match="rms_norm_eps is 1e-06, and only 1e-05 is supported"):
         load_model(tmp_path)
 
@@ -384,10 +387,9 @@ def test_a_size_that_the_weights_cannot_have_is_refused_at_once(
     kind: Kind, key: str, size: object, tmp_path: Path
 ) -> None:
     """A model of a billion layers would be built for hours."""
-    path = exported(tmp_path, kind) / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: size}), encoding="utf-8")
+    edit_config(exported(tmp_path, kind), **{key: size})
     with pytest.raises(CheckpointError, match=rf"\): {key} is {size!r}, and the weights allow whole numbers"):
-        load_model(path.parent)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -475,8 +477,6 @@ def test_tensor_of_a_wrong_shape_is_refused(kind: Kind, name: str, size: tuple[i
 
 @each_kind
 def test_config_of_another_size_than_the_weights_is_refused(kind: Kind, tmp_path: Path) -> None:
-    path = exported(tmp_path, kind) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | {"vocab_size": 77}), encoding="utf-8")
+    edit_config(exported(tmp_path, kind), vocab_size=77)
     with pytest.raises(CheckpointError, match=r"has shape \(61,.*, by config\.json it should be \(77,"):
         load_model(tmp_path)

@@ -23,13 +23,13 @@ def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": parameters[:1], "weight_decay": 0.3}, {"params": parameters[1:], "weight_decay": 0.0}]
 
 
-def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
-    """Gradients for all but the last parameter in the first two steps, as if it were frozen at first."""
+def give_gradients(step: int, *models: list[nn.Parameter], late: tuple[int, ...] = (2, 2)) -> None:
+    """Gradients for all but the parameter of this shape in the first two steps, as if it were frozen at first."""
     random = torch.Generator().manual_seed(step)
     for values in zip(*models, strict=True):
         gradient = torch.randn(values[0].shape, generator=random)
         for value in values:
-            value.grad = None if step < 2 and value.shape == (2, 2) else gradient.to(value.device, copy=True)
+            value.grad = None if step < 2 and value.shape == late else gradient.to(value.device, copy=True)
 
 
 @each_device
@@ -38,7 +38,7 @@ def test_weights_and_moments_are_those_of_torch_to_the_last_bit(device: str) -> 
     mine = AdamW(_groups(ours), **SETTINGS)
     its = torch.optim.AdamW(_groups(theirs), **SETTINGS, fused=True)
     for step in range(6):
-        _give_gradients(step, ours, theirs)
+        give_gradients(step, ours, theirs)
         mine.lr = 0.01 / (1 + step)
         for group in its.param_groups:
             group["lr"] = mine.lr
@@ -61,7 +61,7 @@ def test_a_scaled_rate_is_that_of_an_optimizer_with_that_rate() -> None:
     ]
     its.append(torch.optim.AdamW(theirs[1:], **SETTINGS, weight_decay=0.0, fused=True))
     for step in range(3):
-        _give_gradients(step, ours, theirs)
+        give_gradients(step, ours, theirs)
         for optimizer in (mine, *its):
             optimizer.step()
     for parameter, expected in zip(ours, theirs, strict=True):
@@ -78,13 +78,13 @@ def test_a_blocked_update_changes_nothing(device: str) -> None:
         states = [value for parameter in parameters[:2] for value in optimizer.state[parameter].values()]
         return [tensor.clone() for tensor in (*(p.detach() for p in parameters), *states)]
 
-    _give_gradients(0, parameters)
+    give_gradients(0, parameters)
     optimizer.step(blocked)  # the first one
     assert all(map(torch.equal, parameters, before_all))
     assert not any(value.any() for parameter in parameters[:2] for value in optimizer.state[parameter].values())
     optimizer.step(free)
     before = everything()
-    _give_gradients(1, parameters)
+    give_gradients(1, parameters)
     optimizer.step(blocked)
     assert all(map(torch.equal, everything(), before))
     optimizer.step(free)
@@ -99,7 +99,7 @@ def test_averages_are_those_of_torch(device: str) -> None:
     its = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7))
     its.update_parameters(model)
     for step in range(5):
-        _give_gradients(step, [*model.parameters()])
+        give_gradients(step, [*model.parameters()])
         optimizer.step(torch.zeros((), device=device))
         its.update_parameters(model)
         blocked = [average.clone() for average in optimizer.averages.values()]

@@ -41,6 +41,12 @@ def _names(checkpoints: Checkpoints) -> set[str]:
     return {path.name for path in checkpoints.folder.iterdir()}
 
 
+def newest(checkpoints: Checkpoints, say: Callable[[str], None] = print) -> Checkpoint:
+    found = checkpoints.load_newest(say)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
     made = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
@@ -56,8 +62,7 @@ def test_the_newest_few_stay_and_latest_names_the_newest(checkpoints: Checkpoint
 
 
 def test_a_saved_checkpoint_is_loaded_exactly(checkpoints: Checkpoints) -> None:
-    loaded, saved = checkpoints.load_newest(print), _checkpoint(100)
-    assert loaded is not None
+    loaded, saved = newest(checkpoints), _checkpoint(100)
     assert loaded.state == saved.state
     assert loaded.layers == 2
     assert loaded.tensors.keys() == saved.tensors.keys()
@@ -80,9 +85,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(name: str, damage: str, c
     else:
         path.unlink()
     said: list[str] = []
-    loaded = checkpoints.load_newest(said.append)
-    assert loaded is not None
-    assert loaded.state.step == 10
+    assert newest(checkpoints, said.append).state.step == 10
     assert "step_00000100" in said[0]
 
 
@@ -107,9 +110,7 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(_checkpoint(200))
     monkeypatch.undo()
-    loaded = checkpoints.load_newest(print)
-    assert loaded is not None
-    assert loaded.state.step == 100
+    assert newest(checkpoints).state.step == 100
     checkpoints.save(_checkpoint(200))
     assert _names(checkpoints) == {"step_00000100", "step_00000200", "latest"}
 
@@ -137,18 +138,14 @@ def _forge(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_forged_state_is_refused(key: str, value: Any, checkpoints: Checkpoints) -> None:
     _forge(checkpoints.folder / "step_00000100", lambda meta: meta["state"].update({key: value}))
     said: list[str] = []
-    loaded = checkpoints.load_newest(said.append)
+    assert newest(checkpoints, said.append).state.step == 10
     assert "step_00000100 cannot be read" in said[0]
-    assert loaded is not None
-    assert loaded.state.step == 10
 
 
 def test_checksums_of_files_elsewhere_are_not_computed(checkpoints: Checkpoints) -> None:
     """/dev/zero has no end."""
     _forge(checkpoints.folder / "step_00000100", lambda meta: meta["sha256"].update({"/dev/zero": "0"}))
-    loaded = checkpoints.load_newest(print)
-    assert loaded is not None
-    assert loaded.state.step == 100
+    assert newest(checkpoints).state.step == 100
 
 
 @pytest.mark.parametrize("damage", ["swap", "cut", "flip"])
@@ -164,7 +161,7 @@ def test_a_large_file_is_checked_in_pieces(
     path /= "model.safetensors"
     content = path.read_bytes()
     assert len(json.loads((path.parent / "meta.json").read_text())["sha256"][path.name]) == 17
-    assert checkpoints.load_newest(pytest.fail).state.step == 200  # type: ignore[union-attr]
+    assert newest(checkpoints, pytest.fail).state.step == 200
     changed = {
         "swap": content[:size] + content[2 * size : 3 * size] + content[size : 2 * size] + content[3 * size :],
         "cut": content[: 16 * size],
@@ -172,7 +169,7 @@ def test_a_large_file_is_checked_in_pieces(
     }
     path.write_bytes(changed[damage])
     said: list[str] = []
-    assert checkpoints.load_newest(said.append).state.step == 199  # type: ignore[union-attr]
+    assert newest(checkpoints, said.append).state.step == 199
     assert "model.safetensors is damaged" in said[0]
 
 
@@ -185,7 +182,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over(checkpoints: Checkpoi
 def test_what_a_killed_process_left_is_deleted(checkpoints: Checkpoints) -> None:
     (checkpoints.folder / ".step_00000150.tmp").mkdir()
     (checkpoints.folder / "step_notes").mkdir()
-    assert checkpoints.load_newest(print).state.step == 100  # type: ignore[union-attr]
+    assert newest(checkpoints).state.step == 100
     assert not (checkpoints.folder / ".step_00000150.tmp").exists()
 
 
@@ -200,14 +197,10 @@ def test_files_and_links_with_the_name_of_a_checkpoint_are_ignored(
     else:
         stray.symlink_to(checkpoints.folder / "step_00000010" if how == "link to a folder" else tmp_path / "gone")
     said: list[str] = []
-    loaded = checkpoints.load_newest(said.append)
-    assert loaded is not None
-    assert loaded.state.step == 100
+    assert newest(checkpoints, said.append).state.step == 100
     assert said == []
     checkpoints.save(_checkpoint(200))
-    loaded = checkpoints.load_newest(said.append)
-    assert loaded is not None
-    assert loaded.state.step == 200
+    assert newest(checkpoints, said.append).state.step == 200
     left = _names(checkpoints) - {"step_00009999"}
     assert left == {"step_00000100", "step_00000200", "latest"}
 
@@ -274,10 +267,8 @@ def test_a_hostile_pickle_is_not_run(checkpoints: Checkpoints, tmp_path: Path) -
     torch.save({"rng": Hostile()}, folder / "state.pt")
     _forge(folder, lambda meta: None)
     said: list[str] = []
-    loaded = checkpoints.load_newest(said.append)
+    assert newest(checkpoints, said.append).state.step == 10
     assert "holds something that is refused" in said[0]
-    assert loaded is not None
-    assert loaded.state.step == 10
     assert not (tmp_path / "owned").exists()
 
 
@@ -286,6 +277,6 @@ def test_damaged_newer_ones_do_not_push_out_good_ones(tmp_path: Path) -> None:
     for step in (50, 100):
         Checkpoints(checkpoints.folder, keep=2).save(_checkpoint(step))
     (checkpoints.folder / "step_00000100" / "state.pt").write_bytes(b"")
-    assert checkpoints.load_newest(print).state.step == 50  # type: ignore[union-attr]
+    assert newest(checkpoints).state.step == 50
     checkpoints.save(_checkpoint(75))
     assert _names(checkpoints) == {"step_00000075", "latest"}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,13 @@ from apollo_cli.training.optimizer import build_optimizer, optimizer_flops
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from tests.conftest import read_rows
+from tests.training.test_adamw import each_device, give_gradients
 from tests.training.test_resume import assert_same, interrupt
 
 ADAMW: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
 MUON: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}
 SHAPES = ((8, 8), (5, 12), (12, 5), (1, 7))
-
-each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+_give_gradients = partial(give_gradients, late=SHAPES[-1])
 
 
 @pytest.fixture
@@ -43,15 +44,6 @@ def _matrices(device: str = "cpu") -> list[nn.Parameter]:
 
 def _groups(matrices: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": [p], "weight_decay": weight_decay, "parts": (len(p),)} for p in matrices]
-
-
-def _give_gradients(step: int, *models: list[nn.Parameter]) -> None:
-    """Gradients for all but the last matrix in the first two steps, as if it were frozen at first."""
-    random = torch.Generator().manual_seed(step)
-    for values in zip(*models, strict=True):
-        gradient = torch.randn(values[0].shape, generator=random)
-        for value in values:
-            value.grad = None if step < 2 and value.shape == SHAPES[-1] else gradient.to(value.device, copy=True)
 
 
 @each_device

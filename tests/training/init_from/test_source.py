@@ -341,14 +341,6 @@ def test_flops_of_the_map_by_hand() -> None:
     assert map_flops(small, large, 4) == map_flops_by_hand(8, 12, 16, 24, 31 + 12, 2, 4)
 
 
-def test_a_shipped_model_of_another_library_loads_as_a_source(sources: dict[str, Path], tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_inner=12))
-    theirs.save_pretrained(tmp_path)
-    assert load_model(tmp_path).model_config.hidden == 8
-
-
 def renamed(folder: Path, change: Callable[[str], str]) -> None:
     file = folder / "model.safetensors"
     save_file({change(name): t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
