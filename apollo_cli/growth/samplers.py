@@ -151,11 +151,8 @@ class RatioSampler(DepthSampler):
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
         """P(depth = d) = P(depth >= d) - P(depth >= d + 1); at N = L the only depth is L."""
-        at_least = [
-            1.0,
-            *(self.survival(d / layers, target / layers) for d in range(layers + 1, target + 1)),
-            0.0,
-        ]
+        deeper = (self.survival(d / layers, target / layers) for d in range(layers + 1, target + 1))
+        at_least = [1.0, *deeper, 0.0]
         return {layers + i: at_least[i] - at_least[i + 1] for i in range(target - layers + 1)}
 
 

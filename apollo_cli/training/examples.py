@@ -1,10 +1,9 @@
 """What a finished run has learned, for a reader: the loss of answering by frequency, and answers to new text."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +50,10 @@ def examples(model: LanguageModel, tokenizer: Tokenizer, rows: np.ndarray) -> li
     """Up to five words of validation rows (rows, seq_len) masked and answered; of GPT and LLaMA a continuation."""
     was_training = model.training
     model.eval()
-    with _eager():
+    # compiled blocks run as they are, as each of these few shapes would be compiled anew; the compiler takes
+    # seconds to import, so it is not asked where it was not used
+    is_compiled = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         if model.model_config.kind == "bert":
             inside, spread = inside_words(tokenizer), rows[:: max(1, len(rows) // (4 * _EXAMPLES))]
             filled = (_filled(model, tokenizer, row, inside[row]) for row in spread)
@@ -60,14 +62,6 @@ def examples(model: LanguageModel, tokenizer: Tokenizer, rows: np.ndarray) -> li
             found = [_continued(model, tokenizer, rows[0])]
     model.train(was_training)
     return found
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Blocks that are compiled run as they are: each of these few shapes would be compiled anew.
-
-    The compiler takes seconds to import, so it is not asked where it was not used.
-    """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _filled(model: LanguageModel, tokenizer: Tokenizer, row: np.ndarray, inside: np.ndarray) -> Example | None:

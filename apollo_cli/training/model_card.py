@@ -119,10 +119,8 @@ def _results(summary: dict[str, Any], kind: str, of: WeightsOf) -> Iterator[tupl
     loss = losses.get("eval/loss_ema" if of == "average" else "eval/loss")
     if loss is None:
         return
-    yield (
-        ("validation loss of the masked tokens (nats)" if kind == "bert" else "validation loss (nats)"),
-        f"{loss:.4f}",
-    )
+    of_what = " of the masked tokens" if kind == "bert" else ""
+    yield f"validation loss{of_what} (nats)", f"{loss:.4f}"
     if kind != "bert":
         yield "perplexity", f"{math.exp(min(loss, 700)):.2f}"
 

@@ -109,16 +109,17 @@ class Pretraining(Session):
                 files.write_json(self.directory.plan_file, self.plan.as_dict())
         self._note_what_is_missing(trainer)
         model = trainer.strategy.gather_model()
-        self._export(model, self.directory.model, trainer.state)
+        self._export(model, self.directory.model, trainer.state, "end")
         if self.device.processes.is_main:
             self._show_what_is_learned(model)
         if self.config.optim.ema is not None:
             with trainer.optimizer.averaged():
-                self._export(trainer.strategy.gather_model(), self.directory.averaged_model, trainer.state)
+                averaged = trainer.strategy.gather_model()
+                self._export(averaged, self.directory.averaged_model, trainer.state, "average")
         if self.config.checkpoint.best and self.device.processes.is_main:
             try:
                 best = checkpoint_model(self.config, self.directory, BEST)
-                self._export(best, self.directory.best_model, trainer.state)
+                self._export(best, self.directory.best_model, trainer.state, "best")
             except CheckpointError as error:  # it was lost, or written before checkpoint.best=true was typed
                 self.console.say(f"note: there is no {self.directory.best_model.name}: {error}")
 
@@ -294,7 +295,7 @@ class Pretraining(Session):
             self.console.say(f"begun from {source}")
         return model
 
-    def _export(self, model: LanguageModel, final: Path, state: TrainerState) -> None:
+    def _export(self, model: LanguageModel, final: Path, state: TrainerState, of: WeightsOf) -> None:
         """Writes the folder `final` in transformers' format, completely or not at all; on rank 0."""
         if not self.device.processes.is_main:
             return
@@ -307,7 +308,7 @@ class Pretraining(Session):
                 temporary.mkdir()
                 save_model(model, temporary, exported_ids(kind, tokenizer))
                 save_companions(kind, tokenizer, self.config.data.seq_len, temporary)
-                card = self._card(state, final)
+                card = model_card(self.config, self.plan, self.summary("completed", state), of=of)
                 (temporary / CARD).write_text(card, encoding="utf-8")
                 for file in temporary.iterdir():
                     files.sync_file(file)
@@ -318,7 +319,3 @@ class Pretraining(Session):
             raise files.unwritable(final, size, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-    def _card(self, state: TrainerState, final: Path) -> str:
-        of: dict[Path, WeightsOf] = {self.directory.averaged_model: "average", self.directory.best_model: "best"}
-        return model_card(self.config, self.plan, self.summary("completed", state), of=of.get(final, "end"))

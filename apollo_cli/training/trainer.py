@@ -414,9 +414,7 @@ class Trainer:
         diagnosis = self.diagnosis(refused, losses)
         processes = self.device.processes
         path = processes.broadcast(diagnosis.write(self.refused_steps) if processes.is_main else self.refused_steps)
-        if (
-            not state.skipped_in_a_row
-        ):  # else the last checkpoint has the same weights, and must not replace older ones
+        if not state.skipped_in_a_row:  # else the last checkpoint has its weights, and must replace no older one
             self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
         if self.args.on_nonfinite == "stop":

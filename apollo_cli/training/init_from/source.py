@@ -43,10 +43,9 @@ class SourceModel:
         Raises:
             CheckpointError: it is damaged, or another one than its config says.
         """
-        run = self.run
-        return (
-            checkpoint_model(run.config, run.directory, run.typed) if run and run.typed else load_model(self.folder)
-        )
+        if self.run and self.run.typed:
+            return checkpoint_model(self.run.config, self.run.directory, self.run.typed)
+        return load_model(self.folder)
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint with the optimizer's state.
