@@ -168,11 +168,7 @@ class Cell(Session):
         return Plan(schedule, Full(), CopyLayers("nearest"), step_cost, self.seed)
 
     def start(self) -> Result:
-        """Begins the run, or resumes it where an earlier command stopped.
-
-        Raises:
-            CheckpointError: the run in the directory has other rows.
-        """
+        """Begins the run, or resumes it where it stopped; a CheckpointError if the run there has other rows."""
         with self.directory.owned(), interruptible():
             if not self.directory.is_claimed:
                 self.directory.claim(self.values, self.plan.as_dict())

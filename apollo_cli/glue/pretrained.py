@@ -28,11 +28,7 @@ class Pretrained:
 
     @classmethod
     def of_run(cls, run_dir: Path) -> "Pretrained":
-        """The model that a run of apollo-train exported.
-
-        Raises:
-            CheckpointError: `run_dir` is no run directory, the run did not finish, or its model is missing.
-        """
+        """The model that a run exported; a CheckpointError if it is no run, not finished, or without a model."""
         directory = RunDirectory(run_dir)
         if not directory.is_claimed:
             raise directory.not_a_run()
@@ -60,11 +56,7 @@ class Pretrained:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Pretrained":
-        """A model in transformers' format.
-
-        Raises:
-            CheckpointError: the folder has no model.safetensors.
-        """
+        """A model in transformers' format; a CheckpointError if the folder has no model.safetensors."""
         facts = {"model": str(folder.resolve()), "weights": _weights_digest(folder)}
         return cls(folder, facts, folder.resolve().name)
 
@@ -83,11 +75,7 @@ class Pretrained:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
-
-        Raises:
-            DataError: the folder has none, or that of another model.
-        """
+        """Its tokenizer; a DataError if the folder has none, or that of another model."""
         try:
             tokenizer = tokenizers.load_tokenizer(self.model_config.kind, str(self.folder.resolve()))
         except DataError as error:

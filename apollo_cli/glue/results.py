@@ -46,11 +46,7 @@ def averages(tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(folder: Path, task: str = "*") -> Iterator[dict[str, Any]]:
-    """The summaries of the complete runs of a task or of all.
-
-    Raises:
-        CheckpointError: one is damaged.
-    """
+    """The summaries of the complete runs of a task or of all; a CheckpointError if one is damaged."""
     for path in sorted(folder.glob(f"{task}/*/summary.json"), key=lambda path: files.in_order(str(path))):
         summary = RunDirectory(path.parent).summary()
         if summary.get("status") == "completed":

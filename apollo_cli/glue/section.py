@@ -122,11 +122,7 @@ class GlueConfig(Section):
 
 
 def parse_glue(values: Mapping[str, Any]) -> GlueConfig:
-    """A valid config from plain values.
-
-    Raises:
-        ConfigError: with every problem that was found.
-    """
+    """A valid config from plain values; a ConfigError has every problem that was found."""
     problems: list[str] = []
     config = validate(GlueConfig, "", values, problems)
     if bool(values.get("run")) == bool(values.get("model")):
@@ -179,11 +175,7 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def saved_values(out: Path) -> dict[str, Any]:
-    """The plain values of the command that created a folder of results.
-
-    Raises:
-        CheckpointError: it is no such folder, or of another version.
-    """
+    """The plain values of the command that created these results; a CheckpointError if there is none of ours."""
     path = out / VALUES
     if not path.is_file():
         raise CheckpointError(f"resume={out}: not a folder of fine-tuning runs (no {VALUES} in it)")

@@ -104,8 +104,7 @@ EXPANDERS: dict[str, type[Expander]] = {}
 def expander(kind: str) -> Callable[[type[Expander]], type[Expander]]:
     """Registers a frozen dataclass as expander=kind; its fields are the keys of conf/expander/KIND.yaml.
 
-    Raises:
-        ValueError: the name is taken.
+    A ValueError if the name is taken.
     """
 
     def register(cls: type[Expander]) -> type[Expander]:

@@ -43,22 +43,14 @@ EXPANDER_NAMES = {*COPIES, *BLENDS}  # of layer maps, and of the classes in `exp
 
 
 def take_name(kind: str) -> None:
-    """Marks the name of an expander or a layer map as taken.
-
-    Raises:
-        ValueError: it is taken already.
-    """
+    """Marks the name of an expander or a layer map as taken; a ValueError if it is already."""
     if kind in EXPANDER_NAMES:
         raise ValueError(f"there is an expander or a layer map {kind!r} already")
     EXPANDER_NAMES.add(kind)
 
 
 def copies(kind: str) -> Callable[[Copy], Copy]:
-    """Registers a function of (source, target) that copies layers: a layer map, and expander=kind.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Registers a function of (source, target) that copies layers, also as expander=kind; checks its name."""
 
     def register(function: Copy) -> Copy:
         take_name(kind)

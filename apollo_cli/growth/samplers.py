@@ -115,8 +115,7 @@ SAMPLERS: dict[str, type[DepthSampler]] = {}
 def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
     """Registers a frozen dataclass as sampler=kind; its fields are the keys of conf/sampler/KIND.yaml.
 
-    Raises:
-        ValueError: the name is taken.
+    A ValueError if the name is taken.
     """
 
     def register(cls: type[DepthSampler]) -> type[DepthSampler]:

@@ -196,11 +196,7 @@ class Schedule:
         return cls(tuple(map(Stage, layers, boundaries, boundaries[1:], frozen, shares)))
 
     def extended(self, steps: int) -> "Schedule":
-        """The same stages, the last of which goes on until `steps`.
-
-        Raises:
-            ValueError: that is no later than its end now.
-        """
+        """The same stages, the last of which goes on until `steps`; a ValueError if that is no later than now."""
         if steps <= self.steps:
             raise ValueError(f"the run is planned with {self.steps} steps, and it becomes no shorter: type more")
         *before, last = self.stages

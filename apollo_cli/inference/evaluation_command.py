@@ -98,11 +98,7 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
 
 
 def _names_corpus(of_data: Sequence[str]) -> bool:
-    """Whether the typed words of `data` name another corpus than the run's.
-
-    Raises:
-        ConfigError: one of them has no effect here.
-    """
+    """Whether the words of `data` name another corpus than the run's; a ConfigError if one has no effect here."""
     keys = [word.partition("=")[0] for word in of_data]
     is_typed = not set(keys).isdisjoint(_CORPUS)
     problems = []
@@ -162,8 +158,7 @@ def _corpus_and_rows(
 ) -> tuple[Corpus, np.ndarray]:
     """The typed corpus with all of its rows, or the run's own one with those that it is evaluated on.
 
-    Raises:
-        CheckpointError: the run's corpus is not there as it was.
+    A CheckpointError if the run's corpus is not there as it was.
     """
     if names_corpus:
         rows = args.rows or (_STREAM_ROWS if is_streamed(config.data) else None)

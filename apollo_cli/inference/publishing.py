@@ -84,11 +84,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """The model's own files; a link could lead to a secret of whoever uploads.
-
-    Raises:
-        CheckpointError: one of them is a link.
-    """
+    """The model's own files; a CheckpointError for a link, which could lead to a secret of whoever uploads."""
     for path in (*weight_files(folder), *(folder / name for name in _BESIDE)):
         if path.is_symlink():
             raise CheckpointError(f"{files.shown(path)} is a symbolic link; replace it by its file")

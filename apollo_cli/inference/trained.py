@@ -38,11 +38,7 @@ class TrainedModel:
         return self.model.model_config.kind
 
     def check_depth(self, depth: int | None) -> None:
-        """Refuses a typed depth of a model without layers.
-
-        Raises:
-            ConfigError: it stores none.
-        """
+        """Raises a ConfigError if a depth is typed and the model stores no layers."""
         if depth and not self.model.blocks:
             raise ConfigError([f"depth={depth}: {self.title} stores no layer; leave it out"])
 
@@ -99,10 +95,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
 def exported_folder(folder: Path, *, averaged: bool = False) -> Path:
     """The folder in transformers' format that a run exported, or `folder` itself if it is no run directory.
 
-    `averaged` is for that of the average of the weights.
-
-    Raises:
-        CheckpointError: the run has exported none.
+    `averaged` is for that of the average of the weights. A CheckpointError if the run has exported none.
     """
     directory = RunDirectory(folder)
     found = directory.averaged_model if averaged else directory.model

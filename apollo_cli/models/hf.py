@@ -211,11 +211,7 @@ def load_model(folder: Path) -> LanguageModel:
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """The sizes of the model that `load_model` would read.
-
-    Raises:
-        CheckpointError: `load_model` would raise it.
-    """
+    """The sizes of the model that `load_model` would read; a CheckpointError where that would raise it."""
     model_config, theirs = _read(folder)
     for name, t in build_on_meta(model_config, model_config.layers).state_dict().items():
         _our_tensor(folder, model_config, name, t.shape, theirs)

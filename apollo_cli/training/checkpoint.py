@@ -97,8 +97,7 @@ class Checkpoints:
     def _write_tensors(self, checkpoint: Checkpoint, folder: Path, final: Path) -> dict[str, list[str]]:
         """Writes the files of all processes; returns the checksums of each file.
 
-        Raises:
-            StorageError: this process or another one could not write, or they have no common disk.
+        A StorageError if this process or another one could not write, or they have no common disk.
         """
         rank, world_size = self.writers.rank, self.writers.world_size
         self.writers.gather(None)  # rank 0 has made the folder
@@ -182,19 +181,14 @@ class Checkpoints:
 
 
 def load_checkpoint(folder: Path, name: str) -> Checkpoint:
-    """The checkpoint of this name in `checkpoints/`; `best` is that of the lowest validation loss.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
+    """The checkpoint of this name, or the `best` one; a CheckpointError if there is none, or it is damaged."""
     return _load(_named(folder, name))
 
 
 def load_counters(folder: Path, name: str) -> tuple[int, float, TrainerState]:
     """Stored layers, share of the width, and counters of that checkpoint, whose other files are not read.
 
-    Raises:
-        CheckpointError: there is none, or it is damaged.
+    A CheckpointError if there is none, or it is damaged.
     """
     with _readable(path := _named(folder, name, "init_from.checkpoint")):
         meta = _read_meta(path)
@@ -246,8 +240,7 @@ def _write_files(
 ) -> dict[str, list[str]]:
     """Writes and syncs the files of this process, one while the one before is read again for its checksums.
 
-    Raises:
-        StorageError: a file could not be written.
+    A StorageError if one could not be written.
     """
     model, optimizer = _tensor_files(rank, world_size)
     weights = {name: tensor for name, tensor in checkpoint.tensors.items() if "/" not in name}
@@ -293,8 +286,7 @@ def _write_meta(checkpoint: Checkpoint, folder: Path, world_size: int, sums: Map
 def _load(path: Path) -> Checkpoint:
     """The checkpoint in a folder; its tensors are read when they are asked for.
 
-    Raises:
-        CheckpointError: it is damaged, or of a newer format.
+    A CheckpointError if it is damaged, or of a newer format.
     """
     with _readable(path):
         meta = _read_meta(path)

@@ -81,11 +81,7 @@ def _recipe(config: Config, bound: Bound) -> Recipe:
 
 
 def check_files(config: Config) -> None:
-    """Opens the files of a config; asks no network.
-
-    Raises:
-        DataError: a file is missing or cannot be read.
-    """
+    """Opens the files of a config, and asks no network; a DataError if one is missing or cannot be read."""
     data = config.data
     tokenizers.check_there(data.tokenizer)
     _source(config).parts()  # one at least

@@ -79,8 +79,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     """The device, precision and compilation of a config; `auto` depends on this machine.
 
-    Raises:
-        ConfigError: the device is not on this machine, or there is not one for each process.
+    A ConfigError if the device is not on this machine, or there is not one for each process.
     """
     if processes.env and run.devices not in (None, processes.world_size):
         raise ConfigError(

@@ -54,11 +54,7 @@ def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, li
 
 
 def check_fits_in_memory(plan: Plan, device: Device) -> None:
-    """Refuses a run that needs far more memory than the device has.
-
-    Raises:
-        ConfigError: a stage needs more than the device has.
-    """
+    """Raises a ConfigError for a run that needs far more memory than the device has."""
     available = total_bytes(device)
     needed = max(stage.memory_bytes for stage in plan.stages)
     if needed > _TOLERANCE * available:

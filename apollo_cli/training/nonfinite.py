@@ -34,11 +34,7 @@ class Diagnosis:
         return f"step {self.step}: {what} (stage {self.stage}, {self.layers} layers, depth {depths})"
 
     def write(self, folder: Path) -> Path:
-        """Writes it into `folder`, which is made if it is missing, and returns the file.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Writes it into `folder`, which is made if it is missing; returns the file, or raises a StorageError."""
         path = folder / f"step_{self.step:08d}.json"
         values = asdict(self) | {"losses": [finite(x) for x in self.losses], "grad_norm": finite(self.grad_norm)}
         with files.writing(path, 100_000):

@@ -170,8 +170,7 @@ def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Te
 def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `state_by_name`, onto the devices of the parameters; weights among `tensors` are ignored.
 
-    Raises:
-        ValueError: it is the state of another model.
+    A ValueError if it is the state of another model.
     """
     keys: dict[str, list[str]] = {}
     for name in tensors:

@@ -39,11 +39,7 @@ def make_task(config: Config, tokenizer: Tokenizer | None = None) -> Task:
 
 
 def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCost:
-    """Cost of a micro-step and a step, at this share of the model's width.
-
-    Raises:
-        ConfigError: a micro-step cannot be divided among the devices.
-    """
+    """Cost of a step at this share of the width; a ConfigError if a micro-step cannot be divided by the devices."""
     model_config, seq_len, rows = config.model_config.narrowed(width), config.data.seq_len, config.batch.micro_size
     predictions = rows * make_task(config).predictions(seq_len)
     memory, limit = ActivationMemory(model_config, device.device.type, device.bf16), activation_limit(device)
@@ -193,8 +189,7 @@ def make_plan(
 def _with_earliest_ends(plan: Plan, config: Config, over: int, longest: Callable[[Sequence[int]], Plan]) -> Plan:
     """The plan in which each stage, but the first ones, which are `over`, ends on its first possible plateau.
 
-    Raises:
-        ConfigError: no stage has evaluations enough.
+    A ConfigError if no stage has evaluations enough.
     """
     every, evaluations = config.eval.every, config.schedule.window + 1
     latest = plan

@@ -163,11 +163,7 @@ class Pretraining(Session):
         return Tracker(metrics, self.console, [*([mirror] if mirror else []), *writers])
 
     def make_trainer(self, checkpoint: Checkpoint | None, state: TrainerState, tracker: Tracker) -> Trainer:
-        """The trainer, new or with the state of the checkpoint.
-
-        Raises:
-            CheckpointError: the checkpoint is of another plan or another model.
-        """
+        """The trainer, new or with a checkpoint's state; a CheckpointError if that is of another plan or model."""
         config, device, seed = self.config, self.device, self.config.run.seed
         torch.manual_seed(seed)
         stages = self.plan.schedule.stages

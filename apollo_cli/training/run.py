@@ -69,11 +69,7 @@ def train(config: Config, run_dir: Path) -> Result:
 
 
 def _corpus_of_new_run(config: Config, run_plan: Plan, console: Console, processes: ProcessGroup) -> Corpus:
-    """The corpus of a run that begins.
-
-    Raises:
-        CheckpointError: the model that it begins with was trained on other tokens.
-    """
+    """The corpus of a run that begins; a CheckpointError if its source was trained on other tokens."""
     cache, first = cache_folder.path(config.data.cache_dir), first_sample(config)
     corpus = prepare_corpus(config, cache, console, run_plan.steps, processes, first)
     if source := find_source(config):
@@ -109,11 +105,7 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
 
 
 def launch(config: Config, device: Device, directory: RunDirectory) -> Result:
-    """Starts `devices` processes that train a new run.
-
-    Raises:
-        ReportedError: they ended before the run was complete, and have printed why.
-    """
+    """Starts `devices` processes that train a new run; a ReportedError if they ended early and have printed why."""
     run_plan = make_plan(config, device)
     check_fits_in_memory(run_plan, device)
     processes = device.processes
@@ -258,11 +250,7 @@ def _show_corpus(corpus: Corpus, run_plan: Plan, config: Config, console: Consol
 
 
 def _load(directory: RunDirectory, config: Config, longer: dict[str, Any], console: Console) -> Checkpoint | None:
-    """The checkpoint that a run continues from.
-
-    Raises:
-        CheckpointError: the run is complete and is not to be `longer`, or no checkpoint can be used.
-    """
+    """The checkpoint that a run continues from; a CheckpointError if none can be used, or the run is complete."""
     try:
         summary = directory.summary()
     except CheckpointError as error:  # the end of the run writes it in any case
@@ -316,11 +304,7 @@ def _restore_plan(
 
 
 def _check_cache_dir(config: Config, directory: RunDirectory, overrides: dict[str, Any]) -> None:
-    """Refuses a cache folder that only config.yaml names, which may be another person's.
-
-    Raises:
-        ConfigError: the folder is no cache of this program.
-    """
+    """Raises a ConfigError if config.yaml, perhaps another person's, alone names a folder that is no cache."""
     named = config.data.cache_dir
     is_typed = "cache_dir" in overrides.get("data", {})
     if named and not is_typed and (problems := cache_folder.cache_folder_problems(named)):

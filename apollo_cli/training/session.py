@@ -115,11 +115,7 @@ class Session(ABC):
         return TrainerState(data=self.data, run_id=uuid4().hex[:16])
 
     def restore(self, checkpoint: Checkpoint, strategy: ParallelStrategy, optimizer: AdamW) -> None:
-        """Gives model, optimizer and torch's generators the state of the checkpoint.
-
-        Raises:
-            CheckpointError: it is of another model.
-        """
+        """Restores model, optimizer and torch's generators; a CheckpointError if the state is of another model."""
         with readable(self.directory):
             strategy.restore(checkpoint.tensors, optimizer)
             restore_rng_state(checkpoint.rng, self.device.device)

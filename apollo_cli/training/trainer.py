@@ -363,11 +363,7 @@ class Trainer:
         return {p: scale for slot in new for p in self.model.blocks[slot].parameters()}
 
     def sync_pending_steps(self) -> None:
-        """Waits for the device and records the pending steps.
-
-        Raises:
-            TrainingError: one of them was not finite, and on_nonfinite=stop.
-        """
+        """Waits for the device and records the pending steps; a TrainingError as `reject_step`."""
         if not self.pending_steps:
             return
         pending_steps, self.pending_steps = self.pending_steps, []
@@ -568,11 +564,7 @@ class Trainer:
         self.saved_step = self.state.step
 
     def check_weights(self) -> None:
-        """Refuses to save weights that a too large update made infinite, though loss and gradient were finite.
-
-        Raises:
-            TrainingError: a weight is not finite.
-        """
+        """Raises a TrainingError if an update made a weight infinite, though loss and gradient were finite."""
         sums = torch.stack([self.strategy.local(p).sum() for p in self.model.parameters()])  # NaN if a weight is
         (is_nonfinite,) = self.device.processes.max(not sums.isfinite().all())
         if is_nonfinite:

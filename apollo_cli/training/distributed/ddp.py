@@ -70,11 +70,7 @@ class ParallelStrategy:
         return tensor
 
     def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
-        """Gives weights and optimizer the state of a checkpoint.
-
-        Raises:
-            RuntimeError, ValueError: the checkpoint is of another model.
-        """
+        """Gives weights and optimizer the state of a checkpoint; a RuntimeError or ValueError for another model."""
         self.model.load_state_dict({name: tensors[name] for name in tensors if "/" not in name})
         restore_state(self.model.named_parameters(), optimizer, tensors)
 

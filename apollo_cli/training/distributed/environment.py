@@ -37,8 +37,7 @@ class ProcessEnv:
     def from_environ(cls, environ: Mapping[str, str]) -> "ProcessEnv | None":
         """What these variables say; None for a process on its own.
 
-        Raises:
-            ConfigError: a variable is missing, not a number or out of its range.
+        A ConfigError if a variable is missing, not a number or out of its range.
         """
         names = next((names for names in _LAUNCHERS if environ.get(names[1]) not in (None, "", "1")), None)
         if names is None:

@@ -56,8 +56,7 @@ class ProcessGroup:
     def initialized(self, timeout: float, device: torch.device) -> Iterator[None]:
         """Initializes torch's process group while entered; a process may take `timeout` seconds to answer.
 
-        Raises:
-            PeerError: another process ended or does not answer.
+        A PeerError if another process ended or does not answer.
         """
         if not self.env:
             yield
@@ -142,8 +141,7 @@ class ProcessGroup:
     def _wait_for(self, key: str, seconds: float = math.inf) -> None:
         """Waits until another process has set the key; signals do not interrupt the store's own wait.
 
-        Raises:
-            PeerError: rank 0 ended, or the time is over.
+        A PeerError if rank 0 ended, or the time is over.
         """
         began = monotonic()
         while not self.store.check([key]):
@@ -181,10 +179,7 @@ _connected: list[ProcessGroup] = []  # none before `connect`, then one
 def connect(timeout: float = _START_TIMEOUT) -> ProcessGroup:
     """Connects to the other processes of this run, if there are any; later calls return the same group.
 
-    They must all be started within `timeout` seconds.
-
-    Raises:
-        ConfigError: they did not start, or the environment does not name them.
+    A ConfigError if they are not all started within `timeout` seconds, or the environment does not name them.
     """
     if not _connected:
         env = ProcessEnv.from_environ(os.environ)

@@ -20,8 +20,7 @@ _SHUTDOWN_TIMEOUT = 120  # seconds to save a checkpoint in (18 GB take 90); then
 def launch_processes(words: list[str], devices: int) -> None:
     """Runs `apollo-train` with these words, which resume a run, in `devices` processes.
 
-    Raises:
-        ReportedError: a process failed and has printed why, or a signal stopped them.
+    A ReportedError if a process failed, which has printed why, or a signal stopped them.
     """
     for name in [*logging.root.manager.loggerDict]:  # the processes print their errors themselves
         if name.startswith("torch.distributed.elastic"):

@@ -38,21 +38,13 @@ class SourceModel:
         return f"{run.directory} {run.typed}" if run and run.typed else files.shown(self.folder)
 
     def load(self) -> LanguageModel:
-        """The model on the CPU.
-
-        Raises:
-            CheckpointError: it is damaged, or another one than its config says.
-        """
+        """The model on the CPU; a CheckpointError if it is damaged, or another one than its config says."""
         if self.run and self.run.typed:
             return checkpoint_model(self.run.config, self.run.directory, self.run.typed)
         return load_model(self.folder)
 
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint with the optimizer's state.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """The checkpoint with the optimizer's state; a CheckpointError if it is damaged."""
         assert self.run
         assert self.run.checkpoint
         return load_checkpoint(self.run.directory.checkpoints, self.run.checkpoint)
@@ -127,8 +119,7 @@ def first_sample(config: Config) -> int:
 def _run_source(directory: RunDirectory, config: Config) -> SourceModel:
     """A run or one of its checkpoints; a run that is only planned is enough for another plan.
 
-    Raises:
-        CheckpointError: it is not complete, or has no such checkpoint.
+    A CheckpointError if it is not complete, or has no such checkpoint.
     """
     args, own = config.init_from, parse(directory.config())
     plan, summary = directory.plan(), directory.summary()

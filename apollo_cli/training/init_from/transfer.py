@@ -35,10 +35,8 @@ class WeightTransfer:
     ) -> None:
         """Initializes the model that begins the stage `index` from a smaller one, which is moved to another device.
 
-        `before_step` is called before each step of a learned map, and may raise.
-
-        Raises:
-            TrainingError: a loss of the map is not finite.
+        `before_step` is called before each step of a learned map, and may raise. A TrainingError if a loss of
+        the map is not finite.
         """
         expander, stage = self.plan.expander, self.plan.stages[index]
         rng = generator(self.plan.seed, Purpose.GROWTH, index)
