@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from apollo_cli.inference.evaluation import layer_worths, measure, pseudo_perple
 from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import measured_corpus, prepare_corpus
-from apollo_cli.training.device import Device, choose
+from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_task
 
 _MOST_LOGITS = 2**26  # numbers at once
@@ -55,15 +55,7 @@ def evaluate_models(words: Sequence[str]) -> None:
     of_data = [word for word in words if word.startswith(("data=", "data."))]
     args = parse_words(EvaluationArgs, [w for w in words if w not in (*of_data, "--json")], "apollo-eval")
     console, names_corpus = Console(quiet=as_json), _names_corpus(of_data)
-    found = []
-    for folder in args.run:
-        trained = load_trained(Path(folder), console, args.checkpoint)
-        config = _config(trained, of_data, args, names_corpus)
-        device = choose(config.run)
-        cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
-        corpus, rows = _corpus_and_rows(trained, config, cache, args, console, names_corpus)
-        on_device = replace(trained, model=trained.model.to(device.device))
-        found.append(_evaluate(on_device, config, device, args, corpus, rows))
+    found = [_evaluated(Path(folder), of_data, args, console, names_corpus) for folder in args.run]
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -116,15 +108,15 @@ def _names_corpus(of_data: Sequence[str]) -> bool:
     return is_typed
 
 
-def _evaluate(
-    trained: TrainedModel,
-    config: Config,
-    device: Device,
-    args: EvaluationArgs,
-    corpus: Corpus,
-    rows: np.ndarray,
+def _evaluated(
+    folder: Path, of_data: Sequence[str], args: EvaluationArgs, console: Console, names_corpus: bool
 ) -> dict[str, Any]:
-    model, sizes = trained.model, trained.model.model_config
+    trained = load_trained(folder, console, args.checkpoint)
+    config = _config(trained, of_data, args, names_corpus)
+    device = choose(config.run)
+    cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
+    corpus, rows = _corpus_and_rows(trained, config, cache, args, console, names_corpus)
+    model, sizes = trained.model.to(device.device), trained.model.model_config
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
