@@ -58,8 +58,7 @@ def with_repository(card: str, name: str) -> str:
 
 def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], of: WeightsOf) -> Iterator[str]:
     kind, totals = config.model.kind, summary["totals"]
-    yield f"# {in_markdown(config.run.name)}"
-    yield ""
+    yield f"# {in_markdown(config.run.name)}\n"
     way = "all of its layers from the first step" if trains_whole(config) else "its depth growing meanwhile"
     norm = "pre-norm " if config.model_config.norm == "pre" else ""
     weights = {
@@ -70,39 +69,27 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     yield (
         f"A {norm}{_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
         f"({plan.stages[-1].parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
-        "model: it completes text as its training data would, and was not made safe or tested for any use."
+        "model: it completes text as its training data would, and was not made safe or tested for any use.\n"
     )
-    yield ""
-    yield "## Use"
-    yield ""
+    yield "## Use\n"
     yield "```python"
-    yield f"from transformers import {_CLASSES[kind]}, AutoTokenizer"
-    yield ""
+    yield f"from transformers import {_CLASSES[kind]}, AutoTokenizer\n"
     yield _ANYWHERE
     yield f"model, tokenizer = {_CLASSES[kind]}.from_pretrained(name), AutoTokenizer.from_pretrained(name)"
-    yield "```"
-    yield ""
-    yield f"Rows have at most {config.data.seq_len} tokens of a vocabulary of {config.data.vocab_size:,}."
-    yield ""
-    yield "## Results"
-    yield ""
+    yield "```\n"
+    yield f"Rows have at most {config.data.seq_len} tokens of a vocabulary of {config.data.vocab_size:,}.\n"
+    yield "## Results\n"
     yield from _table([("", "value"), *_results(summary, kind, of)])
-    yield "## Training"
-    yield ""
+    yield "## Training\n"
     yield from _table([("", "value"), *_training(config, summary)])
     yield from _growth(config.model_config, plan, summary)
-    yield "## Data"
-    yield ""
+    yield "## Data\n"
     names, facts = ", ".join(map(in_markdown, datasets)) or _own(config.data), summary["data"]
     yield f"{names}: {facts['training_rows']:,} training rows."
-    yield f"Fingerprint of rows and tokenizer: `{facts['fingerprint']}`."
-    yield ""
-    yield "## Citation"
-    yield ""
-    yield "The method:"
-    yield ""
-    yield f"```bibtex\n{_CITATION}\n```"
-    yield ""
+    yield f"Fingerprint of rows and tokenizer: `{facts['fingerprint']}`.\n"
+    yield "## Citation\n"
+    yield "The method:\n"
+    yield f"```bibtex\n{_CITATION}\n```\n"
     commit = f", commit {summary['git_commit']}" if summary["git_commit"] else ""
     yield in_markdown(f"The program: apollo-train {__version__}{commit}.")
 
