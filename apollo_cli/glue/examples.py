@@ -40,8 +40,7 @@ class Examples:
 def read_examples(task: GlueTask, split: Split, data_dir: Path | None) -> Examples:
     """The examples of a split, from the original files in `data_dir` or, if None, from the hub.
 
-    Raises:
-        DataError: a file, column or label is missing or invalid; the message names the line.
+    A DataError if a file, column or label is missing or invalid, with its line.
     """
     labelled = split not in task.splits.test
     if data_dir is None:

@@ -203,8 +203,7 @@ def _save_weights(tensors: dict[str, Tensor], folder: Path) -> None:
 def load_model(folder: Path) -> LanguageModel:
     """Reads what `save_model` wrote, or such a language model of transformers or the hub in safetensors.
 
-    Raises:
-        CheckpointError: a file is missing or not of such a model.
+    A CheckpointError if a file is missing or not of such a model.
     """
     model_config, theirs = _read(folder)
     return _with_weights(folder, build(model_config, model_config.layers), theirs)

@@ -57,10 +57,8 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, *, is_best: bool = False) -> Path:
         """Writes a checkpoint under a temporary name, syncs it, renames it, removes the oldest.
 
-        If `is_best` it takes the place of the best one, which stays however many are written after it.
-
-        Raises:
-            StorageError: it could not be written; the earlier checkpoints are untouched.
+        If `is_best` it takes the place of the best one, which stays however many are written after it. A
+        StorageError if it could not be written; the earlier checkpoints are untouched then.
         """
         final = self.folder / f"step_{checkpoint.state.step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
@@ -142,12 +140,8 @@ class Checkpoints:
     def load_newest(self, say: Callable[[str], None], metrics_bytes: float = math.inf) -> Checkpoint | None:
         """The newest undamaged checkpoint whose rows are in metrics.jsonl; None if none was ever written.
 
-        Args:
-            say: takes a line about each checkpoint that is passed over.
-            metrics_bytes: length of metrics.jsonl now.
-
-        Raises:
-            CheckpointError: there are checkpoints, and none can be used.
+        `say` takes a line about each checkpoint that is passed over; `metrics_bytes` is the length of metrics.jsonl
+        now. A CheckpointError if there are checkpoints, and none can be used.
         """
         for unfinished in self.folder.glob(".step_*.tmp"):  # left by a process that was killed
             with suppress(OSError):

@@ -34,15 +34,9 @@ class Graphs:
         self.recorder.clear()
 
     def run(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> Tensor:
-        """The result of the work, in a tensor of its own.
+        """The result of the work on these inputs, in a tensor of its own; a TrainingError if it cannot be captured.
 
-        Args:
-            key: of the work, apart from the shapes of its inputs.
-            work: on inputs, see above.
-            inputs: of this time.
-
-        Raises:
-            TrainingError: the work cannot be captured.
+        Works that differ in the shapes of their inputs alone may have one key.
         """
         key = (key, *(tensor.shape for tensor in inputs))
         if key not in self._warm:
@@ -95,8 +89,7 @@ class CudaRecorder:
     def capture(self, work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Captures the work on these tensors without running it; returns what runs it, and its result.
 
-        Raises:
-            RuntimeError: it cannot be captured; the device may be unusable from then on.
+        A RuntimeError if it cannot be captured; the device may be unusable from then on.
         """
         graph = torch.cuda.CUDAGraph()
         # thread_local: meanwhile another thread copies the next micro-batch

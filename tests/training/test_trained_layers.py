@@ -50,19 +50,12 @@ EMBEDDINGS = {"bert": {"tokens", "positions", "segments", "embedding_norm"}, "gp
 
 @dataclass(frozen=True)
 class Step:
-    """The parameters that an update changed.
+    """The parameters that an update changed."""
 
-    Attributes:
-        stage: its index.
-        ran: the stored layers that its forward pass ran.
-        moved: the parameters that it changed.
-        parameters: all of them.
-    """
-
-    stage: int
-    ran: tuple[int, ...]
-    moved: frozenset[str]
-    parameters: frozenset[str]
+    stage: int  # its index
+    ran: tuple[int, ...]  # the stored layers that its forward pass ran
+    moved: frozenset[str]  # the parameters that it changed
+    parameters: frozenset[str]  # all of them
 
 
 class Enough(Exception):

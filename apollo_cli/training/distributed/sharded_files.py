@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of some files, read from disk at each access.
+    """The tensors of some safetensors files, read from disk at each access.
 
-    Args:
-        paths: safetensors files. Parts of the same tensor are joined along the rows in the order of the files; of
-            a number, which has no rows, the first file's is taken.
+    Parts of the same tensor are joined along the rows in the order of the files; of a number, which has no rows,
+    the first file's is taken.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
