@@ -77,7 +77,7 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
     try:
         line = CommandLine.parse(list(overrides))
         if line.flags:
-            raise ConfigError([f"{line.flags[0]}: flags are for the command; here there are only KEY=VALUE words"])
+            raise ConfigError(f"{line.flags[0]}: flags are for the command; here there are only KEY=VALUE words")
         if asked := resume_overrides(line):
             return run.resume(Path(asked[0]), asked[1])
         config, typed = _composed(line)
@@ -85,7 +85,7 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         missing = files.missing(path)
         return run.train(config, path)
     except ConfigError as error:
-        raise OverridesError(error.problems) from error
+        raise OverridesError(*error.problems) from error
     finally:
         files.remove_empty(missing)
 
@@ -109,7 +109,7 @@ def _composed(line: CommandLine) -> tuple[Config, str | None]:
 
 def _new_run_dir(config: Config) -> Path:
     if ProcessEnv.from_environ(os.environ):
-        raise ConfigError(["run_dir: several processes train one run; give all of them the same folder"])
+        raise ConfigError("run_dir: several processes train one run; give all of them the same folder")
     folder = "plans" if config.run.plan else config.run.name
     return Path("outputs") / folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 

@@ -34,9 +34,9 @@ class ApolloError(Exception):
 class ConfigError(ApolloError):
     """The configuration is wrong. Holds every problem found, not only the first."""
 
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    def __init__(self, *problems: str) -> None:
+        self.problems = list(problems)
+        super().__init__(*problems)
 
     def __str__(self) -> str:
         if len(self.problems) == 1:

@@ -121,7 +121,7 @@ class RunDirectory:
             path for path in (self.config_file, self.metrics_file, self.checkpoints, self.model) if path.exists()
         ]:
             problem = f"{self} has a {taken[0].name} already: choose another directory"
-            raise ConfigError([f"{problem}, or type resume={self} if it was interrupted"])
+            raise ConfigError(f"{problem}, or type resume={self} if it was interrupted")
         with files.writing(self.config_file, 100_000):
             files.write_json(self.plan_file, plan)
             self.write_config(config)

@@ -70,7 +70,7 @@ def _refuse_other_encodings(words: list[str]) -> None:
                 f"{what} {os.fsencode(text)!r} is not UTF-8: rename what it names, or move it elsewhere"
             )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def _resume(run_dir: Path, sections: dict[str, Any]) -> int:

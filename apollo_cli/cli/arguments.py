@@ -81,7 +81,7 @@ class CommandLine:
             elif flag not in _FLAGS:
                 following = next(rest, "=")
                 given = value if equals else following if "=" not in following else "VALUE"
-                raise ConfigError([_unknown_flag(flag, given)])
+                raise ConfigError(_unknown_flag(flag, given))
             else:
                 flags.append(flag)
                 if _TAKES_A_VALUE.get(flag):

@@ -36,7 +36,7 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
         Every problem of the words that this program can name itself; without one, the first line of `error`.
     """
     if line.completes:
-        return ConfigError([_first_line(error)])
+        return ConfigError(_first_line(error))
     problems = _missing_plugins(line.overrides)
     typed = list(parse_overrides(line.overrides, problems))
     if not line.has_user_configs:  # which may bring groups and keys of their own
@@ -49,7 +49,7 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
     if not problems and "@experiment." in str(error):
         remedy = "An experiment sets keys of other groups only if its file begins with `# @package _global_`"
         problems = [f"experiment={line.typed('experiment')}: {_first_line(error)} {remedy}"]
-    return ConfigError(problems or [f"{_refused_by_hydra(typed)}{_first_line(error)}"])
+    return ConfigError(*problems or [f"{_refused_by_hydra(typed)}{_first_line(error)}"])
 
 
 def _refused_by_hydra(typed: Sequence[Override]) -> str:

@@ -37,5 +37,5 @@ def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
             values[key] = value
     found = validate(cls, "", values | lists, problems)
     if problems or found is None:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return found

@@ -50,7 +50,7 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
     if line.multirun:
         problems.append("resume= continues one run; leave -m out")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return folder, sections
 
 

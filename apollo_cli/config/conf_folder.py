@@ -18,7 +18,7 @@ def conf_folder() -> Path:
     try:
         return Path(next(iter(import_module(CONF).__path__)))
     except ModuleNotFoundError as error:
-        raise ConfigError(["apollo-train is not installed here; in its checkout, type: make install"]) from error
+        raise ConfigError("apollo-train is not installed here; in its checkout, type: make install") from error
 
 
 @cache

@@ -159,7 +159,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         sections[name] = validate(cls, f"{name}.", raw[name], problems) if cls else None
     problems += _joint_problems(sections)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Config(**sections, raw=dict(raw))
 
 

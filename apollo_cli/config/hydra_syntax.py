@@ -62,13 +62,11 @@ def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
     typed_size = plain.get("data", {}).get("vocab_size") if "data.vocab_size" in keys else None
     config = parse(plain)
     if config.budget.extended_from:
-        raise ConfigError(["budget.extended_from: written by resume=RUN_DIR budget.steps=N; leave it out"])
+        raise ConfigError("budget.extended_from: written by resume=RUN_DIR budget.steps=N; leave it out")
     if config.data.tokenizer == BYTES and typed_size not in (None, config.data.vocab_size):
         raise ConfigError(
-            [
-                f"data.vocab_size={typed_size}: data.tokenizer=bytes has {config.data.vocab_size} entries for "
-                f"model={config.model.kind}; leave data.vocab_size out"
-            ]
+            f"data.vocab_size={typed_size}: data.tokenizer=bytes has {config.data.vocab_size} entries for "
+            f"model={config.model.kind}; leave data.vocab_size out"
         )
     return config
 

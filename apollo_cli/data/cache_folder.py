@@ -28,7 +28,7 @@ def path(named: str | None) -> Path:
     try:
         return Path(named).expanduser()
     except RuntimeError as error:
-        raise ConfigError([f"data.cache_dir={named}: no such user; ./~ begins a name with ~"]) from error
+        raise ConfigError(f"data.cache_dir={named}: no such user; ./~ begins a name with ~") from error
 
 
 def cache_folder_problems(named: str) -> list[str]:

@@ -39,9 +39,9 @@ Exit codes: 0 done; 2 an error to fix, in one message; 130 / 143 interrupted, re
 def _fine_tune(words: list[str]) -> int | None:
     if env := ProcessEnv.from_environ(os.environ):
         alone = f"start {NAME} once, not as {env.world_size} processes; for one on its own, type: {env.unset}"
-        raise ConfigError([f"fine-tuning takes one device: {alone}"])
+        raise ConfigError(f"fine-tuning takes one device: {alone}")
     if flags := [word for word in words if word.startswith("-")]:
-        raise ConfigError([unknown_flag(flag, NAME) for flag in flags])
+        raise ConfigError(*(unknown_flag(flag, NAME) for flag in flags))
 
     from apollo_cli.glue.grid import FineTuningGrid
     from apollo_cli.glue.section import compose_words, parse_glue

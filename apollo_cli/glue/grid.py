@@ -94,7 +94,7 @@ class FineTuningGrid:
         fingerprint = _fingerprint(task, found)
         if any(run["data"]["fingerprint"] != fingerprint for run in results.complete(self.out, task.name)):
             problem = f"{files.shown(self.out / task.name)} has results of other {task.title} rows"
-            raise ConfigError([f"{problem}: type out=DIR, or restore the files"])
+            raise ConfigError(f"{problem}: type out=DIR, or restore the files")
         if not any(split in found for split in task.splits.test):
             console.say(f"note: {task.title} has no {task.splits.test[0].file}, so no submission is written")
 
@@ -123,10 +123,10 @@ class FineTuningGrid:
             before = read_yaml(path).get("precision")
             if not different and before not in ("auto", device.precision):
                 problem = f"precision={device.precision}: {files.shown(self.out)} has results in {before}"
-                raise ConfigError([f"{problem}; type precision={before}, or out=DIR"])
+                raise ConfigError(f"{problem}; type precision={before}, or out=DIR")
             if different:
                 problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
-                raise ConfigError([f"{problem}: type out=DIR"])
+                raise ConfigError(f"{problem}: type out=DIR")
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
             precision = {"precision": device.precision}  # what `auto` took

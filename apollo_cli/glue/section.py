@@ -130,7 +130,7 @@ def parse_glue(values: Mapping[str, Any]) -> GlueConfig:
             "type either run=RUN_DIR, a run of apollo-train, or model=FOLDER, a model in transformers' format"
         )
     if problems or config is None:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return config
 
 
@@ -170,7 +170,7 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
         keys, allowed = ", ".join(sorted(sections)), ", ".join(OVERRIDABLE_SECTIONS)
         problems.append(f"{keys}: a resumed command keeps its own values; only {allowed} may be typed too")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return values | {"resume": None}
 
 

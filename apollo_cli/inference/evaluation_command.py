@@ -72,7 +72,7 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
         raw = compose_values([f"model={trained.kind}", "schedule=scratch"])
     else:
         raise ConfigError(
-            [f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"]
+            f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"
         )
     if of_data:
         typed = compose_values(CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides)["data"]
@@ -104,7 +104,7 @@ def _names_corpus(of_data: Sequence[str]) -> bool:
         elif not is_typed and key != "data.cache_dir":
             problems.append(f"{word}: it names no corpus; type data.files=FILE or data=NAME beside it")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return is_typed
 
 
@@ -122,14 +122,14 @@ def _evaluated(
     depth = args.depth or len(model.blocks)
     trained.check_depth(args.depth)
     if args.per_layer and not model.blocks:
-        raise ConfigError([f"per_layer=true: {trained.title} stores no layer; leave it out"])
+        raise ConfigError(f"per_layer=true: {trained.title} stores no layer; leave it out")
     if args.stride and trained.kind == "bert":
-        raise ConfigError([f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out"])
+        raise ConfigError(f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out")
     if args.stride and args.stride >= sizes.positions:
         problem = f"windows of {sizes.positions} tokens would leave tokens out between them"
-        raise ConfigError([f"stride={args.stride}: {problem}; type at most {sizes.positions - 1}"])
+        raise ConfigError(f"stride={args.stride}: {problem}; type at most {sizes.positions - 1}")
     if args.pseudo and trained.kind != "bert":
-        raise ConfigError([f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity"])
+        raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     measured = measure(model, sliding_windows(rows, args.stride) if args.stride else batches, device, depth, corpus)
     result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
     if args.pseudo:

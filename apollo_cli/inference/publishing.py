@@ -36,9 +36,9 @@ def push(words: Sequence[str]) -> None:
     """
     flags, names = [w for w in words if w.startswith("-")], [w for w in words if not w.startswith("-")]
     if unknown := [flag for flag in flags if flag not in (PUBLIC, EMA)]:
-        raise ConfigError([f"{unknown[0]}: no such flag; apollo-push --help shows what may be typed"])
+        raise ConfigError(f"{unknown[0]}: no such flag; apollo-push --help shows what may be typed")
     if len(names) != 2:
-        raise ConfigError([f"{len(names)} words where two are needed; type apollo-push RUN_DIR REPO"])
+        raise ConfigError(f"{len(names)} words where two are needed; type apollo-push RUN_DIR REPO")
     folder = exported_folder(Path(names[0]), averaged=EMA in flags)
     print(upload(folder, names[1], private=PUBLIC not in flags))
 

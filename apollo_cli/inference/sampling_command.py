@@ -50,7 +50,7 @@ def sample(words: Sequence[str]) -> None:
 def _prompt(args: SamplingArgs) -> str:
     """The prompt as it is typed, from a file, or from standard input."""
     if args.prompt is not None and args.prompt_file is not None:
-        raise ConfigError(["prompt and prompt_file are both typed: give one of them"])
+        raise ConfigError("prompt and prompt_file are both typed: give one of them")
     source = "prompt" if args.prompt is not None else f"prompt_file={args.prompt_file}"
     if args.prompt is None and args.prompt_file is None:
         source = "standard input"
@@ -90,10 +90,10 @@ def _fill(trained: TrainedModel, prompt: str, args: SamplingArgs) -> None:
     trained.tokenizer.encode_special_tokens = False
     ids = trained.tokenizer.encode(prompt, add_special_tokens=False).ids
     if special["mask"] not in ids:
-        raise ConfigError([f"prompt: BERT fills {MASK}; write it where a word is missing"])
+        raise ConfigError(f"prompt: BERT fills {MASK}; write it where a word is missing")
     framed = [special["cls"], *ids, special["sep"]]
     if len(framed) > (most := trained.model.model_config.positions):
-        raise ConfigError([f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it"])
+        raise ConfigError(f"prompt: {len(framed)} tokens, and the model reads {most}; shorten it")
     found = mask_candidates(trained.model, framed, special["mask"], args.candidates, args.depth)
     for number, candidates in enumerate(found, 1):
         words = (f"{trained.tokenizer.decode([token])!r} {probability:.1%}" for token, probability in candidates)

@@ -40,7 +40,7 @@ class TrainedModel:
     def check_depth(self, depth: int | None) -> None:
         """Raises a ConfigError if a depth is typed and the model stores no layers."""
         if depth and not self.model.blocks:
-            raise ConfigError([f"depth={depth}: {self.title} stores no layer; leave it out"])
+            raise ConfigError(f"depth={depth}: {self.title} stores no layer; leave it out")
 
     def is_of(self, corpus: Corpus) -> bool:
         """Whether the run was trained on this corpus, as far as it is known."""

@@ -19,7 +19,7 @@ def commands(run: Run) -> list[str]:
     try:
         values = dict(parse({**_nested(run.config), "resume": None}).raw)
     except (ConfigError, TypeError) as error:
-        raise ConfigError([str(error).partition("\n")[0]]) from None
+        raise ConfigError(str(error).partition("\n")[0]) from None
     values.pop("experiment", None)  # its keys are all there, and it may be a sweep
     budget = dict(values["budget"])
     earlier: list[int] = list(budget.pop("extended_from", ()))
@@ -32,7 +32,7 @@ def commands(run: Run) -> list[str]:
     lines = [shlex.join(["apollo-train", *command_words(values)])]
     lines += [f"apollo-train resume=RUN_DIR budget.{length}" for length in longer]
     if not all(line.isprintable() for line in lines):
-        raise ConfigError(["its config has characters that no terminal shows"])
+        raise ConfigError("its config has characters that no terminal shows")
     return lines
 
 

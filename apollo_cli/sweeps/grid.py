@@ -47,7 +47,7 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
         typed = " ".join(o.input_line or "" for o in swept)
         problems.append(f"{typed}: {jobs:,} jobs, and a sweep has at most {_MOST_JOBS:,}; type fewer values")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     if is_grid:
         return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
@@ -112,7 +112,7 @@ def commands(line: CommandLine) -> list[list[str]]:
     typed = OverridesParser.create().parse_overrides(list(line.overrides))
     if other := [o for o in typed if o.key_or_group == "hydra/sweeper" and o.value() != "basic"]:
         raise ConfigError(
-            [f"{other[-1].input_line}: experiment={name} is a grid, with scratch runs beside it; leave this out"]
+            f"{other[-1].input_line}: experiment={name} is a grid, with scratch runs beside it; leave this out"
         )
     keys = {o.key_or_group for o in typed} - {"experiment"}
     swept = [f"{key}={values}" for key, values in params.items() if key not in keys]
@@ -157,7 +157,7 @@ def _check_words_beside_methods(name: str, typed: Sequence[Override]) -> None:
         if o.is_sweep_override() and o.key_or_group not in ("seed", "model")
     ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def _is_of_growth(word: str) -> bool:

@@ -116,7 +116,7 @@ def _check_sweep_options() -> None:
     if config.sweeper.get("params"):
         problems.append(f"experiment={config.runtime.choices['experiment']}: it is a sweep; add -m")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def _finite_loss(losses: dict[str, float]) -> float | None:

@@ -170,7 +170,7 @@ class Command:
         if target.endswith(".SlurmLauncher") and not (which("sbatch") and which("srun")):
             name = HydraConfig.get().runtime.choices["hydra/launcher"]
             raise ConfigError(
-                [f"hydra/launcher={name}: no sbatch and srun here; type the command on a machine of the cluster"]
+                f"hydra/launcher={name}: no sbatch and srun here; type the command on a machine of the cluster"
             )
         if not is_grid:
             _continue_study(config)
@@ -180,7 +180,7 @@ class Command:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                [f"hydra.sweep.dir={folder}: cannot be made ({error.strerror}); type another folder"]
+                f"hydra.sweep.dir={folder}: cannot be made ({error.strerror}); type another folder"
             ) from error
         if ".hydra_submitit_launcher." in target:  # a new folder, so that nothing pickled earlier is loaded
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -278,10 +278,8 @@ def _check_names(key: str, folder: str) -> None:
     size = max((len(os.fsencode(part)) for part in Path(folder).parts), default=0)
     if size > _LONGEST_NAME:
         raise ConfigError(
-            [
-                f"{key}: a folder would have a name of {size} bytes, and {_LONGEST_NAME} is the most; name fewer "
-                "keys in it, or leave some out by hydra.job.config.override_dirname.exclude_keys=[KEY,...]"
-            ]
+            f"{key}: a folder would have a name of {size} bytes, and {_LONGEST_NAME} is the most; name fewer "
+            "keys in it, or leave some out by hydra.job.config.override_dirname.exclude_keys=[KEY,...]"
         )
 
 
@@ -293,10 +291,8 @@ def _check_processes() -> None:
         with suppress(ApolloError):  # so that one of them says it
             connect(timeout=_WAIT)
         raise ConfigError(
-            [
-                f"-m: each of the {process.world_size} processes would run the whole sweep; leave torchrun or srun "
-                "out, and type devices=N, which gives each job as many devices, or hydra/launcher=joblib"
-            ]
+            f"-m: each of the {process.world_size} processes would run the whole sweep; leave torchrun or srun "
+            "out, and type devices=N, which gives each job as many devices, or hydra/launcher=joblib"
         )
 
 
@@ -312,7 +308,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
         ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
     """
     if is_grid and (size := config.hydra.sweeper.max_batch_size) is not None and size < 1:
-        raise ConfigError([f"hydra.sweeper.max_batch_size={size}: should be greater than 0"])
+        raise ConfigError(f"hydra.sweeper.max_batch_size={size}: should be greater than 0")
     loader = GlobalHydra.instance().config_loader()
     fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
     found: dict[str, None] = {}  # in order
@@ -322,7 +318,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
         composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
         if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
             name = composed.hydra.runtime.choices["experiment"]
-            raise ConfigError([f"experiment={name}: it is a sweep itself; type no other experiment beside it"])
+            raise ConfigError(f"experiment={name}: it is a sweep itself; type no other experiment beside it")
         with read_write(composed.hydra), open_dict(composed.hydra):
             composed.hydra.job.update(num=number, id=str(number))
             composed.hydra.runtime.update(output_dir=".", cwd=str(Path.cwd()))
@@ -335,15 +331,13 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
             parsed = job_config(values, words)
             if not is_grid and (parsed.run.plan or parsed.data.inspect):
                 key = "plan" if parsed.run.plan else "data.inspect"
-                raise ConfigError(
-                    [f"{key}=true: a search chooses its jobs by their losses; type a grid to see one"]
-                )
+                raise ConfigError(f"{key}=true: a search chooses its jobs by their losses; type a grid to see one")
         except (ConfigError, OmegaConfBaseException) as error:
             of_job = error.problems if isinstance(error, ConfigError) else [str(error).splitlines()[0]]
             found |= dict.fromkeys(of_job)
             failing += 1
     if failing == len(jobs):
-        raise ConfigError(list(found))
+        raise ConfigError(*found)
     if found:
         listed = "".join(f"\n  - {problem}" for problem in found)
         print(f"apollo-train: some jobs of this sweep will fail; the others run{listed}", file=sys.stderr)
@@ -373,7 +367,7 @@ def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Se
                 if f"${{{name}}}" not in typed
                 else "type hydra.sweep.subdir='${hydra.job.num}'"
             )
-            raise ConfigError([f"hydra.sweep.subdir={typed}: jobs that differ in {key} have one folder; {remedy}"])
+            raise ConfigError(f"hydra.sweep.subdir={typed}: jobs that differ in {key} have one folder; {remedy}")
 
 
 def _sweep_overrides(config: DictConfig) -> list[Override]:

@@ -71,7 +71,7 @@ def check_variables(tracking: TrackingArgs) -> None:
             validate(TrackingArgs, "", values | {key: name}, found)
             problems += [problem.replace(key, variable, 1) for problem in found]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def run_id_of_agent() -> str | None:

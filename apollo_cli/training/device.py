@@ -83,7 +83,7 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     """
     if processes.env and run.devices not in (None, processes.world_size):
         raise ConfigError(
-            [f"devices={run.devices}: {processes.world_size} processes were started already; leave it out"]
+            f"devices={run.devices}: {processes.world_size} processes were started already; leave it out"
         )
     name = run.device
     if name == "auto":
@@ -95,7 +95,7 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
             problem = (
                 f"device={name}: {processes.world_size} processes need one each; type device=cuda or device=cpu"
             )
-            raise ConfigError([problem])
+            raise ConfigError(problem)
         if device.type == "cuda":
             one = torch.cuda.device_count() == 1  # srun may show each process its own device only
             device = torch.device("cuda", 0 if one else processes.local_rank)
@@ -103,15 +103,13 @@ def choose(run: RunArgs, processes: ProcessGroup = ALONE) -> Device:
     if (device.index or 0) >= present[device.type]:
         if processes.env and present[device.type]:
             raise ConfigError(
-                [
-                    f"device {device}: this machine has {present[device.type]}, and at least "
-                    f"{processes.local_rank + 1} processes: start one for each device"
-                ]
+                f"device {device}: this machine has {present[device.type]}, and at least "
+                f"{processes.local_rank + 1} processes: start one for each device"
             )
-        raise ConfigError([f"device={run.device}: not on this machine; type device=auto or device=cpu"])
+        raise ConfigError(f"device={run.device}: not on this machine; type device=auto or device=cpu")
     on_gpu = device.type == "cuda"
     if run.compile == "graphs" and not on_gpu:
-        raise ConfigError([f"compile=graphs: {device} has no CUDA graphs; type compile=auto"])
+        raise ConfigError(f"compile=graphs: {device} has no CUDA graphs; type compile=auto")
     return Device(
         device=device,
         bf16=run.precision == "bf16" or (run.precision == "auto" and multiplies_in_bf16(device)),

@@ -37,19 +37,15 @@ def extended(
     ((unit, value),) = typed.items()
     if is_streamed(config.data):
         raise ConfigError(
-            [
-                f"budget.{unit}={value}: of a stream so many rows were packed as the run needed, and a longer run "
-                "would read them in another order; begin a new run with its weights: "
-                f"init_from.path={files.shown(Path(directory.path))}"
-            ]
+            f"budget.{unit}={value}: of a stream so many rows were packed as the run needed, and a longer run "
+            "would read them in another order; begin a new run with its weights: "
+            f"init_from.path={files.shown(Path(directory.path))}"
         )
     ended = checkpoint.state.stage_ends if checkpoint else []
     if config.schedule.when == "plateau" and len(ended) < len(config.schedule.layers) - 1:
         raise ConfigError(
-            [
-                f"budget.{unit}={value}: with schedule.when=plateau a run is made longer in its last stage; type "
-                f"resume={files.shown(Path(directory.path))} alone until then"
-            ]
+            f"budget.{unit}={value}: with schedule.when=plateau a run is made longer in its last stage; type "
+            f"resume={files.shown(Path(directory.path))} alone until then"
         )
     lengths = dict.fromkeys(LENGTHS) | typed
     earlier = [*config.budget.extended_from, planned.steps]
@@ -59,7 +55,7 @@ def extended(
     changed = first_changed_rate(config, planned, run_plan, checkpoint.state.step if checkpoint else 0)
     if changed is not None:
         assert checkpoint
-        raise ConfigError([_refusal(config, typed, planned, directory, changed, checkpoint.state.step)])
+        raise ConfigError(_refusal(config, typed, planned, directory, changed, checkpoint.state.step))
     return longer, run_plan
 
 

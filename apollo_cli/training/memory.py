@@ -59,11 +59,9 @@ def check_fits_in_memory(plan: Plan, device: Device) -> None:
     needed = max(stage.memory_bytes for stage in plan.stages)
     if needed > _TOLERANCE * available:
         raise ConfigError(
-            [
-                f"a stage needs about {files.in_units(needed)} of memory and {device.name} has "
-                f"{files.in_units(available)}: make batch.micro (or batch.size), data.seq_len, data.vocab_size, "
-                "model.hidden, model.ffn or model.layers smaller; plan=true shows the need of each stage"
-            ]
+            f"a stage needs about {files.in_units(needed)} of memory and {device.name} has "
+            f"{files.in_units(available)}: make batch.micro (or batch.size), data.seq_len, data.vocab_size, "
+            "model.hidden, model.ffn or model.layers smaller; plan=true shows the need of each stage"
         )
 
 

@@ -47,11 +47,9 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
     kind: Kind = config.distributed.kind if devices > 1 else "ddp"
     if rows % devices:
         raise ConfigError(
-            [
-                f"batch.{'size' if batch.micro is None else 'micro'}={rows} is not divisible by {devices} devices; "
-                f"for example batch.size={devices * max(1, round(batch.size / devices))}"
-                f"{'' if batch.micro is None else f' batch.micro={devices * max(1, round(rows / devices))}'}"
-            ]
+            f"batch.{'size' if batch.micro is None else 'micro'}={rows} is not divisible by {devices} devices; "
+            f"for example batch.size={devices * max(1, round(batch.size / devices))}"
+            f"{'' if batch.micro is None else f' batch.micro={devices * max(1, round(rows / devices))}'}"
         )
 
     def memory_bytes(layers: int, depth: int) -> int:
@@ -183,7 +181,7 @@ def make_plan(
         return plan
     except ValueError as error:
         ((key, value),) = budget.lengths.items()
-        raise ConfigError([f"budget.{key}={value}: {error}"]) from error
+        raise ConfigError(f"budget.{key}={value}: {error}") from error
 
 
 def _with_earliest_ends(plan: Plan, config: Config, over: int, longest: Callable[[Sequence[int]], Plan]) -> Plan:
@@ -200,10 +198,8 @@ def _with_earliest_ends(plan: Plan, config: Config, over: int, longest: Callable
             plan = longest((*plan.schedule.ended(stage.first_step), step))
     if plan is latest and not over:
         raise ConfigError(
-            [
-                f"eval.every={every}: no stage has {evaluations} evaluations, as schedule.window={evaluations - 1} "
-                "needs, before its latest end, so that schedule.when=plateau ends none; type a smaller eval.every"
-            ]
+            f"eval.every={every}: no stage has {evaluations} evaluations, as schedule.window={evaluations - 1} "
+            "needs, before its latest end, so that schedule.when=plateau ends none; type a smaller eval.every"
         )
     return plan
 

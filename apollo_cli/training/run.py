@@ -308,4 +308,4 @@ def _check_cache_dir(config: Config, directory: RunDirectory, overrides: dict[st
     named = config.data.cache_dir
     is_typed = "cache_dir" in overrides.get("data", {})
     if named and not is_typed and (problems := cache_folder.cache_folder_problems(named)):
-        raise ConfigError([f"{directory.config_file}: {problem}, beside resume=" for problem in problems])
+        raise ConfigError(*(f"{directory.config_file}: {problem}, beside resume=" for problem in problems))

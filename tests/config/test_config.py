@@ -202,7 +202,7 @@ def test_all_problems_come_in_one_error(composed: dict[str, Any]) -> None:
     assert len(problems) == 10
     for words in ("seed=abc", "sampler.k=-1", "sampler.kk", "model.heads=3", "batch.micro=5", "budget.flops"):
         assert sum(words in problem for problem in problems) == 1 + (words == "sampler.k"), words
-    assert "10 problems" in str(ConfigError(problems))
+    assert "10 problems" in str(ConfigError(*problems))
 
 
 def test_a_rule_between_keys_is_checked_only_if_its_keys_are_valid(composed: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def test_a_rule_between_keys_is_checked_only_if_its_keys_are_valid(composed: dic
 
 def test_a_config_error_is_a_user_error() -> None:
     assert issubclass(ConfigError, ApolloError)
-    assert str(ConfigError(["one"])) == "config: one"
+    assert str(ConfigError("one")) == "config: one"
 
 
 @pytest.mark.parametrize(

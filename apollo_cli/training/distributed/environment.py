@@ -61,10 +61,8 @@ class ProcessEnv:
 
 def _wrong(problem: str, unset: str) -> ConfigError:
     return ConfigError(
-        [
-            f"environment: {problem}; start them with torchrun, srun or devices=N. For one process on its own, "
-            f"type: {unset}"
-        ]
+        f"environment: {problem}; start them with torchrun, srun or devices=N. For one process on its own, "
+        f"type: {unset}"
     )
 
 

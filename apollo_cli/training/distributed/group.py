@@ -231,8 +231,6 @@ def _meet(env: ProcessEnv, timeout: float) -> ProcessGroup:
 
 def _unreachable(env: ProcessEnv, problem: str) -> ConfigError:
     return ConfigError(
-        [
-            f"process {env.rank} of {env.world_size} could not connect to the others at {env.host}:{env.port}"
-            f"{problem}; for one process on its own, type: {env.unset}"
-        ]
+        f"process {env.rank} of {env.world_size} could not connect to the others at {env.host}:{env.port}"
+        f"{problem}; for one process on its own, type: {env.unset}"
     )

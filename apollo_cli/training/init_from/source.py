@@ -90,14 +90,12 @@ def find_source(config: Config) -> SourceModel | None:
         found = _run_source(directory, config)
     elif RunDirectory(path.parent.parent).is_claimed and path.parent.name == directory.checkpoints.name:
         raise ConfigError(
-            [
-                f"init_from.path={shown}: it is a checkpoint; type "
-                f"init_from.path={files.shown(path.parent.parent)} init_from.checkpoint={path.name}"
-            ]
+            f"init_from.path={shown}: it is a checkpoint; type "
+            f"init_from.path={files.shown(path.parent.parent)} init_from.checkpoint={path.name}"
         )
     elif RunDirectory(path.parent).is_claimed and path.name == directory.checkpoints.name:
         raise ConfigError(
-            [f"init_from.path={shown}: it holds checkpoints; type init_from.path={files.shown(path.parent)}"]
+            f"init_from.path={shown}: it holds checkpoints; type init_from.path={files.shown(path.parent)}"
         )
     elif directory.newest_run:
         raise directory.not_a_run()
@@ -106,7 +104,7 @@ def find_source(config: Config) -> SourceModel | None:
     if args.flops is not None:
         found = replace(found, flops=args.flops)
     if wrong := [*_mismatches(found.model_config, config), *_state_problems(found, config)]:
-        raise ConfigError([f"init_from.path={shown}: {problem}" for problem in wrong])
+        raise ConfigError(*(f"init_from.path={shown}: {problem}" for problem in wrong))
     return found
 
 

@@ -62,7 +62,7 @@ def test_what_ends_a_process_is_said_by_it_where_rank_0_was_killed(
 
 def test_what_rank_0_says_no_other_process_repeats(env: ProcessEnv) -> None:
     first, second = _met(env)
-    assert first.should_report("the disk is full", ConfigError(["the disk is full"]))
-    assert not second.should_report("the disk is full", ConfigError(["the disk is full"]))
+    assert first.should_report("the disk is full", ConfigError("the disk is full"))
+    assert not second.should_report("the disk is full", ConfigError("the disk is full"))
     assert not second.should_report("another process of this run ended", PeerError("ended"))
-    assert second.should_report("its own disk is full", ConfigError(["its own disk is full"]))
+    assert second.should_report("its own disk is full", ConfigError("its own disk is full"))
