@@ -57,15 +57,10 @@ class OccupiedError(CheckpointError):
 
 
 class TrainingError(ApolloError):
-    """Training cannot continue, for example because the loss is no longer finite.
-
-    Args:
-        message: the problem and its remedies.
-        resumable: whether resuming may end differently.
-    """
+    """Training cannot continue, for example because the loss is no longer finite."""
 
     def __init__(self, message: str, *, resumable: bool = True) -> None:
-        self.resumable = resumable
+        self.resumable = resumable  # whether resuming may end differently
         super().__init__(message)
 
 
@@ -74,11 +69,7 @@ class PeerError(TrainingError):
 
 
 class ReportedError(ApolloError):
-    """The processes of a run have failed and have reported the error themselves.
-
-    Args:
-        code: the exit code to end with.
-    """
+    """The processes of a run have failed and have reported the error themselves; `code` is the exit code."""
 
     def __init__(self, code: int) -> None:
         self.code = code

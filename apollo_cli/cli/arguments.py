@@ -28,15 +28,10 @@ _USER_CONFIGS = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name",
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The words after `apollo-train`, parsed.
+    """The words after `apollo-train`, parsed."""
 
-    Attributes:
-        flags: Hydra's, such as --cfg job.
-        overrides: all other words, in their order; of a group of ours without a plus.
-    """
-
-    flags: Sequence[str]
-    overrides: Sequence[str]
+    flags: Sequence[str]  # Hydra's, such as --cfg job
+    overrides: Sequence[str]  # all other words, in their order; of a group of ours without a plus
 
     @property
     def multirun(self) -> bool:
@@ -96,11 +91,7 @@ def _without_plus(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """A text stays as it is typed, though Hydra's grammar has a number (2026_11_29) or nothing (~/a.txt) for it.
-
-    Returns:
-        The word with such values in quotes.
-    """
+    """The word with quotes around texts that are a number in Hydra's grammar (2026_11_29) or no value (~/a.txt)."""
     key, _, value = word.partition("=")
     if key not in text_keys().union(_FOLDERS, group_names()) or not (simple := re.fullmatch(_SIMPLE, value)):
         return word

@@ -26,15 +26,7 @@ _PLUGINS = {"optuna": ("hydra/sweeper", "optuna"), "submitit": ("hydra/launcher"
 
 
 def explained(line: CommandLine, error: Exception) -> ConfigError:
-    """The message for an error of Hydra's.
-
-    Args:
-        line: what was typed.
-        error: what Hydra raised.
-
-    Returns:
-        Every problem of the words that this program can name itself; without one, the first line of `error`.
-    """
+    """Every problem of what was typed that this program can name itself; without one, Hydra's first line."""
     if line.completes:
         return ConfigError(_first_line(error))
     problems = _missing_plugins(line.overrides)

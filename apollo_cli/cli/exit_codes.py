@@ -40,10 +40,7 @@ def open_standard_streams() -> None:
 def report(error: Exception, run_dir: Path | None = None, program: str = "apollo-train") -> int:
     """Says what went wrong, on standard error, and returns the exit code for it.
 
-    Args:
-        error: of a run or of the command.
-        run_dir: where the run is that may go on.
-        program: the command.
+    `run_dir` is that of a run that may go on.
     """
     if isinstance(error, ReportedError):
         return error.code

@@ -41,18 +41,11 @@ def fitted(page: str, columns: int) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A command.
+    """A command; what is slow to import its action imports itself, so that --help is fast."""
 
-    Attributes:
-        name: as it is typed.
-        page: what --help prints, or makes it.
-        action: takes the words and returns the exit code, or None for 0; what is slow to import it imports itself,
-            so that --help is fast.
-    """
-
-    name: str
-    page: str | Callable[[], str]
-    action: Callable[[list[str]], int | None]
+    name: str  # as it is typed
+    page: str | Callable[[], str]  # what --help prints, or makes it
+    action: Callable[[list[str]], int | None]  # takes the words and returns the exit code, or None for 0
 
     def main(self) -> None:
         """The console command."""

@@ -123,11 +123,7 @@ def completed(values: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
     """The plain values of the section, with those that follow from others.
 
     In a mixture each source gets its missing keys from those beside `sources`. With data.tokenizer=bytes,
-    `vocab_size` is the number of entries of that tokenizer.
-
-    Args:
-        values: as typed or saved, valid or not.
-        model: the kind of the model, valid or not.
+    `vocab_size` is the number of entries of that tokenizer for this kind of model. Both may be invalid.
     """
     values = dict(values)
     if values.get("tokenizer") == BYTES and model in list(SPECIAL_TOKENS):

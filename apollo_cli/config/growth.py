@@ -89,21 +89,13 @@ class ScheduleArgs(Section):
 
 
 class InitFromArgs(Section):
-    """`init_from`: the trained model that a run begins with; keys with a default are absent in older runs.
+    """`init_from`: the trained model that a run begins with; keys with a default are absent in older runs."""
 
-    Attributes:
-        path: a run directory, or a folder in transformers' format.
-        checkpoint: of the run, by its name; None for the trained model.
-        optimizer: whether the optimizer's state comes from there, too.
-        data: whether the corpus goes on with the row after the last one that was read there.
-        flops: of its training; None as the run directory says.
-    """
-
-    path: str | None
-    checkpoint: str | None = None
-    optimizer: bool = False
-    data: bool = False
-    flops: Annotated[int, BeforeValidator(whole), Field(ge=0)] | None
+    path: str | None  # a run directory, or a folder in transformers' format
+    checkpoint: str | None = None  # of the run, by its name; None for the trained model
+    optimizer: bool = False  # whether the optimizer's state comes from there, too
+    data: bool = False  # whether the corpus goes on with the row after the last one that was read there
+    flops: Annotated[int, BeforeValidator(whole), Field(ge=0)] | None  # of its training; None as the run says
 
 
 def _family(base: type[Args], methods: Mapping[str, Any]) -> tuple[type[Args], ...]:

@@ -39,11 +39,9 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
-    """The typed config of a job.
+    """The typed config of a job, from what Hydra composed and the words of the job.
 
-    Args:
-        values: as Hydra composed them.
-        overrides: the words of the job; a budget among them replaces the one that the configs set.
+    A budget among the words replaces the one that the configs set.
 
     Raises:
         ConfigError: with every problem.

@@ -59,18 +59,15 @@ class OptimArgs(Section):
 class BudgetArgs(Section):
     """`budget`: the length of a run, of which exactly one is set, and what ends it before.
 
-    Attributes:
-        target_loss: `eval/loss` of the whole model at which a run ends.
-        patience: evaluations in the last stage without a new lowest `eval/loss` after which it ends.
-        extended_from: planned steps before each extension; written by `resume=RUN_DIR budget.steps=N`, never typed.
+    `extended_from` are the planned steps before each extension; written by `resume=RUN_DIR budget.steps=N`.
     """
 
     steps: Whole | None
     tokens: Whole | None
     flops: Whole | None
     seconds: Annotated[float, Field(gt=0)] | None
-    target_loss: Annotated[float, Field(gt=0)] | None = None
-    patience: Whole | None = None
+    target_loss: Annotated[float, Field(gt=0)] | None = None  # `eval/loss` of the whole model at which a run ends
+    patience: Whole | None = None  # evaluations in the last stage without a new lowest `eval/loss` that end it
     extended_from: Annotated[tuple[Whole, ...], List] = ()
 
     @property

@@ -43,19 +43,14 @@ class MaskedTokens(Task):
 
     Maskable is all but [CLS] at the start and [SEP] at the end. The last 10 % keep their token.
 
-    Attributes:
-        fraction: of the maskable positions.
-        mask_id: the token [MASK].
-        vocabulary: entries, from which the random ones are drawn.
-        inside: (vocabulary,) of bool, the tokens that continue the word before them; None masks single tokens.
-            Else whole words are chosen at random; one that is too long is skipped, and where no word fits the
-            first tokens of one are taken, so that every row has the same number.
+    With `inside` whole words are chosen at random; one that is too long is skipped, and where no word fits, the
+    first tokens of one are taken, so that every row has the same number.
     """
 
     fraction: float
     mask_id: int
-    vocabulary: int
-    inside: np.ndarray | None = None
+    vocabulary: int  # entries, from which the random ones are drawn
+    inside: np.ndarray | None = None  # (vocabulary,) of bool, the tokens that continue the word before them
 
     def predictions(self, seq_len: int) -> int:
         """round(fraction x (seq_len - 2)), at least one."""
@@ -79,13 +74,7 @@ class MaskedTokens(Task):
 
 
 def _word_positions(inside: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` positions that are whole words as far as words fit.
-
-    Args:
-        inside: which tokens of the row continue the word before them.
-        count: of positions.
-        rng: chooses the words.
-    """
+    """`count` positions of a row that are whole words as far as words fit; `inside` as in `MaskedTokens`."""
     starts = np.flatnonzero(~inside)
     starts = starts if len(starts) and starts[0] == 0 else np.r_[0, starts]
     ends = np.r_[starts[1:], len(inside)]
@@ -105,29 +94,17 @@ def _word_positions(inside: np.ndarray, count: int, rng: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The micro-batches of a run.
+    """The micro-batches of a run."""
 
-    Attributes:
-        rows: (rows, seq_len), the training rows.
-        task: what is to be predicted.
-        seed: of the run.
-        batch_size: sequences a step.
-        micro_size: sequences a micro-step.
-        order: of the rows; None for a corpus of one part.
-        rank: of this process among those that share a micro-step.
-        processes: number of these; a divisor of `micro_size`.
-        first_sample: the sample that the run begins with; those before it were read by another run.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # (rows, seq_len)
     task: Task
     seed: int
-    batch_size: int
-    micro_size: int
-    order: RowOrder | None = None
-    rank: int = 0
-    processes: int = 1
-    first_sample: int = 0
+    batch_size: int  # sequences a step
+    micro_size: int  # sequences a micro-step
+    order: RowOrder | None = None  # None for a corpus of one part
+    rank: int = 0  # of this process among those that share a micro-step
+    processes: int = 1  # number of these; a divisor of `micro_size`
+    first_sample: int = 0  # those before it were read by another run
 
     def micro_batch(self, step: int, part: int) -> Batch:
         """Micro-batch `part` of a step, or this process's share of it."""
@@ -150,20 +127,12 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """The same rows and masks for every run on the same corpus, with any seed.
+    """The same rows and masks for every run on the same corpus, with any seed."""
 
-    Attributes:
-        rows: (rows, seq_len), held out.
-        task: what is to be predicted.
-        micro_size: sequences at once, of all processes.
-        rank: of this process among those that share the rows.
-        processes: number of these.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # (rows, seq_len), held out
     task: Task
-    micro_size: int
-    rank: int = 0
+    micro_size: int  # sequences at once, of all processes
+    rank: int = 0  # of this process among those that share the rows
     processes: int = 1
 
     def __len__(self) -> int:
@@ -171,7 +140,6 @@ class EvaluationBatches:
 
     @property
     def _share(self) -> int:
-        """Sequences at once in this process."""
         return max(1, self.micro_size // self.processes)
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:

@@ -38,23 +38,15 @@ class _DamagedError(DataError):
 class Corpus:
     """Packed rows on disk.
 
-    Attributes:
-        training: (rows, seq_len), memory-mapped, 2 or 4 bytes a token; empty where it is only measured.
-        validation: the same for documents that training never sees.
-        tokenizer: of the rows.
-        fingerprint: hash of what decides losses, equal on every machine: the tokenizer and all rows. For a stream,
-            of which a run packs what it needs: the tokenizer, the rows of validation, the name of the stream, and
-            its version on the hub.
-        content: hash of the tokenizer and all rows, for every source.
-        packed: counted while packing.
-        folder: with the files.
+    `fingerprint` hashes what decides losses, equal on every machine: the tokenizer and all rows; for a stream,
+    of which a run packs what it needs, the tokenizer, the rows of validation, and name and version of the stream.
     """
 
-    training: np.ndarray
-    validation: np.ndarray
+    training: np.ndarray  # (rows, seq_len), memory-mapped, 2 or 4 bytes a token; empty where it is only measured
+    validation: np.ndarray  # the same for documents that training never sees
     tokenizer: Tokenizer
     fingerprint: str
-    content: str
+    content: str  # hash of the tokenizer and all rows, for every source
     packed: PackingStats
     folder: Path
 
@@ -184,10 +176,7 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
 def _rows(path: Path, facts: dict[str, Any], recipe: Recipe) -> np.ndarray:
     """The rows of a file, memory-mapped, after a check of a limited number of blocks.
 
-    Args:
-        path: of the file.
-        facts: its `rows`, and `crc32`, the checksum of each block in hexadecimal.
-        recipe: has the row length and the type of a token.
+    `facts` are its `rows`, and `crc32`, the checksum of each block in hexadecimal.
 
     Raises:
         ValueError: the file does not agree with `facts`.

@@ -23,24 +23,17 @@ _FORMATS = {"arrow", "csv", "json", "parquet", "text"} | {"cache"}  # cache: pre
 class Hub(Source):
     """Datasets of the Hugging Face hub (or local folders in its layouts), one after another.
 
-    Attributes:
-        paths: names or folders.
-        names: the configuration of each; None if it has only one.
-        split: for training.
-        streaming: read while downloading, no further than a run needs, and keep only the packed rows on the disk.
-        text_field: the column that holds the text.
-        validation_split: the split for validation; None if some documents of `split` are to be held out.
-        revisions: the commit, branch or tag of each on the hub; None, or no entry, is its newest commit.
-        instead: what to type where there is no way to the hub, for messages.
+    A streamed one is read while downloading, no further than a run needs, and only its packed rows are kept.
     """
 
-    paths: tuple[str, ...]
-    names: tuple[str | None, ...]
+    paths: tuple[str, ...]  # names or folders
+    names: tuple[str | None, ...]  # the configuration of each; None if it has only one
     split: str = "train"
     streaming: bool = False
     text_field: str = "text"
-    validation_split: str | None = None
-    revisions: tuple[str | None, ...] = ()
+    validation_split: str | None = None  # None if some documents of `split` are to be held out
+    revisions: tuple[str | None, ...] = ()  # commit, branch or tag of each; None, or no entry, is the newest commit
+    # what to type where there is no way to the hub, for messages
     instead: str = field(default="put text into files and use data=text data.files=...", compare=False)
     _builders: dict[_Key, Any] = field(default_factory=dict, compare=False, repr=False)
     _progress: list[int] = field(default_factory=list, compare=False, repr=False)  # rows read, rows in all

@@ -50,33 +50,21 @@ class PartStats:
 class PackingStats:
     """What was counted while packing.
 
-    Attributes:
-        documents: packed ones of training and of validation.
-        num_bytes: of their text in UTF-8.
-        tokens: without those that are added between documents or around rows.
-        unknown: tokens for what the tokenizer does not know.
-        left_over: tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
-            after the last row that is needed.
-        copies: those of `documents` that are exact copies of an earlier one.
-        left_out: documents for training that validation has, too.
-        empty: documents and rows without text.
-        longest: the most tokens that a document has.
-        given: whether the documents for validation were given.
-        tail: whether the last rows are for validation, because documents were too few; all count as training then.
-        parts: of the corpus.
+    `left_over` are tokens, with those between documents, that are in no row: at the ends of parts, and of a stream
+    after the last row that is needed.
     """
 
-    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    num_bytes: int = 0
-    tokens: int = 0
-    unknown: int = 0
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))  # packed ones
+    num_bytes: int = 0  # of their text in UTF-8
+    tokens: int = 0  # without those that are added between documents or around rows
+    unknown: int = 0  # tokens for what the tokenizer does not know
     left_over: int = 0
-    copies: int = 0
-    left_out: int = 0
-    empty: int = 0
-    longest: int = 0
-    given: bool = False
-    tail: bool = False
+    copies: int = 0  # those of `documents` that are exact copies of an earlier one
+    left_out: int = 0  # documents for training that validation has, too
+    empty: int = 0  # documents and rows without text
+    longest: int = 0  # the most tokens that a document has
+    given: bool = False  # whether the documents for validation were given
+    tail: bool = False  # whether the last rows are for validation, as documents were too few; all are training then
     parts: list[PartStats] = field(default_factory=list)
 
     @property
@@ -166,19 +154,12 @@ def _with_progress(source: Source, documents: Iterator[str], at: At, say: Say) -
 
 
 class _Piece(NamedTuple):
-    """A document or a part of a long one.
+    """A document or a part of a long one."""
 
-    Attributes:
-        text: empty for a document that is not packed.
-        goes_to: one of `SPLITS`, or the field of `PackingStats` that counts such documents that are not packed.
-        document: the hash of the document, in its first piece.
-        is_last: whether the document ends with it.
-    """
-
-    text: str
-    goes_to: str
-    document: int | None = None
-    is_last: bool = True
+    text: str  # empty for a document that is not packed
+    goes_to: str  # one of `SPLITS`, or the field of `PackingStats` that counts such documents that are not packed
+    document: int | None = None  # the hash of the document, in its first piece
+    is_last: bool = True  # whether the document ends with it
 
 
 class Packer:

@@ -47,16 +47,10 @@ _BETWEEN_VALUES = re.compile(r"[\s,]*")
 
 @dataclass
 class Reading:
-    """Progress of reading a file, and the count of what `data.errors=replace` replaced.
+    """Progress of reading a file, and the count of what `data.errors=replace` replaced."""
 
-    Attributes:
-        size: bytes of the file.
-        file: the file as it is on the disk, before decompression; None before it is opened.
-        replaced_bytes, replaced_lines: not UTF-8.
-    """
-
-    size: int
-    file: IO[bytes] | None = None
+    size: int  # bytes of the file
+    file: IO[bytes] | None = None  # as it is on the disk, before decompression; None before it is opened
     replaced_bytes: int = 0
     replaced_lines: int = 0
 

@@ -33,24 +33,17 @@ class Bound:
 class Recipe:
     """How documents become rows.
 
-    Attributes:
-        kind: bert ([CLS] text [SEP] in each row), gpt or llama (documents separated by the end-of-text token).
-        tokenizer: an algorithm to train one by, `bytes`, or what `load_tokenizer` takes.
-        vocabulary: entries of the tokenizer.
-        seq_len: tokens in a row.
-        validation: share of the documents held out, if none are given; 1 for a corpus that is only measured: what
-            is given for validation, else all documents.
-        validation_seed: decides which; 0 uses the hash of a document itself.
-        bound: the rows needed of a stream.
+    `validation` is the share of the documents held out, if none are given; 1 for a corpus that is only measured:
+    what is given for validation, else all documents.
     """
 
-    kind: str
-    tokenizer: str
-    vocabulary: int
+    kind: str  # bert ([CLS] text [SEP] in each row), gpt or llama (documents separated by the end-of-text token)
+    tokenizer: str  # an algorithm to train one by, `bytes`, or what `load_tokenizer` takes
+    vocabulary: int  # entries of the tokenizer
     seq_len: int
     validation: float
-    validation_seed: int = 0
-    bound: Bound | None = None
+    validation_seed: int = 0  # decides which; 0 uses the hash of a document itself
+    bound: Bound | None = None  # the rows needed of a stream
 
     @property
     def is_measured(self) -> bool:

@@ -39,15 +39,10 @@ def shuffled(
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The order of the training rows.
+    """The order of the training rows."""
 
-    Attributes:
-        rows: of each part of the corpus; the parts are stored one after another.
-        weights: their shares; None treats all parts as one, with every row once an epoch.
-    """
-
-    rows: tuple[int, ...]
-    weights: tuple[float, ...] | None = None
+    rows: tuple[int, ...]  # of each part of the corpus; the parts are stored one after another
+    weights: tuple[float, ...] | None = None  # None treats all parts as one, with every row once an epoch
 
     def row_numbers(self, seed: int, samples: np.ndarray) -> np.ndarray:
         """The row of each sample; samples are numbered from the start of the run."""

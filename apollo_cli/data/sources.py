@@ -70,15 +70,10 @@ class Source(ABC):
 
 
 class Part(NamedTuple):
-    """A source within a mixture.
-
-    Attributes:
-        source: where its documents come from.
-        weight: its share of the training rows; None, for all parts alike, means every row once an epoch.
-    """
+    """A source within a mixture."""
 
     source: Source
-    weight: float | None
+    weight: float | None  # share of the training rows; None, for all parts alike, means every row once an epoch
 
 
 def interleaved(weights: list[float | None], documents: list[Documents]) -> Iterator[str]:
@@ -163,19 +158,15 @@ def _docstrings(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class TextFiles(Source):
-    """Files, read as `read_documents` says.
+    """Files, read as `read_documents` says."""
 
-    Attributes:
-        patterns: paths or globs; `**` matches folders. A folder stands for the files of known kinds in it.
-        document, text_field, errors: as in `read_documents`.
-        validation_patterns: the files for validation; files that `patterns` match, too, are only for validation.
-    """
-
-    patterns: tuple[str, ...]
+    patterns: tuple[
+        str, ...
+    ]  # paths or globs; `**` matches folders; a folder stands for files of known kinds in it
     document: str = "blank_line"
     text_field: str = "text"
     errors: str = "strict"
-    validation_patterns: tuple[str, ...] = ()
+    validation_patterns: tuple[str, ...] = ()  # files that `patterns` match, too, are only for validation
     _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)  # the last of each file
 
     def paths(self) -> list[Path]:

@@ -23,17 +23,11 @@ _POINTS = 17  # of the line between two budgets
 
 @dataclass(frozen=True)
 class Ended:
-    """The complete runs of a method.
+    """The complete runs of a method."""
 
-    Attributes:
-        look: of the method, with its label.
-        ends: the last evaluation of each run, one a seed.
-        saved: the share that each saved beside a scratch run of its final loss; None beyond the budgets of scratch.
-    """
-
-    look: Look
-    ends: tuple[Point, ...]
-    saved: tuple[float | None, ...]
+    look: Look  # with the label of the method
+    ends: tuple[Point, ...]  # the last evaluation of each run, one a seed
+    saved: tuple[float | None, ...]  # beside a scratch run of its final loss; None beyond the budgets of scratch
 
 
 def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
@@ -81,10 +75,8 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
 def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str) -> Figure:
     """Final losses against cost: a line through complete scratch runs, a point and an arrow to it for each method.
 
-    Args:
-        scratch: for each seed the last evaluations of scratch runs, each laid out for its own budget.
-        methods: those whose mean loss is far above scratch's are named, not drawn.
-        axis: flops or seconds.
+    `scratch` has for each seed the last evaluations of scratch runs, each laid out for its own budget.
+    Methods whose mean loss is far above scratch's are named, not drawn.
     """
     with style.context(SETTINGS):
         figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")

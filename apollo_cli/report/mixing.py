@@ -21,21 +21,13 @@ _SHARES = (0.25, 0.5, 1.0)  # of the steps after the growth
 
 @dataclass(frozen=True)
 class GrowthMixing:
-    """How a method mixed after a growth.
+    """How a method mixed after a growth."""
 
-    Attributes:
-        label: of the method.
-        before: layers before the growth, those of the shallow reference.
-        after: layers after it, those of the deep reference.
-        nats: the gap between the references at the first of these steps.
-        gap: share of it that is open, by steps since the growth.
-    """
-
-    label: str
-    before: int
-    after: int
-    nats: float
-    gap: dict[int, float]
+    label: str  # of the method
+    before: int  # layers before the growth, those of the shallow reference
+    after: int  # layers after it, those of the deep reference
+    nats: float  # the gap between the references at the first step of `gap`
+    gap: dict[int, float]  # share of it that is open, by steps since the growth
 
 
 def open_gap(grown: LossByStep, shallow: LossByStep, deep: LossByStep) -> dict[int, float]:

@@ -40,14 +40,9 @@ def _save(view: Any) -> str:
 def publish(
     project: str, comparisons: Sequence[Comparison], warnings: Sequence[str], places: Collection[str], folder: Path
 ) -> str:
-    """Publishes a comparison; returns the address of the Report.
+    """Publishes a comparison in a project ENTITY/PROJECT; returns the address of the Report.
 
-    Args:
-        project: ENTITY/PROJECT.
-        comparisons: one a family.
-        warnings: shown above them.
-        places: ENTITY/PROJECT/ID of the compared runs that are in W&B.
-        folder: of the report that was written.
+    `places` are ENTITY/PROJECT/ID of the compared runs that are in W&B, `folder` has the report that was written.
 
     Raises:
         DataError: the server refuses it or does not answer.

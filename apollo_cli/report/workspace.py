@@ -17,19 +17,12 @@ _GPUS = 8  # of a machine that have a line of their own
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of a view.
-
-    Attributes:
-        title: above it.
-        metrics: keys of rows, or of the summary where it is of bars.
-        x: key of the axis; empty for bars, one a method.
-        log: whether the axis is logarithmic.
-    """
+    """A chart of a view."""
 
     title: str
-    metrics: tuple[str, ...]
-    x: str = "flops"
-    log: bool = False
+    metrics: tuple[str, ...]  # keys of rows, or of the summary where it is of bars
+    x: str = "flops"  # key of the axis; empty for bars, one a method
+    log: bool = False  # whether the axes are logarithmic
 
 
 SECTIONS: dict[str, tuple[Chart, ...]] = {
@@ -76,12 +69,9 @@ def require_workspaces(option: str) -> None:
 
 
 def make_view(project: str, name: str, fingerprint: str | None) -> Any:
-    """The view as a Workspace of wandb-workspaces, not saved yet.
+    """The view of a project ENTITY/PROJECT as a Workspace of wandb-workspaces, not saved yet.
 
-    Args:
-        project: ENTITY/PROJECT.
-        name: of the view.
-        fingerprint: of the corpus, whose runs alone are shown; None for all runs.
+    Only the runs of the corpus with the fingerprint are shown, or all where it is None.
     """
     from wandb_workspaces import workspaces
 

@@ -17,10 +17,7 @@ _BEGUN = "begun"
 def train_or_continue(config: Config, run_dir: Path, label: str) -> dict[str, float]:
     """Trains a new run, continues one, or passes over one that is complete; returns its losses.
 
-    Args:
-        config: of the job.
-        run_dir: its directory; an earlier start of the sweep may have left a run there.
-        label: the line that announces it.
+    An earlier start of the sweep may have left a run in `run_dir`; `label` is the line that announces the job.
 
     Raises:
         OccupiedError: another run is in its directory, or another process works there.

@@ -23,10 +23,7 @@ def visible() -> list[str]:
 def take_one(gpus: list[str], numbers: Path, device: str) -> None:
     """Leaves this process one of `gpus`, unless the user chose a device; before anything asks CUDA.
 
-    Args:
-        gpus: of the machine.
-        numbers: a folder that all processes of the sweep know; each has a number there as long as it lives.
-        device: the key of this name.
+    `numbers` is a folder that all processes of the sweep know; each has a number there as long as it lives.
     """
     if gpus and device in ("auto", "cuda"):
         os.environ[_VARIABLE] = gpus[_number(numbers) % len(gpus)]

@@ -18,21 +18,13 @@ _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the fol
 
 @dataclass(frozen=True)
 class JobResult:
-    """A job that ended.
-
-    Attributes:
-        run_dir: its directory.
-        code: exit code, as of a run on its own.
-        status: completed, planned, interrupted, failed, or refused (the directory holds another run).
-        reason: why the code is not 0, or why there is no loss.
-        words: the overrides in which it differs from the others.
-    """
+    """A job that ended."""
 
     run_dir: str
-    code: int
-    status: str
-    reason: str = ""
-    words: Sequence[str] = ()
+    code: int  # exit code, as of a run on its own
+    status: str  # completed, planned, interrupted, failed, or refused (the directory holds another run)
+    reason: str = ""  # why the code is not 0, or why there is no loss
+    words: Sequence[str] = ()  # the overrides in which it differs from the others
 
 
 class Journal:
@@ -40,13 +32,10 @@ class Journal:
 
     `sweep.json` has the keys that are swept and the GPUs, `ended/` a file for each job, `working/` one for each
     process that runs one, `numbers/` one for each that ran one, and `stop` exists once no further job may begin.
-
-    Attributes:
-        owner: number of the command's process; 0 where jobs are submitted and do not depend on it.
     """
 
     def __init__(self, folder: Path, owner: int) -> None:
-        self.owner = owner
+        self.owner = owner  # number of the command's process; 0 where jobs are submitted and do not depend on it
         self.numbers = folder / "numbers"
         self._sweep, self._stop = folder / "sweep.json", folder / "stop"
         self._ended, self._working = folder / "ended", folder / "working"
@@ -56,10 +45,8 @@ class Journal:
     def kept(cls, swept: Sequence[str], gpus: Sequence[str] = (), place: Path | None = None) -> Iterator["Journal"]:
         """A new journal, which the processes started by this one find with `of_command`.
 
-        Args:
-            swept: the keys that have several values.
-            gpus: shared out among the processes.
-            place: the folder where jobs are submitted: other machines see it, and it stays.
+        `swept` are the keys that have several values, `gpus` are shared out among the processes, and `place` is the
+        folder where jobs are submitted: other machines see it, and it stays.
         """
         with TemporaryDirectory(prefix="apollo-train-") if place is None else nullcontext(place) as folder:
             journal = cls(Path(folder).absolute(), 0 if place else os.getpid())

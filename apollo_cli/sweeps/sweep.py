@@ -91,24 +91,16 @@ def _hydra_main(words: list[str]) -> int:
 
 
 class Command:
-    """What one `apollo-train` command does through Hydra. Its callback finds it in `current`.
-
-    Attributes:
-        line: what was typed.
-        later: the overrides of the sweeps that follow the first one; none but for a shipped sweep.
-        refusal: why a sweep does not begin.
-        new_folders: run or sweep folder and its parents, as far as they did not exist; the innermost first.
-        folder: of the sweep; None for a run on its own, and before a sweep has begun.
-    """
+    """What one `apollo-train` command does through Hydra. Its callback finds it in `current`."""
 
     current: ClassVar["Command | None"] = None
 
     def __init__(self, line: CommandLine) -> None:
         self.line = line
-        self.later: list[list[str]] = []
-        self.refusal: Exception | None = None
-        self.new_folders: list[Path] = []
-        self.folder: Path | None = None
+        self.later: list[list[str]] = []  # the overrides of the sweeps that follow; none but for a shipped sweep
+        self.refusal: Exception | None = None  # why a sweep does not begin
+        self.new_folders: list[Path] = []  # run or sweep folder and its parents that did not exist; innermost first
+        self.folder: Path | None = None  # of the sweep; None for a run on its own, and before a sweep has begun
         self._hint = ""  # how the sweep continues
         self._submitted: Path | None = None  # folder of the logs of submitted jobs
         self._forwarder: SignalForwarder | None = None
@@ -297,12 +289,7 @@ def _check_processes() -> None:
 
 
 def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool) -> None:
-    """Composes and parses each job of a sweep once.
-
-    Args:
-        config: of the sweep.
-        jobs: the words of each.
-        is_grid: whether Hydra's own sweeper runs them.
+    """Composes and parses each job of a sweep, given by its words, once.
 
     Raises:
         ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
@@ -313,7 +300,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
     fixed = list(OmegaConf.to_container(config.hydra.overrides.hydra))  # type: ignore[arg-type]
     found: dict[str, None] = {}  # in order
     failing = 0
-    owners: dict[str, Sequence[str]] = {}  # {folder: words of its job}
+    owners: dict[str, Sequence[str]] = {}
     for number, words in enumerate(jobs):
         composed = loader.load_configuration(config.hydra.job.config_name, [*fixed, *words], RunMode.MULTIRUN)
         if composed.hydra.sweeper.get("params") and not config.hydra.sweeper.get("params"):
@@ -344,12 +331,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
 
 
 def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Sequence[str]]) -> None:
-    """Notes whose folder this is.
-
-    Args:
-        config: of a job.
-        words: its own.
-        owners: {folder: words} of the jobs before.
+    """Notes in `owners`, {folder: words of its job}, which folder the job of these words has.
 
     Raises:
         ConfigError: it cannot be made, or is that of another job, after which this one would be refused.

@@ -40,11 +40,7 @@ class Screen(RichConsole):
 
 
 class Console:
-    """Writes to standard output and, once `log_to` is called, to train.log, where all lines are plain.
-
-    Args:
-        quiet: for all processes but one: nothing goes to standard output.
-    """
+    """Writes to standard output, unless it is quiet, and, once `log_to` is called, plain lines to train.log."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.out = Screen()
@@ -66,11 +62,9 @@ class Console:
             self._log(text)
 
     def say(self, text: str, *, in_words: bool = False) -> None:
-        """Prints and logs a text.
+        """Prints and logs a text as it is, so that a command or a path in it can be copied.
 
-        Args:
-            text: as it is, so that a command or a path in it can be copied.
-            in_words: whether a narrow terminal breaks its lines between words.
+        With `in_words` a narrow terminal breaks its lines between words.
         """
         text = printable(text)
         self._print(text, soft_wrap=not in_words)

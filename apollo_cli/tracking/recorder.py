@@ -223,10 +223,8 @@ def open_run(order: dict[str, Any]) -> Any:
 class Upload:
     """`wandb sync` of what is not uploaded yet, oldest first; the newest recording while it grows.
 
-    Args:
-        folder: has the recordings of this run, one for each time that it was resumed.
-        environment: with the key; without it nothing is uploaded.
-        patience: seconds after which a server without an answer is reported.
+    `folder` has the recordings of this run, one for each time that it was resumed. Without an `environment`, with
+    the key, nothing is uploaded. A server that does not answer is reported after `patience` seconds.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str] | None, patience: float) -> None:
@@ -302,11 +300,7 @@ class Upload:
 def watch_stop_button(page: str, server: dict[str, str], pid: int, report: Report) -> None:
     """Asks the server, in a thread, whether Stop was pressed on the run's page; then ends the run as SIGTERM does.
 
-    Args:
-        page: ADDRESS/ENTITY/PROJECT/runs/ID.
-        server: its address and the key; without a key it is not asked.
-        pid: of the run.
-        report: prints a line.
+    `page` is ADDRESS/ENTITY/PROJECT/runs/ID; `server` has its address and the key, without which it is not asked.
     """
     entity, project, _, run_id = map(urllib.parse.unquote, page.rsplit("/", 4)[1:])
     variables = {"entityName": entity, "projectName": project, "runId": run_id}

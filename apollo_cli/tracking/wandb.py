@@ -80,12 +80,7 @@ def run_id_of_agent() -> str | None:
 
 
 class WandbProcess(Listener):
-    """A running recorder. No method raises because of it, and only `close` waits.
-
-    Args:
-        order: for the recorder.
-        say: prints a line.
-    """
+    """A running recorder. No method raises because of it, and only `close` waits."""
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
@@ -233,14 +228,8 @@ def open_mirror(
 ) -> WandbProcess | None:
     """Starts the recorder; None where `tracking.wandb` disables it or it cannot be started.
 
-    Args:
-        tracking: the config section.
-        identity: of the run.
-        config: shown in W&B.
-        run_dir: has metrics.jsonl already.
-        skip_rows: rows dropped by a resume that will be appended again; W&B has them if it was on.
-        say: prints a line.
-        stages: of the plan, as a table.
+    The run has a metrics.jsonl already. `config` is shown in W&B, `skip_rows` are dropped by a resume and will be
+    appended again (W&B has them if it was on), and `stages` are those of the plan, as a table.
     """
     mode = _mode(tracking, say)
     if mode == "disabled":

@@ -15,10 +15,7 @@ from apollo_cli.tracking.tracker import Listener, Row
 class TensorBoardFiles(Listener):
     """Writes the curves for `tensorboard --logdir` by a thread of TensorBoard's own; the axis is the step.
 
-    Args:
-        folder: of its files.
-        step: from which on rows of an interrupted run are replaced.
-        rows: of that step, which TensorBoard drops as well.
+    From `step` on rows of an interrupted run are replaced; `rows` are those of that step, which it drops as well.
     """
 
     def __init__(self, folder: Path, step: int, rows: Iterable[Row]) -> None:
