@@ -195,14 +195,10 @@ def _rows(path: Path, facts: dict[str, Any], recipe: Recipe) -> np.ndarray:
     return np.memmap(path, dtype=recipe.dtype, mode="r", shape=shape) if shape[0] else np.empty(shape, recipe.dtype)
 
 
-def _refuse_changed(before: list[Any], inodes: dict[str, int], source: Source, recipe: Recipe) -> None:
-    """Raises a DataError with the names of the files that are not what they were when `before` was taken.
-
-    A file that took the place of one of the same size and time has another inode.
-    """
+def _refuse_changed(before: list[Any], source: Source, recipe: Recipe) -> None:
+    """Raises a DataError with the names of the files that are not what they were when `before` was taken."""
     after = _identity(source, recipe)
-    replaced = {path for path, inode in _inodes(after).items() if inodes.get(path, inode) != inode}
-    if changed := sorted({state[0] for state in _file_states(before) ^ _file_states(after)} | replaced):
+    if changed := sorted({state[0] for state in _file_states(before) ^ _file_states(after)}):
         raise DataError(
             f"{', '.join(changed[:3])}{' and more' if changed[3:] else ''}: changed while it was read; start again "
             "when nothing writes to it"
@@ -223,24 +219,18 @@ def _file_states(identity: Any) -> set[tuple[str, int, int]]:
     return set()
 
 
-def _inodes(identity: list[Any]) -> dict[str, int]:
-    """Where the files of an identity are on their disks, by path."""
-    files_there = (Path(path) for path, _, _ in _file_states(identity))
-    return {str(path): path.stat().st_ino for path in files_there if path.is_file()}
-
-
 def _build(source: Source, recipe: Recipe, identity: list[Any], folder: Path, say: Say, bar: Bar) -> None:
     """Builds beside `folder` and renames, so that the folder is complete or does not exist."""
-    unfinished, inodes = folder.with_suffix(".building"), _inodes(identity)
+    unfinished = folder.with_suffix(".building")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
         try:
             packed = pack_corpus(source, recipe, unfinished, say, bar)
         except DataError:
-            _refuse_changed(identity, inodes, source, recipe)  # which may be why
+            _refuse_changed(identity, source, recipe)  # which may be why
             raise
-        _refuse_changed(identity, inodes, source, recipe)
+        _refuse_changed(identity, source, recipe)
         _write_facts(unfinished, recipe, source, packed)
         unfinished.rename(folder)
     except OSError as error:

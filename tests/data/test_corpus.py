@@ -1,5 +1,4 @@
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -406,18 +405,10 @@ def replace_by_other(path: Path) -> None:
     path.with_name("other").replace(path)
 
 
-def replace_by_one_of_its_size_and_time(path: Path) -> None:
-    state = path.stat()
-    path.with_name("other").write_bytes(b"x" * state.st_size)
-    os.utime(path.with_name("other"), ns=(state.st_atime_ns, state.st_mtime_ns))
-    path.with_name("other").replace(path)
-
-
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "emptied": lambda path: path.write_bytes(b""),
     "appended to": lambda path: path.open("a").write("more\n\n"),
     "replaced": replace_by_other,
-    "replaced by one of its size and time": replace_by_one_of_its_size_and_time,
     "deleted": lambda path: path.unlink(),
     "cut inside of a letter": lambda path: path.write_bytes(path.read_bytes()[:5000] + b"\xc3"),
 }
