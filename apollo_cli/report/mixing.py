@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 from apollo_cli.report.comparison import Comparison, Method
 from apollo_cli.report.runs import Run
@@ -45,10 +45,8 @@ def time_constant(gap: Mapping[int, float], first: int) -> float | None:
     positive = [(step, math.log(share)) for step, share in points if share > 0]
     if len(positive) < 2 or points[-1][1] <= 0:
         return None
-    steps, logs = (sum(values) / len(positive) for values in zip(*positive, strict=True))
-    covariance = sum((step - steps) * (log - logs) for step, log in positive)
-    variance = sum((step - steps) ** 2 for step, _ in positive)
-    return -variance / covariance if covariance < 0 else None
+    slope = linear_regression(*zip(*positive, strict=True)).slope
+    return -1 / slope if slope < 0 else None
 
 
 def mixings(comparison: Comparison) -> Iterator[GrowthMixing]:
