@@ -10,7 +10,6 @@ from html import escape
 from itertools import accumulate, pairwise, takewhile
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib import style
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
 from apollo_cli.errors import one_line
 from apollo_cli.intervals import Interval
@@ -149,18 +149,14 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
 def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Rising places moved as little as possible, by least squares, until things of these heights do not overlap.
 
-    They stay between 0 and 1 if there is room. Their distances from each other's least places are an isotonic
-    regression, by pooling adjacent violators (Barlow 1972).
+    They stay between 0 and 1 if there is room.
     """
+    if not places:
+        return []
     least = list(accumulate([(a + b) / 2 for a, b in pairwise(heights)], initial=0.0))
-    pools: list[list[float]] = []
-    for place, offset in zip(places, least, strict=False):
-        pools.append([place - offset])
-        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    free = [fmean(pool) for pool in pools for _ in pool]
-    bottom, top = (heights[0] / 2, 1 - heights[-1] / 2 - least[-1]) if heights else (0.0, 1.0)
-    return [max(min(value, top), bottom) + offset for value, offset in zip(free, least, strict=False)]
+    free = isotonic_regression([place - offset for place, offset in zip(places, least, strict=True)]).x.tolist()
+    bottom, top = heights[0] / 2, 1 - heights[-1] / 2 - least[-1]
+    return [max(min(value, top), bottom) + offset for value, offset in zip(free, least, strict=True)]
 
 
 def drawn(figure: Figure) -> tuple[bytes, str]:
