@@ -11,7 +11,6 @@ from apollo_cli.config.config import FAMILIES
 from apollo_cli.config.schema import Section, member
 from apollo_cli.errors import one_line
 from apollo_cli.files import in_order
-from apollo_cli.growth.samplers import is_scratch
 from apollo_cli.models.model_config import TITLES
 from apollo_cli.report.runs import Run, first_of
 
@@ -219,7 +218,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         alike = [
             their[0] for their, own in zip(groups, names, strict=True) if (len(own) > 1 if others else own == found)
         ]
-        values = _label_of_values(group[0], list(map(settings, alike)))
+        values = _label_of_values(group[0], alike)
         if not others and len(owners) > 1:
             values = f"{name} {values}"
         label = shortened(one_line(name if not others and owners[name] == 1 else values))
@@ -228,10 +227,10 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     return labels
 
 
-def _label_of_values(run: Run, methods: Sequence[dict[str, Any]]) -> str:
+def _label_of_values(run: Run, runs: Sequence[Run]) -> str:
     """`scratch`, or the sampler; and each key that distinguishes runs of this sort, in the order of `_rank`."""
     own = settings(run)
-    peers = [other for other in methods if _is_scratch(other) == run.is_scratch]
+    peers = [settings(other) for other in runs if other.is_scratch == run.is_scratch]
     keys = sorted({key for other in peers for key in other}, key=_rank)
     keys = [key for key in keys if _count(peers, [key]) > 1]
     chosen: list[str] = []
@@ -258,10 +257,6 @@ def _rank(key: str) -> tuple[int, str]:
 def _count(methods: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
     """The number of methods that these keys distinguish."""
     return len({repr([method.get(key) for key in keys]) for method in methods})
-
-
-def _is_scratch(method: dict[str, Any]) -> bool:
-    return is_scratch(*map(method.get, ("schedule.layers", "model.layers", "sampler.kind", _SOURCE)))
 
 
 def _token(key: str, value: Any) -> str:

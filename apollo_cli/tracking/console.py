@@ -280,7 +280,10 @@ def _exact(flops: int) -> str:
 def summary_table(summary: dict[str, Any]) -> Table:
     """The closing summary; the same fields as summary.json."""
     table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
-    totals, losses = summary["totals"], summary["losses"]
+    totals, losses, best = summary["totals"], summary["losses"], summary.get("best") or {}
+    seconds, loss = totals["train_seconds"], losses.get("eval/loss")
+    is_better = best.get("eval/loss", loss) != loss  # than the last one
+    rate = f" ({totals['tokens'] / seconds:,.0f} tokens/s)" if seconds else ""
     rows = {
         "steps": f"{totals['steps']:,} of {totals['planned_steps']:,}",
         **({"ended by": f"budget.{end}"} if (end := summary.get("ended_by")) not in (None, "budget") else {}),
@@ -288,28 +291,18 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "FLOPs": f"{totals['flops']:.4e} (scratch at equal steps {totals['scratch_flops']:.4e})",
         **({"optimizer's FLOPs": f"{own:.4e}"} if (own := totals.get("optimizer_flops")) else {}),
         "tokens": f"{totals['tokens']:,}",
-        "training time": _training_time(totals),
+        "training time": f"{duration(seconds)}{rate}",
         "total time": duration(totals["total_seconds"]),
         "device": summary["device"],
         "train loss": _value(losses.get("train/loss")),
-        "validation loss": _value(losses.get("eval/loss")),
-        **(
-            {"best validation loss": _best(best)}
-            if (best := summary.get("best")) and best["eval/loss"] != losses.get("eval/loss")
-            else {}
-        ),
-        **_by_frequency(summary.get("frequency_loss"), losses.get("eval/loss")),
+        "validation loss": _value(loss),
+        **({"best validation loss": f"{_value(best['eval/loss'])} after step {best['step']}"} if is_better else {}),
+        **_by_frequency(summary.get("frequency_loss"), loss),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
-
-
-def _training_time(totals: dict[str, Any]) -> str:
-    seconds = totals["train_seconds"]
-    rate = f" ({totals['tokens'] / seconds:,.0f} tokens/s)" if seconds else ""
-    return f"{duration(seconds)}{rate}"
 
 
 def _by_frequency(by_frequency: float | None, loss: float | None) -> dict[str, str]:
@@ -320,10 +313,6 @@ def _by_frequency(by_frequency: float | None, loss: float | None) -> dict[str, s
     return {
         "always by frequency": f"{_value(by_frequency)}{'' if has_learned else ' (not yet below it: train longer)'}"
     }
-
-
-def _best(best: dict[str, float]) -> str:
-    return f"{_value(best['eval/loss'])} after step {best['step']}"
 
 
 def duration(seconds: float) -> str:

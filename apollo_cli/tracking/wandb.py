@@ -88,9 +88,11 @@ class WandbProcess(Listener):
         self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
         # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
-        self.process: Popen[bytes] | None = Popen(
-            words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True, bufsize=0
-        )
+        process = Popen(words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True, bufsize=0)
+        assert process.stdin
+        assert process.stdout
+        self._orders, self._out = process.stdin, process.stdout.fileno()
+        self.process: Popen[bytes] | None = process
         os.set_blocking(self._out, False)
         self._send(order)
 
@@ -120,17 +122,9 @@ class WandbProcess(Listener):
                 self.process.terminate()  # it closes its file first; not waited for
                 self.process = None
 
-    @property
-    def _out(self) -> int:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
-
     def _send(self, message: dict[str, Any]) -> None:
-        assert self.process is not None
-        assert self.process.stdin is not None
         with suppress(OSError):  # it is gone, which `_forward_lines` reports
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._orders.write(json.dumps(message).encode() + b"\n")
 
     def _forward_lines(self) -> bool:
         """Prints what the recorder wrote; returns whether it still runs."""
