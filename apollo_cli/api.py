@@ -91,11 +91,7 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
 
 
 def _composed(line: CommandLine) -> tuple[Config, str | None]:
-    """The config of a run with these words, and its directory if that is typed.
-
-    Raises:
-        ConfigError: with every problem.
-    """
+    """The config of a run with these words, and its directory if that is typed; a ConfigError has every problem."""
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             values = compose("config", list(line.overrides), return_hydra_config=True)

@@ -38,11 +38,7 @@ def _action(words: list[str]) -> int | None:
 
 
 def _asked(words: list[str]) -> argparse.Namespace:
-    """The options that were typed.
-
-    Raises:
-        SystemExit: they do not fit together; the reason is printed.
-    """
+    """The options that were typed; exits if they do not fit together, after argparse has printed the reason."""
     line = parser()
     asked = line.parse_args(words)
     if asked.wandb_filter and not asked.wandb:

@@ -76,11 +76,7 @@ class RunDirectory:
             yield
 
     def _refuse_links(self) -> None:
-        """Refuses links to files elsewhere and FIFOs, which an untrusted run directory may have in place of files.
-
-        Raises:
-            CheckpointError: something that a run writes or reads is neither a file nor a folder.
-        """
+        """Raises a CheckpointError for a link or FIFO in place of a file, as an untrusted run may have it."""
         for path in self._contents():
             mode = path.lstat().st_mode
             of_wandb = self.wandb in path.parents and _WANDB_LINK.fullmatch(path.name)
@@ -112,11 +108,7 @@ class RunDirectory:
         return "another process"
 
     def claim(self, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Makes the locked folder the directory of a new run.
-
-        Raises:
-            ConfigError: it holds a run already.
-        """
+        """Makes the locked folder the directory of a new run; a ConfigError if it holds a run already."""
         if taken := [
             path for path in (self.config_file, self.metrics_file, self.checkpoints, self.model) if path.exists()
         ]:
@@ -150,52 +142,32 @@ class RunDirectory:
         return CheckpointError(f"{self.path}: not a run directory (no config.yaml in it){hint}")
 
     def config(self) -> dict[str, Any]:
-        """The plain values of config.yaml.
-
-        Raises:
-            CheckpointError: it is missing, damaged, or of a newer format.
-        """
+        """The plain values of config.yaml; a CheckpointError if it is missing, damaged, or of a newer format."""
         if not self.is_claimed:
             raise self.not_a_run()
         return without_format(self.config_file, _read(self.config_file, _parse_yaml))
 
     def planned_steps(self) -> int:
-        """Length of the run in plan.json, which a budget in seconds cannot reproduce.
-
-        Raises:
-            CheckpointError: plan.json is missing or damaged.
-        """
+        """The steps in plan.json, which a budget in seconds cannot reproduce; a CheckpointError if it has none."""
         steps = _read(self.plan_file, json.loads).get("steps")
         if type(steps) is not int or steps < 1:
             raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
         return steps
 
     def plan(self) -> dict[str, Any]:
-        """plan.json; empty if the file is missing.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """plan.json, empty if the file is missing; a CheckpointError if it is damaged."""
         return _read(self.plan_file, json.loads) if self.plan_file.exists() else {}
 
     def metrics_bytes(self) -> int:
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def summary(self) -> dict[str, Any]:
-        """summary.json; before it is written, the status `running`.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
+        """summary.json, before it is written the status `running`; a CheckpointError if it is damaged."""
         return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """The keys of a YAML file; a CheckpointError if it is missing or damaged."""
     return _read(path, _parse_yaml)
 
 
@@ -206,11 +178,7 @@ def as_saved(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Locks the folder itself while entered, where the file system supports that.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
-    """
+    """Locks the folder while entered, where the file system can; a BlockingIOError if it is locked already."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -224,11 +192,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def without_format(path: Path | str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config without its `format`; messages call it `path`.
-
-    Raises:
-        CheckpointError: the format is newer than this version reads, missing, or not a number.
-    """
+    """A config without its `format`; a CheckpointError with `path` if that is newer, missing, or not a number."""
     values = dict(values)
     written = values.pop("format", None)
     if type(written) is not int or written < 1:

@@ -56,11 +56,7 @@ def _agree_on_stamp(timeout: str | None) -> None:
 
 
 def _refuse_other_encodings(words: list[str]) -> None:
-    """Refuses names that could not be written into a run's files and messages, which are UTF-8.
-
-    Raises:
-        ConfigError: a word, or the name of the working directory, is not UTF-8.
-    """
+    """Raises a ConfigError for names that could not be written into a run's files and messages, which are UTF-8."""
     problems = []
     for what, text in [("the word", word) for word in words] + [("the working directory", str(Path.cwd()))]:
         try:

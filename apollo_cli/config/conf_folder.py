@@ -10,11 +10,7 @@ CONF = "apollo_cli.conf"
 
 
 def conf_folder() -> Path:
-    """Where the YAML groups are installed.
-
-    Raises:
-        ConfigError: the package is not installed, only its sources are there.
-    """
+    """Where the YAML groups are installed; a ConfigError if only the sources of the package are there."""
     try:
         return Path(next(iter(import_module(CONF).__path__)))
     except ModuleNotFoundError as error:

@@ -18,11 +18,7 @@ _CONTENT = "Signature: 8a477f597d28d172789f06886806bc55\n# Packed corpora of apo
 
 
 def path(named: str | None) -> Path:
-    """The folder of `data.cache_dir`; None is the user's cache folder.
-
-    Raises:
-        ConfigError: it begins with the home of an unknown user.
-    """
+    """The folder of `data.cache_dir`, or the user's cache folder; a ConfigError for an unknown user's home."""
     if not named:
         return Path(platformdirs.user_cache_dir("apollo-train"))
     try:

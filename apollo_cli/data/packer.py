@@ -341,11 +341,7 @@ class _RowWriter:
 
 
 def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> None:
-    """Moves the share of all rows that is for validation from their end.
-
-    Raises:
-        DataError: documents are copies of others, so that one could be in both splits.
-    """
+    """Moves the share of all rows for validation from their end; a DataError if documents are copies of others."""
     if packed.copies:
         raise DataError(
             f"the corpus is too small: its documents are too few to hold whole ones out, and {packed.copies:,} of "

@@ -71,11 +71,7 @@ def kind_of(path: Path) -> str:
 
 
 def refuse_unsuitable(path: Path) -> None:
-    """Checks a file by its type and its name, before it is opened.
-
-    Raises:
-        DataError: a broken link, a pipe or device, an archive, another format than text, or no permission.
-    """
+    """Raises a DataError for a broken link, a pipe or device, an archive, what is no text, or no permission."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -285,11 +281,7 @@ def _take(lines: Iterator[str], length: int) -> str:
 
 
 def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
-    """The text of a JSON object that begins in line `number`; empty for null.
-
-    Raises:
-        DataError: it has no text, or none that can be written as UTF-8.
-    """
+    """The text of a JSON object from line `number` on, empty for null; a DataError if it has no UTF-8 text."""
     where = f"{path}, line {number}"
     if not isinstance(row, dict) or text_field not in row:
         raise nothing_in(where, "text in the field", text_field, row if isinstance(row, dict) else ())

@@ -170,11 +170,7 @@ class TextFiles(Source):
     _readings: dict[Path, Reading] = field(default_factory=dict, compare=False, repr=False)  # the last of each file
 
     def paths(self) -> list[Path]:
-        """The files for training, sorted within each pattern.
-
-        Raises:
-            DataError: a pattern matches nothing, or something that is not a text file.
-        """
+        """The files for training, sorted within each pattern; a DataError for none, or for one that is no text."""
         if not self.patterns:
             raise DataError("data.files is empty: name your files, for example 'data.files=[\"corpus/*.txt\"]'")
         found = _matches("data.files", self.patterns)
@@ -231,11 +227,7 @@ class TextFiles(Source):
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
-    """The files that match, each once.
-
-    Raises:
-        DataError: a pattern matches no file, or something that is not a text file; `key` is named.
-    """
+    """The files that match, each once; a DataError with `key` if a pattern matches none, or no text file."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         literal = os.path.expanduser(pattern)  # noqa: PTH111 - of an unknown user it stays as it is

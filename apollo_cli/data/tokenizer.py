@@ -178,11 +178,7 @@ def byte_tokenizer(kind: str) -> Tokenizer:
 
 
 def existing_tokenizer(recipe: Recipe) -> Tokenizer | None:
-    """The tokenizer of the recipe, made or loaded; None if it is to be trained.
-
-    Raises:
-        DataError: it cannot be loaded, or does not suit the model or its vocabulary.
-    """
+    """The tokenizer of the recipe; None if it is to be trained; a DataError if it cannot be loaded or used."""
     if recipe.tokenizer in TRAINED:
         return None
     if recipe.tokenizer == BYTES:
@@ -261,11 +257,7 @@ except BaseException as error:
 
 @cache
 def _load_in_subprocess(path: Path, *digests: str) -> None:
-    """Loads an untrusted file in another process first: some abort it, or never return.
-
-    Raises:
-        ValueError: it cannot be loaded; says why.
-    """
+    """Loads an untrusted file in another process first: some abort it, or never return. A ValueError says why."""
     command = [sys.executable, "-P", "-c", _TRIAL, str(path)]  # -P: no module of the working directory
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
@@ -435,11 +427,7 @@ def save_companions(kind: str, tokenizer: Tokenizer, seq_len: int, folder: Path)
 
 
 def _find_file(name: str) -> Path | None:
-    """The file that `name` means; None if it can only be a name on the hub.
-
-    Raises:
-        FileNotFoundError: it is the name of a file that does not exist.
-    """
+    """The file that `name` means; None for a name on the hub; a FileNotFoundError if the file does not exist."""
     path = Path(name).expanduser()
     if path.is_dir():
         path = next((path / file for file in _FILES if (path / file).is_file()), path / _FILES[0])

@@ -155,11 +155,7 @@ class Comparison:
 
 
 def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
-    """One comparison a family.
-
-    Raises:
-        DataError: the baseline of the question is in no family, or is several groups of one.
-    """
+    """One comparison a family; a DataError if the baseline is in none of them, or several groups of one."""
     asked = question.baseline
     candidates = [_baseline_candidates(family, asked) for family in families]
     ambiguous = next((groups for groups in candidates if len(groups) > 1), []) if asked else []

@@ -207,11 +207,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a metrics.jsonl, without a last line that is still being written.
-
-    Raises:
-        DataError: a line is damaged.
-    """
+    """The rows of a metrics.jsonl, without a last line that is still being written; a DataError for damage."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
@@ -286,11 +282,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def checked(place: str, validate: Any, value: Any) -> Any:
-    """The value as a method of pydantic validates it.
-
-    Raises:
-        DataError: it is damaged; `place` names it.
-    """
+    """The value as a method of pydantic validates it; a DataError with `place` if it is damaged."""
     try:
         return validate(value)
     except ValidationError as error:

@@ -52,11 +52,7 @@ def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], li
 
 
 def within(seconds: float, option: str, call: Callable[[], Result]) -> Result:
-    """What `call` returns, which asks the server.
-
-    Raises:
-        DataError: it fails, or takes longer; `option` is named.
-    """
+    """What `call` returns, which asks the server; a DataError with `option` if it fails or takes longer."""
     answers: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -77,11 +73,7 @@ def within(seconds: float, option: str, call: Callable[[], Result]) -> Result:
 
 
 def _query(filters: Sequence[str]) -> dict[str, Any]:
-    """The filters as the server reads them.
-
-    Raises:
-        DataError: one is not KEY=VALUE with a known key.
-    """
+    """The filters as the server reads them; a DataError for one that is not KEY=VALUE with a known key."""
     found: dict[str, Any] = {}
     for word in filters:
         key, _, value = word.partition("=")

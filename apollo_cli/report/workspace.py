@@ -59,11 +59,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
 
 
 def require_workspaces(option: str) -> None:
-    """Refuses an option that the package wandb-workspaces is needed for.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """Raises a DataError if the package wandb-workspaces, which this option needs, is not installed."""
     if find_spec("wandb_workspaces") is None:
         raise DataError(f"{option}: needs the package wandb-workspaces; type pip install 'apollo-train[wandb]'")
 

@@ -38,11 +38,7 @@ def train_or_continue(config: Config, run_dir: Path, label: str) -> dict[str, fl
 
 
 def _found(directory: RunDirectory, config: Config) -> str:
-    """What an earlier start of the sweep left there, in a word; empty where it left nothing.
-
-    Raises:
-        OccupiedError: it is another run.
-    """
+    """What an earlier start left there, in a word; empty for nothing; an OccupiedError for another run."""
     if not directory.is_claimed:
         return ""
     _refuse_another_run(directory, config)
@@ -61,11 +57,7 @@ def record_failure(run_dir: Path, error: str) -> None:
 
 
 def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
-    """Refuses a directory in which another run began.
-
-    Raises:
-        OccupiedError: names the keys that differ.
-    """
+    """Raises an OccupiedError, with the keys that differ, for a directory in which another run began."""
     try:
         there = flat(directory.config())
     except CheckpointError as error:

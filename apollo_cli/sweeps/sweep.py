@@ -262,11 +262,7 @@ def _refusing(command: Command) -> Iterator[None]:
 
 
 def _check_names(key: str, folder: str) -> None:
-    """Refuses a folder that cannot be made.
-
-    Raises:
-        ConfigError: it, or a folder above it, has too long a name.
-    """
+    """Raises a ConfigError for a folder that has too long a name, or lies in one."""
     size = max((len(os.fsencode(part)) for part in Path(folder).parts), default=0)
     if size > _LONGEST_NAME:
         raise ConfigError(

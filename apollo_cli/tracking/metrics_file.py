@@ -37,11 +37,7 @@ class MetricsFile:
             self.file.truncate(keep_bytes)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Writes a row immediately, so that a killed process loses none.
-
-        Raises:
-            StorageError: the row could not be written; no part of it is in the file.
-        """
+        """Writes a row at once, so that a killed process loses none; a StorageError leaves no part of it."""
         line = (json.dumps(row) + "\n").encode()
         if not os.fstat(self.file.fileno()).st_nlink:
             gone = self.path if self.path.parent.is_dir() else self.path.parent

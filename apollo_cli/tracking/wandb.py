@@ -57,11 +57,7 @@ def identify(run_dir: Path, name: str, tags: tuple[str, ...], run_id: str) -> Id
 
 
 def check_variables(tracking: TrackingArgs) -> None:
-    """Refuses names of the environment that W&B would refuse.
-
-    Raises:
-        ConfigError: with the variables.
-    """
+    """Raises a ConfigError for names of the environment that W&B would refuse."""
     if _mode(tracking, lambda _: None) == "disabled":
         return
     values, problems = tracking.model_dump(), list[str]()
