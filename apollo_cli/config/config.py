@@ -6,7 +6,7 @@ All default values are in `conf/`. `parse` reports every problem in one error.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
@@ -100,21 +100,9 @@ class Config:
         return self.model.build(self.data.vocab_size, self.data.seq_len)
 
 
+_OF_KINDS = {"model": MODEL_FAMILY, "sampler": SAMPLER_FAMILY, "expander": EXPANDER_FAMILY, "data": DATA_FAMILY}
 FAMILIES: dict[str, tuple[type[Section], ...]] = {
-    "model": MODEL_FAMILY,
-    "sampler": SAMPLER_FAMILY,
-    "expander": EXPANDER_FAMILY,
-    "schedule": (ScheduleArgs,),
-    "init_from": (InitFromArgs,),
-    "data": DATA_FAMILY,
-    "optim": (OptimArgs,),
-    "budget": (BudgetArgs,),
-    "batch": (BatchArgs,),
-    "eval": (EvalArgs,),
-    "checkpoint": (CheckpointArgs,),
-    "log": (LogArgs,),
-    "tracking": (TrackingArgs,),
-    "distributed": (DistributedArgs,),
+    name: _OF_KINDS.get(name, (cls,)) for name, cls in get_type_hints(Config).items() if name not in ("run", "raw")
 }
 
 
