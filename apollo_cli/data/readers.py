@@ -315,7 +315,9 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
             where = f"{path}, line {rows.line_num - len(taken) + 1}"
             if row and not names:
                 names = row
-                _check_names(path, where, names, column, taken[-1], delimiter)
+                if column not in names:
+                    _refuse_other_delimiter(path, where, column, taken[-1], delimiter)
+                    raise nothing_in(str(path), "column", column, names)
             elif row and len(row) != len(names):
                 raise DataError(
                     f"{where}: {len(row)} columns, and the first row names {len(names)}; correct that row (a text "
@@ -338,13 +340,6 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
             f"{path}, line {rows.line_num - len(taken) + 1}: not a table ({reason}); correct that row: a text with "
             "quotes has them doubled and stands in quotes"
         ) from error
-
-
-def _check_names(path: Path, where: str, names: list[str], column: str, line: str, delimiter: str) -> None:
-    """Raises a DataError if the first row does not name the column."""
-    if column not in names:
-        _refuse_other_delimiter(path, where, column, line, delimiter)
-        raise nothing_in(str(path), "column", column, names)
 
 
 def _refuse_other_delimiter(path: Path, where: str, column: str, line: str, delimiter: str) -> None:
