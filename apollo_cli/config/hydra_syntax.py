@@ -22,11 +22,6 @@ from apollo_cli.errors import ConfigError
 _WORDS = ("true", "false", "null", "inf", "nan")  # that are no texts
 
 
-def quoted(value: str) -> str:
-    """A value as Hydra takes it for what it is."""
-    return value if re.fullmatch(r"[\w./+-]+", value) else in_quotes(value)
-
-
 def in_quotes(text: str) -> str:
     """A text in Hydra's grammar."""
     return "'" + re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), text) + "'"
@@ -107,7 +102,7 @@ def command_words(values: Mapping[str, Any]) -> list[str]:
             options.append(f"{name}={kind}")
             usual = {"kind": kind}
         typed |= {f"{name}.{key}": value for key, value in section.items() if not _same(value, usual.get(key))}
-    return [*options, *(f"{key}={_typed(value)}" for key, value in typed.items())]
+    return [*options, *(f"{key}={typed_value(value)}" for key, value in typed.items())]
 
 
 @cache
@@ -119,12 +114,12 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _typed(value: Any) -> str:
+def typed_value(value: Any) -> str:
     """A plain value as one would type it: a text in quotes only where it needs them."""
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(typed_value, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_typed(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{key}:{typed_value(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str):
         return as_typed(value)
     is_plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value, re.ASCII) and value.lower() not in _WORDS

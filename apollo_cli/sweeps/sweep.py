@@ -29,7 +29,7 @@ from apollo_cli import files
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.exit_codes import report
-from apollo_cli.config.hydra_syntax import in_quotes, job_config, quoted
+from apollo_cli.config.hydra_syntax import in_quotes, job_config, typed_value
 from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, ConfigError
 from apollo_cli.signals import Terminated
 from apollo_cli.sweeps import gpus, grid
@@ -143,7 +143,6 @@ class Command:
                 _check_jobs(other, grid.combinations(of_other, is_grid), is_grid)
                 swept += of_other
             HydraConfig.instance().set_config(config)
-        if is_first:
             self._open_sweep(config, [o.key_or_group for o in swept if o.is_sweep_override()], is_grid)
         if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
             _set(config, "hydra.sweep.dir", str(self.folder))
@@ -387,5 +386,5 @@ def _continue_study(config: DictConfig) -> None:
 def _continuing(line: CommandLine, folder: Path | None) -> str:
     """The command that continues a sweep, as it is typed here; a search has a new folder each time."""
     typed = [word for word in line.overrides if not word.lstrip("+").startswith("hydra.sweep.dir=")]
-    place = [f"hydra.sweep.dir={quoted(files.shown(folder))}"] if folder else []
+    place = [f"hydra.sweep.dir={typed_value(files.shown(folder))}"] if folder else []
     return shlex.join([files.command("apollo-train"), *line.flags, *typed, *place])

@@ -16,7 +16,7 @@ from typing import Any
 import joblib
 import pytest
 
-from apollo_cli.config.hydra_syntax import compose_values, quoted
+from apollo_cli.config.hydra_syntax import compose_values, typed_value
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.train import run
 from apollo_cli.training.checkpoint import Checkpoints
@@ -106,7 +106,7 @@ def test_the_command_that_is_printed_continues_wherever_the_sweep_is(
 
 @pytest.mark.parametrize("path", ["outputs/x", "a b/c=d", "it's,mine", "/tmp/[1]", "{x}", "(y)"])
 def test_hydra_takes_a_quoted_path_for_what_it_is(path: str) -> None:
-    assert compose_values([f"tracking.project={quoted(path)}"])["tracking"]["project"] == path
+    assert compose_values([f"tracking.project={typed_value(path)}"])["tracking"]["project"] == path
 
 
 def test_a_job_that_failed_is_tried_again(
