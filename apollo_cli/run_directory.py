@@ -128,7 +128,6 @@ class RunDirectory:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether it holds a run."""
         return self.config_file.is_file()
 
     @property

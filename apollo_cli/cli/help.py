@@ -60,7 +60,6 @@ def groups() -> dict[str, dict[str, str]]:
 
 
 def page() -> str:
-    """The whole page."""
     order = ("model", "size", "sampler", "expander", "schedule", "data", "optim", "tracking", "experiment")
     known = groups()
     lines = []

@@ -48,7 +48,6 @@ class Program:
     action: Callable[[list[str]], int | None]  # takes the words and returns the exit code, or None for 0
 
     def main(self) -> None:
-        """The console command."""
         open_standard_streams()
         wait_briefly()
         code = self.run(sys.argv[1:])

@@ -96,7 +96,6 @@ class Config:
 
     @property
     def model_config(self) -> ModelConfig:
-        """The sizes and the initialization of the model."""
         return self.model.build(self.data.vocab_size, self.data.seq_len)
 
 

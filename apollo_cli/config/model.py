@@ -72,7 +72,6 @@ class BertArgs(ModelArgs):
     norm: Norm = "post"  # absent in older runs
 
     def build(self, vocabulary: int, positions: int) -> ModelConfig:
-        """The sizes and the initialization of the model."""
         return replace(super().build(vocabulary, positions), norm=self.norm)
 
 
@@ -90,7 +89,6 @@ class LlamaArgs(ModelArgs):
     tied: bool
 
     def build(self, vocabulary: int, positions: int) -> ModelConfig:
-        """The sizes and the initialization of the model."""
         return replace(super().build(vocabulary, positions), kv_heads=self.kv_heads, tied=self.tied)
 
 

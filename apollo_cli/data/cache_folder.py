@@ -63,7 +63,6 @@ def made_for_run(named: str | None) -> Iterator[None]:
 
 
 def make(folder: Path) -> None:
-    """Makes the folder, and its tag."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _TAG).exists():
         with suppress(OSError):  # another process writes it, too, or the next write has the same error

@@ -6,7 +6,6 @@ _PIECE = 1_000_000  # characters that are encoded at once
 
 
 def hash_of(text: str) -> int:
-    """The hash of a document, of 64 bits."""
     digest = hashlib.blake2b(digest_size=8)
     for start in range(0, len(text), _PIECE):
         digest.update(text[start : start + _PIECE].encode())

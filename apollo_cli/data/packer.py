@@ -72,7 +72,6 @@ class PackingStats:
         return self.unknown / max(1, self.tokens)
 
     def rows(self, split: str) -> int:
-        """The rows of all parts for training or for validation."""
         return sum(getattr(part, split) for part in self.parts)
 
 

@@ -83,7 +83,6 @@ class Method:
 
     @cached_property
     def curve(self) -> Curve:
-        """The mean of `curves`."""
         return savings.mean_curve(self.curves, with_ends=self.has_ended)
 
     @property
@@ -193,7 +192,6 @@ def whole_model(run: Run) -> Curve:
 
 
 def evaluation_point(row: dict[str, float]) -> Point:
-    """An evaluation row as a point of a curve."""
     loss = row["eval/loss"]
     finite = loss is not None and math.isfinite(loss)
     return Point(int(row["step"]), Cost(row["flops"], row["train_seconds"]), loss if finite else math.inf)

@@ -66,7 +66,6 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """The rows of `comparison_rows`."""
     rows = comparison_rows(comparisons)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)))

@@ -125,7 +125,6 @@ class Run:
 
     @property
     def flops(self) -> float:
-        """FLOPs so far."""
         return max(row["flops"] for row in self.rows)
 
     @property

@@ -91,7 +91,6 @@ def looks(labels: Iterable[str], baseline: str | None = None) -> dict[str, Look]
 
 
 def looks_of(comparison: Comparison) -> dict[str, Look]:
-    """The looks of the methods of a comparison."""
     labels = [method.label for method in comparison.methods]
     return looks(labels, comparison.baseline.label if comparison.baseline else None)
 
@@ -119,7 +118,6 @@ def ink(colour: str) -> tuple[float, ...]:
 
 
 def wrapped(text: str) -> str:
-    """A label in lines."""
     return "\n".join(textwrap.wrap(text, _LABEL_WIDTH, max_lines=3, placeholder="…"))
 
 

@@ -96,7 +96,6 @@ def _ask(project: str, query: dict[str, Any]) -> Iterator[Run | str]:
 
 
 def _run(place: str, found: Any) -> Run:
-    """The run of a wandb Run."""
     config = dict(found.config)
     facts, made_with = config.pop(FACTS), config.get("made_with")
     config = {key: value for key, value in config.items() if key not in LABELS}

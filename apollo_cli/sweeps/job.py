@@ -145,7 +145,6 @@ def _is_main_process() -> bool:
 
 
 def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobResult, dict[str, float]]:
-    """Runs a job; its result and its losses."""
     overrides = HydraConfig.get().overrides.task
     words = journal.words_of(overrides)
     label = " ".join(["job", run_dir.name, *([f"({' '.join(words)})"] if words else [])])

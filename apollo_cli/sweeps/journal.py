@@ -77,7 +77,6 @@ class Journal:
 
     @property
     def gpus(self) -> list[str]:
-        """Shared out among the processes."""
         return self._read()["gpus"]
 
     def _read(self) -> dict[str, list[str]]:

@@ -107,7 +107,6 @@ class Console:
             yield update
 
     def start(self, plan: Plan) -> None:
-        """Begins the live bar on a terminal."""
         self.plan = plan
         if self.out.is_terminal and not self.out.quiet:
             columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}"))
