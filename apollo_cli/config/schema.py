@@ -20,16 +20,6 @@ def as_typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _text(value: Any) -> Any:
-    """A text for an int: 2024 is a number in YAML and a valid name."""
-    return str(value) if type(value) is int else value
-
-
-def _listed(value: Any) -> Any:
-    """A list of one for a text."""
-    return [value] if isinstance(value, str) else value
-
-
 def matching(pattern: str, meaning: str) -> AfterValidator:
     """A validator that refuses a text that does not match the pattern, with the message `meaning`."""
 
@@ -46,9 +36,9 @@ Size = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10_000_000)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Word = Annotated[str, BeforeValidator(_text)]
+Word = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]  # 2024 is a valid name
 List = Field(strict=False)  # a list of YAML becomes a tuple
-Names = Annotated[tuple[str, ...], List, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], List, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 class Section(BaseModel):

@@ -66,16 +66,13 @@ class Corpus:
         if len(parts) == 1:
             return self.validation[:count]
         available = [part.validation for part in parts]
-        wanted = allotted(min(count, sum(available)), tuple(map(_share_of_rows, parts)))
+        shares = tuple(part.weight or part.training or part.validation or 1 for part in parts)
+        wanted = allotted(min(count, sum(available)), shares)
         taken = [min(pair) for pair in zip(wanted, available, strict=True)]
         for i in range(len(parts)):  # where a part has too few, more of the next ones are taken
             taken[i] += min(available[i] - taken[i], sum(wanted) - sum(taken))
         starts = np.cumsum([0, *available])
         return np.concatenate([self.validation[start : start + n] for start, n in zip(starts, taken, strict=False)])
-
-
-def _share_of_rows(part: PartStats) -> float:
-    return part.weight or part.training or part.validation or 1
 
 
 def load_corpus(source: Source, recipe: Recipe, cache: Path, say: Say, bar: Bar = no_bar) -> Corpus:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 from matplotlib import style
@@ -114,7 +115,7 @@ def _draw_methods(axes: Axes, line: Curve, methods: Sequence[Ended], axis: str, 
     """Each method's mean with the range of its seeds, and an arrow to the scratch run of equal loss; its label."""
     top = axes.get_ylim()[1]
     for method in methods:
-        loss, cost = _mean_loss(method), sum(p.cost.of(axis) for p in method.ends) / len(method.ends) / scale
+        loss, cost = fmean(p.loss for p in method.ends), fmean(p.cost.of(axis) for p in method.ends) / scale
         look, text, end = method.look, method.look.label, cost
         if loss > top:
             yield EndLabel(f"{text} \N{UPWARDS ARROW} {loss:.2f}", cost, loss, look.colour)
@@ -128,7 +129,3 @@ def _draw_methods(axes: Axes, line: Curve, methods: Sequence[Ended], axis: str, 
             axes.annotate("", (at.of(axis) / scale, loss), (cost, loss), arrowprops=arrow)
             text, end = f"{text} {saved_text(interval(saved))}", max(cost, at.of(axis) / scale)
         yield EndLabel(text, end, loss, look.colour)
-
-
-def _mean_loss(method: Ended) -> float:
-    return sum(p.loss for p in method.ends) / len(method.ends)

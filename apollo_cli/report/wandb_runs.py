@@ -17,14 +17,8 @@ Result = TypeVar("Result")
 TIMEOUT = 60  # seconds without a new run from the server
 _QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # before wandb is imported
 _STATUSES = {"finished": "completed", "running": "running", "pending": "running"}  # other states: failed
-
-
-FILTERS = {
-    "group": "group",
-    "tag": "tags",
-    "state": "state",
-    "method": "config.method.value",
-}  # fields of the server
+# by what is typed, the field of the server
+FILTERS = {"group": "group", "tag": "tags", "state": "state", "method": "config.method.value"}
 
 
 def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], list[str]]:
