@@ -96,15 +96,6 @@ def test_a_compressed_txt_reads_as_the_plain_one(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_a_compressed_jsonl_reads_as_the_plain_one(tmp_path: Path, suffix: str) -> None:
-    content = lines({"text": "one\n\ntwo"}, {"text": "dreißig €"})
-    assert read(write(tmp_path / f"a.jsonl{suffix}", COMPRESS[suffix](content.encode()))) == [
-        "one\n\ntwo",
-        "dreißig €",
-    ]
-
-
-@pytest.mark.parametrize("suffix", COMPRESS)
 def test_archives_that_were_concatenated_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
     compress = COMPRESS[suffix]
     assert read(write(tmp_path / f"a.txt{suffix}", compress(b"one\n\n") + compress(b"two\n\n"))) == ["one", "two"]
@@ -113,12 +104,6 @@ def test_archives_that_were_concatenated_are_read_to_the_end(tmp_path: Path, suf
 def test_jsonl_takes_the_named_field(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines({"text": "no", "body": "yes"}) + "\n" + lines({"body": "also"}))
     assert read(path, text_field="body") == ["yes", "also"]
-
-
-def test_parquet_gives_the_column_in_order_over_row_groups(tmp_path: Path) -> None:
-    texts = [f"document {i}" for i in range(25)]
-    pq.write_table(pa.table({"n": range(25), "text": texts}), tmp_path / "a.parquet", row_group_size=4)
-    assert read(tmp_path / "a.parquet") == texts
 
 
 def test_rows_without_text_are_blank_documents_in_every_format(tmp_path: Path) -> None:
@@ -254,12 +239,6 @@ def test_a_missing_parquet_column_is_refused_with_the_columns(tmp_path: Path) ->
     pq.write_table(pa.table({"body": ["x"], "url": ["y"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: no column 'text' \(it has: body, url\).*data\.text_field"):
         read(tmp_path / "a.parquet")
-
-
-def test_a_parquet_column_of_numbers_is_refused_by_name(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["x"], "id": [7]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="id"):
-        read(tmp_path / "a.parquet", text_field="id")
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -604,17 +583,6 @@ def test_tables_without_rows_have_no_documents(tmp_path: Path) -> None:
         "c.json": "[\n]",
     }.items():
         assert read(write(tmp_path / name, content)) == []
-
-
-def test_a_column_of_lists_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": [["a", "b"]]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="holds list"):
-        read(tmp_path / "a.parquet")
-
-
-def test_a_column_of_repeated_texts_is_read(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": pa.array(["x", "y", "x"]).dictionary_encode()}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == ["x", "y", "x"]
 
 
 def test_files_for_validation_are_not_for_training(tmp_path: Path) -> None:
