@@ -11,10 +11,7 @@ class CompressedStreams(RawIOBase):
     """All compressed streams of a file, one after another.
 
     What follows a stream and is none raises an error: `bz2.open` and `lzma.open` end there as if it were the end.
-
-    Args:
-        file: compressed.
-        new: makes a decompressor of one stream.
+    `new` makes a decompressor of one stream.
     """
 
     def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:

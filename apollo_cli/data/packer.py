@@ -180,7 +180,7 @@ class Packer:
         self.hashes = array("Q")  # of the packed documents
         self.given: set[int] = set()  # hashes of the documents given for validation
         self.unknown = tokenizers.unknown_id(tokenizer)
-        self.packed = PackingStats(unknown=0)
+        self.packed = PackingStats()
         self.length = 0  # tokens so far of a document that has not ended
 
     def run(self) -> PackingStats:

@@ -56,14 +56,8 @@ def train_tokenizer(
     """A tokenizer with exactly `vocabulary` entries.
 
     A lower-casing WordPiece (only bert), a byte-level BPE, which restores every text exactly, or a Unigram:
-    lower-casing for bert, else byte-level.
-
-    Args:
-        kind: of the model.
-        vocabulary: entries, with the special tokens.
-        documents: to train on; no more than `SAMPLE_CHARACTERS` are read.
-        corpus: the name of the documents in messages.
-        algorithm: one of `TRAINED`.
+    lower-casing for bert, else byte-level. `algorithm` is one of `TRAINED`; the entries include the special tokens;
+    no more than `SAMPLE_CHARACTERS` of the documents, which messages call `corpus`, are read.
 
     Raises:
         DataError: the corpus cannot fill the vocabulary, or the algorithm does not suit the model.

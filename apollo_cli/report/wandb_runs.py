@@ -24,9 +24,7 @@ FILTERS = {"group": "group", "tag": "tags", "state": "state", "method": "config.
 def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], list[str]]:
     """The runs of apollo-train in the W&B project ENTITY/PROJECT, and notes on the damaged ones.
 
-    Args:
-        project: ENTITY/PROJECT.
-        filters: KEY=VALUE with keys of `FILTERS`; a run must match all, and one of the values of a repeated key.
+    Filters are KEY=VALUE with keys of `FILTERS`; a run must match all, and one of the values of a repeated key.
 
     Raises:
         DataError: no key, no server, no such project, or no run of apollo-train.

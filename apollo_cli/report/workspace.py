@@ -82,8 +82,7 @@ def make_view(project: str, name: str, fingerprint: str | None) -> Any:
         ],
         settings=workspaces.WorkspaceSettings(x_axis="flops", max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=runs_of(fingerprint),
-            groupby=[workspaces.Config(METHOD)],
+            filters=runs_of(fingerprint), groupby=[workspaces.Config(METHOD)]
         ),
     )
 

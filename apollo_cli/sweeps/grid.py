@@ -31,12 +31,10 @@ _SOURCE = "source-${model.kind}-${seed}"  # where conf/experiment/_from_source.y
 
 
 def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]]:
-    """The words of each job.
+    """The words of each job of a sweep with these overrides.
 
-    Args:
-        overrides: those of the sweep, swept or not.
-        is_grid: whether every combination is run, as by Hydra's own sweeper. Of a search the jobs are not known:
-            each swept key is varied alone, an interval between its two ends.
+    In a grid every combination is run, as by Hydra's own sweeper. Of a search the jobs are not known, so each key
+    is varied alone, an interval between its two ends.
 
     Raises:
         ConfigError: a swept key cannot be swept so, or the jobs are too many.

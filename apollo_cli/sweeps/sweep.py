@@ -222,10 +222,7 @@ class Command:
         if code > 128:
             jobs = "; submitted jobs run without this command" if self._submitted else ""
             name = signal.Signals(code - 128).name
-            print(
-                f"apollo-train: stopped by {name}{jobs}; {self._hint}",
-                file=sys.stderr,
-            )
+            print(f"apollo-train: stopped by {name}{jobs}; {self._hint}", file=sys.stderr)
         if code:
             return code
         ended = self._journal.ended()

@@ -11,11 +11,9 @@ from apollo_cli.errors import CheckpointError, StorageError
 
 
 class MetricsFile:
-    """Appends one flat object a line.
+    """Appends one flat object a line to a file, which is made if missing.
 
-    Args:
-        path: the file; made if missing.
-        keep_bytes: length at the checkpoint of a resumed run; later rows are dropped, as they are computed again.
+    `keep_bytes` is its length at the checkpoint of a resumed run; later rows are dropped: they are computed again.
 
     Raises:
         CheckpointError: the file is shorter than at the checkpoint.
