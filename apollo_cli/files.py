@@ -93,10 +93,9 @@ def unwritable(path: Path, size: int, error: Exception) -> StorageError:
 
 def in_units(size: int) -> str:
     """A number of bytes as text, for example 12.3 MB."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
+    from rich.filesize import decimal  # help pages do without rich
+
+    return decimal(size)
 
 
 def shown(path: Path) -> str:

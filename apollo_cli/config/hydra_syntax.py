@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +24,7 @@ _WORDS = ("true", "false", "null", "inf", "nan")  # that are no texts
 
 def in_quotes(text: str) -> str:
     """A text in Hydra's grammar."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), text) + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
