@@ -233,7 +233,7 @@ def table(comparison: Comparison) -> Iterator[str]:
     rows = []
     for method in comparison.methods:
         row = tables.method_cells(comparison, method)
-        rows.append([row.method, row.runs, row.final, row.costs["flops"], row.savings["flops"]])
+        rows.append([method.label, row.runs, row.final, row.costs["flops"], row.savings["flops"]])
     yield from results_page.table(head, rows)
 
 

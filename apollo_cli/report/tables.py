@@ -32,7 +32,6 @@ class ReportTable:
 class MethodCells:
     """The results of a method as text; `costs`, `savings` and `speedups` by axis, flops and seconds."""
 
-    method: str
     runs: str
     final: str
     at_flops: str
@@ -46,7 +45,6 @@ def method_cells(comparison: Comparison, method: Method) -> MethodCells:
     counts = [f"n = {len(method.outcomes)}", *(f"{n} {status}" for status, n in sorted(unfinished.items()))]
     so_far = "" if method.has_ended or not method.final else " so far"
     return MethodCells(
-        method=method.label,
         runs=", ".join(counts),
         final=(format_loss(method.final) if method.final else "not whole yet") + so_far,
         at_flops=format_loss(method.at_flops) if method.at_flops else "not there",
@@ -64,7 +62,7 @@ def results_table(comparison: Comparison) -> ReportTable:
     for method in comparison.methods:
         cells = method_cells(comparison, method)
         numbers = [part[axis] for axis in AXES for part in (cells.costs, cells.savings, cells.speedups)]
-        rows.append([cells.method, cells.runs, cells.final, *([cells.at_flops] if at_budget else []), *numbers])
+        rows.append([method.label, cells.runs, cells.final, *([cells.at_flops] if at_budget else []), *numbers])
     return ReportTable(["method", "runs", "final validation loss (nats)", *at_budget, *costs], rows)
 
 

@@ -51,7 +51,7 @@ def _results(comparison: Comparison, *, with_speedup: bool) -> Table:
         by_axis = (cells.costs, {"flops": "FLOPs", "seconds": "s"}, cells.savings, cells.speedups)
         final = cells.final if budget is None else f"{cells.final}\n{cells.at_flops}"
         rows.append(
-            [f"{cells.method}\n{cells.runs}", final, *("\n".join(part[axis] for axis in AXES) for part in by_axis)]
+            [f"{method.label}\n{cells.runs}", final, *("\n".join(part[axis] for axis in AXES) for part in by_axis)]
         )
     columns = len(head) - (not with_speedup)
     return _rich_table(ReportTable(head[:columns], [row[:columns] for row in rows]), no_wrap=True)
