@@ -35,15 +35,11 @@ class TextKeys(Section):
 OneOfEach = Annotated[tuple[str | None, ...], List, BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
 
 
-def _home(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(os.path.expanduser(path) for path in paths)  # noqa: PTH111 - of an unknown user it stays as it is
-
-
 class HubKeys(Section):
     """Keys of a source: datasets of the hub."""
 
     kind: Literal["hub"]
-    path: Annotated[Names, AfterValidator(_home)]
+    path: Annotated[Names, AfterValidator(lambda paths: tuple(map(os.path.expanduser, paths)))]
     name: OneOfEach
     revision: OneOfEach
     split: str

@@ -96,20 +96,12 @@ def _loss(comparison: Comparison, axis: str) -> Figure:
         _draw_target(axes, comparison, saved, by_label, axis, scale)
     axes.set_xlabel(name)
     axes.set_ylabel("validation loss (nats per prediction)")
-    ends = {method.label: method.curve[-1] for method in methods if method.curve}
-    top = axes.get_ylim()[1]
-    label_ends(
-        axes,
-        [
-            EndLabel(
-                texts[label] if end.loss <= top else f"{texts[label]} \N{UPWARDS ARROW} {end.loss:.2f}",
-                end.cost.of(axis) / scale,
-                end.loss,
-                by_label[label].colour,
-            )
-            for label, end in ends.items()
-        ],
-    )
+    top, labels = axes.get_ylim()[1], []
+    for method in (method for method in methods if method.curve):
+        end, text = method.curve[-1], texts[method.label]
+        text += f" \N{UPWARDS ARROW} {end.loss:.2f}" if end.loss > top else ""
+        labels.append(EndLabel(text, end.cost.of(axis) / scale, end.loss, by_label[method.label].colour))
+    label_ends(axes, labels)
     return figure
 
 

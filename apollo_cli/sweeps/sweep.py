@@ -117,10 +117,6 @@ class Command:
         if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
             sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
 
-    def note_folder(self, folder: Path) -> None:
-        """Remembers what Hydra is about to make."""
-        self.new_folders += files.missing(folder)
-
     def begin_sweep(self, config: DictConfig) -> None:
         """Checks the jobs of a sweep, opens its journal and says how it continues; edits Hydra's part of `config`.
 
@@ -166,7 +162,7 @@ class Command:
         if not is_grid:
             _continue_study(config)
         folder = Path(config.hydra.sweep.dir)
-        self.note_folder(folder)
+        self.new_folders += files.missing(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -239,7 +235,7 @@ class SweepCallback(Callback):
         if command := Command.current:
             with _refusing(command), suppress(OmegaConfBaseException):  # Hydra raises it again
                 _check_names("hydra.run.dir", config.hydra.run.dir)
-                command.note_folder(Path(config.hydra.run.dir))
+                command.new_folders += files.missing(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if command := Command.current:
