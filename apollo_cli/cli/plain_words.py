@@ -12,12 +12,10 @@ A = TypeVar("A", bound=Section)
 
 
 def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
-    """The typed keys of these words; a key whose type is a tuple may be typed several times.
+    """The typed keys of these words; a ConfigError has every problem.
 
-    `cls` has the keys with their defaults and is not strict: a value is converted from its text.
-
-    Raises:
-        ConfigError: with every problem.
+    `cls` has the keys with their defaults and is not strict: a value is converted from its text. A key whose
+    type is a tuple may be typed several times.
     """
     problems: list[str] = []
     values: dict[str, str] = {}

@@ -18,11 +18,7 @@ _RESUME = re.compile(r"\+*resume=(?!null\Z)")  # not the default
 
 
 def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
-    """The run directory of `resume=`, and the sections typed beside it; None without `resume=`.
-
-    Raises:
-        ConfigError: something beside it could change the result.
-    """
+    """The run directory of `resume=` and the sections beside it, or None; a ConfigError if these change the run."""
     typed = [word for word in line.overrides if _RESUME.match(word)]
     if not typed:
         return None

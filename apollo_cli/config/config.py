@@ -120,11 +120,7 @@ def text_keys() -> frozenset[str]:
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
-    """A valid config from plain values: Hydra's, resolved, or those of a config.yaml.
-
-    Raises:
-        ConfigError: with all problems.
-    """
+    """A valid config from Hydra's resolved values, or those of a config.yaml; a ConfigError has all problems."""
     problems: list[str] = []
     model, data = raw.get("model"), raw.get("data")
     if isinstance(model, Mapping):

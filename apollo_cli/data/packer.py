@@ -76,11 +76,7 @@ class PackingStats:
 
 
 def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar) -> PackingStats:
-    """Writes tokenizer.json, training.bin and validation.bin into the folder.
-
-    Raises:
-        DataError: the corpus is unreadable, empty or too small, or does not suit the tokenizer.
-    """
+    """Writes tokenizer.json, training.bin and validation.bin into the folder; a DataError as `load_corpus`."""
     tokenizer = tokenizers.existing_tokenizer(recipe)
     parts = source.parts()
     for part in parts:

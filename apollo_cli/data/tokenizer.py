@@ -290,11 +290,7 @@ def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def check_tokenizer(kind: str, tokenizer: Tokenizer, name: str) -> None:
-    """Switches off truncation and padding, and checks the ids and the special tokens.
-
-    Raises:
-        DataError: an embedding cannot have its ids, or a special token is missing; begins with `name`.
-    """
+    """Switches off truncation and padding; a DataError with `name` for ids with gaps or a missing special token."""
     with refusing(f"{name}: cannot be used"):
         tokenizer.no_truncation()
         tokenizer.no_padding()

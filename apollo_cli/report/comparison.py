@@ -172,11 +172,7 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
 def compare_runs(
     runs: Sequence[Run], left_out: Sequence[str], question: Question
 ) -> tuple[list[Comparison], list[str]]:
-    """One comparison a family of these runs, and warnings, which end with the notes `left_out`.
-
-    Raises:
-        DataError: there are no runs, or the baseline of the question is none of them.
-    """
+    """One comparison a family, and warnings, which end with the notes `left_out`; a DataError as `compare`."""
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))
     found, warnings = families_of(runs)

@@ -42,12 +42,8 @@ def write_report(
 ) -> Path:
     """Writes report.md, report.html, comparison.json, comparison.csv and the pictures, PNG and SVG.
 
-    Returns the HTML file.
-
-    The folder is made if it is missing; `words` are the command, to be shown.
-
-    Raises:
-        StorageError: something cannot be written.
+    Returns the HTML file. The folder is made if it is missing; `words` are the command, to be shown. A StorageError
+    if something cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,9 +39,7 @@ def publish(
     """Publishes a comparison in a project ENTITY/PROJECT; returns the address of the Report.
 
     `places` are ENTITY/PROJECT/ID of the compared runs that are in W&B, `folder` has the report that was written.
-
-    Raises:
-        DataError: the server refuses it or does not answer.
+    A DataError if the server refuses it or does not answer.
     """
 
     def send() -> str:

@@ -232,11 +232,7 @@ def make_run(
     rows: Iterable[Row],
     glue: GlueScores = GlueScores(),  # noqa: B008 - never changed
 ) -> Run:
-    """The run of a flat config and of the contents of summary.json, plan.json and metrics.jsonl, all untrusted.
-
-    Raises:
-        DataError: names what is damaged.
-    """
+    """The run of a flat config and the contents of its files, all untrusted; a DataError names what is damaged."""
     checked(f"{place}/config.yaml", _Config.model_validate, config)
     facts = summary["data"] if isinstance(summary.get("data"), dict) else {}
     data, evaluation_rows = facts.get("fingerprint"), facts.get("evaluation_rows")

@@ -124,11 +124,7 @@ class Recording:
                 self.add_artifact(f"checkpoint-{self.run.id}", "checkpoint", partial(self._fill, name), aliases)
 
     def _fill(self, name: str, artifact: Any) -> None:
-        """Adds a checkpoint by hard links; they take space of their own once the run has dropped it.
-
-        Raises:
-            OSError: it cannot be linked, or the disk has too little space for the checkpoints to come.
-        """
+        """Adds a checkpoint by hard links, which take space once the run drops it; an OSError for a full disk."""
         source, links = Path(self.checkpoints, name), self.links / name
         if not links.exists():
             size = sum(path.stat().st_size for path in source.iterdir())
