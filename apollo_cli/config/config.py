@@ -3,7 +3,7 @@
 All default values are in `conf/`. `parse` reports every problem in one error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
@@ -146,40 +146,38 @@ def parse(raw: Mapping[str, Any]) -> Config:
     return Config(**sections, raw=dict(raw))
 
 
-def _joint_problems(sections: Mapping[str, Any]) -> list[str]:
+def _joint_problems(sections: Mapping[str, Any]) -> Iterator[str]:
     """Messages of the rules between keys; a rule is skipped where one of its sections is not valid."""
-    found: list[str] = []
     model, expander, schedule = sections["model"], sections["expander"], sections["schedule"]
     if model:
-        found += model_problems(model)
+        yield from model_problems(model)
     if schedule:
         stages = growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
-        found += stages or plateau_problems(schedule, expander, sections["budget"], sections["optim"])
+        yield from stages or plateau_problems(schedule, expander, sections["budget"], sections["optim"])
     if sections["run"] and sections["run"].resume is not None:
-        found.append("resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR")
+        yield "resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR"
     if budget := sections["budget"]:
-        found += budget_problems(budget)
+        yield from budget_problems(budget)
     if batch := sections["batch"]:
-        found += batch_problems(batch)
+        yield from batch_problems(batch)
     if (spread := sections["distributed"]) and spread.kind == "fsdp" and expander and expander.build().learning:
-        found.append(
+        yield (
             f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
             "distributed=ddp"
         )
     if spread and spread.kind == "fsdp" and (optim := sections["optim"]) and optim.kind == "muon":
-        found.append(
+        yield (
             "distributed=fsdp: optim.kind=muon orthogonalizes whole matrices, of which each device has only some "
             "rows; take distributed=ddp or optim=adamw"
         )
     if data := sections["data"]:
-        found += data_problems(data)
+        yield from data_problems(data)
         if budget and budget.flops is not None and schedule and schedule.when == "plateau" and is_streamed(data):
-            found.append(
+            yield (
                 "data.streaming=true: with schedule.when=plateau and budget.flops the number of steps is known "
                 "only after the last growth, and a stream is packed for a number of steps; type budget.steps"
             )
     if optim := sections["optim"]:
-        found += rate_problems(optim)
+        yield from rate_problems(optim)
         if schedule and not stages:
-            found += growth_rate_problems(optim, schedule.growth_shares)
-    return found
+            yield from growth_rate_problems(optim, schedule.growth_shares)

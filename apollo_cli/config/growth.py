@@ -1,7 +1,7 @@
 """The schema of `sampler`, `expander`, `schedule` and `init_from`, and the rules between them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -177,63 +177,61 @@ def growth_problems(
 
 def plateau_problems(
     schedule: ScheduleArgs, expander: ExpanderArgs | None, budget: BudgetArgs | None, optim: OptimArgs | None
-) -> list[str]:
+) -> Iterator[str]:
     """What is not defined where stages end by the validation loss."""
     if schedule.when != "plateau":
-        return []
+        return
     if len(schedule.layers) == 1:
-        return ["schedule.when=plateau: there is one stage, and it ends with the run; type schedule.when=ends"]
-    found = []
+        yield "schedule.when=plateau: there is one stage, and it ends with the run; type schedule.when=ends"
+        return
     grown = [pair for pair in pairwise(schedule.layers) if pair[0] < pair[1]]
     if expander and any(expander.build().growth(*pair).gated for pair in grown):
-        found.append(
+        yield (
             f"expander={expander.kind}: its new layers enter over many steps, and schedule.when=plateau may end "
             "the stage before; type another expander"
         )
     if budget and budget.seconds is not None:
-        found.append(
+        yield (
             f"budget.seconds={budget.seconds:g}: such a run is as long as its plan says, and schedule.when=plateau "
             "decides the stages later; type budget.steps, budget.tokens or budget.flops"
         )
     if not budget or budget.flops is None or not optim or optim.schedule == "constant":
-        return found
+        return
     unknown = "with schedule.when=plateau and budget.flops the number of steps is known only after the last growth"
     if optim.schedule != "wsd":
-        found.append(
+        yield (
             f"optim.schedule={optim.schedule}: {unknown}, and this rate depends on it from the first step; type "
             "optim.schedule=wsd or constant, or budget.steps"
         )
     elif schedule.ends[-2] + optim.decay > 1 + _NEAR:
-        found.append(
+        yield (
             f"optim.decay={optim.decay}: {unknown}, which may be as late as {schedule.ends[-2]:g} of the run, when "
             f"the rate falls already; type optim.decay={1 - schedule.ends[-2]:.4g}, or budget.steps"
         )
-    return found
 
 
 def _empty_stage_problems(
     schedule: ScheduleArgs, sampler: SamplerArgs | None, expander: ExpanderArgs | None
-) -> list[str]:
+) -> Iterator[str]:
     """What does not go with stages that store no layer."""
     empty = [index for index, layers in enumerate(schedule.layers) if not layers]
     if not empty:
-        return []
-    found, layers = [], f"schedule.layers={list(schedule.layers)}"
+        return
+    layers = f"schedule.layers={list(schedule.layers)}"
     if expander and not expander.build().draws_layers:
-        found.append(
+        yield (
             f"{layers}: the first layers have none to be copied from by expander={expander.kind}; type "
             "expander=fresh"
         )
     if sampler and not all(isinstance(sampler.build().in_stage(index), Shallow) for index in empty):
-        found.append(
+        yield (
             f"{layers}: stage {empty[0] + 1} stores no layer, so sampler={sampler.kind} has none to share; type "
             "sampler=shallow"
         )
     if any(schedule.shares[index] != 1 for index in empty):
-        found.append(
+        yield (
             f"schedule.widths={list(schedule.shares)}: a stage without layers has the whole width; make it 1 there"
         )
-    return found
 
 
 def _sampler_problems(layers: tuple[int, ...], sampler: SamplerArgs, model: ModelArgs | None) -> list[str]:
@@ -259,60 +257,56 @@ def _ending_at(layers: tuple[int, ...], target: int) -> list[int]:
 
 def _trained_problems(
     schedule: ScheduleArgs, sampler: SamplerArgs | None, expander: ExpanderArgs | None
-) -> list[str]:
+) -> Iterator[str]:
     """Why the new layers of a stage cannot train alone."""
-    found: list[str] = []
     trained = schedule.trained or ()
     grown = [pair for pair, which in zip(pairwise(schedule.layers), trained[1:], strict=False) if which == "new"]
     if "new" in trained and sampler and sampler.build().chooses_layers:
-        found.append(
+        yield (
             f"schedule.trained={list(trained)}: sampler={sampler.kind} chooses the layers itself; take "
             "sampler=shallow"
         )
     if expander and not all(expander.build().adds_on_top(*pair) for pair in grown):
-        found.append(
+        yield (
             f"schedule.trained={list(trained)}: expander={expander.kind} puts new layers between the old ones, "
             "and only those on top can train alone; take expander=append or stack"
         )
-    return found
 
 
-def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_from: InitFromArgs) -> list[str]:
+def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_from: InitFromArgs) -> Iterator[str]:
     """Which keys of `init_from` are missing or superfluous, and which moments cannot be kept."""
-    found = []
     method = expander.build()
     learns = method.learning is not None
     remade = schedule.shares[0] != 1 or (learns and schedule.layers[0] != schedule.layers[-1])
     if method.needs_smaller_model and init_from.path is None and not remade:
         grow = "schedule.layers or schedule.widths grow" if learns else "schedule.widths grow"
-        found.append(
+        yield (
             f"init_from.path is null and expander={expander.kind} grows a smaller model: type "
             f"init_from.path=FOLDER, a run directory or a model in transformers' format, or let {grow} within "
             "the run"
         )
     if remade and expander.moments != "reset":
         where = "a map is learned" if learns else "schedule.widths grow"
-        found.append(
+        yield (
             f"expander.moments={expander.moments}: AdamW starts afresh where {where}; type expander.moments=reset"
         )
     if init_from.path is not None and schedule.trained and schedule.trained[0] == "new":
-        found.append(
+        yield (
             f"schedule.trained={list(schedule.trained)}: the first stage begins with the layers of init_from, and "
             "all of its layers train; type all first"
         )
     if init_from.path is None:
-        found += [
+        yield from [
             f"init_from.{key}={str(value).lower()} and init_from.path is null: there is no model to "
             "begin with; give both or neither"
             for key, value in init_from
             if value is not None and value is not False
         ]
     elif init_from.optimizer and learns:
-        found.append(
+        yield (
             f"init_from.optimizer=true: expander={expander.kind} learns a map, which has none for the optimizer's "
             "state; type init_from.optimizer=false"
         )
-    return found
 
 
 def _width_problems(schedule: ScheduleArgs, model: ModelArgs, expander: ExpanderArgs | None) -> list[str]:

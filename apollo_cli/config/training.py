@@ -1,6 +1,6 @@
 """The schema of `optim`, `budget`, `batch` and the other sections of training, and their rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -182,50 +182,47 @@ def batch_problems(batch: BatchArgs) -> list[str]:
     return [f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"]
 
 
-def rate_problems(optim: OptimArgs) -> list[str]:
+def rate_problems(optim: OptimArgs) -> Iterator[str]:
     """Messages about valid keys of `optim` that do not fit together."""
-    found = []
     if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
-        found.append(
+        yield (
             f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
             "make one of them smaller"
         )
     if optim.schedule != "piecewise":
         if optim.knots is not None:
-            found.append(
+            yield (
                 f"optim.knots is set and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
                 "optim.knots=null"
             )
-        return found
+        return
     if optim.knots is None:
-        found.append(
+        yield (
             "optim.schedule=piecewise: optim.knots is missing, pairs [share of all steps, share of the peak] for "
             "the rate; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
         )
     elif optim.knots[0][0] <= optim.warmup:
-        found.append(
+        yield (
             f"optim.knots={[list(knot) for knot in optim.knots]}: the first one must come after "
             f"optim.warmup={optim.warmup}, where the rate is at its peak"
         )
     if optim.final_lr:
-        found.append(
+        yield (
             f"optim.final_lr={optim.final_lr}: with optim.schedule=piecewise the rate ends at the last of "
             "optim.knots; type optim.final_lr=0"
         )
     if optim.at_growth in ("restart", "rewind"):
-        found.append(
+        yield (
             f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise cannot start again; type "
             "optim.at_growth=continue or rewarm"
         )
-    return found
 
 
-def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str]:
+def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> Iterator[str]:
     """Messages about a rate that could not begin again after one of the growths, which come at these shares."""
-    found = []
     last = max(growths, default=0.0)
     if optim.schedule == "wsd" and optim.at_growth in ("restart", "rewind") and last + optim.decay > 1 + _ROUNDING:
-        found.append(
+        yield (
             f"optim.at_growth={optim.at_growth}: at the growth after {last:g} of all steps optim.schedule=wsd is "
             f"in its decay, the last optim.decay={optim.decay:g}, and does not go back to the peak; type "
             "optim.at_growth=rewarm or continue, or a smaller optim.decay"
@@ -234,9 +231,8 @@ def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> list[str
     most = 1 - last - falls  # a warmup as long ends at the end of the run, or where the rate begins to fall
     is_over = optim.warmup > most + (_ROUNDING if falls else -_ROUNDING)
     if optim.at_growth in ("restart", "rewarm") and growths and is_over and most > 0:
-        found.append(
+        yield (
             f"optim.warmup={optim.warmup:g}: with optim.at_growth={optim.at_growth} the warmup after the growth at "
             f"{last:g} of all steps would not end before the {'decay begins' if falls else 'run ends'}; make it "
             f"shorter than {most:.3g}"
         )
-    return found
