@@ -26,14 +26,7 @@ examples
 Bits per byte compare models with different tokenizers. Exit codes: 0 done; 2 an error to fix; 1 a bug.
 """
 
-
-def _action(words: list[str]) -> None:
-    from apollo_cli.inference.evaluation_command import evaluate_models
-
-    evaluate_models(words)
-
-
-_PROGRAM = Program("apollo-eval", PAGE, _action)
+_PROGRAM = Program("apollo-eval", PAGE, "apollo_cli.inference.evaluation_command:evaluate_models")
 main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":

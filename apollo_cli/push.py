@@ -21,14 +21,7 @@ example
 Exit codes: 0 done; 2 an error to fix; 1 a bug.
 """
 
-
-def _action(words: list[str]) -> None:
-    from apollo_cli.inference.publishing import push
-
-    push(words)
-
-
-_PROGRAM = Program("apollo-push", PAGE, _action)
+_PROGRAM = Program("apollo-push", PAGE, "apollo_cli.inference.publishing:push")
 main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":

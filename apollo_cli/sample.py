@@ -24,14 +24,7 @@ examples
 Exit codes: 0 done; 2 an error to fix; 130 interrupted; 1 a bug.
 """
 
-
-def _action(words: list[str]) -> None:
-    from apollo_cli.inference.sampling_command import sample
-
-    sample(words)
-
-
-_PROGRAM = Program("apollo-sample", PAGE, _action)
+_PROGRAM = Program("apollo-sample", PAGE, "apollo_cli.inference.sampling_command:sample")
 main, run = _PROGRAM.main, _PROGRAM.run
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 from apollo_cli import __version__
 from apollo_cli.cli.exit_codes import open_standard_streams, report, report_signal
@@ -41,11 +42,13 @@ def fitted(page: str, columns: int) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A command; what is slow to import its action imports itself, so that --help is fast."""
+    """A command; its action is imported when it runs, or imports what is slow itself, so that --help is fast."""
 
     name: str  # as it is typed
     page: str | Callable[[], str]  # what --help prints, or makes it
-    action: Callable[[list[str]], int | None]  # takes the words and returns the exit code, or None for 0
+    action: (
+        Callable[[list[str]], int | None] | str
+    )  # takes the words, returns the exit code or None; or MODULE:NAME
 
     def main(self) -> None:
         open_standard_streams()
@@ -77,5 +80,5 @@ class Program:
         elif "--version" in words:
             print(f"{self.name} {__version__}", flush=True)
         else:
-            return self.action(words)
+            return (resolve_name(self.action) if isinstance(self.action, str) else self.action)(words)
         return EXIT_OK
