@@ -29,7 +29,7 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
     """Every problem of what was typed that this program can name itself; without one, Hydra's first line."""
     if line.completes:
         return ConfigError(_first_line(error))
-    problems = _missing_plugins(line.overrides)
+    problems = list(_missing_plugins(line.overrides))
     typed = list(parse_overrides(line.overrides, problems))
     if not line.has_user_configs:  # which may bring groups and keys of their own
         problems += _problems_of_words(typed, line.multirun)
@@ -60,16 +60,14 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines[: 2 if lines[1:] and lines[1].startswith("To append") else 1])
 
 
-def _missing_plugins(words: Sequence[str]) -> list[str]:
+def _missing_plugins(words: Sequence[str]) -> Iterator[str]:
     """Options that a plugin which is not installed would bring."""
-    found = []
     for plugin, (group, extra) in _PLUGINS.items():
         package = f"hydra-{plugin}-{group.partition('/')[2]}"
         for word in words:
             named = re.fullmatch(rf"{group}=({plugin}\w*|{extra}\w*)", word)
             if named and find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
-                found.append(f"{word}: it needs {package}; type pip install 'apollo-train[{extra}]'")
-    return found
+                yield f"{word}: it needs {package}; type pip install 'apollo-train[{extra}]'"
 
 
 def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
