@@ -30,6 +30,8 @@ def in_markdown(value: Any) -> str:
 class ApolloError(Exception):
     """Something outside the program is wrong; the message names the problem, the place and the remedy."""
 
+    resumable = False  # whether a run that ends so may end differently where it is resumed
+
 
 class ConfigError(ApolloError):
     """The configuration is wrong. Holds every problem found, not only the first."""
@@ -60,7 +62,7 @@ class TrainingError(ApolloError):
     """Training cannot continue, for example because the loss is no longer finite."""
 
     def __init__(self, message: str, *, resumable: bool = True) -> None:
-        self.resumable = resumable  # whether resuming may end differently
+        self.resumable = resumable
         super().__init__(message)
 
 
@@ -82,3 +84,5 @@ class HubError(ApolloError):
 
 class StorageError(ApolloError):
     """A file cannot be written: the disk is full or read-only, or the folder no longer exists."""
+
+    resumable = True

@@ -16,6 +16,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 class Interrupted(ApolloError):
     """The run was stopped by a signal and can be resumed."""
 
+    resumable = True
+
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"stopped by {signal.Signals(signum).name}")

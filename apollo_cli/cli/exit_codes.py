@@ -9,16 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from apollo_cli import files
-from apollo_cli.errors import (
-    EXIT_BUG,
-    EXIT_USER_ERROR,
-    ApolloError,
-    ConfigError,
-    ReportedError,
-    StorageError,
-    TrainingError,
-    printable,
-)
+from apollo_cli.errors import EXIT_BUG, EXIT_USER_ERROR, ApolloError, ConfigError, ReportedError, printable
 from apollo_cli.signals import Interrupted, Terminated
 from apollo_cli.training.distributed.environment import ProcessEnv
 
@@ -46,10 +37,7 @@ def report(error: Exception, run_dir: Path | None = None, program: str = "apollo
         return error.code
     if isinstance(error, ApolloError):
         code = 128 + error.signum if isinstance(error, Interrupted) else EXIT_USER_ERROR
-        resumable = isinstance(error, Interrupted | StorageError) or (
-            isinstance(error, TrainingError) and error.resumable
-        )
-        text = f"{error}{resume_hint(run_dir, program) if run_dir and resumable else ''}"
+        text = f"{error}{resume_hint(run_dir, program) if run_dir and error.resumable else ''}"
     elif isinstance(error, RecursionError):
         code, text = EXIT_USER_ERROR, "a value is nested too deeply to be read"
     elif _is_of_the_command_line(error):
