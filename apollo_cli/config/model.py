@@ -1,7 +1,7 @@
 """The schema of `model` and `size`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -49,17 +49,10 @@ class ModelArgs(Section):
 
     def build(self, vocabulary: int, positions: int) -> ModelConfig:
         """The sizes and the initialization of the model."""
+        sizes = self.model_dump(include={field.name for field in fields(ModelConfig)})
+        init = Initialization(self.init_std, self.init_positions, self.init_positions_std, self.init_residual)
         return ModelConfig(
-            self.kind,
-            vocabulary,
-            positions,
-            self.hidden,
-            self.heads,
-            self.ffn,
-            self.layers,
-            self.dropout,
-            Initialization(self.init_std, self.init_positions, self.init_positions_std, self.init_residual),
-            complete_p=self.complete_p,
+            vocabulary=vocabulary, positions=positions, init=init, complete_p=self.complete_p, **sizes
         )
 
 
@@ -70,9 +63,6 @@ class BertArgs(ModelArgs):
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
     whole_word_masking: bool
     norm: Norm = "post"  # absent in older runs
-
-    def build(self, vocabulary: int, positions: int) -> ModelConfig:
-        return replace(super().build(vocabulary, positions), norm=self.norm)
 
 
 class GptArgs(ModelArgs):
@@ -87,9 +77,6 @@ class LlamaArgs(ModelArgs):
     kind: Literal["llama"]
     kv_heads: Size | None
     tied: bool
-
-    def build(self, vocabulary: int, positions: int) -> ModelConfig:
-        return replace(super().build(vocabulary, positions), kv_heads=self.kv_heads, tied=self.tied)
 
 
 MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs, LlamaArgs)
