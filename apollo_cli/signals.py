@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -55,9 +55,10 @@ def exit_at_once(code: int) -> None:
 
 
 class StopRequest:
-    """While entered, records the first signal in `signum`; a second one has its usual effect."""
+    """While entered, records the first signal in `signum` and forwards it; a second one has its usual effect."""
 
-    def __init__(self) -> None:
+    def __init__(self, forward: Callable[[int], None] = lambda _: None) -> None:
+        self.forward = forward
         self.signum: int | None = None
         self._before: dict[int, object] = {}
 
@@ -73,6 +74,7 @@ class StopRequest:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
+        self.forward(signum)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

@@ -7,11 +7,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from uuid import uuid4
 
 from apollo_cli import files
-from apollo_cli.signals import StopRequest
 
 _VARIABLE = "APOLLO_JOURNAL"  # the number of the command's process, and the folder
 
@@ -112,15 +110,3 @@ class Journal:
         for sign in self._working.iterdir():
             with suppress(ProcessLookupError):
                 os.kill(int(sign.name), signum)
-
-
-class SignalForwarder(StopRequest):
-    """While entered, forwards the first signal to the jobs; the second one is for the command itself."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
-        self.journal = journal
-
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
-        super()._remember(signum, frame)
-        self.journal.stop(signum)

@@ -31,10 +31,10 @@ from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.config.hydra_syntax import in_quotes, job_config, typed_value
 from apollo_cli.errors import EXIT_BUG, EXIT_OK, EXIT_USER_ERROR, ApolloError, ConfigError
-from apollo_cli.signals import Terminated
+from apollo_cli.signals import StopRequest, Terminated
 from apollo_cli.sweeps import gpus, grid
 from apollo_cli.sweeps.job import AS_FOLDER, job
-from apollo_cli.sweeps.journal import Journal, SignalForwarder
+from apollo_cli.sweeps.journal import Journal
 from apollo_cli.sweeps.table import close_sweep
 from apollo_cli.training.distributed.environment import ProcessEnv
 
@@ -103,7 +103,7 @@ class Command:
         self.folder: Path | None = None  # of the sweep; None for a run on its own, and before a sweep has begun
         self._hint = ""  # how the sweep continues
         self._submitted: Path | None = None  # folder of the logs of submitted jobs
-        self._forwarder: SignalForwarder | None = None
+        self._forwarder: StopRequest | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> "Command":
@@ -172,15 +172,10 @@ class Command:
         if ".hydra_submitit_launcher." in target:  # a new folder, so that nothing pickled earlier is loaded
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         is_joblib = target.endswith(".JoblibLauncher")
-        journal = self._open.enter_context(
-            Journal.kept(
-                swept, gpus.visible() if is_joblib else [], self._submitted and self._submitted / "journal"
-            )
-        )
-        self._journal = journal
-        if is_joblib:
-            self._forwarder = SignalForwarder(journal)
-            self._open.enter_context(self._forwarder)
+        place = self._submitted and self._submitted / "journal"
+        self._journal = self._open.enter_context(Journal.kept(swept, gpus.visible() if is_joblib else [], place))
+        if is_joblib:  # the second signal is for the command itself
+            self._forwarder = self._open.enter_context(StopRequest(self._journal.stop))
         self.folder = folder
         if is_grid or config.hydra.sweeper.get("storage"):
             self._hint = f"continue with: {_continuing(self.line, folder if is_grid else None)}"
