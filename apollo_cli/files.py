@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,15 +116,9 @@ def in_order(name: str) -> tuple[list[tuple[float, str]], str]:
     return [(float(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name
 
 
-def sync_file(path: Path) -> None:
-    """Flushes the content of `path` to disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes the entries of `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flushes the content of a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -265,7 +265,7 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingSt
         facts[split] = {"rows": packed.rows(split), "crc32": _checksums(folder / f"{split}.bin")}
     facts = json.loads(json.dumps(facts))  # as it will be read: tuples are lists
     for name in names:
-        files.sync_file(folder / name)
+        files.sync(folder / name)
     files.write_json(folder / "corpus.json", {**facts, "sha256_of_this": files.digest_of(facts)})
 
 

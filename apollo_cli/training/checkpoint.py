@@ -90,7 +90,7 @@ class Checkpoints:
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
             self.folder.mkdir()  # not its parents: a run directory that was deleted is not made again
-            files.sync_folder(self.folder.parent)
+            files.sync(self.folder.parent)
 
     def _write_tensors(self, checkpoint: Checkpoint, folder: Path, final: Path) -> dict[str, list[str]]:
         """Writes the files of all processes; returns the checksums of each file.
@@ -253,7 +253,7 @@ def _write_files(
             sums, synced = {}, []
             for name, done in written.items():
                 done.result()
-                synced.append(pool.submit(files.sync_file, folder / name))
+                synced.append(pool.submit(files.sync, folder / name))
                 sums[name] = [pool.submit(_digest, folder / name, first) for first in _pieces(folder / name)]
             for done in synced:
                 done.result()
@@ -273,8 +273,8 @@ def _write_meta(checkpoint: Checkpoint, folder: Path, world_size: int, sums: Map
     }
     meta["sha256_of_meta"] = files.digest_of(meta)
     (folder / "meta.json").write_text(files.as_json(meta), encoding="utf-8")
-    files.sync_file(folder / "meta.json")
-    files.sync_folder(folder)
+    files.sync(folder / "meta.json")
+    files.sync(folder)
 
 
 def _load(path: Path) -> Checkpoint:

@@ -307,10 +307,10 @@ class Pretraining(Session):
                 card = model_card(self.config, self.plan, self.summary("completed", state), of=of)
                 (temporary / CARD).write_text(card, encoding="utf-8")
                 for file in temporary.iterdir():
-                    files.sync_file(file)
+                    files.sync(file)
                 files.remove(final)
                 temporary.rename(final)
-                files.sync_folder(self.directory.path)
+                files.sync(self.directory.path)
         except SafetensorError as error:  # what the library raises if the disk is full
             raise files.unwritable(final, size, error) from error
         finally:

@@ -215,7 +215,7 @@ def test_a_full_disk_names_the_path_and_the_space_and_leaves_what_was_there(
         "os": OSError(errno.ENOSPC, "No space left on device"),
         "sync": OSError(errno.EDQUOT, "Disk quota exceeded"),
     }
-    places = {"safetensors": (module, "save_file"), "sync": (files, "sync_file")}
+    places = {"safetensors": (module, "save_file"), "sync": (files, "sync")}
 
     def full(*_: object, **__: object) -> None:
         raise errors[how]
