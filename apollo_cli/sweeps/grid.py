@@ -10,20 +10,15 @@ from typing import Any
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.hydra_syntax import in_quotes
 from apollo_cli.errors import ConfigError
 
-_OF_GROWTH = (
-    "sampler",
-    "expander",
-    "schedule",
-    "init_from",
-    "optim.at_growth",
-)  # without effect on a run that never grows
+# without effect on a run that never grows
+_OF_GROWTH = ("sampler", "expander", "schedule", "init_from", "optim.at_growth")
 _SUBDIR, _DIR, _NUMBER = "hydra.sweep.subdir", "hydra.sweep.dir", "${hydra.job.num}"
 _MOST_JOBS = 10_000
 NO_PARAMS = "hydra.sweeper.params=null"  # the grid is in the words
@@ -80,9 +75,7 @@ def _problem_of_sweep(override: Override, is_grid: bool) -> str:
 
 def _count(override: Override) -> int:
     """The number of values of a key, of which one more than a sweep may have are looked at."""
-    value = override.value()
-    values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
-    return sum(1 for _ in islice(values, _MOST_JOBS + 1))
+    return sum(1 for _ in islice(override.sweep_iterator(), _MOST_JOBS + 1))
 
 
 def _values(override: Override) -> list[str]:
