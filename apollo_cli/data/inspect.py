@@ -1,6 +1,8 @@
 """What `data.inspect=true` shows: statistics of a corpus, and the first rows as the model will see them."""
 
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from rich.table import Table
@@ -72,12 +74,10 @@ def _first_rows(tokenizer: Tokenizer, batches: TrainingBatches) -> Table:
 
 def _marked(tokenizer: Tokenizer, row: np.ndarray, seen: np.ndarray, marks: np.ndarray) -> str:
     """A row as text, with its marked tokens beside what the model sees."""
-    edges = np.flatnonzero(np.diff(marks, prepend=False, append=False))
-    texts, done = [], 0
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
-        texts.append(tokenizer.decode(row[done:start].tolist(), skip_special_tokens=False))
-        pairs = zip(row[start:end].tolist(), seen[start:end].tolist(), strict=True)
-        texts += [f"⟦{tokenizer.id_to_token(was)}→{tokenizer.id_to_token(now)}⟧" for was, now in pairs]
-        done = int(end)
-    texts.append(tokenizer.decode(row[done:].tolist(), skip_special_tokens=False))
-    return " ".join(text for text in texts if text)
+    texts = []
+    for is_marked, tokens in groupby(zip(marks, row.tolist(), seen.tolist(), strict=True), itemgetter(0)):
+        if is_marked:
+            texts += [f"⟦{tokenizer.id_to_token(was)}→{tokenizer.id_to_token(now)}⟧" for _, was, now in tokens]
+        else:
+            texts.append(tokenizer.decode([was for _, was, _ in tokens], skip_special_tokens=False))
+    return " ".join(filter(None, texts))
