@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType, TracebackType
 
 from apollo_cli.errors import ApolloError
@@ -36,15 +36,19 @@ def terminate(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """While entered, signals raise `Terminated`, unless they are ignored, as nohup does with SIGHUP."""
-    handled = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-    before = {s: signal.signal(s, terminate) for s in handled}
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While entered, signals have this handler, unless they are ignored, as nohup does with SIGHUP."""
+    before = {s: signal.signal(s, handler) for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
+
+
+def terminable() -> AbstractContextManager[None]:
+    """While entered, signals raise `Terminated`."""
+    return handled(terminate)
 
 
 def exit_at_once(code: int) -> None:
@@ -60,26 +64,20 @@ class StopRequest:
     def __init__(self, forward: Callable[[int], None] = lambda _: None) -> None:
         self.forward = forward
         self.signum: int | None = None
-        self._before: dict[int, object] = {}
+        self._handling = ExitStack()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            handled = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
-            self._before = {s: signal.signal(s, self._remember) for s in handled}
+            self._handling.enter_context(handled(self._remember))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        self._handling.close()
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        self._restore()
+        self._handling.close()
         self.forward(signum)
-
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
-        self._before = {}
 
 
 @contextmanager
