@@ -86,12 +86,8 @@ def _lines(
         if glue:
             yield from ("### GLUE", "", *markdown_table(glue_table(comparison, glue)), *_list(glue.notes))
         if mixed := list(mixings(comparison)):
-            yield from (
-                "### How the new layers mixed",
-                "",
-                *markdown_table(mixing_table(mixed)),
-                *_list([MIXING_NOTE]),
-            )
+            yield from ("### How the new layers mixed", "", *markdown_table(mixing_table(mixed)))
+            yield from _list([MIXING_NOTE])
         if settings:
             yield from ("### Settings that differ", "", *markdown_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())

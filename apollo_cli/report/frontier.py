@@ -46,12 +46,11 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
     grown = [(look, outcome) for look, outcome in complete if not outcome.run.is_scratch]
     depths = {outcome.run.target_layers for _, outcome in grown}
     ladders: dict[str, dict[int, Point]] = {}
-    for outcome in (outcome for _, outcome in complete if outcome.run.is_scratch):
-        best, end = ladders.setdefault(str(outcome.run.seed), {}), outcome.curve[-1]
-        if depths != {outcome.run.target_layers}:  # another model
-            continue
-        if end.step not in best or end.loss < best[end.step].loss:  # of several rates
-            best[end.step] = end
+    for _, outcome in complete:
+        if outcome.run.is_scratch and depths == {outcome.run.target_layers}:  # else it is another model
+            best, end = ladders.setdefault(str(outcome.run.seed), {}), outcome.curve[-1]
+            if end.step not in best or end.loss < best[end.step].loss:  # of several rates
+                best[end.step] = end
     several = {seed: best for seed, best in ladders.items() if len(best) > 1}
     shared = set.intersection(*(set(best) for best in several.values())) if several else set()
     curves = {seed: savings.make_curve(best[step] for step in shared) for seed, best in several.items()}
@@ -64,10 +63,7 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
     methods = []
     for look, outcomes in by_look.items():
         ends = [outcome.curve[-1] for outcome in outcomes]
-        costs = [
-            savings.scratch_cost(curves[str(o.run.seed)], end.loss, axis)
-            for o, end in zip(outcomes, ends, strict=True)
-        ]
+        costs = [savings.scratch_cost(curves[str(o.run.seed)], o.curve[-1].loss, axis) for o in outcomes]
         saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
         methods.append(Ended(look, tuple(ends), tuple(saved)))
     return draw_frontier(list(curves.values()), methods, axis)

@@ -129,15 +129,9 @@ def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[in
     step = next((row["step"] for row in run.evaluations if _growth(row) == growth), None)
     if step is None:
         return [], []
-    sides = [
-        [
-            (row["step"] - step, row[column])
-            for row in run.rows
-            if row.get(column) is not None and model_size(row) == size
-        ]
-        for size in growth
-    ]
-    return sides[0][: -ROWS_AROUND - 1 : -1], sides[1][:ROWS_AROUND]
+    rows = [row for row in run.rows if row.get(column) is not None]
+    before, after = ([(r["step"] - step, r[column]) for r in rows if model_size(r) == size] for size in growth)
+    return before[: -ROWS_AROUND - 1 : -1], after[:ROWS_AROUND]
 
 
 def _losses_beside(run: Run, growth: Growth) -> tuple[float, float] | None:

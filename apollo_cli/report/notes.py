@@ -73,14 +73,10 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     """Notes on a comparison, the weightiest first; the labels in them are untrusted text."""
     methods = comparison.methods
     found = [
-        *(_baseline_notes(comparison), _reference_notes(comparison), _shallow_notes(comparison)),
-        _settings_notes(comparison),
-        *(
-            *map(_source_notes, methods),
-            *map(_extension_notes, methods),
-            _machine_notes(comparison),
-            *map(_timing_notes, methods),
-        ),
+        *(notes(comparison) for notes in (_baseline_notes, _reference_notes, _shallow_notes, _settings_notes)),
+        *(notes(method) for notes in (_source_notes, _extension_notes) for method in methods),
+        _machine_notes(comparison),
+        *map(_timing_notes, methods),
         *(_noise_notes(comparison), _target_notes(comparison), comparison.family.notes),
     ]
     return list(dict.fromkeys(chain.from_iterable(found)))

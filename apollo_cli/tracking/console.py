@@ -154,9 +154,8 @@ class Console:
         width = f" width {row['width']:g}" if "width" in row else ""
         head = f"step {row['step']:>5} layers {row['layers']:>2}{width} {row['flops']:.3e} FLOPs"
         if "growth/to" in row:
-            after = row["layers"] == row["growth/to"] and row.get("width") == row.get(
-                "growth/width_to", row.get("width")
-            )
+            width_after = row.get("growth/width_to", row.get("width"))
+            after = row["layers"] == row["growth/to"] and row.get("width") == width_after
             when = f"grown {_grown(row)}" if after else "before growth"
             return f"{head}: {when}, {_evaluation(row, self._change(row) if after else '')}"
         if "eval/loss" in row:
