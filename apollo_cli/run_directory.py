@@ -109,11 +109,10 @@ class RunDirectory:
 
     def claim(self, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Makes the locked folder the directory of a new run; a ConfigError if it holds a run already."""
-        if taken := [
-            path for path in (self.config_file, self.metrics_file, self.checkpoints, self.model) if path.exists()
-        ]:
-            problem = f"{self} has a {taken[0].name} already: choose another directory"
-            raise ConfigError(f"{problem}, or type resume={self} if it was interrupted")
+        for path in (self.config_file, self.metrics_file, self.checkpoints, self.model):
+            if path.exists():
+                problem = f"{self} has a {path.name} already: choose another directory"
+                raise ConfigError(f"{problem}, or type resume={self} if it was interrupted")
         with files.writing(self.config_file, 100_000):
             files.write_json(self.plan_file, plan)
             self.write_config(config)

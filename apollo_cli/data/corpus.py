@@ -154,9 +154,8 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
         if hashlib.sha256(content).hexdigest() != saved["sha256_of_tokenizer"]:
             raise ValueError("the checksum of tokenizer.json differs")
         training, validation = (_rows(folder / f"{split}.bin", saved[split], recipe) for split in SPLITS)
-        packed = PackingStats(
-            **saved["packed"] | {"parts": [PartStats(**part) for part in saved["packed"]["parts"]]}
-        )
+        parts = [PartStats(**part) for part in saved["packed"].pop("parts")]
+        packed = PackingStats(**saved["packed"], parts=parts)
         tokenizer = Tokenizer.from_buffer(content)
         tokenizers.check_tokenizer(recipe.kind, tokenizer, "tokenizer.json")
         if recipe.kind == "bert":

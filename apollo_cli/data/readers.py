@@ -187,10 +187,8 @@ def _refuse_other_encodings(path: Path, line: bytes) -> None:
     seen = f"it begins with the mark of {str(encoding).upper()}"
     for name, zeros in (("utf-16le", line[1:1000:2]), ("utf-16be", line[:1000:2])):
         if not encoding and len(line) > 2 and zeros.count(0) > 0.9 * len(zeros):  # a letter of Latin script has one
-            encoding, seen = (
-                name,
-                f"every other byte of its first line is zero, as in {name.upper()} without a mark",
-            )
+            encoding = name
+            seen = f"every other byte of its first line is zero, as in {name.upper()} without a mark"
     if encoding:
         raise DataError(f"{path}: {seen}, and UTF-8 is read: convert it, with iconv -f {encoding} -t utf-8")
 

@@ -105,10 +105,8 @@ def _train_unigram(kind: str, vocabulary: int, documents: Iterable[str]) -> Toke
         show_progress=False,
     )
     learner.train_from_iterator(_sample(documents), trainer)
-    found = [
-        (entry, score) for entry, score in json.loads(learner.to_str())["model"]["vocab"] if entry not in special
-    ]
-    ordered = _in_order([(entry, round(score, 6)) for entry, score in found])
+    found = json.loads(learner.to_str())["model"]["vocab"]
+    ordered = _in_order([(entry, round(score, 6)) for entry, score in found if entry not in special])
     unknown = special.index("[UNK]") if kind == "bert" else None
     tokenizer = surround(models.Unigram([*((token, 0.0) for token in special), *ordered], unk_id=unknown))
     return _with_special_tokens(tokenizer, special)

@@ -85,9 +85,8 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         for axes in (loss, norm):
             axes.axvline(0, color="0.35", linestyle="--", linewidth=1)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes, name in zip(
-        grid[-1], ("validation loss (nats),\n○ before, ● after", *["steps since the growth"] * 2), strict=True
-    ):
+    names = ("validation loss (nats),\n○ before, ● after", *["steps since the growth"] * 2)
+    for axes, name in zip(grid[-1], names, strict=True):
         axes.set_xlabel(name)
     return figure
 
