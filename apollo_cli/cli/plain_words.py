@@ -18,8 +18,7 @@ def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
     type is a tuple may be typed several times.
     """
     problems: list[str] = []
-    values: dict[str, str] = {}
-    lists: dict[str, list[str]] = {}
+    values: dict[str, str | list[str]] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
@@ -29,11 +28,10 @@ def parse_words(cls: type[A], words: Sequence[str], program: str) -> A:
             problems.append(f"{word}: not understood; type {f'run={word}' if is_run else 'KEY=VALUE'}")
         elif key not in cls.model_fields:
             problems.append(f"{key}: no such key{closest(key, list(cls.model_fields))}")
-        elif str(cls.model_fields[key].annotation).startswith("tuple"):
-            lists.setdefault(key, []).append(value)
         else:
-            values[key] = value
-    found = validate(cls, "", values | lists, problems)
+            is_list = str(cls.model_fields[key].annotation).startswith("tuple")
+            values[key] = [*values.get(key, []), value] if is_list else value
+    found = validate(cls, "", values, problems)
     if problems or found is None:
         raise ConfigError(*problems)
     return found
