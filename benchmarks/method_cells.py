@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from apollo_cli.config.conf_folder import conf_folder
-from apollo_cli.report.runs import flat
+from apollo_cli.config.schema import flat
 from benchmarks.cells import SEEDS, TUNED, ReproductionCell
 from benchmarks.configs import plan_of
 

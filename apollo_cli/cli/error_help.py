@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
-from itertools import product
-from typing import Any
+from itertools import accumulate, product
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
@@ -19,7 +18,7 @@ from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
 from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
 from apollo_cli.config.renamed import RENAMED
-from apollo_cli.config.schema import closest
+from apollo_cli.config.schema import closest, flat
 from apollo_cli.errors import ConfigError
 
 _PLUGINS = {"optuna": ("hydra/sweeper", "optuna"), "submitit": ("hydra/launcher", "slurm")}  # its extra of ours
@@ -126,16 +125,8 @@ def _known_keys(chosen: list[Override]) -> set[str]:
 
 @cache
 def _keys_of(options: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(_leaves("", compose_values(options)))
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield prefix
-        for key, inner in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
-    else:
-        yield prefix
+    leaves = flat(compose_values(options))
+    return frozenset(key for leaf in leaves for key in accumulate(leaf.split("."), "{}.{}".format))
 
 
 def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[str, str]]) -> str:

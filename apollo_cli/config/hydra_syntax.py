@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config, parse
-from apollo_cli.config.schema import as_typed
+from apollo_cli.config.schema import as_typed, flat
 from apollo_cli.config.training import LENGTHS
 from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import ConfigError
@@ -76,13 +76,7 @@ def parse_overrides(words: Sequence[str], problems: list[str]) -> Iterator[Overr
 
 def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
     """The inverse of `resume_overrides`: what is to be typed for it."""
-    typed = []
-    for name, values in sections.items():
-        if isinstance(values, dict):
-            typed += [f"{name}.{key}={_literal(value)}" for key, value in values.items()]
-        else:
-            typed.append(f"{name}={_literal(values)}")
-    return [f"resume={folder}", *typed]
+    return [f"resume={folder}", *(f"{key}={_literal(value)}" for key, value in flat(sections).items())]
 
 
 def command_words(values: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, Valid
 from typing_extensions import TypedDict
 
 from apollo_cli import files
+from apollo_cli.config.schema import flat
 from apollo_cli.errors import ApolloError, DataError, one_line
 from apollo_cli.glue.tasks import TASKS
 from apollo_cli.growth.samplers import is_scratch
@@ -266,14 +267,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     return f"{value:#x}" if isinstance(value, int) else repr(value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots: {"sampler.k": 2, ...}."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def checked(place: str, validate: Any, value: Any) -> Any:

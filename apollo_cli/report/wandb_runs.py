@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from apollo_cli.config.schema import flat
 from apollo_cli.errors import ApolloError, DataError, first_line, one_line
-from apollo_cli.report.runs import ROW, Run, checked, flat, make_run
+from apollo_cli.report.runs import ROW, Run, checked, make_run
 from apollo_cli.run_directory import without_format
 from apollo_cli.tracking.wandb import FACTS, LABELS, has_key
 

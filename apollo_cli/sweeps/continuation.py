@@ -7,8 +7,8 @@ from typing import Any
 from apollo_cli import files
 from apollo_cli.cli.resume import CACHE_KEY, OVERRIDABLE_KEYS, OVERRIDABLE_SECTIONS
 from apollo_cli.config.config import Config
+from apollo_cli.config.schema import flat
 from apollo_cli.errors import ApolloError, CheckpointError, OccupiedError
-from apollo_cli.report.runs import flat
 from apollo_cli.run_directory import RunDirectory, as_saved
 
 _BEGUN = "begun"

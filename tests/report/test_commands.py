@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_module
 
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.hydra_syntax import job_config
+from apollo_cli.config.schema import flat
 from apollo_cli.errors import ConfigError
 from apollo_cli.report.commands import commands
-from apollo_cli.report.runs import Run, flat, make_run
+from apollo_cli.report.runs import Run, make_run
 
 
 def run_of(values: dict[str, Any]) -> Run:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from apollo_cli.config.schema import flat
 from apollo_cli.report.groups import Family, families
-from apollo_cli.report.runs import Run, flat, one_line
+from apollo_cli.report.runs import Run, one_line
 from tests.helpers.made_runs import CONFIG
 
 SCRATCH: dict[str, Any] = {"schedule.layers": [4], "schedule.ends": [1]}

@@ -16,7 +16,7 @@ from apollo_cli.cli.help import groups
 from apollo_cli.config.conf_folder import CONF
 from apollo_cli.config.config import Config
 from apollo_cli.config.hydra_syntax import compose_values, job_config
-from apollo_cli.report.runs import flat
+from apollo_cli.config.schema import flat
 from apollo_cli.sweeps import grid
 from apollo_cli.train import STAMP, run
 
