@@ -57,14 +57,11 @@ def _agree_on_stamp(timeout: str | None) -> None:
 
 def _refuse_other_encodings(words: list[str]) -> None:
     """Raises a ConfigError for names that could not be written into a run's files and messages, which are UTF-8."""
-    problems = []
-    for what, text in [("the word", word) for word in words] + [("the working directory", str(Path.cwd()))]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            problems.append(
-                f"{what} {os.fsencode(text)!r} is not UTF-8: rename what it names, or move it elsewhere"
-            )
+    problems = [
+        f"{what} {os.fsencode(text)!r} is not UTF-8: rename what it names, or move it elsewhere"
+        for what, text in (*(("the word", word) for word in words), ("the working directory", str(Path.cwd())))
+        if text.encode(errors="ignore").decode() != text
+    ]
     if problems:
         raise ConfigError(*problems)
 

@@ -281,6 +281,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
     totals, losses, best = summary["totals"], summary["losses"], summary.get("best") or {}
     seconds, loss = totals["train_seconds"], losses.get("eval/loss")
     is_better = best.get("eval/loss", loss) != loss  # than the last one
+    by_frequency = summary.get("frequency_loss")
+    has_learned = by_frequency and loss is not None and loss < by_frequency
+    hint = "" if has_learned else " (not yet below it: train longer)"
     rate = f" ({totals['tokens'] / seconds:,.0f} tokens/s)" if seconds else ""
     rows = {
         "steps": f"{totals['steps']:,} of {totals['planned_steps']:,}",
@@ -295,22 +298,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "train loss": _value(losses.get("train/loss")),
         "validation loss": _value(loss),
         **({"best validation loss": f"{_value(best['eval/loss'])} after step {best['step']}"} if is_better else {}),
-        **_by_frequency(summary.get("frequency_loss"), loss),
+        **({"always by frequency": f"{_value(by_frequency)}{hint}"} if by_frequency else {}),
         "run directory": files.shown(Path(summary["run_dir"])),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
-
-
-def _by_frequency(by_frequency: float | None, loss: float | None) -> dict[str, str]:
-    """The loss of always answering by frequency, if it was measured, and whether the model has learned more."""
-    if not by_frequency:
-        return {}
-    has_learned = loss is not None and loss < by_frequency
-    return {
-        "always by frequency": f"{_value(by_frequency)}{'' if has_learned else ' (not yet below it: train longer)'}"
-    }
 
 
 def duration(seconds: float) -> str:
