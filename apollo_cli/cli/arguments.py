@@ -61,8 +61,7 @@ class CommandLine:
     def parse(cls, words: Sequence[str]) -> "CommandLine":
         """Parts flags, with their values, from overrides, in whichever order they are typed.
 
-        Raises:
-            ConfigError: a flag is not known; argparse would guess one from its first letters.
+        A ConfigError for an unknown flag; argparse would guess one from its first letters.
         """
         flags: list[str] = []
         overrides: list[str] = []

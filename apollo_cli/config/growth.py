@@ -116,8 +116,7 @@ def _family(base: type[Args], methods: Mapping[str, Any]) -> tuple[type[Args], .
 def _schema(base: type[Args], kind: str, method: Any) -> type[Args]:
     """The keys of `base` and the fields of the method's dataclass, none with a default.
 
-    Raises:
-        TypeError: it has a field of the name of one of these keys; others for types that no value is checked by.
+    A TypeError if a field has the name of one of these keys; other errors for types that no value is checked by.
     """
     hints = get_type_hints(method, include_extras=True)
     names = [field.name for field in fields(method)] if is_dataclass(method) else []

@@ -141,10 +141,7 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
     """A corpus as it was written.
 
     Checksums find damage: corpus.json and tokenizer.json are checked completely, the rows in a limited number of
-    random blocks, so that damage in a large corpus is found after a few starts.
-
-    Raises:
-        DataError: it is damaged; the message says what to delete.
+    random blocks, so that damage in a large corpus is found after a few starts. A DataError says what to delete.
     """
     try:
         saved = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
@@ -172,10 +169,7 @@ def _open(folder: Path, recipe: Recipe) -> Corpus:
 def _rows(path: Path, facts: dict[str, Any], recipe: Recipe) -> np.ndarray:
     """The rows of a file, memory-mapped, after a check of a limited number of blocks.
 
-    `facts` are its `rows`, and `crc32`, the checksum of each block in hexadecimal.
-
-    Raises:
-        ValueError: the file does not agree with `facts`.
+    `facts` are its `rows`, and `crc32`, the checksum of each block in hexadecimal; a ValueError if they differ.
     """
     shape = (facts["rows"], recipe.seq_len)
     if path.stat().st_size != shape[0] * shape[1] * recipe.dtype.itemsize:

@@ -26,9 +26,7 @@ def fetch_runs(project: str, filters: Sequence[str] = ()) -> tuple[list[Run], li
     """The runs of apollo-train in the W&B project ENTITY/PROJECT, and notes on the damaged ones.
 
     Filters are KEY=VALUE with keys of `FILTERS`; a run must match all, and one of the values of a repeated key.
-
-    Raises:
-        DataError: no key, no server, no such project, or no run of apollo-train.
+    A DataError if there is no key, no server, no such project, or no run of apollo-train.
     """
     option = f"--wandb {project}"
     if project.count("/") != 1 or not all(project.split("/")):

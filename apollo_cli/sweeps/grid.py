@@ -29,10 +29,7 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
     """The words of each job of a sweep with these overrides.
 
     In a grid every combination is run, as by Hydra's own sweeper. Of a search the jobs are not known, so each key
-    is varied alone, an interval between its two ends.
-
-    Raises:
-        ConfigError: a swept key cannot be swept so, or the jobs are too many.
+    is varied alone, an interval between its two ends. A ConfigError if a key cannot be swept so, or for too many.
     """
     swept = [o for o in overrides if o.is_sweep_override()]
     problems = [f"{o.input_line}: {problem}" for o in swept if (problem := _problem_of_sweep(o, is_grid))]
@@ -91,10 +88,7 @@ def commands(line: CommandLine) -> list[list[str]]:
     A shipped sweep (an experiment with `hydra.sweeper.params`) is preceded by the scratch runs that it is compared
     with: one for each job, but for what growth alone is concerned with, so that nothing is trained twice. One that
     varies nothing of growth is made of scratch runs, and nothing precedes it. One over other experiments is also
-    preceded by the smaller models that some of these begin from.
-
-    Raises:
-        ConfigError: words that cannot stand beside a shipped sweep.
+    preceded by the smaller models that some of these begin from. A ConfigError for words that do not suit it.
     """
     name = next((w.partition("=")[2] for w in reversed(line.overrides) if w.startswith("experiment=")), "")
     params = shipped_params(name)

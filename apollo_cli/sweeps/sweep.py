@@ -118,11 +118,7 @@ class Command:
             sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
 
     def begin_sweep(self, config: DictConfig) -> None:
-        """Checks the jobs of a sweep, opens its journal and says how it continues; edits Hydra's part of `config`.
-
-        Raises:
-            ConfigError: no job could run.
-        """
+        """Checks the jobs of a sweep, opens its journal, says how it continues; edits Hydra's part of `config`."""
         is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
         swept = _sweep_overrides(config)
         jobs = grid.combinations(swept, is_grid)
@@ -274,8 +270,7 @@ def _check_processes() -> None:
 def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool) -> None:
     """Composes and parses each job of a sweep, given by its words, once.
 
-    Raises:
-        ConfigError: with the problems, if every job has some. Others are printed: these jobs fail alone.
+    A ConfigError has the problems if every job has some. Others are printed: these jobs fail alone.
     """
     if is_grid and (size := config.hydra.sweeper.max_batch_size) is not None and size < 1:
         raise ConfigError(f"hydra.sweeper.max_batch_size={size}: should be greater than 0")
@@ -316,8 +311,7 @@ def _check_jobs(config: DictConfig, jobs: Sequence[Sequence[str]], is_grid: bool
 def _check_folder(config: DictConfig, words: Sequence[str], owners: dict[str, Sequence[str]]) -> None:
     """Notes in `owners`, {folder: words of its job}, which folder the job of these words has.
 
-    Raises:
-        ConfigError: it cannot be made, or is that of another job, after which this one would be refused.
+    A ConfigError if it cannot be made, or is that of another job, after which this one would be refused.
     """
     with suppress(OmegaConfBaseException):  # Hydra raises it again when it makes the folder
         _check_names("hydra.sweep.subdir", config.hydra.sweep.subdir)
