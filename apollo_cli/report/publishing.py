@@ -43,8 +43,11 @@ def publish(
     """
 
     def send() -> str:
-        page = _log_run(project, comparisons, folder)
-        _update_summaries(comparisons, places)
+        import wandb
+
+        page, api = _log_run(project, comparisons, folder), wandb.Api(timeout=TIMEOUT)
+        for place, values in savings(comparisons, places).items():
+            api.run(place).summary.update(values)
         return _save(make_report(project, comparisons, warnings, page))
 
     return within(PUBLISH_TIMEOUT, "--publish", send)
@@ -121,11 +124,3 @@ def _log_run(project: str, comparisons: Sequence[Comparison], folder: Path) -> s
         run.summary["headline"] = "\n".join(filter(None, map(headline, comparisons)))
         run.finish()
         return str(run.url)
-
-
-def _update_summaries(comparisons: Sequence[Comparison], places: Collection[str]) -> None:
-    import wandb
-
-    api = wandb.Api(timeout=TIMEOUT)
-    for place, values in savings(comparisons, places).items():
-        api.run(place).summary.update(values)

@@ -229,13 +229,14 @@ def open_mirror(
     log.touch()
     is_recorded = folder.exists()  # by an earlier session of this run, whose rows W&B has
     kept = recorder.named_checkpoints(checkpoints) if is_recorded else []
+    tags = (*identity.tags, *tracking.tags, *os.environ.get("WANDB_TAGS", "").split(","))
     run = {
         **asdict(identity),
         "project": tracking.project or os.environ.get("WANDB_PROJECT") or "apollo",
         "entity": tracking.entity,  # None and no notes: as the environment says
         "notes": tracking.notes,
         "group": tracking.group or os.environ.get("WANDB_RUN_GROUP") or identity.group,
-        "tags": _tags([*identity.tags, *tracking.tags, *os.environ.get("WANDB_TAGS", "").split(",")]),
+        "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),  # as W&B takes them
         "dir": str(folder.parent),
         "config": config,
     }
@@ -283,11 +284,6 @@ def _mode(tracking: TrackingArgs, say: Callable[[str], None]) -> str:
             say("tracking.wandb=online: no API key found; recording offline (wandb login stores a key)")
         return "offline"
     return _MODES[asked]
-
-
-def _tags(names: Sequence[str]) -> list[str]:
-    """The names that W&B takes as tags, each once."""
-    return list(dict.fromkeys(name.strip()[:64] for name in names if name.strip()))
 
 
 def has_key() -> bool:
