@@ -36,8 +36,8 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
 def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
     """The typed config of a job, from what Hydra composed and the words of the job.
 
-    A budget among the words replaces the one that the configs set. A ConfigError has every problem; it is an
-    OmegaConfBaseException where an interpolation cannot be resolved.
+    A budget among the words replaces the one that the configs set. A ConfigError has every problem; an
+    OmegaConfBaseException says that an interpolation cannot be resolved.
     """
     plain: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}

@@ -13,7 +13,7 @@ from apollo_cli.report.runs import Run
 def commands(run: Run) -> list[str]:
     """Lines for a shell: one, and one more for each time that the run was made longer.
 
-    A ConfigError has the first problem of a run that this version has not.
+    A ConfigError, with the first problem, for a run that this version does not have.
     """
     try:
         values = dict(parse({**_nested(run.config), "resume": None}).raw)

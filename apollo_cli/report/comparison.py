@@ -172,7 +172,7 @@ def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
 def compare_runs(
     runs: Sequence[Run], left_out: Sequence[str], question: Question
 ) -> tuple[list[Comparison], list[str]]:
-    """One comparison a family, and warnings, which end with the notes `left_out`; a DataError as `compare`."""
+    """Comparisons and warnings, which end with the notes `left_out`; a DataError without runs, or as `compare`."""
     if not runs:
         raise DataError("\n".join([*left_out, "no run is left to compare"]))
     found, warnings = families_of(runs)

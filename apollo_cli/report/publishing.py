@@ -19,7 +19,7 @@ TITLE = "What was saved"
 
 
 def save_views(project: str, name: str, comparisons: Sequence[Comparison]) -> list[str]:
-    """Saves a view for each family, and returns their addresses; a DataError if the server refuses or is silent."""
+    """Saves a view for each family, and returns their addresses; a DataError if the server does not take it."""
     found = []
     for comparison in comparisons:
         title = name if len(comparisons) == 1 else f"{name}: {comparison.family.title}"

@@ -29,7 +29,7 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
     """The words of each job of a sweep with these overrides.
 
     In a grid every combination is run, as by Hydra's own sweeper. Of a search the jobs are not known, so each key
-    is varied alone, an interval between its two ends. A ConfigError if a key cannot be swept so, or for too many.
+    is varied alone, an interval at its two ends. A ConfigError for a key that cannot be swept so, or too many jobs.
     """
     swept = [o for o in overrides if o.is_sweep_override()]
     problems = [f"{o.input_line}: {problem}" for o in swept if (problem := _problem_of_sweep(o, is_grid))]
