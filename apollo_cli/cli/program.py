@@ -46,9 +46,8 @@ class Program:
 
     name: str  # as it is typed
     page: str | Callable[[], str]  # what --help prints, or makes it
-    action: (
-        Callable[[list[str]], int | None] | str
-    )  # takes the words, returns the exit code or None; or MODULE:NAME
+    # takes the words and returns the exit code, or None for 0; a text names such a function as MODULE:NAME
+    action: Callable[[list[str]], int | None] | str
 
     def main(self) -> None:
         open_standard_streams()

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
@@ -72,7 +72,10 @@ def _problem_of_sweep(override: Override, is_grid: bool) -> str:
 
 def _count(override: Override) -> int:
     """The number of values of a key, of which one more than a sweep may have are looked at."""
-    return sum(1 for _ in islice(override.sweep_iterator(), _MOST_JOBS + 1))
+    value = override.value()
+    # a shuffled range would be made as a whole first
+    values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
+    return sum(1 for _ in islice(values, _MOST_JOBS + 1))
 
 
 def _values(override: Override) -> list[str]:

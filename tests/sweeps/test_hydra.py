@@ -263,6 +263,7 @@ def test_completion_can_be_installed_in_other_shells(shell: str, capfd: pytest.C
         (["seed=range(0,3,0)"], "seed=range(0,3,0): range() arg 3 must not be zero"),
         (["optim.lr=range(0.1,0.2,0.0)"], "Invalid range values"),
         (["seed=range(0,1000000000)"], "seed=range(0,1000000000): more than 10,000 values"),
+        (["seed=shuffle(range(0,1000000000000))"], "more than 10,000 values"),
         (["seed=range(0,200)", "model.mask_fraction=range(0,200)"], "40,000 jobs, and a sweep has at most 10,000"),
         (["sampler=glob(nothing*)"], "sampler=glob(nothing*): no value is in it"),
         (["seed=0,1", "optim.lr=-1"], "optim.lr=-1: should be greater than 0"),
