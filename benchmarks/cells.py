@@ -8,14 +8,16 @@ CONFIGS = Path(__file__).with_name("conf")
 SEARCH_PATH = f"hydra.searchpath=['file://{CONFIGS}']"  # as --config-dir benchmarks/conf
 
 KINDS, SEEDS = ("gpt", "bert"), (0, 1, 2)
-METHODS = ("scratch", "stackbert", "apollo", "apollo_late", "late", "late_lvps", "late_zero_init")
+_LATE = ("apollo_late", "late", "late_lvps", "late_zero_init", "late_zero_init_new")
+METHODS = ("scratch", "stackbert", "apollo", *_LATE)
 VARIANTS = ("shallow", "uniform", "edge", "full", "stack")  # of apollo_late, at its rate and budget
 RATES = {"gpt": ("2e-3", "4e-3", "8e-3"), "bert": ("1e-3", "2e-3", "4e-3")}  # tried with seed 0
 TUNED = {(kind, method): RATES[kind][1] for kind in KINDS for method in METHODS}
-FITTED: dict[tuple[str, str], tuple[str, ...]] = {  # overrides of a method for one kind of model
-    ("gpt", method): ("budget.flops=20.3e12",) for method in ("apollo_late", "late", "late_lvps", *VARIANTS)
+_THREE_STAGES = ("budget.flops=15e12", "schedule.layers=[3,6,12]", "schedule.ends=[0.6,0.92,1]")
+FITTED = {  # overrides of a method for one kind of model
+    **{("gpt", method): ("budget.flops=20.3e12",) for method in (*_LATE, *VARIANTS)},
+    **{("gpt", method): _THREE_STAGES for method in ("late_zero_init", "late_zero_init_new")},
 }
-FITTED["gpt", "late_zero_init"] = ("budget.flops=15e12", "schedule.layers=[3,6,12]", "schedule.ends=[0.6,0.92,1]")
 LADDER = {"gpt": (1500, 2000, 2500, None), "bert": (1500, 2000, 2500, None, 3500, 4000)}  # steps from scratch
 DEFAULT = "pydocs"  # the corpus on which rates, stages and budgets were chosen
 COMPARED = ("scratch", "stackbert", "apollo_late", "late_zero_init")  # on other corpora, with the same settings

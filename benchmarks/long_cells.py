@@ -11,7 +11,7 @@ from benchmarks.cells import SEEDS, ReproductionCell
 NAME = "long"  # of their corpus
 STEPS = 12_000
 RATES = {"gpt": "2e-3", "bert": "1e-3"}  # scratch's of 3,000 steps x sqrt(3,000 / 12,000)
-SHORTER = (6000, 9000, 4000)  # steps of more scratch runs: what a loss costs from scratch
+SHORTER = (6000, 4000, 9000)  # steps of more scratch runs: what a loss costs from scratch
 SHALLOWER = 6  # layers of scratch runs of all lengths: what the FLOPs of a grown run reach with less depth
 WARMUP, DECAY = 0.05, 0.15
 
