@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from apollo_cli.config.config import parse
 from apollo_cli.run_directory import RunDirectory
 from benchmarks import archives
 from benchmarks.archives import BenchmarkCorpus, corpora
+from benchmarks.cells import cells
+from benchmarks.configs import config_of
 
 
 def test_packing_what_was_unpacked_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +108,15 @@ def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
         assert not re.search(r'": "[/~]', (folder / "summary.json").read_text(encoding="utf-8"))
         assert not re.search(r": ['\"]?[/~](?!$)", (folder / "config.yaml").read_text(encoding="utf-8"))
     assert sum(path.stat().st_size for path in archives.RESULTS.iterdir()) < 3e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pydocs", "wikipedia_novels"])
+def test_kept_cells_were_trained_by_what_their_words_are_today(name: str) -> None:
+    sections = ("model", "sampler", "expander", "schedule", "init_from", "optim", "budget", "batch", "eval")
+    corpus = BenchmarkCorpus(name)
+    for cell in corpus.complete(cells(name)):
+        kept = parse(RunDirectory(corpus.kept(cell)).config())
+        today = config_of([*cell.words, "device=cpu"])
+        differing = [section for section in sections if getattr(kept, section) != getattr(today, section)]
+        assert not differing, cell.name
