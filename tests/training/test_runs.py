@@ -12,6 +12,7 @@ from apollo_cli.cli.help import groups
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.growth.schedule import min_steps
+from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import train
@@ -106,3 +107,13 @@ def test_a_run_learns(config: Callable[..., Config], tmp_path: Path) -> None:
     train(config(*RARELY, "budget.steps=60", "batch.size=16", "batch.micro=16", "optim.lr=1e-2"), tmp_path)
     rows = read_rows(tmp_path)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.5
+
+
+def test_a_run_of_wandb_agent_has_the_id_that_it_gives(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    for sweep, given in (("s1", True), ("", False)):  # of a sweep, or of a shell in which an id was exported
+        monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
+        train(config(*RARELY), tmp_path / sweep / "run")
+        assert (RunDirectory(tmp_path / sweep / "run").summary()["run_id"] == "abc123") == given
