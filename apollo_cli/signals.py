@@ -42,8 +42,9 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for signum, earlier in before.items():
-            signal.signal(signum, earlier)
+        with ExitStack() as restored:  # all, though a signal may raise meanwhile
+            for signum, earlier in before.items():
+                restored.callback(signal.signal, signum, earlier)
 
 
 def terminable() -> AbstractContextManager[None]:

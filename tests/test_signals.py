@@ -2,10 +2,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from apollo_cli.signals import Interrupted, StopRequest
+from apollo_cli.signals import STOP_SIGNALS, Interrupted, StopRequest
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -24,6 +25,22 @@ def test_a_second_signal_stops_at_once() -> None:
         assert stop.signum == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_all_handlers_are_restored_though_a_signal_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = [signal.getsignal(s) for s in STOP_SIGNALS], signal.signal
+
+    def set_handler(signum: int, handler: Any) -> Any:
+        replaced = real(signum, handler)
+        if handler == before[0] and signum == signal.SIGINT:  # which raises, as of now
+            signal.raise_signal(signal.SIGINT)
+        return replaced
+
+    with StopRequest():
+        monkeypatch.setattr(signal, "signal", set_handler)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
 def test_the_error_names_the_signal() -> None:

@@ -22,13 +22,21 @@ class ReadOnce:
 
     def __call__(self) -> Iterator[str]:
         if self._taken is None:
-            file, rest = self._taken = TemporaryFile("w+", dir=self.folder), self.documents()  # noqa: SIM115
-            for document in rest:
-                file.write(json.dumps(document) + "\n")
-                yield document
-        else:
-            (taken, rest), self._taken = self._taken, None
-            with taken:
-                taken.seek(0)
-                yield from map(json.loads, taken)
-            yield from rest
+            file = TemporaryFile("w+", dir=self.folder)  # noqa: SIM115 - closed by the second pass
+            self._taken = file, self.documents()
+            return _recorded(*self._taken)
+        taken, self._taken = self._taken, None
+        return _continued(*taken)
+
+
+def _recorded(file: IO[str], documents: Iterator[str]) -> Iterator[str]:
+    for document in documents:
+        file.write(json.dumps(document) + "\n")
+        yield document
+
+
+def _continued(file: IO[str], rest: Iterator[str]) -> Iterator[str]:
+    with file:
+        file.seek(0)
+        yield from map(json.loads, file)
+    yield from rest

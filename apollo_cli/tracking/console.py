@@ -280,7 +280,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
     totals, losses, best = summary["totals"], summary["losses"], summary.get("best") or {}
     seconds, loss = totals["train_seconds"], losses.get("eval/loss")
-    is_better = best.get("eval/loss", loss) != loss  # than the last one
+    is_better = "eval/loss" in best and best["eval/loss"] != loss  # than the last one
     by_frequency = summary.get("frequency_loss")
     has_learned = by_frequency and loss is not None and loss < by_frequency
     hint = "" if has_learned else " (not yet below it: train longer)"

@@ -2,13 +2,14 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
 
 from apollo_cli.config.config import Config
 from apollo_cli.tracking import console as module
-from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals
+from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals, summary_table
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
 
@@ -145,6 +146,27 @@ def test_the_plan_table_holds_the_plan(config: Callable[..., Config]) -> None:
     assert "…" not in text
     assert "an estimate" not in text
     assert re.search(rf"{plan.flops} FLOPs.*{plan.scratch_flops} FLOPs", plan_totals(plan))
+
+
+@pytest.mark.parametrize(
+    ("last", "best", "shown"),
+    [
+        (2.0, {"step": 4, "eval/loss": 1.5}, True),
+        (2.0, {"step": 8, "eval/loss": 2.0}, False),
+        (2.0, None, False),
+        (nan, None, False),
+    ],
+)
+def test_the_summary_names_a_best_loss_that_is_not_the_last(
+    last: float, best: dict[str, float] | None, shown: bool
+) -> None:
+    numbers = dict.fromkeys(("steps", "planned_steps", "flops", "scratch_flops", "tokens", "layers"), 8)
+    totals = numbers | {"train_seconds": 2.0, "total_seconds": 3.0}
+    summary = {"status": "completed", "totals": totals, "losses": {"eval/loss": last}, "best": best}
+    names, values = summary_table(summary | {"device": "cpu", "run_dir": "run"}).columns
+    cells = dict(zip(names.cells, values.cells, strict=True))
+    assert cells.get("best validation loss") == ("1.5000 after step 4" if shown else None)
+    assert cells["training time"] == "0:00:02 (4 tokens/s)"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (61, "0:01:01"), (90061, "1 day, 1:01:01")])
