@@ -30,7 +30,7 @@ class Interval:
 
     def format(self, digits: int, scale: float = 1) -> str:
         """`3.1416 ± 0.0012`: mean and half width times `scale`, without the latter for n = 1."""
-        mean = f"{scale * self.mean:.{digits}f}"
+        mean = f"{scale * self.mean:z.{digits}f}"  # 0.000, not -0.000
         return mean if self.half is None else f"{mean} ± {scale * self.half:.{digits}f}"
 
 

@@ -138,7 +138,7 @@ def seconds_saved(method: Method, pace: dict[str, float]) -> str:
 def _jump(runs: Sequence[RunDirectory]) -> str:
     """Largest rise of the validation loss at a growth, mean over runs."""
     rises = [max(costs) for run in runs if (costs := growth_costs(run.summary()))]
-    return f"{fmean(rises):.3f}" if rises else ""
+    return f"{fmean(rises):z.3f}" if rises else ""
 
 
 def _memory(runs: Iterator[RunDirectory]) -> str:

@@ -211,7 +211,7 @@ def _on_variants(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
         costs = growth_costs(corpus.summary(cell))
         steps, flops = (corpus.summary(cell)["totals"][name] for name in ("steps", "flops"))
         rows.append(
-            [cell.method, str(steps), f"{flops:.3e}", corpus.loss(cell), *(f"{cost:.3f}" for cost in costs)]
+            [cell.method, str(steps), f"{flops:.3e}", corpus.loss(cell), *(f"{cost:z.3f}" for cost in costs)]
         )
     if len(rows) > 1:
         yield from ["", "### Samplers and expanders", ""]

@@ -85,6 +85,7 @@ def _sem(values: list[float]) -> float:
 
 def test_one_value_and_values_that_are_not_finite_have_no_interval() -> None:
     assert interval([2.0]) == Interval(2.0, None, 1)
+    assert Interval(-0.0001, 0.0001, 3).format(3) == "0.000 ± 0.000"
     assert interval([2.0, math.inf]).ends is None
 
 
