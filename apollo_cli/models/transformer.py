@@ -314,7 +314,11 @@ class LanguageModel(nn.Module, ABC):
             decoder = decoder.detach()
         return decoder_loss(self.decoder_input(hidden), decoder, self.head_bias, batch.targets)
 
-    forward = loss  # the name that torch's wrappers call
+    def forward(
+        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
+    ) -> Tensor:
+        """`loss`, under the name that torch's wrappers call."""
+        return self.loss(batch, layer_map, frozen, gates)
 
     @property
     def device(self) -> torch.device:

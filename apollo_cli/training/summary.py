@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,14 @@ def data_facts(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of this program, Python, and the libraries that results depend on."""
-    torch_version = str(torch.__version__)  # with its build, for example +cu130
-    found = {"apollo-train": __version__, "python": platform.python_version(), "torch": torch_version}
-    return found | {package: version(package) for package in _PACKAGES}
+    found = {"apollo-train": __version__, "python": platform.python_version()}
+    found["torch"] = str(torch.__version__)  # with its build, for example +cu130
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # pip install --no-deps
+            found[package] = "not installed"
+    return found
 
 
 @cache  # it starts a process, and the code of this one does not change

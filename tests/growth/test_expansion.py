@@ -95,8 +95,8 @@ def states(blocks: nn.ModuleList, optimizer: AdamW, key: str) -> dict[str, list[
     found: dict[str, list[Any]] = {}
     for block in blocks:
         for name, parameter in block.named_parameters():
-            state = optimizer.state.get(parameter, {})
-            found.setdefault(name, []).append(state[key].clone() if key in state else None)
+            state = optimizer.state.get(parameter)
+            found.setdefault(name, []).append(state[key].clone() if state else None)
     return found
 
 
@@ -521,9 +521,14 @@ def test_averages_grow_as_the_weights_do(growth: str, moments: str) -> None:
 
 
 def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
-    """Those of Muon's momentum, which only matrices have."""
-    found = states(blocks, optimizer, "momentum_buffer")
-    return {name: found[name] for name, parameter in blocks[0].named_parameters() if parameter.ndim == 2}
+    """A copy of Muon's momentum by the name of the matrix and by layer; None where there is no state."""
+    found: dict[str, list[Any]] = {}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if parameter.ndim == 2:
+                state = optimizer.state.get(parameter)
+                found.setdefault(name, []).append(state["momentum_buffer"].clone() if state else None)
+    return found
 
 
 def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
