@@ -99,7 +99,7 @@ def test_an_unknown_command_is_refused() -> None:
 
 def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
     folders = [path.parent for corpus in corpora() for path in corpus.folder.glob("*/summary.json")]
-    assert len(folders) == 277
+    assert len(folders) == 280
     for folder in folders:
         run = RunDirectory(folder)
         assert run.summary()["status"] == "completed"
@@ -107,7 +107,7 @@ def test_every_kept_cell_is_complete_and_names_no_path_of_a_machine() -> None:
         assert last["flops"] == run.plan()["flops"] == run.summary()["totals"]["flops"]
         assert not re.search(r'": "[/~]', (folder / "summary.json").read_text(encoding="utf-8"))
         assert not re.search(r": ['\"]?[/~](?!$)", (folder / "config.yaml").read_text(encoding="utf-8"))
-    assert sum(path.stat().st_size for path in archives.RESULTS.iterdir()) < 3e6
+    assert sum(path.stat().st_size for path in archives.RESULTS.iterdir()) < 3.5e6
 
 
 @pytest.mark.slow
