@@ -50,7 +50,7 @@ def examples(model: LanguageModel, tokenizer: Tokenizer, rows: np.ndarray) -> li
     """Up to five words of validation rows (rows, seq_len) masked and answered; of GPT and LLaMA a continuation."""
     was_training = model.training
     model.eval()
-    # compiled blocks run as they are, as each of these few shapes would be compiled anew; the compiler takes
+    # compiled blocks run as they are, as each of these few shapes would be compiled by itself; the compiler takes
     # seconds to import, so it is not asked where it was not used
     is_compiled = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():

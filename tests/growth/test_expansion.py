@@ -90,11 +90,13 @@ def weights(blocks: nn.ModuleList) -> dict[str, Tensor]:
     }
 
 
-def states(blocks: nn.ModuleList, optimizer: AdamW, key: str) -> dict[str, list[Any]]:
+def states(
+    blocks: nn.ModuleList, optimizer: AdamW, key: str, of: Callable[[Tensor], bool] = lambda _: True
+) -> dict[str, list[Any]]:
     """A copy of one entry of the optimizer's state by name and layer; None where there is no state."""
     found: dict[str, list[Any]] = {}
     for block in blocks:
-        for name, parameter in block.named_parameters():
+        for name, parameter in filter(lambda named: of(named[1]), block.named_parameters()):
             state = optimizer.state.get(parameter)
             found.setdefault(name, []).append(state[key].clone() if state else None)
     return found
@@ -521,14 +523,8 @@ def test_averages_grow_as_the_weights_do(growth: str, moments: str) -> None:
 
 
 def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
-    """A copy of Muon's momentum by the name of the matrix and by layer; None where there is no state."""
-    found: dict[str, list[Any]] = {}
-    for block in blocks:
-        for name, parameter in block.named_parameters():
-            if parameter.ndim == 2:
-                state = optimizer.state.get(parameter)
-                found.setdefault(name, []).append(state["momentum_buffer"].clone() if state else None)
-    return found
+    """Those of Muon's momentum, which only matrices have."""
+    return states(blocks, optimizer, "momentum_buffer", lambda parameter: parameter.ndim == 2)
 
 
 def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
