@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from apollo_cli.data.batches import EvaluationBatches, MaskedTokens, NextToken, TrainingBatches
-from apollo_cli.data.row_order import shuffled
+from apollo_cli.data.row_order import RowOrder, shuffled
 from apollo_cli.growth.rng import Purpose
 from apollo_cli.models.transformer import Batch
 
@@ -201,6 +201,16 @@ def test_every_row_comes_once_an_epoch_and_each_epoch_in_an_order_of_its_own(
     assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
     if rows > 30:
         assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_rows_of_a_step_are_those_of_its_samples_one_by_one() -> None:
+    """They are looked up in blocks of 4,096 samples."""
+    order = RowOrder((7, 5000), (1.0, 3.0))
+    batches = TrainingBatches(np.zeros((5007, 8), np.uint16), NextToken(), 3, 96, 48, order, first_sample=4000)
+    for step, part in ((0, 0), (0, 1), (1, 0), (60, 1)):
+        first = 4000 + 96 * step + 48 * part
+        one_by_one = [int(order.row_numbers(3, np.array([sample]))[0]) for sample in range(first, first + 48)]
+        assert batches.row_numbers(step, part).tolist() == one_by_one
 
 
 def test_seeds_have_other_orders_and_other_masks() -> None:

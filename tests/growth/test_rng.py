@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apollo_cli.growth.rng import Purpose, uniforms
+from apollo_cli.growth.rng import Purpose, generator, generators, uniforms
 
 SEEDS = (0, 1, 2, 2**53, 2**53 + 1, 2**63 - 2, 2**63 - 1)
 
@@ -76,3 +76,10 @@ def test_seeds_and_purposes_have_independent_streams() -> None:
     correlation = np.corrcoef(streams) - np.eye(len(streams))
     assert np.abs(correlation).max() < 0.04
     assert len(np.unique(np.concatenate(streams))) == len(streams) * 20_000  # none is another one shifted
+
+
+def test_a_generator_that_is_set_to_an_index_draws_as_a_new_one_whatever_was_drawn_before() -> None:
+    for index, rng in zip((3, 0, 2**40, 3), generators(7, Purpose.MASK, (3, 0, 2**40, 3)), strict=True):
+        new = generator(7, Purpose.MASK, index)
+        assert rng.integers(260, size=3).tolist() == new.integers(260, size=3).tolist()  # an odd number of halves
+        assert rng.permutation(9).tolist() == new.permutation(9).tolist()
