@@ -28,10 +28,10 @@ and 75 %, as `apollo_late` does; `late_zero_init` from 3 to 12 when the rate beg
 residual branches by the depth that runs, in BERT with norms before them (`model.norm=pre`), another model that
 saves beside none. `interpolate_completep` is `apollo_completep` without LVPS: all steps run the stored layers.
 **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same loss, linear in
-FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is the same beside
-{SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too. **All layers before** is
-how much higher the loss of the shared model of twelve layers is than that of the stored layers, before each
-growth.
+the logarithm of FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is
+the same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
+**All layers before** is how much higher the loss of the shared model of twelve layers is than that of the stored
+layers, before each growth.
 """
 
 

@@ -140,8 +140,9 @@ def _on_precision(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
 def _at_equal_loss(corpus: BenchmarkCorpus, kind: str) -> Iterator[str]:
     yield from ["", "### What the same loss costs from scratch", ""]
     yield from ["Scratch runs, each laid out for its own budget.", "", *render_ladder.rungs(corpus, kind), ""]
-    yield "What the final loss of each run costs from scratch with the same seed (linear between two of these"
-    yield from ["budgets, never beyond them), and so what the run saved.", "", *render_ladder.beside(corpus, kind)]
+    yield "What the final loss of each run costs from scratch with the same seed (linear in the logarithm of FLOPs"
+    yield from ["between two of these budgets, never beyond them), and so what the run saved.", ""]
+    yield from render_ladder.beside(corpus, kind)
     yield from render_ladder.frontier(corpus, kind)
 
 

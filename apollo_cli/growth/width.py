@@ -11,6 +11,7 @@ keys and values, they are copied with it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -227,12 +228,8 @@ def widened_layers(layers: list[State], spaces: Spaces, *, new_from_above: bool)
     wide = [{name: widened(name, tensor, spaces) for name, tensor in layer.items()} for layer in layers]
     if not new_from_above:
         return wide
-    result = []
-    for i, layer in enumerate(wide[:-1]):
-        result.append(
-            {
-                name: tensor if "norm" in name else from_above(name, tensor, wide[i + 1][name], spaces)
-                for name, tensor in layer.items()
-            }
-        )
-    return [*result, wide[-1]]
+    mixed = [
+        {name: own if "norm" in name else from_above(name, own, above[name], spaces) for name, own in layer.items()}
+        for layer, above in pairwise(wide)
+    ]
+    return [*mixed, wide[-1]]

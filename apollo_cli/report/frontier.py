@@ -3,10 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 
-import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +17,6 @@ from apollo_cli.report.savings import Curve, Point
 from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, Look, axis_unit, label_ends, looks_of, saved_text
 
 _MARGIN = 0.08  # of the losses of scratch, above and below them
-_POINTS = 17  # of the line between two budgets
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,12 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
         if outcome.run.status == "completed" and outcome.curve and math.isfinite(outcome.curve[-1].loss)
     ]
     grown = [(look, outcome) for look, outcome in complete if not outcome.run.is_scratch]
-    depths = {outcome.run.target_layers for _, outcome in grown}
+    shapes = {outcome.run.shape for _, outcome in grown}
     ladders: dict[str, dict[int, Point]] = {}
     for _, outcome in complete:
-        if outcome.run.is_scratch and depths == {outcome.run.target_layers}:  # else it is another model
-            best, end = ladders.setdefault(str(outcome.run.seed), {}), outcome.curve[-1]
+        run = outcome.run
+        if run.is_scratch and shapes == {run.shape} and any(run.has_blocks_of(other.run) for _, other in grown):
+            best, end = ladders.setdefault(str(run.seed), {}), outcome.curve[-1]
             if end.step not in best or end.loss < best[end.step].loss:  # of several rates
                 best[end.step] = end
     several = {seed: best for seed, best in ladders.items() if len(best) > 1}
@@ -86,11 +84,8 @@ def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str)
         spent = [p.cost.of(axis) / scale for p in line]
         low, high = ([f(p.loss for p in rung) for rung in rungs] for f in (min, max))
         losses = [p.loss for p in line]
-        between = np.concatenate([np.linspace(a, b, _POINTS) for a, b in pairwise(spent)])  # straight in cost
-        of_line, of_low, of_high = (np.interp(between, spent, each) for each in (losses, low, high))
-        axes.fill_between(between, of_low, of_high, color="black", alpha=0.12, linewidth=0)
-        axes.plot(between, of_line, "-", color="black", label="scratch")
-        axes.plot(spent, losses, "X", color="black")
+        axes.fill_between(spent, low, high, color="black", alpha=0.12, linewidth=0)
+        axes.plot(spent, losses, "-X", color="black", label="scratch")
         lowest = min(p.loss for p in ends)
         margin = _MARGIN * (line[0].loss - lowest)
         axes.set_ylim(lowest - margin, line[0].loss + 1.5 * margin)
@@ -120,8 +115,8 @@ def _draw_methods(axes: Axes, line: Curve, methods: Sequence[Ended], axis: str, 
         axes.errorbar([cost], [loss], yerr=spread, color=look.colour, fmt="none", capsize=3, linewidth=1)
         axes.plot([cost], [loss], look.marker, color=look.colour, markersize=9, label=look.label)
         saved = [share for share in method.saved if share is not None]
-        if len(saved) == len(method.saved) and (at := savings.crossing(line, loss)):
+        if len(saved) == len(method.saved) and (at := savings.scratch_cost(line, loss, axis)):
             arrow = {"arrowstyle": "-|>", "color": look.colour, "lw": 2, "shrinkA": 6, "shrinkB": 0}
-            axes.annotate("", (at.of(axis) / scale, loss), (cost, loss), arrowprops=arrow)
-            text, end = f"{text} {saved_text(interval(saved))}", max(cost, at.of(axis) / scale)
+            axes.annotate("", (at / scale, loss), (cost, loss), arrowprops=arrow)
+            text, end = f"{text} {saved_text(interval(saved))}", max(cost, at / scale)
         yield EndLabel(text, end, loss, look.colour)

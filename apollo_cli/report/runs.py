@@ -140,8 +140,20 @@ class Run:
         return is_scratch(*map(self.config.get, keys))
 
     def has_blocks_of(self, other: "Run") -> bool:
-        """Whether both models are of one kind and width, and so differ in their layers alone."""
-        return all(self.config.get(key) == other.config.get(key) for key in ("model.kind", "model.hidden"))
+        """Whether the layers of both models compute the same, so that they differ in their number at most."""
+        return self._of_blocks == other._of_blocks
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The target depth, and the sizes of a layer."""
+        sizes = ("kind", "hidden", "heads", "ffn", "kv_heads", "tied")
+        return self.target_layers, *(self.config.get(f"model.{key}") for key in sizes)
+
+    @property
+    def _of_blocks(self) -> tuple[Any, ...]:
+        """What a layer computes; older runs say less."""
+        norm, parametrization = self.config.get("model.norm", "post"), self.config.get("model.parametrization")
+        return *self.shape[1:], norm, parametrization or "standard"
 
     def is_whole(self, row: Row) -> bool:
         """Whether the row's model has all layers at the whole width."""

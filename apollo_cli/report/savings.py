@@ -7,7 +7,7 @@ Papers mix the two; a saving of 45 % is a speedup of 82 %.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -101,11 +101,17 @@ def lowest_within(curve: Curve, flops: float) -> float:
 
 
 def scratch_cost(rungs: Curve, loss: float, axis: str) -> float | None:
-    """FLOPs or seconds of a scratch run that ends at this loss, linear between two budgets; None beyond them."""
-    if not rungs or not rungs[-1].loss <= loss <= rungs[0].loss:
+    """FLOPs or seconds of a scratch run that ends at this loss; None beyond the budgets of `rungs`.
+
+    Linear in the logarithm of the cost between two budgets: against the cost itself the loss is convex, so that a
+    straight line would lie above it and favour the method.
+    """
+    costs = [p.cost.of(axis) for p in rungs]
+    if not rungs or min(costs) <= 0 or not rungs[-1].loss <= loss <= rungs[0].loss:
         return None
-    cost = crossing(rungs, loss)
-    return cost.of(axis) if cost else None
+    logs = [replace(p, cost=Cost(math.log(cost), 0.0)) for p, cost in zip(rungs, costs, strict=True)]
+    cost = crossing(tuple(logs), loss)
+    return math.exp(cost.flops) if cost else None
 
 
 def saving(cost: float, baseline: float) -> float:

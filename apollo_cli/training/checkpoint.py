@@ -33,7 +33,6 @@ from apollo_cli.training.state import Checkpoint, TrainerState
 FORMAT = 1
 BEST = "best"  # a file with the name of the checkpoint of the lowest validation loss
 _PIECE = 1 << 22  # bytes with a checksum of their own, so that all cores can verify one file
-_BLOCK = 1 << 18  # bytes read at once
 _HUGE = 1e300  # more than any number of a run, and a float
 
 
@@ -361,9 +360,6 @@ def _pieces(path: Path) -> range:
 
 def _digest(path: Path, first: int) -> str:
     """The checksum of the piece at this offset."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(first)
-        for _ in range(_PIECE // _BLOCK):
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
+        return hashlib.sha256(file.read(_PIECE)).hexdigest()

@@ -42,7 +42,7 @@ def evaluate(
             total += loss.item() * counted
             predictions += counted
             progress(next(done), len(depths) * len(batches))
-        total, all_predictions = device.processes.sum(total, predictions)
+        total, all_predictions = map(sum, zip(*device.processes.gather((total, predictions)), strict=True))
         return total / all_predictions
 
     was_training = model.training

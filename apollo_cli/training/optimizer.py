@@ -5,7 +5,6 @@ from math import cos, pi, sqrt
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
@@ -164,31 +163,6 @@ def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Te
         for name, parameter in named
         for key, value in optimizer.state.get(parameter, {}).items()
     } | {f"{name}/ema": optimizer.averages[p] for name, p in named if p in optimizer.averages}
-
-
-@torch.no_grad()
-def restore_state(parameters: NamedParameters, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `state_by_name`, onto the devices of the parameters; weights among `tensors` are ignored.
-
-    A ValueError if it is the state of another model.
-    """
-    keys: dict[str, list[str]] = {}
-    for name in tensors:
-        parameter_name, slash, key = name.rpartition("/")
-        if slash:
-            keys.setdefault(parameter_name, []).append(key)
-    for name, group, parameter in named_with_group(parameters, optimizer):
-        if parameter in optimizer.averages:
-            keys[name].remove("ema")
-            optimizer.averages[parameter].copy_(tensors[f"{name}/ema"])
-        if keys.get(name):
-            state = {key: tensors[f"{name}/{key}"] for key in keys[name]}
-            expected = optimizer.begin(group, parameter)
-            if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in expected.items()}:
-                raise ValueError(f"the state of {name} has other parts or shapes")
-            if any(value.dtype != torch.float32 for value in state.values()):
-                raise ValueError(f"the state of {name} is not in fp32")
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def named_with_group(

@@ -59,6 +59,11 @@ def test_it_is_drawn_where_scratch_has_several_budgets(tmp_path: Path) -> None:
     losses: list[Evaluation] = [(0, 0, 0.0, 9.0), (300, 900, 9.0, 1.5)]
     write_run(tmp_path / "shallow", [], losses, name="shallow", sampler__kind="full", **shallow)
     assert "grown \N{MINUS SIGN}50.0 %" in texts()  # not on the way of a shallower model
+    for key, value in (("hidden", 128), ("norm", "pre"), ("parametrization", "completep")):
+        other: dict[str, Any] = {f"model__{key}": value}
+        losses = [(0, 0, 0.0, 9.0), (400, 9000, 90.0, 0.5)]
+        scratch(tmp_path / key, losses, name=key, budget__steps=400, **other)
+        assert "grown \N{MINUS SIGN}50.0 %" in texts(), key  # nor of a model with other layers
     for steps, flops in ((300, 3000), (500, 5000)):  # of another seed, without a budget of the first one's
         losses = [(0, 0, 0.0, 9.0), (steps, flops, 30.0, 1.5)]
         scratch(tmp_path / f"other{steps}", losses, name=f"other{steps}", seed=1, budget__steps=steps)

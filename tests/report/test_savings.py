@@ -146,3 +146,23 @@ def test_equal_seeds_have_an_interval_without_width(value: float, n: int) -> Non
     found = interval([value] * n)
     assert found.mean == pytest.approx(value)
     assert found.half == 0
+
+
+@pytest.mark.parametrize("axis", ["flops", "seconds"])
+def test_scratch_between_two_budgets_costs_what_its_logarithm_says(axis: str) -> None:
+    rungs = curve([3.0, 1.0, 0.5], [100.0, 400.0, 800.0])
+    unit = 1 if axis == "flops" else 10
+    assert savings.scratch_cost(rungs, 2.0, axis) == pytest.approx(200 / unit)  # half of the way: sqrt(100 x 400)
+    assert savings.scratch_cost(rungs, 1.0, axis) == pytest.approx(400 / unit)
+    assert savings.scratch_cost(rungs, 3.1, axis) is savings.scratch_cost(rungs, 0.4, axis) is None
+
+
+def test_scratch_on_a_power_law_costs_more_between_far_budgets_than_it_should_and_less_than_by_a_line() -> None:
+    """loss = 1 + cost^-0.5 is convex in both; the line in the logarithm is nearer to it."""
+    rungs = curve([1 + 0.01**0.5, 1 + 0.0025**0.5], [100.0, 400.0])
+    loss = 1 + 200**-0.5
+    by_line = savings.crossing(rungs, loss)
+    found = savings.scratch_cost(rungs, loss, "flops")
+    assert by_line is not None
+    assert found is not None
+    assert 200 < found < by_line.flops

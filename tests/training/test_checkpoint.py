@@ -155,7 +155,6 @@ def test_a_large_file_is_checked_in_pieces(
     """Pieces that are swapped or missing as a whole are detected, too."""
     size = 4096
     monkeypatch.setattr(module, "_PIECE", size)
-    monkeypatch.setattr(module, "_BLOCK", size // 2)
     for step in (199, 200):
         path = checkpoints.save(replace(_checkpoint(step), tensors={"w": torch.arange(4.0 * size)}))
     path /= "model.safetensors"

@@ -10,7 +10,8 @@ from apollo_cli.config.config import Config
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.models.build import build
 from apollo_cli.models.model_config import CompleteP, Kind, ModelConfig
-from apollo_cli.training.optimizer import build_optimizer, learning_rate, restore_state, state_by_name
+from apollo_cli.training.distributed.ddp import ParallelStrategy
+from apollo_cli.training.optimizer import build_optimizer, learning_rate, state_by_name
 
 
 @pytest.fixture
@@ -164,9 +165,8 @@ def test_state_is_restored_by_name(config: Callable[..., Config]) -> None:
         optimizers[i].zero_grad()
 
     update(0)
-    models[1].load_state_dict(models[0].state_dict())
-    state = deepcopy(state_by_name(models[0].named_parameters(), optimizers[0]))
-    restore_state(models[1].named_parameters(), optimizers[1], state)
+    state = deepcopy(models[0].state_dict() | state_by_name(models[0].named_parameters(), optimizers[0]))
+    ParallelStrategy(models[1], lambda blocks: None).restore(state, optimizers[1])
     update(0)
     update(1)
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -193,10 +193,11 @@ def test_the_state_of_another_optimizer_is_refused(
     assert parameter.shape == (16,)
     whole = {"step": torch.zeros(()), "exp_avg": torch.zeros(16), "exp_avg_sq": torch.zeros(16)}
     name = "embedding_norm.weight"
-    restore_state(model.named_parameters(), optimizer, {f"{name}/{key}": value for key, value in whole.items()})
+    strategy, weights = ParallelStrategy(model, lambda blocks: None), deepcopy(model.state_dict())
+    strategy.restore(weights | {f"{name}/{key}": value for key, value in whole.items()}, optimizer)
     changed = {f"{name}/{key}": value for key, value in (whole | part).items() if value is not None}
-    with pytest.raises(ValueError, match=r"state of embedding_norm\.weight"):
-        restore_state(model.named_parameters(), optimizer, changed)
+    with pytest.raises(ValueError, match=r"the checkpoint has .*embedding_norm\.weight"):
+        strategy.restore(weights | changed, optimizer)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt", "llama"])

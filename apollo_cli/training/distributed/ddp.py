@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,7 +16,7 @@ from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
-from apollo_cli.training.optimizer import TrainableModel, restore_state, state_by_name
+from apollo_cli.training.optimizer import TrainableModel, named_with_group, state_by_name
 
 CompileBlocks = Callable[[Iterable[nn.Module]], None]
 
@@ -69,10 +70,25 @@ class ParallelStrategy:
         """What this process has of a weight, a gradient or a moment."""
         return tensor
 
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
-        """Gives weights and optimizer the state of a checkpoint; a RuntimeError or ValueError for another model."""
-        self.model.load_state_dict({name: tensors[name] for name in tensors if "/" not in name})
-        restore_state(self.model.named_parameters(), optimizer, tensors)
+        """Gives weights and optimizer the state of a checkpoint; a ValueError if it is that of another model."""
+        for name, group, parameter in named_with_group(self.model.named_parameters(), optimizer):
+            state = optimizer.begin(group, parameter)
+            if not tensors.keys().isdisjoint(f"{name}/{key}" for key in state):
+                optimizer.state[parameter] = state
+        wanted = self.model.state_dict() | state_by_name(self.model.named_parameters(), optimizer)
+        if wanted.keys() != tensors.keys():
+            raise ValueError(f"the checkpoint has other tensors: {min(wanted.keys() ^ tensors.keys())}")
+        for name, tensor in wanted.items():
+            own, saved = self.local(tensor.detach()), self.part_of(tensors, name, tensor)
+            if (own.shape, own.dtype) != (saved.shape, saved.dtype):
+                raise ValueError(f"the checkpoint has {name} as {saved.dtype} of shape {tuple(saved.shape)}")
+            own.copy_(saved)
+
+    def part_of(self, tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+        """What this process has of a tensor of a checkpoint."""
+        return tensors[name]
 
     def gather_model(self) -> LanguageModel:
         """The whole model, to be exported by rank 0."""

@@ -20,7 +20,6 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.distributed.sharded_files import TensorFiles
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
-from apollo_cli.training.optimizer import named_with_group, state_by_name
 
 
 class FullyShardedDataParallel(ParallelStrategy):
@@ -104,29 +103,14 @@ class FullyShardedDataParallel(ParallelStrategy):
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
-        """Each process reads its rows, of a checkpoint that is whole or in any number of shards."""
+    def part_of(self, tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+        """Its rows, of a checkpoint that is whole or in any number of shards."""
         assert isinstance(tensors, TensorFiles)
-        wanted = {name: t.detach() for name, t in self.model.state_dict().items()}
-        for name, group, parameter in named_with_group(self.model.named_parameters(), optimizer):
-            state = optimizer.begin(group, parameter)
-            if f"{name}/{next(iter(state))}" in tensors:
-                optimizer.state[parameter] = state
-        wanted |= state_by_name(self.model.named_parameters(), optimizer)
-        if {name: tensors.shape(name) for name in tensors} != {name: tuple(t.shape) for name, t in wanted.items()}:
-            raise ValueError("the checkpoint has other tensors, or tensors of other shapes")
-        for name, tensor in wanted.items():
-            self.local(tensor).copy_(tensors.rows(name, *self._rows(tensor)))
-
-    def _rows(self, tensor: Tensor) -> tuple[int, int]:
-        """The rows of a tensor that this process has: first, and one past the last."""
-        if not tensor.ndim:
-            return 0, 1
-        processes = self.device.processes
-        share = -(-len(tensor) // processes.world_size)
-        first = min(len(tensor), processes.rank * share)
-        return first, min(len(tensor), first + share)
+        if tensors.shape(name) != tuple(tensor.shape):
+            raise ValueError(f"the checkpoint has {name} of shape {tensors.shape(name)}")
+        share = -(-len(tensor) // self.device.processes.world_size) if tensor.ndim else 1
+        first = min(len(tensor), self.device.processes.rank * share) if tensor.ndim else 0
+        return tensors.rows(name, first, first + share)
 
     def gather_model(self) -> LanguageModel:
         """The whole model on the CPU of rank 0; on the others, without weights."""

@@ -88,19 +88,12 @@ class ProcessGroup:
             values /= self.world_size
         return values
 
-    def sum(self, *values: float) -> list[float]:
-        """The sum of each value over all processes, in double precision."""
-        return self._reduce(values, dist.ReduceOp.SUM)
-
     def max(self, *values: float) -> list[float]:
         """The maximum of each value over all processes."""
-        return self._reduce(values, dist.ReduceOp.MAX)
-
-    def _reduce(self, values: tuple[float, ...], operation: Any) -> list[float]:
         if not self.env:
             return list(values)
         reduced = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(reduced, operation)
+        dist.all_reduce(reduced, dist.ReduceOp.MAX)
         return reduced.tolist()
 
     def broadcast(self, value: T) -> T:
