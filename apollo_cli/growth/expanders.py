@@ -17,8 +17,9 @@ class Growth:
     """How N stored layers become the next N."""
 
     matrix: np.ndarray  # (next N, N), rows sum to 1
-    # the new layers whose projections into the residual stream start at zero. In a post-norm model their norms, and
-    # the output norm of the layer below them, leave what is normalised as it is
+    # the new layers whose projections into the residual stream start at zero. In a post-norm model their norms and
+    # the output norm below them get gain 1 and bias 0; the top one takes over the old gain and bias
+    # (`expansion.source_rows`)
     zero_init: tuple[int, ...] = ()
     # the factor of the projections into the residual stream, by layer; 1 for the others
     residual_scale: Mapping[int, float] = field(default_factory=dict)
@@ -55,14 +56,6 @@ class Growth:
         return inserted(self.matrix)
 
 
-@dataclass(frozen=True)
-class Learning:
-    """How a map is learned."""
-
-    steps: int  # updates of the map
-    lr: float  # their constant learning rate
-
-
 class Expander(ABC):
     """How the stored layers, and the width of a model, grow.
 
@@ -84,8 +77,8 @@ class Expander(ABC):
         return "fpi"
 
     @property
-    def learning(self) -> Learning | None:
-        """How a map of width and depth is learned; None where `growth` is the map."""
+    def learning(self) -> "Ligo | None":
+        """The expander itself where it learns a map of width and depth; None where `growth` is the map."""
         return None
 
     def adds_on_top(self, source: int, target: int) -> bool:
@@ -245,13 +238,13 @@ class Lemon(Net2Net):
 class Ligo(Expander):
     """A map of width and depth that is learned before the new model trains (LiGO, Wang 2023); starts as a stack."""
 
-    steps: Annotated[int, Field(gt=0)]
-    lr: Annotated[float, Field(gt=0)]
+    steps: Annotated[int, Field(gt=0)]  # updates of the map
+    lr: Annotated[float, Field(gt=0)]  # their constant learning rate
     needs_smaller_model = True
 
     @property
-    def learning(self) -> Learning:
-        return Learning(self.steps, self.lr)
+    def learning(self) -> "Ligo":
+        return self
 
     def growth(self, source: int, target: int) -> Growth:
         return Growth(mixing_matrix("stack", source, target))

@@ -80,8 +80,8 @@ def new_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
 def map_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
     """The layer map applied to the moments: its coefficients for means, their squares for `exp_avg_sq`.
 
-    The variance of a weighted sum of independent gradients has the squared weights. The step counts are
-    equal wherever moments exist, so the first contributing one is used.
+    The variance of a weighted sum of independent gradients has the squared weights. Where layers have trained for
+    different numbers of steps, a blend takes the first one's count.
     """
     row = rows[slot]
     if row is None:

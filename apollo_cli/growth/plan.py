@@ -124,9 +124,13 @@ class Plan:
         )
         return ForwardPath(layers, self._frozen(index, depth), self.gates(step))
 
-    def gates(self, step: int) -> Mapping[int, float]:
-        """The weights c of the stored layers that are gated at this step, see `Growth`."""
-        stage = self.stages[self.schedule.index(step)]
+    def gates(self, step: int, index: int | None = None) -> Mapping[int, float]:
+        """The weights c of the stored layers that are gated at this step, see `Growth`.
+
+        `index` is that of the stage whose model runs, which at the step of a growth may be the one that ends; None
+        for the stage of the step.
+        """
+        stage = self.stages[self.schedule.index(step) if index is None else index]
         if not stage.growth or not stage.growth.gated:
             return NO_GATES
         first, end = stage.stage.first_step, min(stage.stage.end_step, self.schedule.first_planned)
@@ -151,8 +155,11 @@ class Plan:
 
     @cached_property
     def trains_all(self) -> bool:
-        """Whether every micro-step has gradients for the embeddings and for every layer stored at that time."""
-        return all(
+        """Whether every micro-step has gradients for the embeddings and for every layer stored at that time.
+
+        False for a sampler that chooses layers: a micro-step may leave out what another one of its depth runs.
+        """
+        return not self.sampler.chooses_layers and all(
             set(path.layers) == set(range(part.stage.layers)) and not path.frozen
             for part in self.stages
             for depth in part.depth_probabilities

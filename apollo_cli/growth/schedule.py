@@ -114,7 +114,7 @@ def is_on_plateau(losses: Sequence[float], window: int, threshold: float) -> boo
 
 
 def min_steps(ends: Sequence[float], ended: Sequence[int] = ()) -> int:
-    """The number of steps at which the shortest stage has a whole step, and so in every longer run.
+    """The number of steps from which on every stage has at least one.
 
     `ended` are the steps at which the first stages have ended, whatever `ends` says of them.
     """

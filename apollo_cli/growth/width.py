@@ -52,9 +52,8 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "final_norm.bias": ("<residual",),
 }
 UNTIED_AXES = {"decoder.weight": (None, "<residual"), "final_norm.weight": ("residual",)}
-PARTS_OF_QKV = ("query", "key", "value")
 # the parts of a parameter that has several in one tensor, in their order, and the space of each
-PARTS = {"qkv": dict(zip(PARTS_OF_QKV, PARTS_OF_QKV, strict=True)), "gate_up": {"gate": "ffn", "up": "ffn"}}
+PARTS = {"qkv": {part: part for part in ("query", "key", "value")}, "gate_up": {"gate": "ffn", "up": "ffn"}}
 
 
 @dataclass(frozen=True)

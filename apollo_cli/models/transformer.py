@@ -197,7 +197,7 @@ class LanguageModel(nn.Module, ABC):
         self.register_parameter("head_bias", None)
 
     def new_block(self) -> Block:
-        """An uninitialised block, on the device of the embeddings."""
+        """A block with torch's initialization, to be overwritten, on the device of the embeddings."""
         with self.device:
             return Block(self.model_config)
 

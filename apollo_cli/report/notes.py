@@ -1,6 +1,7 @@
 """Sentences on a comparison: its headline, and notes on what limits it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from statistics import fmean, median
@@ -10,7 +11,7 @@ from apollo_cli.intervals import interval_of_all
 from apollo_cli.report import savings
 from apollo_cli.report.comparison import AXES, Comparison, Method
 from apollo_cli.report.groups import differing
-from apollo_cli.report.runs import first_of
+from apollo_cli.report.runs import ModelSize, first_of, model_size
 from apollo_cli.report.tables import format_number, format_ratio, method_cells
 
 INTERVAL_NOTE = (
@@ -26,9 +27,9 @@ _TOLERANCE = 0.01  # share of a cost below which two are reported as one
 _GROWTH = ("sampler.", "expander.", "init_from.", "schedule.", "optim.at_growth")  # what a method consists of
 _MAX_LABELS = 40  # characters of labels beside one value
 _MAX_METHODS = 8  # in one sentence
-_SLOWDOWN = 3  # times the usual seconds a FLOP
+_SLOWDOWN = 3  # times the usual seconds a FLOP of a model size
 _LOST_SHARE = 0.05  # of all seconds
-_MIN_SPANS = 4  # between evaluations
+_MIN_SPANS = 3  # between evaluations of one model size, without the first
 
 
 def headline(comparison: Comparison) -> str:
@@ -217,22 +218,26 @@ def _by_value(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _timing_notes(method: Method) -> Iterator[str]:
-    """Runs that paused or shared their machine for a while, so that their timing is not comparable."""
+    """Runs that paused or shared their machine for a while, so that their timing is not comparable.
+
+    Each span between two evaluations is compared with the others of its model size, for a small model has other
+    seconds a FLOP than a large one.
+    """
     for outcome in method.outcomes:
-        spans = [
-            (later["train_seconds"] - row["train_seconds"], later["flops"] - row["flops"])
-            for row, later in pairwise(outcome.run.evaluations)
-            if later["flops"] > row["flops"]
-        ]
-        if len(spans) < _MIN_SPANS:
-            continue
-        usual = median(seconds / flops for seconds, flops in spans)
-        lost = sum(seconds - usual * flops for seconds, flops in spans if seconds > _SLOWDOWN * usual * flops)
-        total = sum(seconds for seconds, _ in spans)
+        spans: dict[ModelSize, list[tuple[float, float]]] = defaultdict(list)
+        for row, later in pairwise(outcome.run.evaluations):
+            if later["flops"] > row["flops"]:
+                seconds, flops = (later[key] - row[key] for key in ("train_seconds", "flops"))
+                spans[model_size(later)].append((seconds, flops))
+        total, lost = sum(seconds for each in spans.values() for seconds, _ in each), 0.0
+        for _, *later_spans in spans.values():  # the first one of each size has compilation and warm-up
+            if len(later_spans) >= _MIN_SPANS:
+                usual = median(seconds / flops for seconds, flops in later_spans)
+                lost += sum(s - usual * flops for s, flops in later_spans if s > _SLOWDOWN * usual * flops)
         if lost > _LOST_SHARE * total:
             yield (
                 f"{one_line(outcome.run.place)} ('{method.label}') lost {lost:.0f} of {total:.0f} s where it was "
-                f"{_SLOWDOWN} times slower than usual: stopped, or the machine was busy. "
+                f"{_SLOWDOWN} times slower than usual: stopped, compiling, or the machine was busy. "
                 "Its timing is not comparable."
             )
 

@@ -33,7 +33,7 @@ CALL_TIMEOUT = 60  # seconds for a call of wandb; then this process kills itself
 UPLOAD_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DISABLED")  # unset for the recording
 PAGE, STOP = "page: ", "Stop was pressed on the page of the run"
 STOP_INTERVAL = 15  # seconds between two questions whether Stop was pressed, as in wandb's own client
-HIDDEN = ("flops", "step", "micro_step", "tokens", "train_seconds", "total_seconds", "stage")  # axes and counters
+HIDDEN = ("flops", "step", "micro_step", "tokens", "train_seconds", "total_seconds", "stage", "gated")  # no curves
 _STOPPED_QUERY = """query RunStoppedStatus($projectName: String, $entityName: String, $runId: String!) {
   project(name: $projectName, entityName: $entityName) { run(name: $runId) { stopped } }
 }"""

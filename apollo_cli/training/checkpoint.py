@@ -75,7 +75,8 @@ class Checkpoints:
             if self.is_main:
                 with files.writing(final, checkpoint.num_bytes):
                     _write_meta(checkpoint, temporary, self.writers.world_size, sums)
-                    if is_best:  # first, for a run that is killed between both writes this checkpoint again
+                    # first: a run that is killed between the two gets here again and writes this checkpoint
+                    if is_best:
                         files.write_text(self.folder / BEST, final.name + "\n")
                     self._publish(temporary, final)
         finally:

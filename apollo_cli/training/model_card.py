@@ -58,6 +58,7 @@ def with_repository(card: str, name: str) -> str:
 
 def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[str], of: WeightsOf) -> Iterator[str]:
     kind, totals = config.model.kind, summary["totals"]
+    last = plan.stages[plan.schedule.index(max(0, totals["steps"] - 1))]  # a budget of seconds may end it earlier
     yield f"# {in_markdown(config.run.name)}\n"
     way = "all of its layers from the first step" if trains_whole(config) else "its depth growing meanwhile"
     norm = "pre-norm " if config.model_config.norm == "pre" else ""
@@ -66,9 +67,10 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
         "best": f" These are its weights after step {(summary.get('best') or {}).get('step')}, the best ones.",
         "end": "",
     }[of]
+    layers, hidden = totals["layers"], config.model_config.narrowed(last.stage.width).hidden
     yield (
-        f"A {norm}{_NAMES[kind]} of {totals['layers']} layers of width {config.model.hidden} "
-        f"({plan.stages[-1].parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
+        f"A {norm}{_NAMES[kind]} of {layers} layer{'s' * (layers != 1)} of width {hidden} "
+        f"({last.parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
         "model: it completes text as its training data would, and was not made safe or tested for any use.\n"
     )
     yield "## Use\n"
@@ -131,12 +133,13 @@ def _training(config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, st
 
 
 def _growth(model_config: ModelConfig, plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
-    """Its stages, and the loss on both sides of each growth."""
-    if len(plan.stages) == 1:
+    """Its stages that have begun, and the loss on both sides of each growth; nothing where only one has."""
+    begun = [part for part in plan.stages if part.stage.first_step < summary["totals"]["steps"]]
+    if len(begun) <= 1:
         return
     before = {growth["step"]: growth for growth in summary["growths"]}
     rows = [("layers", "width", "steps", "FLOPs", "validation loss at the growth")]
-    for part in plan.stages:
+    for part in begun:
         stage, growth = part.stage, before.get(part.stage.first_step)
         sides = [growth.get(f"eval/loss_{side}") for side in ("before", "after")] if growth else []
         change = " to ".join("-" if loss is None else f"{loss:.4f}" for loss in sides)

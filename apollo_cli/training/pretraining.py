@@ -38,15 +38,14 @@ from apollo_cli.training.evaluate import evaluate
 from apollo_cli.training.examples import Example, example_lines, examples, frequency_loss
 from apollo_cli.training.init_from.source import SourceModel, checkpoint_model, find_source, first_sample
 from apollo_cli.training.init_from.transfer import WeightTransfer
-from apollo_cli.training.init_from.weights import drawn_layers
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.model_card import CARD, WeightsOf, model_card
-from apollo_cli.training.optimizer import build_optimizer, scaled_eps
+from apollo_cli.training.optimizer import build_optimizer
 from apollo_cli.training.planning import SourceCost, make_plan, make_task
 from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
-from apollo_cli.training.trainer import TrainArgs, Trainer
+from apollo_cli.training.trainer import TrainArgs, Trainer, grow_layers
 
 _STAGE_COLUMNS = ("layers", "width", "first_step", "end_step", "parameters", "memory_bytes", "flops", "map_flops")
 
@@ -240,7 +239,7 @@ class Pretraining(Session):
             return None
         if self.device.processes.env:
             reason = "several processes share each step"
-        elif self.plan.sampler.chooses_layers or not self.plan.trains_all:
+        elif not self.plan.trains_all:
             reason = "not every step has gradients for all stored layers"
         else:
             return Graphs(CudaRecorder(self.device.device))
@@ -272,13 +271,9 @@ class Pretraining(Session):
         assert source.run
         with readable(source.run.directory):
             strategy.restore(source.checkpoint().tensors, optimizer)
-        stored, layers = source.model_config.layers, self.plan.schedule.stages[0].layers
-        if stored != layers:
-            model_config = strategy.model.model_config
-            growth = self.plan.expander.growth(stored, layers).at_ratio(model_config.branch_ratio(stored, layers))
-            drawn = drawn_layers(strategy.language_model(), growth, generator(self.plan.seed, Purpose.GROWTH, 0))
-            strategy.grow(optimizer, growth, self.config.expander.moments, drawn)
-            optimizer.eps = scaled_eps(model_config, layers, self.config.optim)
+        if growth := self.plan.stages[0].growth:
+            rng = generator(self.plan.seed, Purpose.GROWTH, 0)
+            grow_layers(strategy, optimizer, growth, self.config.expander.moments, self.config.optim, rng)
         self.console.say(f"begun from {source}, with its optimizer's state")
 
     def _new_model(

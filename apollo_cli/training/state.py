@@ -29,7 +29,8 @@ class TrainerState:
     logged_flops: int = 0  # `flops` at the last training row
     logged_step: int = 0  # `step` at the last training row
     losses: dict[str, float] = field(default_factory=dict)  # the newest `train/loss` and `eval/...` values
-    # `step` and `eval/loss` of the lowest validation loss of the whole model; empty before one
+    # `step` and `eval/loss` of the lowest validation loss of the whole model, at step 0, the evaluations of
+    # `eval.every` and the end; the one just after a growth is not judged. Empty before one
     best: dict[str, float] = field(default_factory=dict)
     stale_evaluations: int = 0  # evaluations in the last stage since then
     ended_by: str = ""  # why the run ended before its length was reached, `target_loss` or `patience`; empty if not

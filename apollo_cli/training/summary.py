@@ -25,7 +25,8 @@ def summarize(
     """summary.json; `status` is completed, interrupted or failed.
 
     A completed run has in `ended_by` the key of `budget` that ended it early, or `budget`. `best` is the lowest
-    validation loss of the whole model and its step.
+    validation loss of the whole model and its step, of step 0, the evaluations of `eval.every` and the end; the one
+    just after a growth is not judged.
     """
     micro_steps = state.step * plan.step_cost.accumulation
     return {

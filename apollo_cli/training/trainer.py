@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
@@ -69,6 +70,22 @@ class TrainArgs:
     lr_steps: int = 1
     window: int = 1
     threshold: float = 0.0
+
+
+def grow_layers(
+    strategy: ParallelStrategy,
+    optimizer: AdamW,
+    growth: Growth,
+    moments: str,
+    optim: OptimArgs,
+    rng: np.random.Generator,
+) -> None:
+    """Grows the model in depth, with the optimizer's state by the rule `moments`; `rng` draws the new layers."""
+    layers, source = growth.matrix.shape
+    config = strategy.model.model_config
+    growth = growth.at_ratio(config.branch_ratio(source, layers))
+    strategy.grow(optimizer, growth, moments, drawn_layers(strategy.language_model(), growth, rng))
+    optimizer.eps = scaled_eps(config, layers, optim)
 
 
 @dataclass(frozen=True)
@@ -188,8 +205,7 @@ class Trainer:
         """
         index = self.plan.schedule.index(self.state.step)
         stage = self.plan.stages[index]
-        if stage.growth is None:
-            raise RuntimeError(f"the first stage stores {stage.stage.layers} layers, not {self.layers}")
+        assert stage.growth is not None
         ends: dict[str, float] = {"growth/from": self.layers, "growth/to": stage.stage.layers}
         if stage.stage.width != self.width:
             ends |= {"growth/width_from": self.width, "growth/width_to": stage.stage.width}
@@ -199,12 +215,9 @@ class Trainer:
             self.graphs.clear()
         if stage.stage.width == self.width and self.plan.expander.learning is None:
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
-            config, drawn = self.model.model_config, drawn_layers(self.strategy.language_model(), stage.growth, rng)
-            growth = stage.growth.at_ratio(config.branch_ratio(layers, stage.stage.layers))
-            self.strategy.grow(self.optimizer, growth, self.args.moments, drawn)
-            self.optimizer.eps = scaled_eps(config, stage.stage.layers, self.args.optim)
+            grow_layers(self.strategy, self.optimizer, stage.growth, self.args.moments, self.args.optim, rng)
             if not layers:
-                self.begin_layers(growth)
+                self.begin_layers(stage.growth)
         else:
             self.enlarge(stage.stage, index, stop)
         after = self.evaluate_model()
@@ -410,7 +423,8 @@ class Trainer:
         diagnosis = self.diagnosis(refused, losses)
         processes = self.device.processes
         path = processes.broadcast(diagnosis.write(self.refused_steps) if processes.is_main else self.refused_steps)
-        if not state.skipped_in_a_row:  # else the last checkpoint has its weights, and must replace no older one
+        # after a skipped step the newest checkpoint has these weights already; one more would push out an older one
+        if not state.skipped_in_a_row:
             self.save()
         ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
         if self.args.on_nonfinite == "stop":
@@ -424,6 +438,7 @@ class Trainer:
             )
         state.step += 1
         state.flops += self.flops(refused.step, refused.depths)  # spent all the same
+        state.optimizer_flops += self.plan.optimizer_flops_of(refused.step, refused.depths)
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
         self.tracker.say(f"{diagnosis}; skipped, see {files.shown(path)}")
@@ -475,8 +490,9 @@ class Trainer:
 
     @property
     def gates(self) -> Mapping[int, float]:
-        """The gates of the stored layers as they are now, before a growth those of the stage that ends."""
-        return self.plan.gates(self.state.step - 1 if self.growth_is_due() else self.state.step)
+        """The gates of the stored layers as they are now, before a growth those at the end of the stage before."""
+        step = self.state.step
+        return self.plan.gates(step, self.plan.schedule.index(step - 1) if self.growth_is_due() else None)
 
     def evaluate_model(self) -> dict[str, float]:
         """The validation losses of the model with its gates."""
@@ -544,7 +560,7 @@ class Trainer:
 
     def save(self, *, is_best: bool = False) -> None:
         """Writes a checkpoint, unless this step has one."""
-        if self.saved_step == self.state.step and not is_best:
+        if self.saved_step == self.state.step:
             return
         self.check_weights()
         self.state.total_seconds = perf_counter() - self.started
@@ -598,4 +614,5 @@ class Trainer:
             }
             | by_optimizer
             | ({"width": self.width} if self.plan.schedule.grows_in_width else {})
+            | ({"gated": True} if self.gates else {})
         )

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -279,6 +280,24 @@ def test_a_forward_path_is_a_function_of_seed_and_micro_step() -> None:
     assert len({path.layers for path in paths(1)[:15]}) > 10
 
 
+class WithReplacement(Shallow):
+    """Any of the stored layers run, some of them twice and some not at all."""
+
+    chooses_layers = True
+
+    def layers_run(self, depth: int, layers: int, random: Callable[[], np.random.Generator]) -> tuple[int, ...]:
+        return tuple(sorted(random().integers(layers, size=depth).tolist()))
+
+
+def test_a_sampler_that_chooses_layers_is_not_said_to_train_all() -> None:
+    """Even if the first micro-step of each stage runs all of them."""
+    plans = [make_plan(4, WithReplacement(), (2,), (1,), accumulation=2, seed=seed) for seed in range(10)]
+    ran = [[set(plan.forward_path(i, 2).layers) for i in range(plan.micro_steps)] for plan in plans]
+    assert any(paths[0] == {0, 1} and {0} in paths for paths in ran)
+    assert not any(plan.trains_all for plan in plans)
+    assert make_plan(4, Shallow(), (2,), (1,)).trains_all
+
+
 def test_gates_open_over_their_share_of_the_steps() -> None:
     schedule = Schedule.over(100, (2, 4, 8), (0.2, 0.5, 1))
     plan = Plan(schedule, Shallow(), Msg(0.2), make_plan(10).step_cost, 0)
@@ -296,6 +315,14 @@ def test_gates_are_open_at_the_end_of_a_stage_that_is_rounded(steps: int) -> Non
     plan = Plan(schedule, Shallow(), Msg(0.5), make_plan(10).step_cost, 0)
     assert plan.gates(schedule.growth_steps[0]) == {2: 0.0, 3: 0.0}
     assert plan.gates(steps) == {}
+
+
+def test_at_a_growth_the_gates_of_the_stage_that_ends_are_open() -> None:
+    """Its last step has 9/10 of them, the first step of the next stage those of its own new layers."""
+    plan = Plan(Schedule.over(40, (1, 2, 4), (0.25, 0.5, 1)), Shallow(), Msg(0.25), make_plan(10).step_cost, 0)
+    assert plan.gates(19) == {1: 0.9}
+    assert plan.gates(20, 1) == {}
+    assert plan.gates(20) == plan.gates(20, 2) == {2: 0.0, 3: 0.0}
 
 
 def test_flops_of_learned_maps_are_counted_and_those_of_the_source_are_kept_apart() -> None:

@@ -364,6 +364,22 @@ def test_a_run_that_paused_is_noted_and_its_seconds_leave_the_headline(tmp_path:
     assert "slow ('slow') lost 500 of 580 s where it was 3 times slower" in found[0]
 
 
+def test_a_small_model_with_other_seconds_a_flop_has_not_paused(tmp_path: Path) -> None:
+    """Each size is compared with itself: 40 s and 160 s a span, the first of each 100 s more for its warm-up."""
+    shallow: list[Evaluation] = [(i, 10.0 * i, 40.0 * i + 100 * (i > 0), 9 - i / 10) for i in range(5)]
+    whole: list[Evaluation] = [
+        (4 + i, 40 + 1000.0 * i, 260 + 160.0 * i + 100 * (i > 0), 8 - i / 10) for i in range(9)
+    ]
+    scratch(tmp_path / "base", whole, name="base")
+    write_run(tmp_path / "steady", whole, shallow, name="steady")
+    assert not [note for note in comparison_notes(compared(tmp_path)) if "lost" in note]
+    paused = [(step, flops, seconds + 300 * (step == 4), loss) for step, flops, seconds, loss in shallow]
+    later = [(step, flops, seconds + 300, loss) for step, flops, seconds, loss in whole]
+    write_run(tmp_path / "paused", later, paused, name="paused")
+    (note,) = [note for note in comparison_notes(compared(tmp_path)) if "lost" in note]
+    assert "lost 300 of 1940 s where it was 3 times slower than usual: stopped, compiling, or" in note
+
+
 def test_the_default_baseline_is_as_deep_as_the_grown_models(tmp_path: Path) -> None:
     for layers in (1, 2, 4):
         whole: dict[str, Any] = {"model__layers": layers, "schedule__layers": [layers], "schedule__ends": [1]}

@@ -63,6 +63,9 @@ def test_evaluations_of_a_gated_model_are_not_judged(
     train(config("model=gpt", *words), tmp_path)
     summary = summary_of(tmp_path)
     assert (summary["ended_by"], summary["best"]) == ("budget", {"step": 12, "eval/loss": 3.5})
+    evaluations = [(row["step"], row.get("gated")) for row in read_rows(tmp_path) if "eval/loss" in row]
+    at_growth = [(6, None), (6, None), (6, True)]
+    assert evaluations == [(0, None), (2, None), (4, None), *at_growth, (8, True), (10, None), (12, None)]
 
 
 def test_a_run_that_has_reached_its_target_at_once_has_a_checkpoint(

@@ -56,6 +56,22 @@ def test_each_export_has_a_card_with_the_facts(
     assert "corpus.txt" not in written.text
 
 
+def test_the_card_of_a_run_that_ended_before_a_growth_is_of_the_model_that_it_has(
+    straight: dict[str, Path], config: Callable[..., Config]
+) -> None:
+    """By hand: 300 tokens and 16 positions of width 8, one layer with a feed-forward part of 16, the last norm."""
+    parameters = 8 * (300 + 16) + (8 * 24 + 24) + (8 * 8 + 8) + 2 * 16 + (8 * 16 + 16) + (16 * 8 + 8) + 16
+    grown = config("model=gpt", "schedule.widths=[0.5,0.5,1]", "expander=bert2bert", "expander.moments=reset")
+    totals = json.loads((straight["gpt"] / "summary.json").read_text())["totals"]
+    card, *_ = made(grown, straight["gpt"], totals=totals | {"steps": 3, "layers": 1})
+    assert f"GPT-2 of 1 layer of width 8 ({parameters:,} parameters)" in card.text
+    assert "validation loss at the growth" not in card.text
+    card, *_ = made(grown, straight["gpt"], totals=totals | {"steps": 4, "layers": 2})
+    assert "GPT-2 of 2 layers of width 8 (" in card.text
+    assert "| 2 | 8 | 3 to 6 |" in card.text
+    assert "| 4 | 16 |" not in card.text
+
+
 @pytest.mark.slow
 def test_the_shown_code_loads_the_model(straight: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(straight["gpt"] / "model")

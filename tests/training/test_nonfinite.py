@@ -147,6 +147,15 @@ def test_skip_leaves_the_step_out_and_counts_it(
     ]  # fmt: skip
 
 
+def test_the_optimizers_own_flops_of_a_skipped_step_are_spent(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers run in each step, so the plan has them exactly; before the refused step there is a checkpoint."""
+    poison(monkeypatch, [4, 6], "loss")
+    result = train(config("on_nonfinite=skip", "log.every=1", "optim=muon"), tmp_path)
+    assert read_rows(tmp_path)[-1]["optimizer_flops"] == result.plan.optimizer_flops > 0
+
+
 def test_too_many_skips_in_a_row_end_the_run(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

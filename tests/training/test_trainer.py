@@ -10,6 +10,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.growth.layer_maps import LayerMap, layer_map
 from apollo_cli.models.hf import load_model
 from apollo_cli.training import evaluate, planning
+from apollo_cli.training.checkpoint import load_checkpoint
 from apollo_cli.training.device import choose
 from apollo_cli.training.run import resume, train
 from tests.conftest import RARELY, read_rows, without_clocks
@@ -70,6 +71,19 @@ def test_growth_by_interpolation_keeps_the_loss_at_full_depth(straight: dict[str
     growths = [row for row in read_rows(straight["bert"]) if "growth/to" in row]
     for before, after in zip(growths[::2], growths[1::2], strict=True):
         assert before["eval/loss_full_depth"] == after["eval/loss_full_depth"]
+
+
+def test_growth_as_soon_as_the_gates_are_open_keeps_the_loss(config: Callable[..., Config], tmp_path: Path) -> None:
+    """The second stage is as long as its gates take, 3 steps; the checkpoint at its end has no gate."""
+    words = ("expander=msg", "expander.gate_duration=0.25", "sampler=shallow", "optim.lr=1e-2", "log.every=1")
+    train(config("model=gpt", *words, "checkpoint.every=100", "checkpoint.keep=9"), tmp_path)
+    growths = json.loads((tmp_path / "summary.json").read_text())["growths"]
+    assert [growth["step"] for growth in growths] == [3, 6]
+    for growth in growths:
+        assert growth["eval/loss_before"] == pytest.approx(growth["eval/loss_after"], abs=1e-6)
+    assert not load_checkpoint(tmp_path / "checkpoints", "step_00000006").state.gated
+    gated = [row["step"] for row in read_rows(tmp_path) if row.get("gated")]
+    assert sorted(set(gated)) == [3, 4, 5, 6, 7, 8]  # of steps 6 to 8 those of the last growth
 
 
 @pytest.mark.parametrize("expander", ["stack", "interpolate"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from apollo_cli.errors import TrainingError
-from apollo_cli.growth.expanders import Expander, Learning
+from apollo_cli.growth.expanders import Expander, Ligo
 from apollo_cli.growth.layer_maps import LayerMap
 from apollo_cli.growth.width import Space, Spaces, State, flops_of_widening, parts_of, widened
 from apollo_cli.models.build import build_on_meta
@@ -111,7 +111,7 @@ def learn(
     model: LanguageModel,
     learned: LearnedMap,
     batch: Callable[[int], Batch],
-    learning: Learning,
+    learning: Ligo,
     device: Device,
 ) -> tuple[float, float]:
     """Trains the map by AdamW on the loss of the stored layers, each run once, then initializes the model by it.

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -29,7 +30,8 @@ class SourceModel:
 
     folder: Path  # in transformers' format; of a run, where its final model is or will be
     model_config: ModelConfig  # its sizes
-    flops: int | None  # of its training, with that of its own source; None if not known
+    # of its training and its optimizer, with those of its own source; None if not known
+    flops: int | None
     seconds: float  # of its training; 0 if not known
     run: "SourceRun | None" = None  # the run that trained it; None if not known
 
@@ -130,14 +132,15 @@ def _run_source(directory: RunDirectory, config: Config) -> SourceModel:
         layers, width, state = load_counters(directory.checkpoints, name)
     if args.checkpoint is not None:
         sizes_then = replace(own.model_config.narrowed(width), layers=layers)
-        seconds, flops = state.train_seconds + float(plan.get("source_seconds", 0)), state.flops
+        seconds = state.train_seconds + float(plan.get("source_seconds", 0))
+        flops = state.flops + state.optimizer_flops
     elif is_complete:
         totals = summary["totals"]
         before = totals.get("source_flops", 0)
-        sizes_then, flops = load_model_config(directory.model), int(totals["flops"])
+        sizes_then, flops = load_model_config(directory.model), _flops(totals)
         seconds = float(totals["train_seconds"]) + float(totals.get("source_seconds", 0))
     elif config.run.plan and plan:
-        sizes_then, flops, seconds = own.model_config, int(plan["flops"]), 0.0
+        sizes_then, flops, seconds = own.model_config, _flops(plan), 0.0
     else:
         raise CheckpointError(
             f"init_from.path={files.shown(directory.path)}: this run is not complete; finish it first, or type "
@@ -145,6 +148,11 @@ def _run_source(directory: RunDirectory, config: Config) -> SourceModel:
         )
     run = SourceRun(directory, own, args.checkpoint, name, state)
     return SourceModel(directory.model, sizes_then, None if before is None else flops + int(before), seconds, run)
+
+
+def _flops(counted: dict[str, Any]) -> int:
+    """FLOPs of a run's model and optimizer, of the totals of its summary or of its plan."""
+    return int(counted["flops"]) + int(counted.get("optimizer_flops", 0))
 
 
 def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:

@@ -64,8 +64,11 @@ def assert_same(one: Path, other: Path, rounding: float = ROUNDING) -> None:
                 assert mine[key] == pytest.approx(its[key], abs=rounding), (key, mine["step"])
     models = [load_model(folder / "model").state_dict() for folder in (one, other)]
     assert models[0].keys() == models[1].keys()
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(tensor, models[1][name], rtol=0, atol=100 * rounding)
+    for name in models[0]:
+        tensors = [model[name] for model in models]
+        if name.endswith("qkv.bias"):  # softmax does not see the keys' bias: AdamW divides rounding by rounding
+            tensors = [torch.cat(tensor.chunk(3)[::2]) for tensor in tensors]
+        torch.testing.assert_close(*tensors, rtol=0, atol=100 * rounding)
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:

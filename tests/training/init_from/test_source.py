@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, TrainingError
-from apollo_cli.growth.expanders import CopyLayers, Learning
+from apollo_cli.growth.expanders import CopyLayers, Ligo
 from apollo_cli.growth.layer_maps import mixing_matrix
 from apollo_cli.models.build import build
 from apollo_cli.models.hf import load_model
@@ -23,6 +23,7 @@ from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted
 from apollo_cli.training.device import choose
 from apollo_cli.training.init_from.learned_map import LearnedMap, learn, loss_of, map_flops
+from apollo_cli.training.optimizer import optimizer_flops
 from apollo_cli.training.planning import make_plan
 from apollo_cli.training.run import resume, train
 from apollo_cli.training.trainer import Trainer
@@ -137,6 +138,23 @@ def test_the_cost_of_a_sources_source_is_charged_too(
     again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
     assert first.source_flops is not None
     assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("init_from.checkpoint=step_00000002",), ("plan=true",)],
+    ids=["complete", "checkpoint", "planned"],
+)
+def test_the_optimizers_own_flops_of_a_source_are_charged_too(
+    words: tuple[str, ...], config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """2 steps of 4 layers with Muon, whose FLOPs a layer `test_muon` checks by hand."""
+    stages = ("model=gpt", *RARELY, "schedule.layers=[4]", "schedule.ends=[1]", "sampler=shallow")
+    settings = config(*stages, "optim=muon", "budget.steps=2", *(word for word in words if word == "plan=true"))
+    plan = train(settings, tmp_path).plan
+    a_layer = optimizer_flops(settings.model_config, settings.optim)
+    again = config(*stages, f"init_from.path={tmp_path}", *words)
+    assert make_plan(again, choose(again.run)).source_flops == plan.flops + 2 * 4 * a_layer > plan.flops
 
 
 def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
@@ -292,7 +310,7 @@ def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Callable[..., Config]) -> None:
     learned, model, batch = ligo(kind)
-    first, last = learn(model, learned, batch, Learning(100, 1e-2), choose(config().run))
+    first, last = learn(model, learned, batch, Ligo(100, 1e-2), choose(config().run))
     assert last < first - 0.1
     with torch.no_grad():
         assert model.loss(batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-6)
@@ -301,7 +319,7 @@ def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Cal
 
 def test_the_losses_before_and_after_a_map_are_without_dropout(config: Callable[..., Config]) -> None:
     learned, model, batch = ligo("gpt", dropout=0.5)
-    first, last = learn(model, learned, batch, Learning(2, 1e-12), choose(config().run))
+    first, last = learn(model, learned, batch, Ligo(2, 1e-12), choose(config().run))
     assert first == pytest.approx(last, abs=1e-6)
     assert model.training
 
@@ -319,7 +337,7 @@ def test_the_initial_map_is_stacking_with_rows_that_sum_to_one() -> None:
 def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., Config]) -> None:
     learned, model, batch = ligo("gpt")
     with pytest.raises(TrainingError, match=r"of the learned map its loss is (nan|inf).*lower expander\.lr"):
-        learn(model, learned, batch, Learning(20, 1e30), choose(config().run))
+        learn(model, learned, batch, Ligo(20, 1e30), choose(config().run))
 
 
 def map_flops_by_hand(h: int, f: int, big: int, wide: int, embeddings: int, layers: int, new: int) -> int:
