@@ -180,7 +180,7 @@ def compare_runs(
 
 
 def whole_model(run: Run) -> Curve:
-    """The evaluations of the whole model: the loss of fewer layers or units is that of another model.
+    """The evaluations of the whole model: the loss of fewer layers or units, or with gates, is another model's.
 
     Of the two rows at a growth the one after it counts. A loss that is not finite is above every target.
     """

@@ -152,12 +152,16 @@ def _draw(axes: Axes, method: Method, look: Look, axis: str, scale: float) -> No
 
 
 def _partial_curves(method: Method) -> Iterator[Curve]:
-    """The mean curves of the stages that store fewer layers, or narrower ones."""
+    """The mean curves of the stages that store fewer layers, or narrower ones, and of gated models."""
     runs = [outcome.run for outcome in method.outcomes]
     sizes = {model_size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
     for stored in sorted(sizes):
         parts = [
-            savings.make_curve(evaluation_point(row) for row in run.evaluations if model_size(row) == stored)
+            savings.make_curve(
+                evaluation_point(row)
+                for row in run.evaluations
+                if model_size(row) == stored and not run.is_whole(row)
+            )
             for run in runs
         ]
         yield savings.mean_curve([part for part in parts if part], with_ends=method.has_ended)

@@ -90,6 +90,7 @@ _Columns = TypedDict(  # of a row; others are left out
         "layers": Required[_Layers],
         "width": _Loss,
         "optimizer_flops": _Cost,
+        "gated": bool | None,
         "eval/loss": _Loss,
         "train/loss": _Loss,
         "train/grad_norm": _Loss,
@@ -156,8 +157,8 @@ class Run:
         return *self.shape[1:], norm, parametrization or "standard"
 
     def is_whole(self, row: Row) -> bool:
-        """Whether the row's model has all layers at the whole width."""
-        return model_size(row) == (self.target_layers, 1)
+        """Whether the row's model has all layers at the whole width, and no gates that are still opening."""
+        return model_size(row) == (self.target_layers, 1) and not row.get("gated")
 
     @cached_property
     def evaluations(self) -> list[Row]:

@@ -72,6 +72,19 @@ def test_only_evaluations_of_the_whole_model_count_from_the_row_after_growth(tmp
     assert mean(grown.final) == 2.5
 
 
+def test_evaluations_of_a_gated_model_are_not_those_of_the_whole_model(tmp_path: Path) -> None:
+    """As for the trainer: the first one counts that the exported model would have."""
+    scratch(tmp_path / "base", FLAT, name="base")
+    whole: list[Evaluation] = [(50, 100, 10.0, 2.9), (60, 300, 30.0, 2.8), (100, 900, 90.0, 2.5)]
+    folder = write_run(tmp_path / "grown", whole, [(50, 100, 10.0, 2.9)], name="grown")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | ({"gated": True} if row["layers"] == 4 and row["step"] == 50 else {}) for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grown = method(compared(tmp_path), "grown")
+    assert mean(grown.cost("flops")) == 300  # not 100, that of the row just after growth
+    assert [[point.step for point in part] for part in plots._partial_curves(grown)] == [[50], [50]]
+
+
 def test_without_all_runs_at_the_target_there_is_no_mean_saving(tmp_path: Path) -> None:
     scratch(tmp_path / "base", FLAT, name="base")
     for seed, end in enumerate((2.0, 2.0, 3.5)):
