@@ -53,8 +53,9 @@ def prepare_corpus(
         corpus = load_corpus(_source(config), recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
-            f"note: eval.rows={config.eval.rows}, but validation has {files.counted(len(corpus.validation), 'row')}; "
-            "all of it is used (a larger data.validation holds out more)"
+            f"note: eval.rows={config.eval.rows}, but validation has "
+            f"{files.counted(len(corpus.validation), 'row')}; all of it is used "
+            "(a larger data.validation holds out more)"
         )
     return corpus
 
