@@ -98,6 +98,11 @@ def in_units(size: int) -> str:
     return decimal(size)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 layer, 12 layers."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shown(path: Path) -> str:
     """The path relative to the working directory where it is inside it, else absolute."""
     path = path.absolute()

@@ -97,6 +97,11 @@ def test_bytes_are_shown_with_units(size: int, text: str) -> None:
     assert files.in_units(size) == text
 
 
+@pytest.mark.parametrize(("number", "text"), [(0, "0 heads"), (1, "1 head"), (1200, "1,200 heads")])
+def test_a_number_has_its_noun(number: int, text: str) -> None:
+    assert files.counted(number, "head") == text
+
+
 def test_names_are_in_the_order_of_their_numbers() -> None:
     names = ["k=10", "k=2", "k=1.5", "k=1", "scratch-10", "scratch-9", "b", "a"]
     assert sorted(names, key=files.in_order) == ["a", "b", "k=1", "k=1.5", "k=2", "k=10", "scratch-9", "scratch-10"]

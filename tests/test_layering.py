@@ -24,6 +24,7 @@ LAYERS = (
     ("report",),
     ("sweeps",),
     ("train", "compare", "evaluate", "sample", "push", "api"),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

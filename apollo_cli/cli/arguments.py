@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from apollo_cli.config.conf_folder import group_names
+from apollo_cli.config.conf_folder import conf_folder, group_names
 from apollo_cli.config.config import RunArgs, text_keys
 from apollo_cli.config.hydra_syntax import in_quotes
 from apollo_cli.config.schema import closest
@@ -22,8 +23,10 @@ _TAKES_A_VALUE = {
 _FLAGS = (*_TAKES_A_VALUE, "--version", "--schema", "-h")
 _INFORMATION = {"--cfg", "-c", "--shell-completion", "-sc", "--info", "-i", "--hydra-help", "--package", "-p"}
 _SIMPLE = r"(\[?)([\w.+~/*-]+(?:,[\w.+~/*-]+)*)(\]?)"  # texts without quotes and interpolations, or their list
+_UNPARSED = r"(?!')[^\[\]{}\"$,\\]+"  # texts that quotes around them make one value
 _FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-_USER_CONFIGS = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
+_CONFIG_DIR = {"--config-dir", "-cd"}
+_PRIMARY_CONFIG = {"--config-path", "-cp", "--config-name", "-cn"}  # in place of the shipped one
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,25 @@ class CommandLine:
     @property
     def has_user_configs(self) -> bool:
         """Whether Hydra reads configs that are not shipped."""
-        return not _USER_CONFIGS.isdisjoint(self.flags) or any("hydra.searchpath" in o for o in self.overrides)
+        typed = _CONFIG_DIR.union(_PRIMARY_CONFIG)
+        return not typed.isdisjoint(self.flags) or any("hydra.searchpath" in o for o in self.overrides)
+
+    @property
+    def user_folders(self) -> list[Path] | None:
+        """The folders that Hydra reads beside the shipped configs; None if one is none, or they replace these."""
+        if not _PRIMARY_CONFIG.isdisjoint(self.flags):
+            return None
+        pairs = zip(self.flags, self.flags[1:], strict=False)
+        folders = [Path(value) for flag, value in pairs if flag in _CONFIG_DIR]
+        for word in (o for o in self.overrides if "hydra.searchpath" in o):
+            try:
+                places = OverridesParser.create().parse_override(word).value()
+            except HydraException:
+                return None
+            if not isinstance(places, list):
+                return None
+            folders += [Path(str(place).removeprefix("file://")) for place in places]
+        return folders if all(folder.is_dir() for folder in folders) else None
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> "CommandLine":
@@ -81,7 +102,8 @@ class CommandLine:
                 if _TAKES_A_VALUE.get(flag):
                     flags += [value] if equals else islice(rest, 1)
         line = cls(flags, overrides)
-        return line if line.has_user_configs else cls(flags, [*_implied_data(overrides), *overrides])
+        may_choose_data = not _PRIMARY_CONFIG.isdisjoint(flags) or (line.has_user_configs and _own_experiment(line))
+        return line if may_choose_data else cls(flags, [*_implied_data(overrides), *overrides])
 
 
 def _without_plus(word: str) -> str:
@@ -90,10 +112,13 @@ def _without_plus(word: str) -> str:
 
 
 def _with_quotes(word: str) -> str:
-    """The word with quotes around texts that are a number in Hydra's grammar (2026_11_29) or no value (~/a.txt)."""
+    """The word with quotes around texts that are a number for Hydra (2026_11_29) or no value (it's.txt)."""
     key, _, value = word.partition("=")
-    if key not in text_keys().union(_FOLDERS, group_names()) or not (simple := re.fullmatch(_SIMPLE, value)):
+    if key not in text_keys().union(_FOLDERS, group_names()):
         return word
+    if not (simple := re.fullmatch(_SIMPLE, value)):
+        is_text = re.fullmatch(_UNPARSED, value) and key not in ("resume", *group_names()) and not _is_parsed(word)
+        return f"{key}={in_quotes(value)}" if is_text else word
     begins, texts, ends = simple.groups()
     if key in _FOLDERS:
         texts = os.path.expanduser(texts)  # noqa: PTH111 - of an unknown user it stays as it is
@@ -106,6 +131,20 @@ def _as_text(value: str) -> str:
     except HydraException:
         return in_quotes(value)
     return value if typed is None or isinstance(typed, str) else in_quotes(value)
+
+
+def _is_parsed(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _own_experiment(line: CommandLine) -> bool:
+    """Whether an experiment is typed that is not shipped; it may choose a corpus itself."""
+    names = re.findall(r"[^\[\],'\" ]+", line.typed("experiment") or "")
+    return any(not (conf_folder() / "experiment" / f"{name}.yaml").is_file() for name in names)
 
 
 def _implied_data(overrides: Sequence[str]) -> list[str]:

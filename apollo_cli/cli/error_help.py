@@ -5,9 +5,11 @@ Nothing here runs while all is well. It may compose as often as it needs to.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate, product
+from pathlib import Path
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
@@ -16,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.cli.help import groups
-from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides
+from apollo_cli.config.hydra_syntax import compose_values, job_config, parse_overrides, typed_value
 from apollo_cli.config.renamed import RENAMED
 from apollo_cli.config.schema import closest, flat
 from apollo_cli.errors import ConfigError
@@ -30,10 +32,10 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
         return ConfigError(_first_line(error))
     problems = list(_missing_plugins(line.overrides))
     typed = list(parse_overrides(line.overrides, problems))
-    if not line.has_user_configs:  # which may bring groups and keys of their own
-        problems += _problems_of_words(typed, line.multirun)
-    elif not line.multirun:
-        problems += _sweeps_without_multirun(typed)
+    problems += [] if line.multirun else _sweeps_without_multirun(typed)
+    if (folders := line.user_folders) is not None:
+        with suppress(HydraException, OmegaConfBaseException):  # of a file of the user's own, which Hydra names
+            problems += _problems_of_words(typed, folders)
     if not problems and isinstance(error, OSError) and error.filename:
         key = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
         problems = [f"{key}: {error.filename} cannot be made ({error.strerror}); type another folder"]
@@ -69,14 +71,19 @@ def _missing_plugins(words: Sequence[str]) -> Iterator[str]:
                 yield f"{word}: it needs {package}; type pip install 'apollo-train[{extra}]'"
 
 
-def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
-    """What is wrong with words that our configs alone have to understand."""
-    problems = [] if multirun else _sweeps_without_multirun(typed)
+def _problems_of_words(typed: list[Override], folders: Sequence[Path]) -> list[str]:
+    """What is wrong with words that the shipped configs and those in these folders have to understand."""
+    problems: list[str] = []
     known = groups()
+    for folder in folders:
+        for group, options in groups(folder).items():
+            known[group] = known.get(group, {}) | options
+    places = [f"file://{folder.absolute()}" for folder in folders]
+    search = [f"hydra.searchpath={typed_value(places)}"] if places else []
     chosen = [o for o in typed if o.key_or_group in known and not o.is_delete()]
     wrong_options = {id(o): _problems_of_option(o, known) for o in chosen}
     problems += [problem for found in wrong_options.values() for problem in found]
-    valid = [o for o in chosen if not wrong_options[id(o)]]
+    valid = [*parse_overrides(search, []), *(o for o in chosen if not wrong_options[id(o)])]
     keys = _known_keys(valid)
     for override in typed:
         if not override.key_or_group:
@@ -85,7 +92,7 @@ def _problems_of_words(typed: list[Override], multirun: bool) -> list[str]:
         if override in chosen or re.match(r"hydra([./]|$)", override.key_or_group):
             continue
         if not override.is_add() and override.key_or_group not in keys:
-            problems.append(_problem_of_key(override, keys, known))
+            problems.append(_problem_of_key(override, keys, known, search))
         else:
             valid.append(override)
     return problems + _problems_of_values(valid)
@@ -129,7 +136,7 @@ def _keys_of(options: tuple[str, ...]) -> frozenset[str]:
     return frozenset(key for leaf in leaves for key in accumulate(leaf.split("."), "{}.{}".format))
 
 
-def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[str, str]]) -> str:
+def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[str, str]], search: list[str]) -> str:
     key = override.key_or_group
     if new := RENAMED.get(key):
         return f"{override.input_line}: renamed to {new}={(override.input_line or '').partition('=')[2]}"
@@ -137,7 +144,7 @@ def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[st
     homes = [
         f"{group}={option}"
         for option in known.get(group, {})
-        if group != "experiment" and key in _keys_of((f"{group}={option}",))
+        if group != "experiment" and key in _keys_of((*search, f"{group}={option}"))
     ]
     if homes:
         return f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)}"

@@ -1,6 +1,7 @@
 """The help page: groups with their options, read from `conf/` itself, and examples."""
 
 import re
+from pathlib import Path
 
 from apollo_cli.config.conf_folder import conf_folder
 
@@ -45,11 +46,12 @@ Exit codes: 0 done; 2 wrong input, explained in one message; 130 / 143 interrupt
 """
 
 
-def groups() -> dict[str, dict[str, str]]:
-    """{group: {option: the first sentence of its file}}; options in folders as paper/gpt2."""
+def groups(folder: Path | None = None) -> dict[str, dict[str, str]]:
+    """{group: {option: the first sentence of its file}}, by default the shipped ones; in folders as paper/gpt2."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(conf_folder().glob("*/**/[!_]*.yaml")):
-        group, *option = path.relative_to(conf_folder()).with_suffix("").parts
+    folder = folder or conf_folder()
+    for path in sorted(folder.glob("*/**/[!_]*.yaml")):
+        group, *option = path.relative_to(folder).with_suffix("").parts
         if group == "hydra" or any(part.startswith("_") for part in option):
             continue
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -14,7 +14,7 @@ from apollo_cli.errors import EXIT_OK
 from apollo_cli.signals import Terminated, exit_at_once, terminable
 from apollo_cli.threads import wait_briefly
 
-_INFORMATION = {"--help", "-h", "--version", "--schema"}
+_INFORMATION = {"--help", "-h", "--version", "--schema", "--shell-completion", "-sc"}
 
 
 def unknown_flag(word: str, program: str) -> str:

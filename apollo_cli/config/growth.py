@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from apollo_cli import files
 from apollo_cli.config.model import MOST_LAYERS, ModelArgs
 from apollo_cli.config.schema import List, Section, Whole, whole
 from apollo_cli.config.training import BudgetArgs, OptimArgs
@@ -242,8 +243,8 @@ def _sampler_problems(layers: tuple[int, ...], sampler: SamplerArgs, model: Mode
     for index, stored in enumerate(layers):
         if problems := method.in_stage(index).probability_problems(stored, model.layers):
             return [
-                f"sampler={sampler.kind}: with {stored} stored layers of {model.layers}, {problems[0]}; "
-                f"change {keys or 'its code'}"
+                f"sampler={sampler.kind}: with {files.counted(stored, 'stored layer')} of {model.layers}, "
+                f"{problems[0]}; change {keys or 'its code'}"
             ]
     return []
 

@@ -1,6 +1,7 @@
 """Hydra's grammar and configs: quoting, parsing of words, composition without a run."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ from apollo_cli.config.training import LENGTHS
 from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import ConfigError
 
+_FORMS = (
+    "overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes, "
+    "texts with special characters 'KEY=\"VALUE\"' in both quotes"
+)
 _WORDS = ("true", "false", "null", "inf", "nan")  # that are no texts
 
 
@@ -41,8 +46,13 @@ def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:
     """
     plain: dict[str, Any] = OmegaConf.to_container(values, resolve=True)  # type: ignore[assignment]
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
-    keys = typed.keys()
-    if experiment := typed.get("experiment"):
+    keys, experiment = typed.keys(), typed.get("experiment")
+    if isinstance(inside := plain.get("experiment"), Mapping) and inside:
+        raise ConfigError(
+            f"experiment{f'={experiment}' if experiment else ''}: {', '.join(map(str, inside))} would be set for "
+            "the experiment alone; its file must begin with `# @package _global_`"
+        )
+    if experiment:
         plain["experiment"] = experiment  # a group that leaves no key behind
     budget = plain.get("budget")
     if isinstance(budget, dict) and any(f"budget.{key}" in keys and budget.get(key) is not None for key in LENGTHS):
@@ -68,7 +78,7 @@ def parse_overrides(words: Sequence[str], problems: list[str]) -> Iterator[Overr
         try:
             yield parser.parse_override(word)
         except HydraException:
-            problems.append(f"{word}: not understood; overrides are KEY=VALUE, lists are 'KEY=[1,2]' in quotes")
+            problems.append(f"{word}: not understood; {_FORMS}")
 
 
 def resume_words(folder: Path, sections: dict[str, Any]) -> list[str]:
@@ -116,6 +126,11 @@ def typed_value(value: Any) -> str:
     is_plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value, re.ASCII) and value.lower() not in _WORDS
     no_interpolation = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value if is_plain else in_quotes(no_interpolation)
+
+
+def pasted(key: str, value: Any) -> str:
+    """KEY=VALUE of a plain value as it is to be pasted into a shell."""
+    return shlex.quote(f"{key}={typed_value(value)}")
 
 
 def _literal(value: Any) -> str:

@@ -103,7 +103,11 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
             return f"{key}={typed}: renamed to {new}={typed}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{key}: missing" if "[" in key else f"{key}: missing; type {key}=VALUE"
+        return (
+            f"{key}: missing"
+            if "[" in key
+            else f"{key}: missing; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
+        )
     if detail["type"] == "tuple_type":
         return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
@@ -119,4 +123,5 @@ def closest(word: str, known: list[str]) -> str:
         return f"; did you mean {word.lower()}?"
     ends = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
     near = get_close_matches(word, ends, n=3, cutoff=0) or get_close_matches(word, known, n=1)
+    near = near or [key for key in known if key.startswith(word) and len(word) > 2][:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""

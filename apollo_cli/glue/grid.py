@@ -54,7 +54,7 @@ class FineTuningGrid:
             device = choose(self.config.run_args)
             self._claim(pretrained, device)
             runs = sum(map(len, missing.values()))
-            summary = f"{runs} fine-tuning runs, rows of up to {max_length} tokens"
+            summary = f"{files.counted(runs, 'fine-tuning run')}, rows of up to {max_length} tokens"
             console.say(summary if runs else "all of these fine-tuning runs are done already")
             for task, cells in missing.items():
                 data = self._data(task, pretrained, max_length)

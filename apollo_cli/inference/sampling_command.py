@@ -59,7 +59,9 @@ def _prompt(args: SamplingArgs) -> str:
             return Path(args.prompt_file).read_text(encoding="utf-8")
         prompt = sys.stdin.read() if args.prompt is None else args.prompt
         prompt.encode()  # what is no UTF-8 is there as surrogates
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}") from error
+    except UnicodeError as error:
         raise DataError(f"{source}: cannot be read as UTF-8: {error}") from error
     return prompt
 

@@ -1,5 +1,6 @@
 """A trained model and its tokenizer: of a run, of its checkpoint, or of a folder in transformers' format."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from apollo_cli.tracking.console import Console
 from apollo_cli.training.checkpoint import load_checkpoint
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.init_from.source import checkpoint_model
+
+_CHECKPOINT = ", or name one of its checkpoints where that is possible: checkpoint=step_..."
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
     if checkpoint:
         model = checkpoint_model(config, directory, checkpoint)
     else:
-        model = in_parametrization(load_model(exported_folder(folder)), config.model_config.complete_p)
+        model = in_parametrization(
+            load_model(exported_folder(folder, or_else=_CHECKPOINT)), config.model_config.complete_p
+        )
     if directory.model.is_dir():
         place, tokenizer = directory.model, _tokenizer(model, directory.model)
     else:  # packed with the corpus
@@ -92,10 +97,11 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
     return TrainedModel(model.eval(), tokenizer, place, title, config, fingerprint)
 
 
-def exported_folder(folder: Path, *, averaged: bool = False) -> Path:
+def exported_folder(folder: Path, *, averaged: bool = False, or_else: str = "") -> Path:
     """The folder in transformers' format that a run exported, or `folder` itself if it is no run directory.
 
-    `averaged` is for that of the average of the weights. A CheckpointError if the run has exported none.
+    `averaged` is for that of the average of the weights. A CheckpointError if the run has exported none; `or_else`
+    ends its message.
     """
     directory = RunDirectory(folder)
     found = directory.averaged_model if averaged else directory.model
@@ -107,7 +113,7 @@ def exported_folder(folder: Path, *, averaged: bool = False) -> Path:
         raise CheckpointError(f"{directory}: no {found.name} in it; a run with optim.ema exports one")
     raise CheckpointError(
         f"{directory}: this run has exported no model; finish it ({files.command('apollo-train')} "
-        f"resume={directory}), or name one of its checkpoints where that is possible: checkpoint=step_..."
+        f"{shlex.quote(f'resume={directory}')}){or_else}"
     )
 
 

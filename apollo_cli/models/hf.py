@@ -252,6 +252,8 @@ def _with_prefix(kind: str, name: str) -> str:
 
 
 def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; correct the path")
     try:
         config = json.loads(_regular(folder / "config.json").read_text(encoding="utf-8"))
         theirs = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}

@@ -63,7 +63,7 @@ def run_hydra(line: CommandLine) -> int:
         except Exception as error:
             if command.folder and not command.refusal:
                 code = command.failure(error)
-            elif _is_ours(error):
+            elif _is_ours(error) or isinstance(error, BrokenPipeError):  # Program.run knows what it means
                 raise
             else:
                 raise explained(line, error) from error

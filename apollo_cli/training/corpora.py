@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from apollo_cli import files
 from apollo_cli.config.config import Config
 from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys, is_streamed
 from apollo_cli.data import sources
@@ -52,8 +53,9 @@ def prepare_corpus(
         corpus = load_corpus(_source(config), recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
-            f"note: eval.rows={config.eval.rows} and {len(corpus.validation)} rows are held out; all of them are "
-            "used (a larger data.validation holds out more)"
+            f"note: eval.rows={config.eval.rows}, but validation has "
+            f"{files.counted(len(corpus.validation), 'row')}; all of it is used "
+            "(a larger data.validation holds out more)"
         )
     return corpus
 

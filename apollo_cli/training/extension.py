@@ -6,6 +6,7 @@ from typing import Any
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
+from apollo_cli.config.hydra_syntax import pasted
 from apollo_cli.config.training import LENGTHS
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
@@ -39,7 +40,7 @@ def extended(
         raise ConfigError(
             f"budget.{unit}={value}: of a stream so many rows were packed as the run needed, and a longer run "
             "would read them in another order; begin a new run with its weights: "
-            f"init_from.path={files.shown(Path(directory.path))}"
+            f"{pasted('init_from.path', str(directory))}"
         )
     ended = checkpoint.state.stage_ends if checkpoint else []
     if config.schedule.when == "plateau" and len(ended) < len(config.schedule.layers) - 1:
@@ -86,7 +87,7 @@ def _refusal(
     ((unit, value),) = typed.items()
     names = checkpoint_names(directory.checkpoints)
     early = [name for name in names if int(name.removeprefix("step_")) <= changed]
-    path = f"init_from.path={files.shown(Path(directory.path))}"
+    path = pasted("init_from.path", str(directory))
     from_earlier = (
         f", or with the checkpoint before that: {path} init_from.checkpoint={early[-1]}"
         if early and changed

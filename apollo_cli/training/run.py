@@ -8,7 +8,7 @@ from typing import Any
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
-from apollo_cli.config.hydra_syntax import resume_words
+from apollo_cli.config.hydra_syntax import pasted, resume_words
 from apollo_cli.data import cache_folder
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.inspect import inspection
@@ -225,9 +225,9 @@ def _claimed(directory: RunDirectory, config: Config, run_plan: Plan, processes:
 def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> None:
     model = config.model_config
     console.say(
-        f"{TITLES[model.kind]}: {model.layers} layers of width {model.hidden}, {model.heads} heads, feed-forward "
-        f"{model.ffn}, rows of {model.positions} tokens, vocabulary {model.vocabulary:,}, "
-        f"{run_plan.step_cost.parameters(model.layers):,} parameters",
+        f"{TITLES[model.kind]}: {files.counted(model.layers, 'layer')} of width {model.hidden}, "
+        f"{files.counted(model.heads, 'head')}, feed-forward {model.ffn}, rows of {model.positions} tokens, "
+        f"vocabulary {model.vocabulary:,}, {run_plan.step_cost.parameters(model.layers):,} parameters",
         in_words=True,
     )
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
@@ -242,9 +242,10 @@ def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> N
 def _show_corpus(corpus: Corpus, run_plan: Plan, config: Config, console: Console) -> None:
     documents, rows = sum(corpus.packed.documents.values()), len(corpus.training)
     epochs = run_plan.steps * config.batch.size / rows
+    times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
     console.say(
         f"corpus: {documents:,} documents, {corpus.packed.tokens:,} tokens; the budget reads its {rows:,} training "
-        f"rows {epochs:.2g} times",
+        f"rows {times} times",
         in_words=True,
     )
 
@@ -257,22 +258,18 @@ def _load(directory: RunDirectory, config: Config, longer: dict[str, Any], conso
         console.say(f"{error}; it will be written anew")
         summary = {}
     is_complete = summary.get("status") == "completed"
+    way = f"a new run begins with its weights if you type {pasted('init_from.path', str(directory))}"
     if is_complete and not longer:
-        way = f"a new run begins with its weights if you type init_from.path={directory}"
         if config.optim.schedule == "constant" and summary.get("ended_by", "budget") == "budget":
             way = f"budget.steps=N beside it, with a larger N than it had, makes it longer; {way}"
         raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume; {way}")
     if is_complete and (ended_by := summary.get("ended_by", "budget")) != "budget":
-        raise CheckpointError(
-            f"{directory}: this run was ended by budget.{ended_by}, not by its length; a new run begins with its "
-            f"weights if you type init_from.path={directory}"
-        )
+        raise CheckpointError(f"{directory}: this run was ended by budget.{ended_by}, not by its length; {way}")
     checkpoints = Checkpoints(directory.checkpoints, config.checkpoint.keep)
     found = checkpoints.load_newest(console.say, directory.metrics_bytes())
     if is_complete and not found:
         raise CheckpointError(
-            f"{directory}: this run is complete and its checkpoints are gone, so it cannot go on; a new run begins "
-            f"with its weights if you type init_from.path={directory}"
+            f"{directory}: this run is complete and its checkpoints are gone, so it cannot go on; {way}"
         )
     return found
 

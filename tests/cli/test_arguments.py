@@ -88,6 +88,14 @@ def test_flags_are_not_guessed(flag: str, said: str) -> None:
         ("init_from.path=runs/1", "init_from.path=runs/1"),
         ("+experiment=2026_11", "experiment='2026_11'"),
         ("seed=1e3", "seed=1e3"),
+        ("data.files=my corpus é/a b.txt", "data.files='my corpus é/a b.txt'"),
+        ("data.files=it's.txt", r"data.files='it\'s.txt'"),
+        ("tracking.notes=it's a try (1)", r"tracking.notes='it\'s a try (1)'"),
+        ("hydra.run.dir=my öut", "hydra.run.dir='my öut'"),
+        ("data.files=my file.txt", "data.files=my file.txt"),
+        ("data.files=a,b (1).txt", "data.files=a,b (1).txt"),  # one file or two
+        ("tracking.tags=['a b,c", "tracking.tags=['a b,c"),
+        ("resume=it's/a run é", "resume=it's/a run é"),  # taken as it is
     ],
 )
 def test_a_text_that_looks_like_a_number_stays_as_typed(typed: str, passed_on: str) -> None:
@@ -102,7 +110,10 @@ def test_a_text_that_looks_like_a_number_stays_as_typed(typed: str, passed_on: s
         ("data.path=org/name", ["data=hub"]),
         ("data=mixture data.files=a.txt", []),
         ("experiment=paper/gpt2 data.files=a.txt", ["data=text"]),
-        ("--config-dir mine data.files=a.txt", []),
+        ("--config-dir mine data.files=a.txt", ["data=text"]),
+        ("--config-dir mine experiment=[paper/gpt2,apollo_gpt] data.files=a.txt", ["data=text"]),
+        ("--config-dir mine experiment=[paper/gpt2,mine] data.files=a.txt", []),
+        ("--config-name mine data.files=a.txt", []),
         ("data.seq_len=64", []),
     ],
 )
@@ -123,3 +134,15 @@ def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:
 )
 def test_configs_of_the_user_are_recognised(words: str, expected: bool) -> None:
     assert CommandLine.parse(words.split()).has_user_configs == expected
+
+
+def test_folders_of_the_user_are_those_beside_the_shipped_configs(tmp_path: Path) -> None:
+    def folders(*words: str) -> list[Path] | None:
+        return CommandLine.parse(words).user_folders
+
+    assert folders("seed=1") == []
+    there = [f"--config-dir={tmp_path}", f"hydra.searchpath=[file://{tmp_path.parent}]"]
+    assert folders(*there) == [tmp_path, tmp_path.parent]
+    assert folders("--config-dir", f"{tmp_path}/nowhere") is None
+    assert folders("hydra.searchpath=[pkg://lab]") is None
+    assert folders(*there, "--config-name", "lab") is None

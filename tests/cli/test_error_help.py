@@ -86,6 +86,49 @@ def test_what_cannot_be_judged_here_is_left_to_hydra(words: str) -> None:
     ]
 
 
+def test_names_in_folders_of_the_user_are_known(tmp_path: Path) -> None:
+    for option, text in (
+        ("experiment/mine", "# @package _global_\noptim:\n  lr: 2e-3\n"),
+        ("data/own", "defaults: [text, _self_]\n"),
+    ):
+        (tmp_path / option).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{option}.yaml").write_text(text, encoding="utf-8")
+    for place in (f"--config-dir={tmp_path}", f"hydra.searchpath=[file://{tmp_path}]"):
+        assert "did you mean mine?" in problems(place, "experiment=mien")[0]
+        assert problems(place, "modle=gpt") == ["modle: no such key or group; did you mean model?"]
+        (of_key,) = problems(place, "experiment=mine", "data=own", "data.filess=a", "data.files=a")
+        assert of_key == "data.filess: no such key or group; did you mean data.files?"
+        assert "it belongs to data=text, data=own" in problems(place, "data=pydocs", "data.files=a")[0]
+
+
+def test_an_error_in_a_file_of_the_user_is_left_to_hydra(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("defaults:\n - nowhere\n", encoding="utf-8")
+    assert problems(f"--config-dir={tmp_path}", "experiment=mine")[0].startswith(
+        "Could not override 'hydra.nothing'"
+    )
+
+
+def test_a_text_that_is_not_understood_is_to_be_typed_in_both_quotes() -> None:
+    (problem,) = problems("data.files=a,b (1)=x.txt")
+    assert "texts with special characters 'KEY=\"VALUE\"' in both quotes" in problem
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"]])
+def test_an_experiment_that_sets_keys_of_its_own_alone_is_refused(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("name: mine\noptim:\n  lrr: 2e-3\n", encoding="utf-8")
+    folders = (f"hydra.{kind}.dir={tmp_path}/new" for kind in ("run", "sweep"))
+    assert run(["--config-dir", str(tmp_path), "experiment=mine", "plan=true", *folders, *more]) == 2
+    assert capsys.readouterr().err == (
+        "apollo-train: config: experiment=mine: name, optim would be set for the experiment alone; "
+        "its file must begin with `# @package _global_`\n"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_word_that_hydra_itself_cannot_compose_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["seed=1", "hydra.sweeper.params.seed=0"]) == 2
     said = capsys.readouterr().err

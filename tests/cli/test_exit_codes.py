@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
@@ -22,14 +23,17 @@ def test_a_message_shows_no_control_characters(capsys: pytest.CaptureFixture[str
     assert shown == "apollo-train: a.jsonl, line 3: no field '\ufffd]0;title\ufffdtext'\n\tsecond line\n"
 
 
-@pytest.mark.parametrize("flag", ["--help", "--version"])
-@pytest.mark.parametrize("module", ["train", "evaluate"])
-def test_a_reader_who_has_gone_is_no_error(module: str, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        *product(["apollo_cli", "apollo_cli.train", "apollo_cli.evaluate"], ["--help", "--version"]),
+        ("apollo_cli.train", "-sc install=bash"),
+    ],
+)
+def test_a_reader_who_has_gone_is_no_error(module: str, words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", f"apollo_cli.{module}", flag], stdout=writer, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-m", module, *words.split()], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
 

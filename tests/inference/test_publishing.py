@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, ignore_patterns
 from threading import Thread
 from typing import Any
 
@@ -115,6 +115,15 @@ def test_a_refusal_is_one_line(finished: Finished, hub: Hub, capsys: pytest.Capt
     assert not hub.files
 
 
+def test_an_unfinished_run_is_to_be_finished(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = copytree(finished("gpt"), tmp_path / "a run", ignore=ignore_patterns("model"))
+    assert run([str(run_dir), "me/m"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"this run has exported no model; finish it (apollo-train 'resume={run_dir}')\n")
+
+
 def test_a_link_is_not_followed(finished: Finished, tmp_path: Path, hub: Hub) -> None:
     model = copytree(finished("gpt") / "model", tmp_path / "model")
     (tmp_path / "secret").write_text("secret", encoding="utf-8")
@@ -139,7 +148,7 @@ def test_no_token_is_named(
         (["{run}"], "1 words where two are needed"),
         (["{run}", "me/m", "--pubic"], "--pubic: no such flag"),
         (["{run}", "me/m", "--ema"], "no model_ema in it"),
-        (["nowhere", "me/m"], "nowhere: not a BERT, GPT-2 or LLaMA model"),
+        (["nowhere", "me/m"], "nowhere: no such folder"),
     ],
 )
 def test_a_wrong_word_is_named(

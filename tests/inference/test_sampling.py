@@ -170,9 +170,10 @@ def test_extremes_of_temperature_and_candidates_are_no_errors(
         (["prompt=no mask"], "BERT fills [MASK]"),
         (["prompt=[MASK]" + " word" * 40], "and the model reads 16; shorten it"),
         (["prompt=[MASK]", "prompt_file=x"], "give one of them"),
-        (["prompt_file=/nonexistent"], "prompt_file=/nonexistent: cannot be read"),
+        (["prompt_file=/nonexistent"], "prompt_file=/nonexistent: cannot be read: No such file or directory\n"),
         (["prompt=[MASK]", "top_p=2"], "top_p=2"),
         (["prompt=[MASK]", "--top_p=1"], "--top_p: no such flag; keys have no dashes: type top_p=1"),
+        (["prompt=[MASK]", "temp=1"], "temp: no such key; did you mean temperature?"),
         (["prompt=[MASK]", "temperatur=1"], "temperatur: no such key; did you mean temperature?"),
     ],
 )
@@ -181,3 +182,10 @@ def test_a_wrong_word_is_named(
 ) -> None:
     assert run([f"run={finished('bert')}", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_run_that_is_missing_or_nowhere_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prompt=[MASK]"]) == 2
+    assert capsys.readouterr().err == "apollo-sample: config: run: missing; type run=RUN_DIR\n"
+    assert run(["run=/nowhere", "prompt=[MASK]"]) == 2
+    assert capsys.readouterr().err == "apollo-sample: /nowhere: no such folder; correct the path\n"

@@ -401,7 +401,7 @@ def test_missing_file_is_named(missing: str, tmp_path: Path) -> None:
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere: not a BERT, GPT-2 or LLaMA model"):
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         load_model(tmp_path / "nowhere")
 
 

@@ -131,6 +131,29 @@ def test_a_primary_config_of_ones_own(tiny: Words, place: Path, preset: Callable
     assert configs(place)["run"]["name"] == "lab"
 
 
+def test_the_presets_of_the_documentation_are_taken(
+    tiny: Words, place: Path, preset: Callable[[str, str], None]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"```yaml\n# FOLDER/(\S+)\.yaml\n(.*?)```", page, re.DOTALL))
+    assert set(shown) == {"size/micro", "schedule/halves", "data/own"}
+    for option, text in shown.items():
+        preset(option, text.replace("corpus/*.txt", tiny[-2].removeprefix("data.files=").strip("[]")))
+    words = ["size=micro", "schedule=halves", "data=own", "plan=true", "hydra.run.dir=run", tiny[-1]]
+    assert run(["--config-dir=conf", *words]) == 0
+    found = configs(place)["run"]
+    assert (found["model"]["hidden"], found["schedule"]["layers"]) == (32, [2, 4])
+
+
+def test_files_alone_are_a_corpus_beside_presets_of_ones_own(
+    tiny: Words, place: Path, preset: Callable[[str, str], None]
+) -> None:
+    preset("experiment/mine", "# @package _global_\nname: mine\n")
+    words = [word for word in tiny if word != "data=text"]
+    assert run([*words, "--config-dir=conf", "plan=true", "hydra.run.dir=run"]) == 0
+    assert configs(place)["run"]["data"]["kind"] == "text"
+
+
 def test_callbacks_and_targets_that_the_user_names_are_used(
     tiny: Words, place: Path, preset: Callable[[str, str], None]
 ) -> None:

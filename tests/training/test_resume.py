@@ -1,6 +1,7 @@
 """Stopped anywhere and resumed, a run gives the same rows and the same weights, bit for bit."""
 
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from apollo_cli.config.config import Config
+from apollo_cli.config.hydra_syntax import parse_overrides
 from apollo_cli.errors import CheckpointError
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import Interrupted
@@ -144,6 +146,15 @@ def test_two_samplers_see_the_same_rows(config: Callable[..., Config], tmp_path:
 def test_a_complete_run_is_not_resumed(straight: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="complete"):
         resume(straight["bert"])
+
+
+def test_a_run_that_is_to_be_typed_is_in_quotes(straight: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "moved é's").symlink_to(straight["bert"])
+    with pytest.raises(CheckpointError) as caught:
+        resume(tmp_path / "moved é's")
+    (word,) = shlex.split(str(caught.value).partition("if you type ")[2])
+    (typed,) = parse_overrides([word], [])
+    assert (typed.key_or_group, typed.value()) == ("init_from.path", f"{tmp_path}/moved é's")
 
 
 def test_a_corpus_that_changed_is_not_trained_on(

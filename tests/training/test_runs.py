@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import product
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.growth.schedule import min_steps
 from apollo_cli.run_directory import RunDirectory
+from apollo_cli.tracking.console import Console
 from apollo_cli.training.device import choose
 from apollo_cli.training.planning import make_plan
-from apollo_cli.training.run import train
+from apollo_cli.training.run import _show_corpus, train
 from tests.conftest import RARELY, read_rows
 
 SAMPLERS = ["lvps", "uniform", "edge", "full", "shallow"]
@@ -117,3 +119,14 @@ def test_a_run_of_wandb_agent_has_the_id_that_it_gives(
         monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
         train(config(*RARELY), tmp_path / sweep / "run")
         assert (RunDirectory(tmp_path / sweep / "run").summary()["run_id"] == "abc123") == given
+
+
+@pytest.mark.parametrize(("rows", "shown"), [(7, "879"), (500, "12"), (4000, "1.5")])
+def test_the_times_that_a_corpus_is_read_are_a_plain_number(
+    rows: int, shown: str, config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config("budget.steps=1538")
+    plan = make_plan(settings, choose(settings.run))
+    corpus: Any = SimpleNamespace(packed=SimpleNamespace(documents={"a": 1}, tokens=9), training=range(rows))
+    _show_corpus(corpus, plan, settings, Console())
+    assert f"the budget reads its {rows:,} training rows {shown} times" in capsys.readouterr().out

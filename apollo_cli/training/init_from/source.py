@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
+from apollo_cli.config.hydra_syntax import pasted
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.width import width_problems
@@ -93,11 +94,12 @@ def find_source(config: Config) -> SourceModel | None:
     elif RunDirectory(path.parent.parent).is_claimed and path.parent.name == directory.checkpoints.name:
         raise ConfigError(
             f"init_from.path={shown}: it is a checkpoint; type "
-            f"init_from.path={files.shown(path.parent.parent)} init_from.checkpoint={path.name}"
+            f"{pasted('init_from.path', files.shown(path.parent.parent))} init_from.checkpoint={path.name}"
         )
     elif RunDirectory(path.parent).is_claimed and path.name == directory.checkpoints.name:
         raise ConfigError(
-            f"init_from.path={shown}: it holds checkpoints; type init_from.path={files.shown(path.parent)}"
+            f"init_from.path={shown}: it holds checkpoints; type "
+            f"{pasted('init_from.path', files.shown(path.parent))}"
         )
     elif directory.newest_run:
         raise directory.not_a_run()

@@ -1,0 +1,5 @@
+"""`python -m apollo_cli` is `apollo-train`."""
+
+from apollo_cli.train import main
+
+main()
