@@ -47,7 +47,7 @@ def explained(line: CommandLine, error: Exception) -> ConfigError:
 
 def _refused_by_hydra(typed: Sequence[Override]) -> str:
     """`WORD: ` for the first word of Hydra's own keys that it cannot compose even alone; else empty."""
-    for word in (o.input_line or "" for o in typed if (o.key_or_group or "").startswith("hydra.")):
+    for word in (o.input_line or "" for o in typed if re.match(r"hydra[./]", o.key_or_group or "")):
         try:
             compose_values([word])
         except Exception:  # Hydra raises all sorts for words that it does not expect

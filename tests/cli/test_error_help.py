@@ -133,6 +133,8 @@ def test_a_word_that_hydra_itself_cannot_compose_is_named(capsys: pytest.Capture
     assert run(["seed=1", "hydra.sweeper.params.seed=0"]) == 2
     said = capsys.readouterr().err
     assert said == "apollo-train: config: hydra.sweeper.params.seed=0: Unexpected type for root: NoneType\n"
+    assert run(["hydra/launcher=0"]) == 2
+    assert capsys.readouterr().err.startswith("apollo-train: config: hydra/launcher=0: Config group override must")
 
 
 def test_an_experiment_without_its_package_is_refused_with_the_line(
