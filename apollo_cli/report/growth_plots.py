@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
+from apollo_cli import files
 from apollo_cli.growth.samplers import LVPS
 from apollo_cli.report.comparison import Comparison, Method
 from apollo_cli.report.groups import settings
@@ -178,7 +179,7 @@ def _sampled_depths(methods: Sequence[Method], stages: Sequence[int], by_label: 
                 if percent and len(depths) <= _MOST_NUMBERS:
                     shown = f"{percent:.0f}" if percent >= 0.5 else "<1"
                     axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center", fontsize=SMALL)
-        axes.set_title(f"{layers} stored layer{'s' if layers > 1 else ''}", weight="bold")
+        axes.set_title(files.counted(layers, "stored layer"), weight="bold")
         step = math.ceil(len(depths) / _MOST_NUMBERS)
         axes.set_xticks([x + 0.5 for x in range(0, len(depths), step)], list(map(str, depths[::step])))
         axes.set_yticks([y + 0.5 for y in range(len(of))], [by_label[label].label for label in of], fontsize=SMALL)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from statistics import fmean, median
 
+from apollo_cli import files
 from apollo_cli.errors import one_line
 from apollo_cli.intervals import interval_of_all
 from apollo_cli.report import savings
@@ -212,7 +213,7 @@ def _by_value(pairs: Iterable[tuple[str, str]]) -> str:
     parts = []
     for value, of_value in labels.items():
         names = ", ".join(of_value)
-        count = f"{len(of_value)} method{'s' * (len(of_value) > 1)}"
+        count = files.counted(len(of_value), "method")
         parts.append(f"{value} ({names if len(names) <= _MAX_LABELS else count})")
     return ", ".join(parts)
 

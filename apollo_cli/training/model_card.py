@@ -10,6 +10,7 @@ from apollo_cli import __version__
 from apollo_cli.config.config import Config
 from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys
 from apollo_cli.errors import in_markdown
+from apollo_cli.files import counted
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.tracking.console import duration
@@ -69,7 +70,7 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     }[of]
     layers, hidden = totals["layers"], config.model_config.narrowed(last.stage.width).hidden
     yield (
-        f"A {norm}{_NAMES[kind]} of {layers} layer{'s' * (layers != 1)} of width {hidden} "
+        f"A {norm}{_NAMES[kind]} of {counted(layers, 'layer')} of width {hidden} "
         f"({last.parameters:,} parameters), pretrained with apollo-train, {way}.{weights} It is a base "
         "model: it completes text as its training data would, and was not made safe or tested for any use.\n"
     )
