@@ -12,7 +12,7 @@ from apollo_cli.data.row_order import RowOrder
 from apollo_cli.growth.rng import Purpose, generators
 from apollo_cli.models.transformer import Batch
 
-_BLOCK = 4096  # samples whose rows are looked up together, in twice the time of a batch's
+_BLOCK = 1024  # samples whose rows are looked up together, in twice the time of a batch's; an epoch if that is less
 
 
 class Task(ABC):
@@ -123,9 +123,10 @@ class TrainingBatches:
 
     def _rows_of(self, samples: np.ndarray) -> np.ndarray:
         order, first = self.order or RowOrder((len(self.rows),)), int(samples[0])
-        blocks = range(first // _BLOCK, int(samples[-1]) // _BLOCK + 1)
-        numbers = np.concatenate([_row_numbers(order, self.seed, block) for block in blocks])
-        return numbers[samples - blocks[0] * _BLOCK]
+        size = min(_BLOCK, sum(order.rows))
+        blocks = range(first // size, int(samples[-1]) // size + 1)
+        numbers = np.concatenate([_row_numbers(order, self.seed, block, size) for block in blocks])
+        return numbers[samples - blocks[0] * size]
 
     def _samples(self, step: int, part: int) -> np.ndarray:
         first = self.first_sample + step * self.batch_size + part * self.micro_size
@@ -133,9 +134,9 @@ class TrainingBatches:
 
 
 @lru_cache(maxsize=2)
-def _row_numbers(order: RowOrder, seed: int, block: int) -> np.ndarray:
-    """The rows of a block of samples, (_BLOCK,)."""
-    return order.row_numbers(seed, np.arange(block * _BLOCK, (block + 1) * _BLOCK))
+def _row_numbers(order: RowOrder, seed: int, block: int, size: int) -> np.ndarray:
+    """The rows of a block of samples, (size,)."""
+    return order.row_numbers(seed, np.arange(block * size, (block + 1) * size))
 
 
 @dataclass(frozen=True)

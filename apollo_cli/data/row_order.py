@@ -22,19 +22,25 @@ def shuffled(
     needs no memory for any number of rows.
     """
     half = max(_FEWEST_BITS, (max(rows - 1, 1).bit_length() + 1) // 2)
-    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     keys = generator(seed, purpose, epoch).integers(0, 2**64, size=_ROUNDS, dtype=np.uint64)
-    result = positions.astype(np.uint64)
-    outside = np.ones(len(result), dtype=bool)
+    result, outside = positions.astype(np.uint64), np.ones(len(positions), dtype=bool)
+    # few rows are outside up to 255 times of 256: then a table of the network is faster
+    table = _feistel(np.arange(4**half, dtype=np.uint64), keys, half) if half == _FEWEST_BITS else None
     while outside.any():
-        left, right = result[outside] >> shift, result[outside] & mask
-        for key in keys:
-            mixed = (right ^ key) * _MULTIPLIER
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * _MULTIPLIER
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        result[outside] = (left << shift) | right
+        result[outside] = _feistel(result[outside], keys, half) if table is None else table[result[outside]]
         outside = result >= rows
     return result.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:
+    """A permutation of range(4^half), applied to `values`."""
+    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        mixed = (right ^ key) * _MULTIPLIER
+        mixed = (mixed ^ (mixed >> np.uint64(32))) * _MULTIPLIER
+        left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+    return (left << shift) | right
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def test_every_row_comes_once_an_epoch_and_each_epoch_in_an_order_of_its_own(
 
 
 def test_the_rows_of_a_step_are_those_of_its_samples_one_by_one() -> None:
-    """They are looked up in blocks of 4,096 samples."""
+    """They are looked up in blocks of 1,024 samples, or of an epoch."""
     order = RowOrder((7, 5000), (1.0, 3.0))
     batches = TrainingBatches(np.zeros((5007, 8), np.uint16), NextToken(), 3, 96, 48, order, first_sample=4000)
     for step, part in ((0, 0), (0, 1), (1, 0), (60, 1)):
