@@ -27,6 +27,7 @@ from apollo_cli.inference.evaluation_command import EvaluationArgs
 from apollo_cli.inference.sampling_command import SamplingArgs
 from apollo_cli.signals import Interrupted
 from apollo_cli.train import run
+from apollo_cli.training import calibration
 from apollo_cli.training.run import train
 from apollo_cli.training.trainer import Trainer
 from tests.helpers import made_slurm
@@ -77,6 +78,7 @@ def test_every_command_runs(
 ) -> None:
     """As it stands, but for a smaller model, corpus and budget where it trains."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "_layer_rate", lambda *_: 1e9)  # that of a large model takes seconds
     (tmp_path / "corpus").mkdir()
     for name, step in {"corpus/one.txt": 1, "a.txt": 1, "c.txt": -1}.items():
         (tmp_path / name).write_bytes(corpus_file.read_bytes()[::step])

@@ -1,6 +1,10 @@
 """Models by kind, and their number of parameters."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
 from apollo_cli.models.bert import SEGMENTS, Bert
 from apollo_cli.models.gpt import Gpt, Llama
@@ -17,8 +21,19 @@ def build(model_config: ModelConfig, layers: int) -> LanguageModel:
 
 def build_on_meta(model_config: ModelConfig, layers: int) -> LanguageModel:
     """Such a model without memory for its weights, to be given them or for their shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialization():
         return build(model_config, layers)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves out `torch.nn.init`, which would import torch's compiler on the meta device, for nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def num_parameters(model_config: ModelConfig, layers: int) -> int:

@@ -328,7 +328,9 @@ class LanguageModel(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def initialize(self) -> None:
-        """Draws all weights from torch's global generator according to `model_config.init`."""
+        """Draws all weights from torch's global generator according to `model_config.init`; none on the meta device."""
+        if self.device.type == "meta":
+            return
         self.draw(self)
         init = self.model_config.init
         if init.positions == "sinusoidal" and not self.model_config.architecture.rotary:

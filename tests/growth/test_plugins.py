@@ -20,7 +20,7 @@ FILES = dict(re.findall(r"`((?:apollo_cli|conf|tests)/\S+\.\w+)`:\n\n```\w+\n(.*
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package and its configs, and the pages' files beside them."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(REPOSITORY / "apollo_cli", folder / "apollo_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "apollo_cli", folder / "apollo_cli")
     shutil.copytree(REPOSITORY / "conf", folder / "apollo_cli" / "conf")
     for name, text in FILES.items():
         path = folder / name.replace("conf/", "apollo_cli/conf/")
