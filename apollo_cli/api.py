@@ -28,6 +28,7 @@ from apollo_cli.report.comparison import Question, compare_runs
 from apollo_cli.report.export import comparison_rows
 from apollo_cli.report.plots import draw_comparison
 from apollo_cli.report.runs import read_runs
+from apollo_cli.sweeps.job import check_sweep_options
 from apollo_cli.tracking.console import Console
 from apollo_cli.training import run
 from apollo_cli.training.distributed.environment import ProcessEnv
@@ -79,13 +80,16 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         if line.flags:
             raise ConfigError(f"{line.flags[0]}: flags are for the command; here there are only KEY=VALUE words")
         if asked := resume_overrides(line):
+            if run_dir is not None:
+                raise ConfigError(f"run_dir={run_dir}: resume= names the folder of the run; leave run_dir out")
             return run.resume(Path(asked[0]), asked[1])
         config, typed = _composed(line)
         path = Path(run_dir or typed or _new_run_dir(config))
         missing = files.missing(path)
         return run.train(config, path)
     except ConfigError as error:
-        raise OverridesError(*error.problems) from error
+        problems = (each.replace("add -m", "for sweeps type apollo-train -m in a shell") for each in error.problems)
+        raise OverridesError(*problems) from error
     finally:
         files.remove_empty(missing)
 
@@ -95,6 +99,7 @@ def _composed(line: CommandLine) -> tuple[Config, str | None]:
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             values = compose("config", list(line.overrides), return_hydra_config=True)
+        check_sweep_options(values.hydra)
         typed = values.hydra.run.dir if line.typed("hydra.run.dir") else None
         with open_dict(values):
             del values["hydra"]

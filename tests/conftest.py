@@ -17,13 +17,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 import pytest
 from filelock import FileLock
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
-from hydra.core.default_element import ResultDefault
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -130,7 +131,9 @@ def _composed_once(built_once: BuiltOnce) -> Iterator[list[tuple[Any, str, Any]]
     source = next(of for of in sources if of.scheme() == "pkg")
     load, parse = source.load_config, OverridesParser.parse_rule
     choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    choices = defaults_list._create_interpolation_map
 
+    interpolation = cache(omegaconf.base.parse)
     read = cache(lambda provider, place, path: pickle.dumps(load(source(provider, f"pkg://{place}"), path)))
     parsed = cache(lambda word, rule: parse(OverridesParser.create(), word, rule))
 
@@ -159,6 +162,12 @@ def _composed_once(built_once: BuiltOnce) -> Iterator[list[tuple[Any, str, Any]]
             kept(defaults, lambda: merge(self, defaults, repo)) if is_shipped(repo) else merge(self, defaults, repo)
         )
 
+    def choices_where_asked(
+        overrides: Overrides, defaults: list[InputDefault], self_added: bool
+    ) -> DictConfig | None:
+        asked = any(default.is_interpolation() for default in defaults if not default.is_self())
+        return choices(overrides, defaults, self_added) if asked else None
+
     def copy_shallowly(self: CachingConfigRepository, delegate: IConfigRepository) -> None:
         self.delegate, self.cache = copy(delegate), {}  # its sources are replaced, never changed
 
@@ -167,6 +176,8 @@ def _composed_once(built_once: BuiltOnce) -> Iterator[list[tuple[Any, str, Any]]
         (source, "load_config", read_once),
         (OverridesParser, "parse_rule", lambda self, word, rule: copy(parsed(word, rule))),
         (config_loader_impl, "create_defaults_list", choose_once),
+        (defaults_list, "_create_interpolation_map", choices_where_asked),
+        *((module, "parse", interpolation) for module in (omegaconf.base, omegaconf._utils)),
         (ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_once),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in replaced]

@@ -60,7 +60,9 @@ def test_a_typed_run_directory_is_that_of_the_command(
     [
         (["optim.lr=-1", "modle=gpt"], ["optim.lr=-1: should be greater than 0", "modle: no such key or group"]),
         (["-m", "seed=1,2"], ["-m: flags are for the command"]),
-        (["seed=1,2"], ["seed=1,2: several values are a sweep"]),
+        (["seed=1,2"], ["seed=1,2: several values are a sweep; for sweeps type apollo-train -m in a shell"]),
+        (["experiment=ablation/k"], ["experiment=ablation/k: it is a sweep; for sweeps type apollo-train -m"]),
+        (["hydra/launcher=joblib"], ["hydra/launcher=joblib: it is for the jobs of a sweep; for sweeps type"]),
         (["budget.steps"], ["budget.steps: not understood"]),
         (["hydra.run.dir=made/here", "data.files=[/nonexistent.txt]"], ["/nonexistent.txt"]),
     ],
@@ -82,6 +84,8 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(CheckpointError, match="not a run directory"):
         train([f"resume={tmp_path}"])
+    with pytest.raises(OverridesError, match="run_dir=elsewhere: resume= names the folder"):
+        train([f"resume={tmp_path}"], run_dir="elsewhere")
 
 
 @pytest.mark.slow

@@ -51,6 +51,10 @@ def test_who_has_chosen_how_threads_wait_is_told_nothing(
     assert not looks(CoreWaits(4), clocks, [(10, 30)])
 
 
+def test_one_thread_waits_for_no_other(clocks: dict[str, float]) -> None:
+    assert not looks(CoreWaits(1), clocks, [(10, 9)])
+
+
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not count it")
 def test_waiting_for_a_core_is_counted() -> None:
     """Two threads on one core: the system lets each wait while the other runs."""

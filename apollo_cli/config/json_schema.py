@@ -114,7 +114,8 @@ def _said_in_yaml() -> tuple[dict[str, str], dict[str, list[Any]]]:
     """The comments on keys in `conf/`, the first one of each, and the values that its files give them."""
     said: dict[str, str] = {}
     values: dict[str, list[Any]] = {}
-    for path in sorted(conf_folder().glob("**/*.yaml"), key=_rank):
+    chosen = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    for path in sorted(conf_folder().glob("**/*.yaml"), key=lambda path: _rank(path, chosen)):
         group, *option = path.relative_to(conf_folder()).with_suffix("").parts
         if group in ("hydra", "experiment", "glue"):
             continue
@@ -128,9 +129,8 @@ def _said_in_yaml() -> tuple[dict[str, str], dict[str, list[Any]]]:
     return said, values
 
 
-def _rank(path: Path) -> tuple[int, Path]:
+def _rank(path: Path, chosen: list[Any]) -> tuple[int, Path]:
     """Whose comments come first: config.yaml, the default options, others, those that begin with another option."""
-    chosen = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     begins_with = [each for each in values.get("defaults", []) if isinstance(each, str) and each[0] != "_"]
     if path.parent == conf_folder():

@@ -41,7 +41,7 @@ def matching(pattern: str, meaning: str) -> AfterValidator:
 
 Whole = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10**30)]
 Size = Annotated[int, BeforeValidator(whole), Field(gt=0, le=10_000_000)]
-Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]
+Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, le=2**63 - 1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Word = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]  # 2024 is a valid name

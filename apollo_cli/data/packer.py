@@ -339,8 +339,9 @@ def _hold_out_the_tail(packed: PackingStats, recipe: Recipe, folder: Path) -> No
     """Moves the share of all rows for validation from their end; a DataError if documents are copies of others."""
     if packed.copies:
         raise DataError(
-            f"the corpus is too small: its documents are too few to hold whole ones out, and {packed.copies:,} of "
-            "them are exact copies of others. Leave the copies out, or give more text"
+            f"data.validation={recipe.validation:g}: of {sum(packed.documents.values()):,} documents that holds no "
+            f"whole one out, or all, and the end of the text cannot be held out: {packed.copies:,} documents are "
+            "copies of others. Type another share, leave the copies out, or give more text"
         )
     training, validation = (folder / f"{split}.bin" for split in SPLITS)
     (part,) = packed.parts

@@ -313,6 +313,8 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
             where = f"{path}, line {rows.line_num - len(taken) + 1}"
             if row and not names:
                 names = row
+                if names.count(column) > 1:
+                    raise _twice(path, column)
                 if column not in names:
                     _refuse_other_delimiter(path, where, column, taken[-1], delimiter)
                     raise nothing_in(str(path), "column", column, names)
@@ -358,6 +360,10 @@ def nothing_in(where: str, what: str, name: str, names: Iterable[str]) -> DataEr
     return DataError(f"{where}: no {what} {name!r} (it has: {known}); set data.text_field")
 
 
+def _twice(path: Path, column: str) -> DataError:
+    return DataError(f"{path}: two columns are named {column!r}; rename one, or set data.text_field")
+
+
 def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[str]:
     """A column of a parquet or arrow file, batch by batch; a row without text gives an empty document.
 
@@ -376,7 +382,9 @@ def _columnar(path: Path, kind: str, column: str, reading: Reading) -> Iterator[
                 schema, batches = table.schema_arrow, table.iter_batches(batch_size=1000, columns=[column])
             else:
                 schema, batches = _arrow(file)
-            if (index := schema.get_field_index(column)) < 0:  # not there, or there twice
+            if schema.names.count(column) > 1:
+                raise _twice(path, column)
+            if (index := schema.get_field_index(column)) < 0:
                 names = (f.name if _is_text(f.type) else f"{f.name} of {f.type}" for f in schema)
                 raise nothing_in(str(path), "column", column, names)
             if not _is_text(type_ := schema.field(index).type):

@@ -18,6 +18,7 @@ from apollo_cli.data.readers import KINDS, Reading, kind_of, read_documents, ref
 from apollo_cli.errors import DataError
 
 Documents = Callable[[], Iterator[str]]  # starts a new pass over a source
+_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # no text in these
 
 
 class Source(ABC):
@@ -252,11 +253,15 @@ def _matches(key: str, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The files of known kinds in a folder and those below it, sorted; hidden ones are left out."""
+    """The files of known kinds in a folder and those below it, sorted.
+
+    Hidden ones are left out, and those with which `datasets` describes what it has saved.
+    """
     return sorted(
         path
         for path in folder.rglob("*")
         if kind_of(path) in KINDS
+        and path.name not in _OF_DATASETS
         and not path.is_dir()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )

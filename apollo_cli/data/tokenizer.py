@@ -25,10 +25,12 @@ from tokenizers import (
     trainers,
 )
 
+from apollo_cli import files
 from apollo_cli.data import network
 from apollo_cli.data.chunking import is_cut_anywhere, pieces
 from apollo_cli.data.recipe import BYTES, OTHER_ENDS, SPECIAL_TOKENS, Recipe
 from apollo_cli.errors import DataError, first_line
+from apollo_cli.models.model_config import ModelConfig
 
 AUTO = "auto"  # data.tokenizer: train one on the corpus, by the algorithm of the model's kind
 _ALGORITHMS_OF_BYTES = ("bpe", "unigram")
@@ -205,6 +207,20 @@ def load_tokenizer(kind: str, name: str) -> Tokenizer:
         _load_in_subprocess(path, *_digests(path))
         tokenizer = read_tokenizer(path)
     check_tokenizer(kind, tokenizer, f"data.tokenizer={name}")
+    return tokenizer
+
+
+def load_tokenizer_of_model(model_config: ModelConfig, folder: Path) -> Tokenizer:
+    """The tokenizer beside a model in `folder`; a DataError if there is none, or that of another model."""
+    try:
+        tokenizer = load_tokenizer(model_config.kind, str(folder.resolve()))
+    except DataError as error:
+        raise DataError(f"{files.shown(folder)}: its tokenizer: {str(error).partition(': ')[2]}") from error
+    if tokenizer.get_vocab_size() > model_config.vocabulary:
+        raise DataError(
+            f"{files.shown(folder)}: its tokenizer has {tokenizer.get_vocab_size():,} entries, the model "
+            f"{model_config.vocabulary:,}: they do not belong together"
+        )
     return tokenizer
 
 

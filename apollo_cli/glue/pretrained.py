@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from apollo_cli import files
-from apollo_cli.data import tokenizer as tokenizers
-from apollo_cli.errors import CheckpointError, DataError
+from apollo_cli.data.tokenizer import load_tokenizer_of_model
+from apollo_cli.errors import CheckpointError
 from apollo_cli.models.hf import load_trunk, weight_files
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import LanguageModel
@@ -76,17 +76,7 @@ class Pretrained:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer; a DataError if the folder has none, or that of another model."""
-        try:
-            tokenizer = tokenizers.load_tokenizer(self.model_config.kind, str(self.folder.resolve()))
-        except DataError as error:
-            problem = str(error).partition(": ")[2]
-            raise DataError(f"{files.shown(self.folder)}: its tokenizer: {problem}") from error
-        if tokenizer.get_vocab_size() > self.model_config.vocabulary:
-            raise DataError(
-                f"{files.shown(self.folder)}: its tokenizer has {tokenizer.get_vocab_size():,} entries, the "
-                f"model {self.model_config.vocabulary:,}: they do not belong together"
-            )
-        return tokenizer
+        return load_tokenizer_of_model(self.model_config, self.folder)
 
 
 def _weights_digest(folder: Path) -> str:

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 
 from apollo_cli.data.batches import EvaluationBatches
-from apollo_cli.data.corpus import Corpus
 from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
@@ -25,8 +25,8 @@ class Measured:
     loss: float  # mean over the predictions, in nats
     accuracy: float  # share of the predictions whose likeliest token is right
     predictions: int  # their number
-    # loss of the text over its bytes, comparable between tokenizers; None for masked tokens, of which the loss is
-    # not that of a text
+    # loss of all tokens, those between documents too, over the bytes of the text, comparable between tokenizers;
+    # None for masked tokens, of which the loss is not that of a text
     bits_per_byte: float | None
 
     @property
@@ -46,7 +46,11 @@ class LayerWorth:
 
 @torch.no_grad()
 def measure(
-    model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int, corpus: Corpus
+    model: LanguageModel,
+    batches: Iterable[tuple[Batch, int]],
+    device: Device,
+    depth: int,
+    tokens_a_byte: float | None,
 ) -> Measured:
     """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
     logical = layers_to_run(len(model.blocks), depth)
@@ -60,8 +64,15 @@ def measure(
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    bits = total / count / math.log(2) * corpus.packed.tokens / corpus.packed.num_bytes
-    return Measured(depth, total / count, right / count, count, None if model.model_config.kind == "bert" else bits)
+    bits = None if tokens_a_byte is None else total / count / math.log(2) * tokens_a_byte
+    return Measured(depth, total / count, right / count, count, bits)
+
+
+def tokens_per_byte(rows: np.ndarray, tokenizer: Tokenizer) -> float:
+    """The tokens of rows, those between documents too, over the bytes in UTF-8 of the text that they decode to."""
+    text = tokenizer.decode(rows.flatten().tolist(), skip_special_tokens=True)
+    # of a letter that the end of a row cuts each part decodes to U+FFFD
+    return rows.size / max(1, len(text.replace("\ufffd", "?").encode()))
 
 
 def sliding_windows(rows: np.ndarray, stride: int) -> Iterator[tuple[Batch, int]]:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 from rich.table import Table
 
 from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.cli.error_help import explained
 from apollo_cli.cli.plain_words import parse_words
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
@@ -21,7 +24,13 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import CheckpointError, ConfigError
-from apollo_cli.inference.evaluation import layer_worths, measure, pseudo_perplexity, sliding_windows
+from apollo_cli.inference.evaluation import (
+    layer_worths,
+    measure,
+    pseudo_perplexity,
+    sliding_windows,
+    tokens_per_byte,
+)
 from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import measured_corpus, prepare_corpus
@@ -75,7 +84,7 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
             f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"
         )
     if of_data:
-        typed = compose_values(CommandLine.parse([*of_data, f"model={trained.kind}"]).overrides)["data"]
+        typed = _composed([*of_data, f"model={trained.kind}"])["data"]
         in_bytes = raw["data"]["tokenizer"] == "bytes"
         of_model = {
             "tokenizer": "bytes" if in_bytes else str(trained.tokenizer_folder.resolve()),
@@ -87,6 +96,17 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
     if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
         precision = "fp32"  # as its own evaluations
     return parse(raw | {"device": args.device, "precision": precision, "devices": None, "compile": "auto"})
+
+
+def _composed(words: Sequence[str]) -> dict[str, Any]:
+    line = CommandLine.parse(words)
+    try:
+        return compose_values(line.overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems = explained(line, error).problems
+        raise ConfigError(
+            *(each.replace("are a sweep; add -m", "are a list: [a,b]") for each in problems)
+        ) from error
 
 
 def _names_corpus(of_data: Sequence[str]) -> bool:
@@ -130,7 +150,9 @@ def _evaluated(
         raise ConfigError(f"stride={args.stride}: {problem}; type at most {sizes.positions - 1}")
     if args.pseudo and trained.kind != "bert":
         raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
-    measured = measure(model, sliding_windows(rows, args.stride) if args.stride else batches, device, depth, corpus)
+    windows = sliding_windows(rows, args.stride) if args.stride else batches
+    tokens_a_byte = None if trained.kind == "bert" else tokens_per_byte(rows, corpus.tokenizer)
+    measured = measure(model, windows, device, depth, tokens_a_byte)
     result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
     if args.pseudo:
         mask = special_ids("bert", corpus.tokenizer)["mask"]
@@ -170,7 +192,8 @@ def _table(found: Sequence[dict[str, Any]]) -> Table:
     paths = [Path(result["run"]) for result in found]
     shared = set.intersection(*({*path.parents} for path in paths)) - {Path(), Path("/")}
     folder = max(shared, key=lambda path: len(path.parts), default=Path())
-    table = Table(title=f"{paths[0] if len(paths) == 1 else folder}", title_justify="left")
+    title = str(paths[0]) if len(paths) == 1 else str(folder) if shared else None
+    table = Table(title=title, title_justify="left")
     heads = {
         **({"run": "{}"} if len(paths) > 1 else {}),
         "depth": "{}",

@@ -56,7 +56,7 @@ def _prompt(args: SamplingArgs) -> str:
         source = "standard input"
     try:
         if args.prompt_file is not None:
-            return Path(args.prompt_file).read_text(encoding="utf-8")
+            return Path(args.prompt_file).read_bytes().decode("utf-8-sig")
         prompt = sys.stdin.read() if args.prompt is None else args.prompt
         prompt.encode()  # what is no UTF-8 is there as surrogates
     except OSError as error:

@@ -11,7 +11,7 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
 from apollo_cli.data import cache_folder
 from apollo_cli.data.corpus import Corpus
-from apollo_cli.data.tokenizer import load_tokenizer
+from apollo_cli.data.tokenizer import load_tokenizer_of_model
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.models.hf import load_model
 from apollo_cli.models.parametrization import in_parametrization
@@ -70,7 +70,9 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         if directory.newest_run:
             raise directory.not_a_run()
         model = load_model(folder)
-        return TrainedModel(model.eval(), _tokenizer(model, folder), folder, files.shown(folder), None)
+        return TrainedModel(
+            model.eval(), load_tokenizer_of_model(model.model_config, folder), folder, files.shown(folder), None
+        )
     config = parse(directory.config())
     if checkpoint:
         model = checkpoint_model(config, directory, checkpoint)
@@ -79,7 +81,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
             load_model(exported_folder(folder, or_else=_CHECKPOINT)), config.model_config.complete_p
         )
     if directory.model.is_dir():
-        place, tokenizer = directory.model, _tokenizer(model, directory.model)
+        place, tokenizer = directory.model, load_tokenizer_of_model(model.model_config, directory.model)
     else:  # packed with the corpus
         corpus = prepare_corpus(config, cache_of(config), console, config.budget.steps or 1)
         if (
@@ -124,7 +126,3 @@ def cache_of(config: Config) -> Path:
     """
     named = config.data.cache_dir
     return cache_folder.path(None if named and cache_folder.cache_folder_problems(named) else named)
-
-
-def _tokenizer(model: LanguageModel, folder: Path) -> Tokenizer:
-    return load_tokenizer(model.model_config.kind, str(folder.resolve()))

@@ -328,7 +328,7 @@ class LanguageModel(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def initialize(self) -> None:
-        """Draws all weights from torch's global generator according to `model_config.init`; none on the meta device."""
+        """Draws all weights from torch's global generator as `model_config.init` says; none on the meta device."""
         if self.device.type == "meta":
             return
         self.draw(self)

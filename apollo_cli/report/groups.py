@@ -160,8 +160,8 @@ def settings(run: Run) -> dict[str, Any]:
     """The keys that may change the result, but for the seed.
 
     Every seed may be initialized from a model of its own: paths that differ in digits alone are equal where the
-    models cost as much. A key without a value is as one that is not there; a key that an older run lacks has its
-    default.
+    models cost as much. A key without a value, or with an empty list, is as one that is not there; a key that an
+    older run lacks has its default.
     """
     idle = (
         _IDLE
@@ -172,7 +172,7 @@ def settings(run: Run) -> dict[str, Any]:
     found = {
         key: value
         for key, value in sorted((_defaults_of(run.config) | run.config).items())
-        if value is not None and not f"{key}.".startswith(idle)
+        if value not in (None, []) and not f"{key}.".startswith(idle)
     }
     if found.get(_SOURCE) is not None and run.source_flops is not None:
         found[_SOURCE] = f"{re.sub('[0-9]+', '#', str(found[_SOURCE]))} of {run.source_flops:g} FLOPs"

@@ -21,23 +21,26 @@ def print_comparisons(comparisons: Sequence[Comparison], warnings: Sequence[str]
     for warning in warnings:
         screen.print(Text(f"WARNING: {warning}", style="bold red"))
     for sentence in filter(None, map(headline, comparisons)):
-        screen.print(Text(sentence, style="bold"))
+        _say(screen, (sentence, "bold"))
     for comparison in comparisons:
-        screen.print(
-            Text(f"\n{comparison.family.title}: ", style="bold"), Text(comparison.family.description), sep=""
-        )
+        _say(screen, (f"\n{comparison.family.title}: ", "bold"), comparison.family.description)
         if sentence := target_sentence(comparison):
-            screen.print(Text(sentence))
+            _say(screen, sentence)
         screen.print(_results(comparison, with_speedup=screen.width >= _WIDE))
         glue = compare_glue(comparison)
         if glue:
             screen.print(_rich_table(glue_table(comparison, glue)))
         notes = [*comparison_notes(comparison), *(glue.notes if glue else ())]
         for note in notes[:_MOST_NOTES]:
-            screen.print(Text(f"note: {note}"))
+            _say(screen, f"note: {note}")
         if left := len(notes[_MOST_NOTES:]):
             screen.print(Text(f"{left} more {'note' if left == 1 else 'notes'} in the report", style="dim"))
     screen.print(Text("±: half of a 95 % interval over seeds; the report says how costs are read", style="dim"))
+
+
+def _say(screen: Screen, *parts: str | tuple[str, str]) -> None:
+    """Prints a sentence, parts of it with a style; a terminal breaks it between words."""
+    screen.print(Text.assemble(*parts), soft_wrap=not screen.is_terminal)
 
 
 def _results(comparison: Comparison, *, with_speedup: bool) -> Table:

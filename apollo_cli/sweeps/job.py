@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from time import sleep
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -83,7 +84,7 @@ def _run(values: DictConfig, run_dir: Path) -> float | None:
     from apollo_cli.training.run import train
 
     try:
-        _check_sweep_options()
+        check_sweep_options(HydraConfig.get())
         config = job_config(values, HydraConfig.get().overrides.task)
         log.debug("config is valid; run directory %s", run_dir)
         return _finite_loss(train(config, run_dir).losses)
@@ -105,9 +106,8 @@ def _remove_output_of_hydra(run_dir: Path) -> None:
         folder.rmdir()
 
 
-def _check_sweep_options() -> None:
-    """Refuses what has an effect in a sweep alone."""
-    config = HydraConfig.get()
+def check_sweep_options(config: HydraConf) -> None:
+    """Refuses what in Hydra's own config has an effect in a sweep alone; a ConfigError has every problem."""
     problems = [
         f"hydra/{part}={name}: it is for the jobs of a sweep; add -m"
         for part in ("launcher", "sweeper")

@@ -67,7 +67,8 @@ class Device:
         precision = "bf16 products" if self.bf16 else "fp32"
         compiled = "blocks are compiled" if self.compile else "nothing is compiled"
         why = " (compile=auto: on CUDA alone, a CPU gains nothing from it)" if run.compile == "auto" else ""
-        beside = f", with those of {self.processes.world_size - 1} more processes" if self.processes.env else ""
+        others = self.processes.world_size - 1
+        beside = f", with those of {others} more process{'es' * (others != 1)}" if self.processes.env else ""
         return f"device: {self.name}{beside}, {precision}, {compiled}{why}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from apollo_cli import files
 from apollo_cli.config.config import Config, parse
+from apollo_cli.config.data import is_streamed
 from apollo_cli.config.hydra_syntax import pasted, resume_words
 from apollo_cli.data import cache_folder
 from apollo_cli.data.corpus import Corpus
@@ -97,7 +98,8 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
     dearest = max(run_plan, run_plan.earliest or run_plan, key=lambda each: each.flops)
     estimate = estimated_duration(dearest, config, device)
     most = "at most " if run_plan.may_end_early or run_plan.earliest else ""
-    console.say(f"training takes {most}about {duration(estimate.seconds)} (h:mm:ss): {estimate.source}")
+    takes = f"training takes {most}about {duration(estimate.seconds)} (h:mm:ss)"
+    console.say(f"{takes}: {estimate.source}", in_words=True)
     with _locked(directory, device.processes), interruptible():
         directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": estimate.seconds})
         console.say(f"plan written to {directory}; nothing was trained")
@@ -232,7 +234,7 @@ def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> N
     )
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(run_plan), in_words=True)
-    if run_plan.earliest is not None:
+    if run_plan.earliest is not None and run_plan.earliest.schedule != run_plan.schedule:
         console.say(plan_bounds(run_plan, run_plan.earliest), in_words=True)
     if run_plan.schedule.extended_from:
         console.say(plan_segment(run_plan), in_words=True)
@@ -260,7 +262,8 @@ def _load(directory: RunDirectory, config: Config, longer: dict[str, Any], conso
     is_complete = summary.get("status") == "completed"
     way = f"a new run begins with its weights if you type {pasted('init_from.path', str(directory))}"
     if is_complete and not longer:
-        if config.optim.schedule == "constant" and summary.get("ended_by", "budget") == "budget":
+        may_go_on = config.optim.schedule == "constant" and not is_streamed(config.data)
+        if may_go_on and summary.get("ended_by", "budget") == "budget":
             way = f"budget.steps=N beside it, with a larger N than it had, makes it longer; {way}"
         raise CheckpointError(f"{directory}: this run is complete, there is nothing to resume; {way}")
     if is_complete and (ended_by := summary.get("ended_by", "budget")) != "budget":

@@ -80,8 +80,9 @@ class Session(ABC):
         state.planned_steps, processes = self.plan.steps, self.device.processes
         if state.devices != processes.world_size and checkpoint:
             self.console.say(
-                f"note: the run had {state.devices} devices and continues on {processes.world_size}: the same "
-                "rows, depths and FLOPs, but sums in another order, so that losses differ in their last digits"
+                f"note: the run had {files.counted(state.devices, 'device')} and continues on "
+                f"{processes.world_size}: the same rows, depths and FLOPs, but sums in another order, so that "
+                "losses differ in their last digits"
             )
         state.devices = processes.world_size
         tracker = self.tracker(state)

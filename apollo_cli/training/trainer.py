@@ -125,7 +125,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step or None  # at step 0 there may be no checkpoint yet
-        self.started = perf_counter() - self.state.total_seconds
+        # a map may have been learned before
+        self.started = perf_counter() - max(self.state.total_seconds, self.state.train_seconds)
         self.activation_limit = activation_limit(self.device)
         keep_freed_memory(self.device)
         is_alone_on_cpu = self.device.device.type == "cpu" and not self.device.processes.env
@@ -533,7 +534,8 @@ class Trainer:
             state.planned_steps = self.plan.steps
             self.tracker.say(
                 f"step {state.step}: stage {index + 1} ends, for eval/loss fell by no more than "
-                f"{args.threshold:.2%} in {args.window} evaluations; {self.plan.steps:,} steps are planned"
+                f"{args.threshold:.2%} in {files.counted(args.window, 'evaluation')}; "
+                f"{self.plan.steps:,} steps are planned"
             )
 
     def judge(self, loss: float, *, in_last_stage: bool) -> None:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,6 +148,12 @@ def test_a_glob_of_files_and_folders_has_the_files_of_both(tmp_path: Path) -> No
     assert read(tmp_path / "*") == ["a.txt", "deep/b.txt", "deep/er/c.txt"]
     with pytest.raises(DataError, match=r"e\*y is a directory without a file of"):
         read(tmp_path / "e*y")
+
+
+def test_a_folder_that_datasets_has_saved_is_read(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "saved")
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".arrow", ".json"}
+    assert read(tmp_path / "saved") == ["one", "two"]
 
 
 def test_paths_may_be_relative_or_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from tokenizers import Tokenizer
 
 from apollo_cli.config.config import Config, parse
 from apollo_cli.data.batches import EvaluationBatches
+from apollo_cli.data.tokenizer import byte_tokenizer, special_ids
 from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.growth.layer_maps import layers_to_run
-from apollo_cli.inference.evaluation import measure, pseudo_perplexity, sliding_windows
+from apollo_cli.inference.evaluation import measure, pseudo_perplexity, sliding_windows, tokens_per_byte
 from apollo_cli.inference.evaluation_command import _table
 from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
@@ -66,15 +68,18 @@ def test_the_loss_is_that_of_the_end_of_training(
 def test_a_text_of_ones_own_is_measured_whole_in_bits_per_byte(
     of_run: list[str], finished: Finished, corpus_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    text = corpus_file.read_text(encoding="utf-8")[:20_000].strip()
-    (tmp_path / "own.txt").write_text(text, encoding="utf-8")
+    """Of short documents, so that the tokens between them are many."""
+    lines = [line[:12].strip() for line in corpus_file.read_text(encoding="utf-8").split("\n\n")]
+    (tmp_path / "own.txt").write_text("\n".join(lines), encoding="utf-8")
     folder = finished("gpt")
     words = [f"run={folder}", *of_run, f"data.files={tmp_path}/own.txt", f"data.cache_dir={tmp_path}/cache"]
+    words.append("data.document=line")
     (found,) = evaluated(capsys, *words)
     (facts,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("cache/*/corpus.json"))
-    tokens, size = facts["packed"]["tokens"], facts["packed"]["num_bytes"]
-    assert size == len(text.replace("\n\n", "").encode())
-    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * tokens / size)
+    tokens = facts["packed"]["tokens"] + len(lines)
+    size = len("".join(lines).encode())
+    assert tokens > 1.1 * facts["packed"]["tokens"]
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * tokens / size, rel=0.01)
     assert (facts["training"]["rows"], facts["validation"]["rows"]) == (0, found["rows"])
     assert run(words) == 0
     assert "held out" not in capsys.readouterr().out  # all rows are measured
@@ -161,13 +166,18 @@ def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None
             each = F.cross_entropy(logits[:-1], window[1:], reduction="none")
             losses.append(each if start == 0 else each[-4:])
 
-    class Packed:
-        packed = type("Stats", (), {"tokens": 1, "num_bytes": 1})
-
     windows = sliding_windows(rows, 4)
-    found = measure(model, windows, CPU, len(model.blocks), Packed())  # type: ignore[arg-type]
+    found = measure(model, windows, CPU, len(model.blocks), 0.5)
     assert found.predictions == 47
     assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / 2)
+
+
+def test_tokens_a_byte_count_letters_that_rows_cut_and_tokens_between_documents() -> None:
+    """18 bytes of 9 letters in rows of 5, and the token at the end of the text; one token for each byte."""
+    tokenizer = byte_tokenizer("gpt")
+    ids = [*tokenizer.encode("шестьдесят"[:9]).ids, special_ids("gpt", tokenizer)["eos"]]
+    assert tokens_per_byte(np.array([*ids, ids[-1]]).reshape(4, 5), tokenizer) == pytest.approx(20 / 18)
 
 
 @pytest.mark.parametrize(("stride", "windows"), [(1, 33), (5, 8), (15, 4)])
@@ -297,6 +307,11 @@ def test_a_model_in_several_files_is_read_everywhere(
         (["run={gpt}", "data.tokenizer=bytes"], "data.tokenizer=bytes: it is that of the model; leave it out"),
         (["run={gpt}", "data.validation=0.3"], "data.validation=0.3: nothing is held out here"),
         (["run={gpt}", "data.files=x.txt", "data.inspect=true"], "data.inspect=true: nothing is inspected here"),
+        (
+            ["run={gpt}", "data.files=x.txt", "data.fles=y"],
+            "data.fles: no such key or group; did you mean data.files?",
+        ),
+        (["run={gpt}", "data.files=x.txt,y.txt"], "data.files=x.txt,y.txt: several values are a list: [a,b]"),
         (["run={gpt}", "data.document=line"], "data.document=line: it names no corpus; type data.files=FILE"),
     ],
 )
@@ -308,6 +323,19 @@ def test_a_wrong_word_is_named(
     assert says in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_another_model_is_refused(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished("gpt") / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_tokens(["another"])
+    tokenizer.save(str(path))
+    for command, words in ((run, ["data.files=x.txt"]), (sample, ["prompt=a"])):
+        assert command([f"run={tmp_path}/model", *words]) == 2
+        assert "its tokenizer has 301 entries, the model 300: they do not belong" in capsys.readouterr().err
+
+
 def test_a_table_has_the_part_of_a_path_in_which_runs_differ() -> None:
     def shown(*runs: str) -> tuple[Any, dict[str, list[str]]]:
         table = _table([{"run": run, "depth": 3, "rows": 8, "loss": 1.5} for run in runs])
@@ -317,4 +345,5 @@ def test_a_table_has_the_part_of_a_path_in_which_runs_differ() -> None:
     title, columns = shown("outputs/a/1", "outputs/a/2 step_00000100")
     assert (title, columns["run"]) == ("outputs/a", ["1", "2 step_00000100"])
     assert shown("outputs/a/1", "/elsewhere/b")[1]["run"] == ["outputs/a/1", "/elsewhere/b"]
+    assert shown("a", "b") == (None, shown("a", "b")[1])
     assert shown("a", "b")[1]["run"] == ["a", "b"]

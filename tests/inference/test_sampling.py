@@ -121,7 +121,7 @@ def test_a_terminal_obeys_nothing_of_a_text(is_terminal: bool, shown: str, monke
 def test_a_prompt_comes_from_a_file_or_from_standard_input(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "prompt").write_text("some [MASK] words", encoding="utf-8")
+    (tmp_path / "prompt").write_text("\ufeffsome [MASK] words", encoding="utf-8")  # a mark of editors, no text
     assert run([f"run={finished('bert')}", f"prompt_file={tmp_path}/prompt", "candidates=2"]) == 0
     from_file = capsys.readouterr().out
     assert from_file.startswith("[MASK] 1: ")

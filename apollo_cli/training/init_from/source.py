@@ -207,7 +207,8 @@ def _optimizer_problems(source: SourceModel, before: Config, config: Config) -> 
     """Why its parameters do not map one to one, or by the growth map, to those of the model that begins."""
     target, found = config.model_config.narrowed(config.schedule.shares[0]), []
     if before.optim.kind != config.optim.kind:
-        found.append(f"it has the state of {before.optim.kind}; type optim={before.optim.kind}")
+        option = {"adamw": "adamw_wsd"}.get(before.optim.kind, before.optim.kind)  # adamw has a cosine
+        found.append(f"it has the state of {before.optim.kind}; type optim={option}")
     if (before.optim.ema is None) != (config.optim.ema is None):
         found.append(f"its optim.ema is {before.optim.ema}; both have averages of the weights, or none has")
     if before.model.complete_p != config.model.complete_p:

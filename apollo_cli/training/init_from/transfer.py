@@ -55,4 +55,6 @@ class WeightTransfer:
         (seconds,) = self.device.processes.max(perf_counter() - began)  # all processes add the same number
         self.state.train_seconds += seconds
         self.state.flops += stage.map_flops
+        self.state.logged_train_seconds += seconds  # of no row's rates
+        self.state.logged_flops += stage.map_flops
         self.say(f"a map was learned in {expander.learning.steps} steps, loss {first:.4f} -> {last:.4f}")

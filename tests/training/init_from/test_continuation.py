@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_in_the_corpus_is_resumed_there(
         (("init_from.checkpoint=best",), "init_from.checkpoint=best: none is kept"),
         (("init_from.data=true", "seed=1"), "type seed=0"),
         (("init_from.data=true", "data.seq_len=15"), "trained on other rows"),
-        (("init_from.optimizer=true", "optim=muon"), "it has the state of adamw; type optim=adamw"),
+        (("init_from.optimizer=true", "optim=muon"), "it has the state of adamw; type optim=adamw_wsd"),
         (("init_from.optimizer=true", "optim.ema=0.9"), "its optim.ema is None"),
         (("init_from.optimizer=true", "expander.moments=reset"), "moments=reset drops it"),
         (("init_from.optimizer=true", "model.hidden=32", "model.heads=4"), "width grows, and moments have no rule"),

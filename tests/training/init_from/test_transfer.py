@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -64,8 +66,30 @@ def test_a_source_and_every_growth_have_their_own_map(config: Callable[..., Conf
         3 * (micro_step(16, 32, 4) + map_flops_by_hand(16, 32, 16, 32, 300 + 16, 2, 4)),
     ]
     rows = read_rows(tmp_path / "run")
+    assert all(row["total_seconds"] >= row["train_seconds"] for row in rows)
     assert (rows[0]["flops"], rows[-1]["flops"]) == (plan.stages[0].map_flops, plan.flops)
     assert plan.flops == plan.map_flops + sum(stage.flops for stage in plan.stages)
+
+
+def test_rates_are_those_of_steps_without_the_map(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+
+    def timed(*arguments: Any) -> Any:
+        began = perf_counter()
+        result = learn(*arguments)
+        seconds.append(perf_counter() - began)
+        return result
+
+    monkeypatch.setattr(transfer, "learn", timed)
+    train(config("model=gpt", *BOTH, *RARELY), tmp_path)
+    rows = [row for row in read_rows(tmp_path) if "train/loss" in row]
+    for before, row in pairwise(rows):
+        of_map = seconds[0] if before["step"] == GROWN else 0
+        spent = row["train_seconds"] - before["train_seconds"] - of_map
+        tokens = row["tokens"] - before["tokens"]
+        assert row["perf/tokens_per_second"] == pytest.approx(tokens / spent, rel=0.05)
 
 
 def test_a_budget_of_seconds_pays_for_the_map(
