@@ -338,7 +338,7 @@ def _table(path: Path, lines: Iterator[str], column: str, delimiter: str) -> Ite
         reason = "a quote opens a field there and never closes" if "end of data" in str(error) else str(error)
         raise DataError(
             f"{path}, line {rows.line_num - len(taken) + 1}: not a table ({reason}); correct that row: a text with "
-            "quotes has them doubled and stands in quotes"
+            "quotes has them doubled and stands in quotes. If no quotes were meant so, write a .jsonl"
         ) from error
 
 

@@ -500,7 +500,7 @@ def _with_special_tokens(tokenizer: Tokenizer, special: list[str]) -> Tokenizer:
 
 def _sample(documents: Iterable[str]) -> Iterator[str]:
     """The first documents, long ones in pieces, up to SAMPLE_CHARACTERS."""
-    total, document = 0, None
+    total = 0
     for document in documents:
         for piece in pieces(document, _LONGEST):
             yield piece
@@ -508,5 +508,3 @@ def _sample(documents: Iterable[str]) -> Iterator[str]:
             total += len(piece) * (_UNBROKEN_COST if unbroken else 1)
             if total > SAMPLE_CHARACTERS:
                 return
-    if document is None:
-        raise DataError("the corpus is empty: there is no document to train a tokenizer on")

@@ -53,10 +53,10 @@ def note_on_rows(task: GlueTask, split: Split, examples: Examples) -> str | None
     """A note where these are not the published rows, else None."""
     found = []
     if len(examples.texts) != split.rows:
-        found.append(f"{len(examples.texts):,} rows, published are {split.rows:,}")
+        found.append(f"has {len(examples.texts):,} of the {split.rows:,} published rows")
     if examples.left_out:
-        found.append(f"{examples.left_out:,} without a sentence or a label are left out")
-    return f"note: {task.title} {split.name} has {', '.join(found)}" if found else None
+        found.append(f"is without {files.counted(examples.left_out, 'row')} that lacked a sentence or a label")
+    return f"note: {task.title} {split.name} {' and '.join(found)}" if found else None
 
 
 def _collect(task: GlueTask, rows: Iterator[_Row], where: str, labelled: bool) -> Examples:

@@ -104,7 +104,8 @@ def scores_table(results: Mapping[str, Any]) -> Table:
     """The results as a table; x 100, as GLUE reports them."""
     table = Table(title="GLUE, development rows (x 100)", title_justify="left")
     for name in ("task", "mean over seeds", "best run", "frequent label", "metrics (mean)", "lr", "runs"):
-        table.add_column(name, justify="left" if name in ("task", "metrics (mean)") else "right")
+        is_text = name in ("task", "metrics (mean)")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "mean over seeds")
     for name, task in results["tasks"].items():
         metrics = ", ".join(f"{metric} {percent(value)}" for metric, value in task["metrics"].items())
         scores = (mean_text(task), percent(task["best"]), percent(task["frequent"]))

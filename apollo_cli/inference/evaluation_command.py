@@ -23,7 +23,7 @@ from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
-from apollo_cli.errors import CheckpointError, ConfigError
+from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
 from apollo_cli.inference.evaluation import (
     layer_worths,
     measure,
@@ -64,7 +64,14 @@ def evaluate_models(words: Sequence[str]) -> None:
     of_data = [word for word in words if word.startswith(("data=", "data."))]
     args = parse_words(EvaluationArgs, [w for w in words if w not in (*of_data, "--json")], "apollo-eval")
     console, names_corpus = Console(quiet=as_json), _names_corpus(of_data)
-    found = [_evaluated(Path(folder), of_data, args, console, names_corpus) for folder in args.run]
+    found: list[dict[str, Any]] = []
+    try:
+        for folder in args.run:
+            found.append(_evaluated(Path(folder), of_data, args, console, names_corpus))
+    except ApolloError:
+        if found:  # perhaps after hours
+            console.show(_table(found))
+        raise
     if as_json:
         print(json.dumps(found, indent=2))
         return

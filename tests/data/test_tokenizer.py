@@ -140,12 +140,6 @@ def test_wordpiece_takes_more_letters_where_words_do_not_fill_the_vocabulary() -
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_an_empty_corpus_is_refused(kind: str) -> None:
-    with pytest.raises(DataError, match="the corpus is empty"):
-        tokenizers.train_tokenizer(kind, 300, [])
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_rare_letters_that_are_equally_rare_do_not_make_trainings_differ(documents: list[str], kind: str) -> None:
     rare = [*documents, *(chr(0x4E00 + i) for i in range(300))]
     first, second = (tokenizers.train_tokenizer(kind, ENTRIES[kind], rare) for _ in range(2))

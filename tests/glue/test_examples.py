@@ -50,7 +50,8 @@ def test_rows_that_miss_a_field_or_a_label_are_left_out_and_counted(tmp_path: Pa
     assert found.left_out == 2
     note = note_on_rows(TASKS["qqp"], TASKS["qqp"].splits.train, found)
     assert note == (
-        "note: QQP train has 2 rows, published are 363,846, 2 without a sentence or a label are left out"
+        "note: QQP train has 2 of the 363,846 published rows "
+        "and is without 2 rows that lacked a sentence or a label"
     )
 
 

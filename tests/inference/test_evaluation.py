@@ -323,6 +323,15 @@ def test_a_wrong_word_is_named(
     assert says in capsys.readouterr().err
 
 
+def test_what_was_measured_before_a_wrong_run_is_shown(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([f"run={finished('gpt')}", f"run={finished('bert')}", "stride=8"]) == 2
+    out, err = capsys.readouterr()
+    assert "bits per byte" in out
+    assert "stride=8: BERT predicts masked tokens" in err
+
+
 def test_a_tokenizer_of_another_model_is_refused(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
