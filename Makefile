@@ -43,7 +43,7 @@ test-faults: $(STAMP)  ## the long proof that no run is lost: kills, full disks,
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n auto
 
 format: $(STAMP)  ## mend lint and format
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast  # type: ignore[attr-defined]
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, GPT2Config, GPT2TokenizerFast
 
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.recipe import SPECIAL_TOKENS, byte_vocabulary
