@@ -100,7 +100,11 @@ def _problems_of_words(typed: list[Override], folders: Sequence[Path]) -> list[s
 
 def _sweeps_without_multirun(typed: list[Override]) -> list[str]:
     swept = [o.input_line for o in typed if o.is_sweep_override()]
-    return [f"{swept[0]}: several values are a sweep; add -m, or quote a value with a comma"] if swept else []
+    return (
+        [f"{swept[0]}: several values are a sweep; add -m, or type a list as [a,b], a text with a comma in quotes"]
+        if swept
+        else []
+    )
 
 
 def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) -> list[str]:
@@ -147,7 +151,7 @@ def _problem_of_key(override: Override, keys: set[str], known: dict[str, dict[st
         if group != "experiment" and key in _keys_of((*search, f"{group}={option}"))
     ]
     if homes:
-        return f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)}"
+        return f"{key}: a chosen {group} has no such key; it belongs to {', '.join(homes)} alone"
     return f"{key}: no such key or group{closest(key, [*keys, *known])}"
 
 

@@ -36,7 +36,7 @@ def fitted(page: str, columns: int) -> str:
         wrapped = textwrap.wrap(
             line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         )
-        lines += [line] if len(line) <= columns or line.lstrip().startswith("apollo-") else wrapped
+        lines += [line] if len(line) <= columns or re.match(r"\s*apollo-\w+ ", line) else wrapped
     return "\n".join(lines) + "\n"
 
 

@@ -112,6 +112,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
         return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
     hint = ""
+    if detail["type"] in ("int_type", "float_type") and re.fullmatch(r"[-+.\deE]+", str(detail["input"])):
+        hint = f"; this is a text: of an environment variable type '{key}=\"${{oc.decode:${{oc.env:NAME}}}}\"'"
     if detail["type"] == "literal_error":
         hint = closest(typed, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
     return f"{key}={typed}: {message}{hint}"

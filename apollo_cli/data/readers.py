@@ -281,12 +281,16 @@ def _take(lines: Iterator[str], length: int) -> str:
 def _text_of(path: Path, number: int, row: Any, text_field: str) -> str:
     """The text of a JSON object from line `number` on, empty for null; a DataError if it has no UTF-8 text."""
     where = f"{path}, line {number}"
-    if not isinstance(row, dict) or text_field not in row:
-        raise nothing_in(where, "text in the field", text_field, row if isinstance(row, dict) else ())
+    as_objects = f'write an object for each text, {{"{text_field}": "..."}}'
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {json.dumps(row)[:40]} is no object with a text; {as_objects}")
+    if text_field not in row:
+        raise nothing_in(where, "text in the field", text_field, row)
     text = "" if row[text_field] is None else row[text_field]
     if not isinstance(text, str):
+        remedy = as_objects if isinstance(text, list | dict) else "write it in quotes"
         raise DataError(
-            f"{where}: the field {text_field!r} holds {json.dumps(text)[:40]}, not text; write it in quotes, or "
+            f"{where}: the field {text_field!r} holds {json.dumps(text)[:40]}, not text; {remedy}, or "
             f"set data.text_field (it has: {', '.join(row)[:_MAX_NAMES]})"
         )
     try:

@@ -45,7 +45,7 @@ EXPANDER_NAMES = {*COPIES, *BLENDS}  # of layer maps, and of the classes in `exp
 def take_name(kind: str) -> None:
     """Marks the name of an expander or a layer map as taken; a ValueError if it is already."""
     if kind in EXPANDER_NAMES:
-        raise ValueError(f"there is an expander or a layer map {kind!r} already")
+        raise ValueError(f"there is a layer map or an expander {kind!r} already")
     EXPANDER_NAMES.add(kind)
 
 

@@ -296,8 +296,9 @@ class Prefixes(DepthSampler):
             )
         for stored in layers[: self.stages]:
             if stored > self.multiple and (above := stored % self.multiple):
+                fits = [str(m) for m in range(1, min(stored, self.trained) + 1) if stored % m == 0]
                 found.append(
                     f"sampler.multiple={self.multiple}: the top {above} of {stored} stored layers would never run; "
-                    f"type one of {', '.join(str(m) for m in range(1, stored + 1) if stored % m == 0)}"
+                    f"type one of {', '.join(fits)}"
                 )
         return found

@@ -112,7 +112,7 @@ def _composed(words: Sequence[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         problems = explained(line, error).problems
         raise ConfigError(
-            *(each.replace("are a sweep; add -m", "are a list: [a,b]") for each in problems)
+            *(each.replace("are a sweep; add -m, or type", "are not swept here; type") for each in problems)
         ) from error
 
 

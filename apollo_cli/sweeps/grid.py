@@ -108,7 +108,9 @@ def commands(line: CommandLine) -> list[list[str]]:
     if over_methods:
         _check_words_beside_methods(name, typed)
         if _DIR not in keys:
-            swept.append(f"{_DIR}=outputs/{Path(name).name}/{os.environ['APOLLO_STAMP']}")
+            parent = f"${{apollo_parent:${{plan}},{Path(name).name}}}"  # as in conf/config.yaml
+            folder = f"outputs/{parent}/{os.environ['APOLLO_STAMP']}"
+            swept.append(f"{_DIR}={in_quotes(folder)}")
     words = [w for w in line.overrides if not (over_methods and w.startswith("experiment="))] + swept
     left_out = (f"{_SUBDIR}=", "experiment=") if over_methods else (f"{_SUBDIR}=",)
     kept = [w for w in words if not _is_of_growth(w) and not w.startswith(left_out)]

@@ -125,6 +125,10 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"seed": "abc"}, ["seed=abc", "integer"]),
         ({"seed": -1}, ["seed=-1", "greater than or equal to 0"]),
         ({"seed": 1.5}, ["seed=1.5", "integer"]),
+        (
+            {"seed": "3"},
+            ["seed=3: should be a valid integer; this is a text", "'seed=\"${oc.decode:${oc.env:NAME}}\"'"],
+        ),
         ({"name": "a/b"}, ["name=a/b"]),
         ({"name": ""}, ["name="]),
         ({"name": "../up"}, ["name=../up"]),

@@ -93,6 +93,16 @@ def test_fields_in_quotes_are_read_in_a_tsv(tmp_path: Path, rows: str, expected:
         ("a.tsv", "id,text\n1,a\n", r", line 1: its columns are parted by ',', and those of a .tsv by '\t'"),
         ("a.csv", '"id";"text"\n1;a\n', ", line 1: its columns are parted by ';', and those of a .csv by ','"),
         ("a.csv", '"id" "text"\n1;a\n', ", line 1: not a table"),
+        (
+            "a.json",
+            '["one"]',
+            ', line 1: "one" is no object with a text; write an object for each text, {"text": "..."}',
+        ),
+        (
+            "a.jsonl",
+            '{"text": [1]}\n',
+            ", line 1: the field 'text' holds [1], not text; write an object for each text",
+        ),
         ("a.csv", 'text\na\n"b\nc\nd\n', ", line 3: not a table (a quote opens a field there and never closes)"),
         ("a.tsv", 'n\ttext\n1\t"b\n2\tc\n', ", line 2: not a table (a quote opens a field there and never closes)"),
         ("a.csv", 'text\n"a\nb" c\n', ", line 2: not a table"),

@@ -215,16 +215,9 @@ def test_broken_json_is_refused_with_its_line(tmp_path: Path) -> None:
         read(path)
 
 
-@pytest.mark.parametrize(
-    ("row", "known"),
-    [
-        ({"body": "x", "url": "y"}, "body, url"),
-        (["x"], "no fields"),
-    ],
-)
-def test_a_jsonl_row_without_text_is_refused_with_its_fields(tmp_path: Path, row: Any, known: str) -> None:
-    path = write(tmp_path / "a.jsonl", lines({"text": "one"}, row))
-    with pytest.raises(DataError, match=rf"a\.jsonl, line 2: .*'text' \(it has: {known}\).*data\.text_field"):
+def test_a_jsonl_row_without_text_is_refused_with_its_fields(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "one"}, {"body": "x", "url": "y"}))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: .*'text' \(it has: body, url\).*data\.text_field"):
         read(path)
 
 

@@ -311,7 +311,7 @@ def test_a_model_in_several_files_is_read_everywhere(
             ["run={gpt}", "data.files=x.txt", "data.fles=y"],
             "data.fles: no such key or group; did you mean data.files?",
         ),
-        (["run={gpt}", "data.files=x.txt,y.txt"], "data.files=x.txt,y.txt: several values are a list: [a,b]"),
+        (["run={gpt}", "data.files=x.txt,y.txt"], "several values are not swept here; type a list as [a,b]"),
         (["run={gpt}", "data.document=line"], "data.document=line: it names no corpus; type data.files=FILE"),
     ],
 )

@@ -36,7 +36,12 @@ def commands(*words: str) -> list[list[str]]:
 
 def test_scratch_and_the_smaller_model_run_before_the_methods() -> None:
     scratch, source, methods_ = commands("seed=0,1", "model=gpt", "optim.clip=2")
-    common = {"seed=0,1", "model=gpt", "optim.clip=2", "hydra.sweep.dir=outputs/all_methods/now"}
+    common = {
+        "seed=0,1",
+        "model=gpt",
+        "optim.clip=2",
+        "hydra.sweep.dir='outputs/${apollo_parent:${plan},all_methods}/now'",
+    }
     assert {"name=scratch", "experiment=all_methods", "schedule=scratch"} | common <= set(scratch)
     assert {"experiment=[all_methods,_source]"} | common <= set(source)
     assert not [word for word in (*scratch, *source) if "gstack" in word]

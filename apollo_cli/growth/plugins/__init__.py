@@ -9,5 +9,6 @@ for _module in iter_modules(__path__):
     try:
         import_module(f"{__name__}.{_module.name}")
     except Exception as error:
-        _reason = str(error).splitlines() or [""]
-        BROKEN.append(f"growth/plugins/{_module.name}.py cannot be imported: {type(error).__name__}: {_reason[0]}")
+        # no builtin: a module `type.py` is a name of this one
+        _reason = f"{error.__class__.__name__}: {error}".splitlines()[0]
+        BROKEN.append(f"growth/plugins/{_module.name}.py cannot be imported: {_reason}")
