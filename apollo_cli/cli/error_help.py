@@ -100,11 +100,8 @@ def _problems_of_words(typed: list[Override], folders: Sequence[Path]) -> list[s
 
 def _sweeps_without_multirun(typed: list[Override]) -> list[str]:
     swept = [o.input_line for o in typed if o.is_sweep_override()]
-    return (
-        [f"{swept[0]}: several values are a sweep; add -m, or type a list as [a,b], a text with a comma in quotes"]
-        if swept
-        else []
-    )
+    remedy = "add -m, or type a list as [a,b], a text with a comma in quotes"
+    return [f"{word}: several values are a sweep; {remedy}" for word in swept[:1]]
 
 
 def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) -> list[str]:
