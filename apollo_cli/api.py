@@ -76,6 +76,8 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
     """
     missing: list[Path] = []
     try:
+        if isinstance(overrides, str):
+            raise ConfigError(f"overrides={overrides!r}: should be a list of words; type {overrides.split()}")
         line = CommandLine.parse(list(overrides))
         if line.flags:
             raise ConfigError(f"{line.flags[0]}: flags are for the command; here there are only KEY=VALUE words")

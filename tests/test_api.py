@@ -84,6 +84,8 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(CheckpointError, match="not a run directory"):
         train([f"resume={tmp_path}"])
+    with pytest.raises(OverridesError, match=r"should be a list of words; type \['model=gpt', 'seed=1'\]"):
+        train("model=gpt seed=1")
     with pytest.raises(OverridesError, match="run_dir=elsewhere: resume= names the folder"):
         train([f"resume={tmp_path}"], run_dir="elsewhere")
 
