@@ -58,6 +58,7 @@ def test_runs_of_before_a_key_was_there_are_in_the_group_of_those_that_do_not_se
     assert len(family.groups) == 2
     (family,) = families([run("a"), run("b", budget__extended_from=[50])])[0]
     assert len(family.groups) == 2
+    assert not any("extended_from= " in f"{group.label} " for group in family.groups)
 
 
 def test_growth_settings_of_scratch_runs_do_not_matter() -> None:

@@ -175,6 +175,8 @@ def test_a_stream_is_not_made_longer_and_nothing_of_the_run_changes(
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with pytest.raises(ApolloError, match=r"budget\.steps=20: of a stream .*init_from\.path="):
         resume(tmp_path / "run", {"budget": {"steps": 20}})
+    with pytest.raises(ApolloError, match="this run is complete, there is nothing to resume; a new run begins"):
+        resume(tmp_path / "run")
     assert {path: path.read_bytes() for path in before} == before
     more = (f"init_from.path={tmp_path}/run", "init_from.data=true")
     with pytest.raises(ApolloError, match=r"init_from\.data=true: of a stream"):
