@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from apollo_cli import files
+from apollo_cli.config.schema import as_typed, flat
 from apollo_cli.errors import ConfigError
 from apollo_cli.glue import results
 from apollo_cli.glue.examples import Examples, note_on_rows, read_examples
@@ -116,17 +117,17 @@ class FineTuningGrid:
         """Writes glue.yaml, which ties the folder to recipe, model and precision; refuses results of others."""
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
-            recipe = parse_glue(saved_values(self.out)).recipe
-            different = [key for key, value in self.config.recipe.items() if recipe[key] != value]
+            recipe, place = flat(parse_glue(saved_values(self.out)).recipe), files.shown(self.out)
             if read_yaml(path).get("weights") != weights:
-                different = ["the weights of the model"]
+                raise ConfigError(f"{place} has results of another model, by its weights: type out=DIR")
+            different = [key for key, value in flat(self.config.recipe).items() if recipe.get(key) != value]
             before = read_yaml(path).get("precision")
             if not different and before not in ("auto", device.precision):
-                problem = f"precision={device.precision}: {files.shown(self.out)} has results in {before}"
+                problem = f"precision={device.precision}: {place} has results in {before}"
                 raise ConfigError(f"{problem}; type precision={before}, or out=DIR")
             if different:
-                problem = f"{files.shown(self.out)} has results of another recipe ({', '.join(different)})"
-                raise ConfigError(f"{problem}: type out=DIR")
+                earlier = " ".join(f"{key}={as_typed(recipe.get(key))}" for key in different)
+                raise ConfigError(f"{place} has results of another recipe: type {earlier}, or out=DIR")
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
             precision = {"precision": device.precision}  # what `auto` took

@@ -56,8 +56,8 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
         per_device = f"{devices} x {name}" if devices > 1 else name
         return Estimate(
             seconds,
-            f"{per_device} in bf16 at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s; the memory above is "
-            f"that of a run on {device.name}",
+            f"{per_device} in bf16 at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s; memory and traffic "
+            f"above are those of a run on {device.name}",
         )
     rate = _layer_rate(config, device)
     seconds = ((plan.flops - plan.map_flops) / devices + plan.map_flops) / rate

@@ -230,12 +230,12 @@ def test_results_of_another_recipe_or_model_are_not_mixed(
 ) -> None:
     words = [f"run={run_dir}", "task=rte", *quick]
     assert run(words) == 0
-    assert "another recipe (glue): type out=DIR" in _error([*words, "glue.epochs=1"], capsys)
+    assert "another recipe: type glue.epochs=2, or out=DIR" in _error([*words, "glue.epochs=1"], capsys)
     weights = run_dir / "model" / "model.safetensors"
     tensors = load_file(weights)
     name = "bert.embeddings.LayerNorm.bias"
     save_file(tensors | {name: tensors[name] + 1}, weights, metadata={"format": "pt"})
-    assert "another recipe (the weights of the model)" in _error(words, capsys)
+    assert "results of another model, by its weights: type out=DIR" in _error(words, capsys)
 
 
 def test_a_folder_of_results_keeps_the_precision_that_auto_took(

@@ -25,7 +25,9 @@ def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
     monkeypatch.setattr(calibration, "_SECONDS_A_LAYER", 0.0)
     estimate = estimated_duration(plan, of_gpu, choose(of_gpu.run))
     assert estimate.seconds == pytest.approx(plan.flops / (0.26 * 312e12))
-    assert estimate.source.startswith("a100 in bf16 at 26% of 312 TFLOP/s; the memory above is that of a run on ")
+    assert estimate.source.startswith(
+        "a100 in bf16 at 26% of 312 TFLOP/s; memory and traffic above are those of a run on "
+    )
 
 
 def test_a_map_takes_time_too(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
