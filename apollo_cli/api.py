@@ -34,6 +34,8 @@ from apollo_cli.training import run
 from apollo_cli.training.distributed.environment import ProcessEnv
 from apollo_cli.training.session import Result
 
+_TO_SWEEP = "for sweeps type apollo-train -m in a shell"
+
 __all__ = ["Compared", "OverridesError", "Result", "compare", "load", "train"]
 
 
@@ -90,8 +92,7 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         missing = files.missing(path)
         return run.train(config, path)
     except ConfigError as error:
-        problems = (each.replace("add -m", "for sweeps type apollo-train -m in a shell") for each in error.problems)
-        raise OverridesError(*problems) from error
+        raise OverridesError(*error.problems) from error
     finally:
         files.remove_empty(missing)
 
@@ -101,13 +102,13 @@ def _composed(line: CommandLine) -> tuple[Config, str | None]:
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             values = compose("config", list(line.overrides), return_hydra_config=True)
-        check_sweep_options(values.hydra)
+        check_sweep_options(values.hydra, _TO_SWEEP)
         typed = values.hydra.run.dir if line.typed("hydra.run.dir") else None
         with open_dict(values):
             del values["hydra"]
         return job_config(values, line.overrides), typed
     except (HydraException, OmegaConfBaseException) as error:
-        raise explained(line, error) from error
+        raise explained(line, error, f"{_TO_SWEEP}, or ") from error
 
 
 def _new_run_dir(config: Config) -> Path:

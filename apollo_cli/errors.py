@@ -86,3 +86,11 @@ class StorageError(ApolloError):
     """A file cannot be written: the disk is full or read-only, or the folder no longer exists."""
 
     resumable = True
+
+
+class NameTakenError(ValueError):
+    """A method has the name of another one; `option` chooses both."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option

@@ -26,13 +26,16 @@ from apollo_cli.errors import ConfigError
 _PLUGINS = {"optuna": ("hydra/sweeper", "optuna"), "submitit": ("hydra/launcher", "slurm")}  # its extra of ours
 
 
-def explained(line: CommandLine, error: Exception) -> ConfigError:
-    """Every problem of what was typed that this program can name itself; without one, Hydra's first line."""
+def explained(line: CommandLine, error: Exception, to_sweep: str = "add -m, or ") -> ConfigError:
+    """Every problem of what was typed that this program can name itself; without one, Hydra's first line.
+
+    `to_sweep` is what to do for a sweep, where that is possible.
+    """
     if line.completes:
         return ConfigError(_first_line(error))
     problems = list(_missing_plugins(line.overrides))
     typed = list(parse_overrides(line.overrides, problems))
-    problems += [] if line.multirun else _sweeps_without_multirun(typed)
+    problems += [] if line.multirun else _sweeps_without_multirun(typed, to_sweep)
     if (folders := line.user_folders) is not None:
         with suppress(HydraException, OmegaConfBaseException):  # of a file of the user's own, which Hydra names
             problems += _problems_of_words(typed, folders)
@@ -98,9 +101,9 @@ def _problems_of_words(typed: list[Override], folders: Sequence[Path]) -> list[s
     return problems + _problems_of_values(valid)
 
 
-def _sweeps_without_multirun(typed: list[Override]) -> list[str]:
+def _sweeps_without_multirun(typed: list[Override], to_sweep: str) -> list[str]:
     swept = [o.input_line for o in typed if o.is_sweep_override()]
-    remedy = "add -m, or type a list as [a,b], a text with a comma in quotes"
+    remedy = f"{to_sweep}type a list as [a,b], a text with a comma in quotes"
     return [f"{word}: several values are a sweep; {remedy}" for word in swept[:1]]
 
 

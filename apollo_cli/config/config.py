@@ -137,9 +137,10 @@ def parse(raw: Mapping[str, Any]) -> Config:
             sections[name] = None
             continue
         cls = member(name, family, raw[name], problems)
-        if name in ("sampler", "expander"):  # of an unknown method any plugin may be the one, else that of its name
-            taken = f"{name} {raw[name].get('kind')!r} already"
-            problems += [each for each in plugins.BROKEN if cls is None or taken in each]
+        if cls is None and name in ("sampler", "expander"):
+            problems += plugins.BROKEN
+        elif taken := plugins.TAKEN.get(f"{name}={raw[name].get('kind')}"):
+            problems.append(taken)
         sections[name] = validate(cls, f"{name}.", raw[name], problems) if cls else None
     problems += _joint_problems(sections)
     if problems:

@@ -10,6 +10,8 @@ from functools import wraps
 
 import numpy as np
 
+from apollo_cli.errors import NameTakenError
+
 LayerMap = tuple[int, ...]
 Copy = Callable[[int, int], LayerMap]
 
@@ -43,9 +45,9 @@ EXPANDER_NAMES = {*COPIES, *BLENDS}  # of layer maps, and of the classes in `exp
 
 
 def take_name(kind: str) -> None:
-    """Marks the name of an expander or a layer map as taken; a ValueError if it is already."""
+    """Marks the name of an expander or a layer map as taken; a NameTakenError if it is already."""
     if kind in EXPANDER_NAMES:
-        raise ValueError(f"there is a layer map or an expander {kind!r} already")
+        raise NameTakenError(f"expander={kind}", f"there is an expander or a layer map {kind!r} already")
     EXPANDER_NAMES.add(kind)
 
 

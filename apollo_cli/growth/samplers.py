@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from apollo_cli.errors import NameTakenError
 from apollo_cli.growth.layer_maps import LayerMap, layer_map
 
 NO_GATES: Mapping[int, float] = MappingProxyType({})
@@ -115,12 +116,13 @@ SAMPLERS: dict[str, type[DepthSampler]] = {}
 def sampler(kind: str) -> Callable[[type[DepthSampler]], type[DepthSampler]]:
     """Registers a frozen dataclass as sampler=kind; its fields are the keys of conf/sampler/KIND.yaml.
 
-    A ValueError if the name is taken.
+    A NameTakenError if there is one of this name.
     """
 
     def register(cls: type[DepthSampler]) -> type[DepthSampler]:
         if kind in SAMPLERS:
-            raise ValueError(f"there is a sampler {kind!r} already: {SAMPLERS[kind].__module__}")
+            there = f"there is a sampler {kind!r} already: {SAMPLERS[kind].__module__}"
+            raise NameTakenError(f"sampler={kind}", there)
         SAMPLERS[kind] = cls
         return cls
 

@@ -25,9 +25,6 @@ class Measured:
     loss: float  # mean over the predictions, in nats
     accuracy: float  # share of the predictions whose likeliest token is right
     predictions: int  # their number
-    # loss of all tokens, those between documents too, over the bytes of the text, comparable between tokenizers;
-    # None for masked tokens, of which the loss is not that of a text
-    bits_per_byte: float | None
 
     @property
     def perplexity(self) -> float:
@@ -45,13 +42,7 @@ class LayerWorth:
 
 
 @torch.no_grad()
-def measure(
-    model: LanguageModel,
-    batches: Iterable[tuple[Batch, int]],
-    device: Device,
-    depth: int,
-    tokens_a_byte: float | None,
-) -> Measured:
+def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int) -> Measured:
     """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
     logical = layers_to_run(len(model.blocks), depth)
     total, right, count = 0.0, 0, 0
@@ -64,15 +55,17 @@ def measure(
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    bits = None if tokens_a_byte is None else total / count / math.log(2) * tokens_a_byte
-    return Measured(depth, total / count, right / count, count, bits)
+    return Measured(depth, total / count, right / count, count)
 
 
-def tokens_per_byte(rows: np.ndarray, tokenizer: Tokenizer) -> float:
-    """The tokens of rows, those between documents too, over the bytes in UTF-8 of the text that they decode to."""
+def bits_per_byte(loss: float, rows: np.ndarray, tokenizer: Tokenizer) -> float:
+    """The loss of rows, in nats a token, as bits a byte of their text in UTF-8: comparable between tokenizers.
+
+    Tokens between documents count as tokens and have no bytes.
+    """
     text = tokenizer.decode(rows.flatten().tolist(), skip_special_tokens=True)
     # of a letter that the end of a row cuts each part decodes to U+FFFD
-    return rows.size / max(1, len(text.replace("\ufffd", "?").encode()))
+    return loss / math.log(2) * rows.size / max(1, len(text.replace("\ufffd", "?").encode()))
 
 
 def sliding_windows(rows: np.ndarray, stride: int) -> Iterator[tuple[Batch, int]]:

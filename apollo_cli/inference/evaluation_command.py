@@ -24,13 +24,7 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
-from apollo_cli.inference.evaluation import (
-    layer_worths,
-    measure,
-    pseudo_perplexity,
-    sliding_windows,
-    tokens_per_byte,
-)
+from apollo_cli.inference.evaluation import bits_per_byte, layer_worths, measure, pseudo_perplexity, sliding_windows
 from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import measured_corpus, prepare_corpus
@@ -110,10 +104,7 @@ def _composed(words: Sequence[str]) -> dict[str, Any]:
     try:
         return compose_values(line.overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        problems = explained(line, error).problems
-        raise ConfigError(
-            *(each.replace("are a sweep; add -m, or type", "are not swept here; type") for each in problems)
-        ) from error
+        raise explained(line, error, to_sweep="") from error
 
 
 def _names_corpus(of_data: Sequence[str]) -> bool:
@@ -158,9 +149,11 @@ def _evaluated(
     if args.pseudo and trained.kind != "bert":
         raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     windows = sliding_windows(rows, args.stride) if args.stride else batches
-    tokens_a_byte = None if trained.kind == "bert" else tokens_per_byte(rows, corpus.tokenizer)
-    measured = measure(model, windows, device, depth, tokens_a_byte)
+    measured = measure(model, windows, device, depth)
     result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
+    # a masked loss is not that of a text
+    bits = None if trained.kind == "bert" else bits_per_byte(measured.loss, rows, corpus.tokenizer)
+    result["bits_per_byte"] = bits
     if args.pseudo:
         mask = special_ids("bert", corpus.tokenizer)["mask"]
         result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)

@@ -75,7 +75,7 @@ def _around_growths(methods: Sequence[Method], growths: Sequence[Growth], by_lab
         jump.set_ylim(len(growing) - 0.4, -0.6)
         jump.margins(x=0.15)
         low, high = jump.get_xlim()
-        if high - low < 0.02:  # jumps that nobody would tell apart are none in the picture, either
+        if high - low < 0.02:  # a jump that is hardly one would fill the panel
             low, high = (low + high) / 2 - 0.01, (low + high) / 2 + 0.01
             jump.xaxis.set_major_locator(MaxNLocator(3))
         jump.set_xlim(low, high + 0.3 * (high - low))  # room for the numbers

@@ -106,15 +106,15 @@ def _remove_output_of_hydra(run_dir: Path) -> None:
         folder.rmdir()
 
 
-def check_sweep_options(config: HydraConf) -> None:
+def check_sweep_options(config: HydraConf, to_sweep: str = "add -m") -> None:
     """Refuses what in Hydra's own config has an effect in a sweep alone; a ConfigError has every problem."""
     problems = [
-        f"hydra/{part}={name}: it is for the jobs of a sweep; add -m"
+        f"hydra/{part}={name}: it is for the jobs of a sweep; {to_sweep}"
         for part in ("launcher", "sweeper")
         if (name := config.runtime.choices[f"hydra/{part}"]) != "basic"
     ]
     if config.sweeper.get("params"):
-        problems.append(f"experiment={config.runtime.choices['experiment']}: it is a sweep; add -m")
+        problems.append(f"experiment={config.runtime.choices['experiment']}: it is a sweep; {to_sweep}")
     if problems:
         raise ConfigError(*problems)
 

@@ -155,8 +155,14 @@ def _fuzz(tiny: tuple[str, ...], cases: int, more: tuple[str, ...]) -> Counter[s
     return ends
 
 
-@pytest.mark.slow
 def test_a_few_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
+    ends = _fuzz(tiny, 7, ("plan=true",))
+    assert sum(ends.values()) >= 7
+    assert ends["refused"] > 2
+
+
+@pytest.mark.slow
+def test_more_lines_of_all_sorts(tiny: tuple[str, ...]) -> None:
     ends = _fuzz(tiny, 25, ("plan=true",))
     assert sum(ends.values()) >= 25
     assert ends["refused"] > 5

@@ -69,7 +69,7 @@ def test_new_layers_are_on_top_where_the_old_ones_stay_the_lowest(method: Expand
 
 def test_a_taken_name_is_refused() -> None:
     for name in ("stack", "net2net", "linear"):
-        with pytest.raises(ValueError, match=f"there is a layer map or an expander '{name}' already"):
+        with pytest.raises(ValueError, match=f"there is an expander or a layer map '{name}' already"):
             expander(name)(Net2Net)
-        with pytest.raises(ValueError, match=f"there is a layer map or an expander '{name}' already"):
+        with pytest.raises(ValueError, match=f"there is an expander or a layer map '{name}' already"):
             copies(name)(lambda source, target: ())

@@ -20,7 +20,7 @@ from apollo_cli.data.tokenizer import byte_tokenizer, special_ids
 from apollo_cli.evaluate import run
 from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.growth.layer_maps import layers_to_run
-from apollo_cli.inference.evaluation import measure, pseudo_perplexity, sliding_windows, tokens_per_byte
+from apollo_cli.inference.evaluation import bits_per_byte, measure, pseudo_perplexity, sliding_windows
 from apollo_cli.inference.evaluation_command import _table
 from apollo_cli.models.hf import load_model, load_model_config
 from apollo_cli.run_directory import RunDirectory
@@ -167,17 +167,17 @@ def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None
             losses.append(each if start == 0 else each[-4:])
 
     windows = sliding_windows(rows, 4)
-    found = measure(model, windows, CPU, len(model.blocks), 0.5)
+    found = measure(model, windows, CPU, len(model.blocks))
     assert found.predictions == 47
     assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
-    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / 2)
 
 
-def test_tokens_a_byte_count_letters_that_rows_cut_and_tokens_between_documents() -> None:
+def test_bits_a_byte_count_letters_that_rows_cut_and_tokens_between_documents() -> None:
     """18 bytes of 9 letters in rows of 5, and the token at the end of the text; one token for each byte."""
     tokenizer = byte_tokenizer("gpt")
     ids = [*tokenizer.encode("шестьдесят"[:9]).ids, special_ids("gpt", tokenizer)["eos"]]
-    assert tokens_per_byte(np.array([*ids, ids[-1]]).reshape(4, 5), tokenizer) == pytest.approx(20 / 18)
+    rows = np.array([*ids, ids[-1]]).reshape(4, 5)
+    assert bits_per_byte(2 * math.log(2), rows, tokenizer) == pytest.approx(2 * 20 / 18)
 
 
 @pytest.mark.parametrize(("stride", "windows"), [(1, 33), (5, 8), (15, 4)])
@@ -311,7 +311,7 @@ def test_a_model_in_several_files_is_read_everywhere(
             ["run={gpt}", "data.files=x.txt", "data.fles=y"],
             "data.fles: no such key or group; did you mean data.files?",
         ),
-        (["run={gpt}", "data.files=x.txt,y.txt"], "several values are not swept here; type a list as [a,b]"),
+        (["run={gpt}", "data.files=x.txt,y.txt"], "several values are a sweep; type a list as [a,b]"),
         (["run={gpt}", "data.document=line"], "data.document=line: it names no corpus; type data.files=FILE"),
     ],
 )

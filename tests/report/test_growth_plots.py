@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from apollo_cli.report import growth_plots as module
 from apollo_cli.report.comparison import Question, compare, whole_model
 from apollo_cli.report.groups import families
@@ -82,3 +84,14 @@ def test_methods_that_differ_in_the_strength_alone_are_one_line(tmp_path: Path) 
     ]
     (axes,) = module._over_strengths(comparison, [line], looks_of(comparison)).axes
     assert axes.lines[-1].get_xydata().tolist() == [[0, 3.0], [2.5, 5.5], [4, 7.0]]  # type: ignore[union-attr]
+
+
+def test_a_jump_that_is_hardly_one_does_not_fill_its_panel(tmp_path: Path) -> None:
+    """The axis has two hundredths of a nat at least, and room for the number."""
+    folder = write_run(tmp_path / "run", [], schedule__layers=[2, 4])
+    columns = {"step": 24, "flops": 1, "train_seconds": 1.0, "growth/from": 2, "growth/to": 4}
+    rows = [columns | {"layers": layers, "eval/loss": loss} for layers, loss in ((2, 3.0), (4, 3.0 + 1e-7))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (method,) = compare(families(read_runs([str(tmp_path)])[0])[0], Question())[0].methods
+    figure = module._around_growths([method], [((2, 1.0), (4, 1.0))], looks([method.label]))
+    assert figure.axes[0].get_xlim() == pytest.approx((2.99, 3.016))

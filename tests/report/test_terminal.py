@@ -27,3 +27,21 @@ def test_the_headline_comes_first_and_three_notes_at_most(
     ]
     assert left in "\n".join(lines)
     assert ("more" in "\n".join(lines)) == bool(left)
+
+
+def test_a_terminal_breaks_sentences_between_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = " ".join(["many words of a note"] * 9)
+    monkeypatch.setattr(terminal, "comparison_notes", lambda comparison: [sentence])
+    monkeypatch.setenv("COLUMNS", "80")
+    scratch(tmp_path / "base", [(0, 0, 0.0, 9.0), (100, 1000, 100.0, 3.0)], name="base")
+    runs, left_out = read_runs([str(tmp_path)])
+    comparisons, warnings = compare_runs(runs, left_out, Question())
+    for is_terminal in (False, True):
+        monkeypatch.setattr(terminal.Screen, "is_terminal", is_terminal)
+        terminal.print_comparisons(comparisons, warnings)
+        out = capsys.readouterr().out
+        assert (f"note: {sentence}\n" in out) != is_terminal
+        assert " ".join(out.split()).count(sentence) == 1
+    assert all(len(line) <= 80 for line in out.splitlines() if "words" in line)

@@ -267,13 +267,13 @@ def test_of_jobs_beside_each_other_a_failing_one_takes_none_along(tiny: tuple[st
 @pytest.mark.parametrize(
     ("signum", "code", "at_once"),
     [
-        (signal.SIGINT, 130, 1),
+        (signal.SIGINT, 130, 2),
         *(
             pytest.param(signum, 128 + signum, at_once, marks=pytest.mark.faults)
             for signum, at_once in [
-                (signal.SIGTERM, 1),
-                (signal.SIGINT, 2),
                 (signal.SIGTERM, 2),
+                (signal.SIGINT, 1),
+                (signal.SIGTERM, 1),
             ]
         ),
     ],
