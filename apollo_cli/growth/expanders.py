@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -21,29 +21,24 @@ class Growth:
     # the output norm below them get gain 1 and bias 0; the top one takes over the old gain and bias
     # (`expansion.source_rows`)
     zero_init: tuple[int, ...] = ()
-    # the factor of the projections into the residual stream, by layer; 1 for the others
+    # what layers add at first, as a share of what the layer they copy or a new layer adds; 1 for the others
     residual_scale: Mapping[int, float] = field(default_factory=dict)
     # the new layers that are no copies and are drawn as a new model's are; their rows only say where
     drawn: tuple[int, ...] = ()
     gated: tuple[int, ...] = ()  # the new layers that run as c layer(h) + (1 - c) h, with c rising from 0 to 1
     gate_duration: float = 0.0  # share of all steps over which c rises
-    # the multiplier of the residual branches after the growth over that before, see `at_ratio`
+    # the multiplier of all residual branches after the growth over that before
     branch_ratio: float = 1.0
 
-    def at_ratio(self, branch_ratio: float) -> "Growth":
-        """The growth where the multiplier of all residual branches becomes `branch_ratio` times what it was.
+    def projection_factor(self, slot: int) -> float:
+        """The factor of a layer's projections into the residual stream.
 
         A growth that says what its new layers add at first leaves what the old ones add, so the projections of all
-        layers that are copied are divided by the ratio. One that only copies leaves the weights: k copies of every
-        layer add 1 / k each by the multiplier.
+        layers that are copied are divided by `branch_ratio`. One that only copies leaves the weights: k copies of
+        every layer add 1 / k each by the multiplier.
         """
-        if branch_ratio == 1:
-            return self
-        scale = self.residual_scale
-        if self.states_additions:
-            copied = set(range(len(self.matrix))) - set(self.drawn)
-            scale = {**scale, **{slot: scale.get(slot, 1.0) / branch_ratio for slot in copied}}
-        return replace(self, residual_scale=scale, branch_ratio=branch_ratio)
+        scale = self.residual_scale.get(slot, 1.0)
+        return scale / self.branch_ratio if self.states_additions and slot not in self.drawn else scale
 
     @property
     def states_additions(self) -> bool:

@@ -61,9 +61,7 @@ def grown_tensor(
         grown = drawn[slot][name]
     else:
         grown = torch.full_like(sources[0], 1.0 if name.endswith("weight") else 0.0)  # of a norm
-    if slot in growth.residual_scale and name.startswith(INTO_RESIDUAL):
-        grown = grown * growth.residual_scale[slot]
-    return grown
+    return grown * growth.projection_factor(slot) if name.startswith(INTO_RESIDUAL) else grown
 
 
 def keep_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
@@ -97,6 +95,20 @@ def map_moments(slot: int, rows: Rows, states: Sequence[State]) -> State:
             coefficients = row**2 if key == "exp_avg_sq" else row
             mapped[key] = mix(coefficients, [state.get(key, torch.empty(0)) for state in states])
     return mapped
+
+
+def gradient_ratio(growth: Growth, slot: int, name: str, moments: str, *, post_norm: bool) -> float:
+    """What the gradient of the parameter `name` of new layer `slot` is, beside that of the layer it copies.
+
+    The multiplier of the branches is behind all parameters, and the projections into the residual stream are behind
+    the others of their layer, but for the norms of post-norm layers. A share of zero counts as one: with moments of
+    zero the first steps after it would be too large. So does any under `keep`, whose moments are another layer's.
+    """
+    is_after = name.startswith(INTO_RESIDUAL) or (post_norm and "_norm." in name)
+    if is_after or not growth.states_additions:
+        return growth.branch_ratio
+    share = 1.0 if moments == "keep" else growth.residual_scale.get(slot, 1.0)
+    return share or 1.0
 
 
 def scaled_moments(state: State, scale: float) -> State:
@@ -138,8 +150,8 @@ def grow(
 ) -> None:
     """Gives `grown` the weights that a growth makes of `blocks`, and their place in the optimizer.
 
-    Where the multiplier of the branches falls, so do the gradients of what is behind it, and the moments follow: of
-    the last projections always, of other parameters unless the projections make up for it.
+    Where the multiplier of the branches or a layer's last projections fall, so do the gradients of what is behind
+    them, and the moments follow, see `gradient_ratio`.
 
     Args:
         blocks: the N stored layers, all of one shape; there may be none, then the new parameters join no group.
@@ -167,14 +179,13 @@ def grow(
         states = [optimizer.state.pop(parameter, {}) for parameter in old]
         averages = [optimizer.averages.pop(parameter) for parameter in old if parameter in optimizer.averages]
         rows = source_rows(growth, name, post_norm=post_norm)
-        behind = name.startswith(INTO_RESIDUAL) or not growth.states_additions
-        ratio = growth.branch_ratio if behind else 1.0
         for slot, parameter in enumerate(new):
             parameter.copy_(grown_tensor(growth, slot, name, rows, old, drawn))
             if optimizer.averages:
                 average = grown_tensor(growth, slot, name, rows, averages, drawn)
                 optimizer.averages[parameter] = average.to(like.device)
             if moments != "reset" and (state := MOMENT_RULES[moments](slot, rows, states)):
+                ratio = gradient_ratio(growth, slot, name, moments, post_norm=post_norm)
                 optimizer.state[parameter] = state if ratio == 1 else scaled_moments(state, ratio)
         if not old:
             continue

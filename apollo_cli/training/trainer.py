@@ -83,7 +83,7 @@ def grow_layers(
     """Grows the model in depth, with the optimizer's state by the rule `moments`; `rng` draws the new layers."""
     layers, source = growth.matrix.shape
     config = strategy.model.model_config
-    growth = growth.at_ratio(config.branch_ratio(source, layers))
+    growth = replace(growth, branch_ratio=config.branch_ratio(source, layers))
     strategy.grow(optimizer, growth, moments, drawn_layers(strategy.language_model(), growth, rng))
     optimizer.eps = scaled_eps(config, layers, optim)
 

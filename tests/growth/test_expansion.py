@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -559,7 +560,7 @@ def trained_completep(kind: Kind, layers: int) -> tuple[LanguageModel, AdamW]:
 
 
 def at_depths(growth: Growth, source: int, target: int) -> Growth:
-    return growth.at_ratio(source / target)
+    return replace(growth, branch_ratio=source / target)
 
 
 @pytest.mark.parametrize("kind", PRE_NORM)
@@ -649,6 +650,35 @@ def test_moments_of_copies_fall_with_the_multiplier() -> None:
     for name, values in states(model.blocks, optimizer, "exp_avg").items():
         for slot, value in enumerate(values):
             torch.testing.assert_close(value, before[name][slot // 2] * 0.5)
+
+
+@pytest.mark.parametrize(("kind", "norm"), [("bert", "post"), ("bert", "pre"), ("gpt", "pre")])
+def test_moments_follow_the_gradients_of_layers_that_are_split(kind: Kind, norm: Norm) -> None:
+    """Two copies whose last projections are halved: what is before these has half the gradient, all else all of it.
+
+    Norms are before the projections in pre-norm models and after them in post-norm ones.
+    """
+    model, optimizer = trained(kind, 3, norm=norm)
+    with torch.no_grad():  # branches that hardly change the stream, so that the function hardly changes
+        for name, p in model.blocks.named_parameters():
+            if "_out." in name:
+                p.mul_(1e-2)
+            elif "_norm.weight" in name:
+                p.fill_(1.0)
+            elif "_norm.bias" in name:
+                p.zero_()
+    before = gradients(model)
+    moments = {key: states(model.blocks, optimizer, key) for key in ("exp_avg", "exp_avg_sq")}
+    expand_by(SplitCopies(1.0).growth(3, 6), model, optimizer, "map")
+    after = gradients(model)
+    for slot, block in enumerate(model.blocks):
+        for name, p in block.named_parameters():
+            scale = 1.0 if "_out." in name or (norm == "post" and "_norm." in name) else 0.5
+            if name.endswith("weight"):
+                grown, old = after[f"blocks.{slot}.{name}"], before[f"blocks.{slot // 2}.{name}"]
+                assert float(grown.norm() / old.norm()) == pytest.approx(scale, rel=0.1), (slot, name)
+            for power, (key, values) in enumerate(moments.items(), 1):
+                torch.testing.assert_close(optimizer.state[p][key], values[name][slot // 2] * scale**power)
 
 
 def test_from_no_layers_all_are_drawn() -> None:

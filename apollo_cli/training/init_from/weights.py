@@ -1,6 +1,7 @@
 """A model initialized with the weights of a smaller one, in width and in depth."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def init_from_smaller(
     params = params_for(source, model.model_config)
     layers = widened_layers(layers_of(params), chosen, new_from_above=rule.new_from_above)
     depths = len(source.blocks), len(model.blocks)
-    growth = expander.growth(*depths).at_ratio(model.model_config.branch_ratio(*depths))
+    growth = replace(expander.growth(*depths), branch_ratio=model.model_config.branch_ratio(*depths))
     post_norm = model.blocks[0].pre_norm is False
     deep = deepen(layers, growth, drawn_layers(model, growth, rng), post_norm=post_norm)
     state = non_block_params(params, chosen, tied=model.model_config.tied) | deep
