@@ -54,14 +54,17 @@ class GatedProgram:
         self._report()  # it waits before its first step
 
     def run(self, steps: int, ends: bool = False) -> float:
-        """Seconds of so many steps; if they are the last, the end of the program is included."""
+        """Seconds of so many steps; if they are the last, the end of the program is included, and waited for."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         if ends:
             self.process.stdin.close()
             self.process.stdin = None
-        return self._report()["seconds"]
+        seconds: float = self._report()["seconds"]
+        if ends:
+            self.process.wait()  # what it still does would slow the next program's steps
+        return seconds
 
     def _report(self) -> dict[str, Any]:
         line = self.reports.readline()

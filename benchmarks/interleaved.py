@@ -1,4 +1,4 @@
-"""Whole runs timed in turns, a few steps of each after a few of the others, so that load changes hit all alike."""
+"""Whole runs timed in turns, some steps of each after some of the others, so that load changes hit all alike."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from tempfile import mkdtemp
 from benchmarks.gate import GatedProgram
 
 THINNED = 20  # long runs are timed in a twentieth of their steps
+_TURN = 10  # steps of the shortest run; the first one of a turn finds the caches full of another run
 
 
 def run_in_turns(words: dict[str, list[str]], steps: dict[str, int]) -> dict[str, dict[str, float]]:
@@ -21,7 +22,7 @@ def run_in_turns(words: dict[str, list[str]], steps: dict[str, int]) -> dict[str
         folders[name] = Path(mkdtemp()) / "run"
         length = ["budget.flops=null", f"budget.steps={steps[name]}", f"hydra.run.dir={folders[name]}"]
         programs[name] = GatedProgram(["-m", "benchmarks.gated_training", *words[name], *length])
-    turns = min(steps.values()) // 2
+    turns = max(1, min(steps.values()) // _TURN)
     for turn in range(turns):
         for name in list(programs)[:: 1 if turn % 2 else -1]:
             first, end = (steps[name] * t // turns for t in (turn, turn + 1))

@@ -176,13 +176,13 @@ def _expected(kind: str, base: float, slope: float) -> Iterable[str]:
 
 
 def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
-    yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, two of each in turn; training seconds,"
+    yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, ten of each in turn; training seconds,"
     yield "summed up over all pairs of runs [of each pair]."
     yield from _saved(figures, ["apollo"], 0.97)
 
 
 def _reproduction(figures: dict[str, Any]) -> Iterable[str]:
-    yield "Runs of `make reproduce` in a twentieth of their steps, in turns; what the whole budget of each is to"
+    yield "Runs of `make reproduce` in an eighth of their steps, in turns; what the whole budget of each is to"
     yield "that of scratch, in FLOPs and in training seconds, at width 64 and at that of nano."
     yield from _saved(figures, GROWN, 0.95)
 

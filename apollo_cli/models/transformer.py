@@ -18,6 +18,7 @@ from apollo_cli.models.dropout import Dropout, attention
 from apollo_cli.models.key_value_cache import KeyValueCache
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.rms_norm import RmsNorm
+from apollo_cli.models.rows import take_rows
 from apollo_cli.models.unpadding import Unpadding
 
 LONGEST_WAVE = 10_000  # wavelength of the slowest sinusoid / 2 pi, in positions (Vaswani 2017); RoPE's theta
@@ -308,7 +309,8 @@ class LanguageModel(nn.Module, ABC):
 
         With frozen layers the token embedding is frozen too, and so is a decoder that shares its weight.
         """
-        hidden = self.trunk(batch.tokens, layer_map, frozen=frozen, gates=gates).flatten(0, 1)[batch.positions]
+        hidden = self.trunk(batch.tokens, layer_map, frozen=frozen, gates=gates).flatten(0, 1)
+        hidden = take_rows(hidden, batch.positions)
         decoder = self.decoder_weight
         if frozen and self.model_config.tied:
             decoder = decoder.detach()

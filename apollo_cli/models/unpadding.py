@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apollo_cli.models.rows import take_rows
+
 
 @dataclass(frozen=True)
 class Unpadding:
@@ -15,7 +17,7 @@ class Unpadding:
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(rows, seq_len, width) -> (tokens, width)."""
-        return padded.flatten(0, 1).index_select(0, self.indices)
+        return take_rows(padded.flatten(0, 1), self.indices)
 
     def pad(self, tokens: Tensor) -> Tensor:
         """(tokens, width) -> (rows, seq_len, width), zero at padding."""
