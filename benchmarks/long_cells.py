@@ -20,6 +20,8 @@ _MIDDLE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.25,0.5,1]")
 _SMALL_HOPS = ("schedule.layers=[3,4,6,8,12]", "schedule.ends=[0.2,0.3,0.4,0.55,1]")  # FLOPs of _MIDDLE
 _LATE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.5,0.75,1]")
 _TWO_HOPS = ("sampler=shallow", "expander=boundary", "expander.moments=new")
+_SPLIT = ("sampler=shallow", "expander=split", "expander.exponent=1", "expander.moments=new")
+_IN_THE_DECAY = ("schedule.layers=[3,12]", "schedule.ends=[0.85,1]")
 _APOLLO = ("sampler=lvps", "expander=interpolate")
 _COMPLETEP = (
     "model.parametrization=completep",
@@ -28,8 +30,10 @@ _COMPLETEP = (
 )
 METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
     "scratch": _SCRATCH,
-    "late_zero_init": ("sampler=shallow", "expander=net2net", "schedule.layers=[3,12]", "schedule.ends=[0.85,1]"),
+    "late_zero_init": ("sampler=shallow", "expander=net2net", *_IN_THE_DECAY),
     "two_hops": (*_TWO_HOPS, *_MIDDLE),
+    "two_hops_split": (*_SPLIT, *_MIDDLE),
+    "late_split": (*_SPLIT, *_IN_THE_DECAY),
     "four_hops": (*_TWO_HOPS, *_SMALL_HOPS),
     "apollo_late": (*_APOLLO, *_LATE),
     "stackbert": ("sampler=shallow", "expander=stack", "expander.moments=reset", "schedule=stackbert"),

@@ -24,9 +24,11 @@ Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64
 rate, in bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own
 length. `two_hops` grows from 3 to 6 to 12 layers after 25 and 50 % of the steps by `expander=boundary` with no
 moments for new layers; `four_hops`, of about as many FLOPs, from 3 to 4, 6, 8 and 12; `two_hops_late` after 50
-and 75 %, as `apollo_late` does; `late_zero_init` from 3 to 12 when the rate begins to fall; `_completep` scales
-residual branches by the depth that runs, in BERT with norms before them (`model.norm=pre`), another model that
-saves beside none. `interpolate_completep` is `apollo_completep` without LVPS: all steps run the stored layers.
+and 75 %, as `apollo_late` does; `late_zero_init` from 3 to 12 when the rate begins to fall; `two_hops_split` and
+`late_split` as `two_hops` and `late_zero_init` by `expander=split`, whose copies add their share of the layer each.
+`_completep` scales residual branches by the depth that runs, in BERT with norms before them (`model.norm=pre`),
+another model that saves beside none. `interpolate_completep` is `apollo_completep` without LVPS: all steps run the
+stored layers.
 **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same loss, linear in
 the logarithm of FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is
 the same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
