@@ -12,7 +12,7 @@ from time import monotonic
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from apollo_cli import files
@@ -49,7 +49,7 @@ class Console:
         self.log: IO[str] | None = None
         self.bar: Progress | None = None
         self.task = TaskID(0)
-        self.plan: Plan | None = None
+        self.plan: Plan  # from `start` on
         self.train_loss: float | None = None
         self.evaluated: dict[str, Any] = {}  # the last row of an evaluation
         self.stepped: dict[str, Any] = {}  # the columns of the last step
@@ -95,14 +95,7 @@ class Console:
                 left = duration((printed - started) * (1 - share) / share)
                 self._print(f"{title}: {share:.0%}, ETA {left}")
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
-        with bar:
+        with Progress(console=self.out, transient=True, disable=not self.out.is_terminal) as bar:
             task = bar.add_task(title, total=None)
             yield update
 
@@ -171,7 +164,6 @@ class Console:
 
     def _position(self, row: dict[str, Any]) -> str:
         """Where the run is; on a narrow terminal the parts that matter most."""
-        assert self.plan is not None
         validation = self.evaluated.get("eval/loss")
         parts = {  # the higher the number, the sooner a part is left out
             f"{row['step']:>5}/{self.plan.steps}": 0,
@@ -191,7 +183,6 @@ class Console:
         return text
 
     def _eta(self, row: dict[str, Any]) -> str:
-        assert self.plan is not None
         share = row["flops"] / self.plan.flops
         return duration(row["train_seconds"] * (1 - share) / share) if share else "?"
 
@@ -251,7 +242,7 @@ def plan_totals(plan: Plan) -> str:
     return f"{most}{steps}, {flops} FLOPs{learned}{scratch_cost}{beside if plan.step_cost.devices > 1 else ''}"
 
 
-def plan_bounds(plan: Plan, earliest: Plan) -> str:
+def plan_bounds(earliest: Plan) -> str:
     """What a run costs whose stages all end as early as they can."""
     ends = " and ".join(f"{end:,}" for end in earliest.schedule.ended(earliest.steps))
     return (
