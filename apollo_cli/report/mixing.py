@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
 
-from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.comparison import Comparison, Method, evaluation_point
 from apollo_cli.report.runs import Run
 from apollo_cli.report.tables import ReportTable
 
@@ -107,12 +107,8 @@ def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByS
 
 def _losses(runs: Sequence[Run], layers: int) -> dict[int, float]:
     """The mean loss of these runs with so many layers, at each step that all have."""
-    by_step = [
-        {
-            row["step"]: row["eval/loss"]
-            for row in run.evaluations
-            if row["layers"] == layers and row["eval/loss"] is not None and math.isfinite(row["eval/loss"])
-        }
-        for run in runs
-    ]
+    by_step = []
+    for run in runs:
+        points = [evaluation_point(row) for row in run.evaluations if row["layers"] == layers]
+        by_step.append({point.step: point.loss for point in points if math.isfinite(point.loss)})
     return {step: fmean(of[step] for of in by_step) for step in sorted(set.intersection(*map(set, by_step)))}
