@@ -99,7 +99,7 @@ def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByS
     for method in references:
         run = method.outcomes[0].run
         is_as_long = bool(run.evaluations) and run.evaluations[-1]["step"] == end
-        if run.has_blocks_of(grown) and run.target_layers == layers and is_as_long:
+        if run.blocks == grown.blocks and run.target_layers == layers and is_as_long:
             found.append(_losses([outcome.run for outcome in method.outcomes], layers))
     found = [losses for losses in found if losses]
     return min(found, key=lambda losses: losses[max(losses)], default=None)

@@ -140,7 +140,7 @@ def _shallow_notes(comparison: Comparison) -> Iterator[str]:
         shallow = [
             (savings.lowest_within(other.curve, end.cost.flops), other.label, run.target_layers)
             for other, run in ended
-            if run.is_scratch and run.has_blocks_of(grown) and run.target_layers < grown.target_layers
+            if run.is_scratch and run.blocks == grown.blocks and run.target_layers < grown.target_layers
         ]
         if grown.is_scratch or not shallow:
             continue

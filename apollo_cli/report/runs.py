@@ -132,10 +132,6 @@ class Run:
         keys = ("schedule.layers", "model.layers", "sampler.kind", "init_from.path")
         return is_scratch(*map(self.config.get, keys))
 
-    def has_blocks_of(self, other: "Run") -> bool:
-        """Whether the layers of both models compute the same, so that they differ in their number at most."""
-        return self._of_blocks == other._of_blocks
-
     @property
     def shape(self) -> tuple[Any, ...]:
         """The target depth, and the sizes of a layer."""
@@ -143,8 +139,8 @@ class Run:
         return self.target_layers, *(self.config.get(f"model.{key}") for key in sizes)
 
     @property
-    def _of_blocks(self) -> tuple[Any, ...]:
-        """What a layer computes; older runs say less."""
+    def blocks(self) -> tuple[Any, ...]:
+        """What a layer computes; models with equal blocks differ in their number at most. Older runs say less."""
         norm, parametrization = self.config.get("model.norm", "post"), self.config.get("model.parametrization")
         return *self.shape[1:], norm, parametrization or "standard"
 
