@@ -144,7 +144,6 @@ class Comparison:
 
     @property
     def baseline_cost(self) -> Cost | None:
-        """Cost of the target."""
         return self.target.cost if self.target else None
 
 

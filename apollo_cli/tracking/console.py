@@ -55,7 +55,6 @@ class Console:
         self.stepped: dict[str, Any] = {}  # the columns of the last step
 
     def log_to(self, path: Path) -> None:
-        """Opens train.log and writes the lines so far to it."""
         with files.writing(path, 10_000):
             self.log = path.open("a", encoding="utf-8")
         for text in self.unlogged:
@@ -100,18 +99,15 @@ class Console:
             yield update
 
     def start(self, plan: Plan) -> None:
+        """Shows the progress of a plan; where a run goes on by another one, that of the other."""
         self.plan = plan
-        if self.out.is_terminal and not self.out.quiet:
+        if self.bar is not None:
+            self.bar.update(self.task, total=plan.flops)
+        elif self.out.is_terminal and not self.out.quiet:
             columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=self.out, refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
-
-    def follow(self, plan: Plan) -> None:
-        """The run goes on by another plan."""
-        self.plan = plan
-        if self.bar is not None:
-            self.bar.update(self.task, total=plan.flops)
 
     def step(self, columns: dict[str, Any]) -> None:
         if self.bar is not None:

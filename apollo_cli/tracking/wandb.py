@@ -80,7 +80,7 @@ class WandbProcess(Listener):
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
-        self.run_dir, self.uploads_model, self.page = self.folder.parent, order["upload"] != "none", ""
+        self.uploads_model, self.page = order["upload"] != "none", ""
         self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
         # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
@@ -102,7 +102,7 @@ class WandbProcess(Listener):
             return
         end: dict[str, Any] = {"status": status, "summary": final_numbers(summary)}
         end["growths"] = [growth | {"jump": _jump(growth)} for growth in summary.get("growths", ())]
-        if self.uploads_model and status == "completed" and (folder := self.run_dir / "model").is_dir():
+        if self.uploads_model and status == "completed" and (folder := self.folder.with_name("model")).is_dir():
             facts = {"flops": summary["totals"]["flops"], "eval/loss": summary["losses"].get("eval/loss")}
             facts |= {"data": summary["data"]["fingerprint"], "git_commit": summary["git_commit"]}
             end["model"] = {"folder": str(folder), "metadata": facts}
@@ -214,11 +214,11 @@ def open_mirror(
     mode = _mode(tracking, say)
     if mode == "disabled":
         return None
-    folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
-    checkpoints = RunDirectory(run_dir.resolve()).checkpoints
+    directory = RunDirectory(run_dir.resolve())
+    folder, metrics, log = directory.wandb, directory.metrics_file, directory.log_file
     log.touch()
     is_recorded = folder.exists()  # by an earlier session of this run, whose rows W&B has
-    kept = recorder.named_checkpoints(checkpoints) if is_recorded else []
+    kept = recorder.named_checkpoints(directory.checkpoints) if is_recorded else []
     tags = (*identity.tags, *tracking.tags, *os.environ.get("WANDB_TAGS", "").split(","))
     run = {
         **asdict(identity),
@@ -241,7 +241,7 @@ def open_mirror(
             "stages": stages,
             "upload": tracking.upload,
             "corpus": _corpus(config) if tracking.upload != "none" else None,
-            "checkpoints": str(checkpoints) if tracking.upload == "checkpoints" else None,
+            "checkpoints": str(directory.checkpoints) if tracking.upload == "checkpoints" else None,
             "seen": [(name, alias) for name, aliases in kept for alias in aliases],
             "server": {"url": _address(), "key": _key()},
             "skip": metrics.read_bytes().count(b"\n") + skip_rows if is_recorded else 0,

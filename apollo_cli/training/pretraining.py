@@ -99,7 +99,7 @@ class Pretraining(Session):
     def replan(self, ended: Sequence[int]) -> Plan:
         """The plan of the rest of a run whose first stages have ended at these steps."""
         self.plan = make_plan(self.config, self.device, recorded=SourceCost.of(self.plan), ended=ended)
-        self.console.follow(self.plan)
+        self.console.start(self.plan)
         return self.plan
 
     def finish(self, trainer: Trainer) -> None:
