@@ -113,7 +113,6 @@ class GlueConsole(Console):
         return f"{self.name} step {row['step']:>5}  {'  '.join(map(' '.join, _scores(row).items()))}"
 
     def _position(self, row: dict[str, Any]) -> str:
-        assert self.plan is not None
         loss = "" if self.train_loss is None else f" loss {self.train_loss:.4f}"
         step = f"{self.name} step {row['step']:>5}/{self.plan.steps}"
         return f"{step}{loss} {row['flops']:.2e} FLOPs ETA {self._eta(row)}"

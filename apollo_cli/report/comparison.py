@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -144,13 +144,7 @@ class Comparison:
 
     @property
     def baseline_cost(self) -> Cost | None:
-        """Cost of the target."""
         return self.target.cost if self.target else None
-
-    @property
-    def reference(self) -> tuple[Curve, ...]:
-        """The baseline's curves; none without a baseline."""
-        return self.baseline.curves if self.baseline else ()
 
 
 def compare(families: Sequence[Family], question: Question) -> list[Comparison]:
@@ -213,14 +207,14 @@ def _baseline_candidates(family: Family, asked: str | None) -> list[Group]:
 def _compare(family: Family, candidates: Sequence[Group], question: Question) -> Comparison:
     baseline = candidates[0] if len(candidates) == 1 else None
     reference = _final_curves(baseline.runs) if baseline else {}
-    asked = question
-    if question.target_loss is None and baseline:
-        question = replace(question, target_loss=_target_of_budget(baseline, list(reference.values())))
-    target = _target(question, list(reference.values()))
-    by_seed = {seed: _target(question, [curve]) for seed, curve in reference.items()}
+    asked = question.target_loss
+    if asked is None and baseline:
+        asked = _target_of_budget(baseline, list(reference.values()))
+    target = _target(asked, list(reference.values()))
+    by_seed = {seed: _target(asked, [curve]) for seed, curve in reference.items()}
     methods = [_method(group, target, by_seed, question, is_baseline=group is baseline) for group in family.groups]
     methods.sort(key=lambda method: not method.is_baseline)
-    return Comparison(family, asked, tuple(candidates), target, tuple(methods))
+    return Comparison(family, question, tuple(candidates), target, tuple(methods))
 
 
 def _final_curves(runs: Sequence[Run]) -> dict[str, Curve]:
@@ -241,13 +235,13 @@ def _target_of_budget(baseline: Group, reference: Sequence[Curve]) -> float | No
     return float(loss) if all(curve[-1].loss <= loss < math.inf for curve in reference) else None
 
 
-def _target(question: Question, reference: Sequence[Curve]) -> Target | None:
-    """The typed loss, or the mean final loss of these curves, and its cost on their mean curve.
+def _target(asked: float | None, reference: Sequence[Curve]) -> Target | None:
+    """The loss that is asked for, or the mean final loss of these curves, and its cost on their mean curve.
 
     Where they end at different steps, as under a budget in seconds, the mean of their ends is the end.
     """
-    finals = None if question.target_loss else interval_of_all([curve[-1].loss for curve in reference])
-    loss = question.target_loss or (finals.mean if finals else math.inf)
+    finals = None if asked else interval_of_all([curve[-1].loss for curve in reference])
+    loss = asked or (finals.mean if finals else math.inf)
     if not math.isfinite(loss):
         return None
     mean = savings.mean_curve(reference)

@@ -17,21 +17,13 @@ from matplotlib.figure import Figure
 
 from apollo_cli import __version__, files
 from apollo_cli.errors import ConfigError, StorageError, in_markdown, one_line
-from apollo_cli.report import plots
+from apollo_cli.report import plots, tables
 from apollo_cli.report.commands import commands
 from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.export import comparisons_csv, comparisons_json
 from apollo_cli.report.mixing import MIXING_NOTE, mixing_table, mixings
 from apollo_cli.report.notes import CROSSING_NOTE, INTERVAL_NOTE, comparison_notes, headline
 from apollo_cli.report.style import drawn, with_values
-from apollo_cli.report.tables import (
-    ReportTable,
-    compare_glue,
-    glue_table,
-    results_table,
-    settings_table,
-    target_sentence,
-)
 
 _COMMANDS = "Commands of the runs"
 _PAGE = Path(__file__).with_name("page.html")
@@ -79,16 +71,16 @@ def _lines(
         yield from (f"> **Warning:** {in_markdown(warning)}", "")
     yield from _list(filter(None, map(headline, comparisons)))
     for comparison in comparisons:
-        title, glue, settings = comparison.family.title, compare_glue(comparison), settings_table(comparison)
+        title, glue = comparison.family.title, tables.compare_glue(comparison)
         yield from (f"## {in_markdown(title)}", "")
-        yield from (in_markdown(f"{comparison.family.description}. {target_sentence(comparison)}"), "")
-        yield from (*markdown_table(results_table(comparison)), *_list(comparison_notes(comparison)))
+        yield from (in_markdown(f"{comparison.family.description}. {tables.target_sentence(comparison)}"), "")
+        yield from (*markdown_table(tables.results_table(comparison)), *_list(comparison_notes(comparison)))
         if glue:
-            yield from ("### GLUE", "", *markdown_table(glue_table(comparison, glue)), *_list(glue.notes))
+            yield from ("### GLUE", "", *markdown_table(tables.glue_table(comparison, glue)), *_list(glue.notes))
         if mixed := list(mixings(comparison)):
             yield from ("### How the new layers mixed", "", *markdown_table(mixing_table(mixed)))
             yield from _list([MIXING_NOTE])
-        if settings:
+        if settings := tables.settings_table(comparison):
             yield from ("### Settings that differ", "", *markdown_table(settings))
         slug = re.sub(r"[^a-z0-9]+", "_", title.lower())
         for name, caption, figure in plots.draw_comparison(comparison):
@@ -119,7 +111,7 @@ def _list(items: Iterable[str]) -> Iterator[str]:
     yield ""
 
 
-def markdown_table(table: ReportTable) -> Iterator[str]:
+def markdown_table(table: tables.ReportTable) -> Iterator[str]:
     """The lines of a table in Markdown, and an empty one."""
     rule = ["---", *["---:"] * (len(table.head) - 1)]
     for line in (map(in_markdown, table.head), rule, *(map(in_markdown, row) for row in table.rows)):

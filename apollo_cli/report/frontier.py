@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from apollo_cli.intervals import interval
 from apollo_cli.report import savings
-from apollo_cli.report.comparison import Comparison, Outcome
+from apollo_cli.report.comparison import Comparison
 from apollo_cli.report.savings import Curve, Point
 from apollo_cli.report.style import SETTINGS, WIDTH, EndLabel, Look, axis_unit, label_ends, looks_of, saved_text
 
@@ -41,30 +41,27 @@ def frontier_of(comparison: Comparison, axis: str) -> Figure | None:
         if outcome.run.status == "completed" and outcome.curve and math.isfinite(outcome.curve[-1].loss)
     ]
     grown = [(look, outcome) for look, outcome in complete if not outcome.run.is_scratch]
-    shapes = {outcome.run.shape for _, outcome in grown}
+    others = [outcome.run for _, outcome in grown]
     ladders: dict[str, dict[int, Point]] = {}
     for _, outcome in complete:
         run = outcome.run
-        if run.is_scratch and shapes == {run.shape} and any(run.has_blocks_of(other.run) for _, other in grown):
+        is_alike = all(run.shape == other.shape for other in others)
+        if run.is_scratch and is_alike and any(run.blocks == other.blocks for other in others):
             best, end = ladders.setdefault(str(run.seed), {}), outcome.curve[-1]
             if end.step not in best or end.loss < best[end.step].loss:  # of several rates
                 best[end.step] = end
     several = {seed: best for seed, best in ladders.items() if len(best) > 1}
     shared = set.intersection(*(set(best) for best in several.values())) if several else set()
     curves = {seed: savings.make_curve(best[step] for step in shared) for seed, best in several.items()}
-    by_look: dict[Look, list[Outcome]] = {}
-    for look, outcome in grown:
-        if str(outcome.run.seed) in curves:
-            by_look.setdefault(look, []).append(outcome)
-    if len(shared) < 2 or not by_look:
-        return None
     methods = []
-    for look, outcomes in by_look.items():
+    for look in dict.fromkeys(look for look, _ in grown):
+        outcomes = [outcome for own, outcome in grown if own == look and str(outcome.run.seed) in curves]
         ends = [outcome.curve[-1] for outcome in outcomes]
         costs = [savings.scratch_cost(curves[str(o.run.seed)], o.curve[-1].loss, axis) for o in outcomes]
         saved = [c and savings.saving(end.cost.of(axis), c) for c, end in zip(costs, ends, strict=True)]
-        methods.append(Ended(look, tuple(ends), tuple(saved)))
-    return draw_frontier(list(curves.values()), methods, axis)
+        if ends:
+            methods.append(Ended(look, tuple(ends), tuple(saved)))
+    return draw_frontier(list(curves.values()), methods, axis) if len(shared) > 1 and methods else None
 
 
 def draw_frontier(scratch: Sequence[Curve], methods: Sequence[Ended], axis: str) -> Figure:

@@ -83,13 +83,12 @@ def families(runs: Sequence[Run]) -> tuple[list[Family], list[str]]:
         of_kind = [_family(title, setup, members[setup]) for title, setup in zip(titles, setups, strict=True)]
         found += of_kind
         if len(of_kind) > 1:
-            places = [[run.place for group in family.groups for run in group.runs] for family in of_kind]
             common = set.intersection(*(set(family.facts) for family in of_kind))
-            parts = [
-                f"{family.title} ({first_of(of)}): "
-                f"{', '.join(fact for fact in family.facts if fact not in common) or family.description}"
-                for family, of in zip(of_kind, places, strict=True)
-            ]
+            parts = []
+            for family in of_kind:
+                places = [run.place for group in family.groups for run in group.runs]
+                facts = ", ".join(fact for fact in family.facts if fact not in common) or family.description
+                parts.append(f"{family.title} ({first_of(places)}): {facts}")
             warnings.append(
                 f"these {TITLES[kind]} runs are not measured on the same data and are NOT compared: "
                 f"{'; '.join(parts)}"
@@ -147,7 +146,8 @@ def _groups(runs: Sequence[Run]) -> tuple[tuple[Group, ...], list[str]]:
             by_seed[str(run.seed)].append(run)
         kept = []
         for seed, twins in by_seed.items():
-            best, *others = sorted(twins, key=lambda run: (run.status != "completed", -run.flops))
+            twins.sort(key=lambda run: (run.status != "completed", -max(row["flops"] for row in run.rows)))
+            best, *others = twins
             kept.append(best)
             if others:
                 left = first_of([run.place for run in others])

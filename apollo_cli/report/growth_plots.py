@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from apollo_cli import files
 from apollo_cli.growth.samplers import LVPS
-from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.comparison import Comparison, Method, evaluation_point
 from apollo_cli.report.groups import settings
 from apollo_cli.report.runs import ROWS_AROUND, ModelSize, Row, Run, model_size
 from apollo_cli.report.style import COLOURS, SMALL, WIDTH, EndLabel, Look, Picture, ink, label_ends, looks_of
@@ -139,11 +139,9 @@ def _values_around(run: Run, growth: Growth, column: str) -> tuple[list[tuple[in
 
 def _losses_beside(run: Run, growth: Growth) -> tuple[float, float] | None:
     """The validation loss just before and after; None without this growth or a finite loss."""
-    rows = {model_size(row): row["eval/loss"] for row in run.evaluations if _growth(row) == growth}
-    before, after = (rows.get(side) for side in growth)
-    if before is None or after is None or not math.isfinite(before) or not math.isfinite(after):
-        return None
-    return before, after
+    losses = {model_size(row): evaluation_point(row).loss for row in run.evaluations if _growth(row) == growth}
+    before, after = (losses.get(side, math.inf) for side in growth)
+    return (before, after) if math.isfinite(before) and math.isfinite(after) else None
 
 
 def _growth(row: Row) -> Growth | None:

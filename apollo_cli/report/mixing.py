@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
 
-from apollo_cli.report.comparison import Comparison, Method
+from apollo_cli.report.comparison import Comparison, Method, evaluation_point
 from apollo_cli.report.runs import Run
 from apollo_cli.report.tables import ReportTable
 
@@ -99,7 +99,7 @@ def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByS
     for method in references:
         run = method.outcomes[0].run
         is_as_long = bool(run.evaluations) and run.evaluations[-1]["step"] == end
-        if run.has_blocks_of(grown) and run.target_layers == layers and is_as_long:
+        if run.blocks == grown.blocks and run.target_layers == layers and is_as_long:
             found.append(_losses([outcome.run for outcome in method.outcomes], layers))
     found = [losses for losses in found if losses]
     return min(found, key=lambda losses: losses[max(losses)], default=None)
@@ -107,12 +107,8 @@ def _reference(references: Sequence[Method], grown: Run, layers: int) -> LossByS
 
 def _losses(runs: Sequence[Run], layers: int) -> dict[int, float]:
     """The mean loss of these runs with so many layers, at each step that all have."""
-    by_step = [
-        {
-            row["step"]: row["eval/loss"]
-            for row in run.evaluations
-            if row["layers"] == layers and row["eval/loss"] is not None and math.isfinite(row["eval/loss"])
-        }
-        for run in runs
-    ]
+    by_step = []
+    for run in runs:
+        points = [evaluation_point(row) for row in run.evaluations if row["layers"] == layers]
+        by_step.append({point.step: point.loss for point in points if math.isfinite(point.loss)})
     return {step: fmean(of[step] for of in by_step) for step in sorted(set.intersection(*map(set, by_step)))}

@@ -87,7 +87,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
 def _baseline_notes(comparison: Comparison) -> Iterator[str]:
     """Why there are no savings, and what to type."""
     labels = ", ".join(f"'{group.label}'" for group in comparison.candidates or comparison.family.groups)
-    asked, target = comparison.question.baseline, comparison.target
+    asked, target, baseline = comparison.question.baseline, comparison.target, comparison.baseline
     if asked and not comparison.candidates:
         yield f"No savings here: --baseline {asked} is not among these runs."
     elif not comparison.candidates and len(comparison.family.groups) == 1:
@@ -96,18 +96,18 @@ def _baseline_notes(comparison: Comparison) -> Iterator[str]:
         yield f"No savings: none trains all layers from the first step. Type --baseline with one of {labels}."
     elif len(comparison.candidates) > 1:
         yield f"No savings: several train from scratch. Type --baseline with one of {labels}."
-    elif not comparison.reference:
+    elif baseline is None or not baseline.curves:
         yield f"No savings: {labels} has no evaluation of the whole model yet."
     elif target is None:
         yield f"No savings: the loss of {labels} is not finite at the end. Type --target-loss."
     elif comparison.baseline_cost is None:
-        losses = [point.loss for point in savings.mean_curve(comparison.reference)]
+        losses = [point.loss for point in savings.mean_curve(baseline.curves)]
         how = f"goes from {losses[0]:.4f} down to {min(losses):.4f}" if losses else "has no shared evaluation"
         yield f"No savings: {labels} {how} and does not reach {target.loss:.4f} at a cost that can be compared."
 
 
 def _reference_notes(comparison: Comparison) -> Iterator[str]:
-    baseline, reference, cost = comparison.baseline, comparison.reference, comparison.baseline_cost
+    baseline, cost = comparison.baseline, comparison.baseline_cost
     if baseline is None or cost is None:
         return
     completed = sum(outcome.run.status == "completed" for outcome in baseline.outcomes)
@@ -118,8 +118,8 @@ def _reference_notes(comparison: Comparison) -> Iterator[str]:
     elif completed < len(baseline.outcomes):
         of = f"the {completed} completed runs of '{baseline.label}', of {len(baseline.outcomes)}"
         yield f"The target and its cost are those of {of}." if is_final else f"The cost is that of {of}."
-    ends = [curve[-1].cost.flops for curve in reference]
-    if len({curve[-1].step for curve in reference}) > 1:
+    ends = [curve[-1].cost.flops for curve in baseline.curves]
+    if len({curve[-1].step for curve in baseline.curves}) > 1:
         is_mean = is_final and abs(cost.flops - fmean(ends)) < _TOLERANCE * cost.flops
         yield (
             f"The runs of '{baseline.label}' end at different budgets, {min(ends):.3e} to {max(ends):.3e} FLOPs"
@@ -140,7 +140,7 @@ def _shallow_notes(comparison: Comparison) -> Iterator[str]:
         shallow = [
             (savings.lowest_within(other.curve, end.cost.flops), other.label, run.target_layers)
             for other, run in ended
-            if run.is_scratch and run.has_blocks_of(grown) and run.target_layers < grown.target_layers
+            if run.is_scratch and run.blocks == grown.blocks and run.target_layers < grown.target_layers
         ]
         if grown.is_scratch or not shallow:
             continue

@@ -156,14 +156,10 @@ def _partial_curves(method: Method) -> Iterator[Curve]:
     runs = [outcome.run for outcome in method.outcomes]
     sizes = {model_size(row) for run in runs for row in run.evaluations if not run.is_whole(row)}
     for stored in sorted(sizes):
-        parts = [
-            savings.make_curve(
-                evaluation_point(row)
-                for row in run.evaluations
-                if model_size(row) == stored and not run.is_whole(row)
-            )
-            for run in runs
-        ]
+        parts = []
+        for run in runs:
+            rows = [row for row in run.evaluations if model_size(row) == stored and not run.is_whole(row)]
+            parts.append(savings.make_curve(map(evaluation_point, rows)))
         yield savings.mean_curve([part for part in parts if part], with_ends=method.has_ended)
 
 

@@ -1,6 +1,6 @@
 """A comparison in Weights & Biases: views of the runs, a run and a Report of it, savings in the summaries."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from apollo_cli.report.notes import comparison_notes, headline
 from apollo_cli.report.tables import results_table, target_sentence
 from apollo_cli.report.wandb_runs import TIMEOUT, within
 from apollo_cli.report.workspace import METHOD, SECTIONS, make_panel, make_view, runs_of
+from apollo_cli.tracking.recorder import table
 
 PUBLISH_TIMEOUT = 600  # seconds for the whole of it
 TITLE = "What was saved"
@@ -83,23 +84,16 @@ def make_report(project: str, comparisons: Sequence[Comparison], warnings: Seque
         v2.P(text) for text in [*filter(None, map(headline, comparisons)), *map("Warning: {}".format, warnings)]
     ]
     for comparison in comparisons:
-        blocks += _blocks(entity, short, comparison)
+        blocks.append(v2.H2(comparison.family.title))
+        blocks.append(v2.P(f"{comparison.family.description}. {target_sentence(comparison)}"))
+        blocks.append(v2.MarkdownBlock("\n".join(markdown_table(results_table(comparison)))))
+        if notes := comparison_notes(comparison):
+            blocks.append(v2.UnorderedList(notes))
+        of_family = runs_of(fingerprint(comparison))
+        runs = v2.Runset(entity=entity, project=short, filters=of_family, groupby=[f"config.{METHOD}"])
+        blocks.append(v2.PanelGrid(runsets=[runs], panels=[make_panel(chart) for chart in SECTIONS["Saving"]]))
     link = v2.P(["Table, pictures and report.html: ", v2.Link("the run of this comparison", page)])
     return v2.Report(entity=entity, project=short, title=TITLE, blocks=[*blocks, link])
-
-
-def _blocks(entity: str, project: str, comparison: Comparison) -> Iterator[Any]:
-    from wandb_workspaces.reports import v2
-
-    yield v2.H2(comparison.family.title)
-    yield v2.P(f"{comparison.family.description}. {target_sentence(comparison)}")
-    yield v2.MarkdownBlock("\n".join(markdown_table(results_table(comparison))))
-    if notes := comparison_notes(comparison):
-        yield v2.UnorderedList(notes)
-    runs = v2.Runset(
-        entity=entity, project=project, filters=runs_of(fingerprint(comparison)), groupby=[f"config.{METHOD}"]
-    )
-    yield v2.PanelGrid(runsets=[runs], panels=[make_panel(chart) for chart in SECTIONS["Saving"]])
 
 
 def _log_run(project: str, comparisons: Sequence[Comparison], folder: Path) -> str:
@@ -107,11 +101,7 @@ def _log_run(project: str, comparisons: Sequence[Comparison], folder: Path) -> s
     import wandb
 
     entity, _, short = project.partition("/")
-    lines, text = comparison_rows(comparisons), (folder / "report.md").read_text(encoding="utf-8")
-    columns: list[Any] = list(dict.fromkeys(column for line in lines for column in line))
-    table = wandb.Table(
-        columns, [[line.get(column) for column in columns] for line in lines], allow_mixed_types=True
-    )
+    text = (folder / "report.md").read_text(encoding="utf-8")
     pictures = [path for path in sorted(folder.glob("*.png")) if f"]({path.name})" in text]
     shown = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures}
     with TemporaryDirectory() as place:
@@ -120,7 +110,7 @@ def _log_run(project: str, comparisons: Sequence[Comparison], folder: Path) -> s
             entity=entity, project=short, job_type="compare", mode="online", dir=place, settings=settings
         )
         report = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
-        run.log({"comparison": table, "report": report, **shown})
+        run.log({"comparison": table(comparison_rows(comparisons)), "report": report, **shown})
         run.summary["headline"] = "\n".join(filter(None, map(headline, comparisons)))
         run.finish()
         return str(run.url)

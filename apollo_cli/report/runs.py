@@ -72,10 +72,6 @@ class GlueScores(BaseModel):
         default=None, validation_alias=AliasPath("pretrained", "eval/loss")
     )
 
-    @property
-    def scores(self) -> dict[str, float]:
-        return {name: task.mean for name, task in self.tasks.items()}
-
     def recipe_of(self, task: str) -> str:
         """How, at which learning rates and on which rows it was fine-tuned."""
         return repr((self.recipe, self.tasks[task].rates, self.tasks[task].data))
@@ -126,10 +122,6 @@ class Run:
         return self.config.get("seed")
 
     @property
-    def flops(self) -> float:
-        return max(row["flops"] for row in self.rows)
-
-    @property
     def target_layers(self) -> Any:
         """The target depth L."""
         return self.config.get("model.layers")
@@ -140,10 +132,6 @@ class Run:
         keys = ("schedule.layers", "model.layers", "sampler.kind", "init_from.path")
         return is_scratch(*map(self.config.get, keys))
 
-    def has_blocks_of(self, other: "Run") -> bool:
-        """Whether the layers of both models compute the same, so that they differ in their number at most."""
-        return self._of_blocks == other._of_blocks
-
     @property
     def shape(self) -> tuple[Any, ...]:
         """The target depth, and the sizes of a layer."""
@@ -151,8 +139,8 @@ class Run:
         return self.target_layers, *(self.config.get(f"model.{key}") for key in sizes)
 
     @property
-    def _of_blocks(self) -> tuple[Any, ...]:
-        """What a layer computes; older runs say less."""
+    def blocks(self) -> tuple[Any, ...]:
+        """What a layer computes; models with equal blocks differ in their number at most. Older runs say less."""
         norm, parametrization = self.config.get("model.norm", "post"), self.config.get("model.parametrization")
         return *self.shape[1:], norm, parametrization or "standard"
 
@@ -166,16 +154,12 @@ class Run:
 
         The cost of the source and the optimizer's own FLOPs are added.
         """
-        found = [row for row in self.rows if "eval/loss" in row]
-        before, seconds = self.source_flops or 0, self.source_seconds
-        return [
-            row
-            | {
-                "flops": row["flops"] + (row.get("optimizer_flops") or 0) + before,
-                "train_seconds": row["train_seconds"] + seconds,
-            }
-            for row in found
-        ]
+        found = []
+        for row in self.rows:
+            if "eval/loss" in row:
+                flops = row["flops"] + (row.get("optimizer_flops") or 0) + (self.source_flops or 0)
+                found.append(row | {"flops": flops, "train_seconds": row["train_seconds"] + self.source_seconds})
+        return found
 
 
 def model_size(row: Row) -> ModelSize:
@@ -214,9 +198,8 @@ def _read_run(folder: Path) -> Run:
     config, summary, plan = flat(directory.config()), directory.summary(), directory.plan()
     rows = read_rows(directory.metrics_file) if directory.metrics_file.is_file() else ()
     text = scores.read_bytes() if scores.is_file() else b"{}"
-    return make_run(
-        place, config, summary, plan, rows, checked(f"{place}/{GLUE_FILE}", GlueScores.model_validate_json, text)
-    )
+    glue = checked(f"{place}/{GLUE_FILE}", GlueScores.model_validate_json, text)
+    return make_run(place, config, summary, plan, rows, glue)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -60,7 +60,14 @@ def aligned(curves: Sequence[Curve], *, with_ends: bool = True) -> list[tuple[Po
 
 def mean_curve(curves: Sequence[Curve], *, with_ends: bool = True) -> Curve:
     """The mean over runs of cost and loss at their aligned points."""
-    return tuple(map(_mean_point, aligned(curves, with_ends=with_ends)))
+    return tuple(
+        Point(
+            round(fmean(p.step for p in points)),
+            Cost(fmean(p.cost.flops for p in points), fmean(p.cost.seconds for p in points)),
+            fmean(p.loss for p in points),
+        )
+        for points in aligned(curves, with_ends=with_ends)
+    )
 
 
 def crossing(curve: Curve, target: float, *, for_good: bool = False) -> Cost | None:
@@ -115,15 +122,8 @@ def scratch_cost(rungs: Curve, loss: float, axis: str) -> float | None:
 
 
 def saving(cost: float, baseline: float) -> float:
-    """1 - cost / baseline."""
     return 1 - cost / baseline
 
 
 def speedup(cost: float, baseline: float) -> float:
-    """Baseline / cost - 1; infinite for a cost of 0."""
     return baseline / cost - 1 if cost else math.inf
-
-
-def _mean_point(points: Sequence[Point]) -> Point:
-    cost = Cost(fmean(p.cost.flops for p in points), fmean(p.cost.seconds for p in points))
-    return Point(round(fmean(p.step for p in points)), cost, fmean(p.loss for p in points))

@@ -173,12 +173,8 @@ def svg_of(figure: Figure) -> str:
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = re.sub(r' id="[A-Za-z0-9]+_\d+"|^ +', "", svg.getvalue(), flags=re.M)
     text = re.sub(r' (d|x|y)="[^"]*"', lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), text)
-    return re.sub(r'<g([^>]*)>\n((?:<use [^>]*)( style="[^"]*")/>\n(?:<use [^>]*\3/>\n)+)</g>', _once, text)
-
-
-def _once(group: re.Match[str]) -> str:
-    """A group of markers with their common style."""
-    return f"<g{group[1]}{group[3]}>\n{group[2].replace(group[3], '')}</g>"
+    markers = r'<g([^>]*)>\n((?:<use [^>]*)( style="[^"]*")/>\n(?:<use [^>]*\3/>\n)+)</g>'
+    return re.sub(markers, lambda group: f"<g{group[1]}{group[3]}>\n{group[2].replace(group[3], '')}</g>", text)
 
 
 def with_values(svg: str, figure: Figure) -> str:

@@ -110,12 +110,6 @@ def format_number(value: float, half: float | None = None) -> str:
     return f"{scaled:.3f}e{power}" if half is None else f"({scaled:.2f} ± {half / 10**power:.2f})e{power}"
 
 
-def format_flops(method: Method) -> str:
-    """The FLOPs of a method's runs from start to end."""
-    total = interval_of_all([curve[-1].cost.flops for curve in method.curves])
-    return format_number(total.mean, total.half or None) if total else "-"
-
-
 def _cost(method: Method, axis: str) -> str:
     cost = method.cost(axis)
     if cost is not None:
@@ -145,10 +139,10 @@ def compare_glue(comparison: Comparison) -> GlueComparison | None:
         return None
     tasks = tuple(name for name in TASKS if any(name in glue.tasks for glue in found))
     averaged = tuple(name for name in tasks if name != "wnli" and all(name in glue.tasks for glue in found))
-    scores = {
-        label: _with_average([run.glue.scores for run in of_method], tasks, averaged)
-        for label, of_method in members.items()
-    }
+    scores = {}
+    for label, of_method in members.items():
+        means = [{name: task.mean for name, task in run.glue.tasks.items()} for run in of_method]
+        scores[label] = _with_average(means, tasks, averaged)
     known = {n: task.frequent for glue in found for n, task in glue.tasks.items() if task.frequent is not None}
     frequent = _with_average([known], tasks, averaged) if known else {}
     return GlueComparison(tasks, averaged, scores, frequent, tuple(_notes(members, tasks, averaged)))
@@ -160,7 +154,9 @@ def glue_table(comparison: Comparison, glue: GlueComparison) -> ReportTable:
     lines = [(FREQUENT, "-", "-", glue.frequent)] if glue.frequent else []
     for method in comparison.methods:
         if scores := glue.scores.get(method.label):
-            lines.append((method.label, method_cells(comparison, method).final, format_flops(method), scores))
+            total = interval_of_all([curve[-1].cost.flops for curve in method.curves])
+            flops = format_number(total.mean, total.half or None) if total else "-"
+            lines.append((method.label, method_cells(comparison, method).final, flops, scores))
     rows = [
         [*cells, *(score.format(1, 100) if (score := scores[name]) else "-" for name in titles)]
         for *cells, scores in lines

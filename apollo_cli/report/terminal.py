@@ -53,9 +53,8 @@ def _results(comparison: Comparison, *, with_speedup: bool) -> Table:
         cells = method_cells(comparison, method)
         by_axis = (cells.costs, {"flops": "FLOPs", "seconds": "s"}, cells.savings, cells.speedups)
         final = cells.final if budget is None else f"{cells.final}\n{cells.at_flops}"
-        rows.append(
-            [f"{method.label}\n{cells.runs}", final, *("\n".join(part[axis] for axis in AXES) for part in by_axis)]
-        )
+        label = f"{method.label}\n{cells.runs}"
+        rows.append([label, final, *("\n".join(part[axis] for axis in AXES) for part in by_axis)])
     columns = len(head) - (not with_speedup)
     return _rich_table(ReportTable(head[:columns], [row[:columns] for row in rows]), no_wrap=True)
 

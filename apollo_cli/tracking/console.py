@@ -12,7 +12,7 @@ from time import monotonic
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from apollo_cli import files
@@ -49,13 +49,12 @@ class Console:
         self.log: IO[str] | None = None
         self.bar: Progress | None = None
         self.task = TaskID(0)
-        self.plan: Plan | None = None
+        self.plan: Plan  # from `start` on
         self.train_loss: float | None = None
         self.evaluated: dict[str, Any] = {}  # the last row of an evaluation
         self.stepped: dict[str, Any] = {}  # the columns of the last step
 
     def log_to(self, path: Path) -> None:
-        """Opens train.log and writes the lines so far to it."""
         with files.writing(path, 10_000):
             self.log = path.open("a", encoding="utf-8")
         for text in self.unlogged:
@@ -95,30 +94,20 @@ class Console:
                 left = duration((printed - started) * (1 - share) / share)
                 self._print(f"{title}: {share:.0%}, ETA {left}")
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
-        with bar:
+        with Progress(console=self.out, transient=True, disable=not self.out.is_terminal) as bar:
             task = bar.add_task(title, total=None)
             yield update
 
     def start(self, plan: Plan) -> None:
+        """Shows the progress of a plan; where a run goes on by another one, that of the other."""
         self.plan = plan
-        if self.out.is_terminal and not self.out.quiet:
+        if self.bar is not None:
+            self.bar.update(self.task, total=plan.flops)
+        elif self.out.is_terminal and not self.out.quiet:
             columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=self.out, refresh_per_second=4)
             self.task = self.bar.add_task("starting", total=plan.flops)
             self.bar.start()
-
-    def follow(self, plan: Plan) -> None:
-        """The run goes on by another plan."""
-        self.plan = plan
-        if self.bar is not None:
-            self.bar.update(self.task, total=plan.flops)
 
     def step(self, columns: dict[str, Any]) -> None:
         if self.bar is not None:
@@ -171,7 +160,6 @@ class Console:
 
     def _position(self, row: dict[str, Any]) -> str:
         """Where the run is; on a narrow terminal the parts that matter most."""
-        assert self.plan is not None
         validation = self.evaluated.get("eval/loss")
         parts = {  # the higher the number, the sooner a part is left out
             f"{row['step']:>5}/{self.plan.steps}": 0,
@@ -191,7 +179,6 @@ class Console:
         return text
 
     def _eta(self, row: dict[str, Any]) -> str:
-        assert self.plan is not None
         share = row["flops"] / self.plan.flops
         return duration(row["train_seconds"] * (1 - share) / share) if share else "?"
 
@@ -251,7 +238,7 @@ def plan_totals(plan: Plan) -> str:
     return f"{most}{steps}, {flops} FLOPs{learned}{scratch_cost}{beside if plan.step_cost.devices > 1 else ''}"
 
 
-def plan_bounds(plan: Plan, earliest: Plan) -> str:
+def plan_bounds(earliest: Plan) -> str:
     """What a run costs whose stages all end as early as they can."""
     ends = " and ".join(f"{end:,}" for end in earliest.schedule.ended(earliest.steps))
     return (

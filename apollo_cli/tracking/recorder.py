@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryFile
-from types import FrameType
 from typing import IO, Any
 
 CHECKPOINTS_FREE = 4  # so many must fit on the disk beside one that waits for its upload
@@ -40,12 +39,14 @@ _STOPPED_QUERY = """query RunStoppedStatus($projectName: String, $entityName: St
 
 Report = Callable[[str], None]
 
+stop_requests: list[int] = []  # signals that end the wait for an upload
+
 
 def main() -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # the run handles them, then sends its finish message
-    signal.signal(signal.SIGALRM, _on_timeout)
-    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
+    signal.signal(signal.SIGTERM, lambda signum, _: stop_requests.append(signum))
     orders, report = open(0, "rb", buffering=0), _line_writer()  # noqa: SIM115 - unbuffered, for select
     order = json.loads(orders.readline())
     environment, sys.argv = os.environ.copy(), order["argv"]
@@ -100,7 +101,8 @@ class Recording:
         self.checkpoints, self.links = order["checkpoints"], Path(order["folder"]) / "checkpoints"
         self.seen = {tuple(pair) for pair in order["seen"]}
         self.run = open_run(order)
-        self.add_table("plan/stages", order["stages"])
+        if order["stages"]:
+            self.run.summary["plan/stages"] = table(order["stages"])
         if corpus := order["corpus"]:
             self.add_artifact(corpus["name"], "dataset", lambda artifact: _refer(artifact, corpus), [])
 
@@ -144,7 +146,8 @@ class Recording:
     ) -> None:
         """Records the end: final numbers, the table of the growths, and the exported model as an artifact."""
         self.run.summary.update({"status": status} | summary)
-        self.add_table("growth/all", growths)
+        if growths:
+            self.run.summary["growth/all"] = table(growths)
         if model:
             fill = partial(_add_folder, path=model["folder"], metadata=model["metadata"])
             self.add_artifact(f"model-{self.run.id}", "model", fill, ["latest", "final"])
@@ -163,14 +166,13 @@ class Recording:
             self.report(f"artifact {name} cannot be uploaded: {_first_line(error)}")
         signal.alarm(CALL_TIMEOUT)
 
-    def add_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """A table of W&B in the summary, where it is no row of the history; None without rows."""
-        if rows:
-            import wandb
 
-            columns = list(dict.fromkeys(column for row in rows for column in row))
-            data = [[row.get(column) for column in columns] for row in rows]
-            self.run.summary[name] = wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)
+def table(rows: Sequence[dict[str, Any]]) -> Any:
+    """A table of W&B, with a column for each key that a row has."""
+    import wandb
+
+    columns: list[Any] = list(dict.fromkeys(column for row in rows for column in row))
+    return wandb.Table(columns, [[row.get(column) for column in columns] for row in rows], allow_mixed_types=True)
 
 
 def named_checkpoints(folder: Path) -> list[tuple[str, list[str]]]:
@@ -366,18 +368,6 @@ def _first_line(error: Exception) -> str:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-stop_requests: list[int] = []
-
-
-def request_stop(signum: int, frame: FrameType | None) -> None:
-    """Ends the wait for an upload."""
-    stop_requests.append(signum)
-
-
-def _on_timeout(signum: int, frame: FrameType | None) -> None:
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ class Listener:
 
 
 class Tracker:
-    """Hands every row to all, in the same form."""
+    """Hands every row to all, in the same form; without `metrics`, as beside the main process, to none."""
 
-    def __init__(self, metrics: MetricsFile, console: Console, listeners: Sequence[Listener]) -> None:
+    def __init__(self, metrics: MetricsFile | None, console: Console, listeners: Sequence[Listener] = ()) -> None:
         self.metrics, self.console, self.listeners = metrics, console, listeners
 
     def row(self, row: Row) -> None:
+        if self.metrics is None:
+            return
         self.metrics.append(row)
         self.console.row(row)
         for listener in self.listeners:
@@ -42,7 +44,7 @@ class Tracker:
 
     def metrics_bytes(self) -> int:
         """Length of metrics.jsonl, all of it synced to disk."""
-        return self.metrics.sync()
+        return self.metrics.sync() if self.metrics else 0
 
     @property
     def page(self) -> str:
@@ -52,23 +54,5 @@ class Tracker:
     def close(self, status: str, summary: dict[str, Any]) -> None:
         for listener in self.listeners:
             listener.close(status, summary)
-        self.metrics.close()
-
-
-class NullTracker(Tracker):
-    """Records nothing: the tracker of all processes but the main one."""
-
-    def __init__(self) -> None:
-        pass
-
-    def row(self, row: Row) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def step(self, columns: Row) -> None:
-        pass
-
-    def metrics_bytes(self) -> int:
-        return 0
+        if self.metrics:
+            self.metrics.close()

@@ -80,7 +80,7 @@ class WandbProcess(Listener):
 
     def __init__(self, order: dict[str, Any], say: Callable[[str], None]) -> None:
         self.folder, self.timeout, self.say = Path(order["folder"]), order["timeout"], say
-        self.run_dir, self.uploads_model, self.page = self.folder.parent, order["upload"] != "none", ""
+        self.uploads_model, self.page = order["upload"] != "none", ""
         self.unfinished_line, self.hint_shown = b"", False
         words = [sys.executable, "-P", recorder.__file__]
         # a session of its own: Ctrl-C goes to the run alone, which then sends its finish message
@@ -102,8 +102,10 @@ class WandbProcess(Listener):
             return
         end: dict[str, Any] = {"status": status, "summary": final_numbers(summary)}
         end["growths"] = [growth | {"jump": _jump(growth)} for growth in summary.get("growths", ())]
-        if self.uploads_model and status == "completed" and (folder := self.run_dir / "model").is_dir():
-            end["model"] = {"folder": str(folder), "metadata": _model_facts(summary)}
+        if self.uploads_model and status == "completed" and (folder := self.folder.with_name("model")).is_dir():
+            facts = {"flops": summary["totals"]["flops"], "eval/loss": summary["losses"].get("eval/loss")}
+            facts |= {"data": summary["data"]["fingerprint"], "git_commit": summary["git_commit"]}
+            end["model"] = {"folder": str(folder), "metadata": facts}
         now = time.monotonic()  # the same clock in all processes
         deadline = now + self.timeout
         # the recorder ends a little earlier, so that it can report why
@@ -135,7 +137,12 @@ class WandbProcess(Listener):
             self._log(line.decode(errors="replace"))
         if received:
             return True
-        if self._reap():
+        process, self.process = self.process, None
+        with suppress(TimeoutExpired):
+            process.wait(1)  # output ends a moment earlier
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+        if process.wait():
             self._log("recorder was killed; metrics.jsonl is complete")
         return False
 
@@ -147,16 +154,6 @@ class WandbProcess(Listener):
             self.hint_shown = True
             line += f"; to upload later: {files.command('wandb')} sync {shlex.quote(files.shown(self.folder))}"
         self.say(f"W&B {line}")
-
-    def _reap(self) -> int:
-        """The exit code of the recorder, whose output has ended; its children are killed."""
-        assert self.process is not None
-        process, self.process = self.process, None
-        with suppress(TimeoutExpired):
-            process.wait(1)  # output ends a moment earlier
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
 
 
 def final_numbers(summary: dict[str, Any]) -> dict[str, Any]:
@@ -177,12 +174,6 @@ def _jump(growth: dict[str, Any]) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _model_facts(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a model costs, its loss and its data, shown beside the artifact."""
-    facts = {"flops": summary["totals"]["flops"], "eval/loss": summary["losses"].get("eval/loss")}
-    return facts | {"data": summary["data"]["fingerprint"], "git_commit": summary["git_commit"]}
-
-
 def _corpus(config: dict[str, Any]) -> dict[str, Any] | None:
     """The corpus as an artifact that refers to its sources; None where it has no place, as pydocs, or no facts."""
     facts, data = config.get(FACTS, {}).get("data"), config.get("data") or {}
@@ -195,16 +186,15 @@ def _corpus(config: dict[str, Any]) -> dict[str, Any] | None:
 def _places(source: Mapping[str, Any]) -> list[str]:
     """Addresses of the files, or of the datasets of the hub, that a source of the config names."""
     names = [source.get(key) or [] for key in ("files", "validation_files", "path")]
-    words = [
-        str(Path(word).expanduser()) for found in names for word in ([found] if isinstance(found, str) else found)
-    ]
-    on_hub = [word for word in words if source.get("path") and not Path(word).exists()]
-    patterns = [word for word in words if word not in on_hub]
-    here = [path for word in patterns for path in sorted(glob(word, recursive=True))]  # noqa: PTH207 - may be absolute
-    return [
-        *(Path(path).resolve().as_uri() for path in here),
-        *(f"https://huggingface.co/datasets/{word}" for word in on_hub),
-    ]
+    words = [Path(word) for found in names for word in ([found] if isinstance(found, str) else found)]
+    here, on_hub = list[str](), list[str]()
+    for path in (word.expanduser() for word in words):
+        if source.get("path") and not path.exists():
+            on_hub.append(f"https://huggingface.co/datasets/{path}")
+        else:
+            matches = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - may be absolute
+            here += [Path(match).resolve().as_uri() for match in matches]
+    return [*here, *on_hub]
 
 
 def open_mirror(
@@ -224,11 +214,11 @@ def open_mirror(
     mode = _mode(tracking, say)
     if mode == "disabled":
         return None
-    folder, metrics, log = (run_dir.resolve() / name for name in ("wandb", "metrics.jsonl", "train.log"))
-    checkpoints = RunDirectory(run_dir.resolve()).checkpoints
+    directory = RunDirectory(run_dir.resolve())
+    folder, metrics, log = directory.wandb, directory.metrics_file, directory.log_file
     log.touch()
     is_recorded = folder.exists()  # by an earlier session of this run, whose rows W&B has
-    kept = recorder.named_checkpoints(checkpoints) if is_recorded else []
+    kept = recorder.named_checkpoints(directory.checkpoints) if is_recorded else []
     tags = (*identity.tags, *tracking.tags, *os.environ.get("WANDB_TAGS", "").split(","))
     run = {
         **asdict(identity),
@@ -251,7 +241,7 @@ def open_mirror(
             "stages": stages,
             "upload": tracking.upload,
             "corpus": _corpus(config) if tracking.upload != "none" else None,
-            "checkpoints": str(checkpoints) if tracking.upload == "checkpoints" else None,
+            "checkpoints": str(directory.checkpoints) if tracking.upload == "checkpoints" else None,
             "seen": [(name, alias) for name, aliases in kept for alias in aliases],
             "server": {"url": _address(), "key": _key()},
             "skip": metrics.read_bytes().count(b"\n") + skip_rows if is_recorded else 0,

@@ -25,7 +25,7 @@ from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import FORMAT, RunDirectory
 from apollo_cli.tracking.console import Console, summary_table
 from apollo_cli.tracking.metrics_file import MetricsFile
-from apollo_cli.tracking.tracker import NullTracker, Tracker
+from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
 from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.adamw import AdamW
@@ -99,7 +99,7 @@ class Pretraining(Session):
     def replan(self, ended: Sequence[int]) -> Plan:
         """The plan of the rest of a run whose first stages have ended at these steps."""
         self.plan = make_plan(self.config, self.device, recorded=SourceCost.of(self.plan), ended=ended)
-        self.console.follow(self.plan)
+        self.console.start(self.plan)
         return self.plan
 
     def finish(self, trainer: Trainer) -> None:
@@ -149,7 +149,7 @@ class Pretraining(Session):
     def tracker(self, state: TrainerState) -> Tracker:
         config = self.config
         if not self.device.processes.is_main:
-            return NullTracker()
+            return Tracker(None, self.console)
         metrics = MetricsFile(self.directory.metrics_file, state.metrics_bytes)
         identity = identify(self.directory.path, config.run.name, tags(config), state.run_id)
         facts = {"data": data_facts(config, self.corpus), "plan": self.plan.as_dict()}

@@ -235,7 +235,7 @@ def _show(run_plan: Plan, config: Config, device: Device, console: Console) -> N
     console.show(plan_table(run_plan, estimated=config.budget.seconds is not None))
     console.say(plan_totals(run_plan), in_words=True)
     if run_plan.earliest is not None and run_plan.earliest.schedule != run_plan.schedule:
-        console.say(plan_bounds(run_plan, run_plan.earliest), in_words=True)
+        console.say(plan_bounds(run_plan.earliest), in_words=True)
     if run_plan.schedule.extended_from:
         console.say(plan_segment(run_plan), in_words=True)
     console.say(device.sentence(config.run), in_words=True)

@@ -14,7 +14,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.signals import Interrupted, StopRequest, Terminated
 from apollo_cli.tracking.console import Console
-from apollo_cli.tracking.tracker import NullTracker, Tracker
+from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.device import Device, is_out_of_memory
 from apollo_cli.training.distributed.ddp import ParallelStrategy
@@ -122,7 +122,7 @@ class Session(ABC):
             restore_rng_state(checkpoint.rng, self.device.device)
 
     def _close(self, status: str, state: TrainerState, tracker: Tracker) -> None:
-        if isinstance(tracker, NullTracker):
+        if not self.device.processes.is_main:
             return
         self.console.stop()
         summary = self.summary(status, state)

@@ -64,6 +64,8 @@ def test_it_is_drawn_where_scratch_has_several_budgets(tmp_path: Path) -> None:
         losses = [(0, 0, 0.0, 9.0), (400, 9000, 90.0, 0.5)]
         scratch(tmp_path / key, losses, name=key, budget__steps=400, **other)
         assert "grown \N{MINUS SIGN}50.0 %" in texts(), key  # nor of a model with other layers
+    scratch(tmp_path / "strange", [(0, 0, 0.0, 9.0), (400, 9000, 90.0, 0.5)], name="strange", model__heads=[4])
+    assert "grown \N{MINUS SIGN}50.0 %" in texts()  # nor where a stranger's config has a list for a size
     for steps, flops in ((300, 3000), (500, 5000)):  # of another seed, without a budget of the first one's
         losses = [(0, 0, 0.0, 9.0), (steps, flops, 30.0, 1.5)]
         scratch(tmp_path / f"other{steps}", losses, name=f"other{steps}", seed=1, budget__steps=steps)
