@@ -8,6 +8,7 @@ the shallow and the deep model, trained on at the same constant rate.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 from benchmarks.cells import ReproductionCell
 
@@ -33,6 +34,13 @@ BASE = "interpolate"
 MOMENTS = ("keep", "map", "reset")  # beside the base's, new
 # of new layers: factor at first, and steps in which it becomes 1; below 0.1 it is a warmup of theirs
 NEW_RATES = ((2.0, 250), (4.0, 250), (0.01, 250), (0.5, 250), (1.3, 250), (0.01, 100))
+# the best operator with what closes the gap of the base point soonest, or with the rate that does so for the other
+# model: the operators are judged at one rate first
+PAIRS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "bert": (("split", {"moments": "map"}), ("split", {"lr_scale": 0.5}), ("split", {"lr_scale": 2.0})),
+    "gpt": (("boundary", {"lr_scale": 2.0}), ("split", {"lr_scale": 2.0})),
+    "llama": (),
+}
 ELSEWHERE = ("interpolate", "net2net", "split", "boundary", "two_hops")  # operators in the other settings
 
 
@@ -240,6 +248,7 @@ def growing(kind: str, lengths: Lengths) -> list[MixingCell]:
         *(replace(base, lr_scale=scale, lr_steps=steps) for scale, steps in NEW_RATES),
         *(replace(base, moments=moments) for moments in MOMENTS),
         *(replace(base, method=operator) for operator in OPERATORS if operator != BASE),
+        *(replace(base, method=operator, **factors) for operator, factors in PAIRS[kind]),
         *(replace(cell, method=operator) for cell in settings for operator in ELSEWHERE),
     ]
 

@@ -41,7 +41,7 @@ a share of the deep model's; two hops spend fewer. One seed each. A cell differs
 base point: copies between the old layers as they are (`interpolate`), old layers keep their moments and new ones
 have none (`moments=new`), one rate for all layers, AdamW, growth at step 3,000. `lr_scale` is the factor of the
 new layers' rate at first, which becomes 1 over `lr_steps`, 250 if it says nothing; from 0.01 it is a warmup of
-theirs. `two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
+theirs. Some cells pair two such factors. `two_hops` is `boundary`, 3 to 6 to 12 layers within 375 steps.
 """
 _HIGHEST = 1.5  # share of the gap that the picture shows: a jump may be many times the gap
 
