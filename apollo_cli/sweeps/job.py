@@ -66,7 +66,7 @@ def job(values: DictConfig) -> float | None:
             if may_begin:
                 with _surroundings(journal, run_dir.name, values.get("device", "auto")):
                     result, losses = _run_job(values, run_dir, journal)
-                    is_requeued = journal.is_of_submitted and result.status == "interrupted"
+                    is_requeued = not journal.owner and result.status == "interrupted"
                     if not is_requeued:
                         _note(result, journal)
                 if is_requeued:
@@ -75,7 +75,7 @@ def job(values: DictConfig) -> float | None:
     finally:
         with suppress(OSError):  # not empty: the run has begun, or failed with a summary
             run_dir.rmdir()
-    if code and not journal.is_of_another_process:
+    if code and journal.owner == os.getpid():
         sys.exit(code)
     return _finite_loss(losses)
 
@@ -146,7 +146,7 @@ def _is_main_process() -> bool:
 
 def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobResult, dict[str, float]]:
     overrides = HydraConfig.get().overrides.task
-    words = journal.words_of(overrides)
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+") in journal.swept]
     label = " ".join(["job", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
     config, code, reason, losses = None, EXIT_OK, "", dict[str, float]()
     try:
@@ -173,11 +173,11 @@ def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobRe
 
 def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
     """What a job needs in a process other than the command's."""
-    if not journal.is_of_another_process:
+    if journal.owner == os.getpid():
         return nullcontext()
-    if journal.is_of_submitted:
+    if not journal.owner:
         return terminable()
-    gpus.take_one(journal.gpus, journal.numbers, device)
+    gpus.take_one(journal.gpus, journal.folder / "numbers", device)
     return _beside_others(name, journal.owner)
 
 

@@ -120,22 +120,21 @@ class Command:
     def begin_sweep(self, config: DictConfig) -> None:
         """Checks the jobs of a sweep, opens its journal, says how it continues; edits Hydra's part of `config`."""
         is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
-        swept = _sweep_overrides(config)
-        jobs = grid.combinations(swept, is_grid)
-        is_first = self.folder is None
+        overrides = _sweep_overrides(config)
+        jobs = grid.combinations(overrides, is_grid)
         _escape_slashes(config)
-        if is_first:
+        if self.folder is None:
             _check_processes()
             _check_jobs(config, jobs, is_grid)
             loader = GlobalHydra.instance().config_loader()
-            for overrides in self.later:  # now, not after hours of the first one
-                other = loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
+            for words in self.later:  # now, not after hours of the first one
+                other = loader.load_configuration(config.hydra.job.config_name, words, RunMode.MULTIRUN)
                 _escape_slashes(other)
                 of_other = _sweep_overrides(other)
                 _check_jobs(other, grid.combinations(of_other, is_grid), is_grid)
-                swept += of_other
+                overrides += of_other
             HydraConfig.instance().set_config(config)
-            self._open_sweep(config, [o.key_or_group for o in swept if o.is_sweep_override()], is_grid)
+            self._open_sweep(config, [o.key_or_group for o in overrides if o.is_sweep_override()], is_grid)
         if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
             _set(config, "hydra.sweep.dir", str(self.folder))
         launcher = config.hydra.launcher

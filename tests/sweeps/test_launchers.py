@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,6 +229,6 @@ def test_a_job_takes_its_gpu_before_it_begins(tmp_path: Path, monkeypatch: pytes
     with Journal.kept([], ["0", "1"]) as journal:
         job._surroundings(journal, "3", "auto")
         assert not taken  # in the command's own process jobs come one after the other
-        other = Journal(journal.numbers.parent, owner=1)
+        other = replace(journal, owner=1)
         job._surroundings(other, "3", "auto")
-    assert taken == [(["0", "1"], journal.numbers, "auto")]
+    assert taken == [(["0", "1"], journal.folder / "numbers", "auto")]
