@@ -41,10 +41,8 @@ def _asked(words: list[str]) -> argparse.Namespace:
     """The options that were typed; exits if they do not fit together, after argparse has printed the reason."""
     line = parser()
     asked = line.parse_args(words)
-    if asked.wandb_filter and not asked.wandb:
-        line.error("--wandb-filter: there are no runs of W&B to filter; type --wandb ENTITY/PROJECT too")
-    for option in ("workspace", "publish"):
-        if getattr(asked, option) and not asked.wandb:
+    for option in ("wandb-filter", "workspace", "publish"):
+        if getattr(asked, option.replace("-", "_")) and not asked.wandb:
             line.error(f"--{option}: no project of W&B is named; type --wandb ENTITY/PROJECT too")
     if not asked.runs and not asked.wandb:
         line.error("no runs are given; type apollo-compare RUN_OR_SWEEP_DIRECTORY..., for example outputs")

@@ -7,15 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import (
-    AbstractContextManager,
-    closing,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -171,25 +163,25 @@ def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobRe
     return JobResult(str(run_dir), code, status, reason, words), losses
 
 
-def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
-    """What a job needs in a process other than the command's."""
-    if journal.owner == os.getpid():
-        return nullcontext()
-    if not journal.owner:
-        return terminable()
-    gpus.take_one(journal.gpus, journal.folder / "numbers", device)
-    return _beside_others(name, journal.owner)
-
-
 @contextmanager
-def _beside_others(name: str, owner: int) -> Iterator[None]:
-    """Numbers the lines of a job, and leaves Ctrl-C to the command, which forwards it."""
-    with suppress(OSError):
-        os.setpgid(0, 0)
-    _stop_with(owner)
-    out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
-    with _BUSY, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+def _surroundings(journal: Journal, name: str, device: str) -> Iterator[None]:
+    """What a job needs in a process other than the command's.
+
+    Beside others it has a GPU and numbered lines, and leaves Ctrl-C to the command, which forwards it.
+    """
+    if journal.owner == os.getpid():
         yield
+    elif not journal.owner:
+        with terminable():
+            yield
+    else:
+        gpus.take_one(journal.gpus, journal.folder / "numbers", device)
+        with suppress(OSError):
+            os.setpgid(0, 0)
+        _stop_with(journal.owner)
+        out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
+        with _BUSY, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+            yield
 
 
 @cache
