@@ -81,7 +81,10 @@ class CommandLine:
             if word == "experiment=null":  # the default; Hydra refuses null for a group
                 continue
             if not word.startswith("-"):
-                overrides.append(_with_quotes(_without_plus(word)))
+                without_plus = re.sub(
+                    rf"^\++({'|'.join(group_names())})=", r"\1=", word
+                )  # groups are in the defaults
+                overrides.append(_with_quotes(without_plus))
             elif flag not in _FLAGS:
                 following = next(rest, "=")
                 given = value if equals else following if "=" not in following else "VALUE"
@@ -95,11 +98,6 @@ class CommandLine:
             line.user_folders != [] and _own_experiment(line)
         )
         return line if may_choose_data else cls(flags, [*_implied_data(overrides), *overrides])
-
-
-def _without_plus(word: str) -> str:
-    """+experiment=NAME means experiment=NAME: every group of ours is in the defaults list."""
-    return re.sub(rf"^\++({'|'.join(group_names())})=", r"\1=", word)
 
 
 def _with_quotes(word: str) -> str:
