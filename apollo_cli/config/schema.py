@@ -109,11 +109,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
             return f"{key}={typed}: renamed to {new}={typed}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return (
-            f"{key}: missing"
-            if "[" in key
-            else f"{key}: missing; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
-        )
+        remedy = "" if "[" in key else f"; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
+        return f"{key}: missing{remedy}"
     if detail["type"] == "tuple_type":
         return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
