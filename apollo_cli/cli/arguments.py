@@ -49,11 +49,6 @@ class CommandLine:
         return dict(word.lstrip("+").partition("=")[::2] for word in self.overrides).get(key)
 
     @property
-    def completes(self) -> bool:
-        """Whether a shell asks how a word continues."""
-        return not {"--shell-completion", "-sc"}.isdisjoint(self.flags)
-
-    @property
     def user_folders(self) -> list[Path] | None:
         """The folders that Hydra reads beside the shipped configs; None if one is none, or they replace these."""
         if not _PRIMARY_CONFIG.isdisjoint(self.flags):

@@ -31,7 +31,7 @@ def explained(line: CommandLine, error: Exception, to_sweep: str = "add -m, or "
 
     `to_sweep` is what to do for a sweep, where that is possible.
     """
-    if line.completes:
+    if {"--shell-completion", "-sc"} & set(line.flags):  # a shell asks how a word continues
         return ConfigError(_first_line(error))
     problems = list(_missing_plugins(line.overrides))
     typed = list(parse_overrides(line.overrides, problems))

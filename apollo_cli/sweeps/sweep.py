@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import which
-from types import TracebackType
 from typing import Any, ClassVar
 
 import hydra
@@ -45,7 +44,9 @@ _WAIT = 5  # seconds for the other processes of a sweep that is refused
 
 def run_hydra(line: CommandLine) -> int:
     """Has Hydra run, sweep or show what was typed; returns the exit code."""
-    with Command(line) as command:
+    with ExitStack() as opened:
+        command = Command.current = Command(line, opened)
+        opened.callback(command.end)
         try:
             commands = grid.commands(line)
             command.later = commands[1:]
@@ -95,7 +96,7 @@ class Command:
 
     current: ClassVar["Command | None"] = None
 
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: CommandLine, opened: ExitStack) -> None:
         self.line = line
         self.later: list[list[str]] = []  # the overrides of the sweeps that follow; none but for a shipped sweep
         self.refusal: Exception | None = None  # why a sweep does not begin
@@ -104,16 +105,11 @@ class Command:
         self._hint = ""  # how the sweep continues
         self._submitted: Path | None = None  # folder of the logs of submitted jobs
         self._forwarder: StopRequest | None = None
-        self._open = ExitStack()
+        self._opened = opened  # until the end of the command
 
-    def __enter__(self) -> "Command":
-        Command.current = self
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def end(self) -> None:
         files.remove_empty(self.new_folders)
         Command.current = None
-        self._open.close()
         if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
             sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
 
@@ -168,9 +164,9 @@ class Command:
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         is_joblib = target.endswith(".JoblibLauncher")
         place = self._submitted and self._submitted / "journal"
-        self._journal = self._open.enter_context(Journal.kept(swept, gpus.visible() if is_joblib else [], place))
+        self._journal = self._opened.enter_context(Journal.kept(swept, gpus.visible() if is_joblib else [], place))
         if is_joblib:  # the second signal is for the command itself
-            self._forwarder = self._open.enter_context(StopRequest(self._journal.stop))
+            self._forwarder = self._opened.enter_context(StopRequest(self._journal.stop))
         self.folder = folder
         if is_grid or config.hydra.sweeper.get("storage"):
             self._hint = f"continue with: {_continuing(self.line, folder if is_grid else None)}"
