@@ -143,30 +143,25 @@ class RunDirectory:
         """The plain values of config.yaml; a CheckpointError if it is missing, damaged, or of a newer format."""
         if not self.is_claimed:
             raise self.not_a_run()
-        return without_format(self.config_file, _read(self.config_file, _parse_yaml))
+        return without_format(self.config_file, read_keys(self.config_file))
 
     def planned_steps(self) -> int:
         """The steps in plan.json, which a budget in seconds cannot reproduce; a CheckpointError if it has none."""
-        steps = _read(self.plan_file, json.loads).get("steps")
+        steps = read_keys(self.plan_file).get("steps")
         if type(steps) is not int or steps < 1:
             raise CheckpointError(f"{self.plan_file} is damaged: steps is {steps!r}")
         return steps
 
     def plan(self) -> dict[str, Any]:
         """plan.json, empty if the file is missing; a CheckpointError if it is damaged."""
-        return _read(self.plan_file, json.loads) if self.plan_file.exists() else {}
+        return read_keys(self.plan_file) if self.plan_file.exists() else {}
 
     def metrics_bytes(self) -> int:
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def summary(self) -> dict[str, Any]:
         """summary.json, before it is written the status `running`; a CheckpointError if it is damaged."""
-        return _read(self.summary_file, json.loads) if self.summary_file.exists() else {"status": "running"}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file; a CheckpointError if it is missing or damaged."""
-    return _read(path, _parse_yaml)
+        return read_keys(self.summary_file) if self.summary_file.exists() else {"status": "running"}
 
 
 def as_saved(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,8 +210,9 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, _YAML)
 
 
-def _read(path: Path, parse: Any) -> dict[str, Any]:
-    """The keys of a JSON or YAML file; nothing in it is executed."""
+def read_keys(path: Path) -> dict[str, Any]:
+    """The keys of a JSON or YAML file, by its suffix; a CheckpointError if it is missing or damaged."""
+    parse = json.loads if path.suffix == ".json" else _parse_yaml  # neither executes anything
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is damaged: it is not a file")  # reading a FIFO would wait for ever

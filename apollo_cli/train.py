@@ -4,7 +4,6 @@ import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from apollo_cli.cli.exit_codes import report
 from apollo_cli.cli.help import page
@@ -40,7 +39,14 @@ def _train(words: list[str]) -> int:
         else:
             return EXIT_OK
     if line.runs and (asked := resume_overrides(line)):
-        return _resume(Path(asked[0]), asked[1])
+        from apollo_cli.training.run import resume
+
+        run_dir = Path(asked[0])
+        try:
+            resume(run_dir, asked[1])
+        except Exception as error:
+            return report(error, run_dir)
+        return EXIT_OK
 
     from apollo_cli.sweeps.sweep import run_hydra
 
@@ -64,16 +70,6 @@ def _refuse_other_encodings(words: list[str]) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
-
-
-def _resume(run_dir: Path, sections: dict[str, Any]) -> int:
-    from apollo_cli.training.run import resume
-
-    try:
-        resume(run_dir, sections)
-    except Exception as error:
-        return report(error, run_dir)
-    return EXIT_OK
 
 
 _PROGRAM = Program("apollo-train", lambda: f"{page()}\n", _train)

@@ -15,7 +15,7 @@ from apollo_cli import sample
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.glue import command as glue
-from apollo_cli.run_directory import FORMAT, RunDirectory, as_saved, read_yaml
+from apollo_cli.run_directory import FORMAT, RunDirectory, as_saved, read_keys
 from apollo_cli.train import run
 
 
@@ -193,11 +193,11 @@ def test_a_damaged_summary_is_named(directory: RunDirectory) -> None:
 def test_yaml_that_no_run_writes_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=f"config.yaml is damaged: .*({said})"):
-        read_yaml(tmp_path / "config.yaml")
+        read_keys(tmp_path / "config.yaml")
 
 
 def test_a_config_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
     for path in conf_folder().rglob("*.yaml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {"empty": None}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-        assert read_yaml(tmp_path / "config.yaml") == as_saved(values) == values
+        assert read_keys(tmp_path / "config.yaml") == as_saved(values) == values

@@ -8,12 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from apollo_cli.config.conf_folder import conf_folder, group_names
 from apollo_cli.config.config import RunArgs, text_keys
-from apollo_cli.config.hydra_syntax import in_quotes
+from apollo_cli.config.hydra_syntax import in_quotes, parse_overrides
 from apollo_cli.config.schema import closest
 from apollo_cli.errors import ConfigError
 
@@ -51,17 +49,6 @@ class CommandLine:
         return dict(word.lstrip("+").partition("=")[::2] for word in self.overrides).get(key)
 
     @property
-    def completes(self) -> bool:
-        """Whether a shell asks how a word continues."""
-        return not {"--shell-completion", "-sc"}.isdisjoint(self.flags)
-
-    @property
-    def has_user_configs(self) -> bool:
-        """Whether Hydra reads configs that are not shipped."""
-        typed = _CONFIG_DIR.union(_PRIMARY_CONFIG)
-        return not typed.isdisjoint(self.flags) or any("hydra.searchpath" in o for o in self.overrides)
-
-    @property
     def user_folders(self) -> list[Path] | None:
         """The folders that Hydra reads beside the shipped configs; None if one is none, or they replace these."""
         if not _PRIMARY_CONFIG.isdisjoint(self.flags):
@@ -69,10 +56,7 @@ class CommandLine:
         pairs = zip(self.flags, self.flags[1:], strict=False)
         folders = [Path(value) for flag, value in pairs if flag in _CONFIG_DIR]
         for word in (o for o in self.overrides if "hydra.searchpath" in o):
-            try:
-                places = OverridesParser.create().parse_override(word).value()
-            except HydraException:
-                return None
+            places = next((o.value() for o in parse_overrides([word], [])), None)
             if not isinstance(places, list):
                 return None
             folders += [Path(str(place).removeprefix("file://")) for place in places]
@@ -92,7 +76,10 @@ class CommandLine:
             if word == "experiment=null":  # the default; Hydra refuses null for a group
                 continue
             if not word.startswith("-"):
-                overrides.append(_with_quotes(_without_plus(word)))
+                without_plus = re.sub(
+                    rf"^\++({'|'.join(group_names())})=", r"\1=", word
+                )  # groups are in the defaults
+                overrides.append(_with_quotes(without_plus))
             elif flag not in _FLAGS:
                 following = next(rest, "=")
                 given = value if equals else following if "=" not in following else "VALUE"
@@ -102,13 +89,10 @@ class CommandLine:
                 if _TAKES_A_VALUE.get(flag):
                     flags += [value] if equals else islice(rest, 1)
         line = cls(flags, overrides)
-        may_choose_data = not _PRIMARY_CONFIG.isdisjoint(flags) or (line.has_user_configs and _own_experiment(line))
+        may_choose_data = not _PRIMARY_CONFIG.isdisjoint(flags) or (
+            line.user_folders != [] and _own_experiment(line)
+        )
         return line if may_choose_data else cls(flags, [*_implied_data(overrides), *overrides])
-
-
-def _without_plus(word: str) -> str:
-    """+experiment=NAME means experiment=NAME: every group of ours is in the defaults list."""
-    return re.sub(rf"^\++({'|'.join(group_names())})=", r"\1=", word)
 
 
 def _with_quotes(word: str) -> str:
@@ -117,7 +101,8 @@ def _with_quotes(word: str) -> str:
     if key not in text_keys().union(_FOLDERS, group_names()):
         return word
     if not (simple := re.fullmatch(_SIMPLE, value)):
-        is_text = re.fullmatch(_UNPARSED, value) and key not in ("resume", *group_names()) and not _is_parsed(word)
+        may_be_text = re.fullmatch(_UNPARSED, value) and key not in ("resume", *group_names())
+        is_text = may_be_text and not list(parse_overrides([word], []))
         return f"{key}={in_quotes(value)}" if is_text else word
     begins, texts, ends = simple.groups()
     if key in _FOLDERS:
@@ -126,19 +111,8 @@ def _with_quotes(word: str) -> str:
 
 
 def _as_text(value: str) -> str:
-    try:
-        typed = OverridesParser.create().parse_override(f"key={value}").value()
-    except HydraException:
-        return in_quotes(value)
-    return value if typed is None or isinstance(typed, str) else in_quotes(value)
-
-
-def _is_parsed(word: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(word)
-    except HydraException:
-        return False
-    return True
+    is_text = any(o.value() is None or isinstance(o.value(), str) for o in parse_overrides([f"key={value}"], []))
+    return value if is_text else in_quotes(value)
 
 
 def _own_experiment(line: CommandLine) -> bool:

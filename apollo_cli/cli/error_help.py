@@ -31,11 +31,13 @@ def explained(line: CommandLine, error: Exception, to_sweep: str = "add -m, or "
 
     `to_sweep` is what to do for a sweep, where that is possible.
     """
-    if line.completes:
+    if {"--shell-completion", "-sc"} & set(line.flags):  # a shell asks how a word continues
         return ConfigError(_first_line(error))
     problems = list(_missing_plugins(line.overrides))
     typed = list(parse_overrides(line.overrides, problems))
-    problems += [] if line.multirun else _sweeps_without_multirun(typed, to_sweep)
+    swept = [] if line.multirun else [o.input_line for o in typed if o.is_sweep_override()]
+    remedy = f"{to_sweep}type a list as [a,b], a text with a comma in quotes"
+    problems += [f"{word}: several values are a sweep; {remedy}" for word in swept[:1]]
     if (folders := line.user_folders) is not None:
         with suppress(HydraException, OmegaConfBaseException):  # of a file of the user's own, which Hydra names
             problems += _problems_of_words(typed, folders)
@@ -43,8 +45,8 @@ def explained(line: CommandLine, error: Exception, to_sweep: str = "add -m, or "
         key = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
         problems = [f"{key}: {error.filename} cannot be made ({error.strerror}); type another folder"]
     if not problems and "@experiment." in str(error):
-        remedy = "An experiment sets keys of other groups only if its file begins with `# @package _global_`"
-        problems = [f"experiment={line.typed('experiment')}: {_first_line(error)} {remedy}"]
+        advice = "An experiment sets keys of other groups only if its file begins with `# @package _global_`"
+        problems = [f"experiment={line.typed('experiment')}: {_first_line(error)} {advice}"]
     return ConfigError(*problems or [f"{_refused_by_hydra(typed)}{_first_line(error)}"])
 
 
@@ -101,14 +103,7 @@ def _problems_of_words(typed: list[Override], folders: Sequence[Path]) -> list[s
     return problems + _problems_of_values(valid)
 
 
-def _sweeps_without_multirun(typed: list[Override], to_sweep: str) -> list[str]:
-    swept = [o.input_line for o in typed if o.is_sweep_override()]
-    remedy = f"{to_sweep}type a list as [a,b], a text with a comma in quotes"
-    return [f"{word}: several values are a sweep; {remedy}" for word in swept[:1]]
-
-
 def _problems_of_option(override: Override, known: dict[str, dict[str, str]]) -> list[str]:
-    """What is wrong with GROUP=OPTION."""
     group, value = override.key_or_group, override.value()
     options = list(known[group])
     if isinstance(value, Glob):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
-from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, data_problems, is_streamed
+from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, is_streamed
 from apollo_cli.config.growth import (
     EXPANDER_FAMILY,
     SAMPLER_FAMILY,
@@ -22,7 +22,7 @@ from apollo_cli.config.growth import (
     plateau_problems,
     with_numbers_of_layers,
 )
-from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, model_problems, with_sizes
+from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, with_sizes
 from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
 from apollo_cli.config.training import (
     BatchArgs,
@@ -33,10 +33,7 @@ from apollo_cli.config.training import (
     LogArgs,
     OptimArgs,
     TrackingArgs,
-    batch_problems,
-    budget_problems,
     growth_rate_problems,
-    rate_problems,
 )
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plugins
@@ -66,6 +63,10 @@ class RunArgs(Section):
     plan_device: PlanDevice | None = None  # absent in older runs
     resume: str | None
     profile: bool = False  # absent in older runs
+
+    def rule_problems(self) -> Iterator[str]:
+        if self.resume is not None:
+            yield "resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR"
 
 
 @dataclass(frozen=True)
@@ -149,37 +150,28 @@ def parse(raw: Mapping[str, Any]) -> Config:
 
 
 def _joint_problems(sections: Mapping[str, Any]) -> Iterator[str]:
-    """Messages of the rules between keys; a rule is skipped where one of its sections is not valid."""
+    """Messages of the rules between sections; one is skipped where one of its sections is not valid."""
     model, expander, schedule = sections["model"], sections["expander"], sections["schedule"]
-    if model:
-        yield from model_problems(model)
+    budget, optim, data = sections["budget"], sections["optim"], sections["data"]
     if schedule:
         stages = growth_problems(schedule, sections["sampler"], expander, sections["init_from"], model)
-        yield from stages or plateau_problems(schedule, expander, sections["budget"], sections["optim"])
-    if sections["run"] and sections["run"].resume is not None:
-        yield "resume: a run is resumed with its own config; type only apollo-train resume=RUN_DIR"
-    if budget := sections["budget"]:
-        yield from budget_problems(budget)
-    if batch := sections["batch"]:
-        yield from batch_problems(batch)
-    if (spread := sections["distributed"]) and spread.kind == "fsdp" and expander and expander.build().learning:
-        yield (
-            f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
-            "distributed=ddp"
-        )
-    if spread and spread.kind == "fsdp" and (optim := sections["optim"]) and optim.kind == "muon":
-        yield (
-            "distributed=fsdp: optim.kind=muon orthogonalizes whole matrices, of which each device has only some "
-            "rows; take distributed=ddp or optim=adamw"
-        )
-    if data := sections["data"]:
-        yield from data_problems(data)
-        if budget and budget.flops is not None and schedule and schedule.when == "plateau" and is_streamed(data):
+        yield from stages or plateau_problems(schedule, expander, budget, optim)
+        if optim and not stages:
+            yield from growth_rate_problems(optim, schedule.growth_shares)
+        by_loss = schedule.when == "plateau" and budget and budget.flops is not None
+        if by_loss and data and is_streamed(data):
             yield (
                 "data.streaming=true: with schedule.when=plateau and budget.flops the number of steps is known "
                 "only after the last growth, and a stream is packed for a number of steps; type budget.steps"
             )
-    if optim := sections["optim"]:
-        yield from rate_problems(optim)
-        if schedule and not stages:
-            yield from growth_rate_problems(optim, schedule.growth_shares)
+    if sections["distributed"] and sections["distributed"].kind == "fsdp":
+        if expander and expander.build().learning:
+            yield (
+                f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
+                "distributed=ddp"
+            )
+        if optim and optim.kind == "muon":
+            yield (
+                "distributed=fsdp: optim.kind=muon orthogonalizes whole matrices, of which each device has only "
+                "some rows; take distributed=ddp or optim=adamw"
+            )

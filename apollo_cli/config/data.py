@@ -1,7 +1,7 @@
 """The schema of `data`: the corpus, its tokenizer and its rows."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Annotated, Any, Literal
 
@@ -48,6 +48,20 @@ class HubKeys(Section):
     text_field: str
     weight: Weight = None
 
+    def problems_at(self, where: str) -> Iterator[str]:
+        """Messages about its keys, which are `where`.path and so on."""
+        for key, values in (("name", self.name), ("revision", self.revision if any(self.revision) else self.path)):
+            if self.path and len(self.path) != len(values):
+                yield (
+                    f"{where}.path has {len(self.path)} entries and {where}.{key} {len(values)}: give one for each"
+                )
+                return
+        if self.streaming and len(self.path) > 1:
+            yield (
+                f"{where}.streaming=true: a streamed dataset is not read to its end, so several need weights; type "
+                "data=mixture with each of them in data.sources"
+            )
+
 
 _FINEST = 10_000  # rows in which each source has its share
 _SOURCES: dict[str, type[Section]] = {"pydocs": PyDocsKeys, "text": TextKeys, "hub": HubKeys}
@@ -77,6 +91,9 @@ class TextArgs(TextKeys, DataArgs):
 class HubArgs(HubKeys, DataArgs):
     """data=hub and its presets."""
 
+    def rule_problems(self) -> Iterator[str]:
+        return self.problems_at("data")
+
 
 class MixtureArgs(DataArgs):
     """data=mixture: keys that a source leaves out are taken from those beside `sources`."""
@@ -93,6 +110,29 @@ class MixtureArgs(DataArgs):
     validation_split: str | None
     streaming: bool
     weight: Weight
+
+    def rule_problems(self) -> Iterator[str]:
+        for i, source in enumerate(self.sources):
+            if isinstance(source, HubKeys):
+                yield from source.problems_at(f"data.sources[{i}]")
+        weights = [source.weight for source in self.sources if source.weight is not None]
+        if 0 < len(weights) < len(self.sources):
+            yield "data.sources: some have a weight and some have none; give it to all or to none"
+        elif not weights and len(self.sources) > 1 and is_streamed(self):
+            yield "data.sources: a streamed source has no known size to be mixed by; give every source a weight"
+        for weight in weights:
+            if weight < sum(weights) / _FINEST:
+                problem = f"data.sources: a weight of {weight} is under 0.01 % of all"
+                yield f"{problem}: raise it or leave that source out"
+        given = [
+            bool(getattr(source, "validation_files", ()) or getattr(source, "validation_split", None))
+            for source in self.sources
+        ]
+        if any(given) and not all(given):
+            yield (
+                "data.sources: validation_files or validation_split are given for some sources and not for others; "
+                "give them for all, or for none to hold out data.validation of each"
+            )
 
     @classmethod
     def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
@@ -137,52 +177,7 @@ def _whole_source(source: Any, beside: Mapping[str, Any]) -> Any:
     return deepcopy(shared | dict(source))  # YAML would write shared objects as aliases
 
 
-def data_problems(data: DataArgs) -> list[str]:
-    """Messages of the rules between keys."""
-    mixed = data.sources if isinstance(data, MixtureArgs) else ()
-    of_one = [("data", data), *((f"data.sources[{i}]", source) for i, source in enumerate(mixed))]
-    found = [problem for where, of in of_one if isinstance(of, HubKeys) for problem in _hub_problems(where, of)]
-    return found + _weight_problems(mixed, is_streamed(data)) + _validation_problems(mixed)
-
-
 def is_streamed(data: DataArgs) -> bool:
     """Whether the corpus, or a part of it, is packed only as far as a run needs it."""
     each = data.sources if isinstance(data, MixtureArgs) else (data,)
     return any(isinstance(of, HubKeys) and of.streaming for of in each)
-
-
-def _hub_problems(where: str, of: HubKeys) -> list[str]:
-    for key, values in (("name", of.name), ("revision", of.revision if any(of.revision) else of.path)):
-        if of.path and len(of.path) != len(values):
-            return [f"{where}.path has {len(of.path)} entries and {where}.{key} {len(values)}: give one for each"]
-    if of.streaming and len(of.path) > 1:
-        return [
-            f"{where}.streaming=true: a streamed dataset is not read to its end, so several need weights; type "
-            "data=mixture with each of them in data.sources"
-        ]
-    return []
-
-
-def _weight_problems(mixed: tuple[MixedSource, ...], streamed: bool) -> list[str]:
-    weights = [source.weight for source in mixed]
-    found = []
-    if None in weights and any(weight is not None for weight in weights):
-        found.append("data.sources: some have a weight and some have none; give it to all or to none")
-    elif None in weights and len(weights) > 1 and streamed:
-        found.append("data.sources: a streamed source has no known size to be mixed by; give every source a weight")
-    shares = [weight for weight in weights if weight is not None]
-    return found + [
-        f"data.sources: a weight of {weight} is under 0.01 % of all: raise it or leave that source out"
-        for weight in shares
-        if weight < sum(shares) / _FINEST
-    ]
-
-
-def _validation_problems(mixed: tuple[MixedSource, ...]) -> list[str]:
-    given = [bool(getattr(s, "validation_files", ()) or getattr(s, "validation_split", None)) for s in mixed]
-    if not any(given) or all(given):
-        return []
-    return [
-        "data.sources: validation_files or validation_split are given for some sources and not for others; "
-        "give them for all, or for none to hold out data.validation of each"
-    ]

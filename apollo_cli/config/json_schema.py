@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,15 @@ def _section(
     name: str, family: tuple[type[Section], ...], said: Mapping[str, str], values: Mapping[str, list[Any]]
 ) -> dict[str, Any]:
     """An object with the keys of all kinds; a preset need not name the kind."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    owners: dict[str, list[str]] = {}
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    owners: dict[str, list[str]] = defaultdict(list)
     for cls in family:
         schema = cls.model_json_schema()
+        kind = schema["properties"].get("kind", {}).get("const")
         for key, of_key in schema["properties"].items():
-            alternatives = found.setdefault(key, [])
             plain = _plain(of_key, schema.get("$defs", {}))
-            alternatives += [plain] if plain not in alternatives else []
-            kind = schema["properties"].get("kind", {}).get("const")
-            owners.setdefault(key, []).extend([kind] if kind else [])
+            found[key] += [plain] if plain not in found[key] else []
+            owners[key] += [kind] if kind else []
     properties = {}
     for key, alternatives in found.items():
         dotted = f"{name}.{key}".lstrip(".")

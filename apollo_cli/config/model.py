@@ -1,6 +1,6 @@
 """The schema of `model` and `size`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -48,12 +48,39 @@ class ModelArgs(Section):
         return CompleteP(self.base_hidden, self.base_layers, self.base_hidden // self.base_heads)
 
     def build(self, vocabulary: int, positions: int) -> ModelConfig:
-        """The sizes and the initialization of the model."""
         sizes = self.model_dump(include={field.name for field in fields(ModelConfig)})
         init = Initialization(self.init_std, self.init_positions, self.init_positions_std, self.init_residual)
         return ModelConfig(
             vocabulary=vocabulary, positions=positions, init=init, complete_p=self.complete_p, **sizes
         )
+
+    def rule_problems(self) -> Iterator[str]:
+        if self.hidden % self.heads:
+            fitting = [h for h in range(1, min(self.hidden, 1024) + 1) if self.hidden % h == 0]
+            near = min(fitting, key=lambda h: abs(h - self.heads))
+            yield (
+                f"model.heads={self.heads} does not divide model.hidden={self.hidden}; for example "
+                f"model.heads={near}"
+            )
+        elif self.parametrization == "completep":
+            yield from self.base_problems()
+
+    def base_problems(self) -> Iterator[str]:
+        """Messages about the base model of CompleteP."""
+        missing = [key for key in ("base_hidden", "base_layers") if getattr(self, key) is None]
+        if missing:
+            meaning, value = ("width", self.hidden) if missing[0] == "base_hidden" else ("depth", self.layers)
+            yield (
+                f"model.{missing[0]}=null: model.parametrization=completep needs the {meaning} of the model whose "
+                f"rate suits; for example model.{missing[0]}={value}"
+            )
+        elif self.base_heads is None:
+            yield (
+                f"model.base_heads=null: heads of {self.hidden // self.heads} do not divide "
+                f"model.base_hidden={self.base_hidden}; type the number of heads that the base model has"
+            )
+        elif self.base_hidden and self.base_hidden % self.base_heads:
+            yield f"model.base_heads={self.base_heads} does not divide model.base_hidden={self.base_hidden}"
 
 
 class BertArgs(ModelArgs):
@@ -63,6 +90,15 @@ class BertArgs(ModelArgs):
     mask_fraction: Annotated[float, Field(gt=0, lt=1)]
     whole_word_masking: bool
     norm: Norm = "post"  # absent in older runs
+
+    def base_problems(self) -> Iterator[str]:
+        if self.norm == "pre":
+            yield from super().base_problems()
+            return
+        yield (
+            "model.parametrization=completep: its factor belongs into a residual stream that nothing normalises, "
+            "and model.norm=post has a norm after each sum; type model.norm=pre, or model.parametrization=standard"
+        )
 
 
 class GptArgs(ModelArgs):
@@ -77,6 +113,23 @@ class LlamaArgs(ModelArgs):
     kind: Literal["llama"]
     kv_heads: Size | None
     tied: bool
+
+    def rule_problems(self) -> Iterator[str]:
+        yield from super().rule_problems()
+        if self.hidden % self.heads:
+            return
+        if self.hidden // self.heads % 2:
+            yield (
+                f"model.heads={self.heads}: a head has {self.hidden // self.heads} of model.hidden={self.hidden} "
+                "dimensions, and rotations turn pairs of them: take an even number"
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            fitting = [heads for heads in range(1, self.heads + 1) if self.heads % heads == 0]
+            near = min(fitting, key=lambda heads: abs(heads - (self.kv_heads or 0)))
+            yield (
+                f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; for example "
+                f"model.kv_heads={near}"
+            )
 
 
 MODEL_FAMILY: tuple[type[ModelArgs], ...] = (BertArgs, GptArgs, LlamaArgs)
@@ -119,59 +172,3 @@ def _head_width(hidden: int, *, is_llama: bool) -> int:
     """The width of a head where the number of heads is not typed."""
     widths = (64, 32, *range(62, 32, -2)) if is_llama else (64, 32, *range(63, 32, -1))  # rotations turn pairs
     return next((width for width in widths if hidden % width == 0 and hidden >= 2 * width), hidden)
-
-
-def model_problems(model: ModelArgs) -> list[str]:
-    """Messages about valid keys that do not fit together."""
-    if not model.hidden % model.heads:
-        return _head_problems(model) + _base_problems(model)
-    fitting = [h for h in range(1, min(model.hidden, 1024) + 1) if model.hidden % h == 0]
-    near = min(fitting, key=lambda h: abs(h - model.heads))
-    return [
-        f"model.heads={model.heads} does not divide model.hidden={model.hidden}; for example model.heads={near}"
-    ]
-
-
-def _head_problems(model: ModelArgs) -> list[str]:
-    """Messages about LLaMA's heads."""
-    if not isinstance(model, LlamaArgs):
-        return []
-    found = []
-    if model.hidden // model.heads % 2:
-        found.append(
-            f"model.heads={model.heads}: a head has {model.hidden // model.heads} of model.hidden={model.hidden} "
-            "dimensions, and rotations turn pairs of them: take an even number"
-        )
-    if model.kv_heads and model.heads % model.kv_heads:
-        fitting = [heads for heads in range(1, model.heads + 1) if model.heads % heads == 0]
-        near = min(fitting, key=lambda heads: abs(heads - (model.kv_heads or 0)))
-        found.append(
-            f"model.kv_heads={model.kv_heads} does not divide model.heads={model.heads}; for example "
-            f"model.kv_heads={near}"
-        )
-    return found
-
-
-def _base_problems(model: ModelArgs) -> list[str]:
-    """Messages about the base model of CompleteP."""
-    if model.parametrization == "standard":
-        return []
-    if isinstance(model, BertArgs) and model.norm == "post":
-        return [
-            "model.parametrization=completep: its factor belongs into a residual stream that nothing normalises, "
-            "and model.norm=post has a norm after each sum; type model.norm=pre, or model.parametrization=standard"
-        ]
-    for key, meaning, value in (("base_hidden", "width", model.hidden), ("base_layers", "depth", model.layers)):
-        if getattr(model, key) is None:
-            return [
-                f"model.{key}=null: model.parametrization=completep needs the {meaning} of the model whose rate "
-                f"suits; for example model.{key}={value}"
-            ]
-    if model.base_heads is None:
-        return [
-            f"model.base_heads=null: heads of {model.hidden // model.heads} do not divide "
-            f"model.base_hidden={model.base_hidden}; type the number of heads that the base model has"
-        ]
-    if model.base_hidden and model.base_hidden % model.base_heads:
-        return [f"model.base_heads={model.base_heads} does not divide model.base_hidden={model.base_hidden}"]
-    return []

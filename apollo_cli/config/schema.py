@@ -1,7 +1,7 @@
 """Base class and value types of all sections of the config, and messages about invalid values."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -59,6 +59,10 @@ class Section(BaseModel):
         """The key of a pydantic error, and the known keys of its section."""
         return prefix + str(detail["loc"][0]), [prefix + name for name in cls.model_fields]
 
+    def rule_problems(self) -> Iterable[str]:
+        """Messages about keys that are valid each and do not fit together."""
+        return ()
+
 
 S = TypeVar("S", bound=Section)
 
@@ -83,9 +87,11 @@ def member(
 
 
 def validate(cls: type[S], prefix: str, values: Mapping[str, Any], problems: list[str]) -> S | None:
-    """The section of these values; None, and a problem for each invalid key, where it is not valid."""
+    """The section of these values; None if a key is invalid. Adds a problem for each such key or broken rule."""
     try:
-        return cls.model_validate(dict(values))
+        section = cls.model_validate(dict(values))
+        problems += section.rule_problems()
+        return section
     except ValidationError as error:
         seen = set()
         for detail in error.errors():
@@ -103,11 +109,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
             return f"{key}={typed}: renamed to {new}={typed}"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return (
-            f"{key}: missing"
-            if "[" in key
-            else f"{key}: missing; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
-        )
+        remedy = "" if "[" in key else f"; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
+        return f"{key}: missing{remedy}"
     if detail["type"] == "tuple_type":
         return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")

@@ -55,6 +55,40 @@ class OptimArgs(Section):
     ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5
     adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
 
+    def rule_problems(self) -> Iterator[str]:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            yield (
+                f"optim.warmup={self.warmup} and optim.decay={self.decay} add up to more than the whole run; "
+                "make one of them smaller"
+            )
+        if self.schedule != "piecewise":
+            if self.knots is not None:
+                yield (
+                    f"optim.knots is set and optim.schedule={self.schedule}: type optim.schedule=piecewise, or "
+                    "optim.knots=null"
+                )
+            return
+        if self.knots is None:
+            yield (
+                "optim.schedule=piecewise: optim.knots is missing, pairs [share of all steps, share of the peak] "
+                "for the rate; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
+            )
+        elif self.knots[0][0] <= self.warmup:
+            yield (
+                f"optim.knots={[list(knot) for knot in self.knots]}: the first one must come after "
+                f"optim.warmup={self.warmup}, where the rate is at its peak"
+            )
+        if self.final_lr:
+            yield (
+                f"optim.final_lr={self.final_lr}: with optim.schedule=piecewise the rate ends at the last of "
+                "optim.knots; type optim.final_lr=0"
+            )
+        if self.at_growth in ("restart", "rewind"):
+            yield (
+                f"optim.at_growth={self.at_growth}: optim.schedule=piecewise cannot start again; type "
+                "optim.at_growth=continue or rewarm"
+            )
+
 
 class BudgetArgs(Section):
     """`budget`: the length of a run, of which exactly one is set, and what ends it before.
@@ -80,6 +114,17 @@ class BudgetArgs(Section):
         """Whether the length is an upper bound."""
         return self.target_loss is not None or self.patience is not None
 
+    def rule_problems(self) -> list[str]:
+        chosen = list(self.lengths)
+        if any(b <= a for a, b in pairwise(self.extended_from)):
+            return [f"budget.extended_from={list(self.extended_from)}: the lengths of a run must rise"]
+        if len(chosen) == 1:
+            return []
+        return [
+            f"exactly one budget must be set, not {' and '.join(f'budget.{c}' for c in chosen) or 'none'}; "
+            "set one of budget.steps, budget.tokens, budget.flops, budget.seconds and leave the rest null"
+        ]
+
 
 class BatchArgs(Section):
     """`batch`: sequences in a step and in a micro-step."""
@@ -96,6 +141,12 @@ class BatchArgs(Section):
     def accumulation(self) -> int:
         """Micro-steps in a step."""
         return self.size // self.micro_size
+
+    def rule_problems(self) -> list[str]:
+        if not self.size % self.micro_size:
+            return []
+        near = max(m for m in range(1, self.micro_size) if self.size % m == 0)
+        return [f"batch.micro={self.micro} does not divide batch.size={self.size}; for example batch.micro={near}"]
 
 
 class EvalArgs(Section):
@@ -159,63 +210,6 @@ class DistributedArgs(Section):
 
     kind: Literal["ddp", "fsdp"]
     timeout: Annotated[float, Field(ge=1, le=86_400)]
-
-
-def budget_problems(budget: BudgetArgs) -> list[str]:
-    """A message unless exactly one length is set, and extensions rise."""
-    chosen = list(budget.lengths)
-    if any(b <= a for a, b in pairwise(budget.extended_from)):
-        return [f"budget.extended_from={list(budget.extended_from)}: the lengths of a run must rise"]
-    if len(chosen) == 1:
-        return []
-    return [
-        f"exactly one budget must be set, not {' and '.join(f'budget.{c}' for c in chosen) or 'none'}; "
-        "set one of budget.steps, budget.tokens, budget.flops, budget.seconds and leave the rest null"
-    ]
-
-
-def batch_problems(batch: BatchArgs) -> list[str]:
-    """A message if the micro-steps of a step are not a whole number."""
-    if not batch.size % batch.micro_size:
-        return []
-    near = max(m for m in range(1, batch.micro_size) if batch.size % m == 0)
-    return [f"batch.micro={batch.micro} does not divide batch.size={batch.size}; for example batch.micro={near}"]
-
-
-def rate_problems(optim: OptimArgs) -> Iterator[str]:
-    """Messages about valid keys of `optim` that do not fit together."""
-    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
-        yield (
-            f"optim.warmup={optim.warmup} and optim.decay={optim.decay} add up to more than the whole run; "
-            "make one of them smaller"
-        )
-    if optim.schedule != "piecewise":
-        if optim.knots is not None:
-            yield (
-                f"optim.knots is set and optim.schedule={optim.schedule}: type optim.schedule=piecewise, or "
-                "optim.knots=null"
-            )
-        return
-    if optim.knots is None:
-        yield (
-            "optim.schedule=piecewise: optim.knots is missing, pairs [share of all steps, share of the peak] for "
-            "the rate; for example 'optim.knots=[[0.5,0.3],[1,0]]'"
-        )
-    elif optim.knots[0][0] <= optim.warmup:
-        yield (
-            f"optim.knots={[list(knot) for knot in optim.knots]}: the first one must come after "
-            f"optim.warmup={optim.warmup}, where the rate is at its peak"
-        )
-    if optim.final_lr:
-        yield (
-            f"optim.final_lr={optim.final_lr}: with optim.schedule=piecewise the rate ends at the last of "
-            "optim.knots; type optim.final_lr=0"
-        )
-    if optim.at_growth in ("restart", "rewind"):
-        yield (
-            f"optim.at_growth={optim.at_growth}: optim.schedule=piecewise cannot start again; type "
-            "optim.at_growth=continue or rewarm"
-        )
 
 
 def growth_rate_problems(optim: OptimArgs, growths: Sequence[float]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from apollo_cli.glue.pretrained import Pretrained
 from apollo_cli.glue.section import FORMAT, VALUES, GlueConfig, parse_glue, saved_values
 from apollo_cli.glue.sentences import SentenceDataset
 from apollo_cli.glue.tasks import TASKS, GlueTask, Split
-from apollo_cli.run_directory import RunDirectory, read_yaml
+from apollo_cli.run_directory import RunDirectory, read_keys
 from apollo_cli.signals import interruptible
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.device import Device, choose
@@ -118,10 +118,10 @@ class FineTuningGrid:
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
             recipe, place = flat(parse_glue(saved_values(self.out)).recipe), files.shown(self.out)
-            if read_yaml(path).get("weights") != weights:
+            if read_keys(path).get("weights") != weights:
                 raise ConfigError(f"{place} has results of another model, by its weights: type out=DIR")
             different = [key for key, value in flat(self.config.recipe).items() if recipe.get(key) != value]
-            before = read_yaml(path).get("precision")
+            before = read_keys(path).get("precision")
             if not different and before not in ("auto", device.precision):
                 problem = f"precision={device.precision}: {place} has results in {before}"
                 raise ConfigError(f"{problem}; type precision={before}, or out=DIR")

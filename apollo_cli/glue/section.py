@@ -16,7 +16,7 @@ from apollo_cli.config.schema import List, Section, Seed, Size, Whole, validate
 from apollo_cli.config.training import CheckpointArgs, LogArgs, OptimArgs, TrackingArgs
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.glue.tasks import TASKS, GlueTask
-from apollo_cli.run_directory import read_yaml
+from apollo_cli.run_directory import read_keys
 
 VALUES, FORMAT = "glue.yaml", 1  # a folder of results has the values of its command
 ALL = "all"
@@ -179,7 +179,7 @@ def saved_values(out: Path) -> dict[str, Any]:
     path = out / VALUES
     if not path.is_file():
         raise CheckpointError(f"resume={out}: not a folder of fine-tuning runs (no {VALUES} in it)")
-    values = read_yaml(path)
+    values = read_keys(path)
     if values.pop("format", None) != FORMAT:
         raise CheckpointError(f"{files.shown(path)}: written by another version of apollo-glue")
     values.pop("weights", None)
@@ -188,14 +188,14 @@ def saved_values(out: Path) -> dict[str, Any]:
 
 def _default_values() -> dict[str, Any]:
     """conf/glue.yaml with the tracking that its defaults name."""
-    values = read_yaml(conf_folder() / VALUES)
+    values = read_keys(conf_folder() / VALUES)
     (tracking,) = (each["tracking"] for each in values.pop("defaults") if isinstance(each, dict))
     return values | {"tracking": _tracking(tracking)}
 
 
 def _tracking(name: str) -> dict[str, Any]:
     folder = conf_folder() / "tracking"
-    values = read_yaml(folder / "_common.yaml") | read_yaml(folder / f"{name}.yaml")
+    values = read_keys(folder / "_common.yaml") | read_keys(folder / f"{name}.yaml")
     del values["defaults"]
     return values
 

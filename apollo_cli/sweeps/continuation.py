@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from apollo_cli import files
 from apollo_cli.cli.resume import CACHE_KEY, OVERRIDABLE_KEYS, OVERRIDABLE_SECTIONS
@@ -33,7 +32,8 @@ def train_or_continue(config: Config, run_dir: Path, label: str) -> dict[str, fl
     if not found:
         return train(config, run_dir).losses
     if found == _BEGUN:
-        return resume(run_dir, _resumable(config.raw)).losses
+        values = {name: config.raw[name] for name in (*OVERRIDABLE_SECTIONS, *OVERRIDABLE_KEYS)}
+        return resume(run_dir, values | {"data": {"cache_dir": config.data.cache_dir}}).losses
     return directory.summary().get("losses", {})
 
 
@@ -44,7 +44,10 @@ def _found(directory: RunDirectory, config: Config) -> str:
     _refuse_another_run(directory, config)
     if config.run.plan:
         return "planned before"
-    return "completed before" if _is_complete(directory) else _BEGUN
+    with suppress(CheckpointError):  # a damaged summary is written anew
+        if directory.summary().get("status") == "completed":
+            return "completed before"
+    return _BEGUN
 
 
 def record_failure(run_dir: Path, error: str) -> None:
@@ -68,7 +71,9 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
     differing = [
         f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
         for key in dict.fromkeys((*here, *there))
-        if key != "experiment" and not _is_resumable(key) and there.get(key) != here.get(key)
+        if key not in ("experiment", CACHE_KEY, *OVERRIDABLE_KEYS)
+        and key.partition(".")[0] not in OVERRIDABLE_SECTIONS
+        and there.get(key) != here.get(key)
     ]
     if differing:
         shown = [*differing[:3], *(["..."] if len(differing) > 3 else [])]
@@ -76,21 +81,3 @@ def _refuse_another_run(directory: RunDirectory, config: Config) -> None:
             f"{directory} holds another run: {', '.join(shown)}; type what began there, another "
             "hydra.sweep.dir, or a hydra.sweep.subdir that differs between jobs"
         )
-
-
-def _is_resumable(key: str) -> bool:
-    """Whether `resume` accepts another value of it."""
-    return key in (CACHE_KEY, *OVERRIDABLE_KEYS) or key.partition(".")[0] in OVERRIDABLE_SECTIONS
-
-
-def _resumable(raw: dict[str, Any]) -> dict[str, Any]:
-    """The values of those keys in this command."""
-    section, _, key = CACHE_KEY.partition(".")
-    values = {name: raw[name] for name in (*OVERRIDABLE_SECTIONS, *OVERRIDABLE_KEYS)}
-    return values | {section: {key: raw[section][key]}}
-
-
-def _is_complete(directory: RunDirectory) -> bool:
-    with suppress(CheckpointError):  # a damaged summary is written anew
-        return directory.summary().get("status") == "completed"
-    return False

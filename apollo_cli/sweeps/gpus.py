@@ -1,6 +1,8 @@
 """A GPU for each process that runs jobs on this machine at the same time."""
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -20,7 +22,7 @@ def visible() -> list[str]:
     return (named.split(",") if named else [str(i) for i in range(found)])[:found]
 
 
-def take_one(gpus: list[str], numbers: Path, device: str) -> None:
+def take_one(gpus: Sequence[str], numbers: Path, device: str) -> None:
     """Leaves this process one of `gpus`, unless the user chose a device; before anything asks CUDA.
 
     `numbers` is a folder that all processes of the sweep know; each has a number there as long as it lives.
@@ -33,10 +35,8 @@ def take_one(gpus: list[str], numbers: Path, device: str) -> None:
 def _number(numbers: Path) -> int:
     for number in count():
         lock = FileLock(numbers / str(number), timeout=0)
-        try:
+        with suppress(Timeout):
             lock.acquire()
-        except Timeout:
-            continue
-        _HELD.append(lock)
-        return number
+            _HELD.append(lock)
+            return number
     raise AssertionError

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from apollo_cli.cli.arguments import CommandLine
 from apollo_cli.config.conf_folder import conf_folder
@@ -33,7 +33,7 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
     """
     swept = [o for o in overrides if o.is_sweep_override()]
     problems = [f"{o.input_line}: {problem}" for o in swept if (problem := _problem_of_sweep(o, is_grid))]
-    if not problems and is_grid and (jobs := math.prod(map(_count, swept))) > _MOST_JOBS:
+    if not problems and is_grid and (jobs := math.prod(len(_values(o)) for o in swept)) > _MOST_JOBS:
         typed = " ".join(o.input_line or "" for o in swept)
         problems.append(f"{typed}: {jobs:,} jobs, and a sweep has at most {_MOST_JOBS:,}; type fewer values")
     if problems:
@@ -41,7 +41,7 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
     if is_grid:
         return BasicSweeper.split_arguments(list(overrides), max_batch_size=None)[0]
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
-    varied = [(o.get_key_element(), _values(o)) for o in overrides if o.is_sweep_override()]
+    varied = [(o.get_key_element(), _values(o)) for o in swept]
     first = [f"{key}={values[0]}" for key, values in varied]
     words = [fixed + first]
     for i, (key, values) in enumerate(varied):
@@ -50,39 +50,30 @@ def combinations(overrides: Sequence[Override], is_grid: bool) -> list[list[str]
 
 
 def _problem_of_sweep(override: Override, is_grid: bool) -> str:
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        if not is_grid:
-            return ""
+    if is_grid and isinstance(override.value(), IntervalSweep):
         return "an interval is searched, by hydra/sweeper=optuna; for a grid type a list, choice() or range()"
     try:
-        count = _count(override)
+        values = _values(override)
     except ValueError as error:  # range(0,3,0)
         return str(error)
-    if not count:
+    if not values:
         return "no value is in it; type at least one"
-    if count > _MOST_JOBS:
+    if len(values) > _MOST_JOBS:
         return f"more than {_MOST_JOBS:,} values; type fewer"
-    if is_grid and isinstance(value, ChoiceSweep):
-        values = list(override.sweep_string_iterator())
-        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-            return f"{twice[0]} stands there twice; type each value once"
+    if is_grid and len(set(values)) < len(values):
+        twice = next(value for i, value in enumerate(values) if value in values[:i])
+        return f"{twice} stands there twice; type each value once"
     return ""
 
 
-def _count(override: Override) -> int:
-    """The number of values of a key, of which one more than a sweep may have are looked at."""
-    value = override.value()
-    # a shuffled range would be made as a whole first
-    values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
-    return sum(1 for _ in islice(values, _MOST_JOBS + 1))
-
-
 def _values(override: Override) -> list[str]:
+    """The values of a key, at most one more than a sweep may have; an interval's ends."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
-    return list(override.sweep_string_iterator())
+    # a shuffled range would be made as a whole first
+    values = map(str, value.range()) if isinstance(value, RangeSweep) else override.sweep_string_iterator()
+    return list(islice(values, _MOST_JOBS + 1))
 
 
 def commands(line: CommandLine) -> list[list[str]]:

@@ -7,15 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import (
-    AbstractContextManager,
-    closing,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-    suppress,
-)
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -66,7 +58,7 @@ def job(values: DictConfig) -> float | None:
             if may_begin:
                 with _surroundings(journal, run_dir.name, values.get("device", "auto")):
                     result, losses = _run_job(values, run_dir, journal)
-                    is_requeued = journal.is_of_submitted and result.status == "interrupted"
+                    is_requeued = not journal.owner and result.status == "interrupted"
                     if not is_requeued:
                         _note(result, journal)
                 if is_requeued:
@@ -75,7 +67,7 @@ def job(values: DictConfig) -> float | None:
     finally:
         with suppress(OSError):  # not empty: the run has begun, or failed with a summary
             run_dir.rmdir()
-    if code and not journal.is_of_another_process:
+    if code and journal.owner == os.getpid():
         sys.exit(code)
     return _finite_loss(losses)
 
@@ -146,7 +138,7 @@ def _is_main_process() -> bool:
 
 def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobResult, dict[str, float]]:
     overrides = HydraConfig.get().overrides.task
-    words = journal.words_of(overrides)
+    words = [word for word in overrides if word.partition("=")[0].lstrip("+") in journal.swept]
     label = " ".join(["job", run_dir.name, *([f"({' '.join(words)})"] if words else [])])
     config, code, reason, losses = None, EXIT_OK, "", dict[str, float]()
     try:
@@ -171,25 +163,25 @@ def _run_job(values: DictConfig, run_dir: Path, journal: Journal) -> tuple[JobRe
     return JobResult(str(run_dir), code, status, reason, words), losses
 
 
-def _surroundings(journal: Journal, name: str, device: str) -> AbstractContextManager[None]:
-    """What a job needs in a process other than the command's."""
-    if not journal.is_of_another_process:
-        return nullcontext()
-    if journal.is_of_submitted:
-        return terminable()
-    gpus.take_one(journal.gpus, journal.numbers, device)
-    return _beside_others(name, journal.owner)
-
-
 @contextmanager
-def _beside_others(name: str, owner: int) -> Iterator[None]:
-    """Numbers the lines of a job, and leaves Ctrl-C to the command, which forwards it."""
-    with suppress(OSError):
-        os.setpgid(0, 0)
-    _stop_with(owner)
-    out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
-    with _BUSY, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+def _surroundings(journal: Journal, name: str, device: str) -> Iterator[None]:
+    """What a job needs in a process other than the command's.
+
+    Beside others it has a GPU and numbered lines, and leaves Ctrl-C to the command, which forwards it.
+    """
+    if journal.owner == os.getpid():
         yield
+    elif not journal.owner:
+        with terminable():
+            yield
+    else:
+        gpus.take_one(journal.gpus, journal.folder / "numbers", device)
+        with suppress(OSError):
+            os.setpgid(0, 0)
+        _stop_with(journal.owner)
+        out, err = NumberedLines(sys.stdout, name), NumberedLines(sys.stderr, name)
+        with _BUSY, closing(out), closing(err), redirect_stdout(out), redirect_stderr(err), terminable():
+            yield
 
 
 @cache

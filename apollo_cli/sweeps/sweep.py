@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import which
-from types import TracebackType
 from typing import Any, ClassVar
 
 import hydra
@@ -45,7 +44,9 @@ _WAIT = 5  # seconds for the other processes of a sweep that is refused
 
 def run_hydra(line: CommandLine) -> int:
     """Has Hydra run, sweep or show what was typed; returns the exit code."""
-    with Command(line) as command:
+    with ExitStack() as opened:
+        command = Command.current = Command(line, opened)
+        opened.callback(command.end)
         try:
             commands = grid.commands(line)
             command.later = commands[1:]
@@ -95,7 +96,7 @@ class Command:
 
     current: ClassVar["Command | None"] = None
 
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: CommandLine, opened: ExitStack) -> None:
         self.line = line
         self.later: list[list[str]] = []  # the overrides of the sweeps that follow; none but for a shipped sweep
         self.refusal: Exception | None = None  # why a sweep does not begin
@@ -104,38 +105,32 @@ class Command:
         self._hint = ""  # how the sweep continues
         self._submitted: Path | None = None  # folder of the logs of submitted jobs
         self._forwarder: StopRequest | None = None
-        self._open = ExitStack()
+        self._opened = opened  # until the end of the command
 
-    def __enter__(self) -> "Command":
-        Command.current = self
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def end(self) -> None:
         files.remove_empty(self.new_folders)
         Command.current = None
-        self._open.close()
         if "joblib.externals.loky" in sys.modules:  # its processes would stay, with the journal of this sweep
             sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown()
 
     def begin_sweep(self, config: DictConfig) -> None:
         """Checks the jobs of a sweep, opens its journal, says how it continues; edits Hydra's part of `config`."""
         is_grid = config.hydra.sweeper._target_ == _GRID_SWEEPER
-        swept = _sweep_overrides(config)
-        jobs = grid.combinations(swept, is_grid)
-        is_first = self.folder is None
+        overrides = _sweep_overrides(config)
+        jobs = grid.combinations(overrides, is_grid)
         _escape_slashes(config)
-        if is_first:
+        if self.folder is None:
             _check_processes()
             _check_jobs(config, jobs, is_grid)
             loader = GlobalHydra.instance().config_loader()
-            for overrides in self.later:  # now, not after hours of the first one
-                other = loader.load_configuration(config.hydra.job.config_name, overrides, RunMode.MULTIRUN)
+            for words in self.later:  # now, not after hours of the first one
+                other = loader.load_configuration(config.hydra.job.config_name, words, RunMode.MULTIRUN)
                 _escape_slashes(other)
                 of_other = _sweep_overrides(other)
                 _check_jobs(other, grid.combinations(of_other, is_grid), is_grid)
-                swept += of_other
+                overrides += of_other
             HydraConfig.instance().set_config(config)
-            self._open_sweep(config, [o.key_or_group for o in swept if o.is_sweep_override()], is_grid)
+            self._open_sweep(config, [o.key_or_group for o in overrides if o.is_sweep_override()], is_grid)
         if is_grid:  # all jobs lie in one folder, though hydra.sweep.dir may name a key in which they differ
             _set(config, "hydra.sweep.dir", str(self.folder))
         launcher = config.hydra.launcher
@@ -169,9 +164,9 @@ class Command:
             self._submitted = folder / ".submitit" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         is_joblib = target.endswith(".JoblibLauncher")
         place = self._submitted and self._submitted / "journal"
-        self._journal = self._open.enter_context(Journal.kept(swept, gpus.visible() if is_joblib else [], place))
+        self._journal = self._opened.enter_context(Journal.kept(swept, gpus.visible() if is_joblib else [], place))
         if is_joblib:  # the second signal is for the command itself
-            self._forwarder = self._open.enter_context(StopRequest(self._journal.stop))
+            self._forwarder = self._opened.enter_context(StopRequest(self._journal.stop))
         self.folder = folder
         if is_grid or config.hydra.sweeper.get("storage"):
             self._hint = f"continue with: {_continuing(self.line, folder if is_grid else None)}"

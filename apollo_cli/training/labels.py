@@ -9,7 +9,7 @@ from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import Config
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.samplers import is_scratch
-from apollo_cli.run_directory import read_yaml
+from apollo_cli.run_directory import read_keys
 from apollo_cli.training.device import Device
 from apollo_cli.training.summary import git_commit, versions
 
@@ -60,7 +60,7 @@ def size(config: Config) -> str:
 
 @cache
 def _shipped_sizes() -> dict[tuple[int, int], str]:
-    models = {path.stem: read_yaml(path)["model"] for path in (conf_folder() / "size").glob("*.yaml")}
+    models = {path.stem: read_keys(path)["model"] for path in (conf_folder() / "size").glob("*.yaml")}
     return {(model["layers"], model["hidden"]): name for name, model in models.items()}
 
 

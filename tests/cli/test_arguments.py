@@ -133,7 +133,7 @@ def test_a_flag_takes_its_value_with_and_without_an_equals_sign() -> None:
     [("seed=1", False), ("-cd mine", True), ("--config-name=mine", True), ("hydra.searchpath=[file:///x]", True)],
 )
 def test_configs_of_the_user_are_recognised(words: str, expected: bool) -> None:
-    assert CommandLine.parse(words.split()).has_user_configs == expected
+    assert (CommandLine.parse(words.split()).user_folders != []) == expected
 
 
 def test_folders_of_the_user_are_those_beside_the_shipped_configs(tmp_path: Path) -> None:

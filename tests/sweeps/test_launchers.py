@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import submitit.slurm.slurm
@@ -224,10 +224,12 @@ def test_a_job_takes_its_gpu_before_it_begins(tmp_path: Path, monkeypatch: pytes
 
     taken = []
     monkeypatch.setattr(gpus, "take_one", lambda *args: taken.append(args))
-    monkeypatch.setattr(job, "_beside_others", lambda *args: SimpleNamespace())
+    monkeypatch.setattr(job, "_stop_with", lambda owner: None)
+    monkeypatch.setattr("os.setpgid", lambda *args: None)
     with Journal.kept([], ["0", "1"]) as journal:
-        job._surroundings(journal, "3", "auto")
-        assert not taken  # in the command's own process jobs come one after the other
-        other = Journal(journal.numbers.parent, owner=1)
-        job._surroundings(other, "3", "auto")
-    assert taken == [(["0", "1"], journal.numbers, "auto")]
+        with job._surroundings(journal, "3", "auto"):
+            assert not taken  # in the command's own process jobs come one after the other
+        other = replace(journal, owner=1)
+        with job._surroundings(other, "3", "auto"):
+            pass
+    assert taken == [(["0", "1"], journal.folder / "numbers", "auto")]
