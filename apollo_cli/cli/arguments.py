@@ -76,10 +76,9 @@ class CommandLine:
             if word == "experiment=null":  # the default; Hydra refuses null for a group
                 continue
             if not word.startswith("-"):
-                without_plus = re.sub(
-                    rf"^\++({'|'.join(group_names())})=", r"\1=", word
-                )  # groups are in the defaults
-                overrides.append(_with_quotes(without_plus))
+                # every group of ours is in the defaults list, where Hydra takes no plus
+                word = re.sub(rf"^\++({'|'.join(group_names())})=", r"\1=", word)
+                overrides.append(_with_quotes(word))
             elif flag not in _FLAGS:
                 following = next(rest, "=")
                 given = value if equals else following if "=" not in following else "VALUE"
