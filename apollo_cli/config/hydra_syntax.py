@@ -32,10 +32,10 @@ def in_quotes(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The composed config as plain values, interpolations resolved."""
+def compose_values(overrides: Sequence[str], config: str = "config") -> dict[str, Any]:
+    """The composed config, or conf/glue.yaml with config=glue, as plain values, interpolations resolved."""
     with initialize_config_module(CONF, version_base="1.3"):
-        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(compose(config, list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
 def job_config(values: DictConfig, overrides: Sequence[str]) -> Config:

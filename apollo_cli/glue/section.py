@@ -10,8 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 
 from apollo_cli import files
-from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import DEVICE, RunArgs
+from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.config.schema import List, Section, Seed, Size, Whole, validate
 from apollo_cli.config.training import CheckpointArgs, LogArgs, OptimArgs, TrackingArgs
 from apollo_cli.errors import CheckpointError, ConfigError
@@ -144,13 +144,13 @@ def compose_words(words: Sequence[str]) -> dict[str, Any]:
     problems: list[str] = []
     typed = [(word, *word.partition("=")[::2]) for word in words]
     resumed = next((text for _, key, text in typed if key == "resume" and text), None)
-    values = saved_values(Path(resumed)) if resumed else _default_values()
+    values = saved_values(Path(resumed)) if resumed else compose_values([], "glue")
     for word, key, text in typed:
         section, _, leaf = key.rpartition(".")
         if "=" not in word:
             problems.append(f"{word}: not understood; type KEY=VALUE")
         elif key == "tracking" and text in ("wandb", "local", "tensorboard"):
-            values["tracking"] = _tracking(text)
+            values["tracking"] = compose_values([word], "glue")["tracking"]
         elif isinstance(values.get(key), dict):
             instead = (
                 "tracking=wandb, tracking=local or tracking=tensorboard"
@@ -184,20 +184,6 @@ def saved_values(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{files.shown(path)}: written by another version of apollo-glue")
     values.pop("weights", None)
     return values | {"out": str(out), "resume": None}
-
-
-def _default_values() -> dict[str, Any]:
-    """conf/glue.yaml with the tracking that its defaults name."""
-    values = read_yaml(conf_folder() / VALUES)
-    (tracking,) = (each["tracking"] for each in values.pop("defaults") if isinstance(each, dict))
-    return values | {"tracking": _tracking(tracking)}
-
-
-def _tracking(name: str) -> dict[str, Any]:
-    folder = conf_folder() / "tracking"
-    values = read_yaml(folder / "_common.yaml") | read_yaml(folder / f"{name}.yaml")
-    del values["defaults"]
-    return values
 
 
 def _parsed(key: str, text: str) -> Any:
