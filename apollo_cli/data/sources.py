@@ -161,9 +161,8 @@ def _docstrings(path: Path) -> list[str]:
 class TextFiles(Source):
     """Files, read as `read_documents` says."""
 
-    patterns: tuple[
-        str, ...
-    ]  # paths or globs; `**` matches folders; a folder stands for files of known kinds in it
+    # paths or globs; `**` matches folders; a folder stands for files of known kinds in it
+    patterns: tuple[str, ...]
     document: str = "blank_line"
     text_field: str = "text"
     errors: str = "strict"

@@ -31,16 +31,6 @@ class Measured:
         return math.exp(min(self.loss, 700.0))
 
 
-@dataclass(frozen=True)
-class LayerWorth:
-    """What one stored layer does."""
-
-    loss_without: float  # the loss of the stored layers without it
-    more: float  # by how much that is above their loss with it
-    update: float  # norm of what it adds to the residual stream over the norm of its input, mean over tokens
-    similarity: float | None  # cosine of its weights and the next layer's; None for the last one
-
-
 @torch.no_grad()
 def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int) -> Measured:
     """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
@@ -104,8 +94,13 @@ def pseudo_perplexity(model: LanguageModel, rows: np.ndarray, mask_id: int, devi
 
 
 @torch.no_grad()
-def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Device) -> list[LayerWorth]:
-    """What each stored layer is worth, from the lowest one."""
+def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Device) -> list[dict[str, float | None]]:
+    """What each stored layer is worth, from the lowest one.
+
+    `loss_without`: the loss of the stored layers without it; `more`: by how much that is above their loss with it;
+    `update`: norm of what it adds to the residual stream over the norm of its input, mean over tokens;
+    `similarity`: cosine of its weights and the next layer's, None for the last one.
+    """
     stored = len(model.blocks)
     weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
     similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
@@ -116,6 +111,6 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     gates = [{}, *({i: 0.0} for i in range(stored))]
     whole, *without = (evaluate(model, batches, device, each, full_depth=False)["eval/loss"] for each in gates)
     return [
-        LayerWorth(loss, loss - whole, update, similarity)
+        {"loss_without": loss, "more": loss - whole, "update": update, "similarity": similarity}
         for loss, update, similarity in zip(without, updates, [*similarities, None], strict=True)
     ]

@@ -158,7 +158,7 @@ def _evaluated(
         mask = special_ids("bert", corpus.tokenizer)["mask"]
         result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)
     if args.per_layer:
-        result["layers"] = [asdict(worth) for worth in layer_worths(model, batches, device)]
+        result["layers"] = layer_worths(model, batches, device)
     return result
 
 
@@ -179,7 +179,8 @@ def _corpus_and_rows(
         corpus = measured_corpus(config, cache, console, rows or 0)
         return corpus, corpus.evaluation(rows) if rows else corpus.validation
     corpus = prepare_corpus(config, cache, console, 1)
-    if not trained.is_of(corpus):
+    same_tokens = corpus.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+    if not same_tokens or trained.fingerprint not in (None, corpus.fingerprint):
         raise CheckpointError(
             f"run={trained.title}: its corpus is not there as it was when it was trained (its fingerprint or its "
             "tokenizer differs); restore it, or type data.files=FILE to measure on another text"
