@@ -268,7 +268,6 @@ def _sha256(path: Path) -> bytes:
 
 
 def _checksums(path: Path) -> str:
-    """The CRC-32 of each block, in hexadecimal."""
     with path.open("rb") as file:
         blocks = iter(lambda: file.read(_BLOCK), b"")
         return np.array([zlib.crc32(block) for block in blocks], "<u4").tobytes().hex()

@@ -85,7 +85,7 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     documents: list[Documents] = [part.source.documents for part in parts]
     if tokenizer is None:
         if recipe.bound:
-            streams = [part.source.is_streamed for part in parts]
+            streams = [part.source.streaming for part in parts]
             documents = [ReadOnce(d, folder) if s else d for d, s in zip(documents, streams, strict=True)]
         say(f"training a tokenizer of {recipe.vocabulary} entries")
         with bar("training a tokenizer") as at:

@@ -268,7 +268,6 @@ class Cell(Session):
 
 
 def _scores(row: dict[str, Any]) -> dict[str, str]:
-    """The evaluation in a row as text, by name."""
     scores = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
     return {name: "-" if value is None else f"{value:.4f}" for name, value in scores.items()}
 

@@ -148,5 +148,4 @@ class FineTuningGrid:
 
 
 def _fingerprint(task: GlueTask, examples: Mapping[Split, Examples]) -> str:
-    """The fingerprint of the training and the development rows of a task."""
     return "-".join(examples[split].fingerprint for split in (task.splits.train, *task.splits.dev))

@@ -75,7 +75,6 @@ class Pretrained:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; a DataError if the folder has none, or that of another model."""
         return load_tokenizer_of_model(self.model_config, self.folder)
 
 

@@ -99,12 +99,10 @@ class GlueConfig(Section):
 
     @property
     def data_dir(self) -> Path | None:
-        """The folder of the original files; None for the hub."""
         return Path(self.glue.data_dir) if self.glue.data_dir else None
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The plain values, as written to glue.yaml."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     @property
