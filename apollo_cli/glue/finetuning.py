@@ -215,7 +215,7 @@ class Cell(Session):
             device=device,
             strategy=strategy,
             optimizer=optimizer,
-            training=Prefetch(self.training, device.device),
+            training=Prefetch(self.training, 1, device.device),
             measure=lambda gates, full_depth: evaluate_model(model, self.rows, device, config.batch.size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
