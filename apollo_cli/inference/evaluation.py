@@ -14,7 +14,7 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.evaluate import evaluate
+from apollo_cli.training.evaluate import evaluate, perplexity
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,6 @@ class Measured:
     loss: float  # mean over the predictions, in nats
     accuracy: float  # share of the predictions whose likeliest token is right
     predictions: int  # their number
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
 
 
 @torch.no_grad()
@@ -90,7 +86,7 @@ def pseudo_perplexity(model: LanguageModel, rows: np.ndarray, mask_id: int, devi
                 logits = model.head(model.trunk(tokens, logical)[at, positions])
             total += F.cross_entropy(logits.float(), row[positions], reduction="sum").item()
             count += len(positions)
-    return math.exp(min(total / count, 700.0))
+    return perplexity(total / count)
 
 
 @torch.no_grad()

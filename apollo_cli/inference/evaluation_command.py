@@ -27,6 +27,7 @@ from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import measured_corpus, prepare_corpus
 from apollo_cli.training.device import choose
+from apollo_cli.training.evaluate import perplexity
 from apollo_cli.training.planning import make_task
 
 _MOST_LOGITS = 2**26  # numbers at once
@@ -156,7 +157,7 @@ def _evaluated(
         raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     windows = sliding_windows(rows, args.stride) if args.stride else batches
     measured = measure(model, windows, device, depth)
-    result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
+    result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": perplexity(measured.loss)}
     # a masked loss is not that of a text
     bits = None if trained.kind == "bert" else bits_per_byte(measured.loss, rows, corpus.tokenizer)
     result["bits_per_byte"] = bits

@@ -244,7 +244,8 @@ class TestStreams:
         assert 0 < len(corpus.training) < 10**6
 
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
-        source = mixed((Memory(self.TEXTS, streaming=True), 0.75), (Memory(named("b", 9000, 20), streaming=True), 0.25))
+        other = Memory(named("b", 9000, 20), streaming=True)
+        source = mixed((Memory(self.TEXTS, streaming=True), 0.75), (other, 0.25))
         corpus, _ = pack(source, tmp_path, self.bounded(10_000))
         assert [part.training for part in corpus.packed.parts] == [7500, 2500]
 
