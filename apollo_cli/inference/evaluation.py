@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,19 +16,14 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.evaluate import evaluate, perplexity
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A model's results on rows of a corpus."""
-
-    depth: int  # layers that ran
-    loss: float  # mean over the predictions, in nats
-    accuracy: float  # share of the predictions whose likeliest token is right
-    predictions: int  # their number
-
-
 @torch.no_grad()
-def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int) -> Measured:
-    """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
+def measure(
+    model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int
+) -> dict[str, float]:
+    """The results with `depth` layers, over the last predictions of each batch, as many as its number says.
+
+    `loss`: mean over the predictions, in nats; `accuracy`: share of them whose likeliest token is right.
+    """
     logical = layers_to_run(len(model.blocks), depth)
     total, right, count = 0.0, 0, 0
     for batch, counted in batches:
@@ -41,7 +35,14 @@ def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: 
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    return Measured(depth, total / count, right / count, count)
+    loss = total / count
+    return {
+        "depth": depth,
+        "loss": loss,
+        "accuracy": right / count,
+        "predictions": count,
+        "perplexity": perplexity(loss),
+    }
 
 
 def bits_per_byte(loss: float, rows: np.ndarray, tokenizer: Tokenizer) -> float:

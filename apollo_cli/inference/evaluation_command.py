@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,6 @@ from apollo_cli.inference.trained import TrainedModel, cache_of, load_trained
 from apollo_cli.tracking.console import Console
 from apollo_cli.training.corpora import measured_corpus, prepare_corpus
 from apollo_cli.training.device import choose
-from apollo_cli.training.evaluate import perplexity
 from apollo_cli.training.planning import make_task
 
 _MOST_LOGITS = 2**26  # numbers at once
@@ -156,11 +154,10 @@ def _evaluated(
     if args.pseudo and trained.kind != "bert":
         raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     windows = sliding_windows(rows, args.stride) if args.stride else batches
-    measured = measure(model, windows, device, depth)
-    result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": perplexity(measured.loss)}
+    result: dict[str, Any] = {"run": trained.title, "rows": len(rows), **measure(model, windows, device, depth)}
     # a masked loss is not that of a text
-    bits = None if trained.kind == "bert" else bits_per_byte(measured.loss, rows, corpus.tokenizer)
-    result["bits_per_byte"] = bits
+    is_masked = trained.kind == "bert"
+    result["bits_per_byte"] = None if is_masked else bits_per_byte(result["loss"], rows, corpus.tokenizer)
     if args.pseudo:
         mask = special_ids("bert", corpus.tokenizer)["mask"]
         result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)

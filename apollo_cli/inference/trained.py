@@ -48,10 +48,7 @@ class TrainedModel:
 def load_trained(folder: Path, console: Console, checkpoint: str | None = None) -> TrainedModel:
     """The exported model of a run directory or of a folder in transformers' format, or a checkpoint of a run.
 
-    Args:
-        folder: run directory, or folder with config.json, weights and tokenizer.
-        console: shows how a tokenizer is made again, for a run that exported none.
-        checkpoint: its name, for example step_00000100 or best.
+    The tokenizer of a run that exported none is made again, which `console` shows.
 
     Raises:
         CheckpointError: there is no such model.
