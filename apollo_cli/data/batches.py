@@ -1,6 +1,5 @@
 """Rows to batches: the rows and what is to be predicted, as functions of (seed, sample)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,24 +14,12 @@ from apollo_cli.models.transformer import Batch
 _BLOCK = 1024  # samples whose rows are looked up together, in twice the time of a batch's; an epoch if that is less
 
 
-class Task(ABC):
-    """What is to be predicted in a row: the same number of tokens in each, so that shapes and FLOPs are fixed."""
-
-    @abstractmethod
-    def predictions(self, seq_len: int) -> int:
-        """Predictions in a row of `seq_len` tokens."""
-
-    @abstractmethod
-    def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
-        """The batch of `rows` (n, seq_len); the i-th row's random numbers depend on (seed, purpose, indices[i])."""
-
-
 @dataclass(frozen=True)
-class NextToken(Task):
+class NextToken:
     """GPT and LLaMA: at every position but the last, the next token."""
 
     def predictions(self, seq_len: int) -> int:
-        return seq_len - 1
+        return seq_len - 1  # of a row
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
         tokens = torch.from_numpy(rows.astype(np.int64))
@@ -41,7 +28,7 @@ class NextToken(Task):
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedTokens(Task):
+class MaskedTokens:
     """BERT (Devlin 2019): of round(fraction x maskable) positions a row, 80 % become [MASK], 10 % random.
 
     Maskable is all but [CLS] at the start and [SEP] at the end. The last 10 % keep their token.
@@ -56,10 +43,10 @@ class MaskedTokens(Task):
     inside: np.ndarray | None = None  # (vocabulary,) of bool, the tokens that continue the word before them
 
     def predictions(self, seq_len: int) -> int:
-        """round(fraction x (seq_len - 2)), at least one."""
         return max(1, round(self.fraction * (seq_len - 2)))
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
+        """The batch of `rows` (n, seq_len); the i-th row's random numbers depend on (seed, purpose, indices[i])."""
         tokens = rows.astype(np.int64)
         count, seq_len = self.predictions(tokens.shape[1]), tokens.shape[1]
         chosen, other = np.empty((2, len(tokens), count), dtype=np.int64)
@@ -76,6 +63,10 @@ class MaskedTokens(Task):
         targets = tokens.take(flat)
         tokens.put(flat, np.where(choice < 0.8, self.mask_id, np.where(choice < 0.9, other, targets)))
         return Batch(torch.from_numpy(tokens), torch.from_numpy(flat.ravel()), torch.from_numpy(targets.ravel()))
+
+
+# what is to be predicted: the same number of tokens in each row, so that shapes and FLOPs are fixed
+Task = NextToken | MaskedTokens
 
 
 def _word_positions(inside: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

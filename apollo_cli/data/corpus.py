@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import zlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -237,7 +236,8 @@ def _build(source: Source, recipe: Recipe, identity: list[Any], folder: Path, sa
 def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingStats) -> None:
     """Writes corpus.json, after the rows are safely on the disk: with it the corpus is complete."""
     names = ("tokenizer.json", "training.bin", "validation.bin")
-    content = _digest(folder / name for name in names)
+    sha256 = {name: _sha256(folder / name) for name in names}
+    content = hashlib.sha256(b"".join(sha256.values())).hexdigest()
     facts: dict[str, Any] = {
         "seq_len": recipe.seq_len,
         "dtype": recipe.dtype.name,
@@ -246,12 +246,12 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingSt
         "content": content,
         "fingerprint": content,
         "packed": asdict(packed),
-        "sha256_of_tokenizer": hashlib.sha256((folder / names[0]).read_bytes()).hexdigest(),
+        "sha256_of_tokenizer": sha256["tokenizer.json"].hex(),
     }
     if packed.parts[0].weight is not None:
         facts["fingerprint"] = files.digest_of([content, [part.weight for part in packed.parts]])
     if recipe.bound:
-        measured = _digest(folder / name for name in names if name != "training.bin")
+        measured = hashlib.sha256(sha256["tokenizer.json"] + sha256["validation.bin"]).hexdigest()
         edition = [] if facts["edition"] is None else [facts["edition"]]
         facts["fingerprint"] = files.digest_of([measured, facts["source"], *edition])
     for split in SPLITS:
@@ -262,16 +262,12 @@ def _write_facts(folder: Path, recipe: Recipe, source: Source, packed: PackingSt
     files.write_json(folder / "corpus.json", {**facts, "sha256_of_this": files.digest_of(facts)})
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _checksums(path: Path) -> str:
-    """The CRC-32 of each block, in hexadecimal."""
     with path.open("rb") as file:
         blocks = iter(lambda: file.read(_BLOCK), b"")
         return np.array([zlib.crc32(block) for block in blocks], "<u4").tobytes().hex()

@@ -84,10 +84,6 @@ class Hub(Source):
             return [Part(self, None)]
         return [Part(replace(self, paths=(p,), names=(n,), revisions=(r,)), None) for p, n, r in keys]
 
-    @property
-    def is_streamed(self) -> bool:
-        return self.streaming
-
     def documents(self) -> Iterator[str]:
         return self._read(self.split)
 
@@ -95,7 +91,6 @@ class Hub(Source):
         return self._read(self.validation_split) if self.validation_split else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows of the split with all their columns, dataset by dataset."""
         for key in self._keys():
             yield from self._rows(key, self.split)
 

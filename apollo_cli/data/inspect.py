@@ -16,7 +16,6 @@ _ROWS_SHOWN = 3
 
 
 def inspection(corpus: Corpus, batches: TrainingBatches) -> Iterator[Table]:
-    """Tables for a terminal: statistics, the parts of a mixture, the first rows."""
     yield _statistics(corpus)
     if len(corpus.packed.parts) > 1:
         yield _parts(corpus)
@@ -73,7 +72,6 @@ def _first_rows(tokenizer: Tokenizer, batches: TrainingBatches) -> Table:
 
 
 def _marked(tokenizer: Tokenizer, row: np.ndarray, seen: np.ndarray, marks: np.ndarray) -> str:
-    """A row as text, with its marked tokens beside what the model sees."""
     texts = []
     for is_marked, tokens in groupby(zip(marks, row.tolist(), seen.tolist(), strict=True), itemgetter(0)):
         if is_marked:

@@ -3,10 +3,11 @@
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     documents: list[Documents] = [part.source.documents for part in parts]
     if tokenizer is None:
         if recipe.bound:
-            streams = [part.source.is_streamed for part in parts]
+            streams = [part.source.streaming for part in parts]
             documents = [ReadOnce(d, folder) if s else d for d, s in zip(documents, streams, strict=True)]
         say(f"training a tokenizer of {recipe.vocabulary} entries")
         with bar("training a tokenizer") as at:
@@ -184,8 +185,11 @@ class Packer:
         packed, is_measured = self.packed, self.recipe.is_measured
         given = [part.source.validation() for part in self.parts]
         packed.given = given[0] is not None and not is_measured
-        needed = self._rows_needed()
         packed.parts = [PartStats(part.source.title(), part.weight) for part in self.parts]
+        needed: list[dict[str, int] | None] = [None] * len(self.parts)
+        if bound := self.recipe.bound:  # rows after which each part is read no further
+            rows = most_needed(bound.training, tuple(part.weight or 1.0 for part in self.parts))
+            needed = [{"training": count, "validation": bound.validation} for count in rows]
         with ExitStack() as opened:
             for writer in self.writers.values():
                 opened.enter_context(writer.file)
@@ -199,14 +203,6 @@ class Packer:
         packed.copies = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, np.uint64)))
         packed.left_over = sum(writer.left_over for writer in self.writers.values())
         return packed
-
-    def _rows_needed(self) -> list[dict[str, int] | None]:
-        """Rows of training and validation after which each part is read no further; None if it is read whole."""
-        bound, weights = self.recipe.bound, [part.weight for part in self.parts]
-        if bound is None:
-            return [None] * len(weights)
-        rows = most_needed(bound.training, tuple(weight or 1.0 for weight in weights))
-        return [{"training": count, "validation": bound.validation} for count in rows]
 
     def _pack_part(
         self, number: int, documents: Iterator[str], splits: tuple[str, ...], needed: dict[str, int] | None
@@ -259,21 +255,16 @@ class Packer:
 
     def _tokenized(self, batches: Iterator[list[_Piece]]) -> Iterator[tuple[list[_Piece], list[Any]]]:
         """Each batch with its tokens; while they are used, a thread tokenizes the next one on all cores."""
-        waiting: tuple[list[_Piece], Future[list[Any]]] | None = None
-        with ThreadPoolExecutor(1) as worker:
-            for batch in batches:
-                texts = [piece.text for piece in batch]
-                job = worker.submit(self.tokenizer.encode_batch_fast, texts, add_special_tokens=False)
-                if waiting:
-                    yield waiting[0], self._result(waiting[1])
-                waiting = batch, job
-            if waiting:
-                yield waiting[0], self._result(waiting[1])
-
-    def _result(self, job: Future[list[Any]]) -> list[Any]:
+        encode = partial(self.tokenizer.encode_batch_fast, add_special_tokens=False)
         titles = "; ".join(part.title for part in self.packed.parts)
-        with tokenizers.refusing(f"data.tokenizer={self.recipe.tokenizer}: cannot tokenize {titles}"):
-            return job.result()
+        with ThreadPoolExecutor(1) as worker:
+            jobs = (
+                (batch, worker.submit(encode, [piece.text for piece in batch])) for batch in chain(batches, [[]])
+            )
+            for (batch, job), _ in pairwise(jobs):
+                with tokenizers.refusing(f"data.tokenizer={self.recipe.tokenizer}: cannot tokenize {titles}"):
+                    encodings = job.result()
+                yield batch, encodings
 
     def _add(self, piece: _Piece, ids: list[int]) -> None:
         packed = self.packed

@@ -13,13 +13,7 @@ Copied = tuple[Batch, torch.cuda.Event]
 
 
 class MicroBatches(Protocol):
-    """Training data as a function of step and part; sizes are in sequences."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def micro_size(self) -> int: ...
+    """Training data as a function of step and part."""
 
     def micro_batch(self, step: int, part: int) -> Batch: ...
 
@@ -34,8 +28,8 @@ class Prefetch:
     On a CPU they are made when they are requested, because a thread would slow down the training.
     """
 
-    def __init__(self, batches: MicroBatches, device: torch.device) -> None:
-        self.batches, self.device = batches, device
+    def __init__(self, batches: MicroBatches, micro_steps: int, device: torch.device) -> None:
+        self.batches, self.micro_steps, self.device = batches, micro_steps, device
         self.ahead: tuple[Key, Future[Copied]] | None = None
         if device.type == "cuda":
             self.worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -45,7 +39,7 @@ class Prefetch:
         if self.device.type != "cuda":
             return self.batches.micro_batch(step, part).to(self.device)
         ahead = self.ahead if self.ahead and self.ahead[0] == (step, part) else self._begin((step, part))
-        self.ahead = self._begin(self._after(step, part))
+        self.ahead = self._begin((step, part + 1) if part + 1 < self.micro_steps else (step + 1, 0))
         batch, copied = ahead[1].result()
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
@@ -60,7 +54,3 @@ class Prefetch:
         batch = self.batches.micro_batch(*key).pin_memory()
         with torch.cuda.stream(self.stream):
             return batch.to(self.device), self.stream.record_event()
-
-    def _after(self, step: int, part: int) -> Key:
-        last = part + 1 == self.batches.batch_size // self.batches.micro_size
-        return (step + 1, 0) if last else (step, part + 1)

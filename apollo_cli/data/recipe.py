@@ -17,7 +17,6 @@ OTHER_ENDS = ("</s>", "<|end_of_text|>")  # of a text, in other tokenizers; read
 
 
 def byte_vocabulary(kind: str) -> int:
-    """The size of the vocabulary of data.tokenizer=bytes."""
     return 256 + len(SPECIAL_TOKENS[kind])
 
 
@@ -47,7 +46,6 @@ class Recipe:
 
     @property
     def is_measured(self) -> bool:
-        """Whether all rows are for validation."""
         return self.validation == 1
 
     @property

@@ -24,6 +24,8 @@ _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 class Source(ABC):
     """A corpus as documents."""
 
+    streaming: bool = False  # whether it is read only as far as a run needs
+
     @abstractmethod
     def documents(self) -> Iterator[str]:
         """The documents, in the same order every time; a row without text gives an empty one."""
@@ -51,11 +53,6 @@ class Source(ABC):
     def parts(self) -> "list[Part]":
         """The sources that are packed one after another."""
         return [Part(self, None)]
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether it is read only as far as a run needs."""
-        return False
 
     def title(self) -> str:
         """Its name in messages."""
@@ -161,9 +158,8 @@ def _docstrings(path: Path) -> list[str]:
 class TextFiles(Source):
     """Files, read as `read_documents` says."""
 
-    patterns: tuple[
-        str, ...
-    ]  # paths or globs; `**` matches folders; a folder stands for files of known kinds in it
+    # paths or globs; `**` matches folders; a folder stands for files of known kinds in it
+    patterns: tuple[str, ...]
     document: str = "blank_line"
     text_field: str = "text"
     errors: str = "strict"

@@ -50,7 +50,6 @@ def read_examples(task: GlueTask, split: Split, data_dir: Path | None) -> Exampl
 
 
 def note_on_rows(task: GlueTask, split: Split, examples: Examples) -> str | None:
-    """A note where these are not the published rows, else None."""
     found = []
     if len(examples.texts) != split.rows:
         found.append(f"has {len(examples.texts):,} of the {split.rows:,} published rows")

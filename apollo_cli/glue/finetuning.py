@@ -214,7 +214,7 @@ class Cell(Session):
             device=device,
             strategy=strategy,
             optimizer=optimizer,
-            training=Prefetch(self.training, device.device),
+            training=Prefetch(self.training, 1, device.device),
             measure=lambda gates, full_depth: evaluate_model(model, self.rows, device, config.batch.size),
             tracker=tracker,
             checkpoints=Checkpoints(self.directory.checkpoints, config.checkpoint.keep),
@@ -267,7 +267,6 @@ class Cell(Session):
 
 
 def _scores(row: dict[str, Any]) -> dict[str, str]:
-    """The evaluation in a row as text, by name."""
     scores = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
     return {name: "-" if value is None else f"{value:.4f}" for name, value in scores.items()}
 

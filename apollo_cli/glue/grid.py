@@ -118,16 +118,16 @@ class FineTuningGrid:
         path, weights = self.out / VALUES, pretrained.facts["weights"]
         if path.exists():
             recipe, place = flat(parse_glue(saved_values(self.out)).recipe), files.shown(self.out)
-            if read_keys(path).get("weights") != weights:
+            written = read_keys(path)
+            if written.get("weights") != weights:
                 raise ConfigError(f"{place} has results of another model, by its weights: type out=DIR")
             different = [key for key, value in flat(self.config.recipe).items() if recipe.get(key) != value]
-            before = read_keys(path).get("precision")
-            if not different and before not in ("auto", device.precision):
-                problem = f"precision={device.precision}: {place} has results in {before}"
-                raise ConfigError(f"{problem}; type precision={before}, or out=DIR")
             if different:
                 earlier = " ".join(f"{key}={as_typed(recipe.get(key))}" for key in different)
                 raise ConfigError(f"{place} has results of another recipe: type {earlier}, or out=DIR")
+            if (before := written.get("precision")) not in ("auto", device.precision):
+                problem = f"precision={device.precision}: {place} has results in {before}"
+                raise ConfigError(f"{problem}; type precision={before}, or out=DIR")
         with files.writing(path, 10_000):
             self.out.mkdir(parents=True, exist_ok=True)
             precision = {"precision": device.precision}  # what `auto` took
@@ -148,5 +148,4 @@ class FineTuningGrid:
 
 
 def _fingerprint(task: GlueTask, examples: Mapping[Split, Examples]) -> str:
-    """The fingerprint of the training and the development rows of a task."""
     return "-".join(examples[split].fingerprint for split in (task.splits.train, *task.splits.dev))

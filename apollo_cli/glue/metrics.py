@@ -1,6 +1,5 @@
 """The official metrics of GLUE, from scikit-learn and scipy, whose imports take a second."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -15,25 +14,20 @@ def task_metrics(task: GlueTask, labels: np.ndarray, predictions: np.ndarray) ->
 
     A correlation with constant predictions, or of one row, is 0.
     """
-    return {name: _metric(name, labels, predictions) for name in task.metrics}
-
-
-def _metric(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     from scipy import stats
     from sklearn import metrics
 
-    if name in ("pearson", "spearman") and len(labels) < 2:
-        return 0.0
-    if name in ("pearson", "spearman"):
-        correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            value = float(correlation(labels, predictions)[0])
-        return 0.0 if math.isnan(value) else value
-    functions = {
-        "matthews": metrics.matthews_corrcoef, "accuracy": metrics.accuracy_score, "f1": metrics.f1_score,
-    }  # fmt: skip
-    return float(functions[name](labels, predictions))
+    if task.labels:
+        functions = {
+            "matthews": metrics.matthews_corrcoef, "accuracy": metrics.accuracy_score, "f1": metrics.f1_score,
+        }  # fmt: skip
+        return {name: float(functions[name](labels, predictions)) for name in task.metrics}
+    if len(labels) < 2:
+        return dict.fromkeys(task.metrics, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        found = stats.pearsonr(labels, predictions)[0], stats.spearmanr(labels, predictions)[0]
+    return {name: float(np.nan_to_num(value)) for name, value in zip(task.metrics, found, strict=True)}
 
 
 def score(values: Mapping[str, float]) -> float:

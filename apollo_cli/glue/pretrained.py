@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from apollo_cli import files
+from apollo_cli.cli.exit_codes import resume_hint
 from apollo_cli.data.tokenizer import load_tokenizer_of_model
 from apollo_cli.errors import CheckpointError
 from apollo_cli.models.hf import load_trunk, weight_files
@@ -35,8 +35,8 @@ class Pretrained:
         summary = directory.summary()
         if summary.get("status") != "completed":
             raise CheckpointError(
-                f"run={run_dir}: this run did not finish ({summary.get('status')}), so it has no model; finish it "
-                f"first: {files.command('apollo-train')} resume={directory}"
+                f"run={run_dir}: this run did not finish ({summary.get('status')}), so it has no model"
+                f"{resume_hint(run_dir, 'apollo-train')}"
             )
         if not directory.model.is_dir():
             raise CheckpointError(f"run={run_dir}: its model is missing ({directory.model}); train it again")
@@ -75,7 +75,6 @@ class Pretrained:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer; a DataError if the folder has none, or that of another model."""
         return load_tokenizer_of_model(self.model_config, self.folder)
 
 

@@ -122,11 +122,6 @@ class TrainingSentences:
     batch_size: int  # rows per step
 
     @property
-    def micro_size(self) -> int:
-        """A step is one micro-step."""
-        return self.batch_size
-
-    @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.sentences.rows) // self.batch_size)
 

@@ -50,7 +50,6 @@ class GlueTask:
 
     @property
     def outputs(self) -> int:
-        """Number of outputs of a model's head."""
         return len(self.labels) or 1
 
 

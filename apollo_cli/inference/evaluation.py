@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,36 +13,17 @@ from apollo_cli.data.batches import EvaluationBatches
 from apollo_cli.growth.layer_maps import layers_to_run
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
-from apollo_cli.training.evaluate import evaluate
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model's results on rows of a corpus."""
-
-    depth: int  # layers that ran
-    loss: float  # mean over the predictions, in nats
-    accuracy: float  # share of the predictions whose likeliest token is right
-    predictions: int  # their number
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
-
-
-@dataclass(frozen=True)
-class LayerWorth:
-    """What one stored layer does."""
-
-    loss_without: float  # the loss of the stored layers without it
-    more: float  # by how much that is above their loss with it
-    update: float  # norm of what it adds to the residual stream over the norm of its input, mean over tokens
-    similarity: float | None  # cosine of its weights and the next layer's; None for the last one
+from apollo_cli.training.evaluate import evaluate, perplexity
 
 
 @torch.no_grad()
-def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int) -> Measured:
-    """Loss and accuracy at this depth, over the last predictions of each batch, as many as its number says."""
+def measure(
+    model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: Device, depth: int
+) -> dict[str, float]:
+    """The results with `depth` layers, over the last predictions of each batch, as many as its number says.
+
+    `loss`: mean over the predictions, in nats; `accuracy`: share of them whose likeliest token is right.
+    """
     logical = layers_to_run(len(model.blocks), depth)
     total, right, count = 0.0, 0, 0
     for batch, counted in batches:
@@ -55,7 +35,14 @@ def measure(model: LanguageModel, batches: Iterable[tuple[Batch, int]], device: 
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)
-    return Measured(depth, total / count, right / count, count)
+    loss = total / count
+    return {
+        "depth": depth,
+        "loss": loss,
+        "accuracy": right / count,
+        "predictions": count,
+        "perplexity": perplexity(loss),
+    }
 
 
 def bits_per_byte(loss: float, rows: np.ndarray, tokenizer: Tokenizer) -> float:
@@ -100,12 +87,17 @@ def pseudo_perplexity(model: LanguageModel, rows: np.ndarray, mask_id: int, devi
                 logits = model.head(model.trunk(tokens, logical)[at, positions])
             total += F.cross_entropy(logits.float(), row[positions], reduction="sum").item()
             count += len(positions)
-    return math.exp(min(total / count, 700.0))
+    return perplexity(total / count)
 
 
 @torch.no_grad()
-def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Device) -> list[LayerWorth]:
-    """What each stored layer is worth, from the lowest one."""
+def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Device) -> list[dict[str, float | None]]:
+    """What each stored layer is worth, from the lowest one.
+
+    `loss_without`: the loss of the stored layers without it; `more`: by how much that is above their loss with it;
+    `update`: norm of what it adds to the residual stream over the norm of its input, mean over tokens;
+    `similarity`: cosine of its weights and the next layer's, None for the last one.
+    """
     stored = len(model.blocks)
     weights = [torch.cat([p.flatten() for p in block.parameters() if p.dim() > 1]) for block in model.blocks]
     similarities = [F.cosine_similarity(a, b, dim=0).item() for a, b in pairwise(weights)]
@@ -116,6 +108,6 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     gates = [{}, *({i: 0.0} for i in range(stored))]
     whole, *without = (evaluate(model, batches, device, each, full_depth=False)["eval/loss"] for each in gates)
     return [
-        LayerWorth(loss, loss - whole, update, similarity)
+        {"loss_without": loss, "more": loss - whole, "update": update, "similarity": similarity}
         for loss, update, similarity in zip(without, updates, [*similarities, None], strict=True)
     ]

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
@@ -21,7 +19,6 @@ from apollo_cli.config.hydra_syntax import compose_values
 from apollo_cli.config.schema import Section, Size
 from apollo_cli.data import cache_folder
 from apollo_cli.data.batches import EvaluationBatches
-from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import special_ids
 from apollo_cli.errors import ApolloError, CheckpointError, ConfigError
 from apollo_cli.inference.evaluation import bits_per_byte, layer_worths, measure, pseudo_perplexity, sliding_windows
@@ -85,7 +82,11 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
             f"run={trained.title}: this folder does not say what it was trained on; type data.files=FILE"
         )
     if of_data:
-        typed = _composed([*of_data, f"model={trained.kind}"])["data"]
+        line = CommandLine.parse([*of_data, f"model={trained.kind}"])
+        try:
+            typed = compose_values(line.overrides)["data"]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explained(line, error, to_sweep="") from error
         in_bytes = raw["data"]["tokenizer"] == "bytes"
         of_model = {
             "tokenizer": "bytes" if in_bytes else str(trained.tokenizer_folder.resolve()),
@@ -97,14 +98,6 @@ def _config(trained: TrainedModel, of_data: Sequence[str], args: EvaluationArgs,
     if precision == "auto" and trained.config and trained.config.run.precision != "bf16":
         precision = "fp32"  # as its own evaluations
     return parse(raw | {"device": args.device, "precision": precision, "devices": None, "compile": "auto"})
-
-
-def _composed(words: Sequence[str]) -> dict[str, Any]:
-    line = CommandLine.parse(words)
-    try:
-        return compose_values(line.overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explained(line, error, to_sweep="") from error
 
 
 def _names_corpus(of_data: Sequence[str]) -> bool:
@@ -133,7 +126,19 @@ def _evaluated(
     config = _config(trained, of_data, args, names_corpus)
     device = choose(config.run)
     cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
-    corpus, rows = _corpus_and_rows(trained, config, cache, args, console, names_corpus)
+    if names_corpus:
+        most = args.rows or (_STREAM_ROWS if is_streamed(config.data) else None)
+        corpus = measured_corpus(config, cache, console, most or 0)
+    else:
+        most = args.rows or config.eval.rows
+        corpus = prepare_corpus(config, cache, console, 1)
+        same_tokens = corpus.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+        if not same_tokens or trained.fingerprint not in (None, corpus.fingerprint):
+            raise CheckpointError(
+                f"run={trained.title}: its corpus is not there as it was when it was trained (its fingerprint or "
+                "its tokenizer differs); restore it, or type data.files=FILE to measure on another text"
+            )
+    rows = corpus.evaluation(most) if most else corpus.validation
     model, sizes = trained.model.to(device.device), trained.model.model_config
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
@@ -149,42 +154,16 @@ def _evaluated(
     if args.pseudo and trained.kind != "bert":
         raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     windows = sliding_windows(rows, args.stride) if args.stride else batches
-    measured = measure(model, windows, device, depth)
-    result = {"run": trained.title, "rows": len(rows), **asdict(measured), "perplexity": measured.perplexity}
+    result: dict[str, Any] = {"run": trained.title, "rows": len(rows), **measure(model, windows, device, depth)}
     # a masked loss is not that of a text
-    bits = None if trained.kind == "bert" else bits_per_byte(measured.loss, rows, corpus.tokenizer)
-    result["bits_per_byte"] = bits
+    is_masked = trained.kind == "bert"
+    result["bits_per_byte"] = None if is_masked else bits_per_byte(result["loss"], rows, corpus.tokenizer)
     if args.pseudo:
         mask = special_ids("bert", corpus.tokenizer)["mask"]
         result["pseudo_perplexity"] = pseudo_perplexity(model, rows[: args.pseudo], mask, device, micro)
     if args.per_layer:
-        result["layers"] = [asdict(worth) for worth in layer_worths(model, batches, device)]
+        result["layers"] = layer_worths(model, batches, device)
     return result
-
-
-def _corpus_and_rows(
-    trained: TrainedModel,
-    config: Config,
-    cache: Path,
-    args: EvaluationArgs,
-    console: Console,
-    names_corpus: bool,
-) -> tuple[Corpus, np.ndarray]:
-    """The typed corpus with all of its rows, or the run's own one with those that it is evaluated on.
-
-    A CheckpointError if the run's corpus is not there as it was.
-    """
-    if names_corpus:
-        rows = args.rows or (_STREAM_ROWS if is_streamed(config.data) else None)
-        corpus = measured_corpus(config, cache, console, rows or 0)
-        return corpus, corpus.evaluation(rows) if rows else corpus.validation
-    corpus = prepare_corpus(config, cache, console, 1)
-    if not trained.is_of(corpus):
-        raise CheckpointError(
-            f"run={trained.title}: its corpus is not there as it was when it was trained (its fingerprint or its "
-            "tokenizer differs); restore it, or type data.files=FILE to measure on another text"
-        )
-    return corpus, corpus.evaluation(args.rows or config.eval.rows)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> Table:

@@ -1,16 +1,15 @@
 """A trained model and its tokenizer: of a run, of its checkpoint, or of a folder in transformers' format."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from apollo_cli import files
+from apollo_cli.cli.exit_codes import resume_hint
 from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
 from apollo_cli.data import cache_folder
-from apollo_cli.data.corpus import Corpus
 from apollo_cli.data.tokenizer import load_tokenizer_of_model
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.models.hf import load_model
@@ -22,7 +21,7 @@ from apollo_cli.training.checkpoint import load_checkpoint
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.init_from.source import checkpoint_model
 
-_CHECKPOINT = ", or name one of its checkpoints where that is possible: checkpoint=step_..."
+_CHECKPOINT = "; where that is possible, name one of its checkpoints: checkpoint=step_..."
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,11 @@ class TrainedModel:
         if depth and not self.model.blocks:
             raise ConfigError(f"depth={depth}: {self.title} stores no layer; leave it out")
 
-    def is_of(self, corpus: Corpus) -> bool:
-        """Whether the run was trained on this corpus, as far as it is known."""
-        same_tokens = corpus.tokenizer.get_vocab() == self.tokenizer.get_vocab()
-        return same_tokens and self.fingerprint in (None, corpus.fingerprint)
-
 
 def load_trained(folder: Path, console: Console, checkpoint: str | None = None) -> TrainedModel:
     """The exported model of a run directory or of a folder in transformers' format, or a checkpoint of a run.
 
-    Args:
-        folder: run directory, or folder with config.json, weights and tokenizer.
-        console: shows how a tokenizer is made again, for a run that exported none.
-        checkpoint: its name, for example step_00000100 or best.
+    The tokenizer of a run that exported none is made again, which `console` shows.
 
     Raises:
         CheckpointError: there is no such model.
@@ -114,8 +105,7 @@ def exported_folder(folder: Path, *, averaged: bool = False, or_else: str = "") 
     if averaged:
         raise CheckpointError(f"{directory}: no {found.name} in it; a run with optim.ema exports one")
     raise CheckpointError(
-        f"{directory}: this run has exported no model; finish it ({files.command('apollo-train')} "
-        f"{shlex.quote(f'resume={directory}')}){or_else}"
+        f"{directory}: this run has exported no model{or_else}{resume_hint(folder, 'apollo-train')}"
     )
 
 

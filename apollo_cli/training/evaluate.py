@@ -53,5 +53,9 @@ def evaluate(
     return {
         "eval/loss": losses[stored],
         **full,
-        "eval/perplexity": exp(min(losses[stored], 700.0)),  # beyond it a float overflows
+        "eval/perplexity": perplexity(losses[stored]),
     }
+
+
+def perplexity(loss: float) -> float:
+    return exp(min(loss, 700.0))  # beyond it a float overflows

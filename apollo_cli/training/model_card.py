@@ -1,6 +1,5 @@
 """The model card of an exported model: README.md, which the hub and people read."""
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from apollo_cli.files import counted
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.tracking.console import duration
+from apollo_cli.training.evaluate import perplexity
 from apollo_cli.training.labels import tags, trains_whole
 
 CARD = "README.md"
@@ -112,7 +112,7 @@ def _results(summary: dict[str, Any], kind: str, of: WeightsOf) -> Iterator[tupl
     of_what = " of the masked tokens" if kind == "bert" else ""
     yield f"validation loss{of_what} (nats)", f"{loss:.4f}"
     if kind != "bert":
-        yield "perplexity", f"{math.exp(min(loss, 700)):.2f}"
+        yield "perplexity", f"{perplexity(loss):.2f}"
 
 
 def _training(config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:

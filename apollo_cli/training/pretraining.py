@@ -212,7 +212,7 @@ class Pretraining(Session):
             device=device,
             strategy=strategy,
             optimizer=optimizer,
-            training=Prefetch(batches, device.device),
+            training=Prefetch(batches, config.batch.accumulation, device.device),
             measure=lambda gates, full_depth: evaluate(
                 strategy.language_model(),
                 validation,

@@ -26,7 +26,7 @@ RECIPE = Recipe("gpt", "bytes", 257, SEQ_LEN, 0.1)
 class Memory(Source):
     texts: list[str]
     given: list[str] | None = None
-    endless: bool = False
+    streaming: bool = False
     read: list[str] = field(default_factory=list)
 
     def documents(self) -> Iterator[str]:
@@ -36,10 +36,6 @@ class Memory(Source):
 
     def validation(self) -> Iterator[str] | None:
         return None if self.given is None else iter(self.given)
-
-    @property
-    def is_streamed(self) -> bool:
-        return self.endless
 
     def identity(self) -> dict[str, Any]:
         return {"texts": self.texts[:5000], "given": self.given}
@@ -205,7 +201,7 @@ class TestStreams:
         return replace(RECIPE, bound=Bound(training, validation))
 
     def test_no_more_is_read_than_is_needed(self, tmp_path: Path) -> None:
-        source = Memory(self.TEXTS, endless=True)
+        source = Memory(self.TEXTS, streaming=True)
         corpus, _ = pack(source, tmp_path, self.bounded(100))
         assert corpus.training.shape == (100, SEQ_LEN)
         assert corpus.validation.shape == (8, SEQ_LEN)
@@ -215,7 +211,7 @@ class TestStreams:
         assert np.array_equal(corpus.validation, whole.validation[:8])
 
     def test_what_was_counted_is_what_was_packed_not_what_was_read_ahead(self, tmp_path: Path) -> None:
-        source = Memory(["", *self.TEXTS], endless=True)
+        source = Memory(["", *self.TEXTS], streaming=True)
         corpus, _ = pack(source, tmp_path, self.bounded(100))
         packed, count = corpus.packed, sum(corpus.packed.documents.values())
         assert 0 < count < len(source.read) - 1
@@ -231,29 +227,30 @@ class TestStreams:
         monkeypatch.setattr(packer, "_CHARACTERS_AT_ONCE", 10_000)
         text = "".join(f"{i} " for i in range(20_001))  # in pieces, of which the first ones are enough
         assert not held_out(hash_of(text), RECIPE.validation, 0)
-        first, second = Memory([*named("v", 300), text], endless=True), Memory(named("b", 2000), endless=True)
+        first, second = Memory([*named("v", 300), text], streaming=True), Memory(named("b", 2000), streaming=True)
         packed = pack(mixed((first, 1.0), (second, 1.0)), tmp_path, self.bounded(1000))[0].packed
         assert packed.tokens == packed.num_bytes < len(text)
         assert 1000 < packed.longest < len(text)
 
     def test_a_longer_run_begins_with_the_same_rows_and_has_the_same_fingerprint(self, tmp_path: Path) -> None:
-        short, long = (pack(Memory(self.TEXTS, endless=True), tmp_path, self.bounded(n))[0] for n in (100, 900))
+        short, long = (pack(Memory(self.TEXTS, streaming=True), tmp_path, self.bounded(n))[0] for n in (100, 900))
         assert np.array_equal(short.training, long.training[:100])
         assert np.array_equal(short.validation, long.validation)
         assert short.fingerprint == long.fingerprint
         assert short.content != long.content
 
     def test_a_stream_that_ends_early_is_a_corpus(self, tmp_path: Path) -> None:
-        corpus, _ = pack(Memory(named("s", 200), endless=True), tmp_path, self.bounded(10**6))
+        corpus, _ = pack(Memory(named("s", 200), streaming=True), tmp_path, self.bounded(10**6))
         assert 0 < len(corpus.training) < 10**6
 
     def test_each_part_gives_what_its_weight_needs(self, tmp_path: Path) -> None:
-        source = mixed((Memory(self.TEXTS, endless=True), 0.75), (Memory(named("b", 9000, 20), endless=True), 0.25))
+        other = Memory(named("b", 9000, 20), streaming=True)
+        source = mixed((Memory(self.TEXTS, streaming=True), 0.75), (other, 0.25))
         corpus, _ = pack(source, tmp_path, self.bounded(10_000))
         assert [part.training for part in corpus.packed.parts] == [7500, 2500]
 
     def test_given_validation_is_read_as_far_as_needed_too(self, tmp_path: Path) -> None:
-        source = Memory(self.TEXTS, named("v", 500), endless=True)
+        source = Memory(self.TEXTS, named("v", 500), streaming=True)
         corpus, _ = pack(source, tmp_path, self.bounded(50))
         assert (len(corpus.training), len(corpus.validation)) == (50, 8)
 

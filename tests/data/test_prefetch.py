@@ -53,7 +53,7 @@ def prefetch(batches: TrainingBatches, monkeypatch: pytest.MonkeyPatch) -> Prefe
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(Batch, "pin_memory", lambda batch: batch)
     monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
-    return Prefetch(batches, _Gpu())  # type: ignore[arg-type]
+    return Prefetch(batches, 3, _Gpu())  # type: ignore[arg-type]
 
 
 def _equal(one: Batch, other: Batch) -> bool:
@@ -87,6 +87,6 @@ def test_each_batch_is_made_once_ahead_of_time(
 
 
 def test_on_a_cpu_they_are_made_when_requested(batches: TrainingBatches) -> None:
-    prefetch = Prefetch(batches, torch.device("cpu"))
+    prefetch = Prefetch(batches, 3, torch.device("cpu"))
     assert _equal(prefetch.micro_batch(2, 1), batches.micro_batch(2, 1))
     assert prefetch.ahead is None

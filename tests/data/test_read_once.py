@@ -18,6 +18,8 @@ from apollo_cli.data.sources import Part, Source
 class Stream(Source):
     """Without an end, and never the same twice where `fickle`."""
 
+    streaming = True
+
     def __init__(self, *, fickle: bool = False) -> None:
         self.fickle, self.readings, self.given = fickle, 0, 0
 
@@ -29,10 +31,6 @@ class Stream(Source):
 
     def identity(self) -> dict[str, Any]:
         return {"stream": self.fickle}
-
-    @property
-    def is_streamed(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("taken", [0, 1, 50])

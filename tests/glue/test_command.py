@@ -163,7 +163,7 @@ def test_wrong_words_are_refused_together_with_the_right_ones(
 
 
 def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(
-    run_dir: Path, quick: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    run_dir: Path, quick: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     (run_dir / "summary.json").write_text(json.dumps(summary | {"status": "interrupted"}), encoding="utf-8")
@@ -172,6 +172,8 @@ def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(
     assert f"resume={run_dir}" in message
     assert not (run_dir / "glue").exists()
     assert "not a run directory" in _error([f"run={run_dir}/nowhere", "task=cola", *quick], capsys)
+    run_dir = run_dir.rename(tmp_path / "a run")
+    assert f"'resume={run_dir}'" in _error([f"run={run_dir}", "task=cola", *quick], capsys)
     (run_dir / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     shutil.rmtree(run_dir / "model")
     message = _error([f"run={run_dir}", "task=cola", *quick], capsys)

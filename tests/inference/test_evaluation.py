@@ -168,8 +168,8 @@ def test_overlapping_windows_predict_each_token_once(finished: Finished) -> None
 
     windows = sliding_windows(rows, 4)
     found = measure(model, windows, CPU, len(model.blocks))
-    assert found.predictions == 47
-    assert found.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert found["predictions"] == 47
+    assert found["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
 
 
 def test_bits_a_byte_count_letters_that_rows_cut_and_tokens_between_documents() -> None:

@@ -121,7 +121,7 @@ def test_an_unfinished_run_is_to_be_finished(
     run_dir = copytree(finished("gpt"), tmp_path / "a run", ignore=ignore_patterns("model"))
     assert run([str(run_dir), "me/m"]) == 2
     said = capsys.readouterr().err
-    assert said.endswith(f"this run has exported no model; finish it (apollo-train 'resume={run_dir}')\n")
+    assert said.endswith(f"this run has exported no model; resume with: apollo-train 'resume={run_dir}'\n")
 
 
 def test_a_link_is_not_followed(finished: Finished, tmp_path: Path, hub: Hub) -> None:
