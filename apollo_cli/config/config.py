@@ -40,6 +40,7 @@ from apollo_cli.config.training import (
 )
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plugins
+from apollo_cli.growth.expanders import Ligo
 from apollo_cli.models.model_config import ModelConfig
 
 _NAME = matching(
@@ -162,12 +163,13 @@ def _joint_problems(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from budget_problems(budget)
     if batch := sections["batch"]:
         yield from batch_problems(batch)
-    if (spread := sections["distributed"]) and spread.kind == "fsdp" and expander and expander.build().learning:
+    is_sharded = (spread := sections["distributed"]) and spread.kind == "fsdp"
+    if is_sharded and expander and isinstance(expander.build(), Ligo):
         yield (
             f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
             "distributed=ddp"
         )
-    if spread and spread.kind == "fsdp" and (optim := sections["optim"]) and optim.kind == "muon":
+    if is_sharded and (optim := sections["optim"]) and optim.kind == "muon":
         yield (
             "distributed=fsdp: optim.kind=muon orthogonalizes whole matrices, of which each device has only some "
             "rows; take distributed=ddp or optim=adamw"

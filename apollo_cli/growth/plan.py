@@ -47,14 +47,7 @@ class StagePlan:
             "first_step": self.stage.first_step,
             "end_step": self.stage.end_step,
             "frozen_layers": self.stage.frozen,
-            "parameters": self.parameters,
-            "memory_bytes": self.memory_bytes,
-            "sent_bytes": self.sent_bytes,
-            "flops": self.flops,
-            "map_flops": self.map_flops,
-            "optimizer_flops": self.optimizer_flops,
-            "depth_probabilities": self.depth_probabilities,
-            "depth_counts": self.depth_counts,
+            **{key: value for key, value in vars(self).items() if key not in ("stage", "growth")},
             "growth_map": growth_map,
         }
 
@@ -110,8 +103,8 @@ class Plan:
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step)."""
         index = self.schedule.index(micro_step // self.step_cost.accumulation)
-        (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
-        return self.sampler.in_stage(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
+        u, layers = uniforms(self.seed, Purpose.DEPTH, micro_step, 1), self.schedule.stages[index].layers
+        return int(self.sampler.in_stage(index).depths(u, layers, self.step_cost.target)[0])
 
     def forward_path(self, micro_step: int, depth: int) -> ForwardPath:
         """What a micro-step of this depth runs: a function of (seed, micro-step)."""
@@ -167,7 +160,6 @@ class Plan:
         )
 
     def cost_of(self, stage: Stage) -> StepCost:
-        """The cost of a step at the width of a stage."""
         return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
     def _frozen(self, index: int, depth: int) -> int:
@@ -243,7 +235,6 @@ class Plan:
         return self.micro_steps * self.step_cost.flops(self.step_cost.target, 0)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as in plan.json."""
         found = {
             "steps": self.steps,
             "may_end_early": self.may_end_early,

@@ -9,7 +9,7 @@ Heads are copied whole, so that rotations by position stay what they were; where
 keys and values, they are copied with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -77,45 +77,19 @@ class Sizes:
     heads_per_kv: int = 1  # query heads that read the same keys and values
 
 
-def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g, the unit that each unit copies: old units copy themselves, new ones a random old one (Net2Net, FPI)."""
-    return np.concatenate([np.arange(source), random.integers(source, size=target - source)])
-
-
-def in_turn(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g: the old units repeated, so that a whole multiple has equally many copies of each (LEMON)."""
-    return np.arange(target) % source
-
-
-def evenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The weights that read C copies of a unit: 1 / C each."""
-    return 1 / np.bincount(g)[g]
-
-
-def unevenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Different weights for the copies of a unit, with sum 1, so that the copies diverge in training (LEMON)."""
-    weights = random.uniform(0.5, 1.5, len(g))
-    return weights / np.bincount(g, weights)[g]
-
-
-Choice = Callable[[int, int, np.random.Generator], np.ndarray]
-Split = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
 class WidthRule(NamedTuple):
-    """How a model becomes wider."""
+    """How a model becomes wider: each new unit copies an old one, and the weights that read the copies sum to 1.
 
-    choose: Choice  # the unit that each new one copies
-    split: Split  # the weights with which the copies of a unit are read
+    The copies are random and read alike (Net2Net, FPI), unless the rule is lossless (LEMON): then the old units are
+    repeated in turn, so that a whole multiple has equally many copies of each, and their weights differ, so that
+    they diverge in training.
+    """
+
     new_from_above: bool = False  # whether new units come from the layer above (AKI)
-    whole_multiples: bool = False  # whether it is defined only for whole multiples of the width
+    is_lossless: bool = False  # it is defined only for whole multiples of the width
 
 
-WIDTHS = {
-    "fpi": WidthRule(copied, evenly),
-    "aki": WidthRule(copied, evenly, new_from_above=True),
-    "lemon": WidthRule(in_turn, unevenly, whole_multiples=True),
-}
+WIDTHS = {"fpi": WidthRule(), "aki": WidthRule(new_from_above=True), "lemon": WidthRule(is_lossless=True)}
 
 
 def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
@@ -139,7 +113,7 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
             f"query heads are copied with the keys and values that they read, which {source.heads_per_kv} of the "
             f"source's share: model.heads={target.heads}, {remedy}"
         )
-    if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
+    if WIDTHS[rule].is_lossless and target.hidden % source.hidden:
         found.append(
             f"model.hidden={target.hidden} is not a whole multiple of the source's {source.hidden}, and LEMON is "
             "lossless only for those; take another width or expander=bert2bert"
@@ -151,13 +125,16 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
     """The matrices of a rule; whole heads are copied, the same ones for queries, keys and values."""
     import torch
 
-    choose, split = WIDTHS[rule][:2]
-
     def space(old: int, new: int, *units: int) -> list[Space]:
         """One space for each number of units that are copied together."""
-        g = choose(old, new, random)
+        if WIDTHS[rule].is_lossless:
+            g = np.arange(new) % old  # the unit that each unit copies
+            weights = random.uniform(0.5, 1.5, new)
+        else:
+            g = np.concatenate([np.arange(old), random.integers(old, size=new - old)])
+            weights = np.ones(new)
         out = np.eye(old)[g]
-        both = out, out * split(g, random)[:, None]
+        both = out, out * (weights / np.bincount(g, weights)[g])[:, None]
         return [Space(*(torch.from_numpy(np.kron(matrix, np.eye(n))).float() for matrix in both)) for n in units]
 
     group, head = source.heads_per_kv, source.hidden // source.heads

@@ -12,6 +12,7 @@ from apollo_cli.config.model import BertArgs
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
+from apollo_cli.growth.expanders import Ligo
 from apollo_cli.growth.plan import Plan, StagePlan, StepCost, max_steps_within
 from apollo_cli.growth.schedule import min_steps, shorter_steps
 from apollo_cli.models.activation_memory import ActivationMemory
@@ -211,8 +212,8 @@ def _map_flops_by_stage(
 
     A step of a map is a micro-step of the new model, whose stored layers run once, and the map's own products.
     """
-    schedule, learning = config.schedule, config.expander.build().learning
-    if learning is None:
+    schedule, expander = config.schedule, config.expander.build()
+    if not isinstance(expander, Ligo):
         return {}
     sizes = list(zip(schedule.layers, schedule.shares, strict=True))
     models = [replace(config.model_config.narrowed(share), layers=layers) for layers, share in sizes]
@@ -221,7 +222,7 @@ def _map_flops_by_stage(
         before = models[index - 1] if index else source and source.model_config
         if before and (not index or sizes[index - 1] != sizes[index]):
             step = costs[share].flops(layers, 0) + map_flops(before, model_config, layers)
-            found[index] = learning.steps * step
+            found[index] = expander.steps * step
     return found
 
 

@@ -16,7 +16,7 @@ from apollo_cli import files
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
-from apollo_cli.growth.expanders import Growth
+from apollo_cli.growth.expanders import Growth, Ligo
 from apollo_cli.growth.expansion import hand_over_norm
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
@@ -214,7 +214,7 @@ class Trainer:
         self.row(ends | before)
         if self.graphs is not None:
             self.graphs.clear()
-        if stage.stage.width == self.width and self.plan.expander.learning is None:
+        if stage.stage.width == self.width and not isinstance(self.plan.expander, Ligo):
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
             grow_layers(self.strategy, self.optimizer, stage.growth, self.args.moments, self.args.optim, rng)
             if not layers:
@@ -270,7 +270,8 @@ class Trainer:
         lr = learning_rate(
             self.args.optim, state.step, schedule.steps, schedule.growth_steps, schedule.first_planned
         )
-        depths = self.depths(state.step)
+        accumulation = self.plan.step_cost.accumulation
+        depths = [self.plan.depth(state.step * accumulation + part) for part in range(accumulation)]
         losses = self.backward(state.step, depths)
         self.pending_steps.append(PendingStep(state.step, lr, depths, rng, losses, self.update(losses, lr)))
         state.step += 1
@@ -279,12 +280,7 @@ class Trainer:
             self.sync_pending_steps()
         self.tracker.step(self.common_columns() | {"train/depth": depths[-1]})
 
-    def depths(self, step: int) -> list[int]:
-        first = step * self.plan.step_cost.accumulation
-        return [self.plan.depth(first + part) for part in range(self.plan.step_cost.accumulation)]
-
     def flops(self, step: int, depths: list[int]) -> int:
-        """FLOPs of a step whose micro-steps run these depths."""
         return sum(self.plan.flops_of(step, depth) for depth in depths)
 
     def tokens(self, step: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.growth.expanders import Ligo
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.model_config import ModelConfig
@@ -40,7 +41,7 @@ class WeightTransfer:
         """
         expander, stage = self.plan.expander, self.plan.stages[index]
         rng = generator(self.plan.seed, Purpose.GROWTH, index)
-        if expander.learning is None:
+        if not isinstance(expander, Ligo):
             init_from_smaller(model, source, expander, rng)
             return
         source.to(model.device)
@@ -51,10 +52,10 @@ class WeightTransfer:
             return self.batches.micro_batch(stage.stage.first_step + step, 0).to(self.device.device)
 
         began = perf_counter()
-        first, last = learn(model, learned, batch, expander.learning, self.device)
+        first, last = learn(model, learned, batch, expander, self.device)
         (seconds,) = self.device.processes.max(perf_counter() - began)  # all processes add the same number
         self.state.train_seconds += seconds
         self.state.flops += stage.map_flops
         self.state.logged_train_seconds += seconds  # of no row's rates
         self.state.logged_flops += stage.map_flops
-        self.say(f"a map was learned in {expander.learning.steps} steps, loss {first:.4f} -> {last:.4f}")
+        self.say(f"a map was learned in {expander.steps} steps, loss {first:.4f} -> {last:.4f}")
