@@ -123,18 +123,16 @@ def build_optimizer(model: TrainableModel, optim: OptimArgs) -> AdamW:
     `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.
     """
     groups, eps = parameter_groups(model, optim), scaled_eps(model.model_config, len(model.blocks), optim)
+    of_adamw: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": eps, "ema": optim.ema}
     if optim.kind == "adamw":
-        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=eps, ema=optim.ema)
+        return AdamW(groups, **of_adamw)
     return Muon(
         groups,
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=eps,
-        ema=optim.ema,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         ns_steps=optim.ns_steps,
         adjust_lr_fn=optim.adjust_lr_fn,
+        **of_adamw,
     )
 
 

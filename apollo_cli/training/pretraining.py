@@ -75,15 +75,8 @@ class Pretraining(Session):
         return replace(state, first_sample=first_sample(self.config), run_id=run_id_of_agent() or state.run_id)
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
-        facts = summarize(
-            config=self.config,
-            plan=self.plan,
-            device=self.device,
-            corpus=self.corpus,
-            run_dir=self.directory.path,
-            status=status,
-            state=state,
-        )
+        run_dir = self.directory.path
+        facts = summarize(self.config, self.plan, self.device, self.corpus, run_dir, status, state)
         return facts | self.learned
 
     def print_summary(self, summary: dict[str, Any]) -> None:
