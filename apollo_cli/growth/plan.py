@@ -72,6 +72,16 @@ class StepCost:
 
 
 @dataclass(frozen=True)
+class SourceCost:
+    """What the model that a run begins with has cost."""
+
+    flops: int | None = 0  # of its training; None if not known
+    seconds: float = 0.0  # of its training; 0 if not known
+    map_flops: int = 0  # of the map by which the first stage was made of it
+    layers: int | None = None  # of it, from which the first stage may grow; None without a source
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will do: schedule, sampler and expander, and what each step costs."""
 
@@ -80,9 +90,7 @@ class Plan:
     expander: Expander  # how the layers grow
     step_cost: StepCost  # the cost of a step at the target's width
     seed: int  # base seed of every random number generator
-    source_flops: int | None = 0  # FLOPs of training the model of `init_from`; None where they are not known
-    source_seconds: float = 0.0  # seconds of training it; 0 where they are not known
-    source_layers: int | None = None  # layers of that model, from which the first stage may grow; None without one
+    source: SourceCost = SourceCost()  # the cost of the model of `init_from`
     # FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where several
     # processes learn the same map
     maps: Mapping[int, int] = field(default_factory=dict)
@@ -176,7 +184,7 @@ class Plan:
         stage = self.schedule.stages[index]
         step_cost, counts = self.cost_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
-        before = previous.layers if index or self.source_layers is None else self.source_layers
+        before = previous.layers if index or self.source.layers is None else self.source.layers
         grows = (before, previous.width) != (stage.layers, stage.width)
         return StagePlan(
             stage=stage,
@@ -246,9 +254,9 @@ class Plan:
             "scratch_flops": self.scratch_flops,
             "map_flops": self.map_flops,
             "optimizer_flops": self.optimizer_flops,
-            "source_flops": self.source_flops,
-            "source_seconds": self.source_seconds,
-            "source_layers": self.source_layers,
+            "source_flops": self.source.flops,
+            "source_seconds": self.source.seconds,
+            "source_layers": self.source.layers,
             "stages": [stage.as_dict() for stage in self.stages],
         }
         if (plan := self.earliest) is not None:

@@ -21,37 +21,27 @@ if TYPE_CHECKING:  # a config is checked without torch, which takes a second to 
 
 State = dict[str, "Tensor"]
 
-# The space of each dimension; with `<` the parameter reads the space, else it writes to it. A tied decoder is the
-# token embedding, which writes: so the norm before the decoder reads. Other parameters do not grow.
+# The space of each dimension of a module's weight, the first of which a bias has; with `<` the module reads the
+# space, else it writes to it. A tied decoder is the token embedding, which writes: so the norm before the decoder
+# reads. Other parameters do not grow.
 AXES: dict[str, tuple[str | None, ...]] = {
-    "qkv.weight": ("qkv", "<residual"),
-    "qkv.bias": ("qkv",),
-    "attention_out.weight": ("residual", "<mixed"),
-    "attention_out.bias": ("residual",),
-    "attention_norm.weight": ("residual",),
-    "attention_norm.bias": ("residual",),
-    "ffn_in.weight": ("ffn", "<residual"),
-    "ffn_in.bias": ("ffn",),
-    "gate_up.weight": ("gate_up", "<residual"),
-    "ffn_out.weight": ("residual", "<ffn"),
-    "ffn_out.bias": ("residual",),
-    "ffn_norm.weight": ("residual",),
-    "ffn_norm.bias": ("residual",),
-    "tokens.weight": (None, "residual"),
-    "positions.weight": (None, "residual"),
-    "segments.weight": (None, "residual"),
-    "embedding_norm.weight": ("residual",),
-    "embedding_norm.bias": ("residual",),
-    "encoder_norm.weight": ("residual",),
-    "encoder_norm.bias": ("residual",),
-    "transform.weight": ("residual", "<residual"),
-    "transform.bias": ("residual",),
-    "transform_norm.weight": ("<residual",),
-    "transform_norm.bias": ("<residual",),
-    "final_norm.weight": ("<residual",),
-    "final_norm.bias": ("<residual",),
+    "qkv": ("qkv", "<residual"),
+    "attention_out": ("residual", "<mixed"),
+    "attention_norm": ("residual",),
+    "ffn_in": ("ffn", "<residual"),
+    "gate_up": ("gate_up", "<residual"),
+    "ffn_out": ("residual", "<ffn"),
+    "ffn_norm": ("residual",),
+    "tokens": (None, "residual"),
+    "positions": (None, "residual"),
+    "segments": (None, "residual"),
+    "embedding_norm": ("residual",),
+    "encoder_norm": ("residual",),
+    "transform": ("residual", "<residual"),
+    "transform_norm": ("<residual",),
+    "final_norm": ("<residual",),
 }
-UNTIED_AXES = {"decoder.weight": (None, "<residual"), "final_norm.weight": ("residual",)}
+UNTIED_AXES = {"decoder": (None, "<residual"), "final_norm": ("residual",)}
 # the parts of a parameter that has several in one tensor, in their order, and the space of each
 PARTS = {"qkv": {part: part for part in ("query", "key", "value")}, "gate_up": {"gate": "ffn", "up": "ffn"}}
 
@@ -144,8 +134,10 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
 
 
 def axes_of(name: str, *, tied: bool = True) -> tuple[str | None, ...]:
-    """The entry of `AXES` for a parameter within the model or the layer; empty if it does not grow."""
-    return (AXES if tied else AXES | UNTIED_AXES).get(name, ())
+    """The spaces of a parameter within the model or the layer; empty if it does not grow."""
+    module, _, leaf = name.partition(".")
+    axes = (AXES if tied else AXES | UNTIED_AXES).get(module, ())
+    return axes[:1] if leaf == "bias" else axes
 
 
 def parts_of(name: str) -> dict[str, str]:
@@ -192,7 +184,7 @@ def from_above(name: str, own: "Tensor", above: "Tensor", spaces: Spaces) -> "Te
     """
     import torch
 
-    written = parts_of(name).values() or [AXES[name][0]]
+    written = parts_of(name).values() or [axes_of(name)[0]]
     sizes = [spaces[str(space)].out.shape for space in written]
     new = [size[0] for size in sizes]
     parts = zip(own.split(new), above.split(new), sizes, strict=True)

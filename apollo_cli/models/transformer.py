@@ -316,11 +316,7 @@ class LanguageModel(nn.Module, ABC):
             decoder = decoder.detach()
         return decoder_loss(self.decoder_input(hidden), decoder, self.head_bias, batch.targets)
 
-    def forward(
-        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
-    ) -> Tensor:
-        """`loss`, under the name that torch's wrappers call."""
-        return self.loss(batch, layer_map, frozen, gates)
+    forward = loss  # the name that torch's wrappers call
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.checkpoint import checkpoint_names
 from apollo_cli.training.device import Device
 from apollo_cli.training.optimizer import learning_rate
-from apollo_cli.training.planning import SourceCost, make_plan
+from apollo_cli.training.planning import make_plan
 from apollo_cli.training.state import Checkpoint
 
 
@@ -52,7 +52,7 @@ def extended(
     earlier = [*config.budget.extended_from, planned.steps]
     budget = config.raw["budget"] | lengths | {"extended_from": earlier}
     longer = parse({**config.raw, "budget": budget})
-    run_plan = make_plan(longer, device, recorded=SourceCost.of(planned), ended=ended)
+    run_plan = make_plan(longer, device, recorded=planned.source, ended=ended)
     changed = first_changed_rate(config, planned, run_plan, checkpoint.state.step if checkpoint else 0)
     if changed is not None:
         assert checkpoint

@@ -41,7 +41,7 @@ from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.model_card import CARD, WeightsOf, model_card
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.planning import SourceCost, make_plan, make_task
+from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
@@ -91,7 +91,7 @@ class Pretraining(Session):
 
     def replan(self, ended: Sequence[int]) -> Plan:
         """The plan of the rest of a run whose first stages have ended at these steps."""
-        self.plan = make_plan(self.config, self.device, recorded=SourceCost.of(self.plan), ended=ended)
+        self.plan = make_plan(self.config, self.device, recorded=self.plan.source, ended=ended)
         self.console.follow(self.plan)
         return self.plan
 
