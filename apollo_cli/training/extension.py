@@ -29,11 +29,8 @@ def extended(
     """The config and the plan of a run that is made longer, from its plan until now.
 
     The stages end where they did, but for the last one; warmup and gates keep their steps. `typed` has the new
-    length, as in `budget`.
-
-    Raises:
-        ConfigError: it is no longer than before, the steps that are done would have had another rate, the ends of
-            its stages are not decided yet, or its corpus is a stream.
+    length, as in `budget`. A ConfigError if it is no longer than before, the steps that are done would have had
+    another rate, the ends of its stages are not decided yet, or its corpus is a stream.
     """
     ((unit, value),) = typed.items()
     if is_streamed(config.data):

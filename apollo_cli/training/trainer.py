@@ -201,8 +201,7 @@ class Trainer:
     def grow(self, stop: StopRequest) -> None:
         """Grows the model to the layers and the width of the stage that begins; evaluates before and after.
 
-        Raises:
-            Interrupted: a signal came while a map was learned; the last checkpoint is of just before the growth.
+        An Interrupted if a signal came while a map was learned; the last checkpoint is of just before the growth.
         """
         index = self.plan.schedule.index(self.state.step)
         stage = self.plan.stages[index]
@@ -305,10 +304,7 @@ class Trainer:
         return self.device.processes.mean(torch.stack(losses))
 
     def seed_dropout(self, micro_step: int, *, same_on_all: bool = False) -> None:
-        """Seeds torch's generator by (seed, micro-step, rank), where several processes would draw the same dropout.
-
-        If `same_on_all`, all processes are seeded as rank 0.
-        """
+        """Seeds torch's generator by (seed, micro-step, rank or 0), where processes would draw the same dropout."""
         processes = self.device.processes
         if processes.env and self.model.model_config.dropout:
             rank = 0 if same_on_all else processes.rank
@@ -316,11 +312,7 @@ class Trainer:
             torch.manual_seed(int(rng.integers(2**63)))
 
     def backward_chunk(self, batch: Batch, path: ForwardPath, chunks: int, *, last: bool) -> Tensor:
-        """Adds the gradient of one of `chunks` chunks of a step, the last of which averages over processes.
-
-        Returns:
-            Its loss, ().
-        """
+        """Adds the gradient of one of the chunks of a step, of which the last averages; returns its loss, ()."""
 
         def work(tensors: Sequence[Tensor]) -> Tensor:
             with self.strategy.no_sync(last):
@@ -357,10 +349,7 @@ class Trainer:
         return self.graphs.run("update", work, [losses])
 
     def lr_scales(self) -> dict[Tensor, float]:
-        """The factor of the rate for the layers that the last growth added.
-
-        It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
-        """
+        """The factor of the rate of the newest layers: linearly from `lr_scale` to 1 over `lr_steps` steps."""
         args = self.args
         if args.lr_scale == 1:
             return {}

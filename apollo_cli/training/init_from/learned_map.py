@@ -116,13 +116,8 @@ def learn(
 ) -> tuple[float, float]:
     """Trains the map by AdamW on the loss of the stored layers, each run once, then initializes the model by it.
 
-    The model is the large one, whose own weights are not used; `batch` returns the micro-batch of a step.
-
-    Returns:
-        The losses on the first batch before and after, without dropout.
-
-    Raises:
-        TrainingError: a loss is not finite.
+    The model is the large one, whose own weights are not used; `batch` returns the micro-batch of a step. Returns
+    the losses on the first batch before and after, without dropout; a TrainingError if a loss is not finite.
     """
     layer_map = tuple(range(len(model.blocks)))
 

@@ -73,9 +73,8 @@ class SourceRun:
 def find_source(config: Config) -> SourceModel | None:
     """The source of a config: a run directory, or a folder in transformers' format; None without one.
 
-    Raises:
-        CheckpointError: it does not exist, is not complete, or is no such model.
-        ConfigError: it cannot grow to the model of the config.
+    A CheckpointError if it does not exist, is not complete, or is no such model; a ConfigError if it cannot grow to
+    the model of the config.
     """
     args = config.init_from
     if args.path is None:
@@ -160,9 +159,8 @@ def _flops(counted: dict[str, Any]) -> int:
 def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:
     """The model of a checkpoint of a run, with as many layers as it stored then.
 
-    Raises:
-        CheckpointError: there is none of this name, it is damaged, of another model than the config's, or its new
-            layers run through gates.
+    A CheckpointError if there is none of this name, it is damaged, of another model than the config's, or its new
+    layers run through gates.
     """
     checkpoint = load_checkpoint(directory.checkpoints, name)
     if checkpoint.state.gated:
@@ -262,11 +260,7 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
 
 
 def check_corpus(source: SourceModel, corpus: Corpus, config: Config) -> None:
-    """Refuses a source whose tokens differ from those of the corpus, or whose rows do if it goes on in them.
-
-    Raises:
-        CheckpointError: they differ, or it is not known what they were.
-    """
+    """Raises a CheckpointError if tokens, or rows to go on in, differ from the source's or are unknown."""
     file, run = source.folder / "tokenizer.json", source.run
     is_its_corpus = run is not None and run.checkpoint is not None and run.state.data == corpus.content
     if config.init_from.data and not is_its_corpus:
