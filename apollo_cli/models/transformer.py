@@ -245,7 +245,9 @@ class LanguageModel(nn.Module, ABC):
                 there may be one alone unless they are empty.
             depth: number of layers of the whole pass, where these are only a part of it.
         """
-        multiplier = self._branch_multiplier(depth or len(layer_map))
+        branch = self.model_config.multipliers(depth or len(layer_map)).branch
+        # a tensor, as a compiled block is compiled again for each value of a number
+        multiplier = None if branch == 1 else self.tokens.weight.new_full((), branch)
         mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
 
@@ -278,11 +280,6 @@ class LanguageModel(nn.Module, ABC):
         if not self.model_config.architecture.rotary:
             return None
         return rotations(end, self.model_config.hidden // self.model_config.heads, self.device)[:, first:]
-
-    def _branch_multiplier(self, depth: int) -> Tensor | None:
-        """(), a tensor, as a compiled block is compiled again for each value of a number; None for 1."""
-        value = self.model_config.multipliers(depth).branch
-        return None if value == 1 else self.tokens.weight.new_full((), value)
 
     def logits(self, tokens: Tensor, layer_map: Sequence[int], attention_mask: Tensor | None = None) -> Tensor:
         """(rows, seq_len) -> (rows, seq_len, vocabulary); arguments as of `trunk`."""

@@ -29,7 +29,7 @@ from apollo_cli.tracking.tracker import NullTracker, Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
 from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.adamw import AdamW
-from apollo_cli.training.checkpoint import BEST, Checkpoints
+from apollo_cli.training.checkpoint import BEST, Checkpoints, load_checkpoint
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.cuda_graphs import CudaRecorder, Graphs
 from apollo_cli.training.device import Device
@@ -169,7 +169,7 @@ class Pretraining(Session):
             )
         batches = training_batches(config, self.corpus, state.first_sample, device.processes)
         undivided = training_batches(config, self.corpus, state.first_sample)
-        transfer = WeightTransfer(self.plan, config.model_config, device, undivided, state, self.console.say)
+        transfer = WeightTransfer(config.model_config, device, undivided, state, self.console.say)
         stored = source.model_config.layers if source else layers
         strategy = self._make_strategy(stored, width, None if checkpoint or source else transfer)
         optimizer = build_optimizer(strategy.language_model(), config.optim)
@@ -261,9 +261,11 @@ class Pretraining(Session):
 
     def _begin_with_optimizer(self, source: SourceModel, strategy: ParallelStrategy, optimizer: AdamW) -> None:
         """Gives model and optimizer the state of the source, then grows both to the first stage."""
-        assert source.run
-        with readable(source.run.directory):
-            strategy.restore(source.checkpoint().tensors, optimizer)
+        run = source.run
+        assert run
+        assert run.checkpoint
+        with readable(run.directory):
+            strategy.restore(load_checkpoint(run.directory.checkpoints, run.checkpoint).tensors, optimizer)
         if growth := self.plan.stages[0].growth:
             rng = generator(self.plan.seed, Purpose.GROWTH, 0)
             grow_layers(strategy, optimizer, growth, self.config.expander.moments, self.config.optim, rng)
@@ -275,7 +277,7 @@ class Pretraining(Session):
         """A model, initialized from the source if `transfer` is given and the config has a source."""
         model = build(self.config.model_config.narrowed(width), layers).to(device)
         if transfer and (source := find_source(self.config)):
-            transfer.init_model(model, source.load(), 0, before_step=lambda: None)
+            transfer.init_model(model, source.load(), self.plan, 0, before_step=lambda: None)
             self.console.say(f"begun from {source}")
         return model
 

@@ -238,15 +238,15 @@ class Trainer:
 
     def enlarge(self, stage: Stage, index: int, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""
-        assert self.transfer is not None
-        transfer = replace(self.transfer, plan=self.plan)
+        transfer = self.transfer
+        assert transfer is not None
 
         def before_step() -> None:
             if signum := self.stop_signal(stop):
                 raise Interrupted(signum)
 
         def init_from(model: LanguageModel, source: LanguageModel) -> None:
-            transfer.init_model(model, source, index, before_step)
+            transfer.init_model(model, source, self.plan, index, before_step)
 
         for held in (self.optimizer.state, self.optimizer.averages):
             held.clear()  # frees its memory before the larger model takes more
@@ -495,8 +495,7 @@ class Trainer:
         if self.replan and self.state.step % self.args.eval_every == 0:
             self.end_on_plateau(losses["eval/loss"], self.replan)
         if "eval/loss" in losses and self.is_whole:
-            in_last_stage = self.state.step > self.plan.schedule.stages[-1].first_step
-            self.judge(losses["eval/loss"], in_last_stage=in_last_stage)
+            self.judge(losses["eval/loss"])
 
     @property
     def is_whole(self) -> bool:
@@ -523,13 +522,13 @@ class Trainer:
                 f"{self.plan.steps:,} steps are planned"
             )
 
-    def judge(self, loss: float, *, in_last_stage: bool) -> None:
+    def judge(self, loss: float) -> None:
         """Compares a validation loss of the whole model with the best one, and with what ends the run."""
         args, state = self.args, self.state
         (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
         if loss < state.best.get("eval/loss", math.inf):
             state.best, state.stale_evaluations = {"step": state.step, "eval/loss": loss}, 0
-        elif in_last_stage:
+        elif state.step > self.plan.schedule.stages[-1].first_step:
             state.stale_evaluations += 1
         if args.target_loss is not None and loss <= args.target_loss:
             state.ended_by = "target_loss"

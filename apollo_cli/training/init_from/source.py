@@ -22,7 +22,7 @@ from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.checkpoint import checkpoint_names, load_checkpoint, load_counters
 from apollo_cli.training.init_from.weights import sizes
-from apollo_cli.training.state import Checkpoint, TrainerState
+from apollo_cli.training.state import TrainerState
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,6 @@ class SourceModel:
         if self.run and self.run.typed:
             return checkpoint_model(self.run.config, self.run.directory, self.run.typed)
         return load_model(self.folder)
-
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint with the optimizer's state; a CheckpointError if it is damaged."""
-        assert self.run
-        assert self.run.checkpoint
-        return load_checkpoint(self.run.directory.checkpoints, self.run.checkpoint)
-
-    @property
-    def samples(self) -> int:
-        """Rows of the corpus that were read before and while it was trained."""
-        assert self.run
-        return self.run.state.first_sample + self.run.state.step * self.run.config.batch.size
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,8 @@ def find_source(config: Config) -> SourceModel | None:
 def first_sample(config: Config) -> int:
     """Rows of the corpus before those of a new run, which the run that it begins from has read."""
     source = find_source(config) if config.init_from.data else None
-    return source.samples if source else 0
+    run = source and source.run
+    return run.state.first_sample + run.state.step * run.config.batch.size if run else 0
 
 
 def _run_source(directory: RunDirectory, config: Config) -> SourceModel:

@@ -24,7 +24,6 @@ class WeightTransfer:
     step i of the stage. Each of several processes reads whole micro-batches, so that all learn the same map.
     """
 
-    plan: Plan
     model_config: ModelConfig  # sizes of the target model
     device: Device
     batches: TrainingBatches  # of the run, not divided among processes
@@ -32,15 +31,15 @@ class WeightTransfer:
     say: Callable[[str], None]  # takes a line for the console
 
     def init_model(
-        self, model: LanguageModel, source: LanguageModel, index: int, before_step: Callable[[], None]
+        self, model: LanguageModel, source: LanguageModel, plan: Plan, index: int, before_step: Callable[[], None]
     ) -> None:
         """Initializes the model that begins the stage `index` from a smaller one, which is moved to another device.
 
         `before_step` is called before each step of a learned map, and may raise. A TrainingError if a loss of
         the map is not finite.
         """
-        expander, stage = self.plan.expander, self.plan.stages[index]
-        rng = generator(self.plan.seed, Purpose.GROWTH, index)
+        expander, stage = plan.expander, plan.stages[index]
+        rng = generator(plan.seed, Purpose.GROWTH, index)
         if not isinstance(expander, Ligo):
             init_from_smaller(model, source, expander, rng)
             return
