@@ -66,7 +66,8 @@ def extended(
             f"{checkpoint.state.step - 1} was laid out for {planned.steps} steps, and would have been another one "
             f"in a longer run. Begin a new run with its weights: {path}, with its moments: "
             "init_from.optimizer=true, and with the rows after its own: "
-            f"init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its decay, goes on"
+            f"init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its decay, goes "
+            "on"
         )
     return longer, run_plan
 

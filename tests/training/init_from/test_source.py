@@ -308,6 +308,13 @@ def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_map_is_learned_where_products_are_in_bf16(kind: str, config: Callable[..., Config]) -> None:
+    learned, model, batch = ligo(kind)
+    first, last = learn(model, learned, batch, Ligo(20, 1e-2), choose(config("precision=bf16").run))
+    assert last < first
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Callable[..., Config]) -> None:
     learned, model, batch = ligo(kind)
     first, last = learn(model, learned, batch, Ligo(100, 1e-2), choose(config().run))
