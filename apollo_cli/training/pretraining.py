@@ -56,15 +56,11 @@ class Pretraining(Session):
     def __init__(
         self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
     ) -> None:
-        super().__init__(plan, device, directory, console)
+        super().__init__(plan, device, directory, console, corpus.content)
         self.config, self.corpus = config, corpus
         self.profiles = config.run.profile and device.processes.is_main
         self.learned: dict[str, Any] = {}  # what the summary of a completed run says beside its losses
         self.examples: list[Example] = []
-
-    @property
-    def data(self) -> str:
-        return self.corpus.content
 
     def new_state(self) -> TrainerState:
         """The counters of a run that begins.
