@@ -37,6 +37,7 @@ from apollo_cli.config.training import (
 )
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plugins
+from apollo_cli.growth.expanders import Ligo
 from apollo_cli.models.model_config import ModelConfig
 
 _NAME = matching(
@@ -165,7 +166,7 @@ def _joint_problems(sections: Mapping[str, Any]) -> Iterator[str]:
                 "only after the last growth, and a stream is packed for a number of steps; type budget.steps"
             )
     if sections["distributed"] and sections["distributed"].kind == "fsdp":
-        if expander and expander.build().learning:
+        if expander and isinstance(expander.build(), Ligo):
             yield (
                 f"distributed=fsdp: the map of expander={expander.kind} is learned on whole weights; take "
                 "distributed=ddp"

@@ -14,7 +14,7 @@ from apollo_cli.config.schema import List, Section, Whole, whole
 from apollo_cli.config.training import BudgetArgs, OptimArgs
 from apollo_cli.growth import plugins
 from apollo_cli.growth import schedule as stages
-from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander
+from apollo_cli.growth.expanders import EXPANDERS, CopyLayers, Expander, Ligo
 from apollo_cli.growth.layer_maps import COPIES
 from apollo_cli.growth.samplers import SAMPLERS, DepthSampler, Shallow
 from apollo_cli.growth.width import WIDTHS
@@ -276,7 +276,7 @@ def _trained_problems(
 def _init_from_problems(schedule: ScheduleArgs, expander: ExpanderArgs, init_from: InitFromArgs) -> Iterator[str]:
     """Which keys of `init_from` are missing or superfluous, and which moments cannot be kept."""
     method = expander.build()
-    learns = method.learning is not None
+    learns = isinstance(method, Ligo)
     remade = schedule.shares[0] != 1 or (learns and schedule.layers[0] != schedule.layers[-1])
     if method.needs_smaller_model and init_from.path is None and not remade:
         grow = "schedule.layers or schedule.widths grow" if learns else "schedule.widths grow"
@@ -323,7 +323,7 @@ def _width_problems(schedule: ScheduleArgs, model: ModelArgs, expander: Expander
                 )
     hidden = [round(share * model.hidden) for share in schedule.shares]
     rule = WIDTHS[expander.build().width_rule] if expander else None
-    if not found and rule and rule.whole_multiples and any(b % a for a, b in pairwise(hidden)):
+    if not found and rule and rule.is_lossless and any(b % a for a, b in pairwise(hidden)):
         found.append(
             f"schedule.widths={list(schedule.shares)}: hidden grows as {hidden}, and LEMON is lossless only for "
             "whole multiples; take such shares or expander=bert2bert"

@@ -138,11 +138,7 @@ class Cell(Session):
         self.training = TrainingSentences(data.train, seed, config.batch.size)
         self.steps = config.glue.epochs * self.training.steps_per_epoch
         self.values = {"task": data.task.name, "lr": lr, "seed": seed, **config.recipe}
-        super().__init__(self._plan(device), device, directory, GlueConsole(self.name))
-
-    @property
-    def data(self) -> str:
-        return self.rows.fingerprint
+        super().__init__(self._plan(device), device, directory, GlueConsole(self.name), data.fingerprint)
 
     @cached_property
     def spent(self) -> np.ndarray:

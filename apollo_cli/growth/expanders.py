@@ -71,15 +71,10 @@ class Expander(ABC):
         """The rule of `growth.width.WIDTHS` by which a narrower model becomes wider."""
         return "fpi"
 
-    @property
-    def learning(self) -> "Ligo | None":
-        """The expander itself where it learns a map of width and depth; None where `growth` is the map."""
-        return None
-
     def adds_on_top(self, source: int, target: int) -> bool:
         """Whether the old layers stay the lowest ones, so that the new ones can train alone."""
         matrix = self.growth(source, target).matrix
-        return self.learning is None and np.array_equal(matrix[:source], np.eye(source))
+        return not isinstance(self, Ligo) and np.array_equal(matrix[:source], np.eye(source))
 
     def stage_problems(self, layers: Sequence[int], ends: Sequence[float]) -> list[str]:
         """Messages about keys that do not fit stages of these stored layers and cumulative shares of all steps."""
@@ -222,10 +217,7 @@ class Lemon(Net2Net):
     """A smaller model is widened without loss, and new layers add nothing at first (LEMON, Wang 2024)."""
 
     needs_smaller_model = True
-
-    @property
-    def width_rule(self) -> str:
-        return "lemon"
+    width_rule = "lemon"
 
 
 @expander("ligo")
@@ -236,10 +228,6 @@ class Ligo(Expander):
     steps: Annotated[int, Field(gt=0)]  # updates of the map
     lr: Annotated[float, Field(gt=0)]  # their constant learning rate
     needs_smaller_model = True
-
-    @property
-    def learning(self) -> "Ligo":
-        return self
 
     def growth(self, source: int, target: int) -> Growth:
         return Growth(mixing_matrix("stack", source, target))

@@ -123,7 +123,6 @@ MOMENT_RULES: dict[str, Callable[[int, Rows, Sequence[State]], State]] = {
     "map": map_moments,
     "new": new_moments,
 }
-MOMENTS = (*MOMENT_RULES, "reset")
 
 
 class Optimizer(Protocol):
@@ -161,17 +160,8 @@ def grow(
             Other parameters are not changed.
         moments: `keep`, `map`, `new`, or `reset` (the whole optimizer is cleared, embeddings and head included).
         drawn: the parameters of each of `growth.drawn`.
-
-    Raises:
-        ValueError: `moments` is unknown, or the growth is for other numbers of layers.
     """
-    if moments not in MOMENTS:
-        raise ValueError(f"unknown rule for the moments {moments!r}: choose one of {', '.join(MOMENTS)}")
-    matrix, post_norm = growth.matrix, grown[0].pre_norm is False
-    if matrix.shape != (len(grown), len(blocks)):
-        raise ValueError(
-            f"a growth of {matrix.shape[1]} layers to {len(matrix)} cannot grow {len(blocks)} to {len(grown)}"
-        )
+    post_norm = grown[0].pre_norm is False
     grown.train(blocks.training)
     for name, like in grown[0].named_parameters():
         old = [block.get_parameter(name) for block in blocks]

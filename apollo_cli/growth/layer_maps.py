@@ -125,8 +125,7 @@ def boundary(source: int, target: int) -> LayerMap:
 def layer_map(kind: str, source: int, target: int) -> LayerMap:
     """The copying map `kind` as `target` indices into `source` layers; of no layers an empty one.
 
-    Raises:
-        ValueError: `kind` is unknown or blends, or 1 <= source <= target does not hold.
+    A ValueError if `kind` is unknown or blends, or 1 <= source <= target does not hold.
     """
     if source == target == 0:
         return ()
@@ -137,8 +136,7 @@ def layer_map(kind: str, source: int, target: int) -> LayerMap:
 def mixing_matrix(kind: str, source: int, target: int) -> np.ndarray:
     """Any map `kind` as a float64 matrix (target, source) whose rows sum to 1; those of copies are one-hot.
 
-    Raises:
-        ValueError: `kind` is unknown, or 1 <= source <= target does not hold.
+    A ValueError if `kind` is unknown, or 1 <= source <= target does not hold.
     """
     _check(kind, COPIES | BLENDS, source, target)
     if kind in BLENDS:

@@ -47,14 +47,7 @@ class StagePlan:
             "first_step": self.stage.first_step,
             "end_step": self.stage.end_step,
             "frozen_layers": self.stage.frozen,
-            "parameters": self.parameters,
-            "memory_bytes": self.memory_bytes,
-            "sent_bytes": self.sent_bytes,
-            "flops": self.flops,
-            "map_flops": self.map_flops,
-            "optimizer_flops": self.optimizer_flops,
-            "depth_probabilities": self.depth_probabilities,
-            "depth_counts": self.depth_counts,
+            **{key: value for key, value in vars(self).items() if key not in ("stage", "growth")},
             "growth_map": growth_map,
         }
 
@@ -79,6 +72,16 @@ class StepCost:
 
 
 @dataclass(frozen=True)
+class SourceCost:
+    """What the model that a run begins with has cost."""
+
+    flops: int | None = 0  # of its training; None if not known
+    seconds: float = 0.0  # of its training; 0 if not known
+    map_flops: int = 0  # of the map by which the first stage was made of it
+    layers: int | None = None  # of it, from which the first stage may grow; None without a source
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will do: schedule, sampler and expander, and what each step costs."""
 
@@ -87,9 +90,7 @@ class Plan:
     expander: Expander  # how the layers grow
     step_cost: StepCost  # the cost of a step at the target's width
     seed: int  # base seed of every random number generator
-    source_flops: int | None = 0  # FLOPs of training the model of `init_from`; None where they are not known
-    source_seconds: float = 0.0  # seconds of training it; 0 where they are not known
-    source_layers: int | None = None  # layers of that model, from which the first stage may grow; None without one
+    source: SourceCost = SourceCost()  # the cost of the model of `init_from`
     # FLOPs of learning the map at the start of a stage, by the index of the stage; counted once where several
     # processes learn the same map
     maps: Mapping[int, int] = field(default_factory=dict)
@@ -110,8 +111,8 @@ class Plan:
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step)."""
         index = self.schedule.index(micro_step // self.step_cost.accumulation)
-        (u,) = uniforms(self.seed, Purpose.DEPTH, micro_step, 1)
-        return self.sampler.in_stage(index).depth(u, self.schedule.stages[index].layers, self.step_cost.target)
+        u, layers = uniforms(self.seed, Purpose.DEPTH, micro_step, 1), self.schedule.stages[index].layers
+        return int(self.sampler.in_stage(index).depths(u, layers, self.step_cost.target)[0])
 
     def forward_path(self, micro_step: int, depth: int) -> ForwardPath:
         """What a micro-step of this depth runs: a function of (seed, micro-step)."""
@@ -167,7 +168,6 @@ class Plan:
         )
 
     def cost_of(self, stage: Stage) -> StepCost:
-        """The cost of a step at the width of a stage."""
         return self.step_cost if stage.width == 1 else self.narrower[stage.width]
 
     def _frozen(self, index: int, depth: int) -> int:
@@ -184,7 +184,7 @@ class Plan:
         stage = self.schedule.stages[index]
         step_cost, counts = self.cost_of(stage), self._depth_counts(index)
         previous = self.schedule.stages[index - 1] if index else stage
-        before = previous.layers if index or self.source_layers is None else self.source_layers
+        before = previous.layers if index or self.source.layers is None else self.source.layers
         grows = (before, previous.width) != (stage.layers, stage.width)
         return StagePlan(
             stage=stage,
@@ -243,7 +243,6 @@ class Plan:
         return self.micro_steps * self.step_cost.flops(self.step_cost.target, 0)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as in plan.json."""
         found = {
             "steps": self.steps,
             "may_end_early": self.may_end_early,
@@ -255,9 +254,9 @@ class Plan:
             "scratch_flops": self.scratch_flops,
             "map_flops": self.map_flops,
             "optimizer_flops": self.optimizer_flops,
-            "source_flops": self.source_flops,
-            "source_seconds": self.source_seconds,
-            "source_layers": self.source_layers,
+            "source_flops": self.source.flops,
+            "source_seconds": self.source.seconds,
+            "source_layers": self.source.layers,
             "stages": [stage.as_dict() for stage in self.stages],
         }
         if (plan := self.earliest) is not None:

@@ -56,10 +56,6 @@ class DepthSampler(ABC):
         cdf[-1] = 1.0
         return np.array(list(distribution))[np.searchsorted(cdf, u, side="right")]
 
-    def depth(self, u: float, layers: int, target: int) -> int:
-        """The depth at one uniform number u in [0, 1)."""
-        return int(self.depths(np.array([u]), layers, target)[0])
-
     def in_stage(self, index: int) -> "DepthSampler":
         """The sampler of a stage, counted from 0."""
         return self
@@ -201,7 +197,6 @@ class Uniform(DepthSampler):
     """All depths from N to L are equally likely."""
 
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """1 / (L - N + 1) each."""
         return dict.fromkeys(range(layers, target + 1), 1.0 / (target - layers + 1))
 
 

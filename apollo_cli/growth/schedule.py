@@ -174,10 +174,8 @@ class Schedule:
         """Stages of `layers` that end at the cumulative shares `ends` of `steps`, rounded to whole steps.
 
         Where `trained` is `new`, only the layers that the stage adds train. Without `widths`, all stages have the
-        whole width. The first stages have ended at the steps `ended`, if any are given.
-
-        Raises:
-            ValueError: the stages are not valid, or one of them would have no step.
+        whole width. The first stages have ended at the steps `ended`, if any are given. A ValueError if the stages
+        are not valid, or one of them would have no step.
         """
         if found := schedule_problems(layers, ends, trained, widths):
             raise ValueError("; ".join(found))

@@ -9,7 +9,7 @@ Heads are copied whole, so that rotations by position stay what they were; where
 keys and values, they are copied with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,37 +21,27 @@ if TYPE_CHECKING:  # a config is checked without torch, which takes a second to 
 
 State = dict[str, "Tensor"]
 
-# The space of each dimension; with `<` the parameter reads the space, else it writes to it. A tied decoder is the
-# token embedding, which writes: so the norm before the decoder reads. Other parameters do not grow.
+# The space of each dimension of a module's weight, the first of which a bias has; with `<` the module reads the
+# space, else it writes to it. A tied decoder is the token embedding, which writes: so the norm before the decoder
+# reads. Other parameters do not grow.
 AXES: dict[str, tuple[str | None, ...]] = {
-    "qkv.weight": ("qkv", "<residual"),
-    "qkv.bias": ("qkv",),
-    "attention_out.weight": ("residual", "<mixed"),
-    "attention_out.bias": ("residual",),
-    "attention_norm.weight": ("residual",),
-    "attention_norm.bias": ("residual",),
-    "ffn_in.weight": ("ffn", "<residual"),
-    "ffn_in.bias": ("ffn",),
-    "gate_up.weight": ("gate_up", "<residual"),
-    "ffn_out.weight": ("residual", "<ffn"),
-    "ffn_out.bias": ("residual",),
-    "ffn_norm.weight": ("residual",),
-    "ffn_norm.bias": ("residual",),
-    "tokens.weight": (None, "residual"),
-    "positions.weight": (None, "residual"),
-    "segments.weight": (None, "residual"),
-    "embedding_norm.weight": ("residual",),
-    "embedding_norm.bias": ("residual",),
-    "encoder_norm.weight": ("residual",),
-    "encoder_norm.bias": ("residual",),
-    "transform.weight": ("residual", "<residual"),
-    "transform.bias": ("residual",),
-    "transform_norm.weight": ("<residual",),
-    "transform_norm.bias": ("<residual",),
-    "final_norm.weight": ("<residual",),
-    "final_norm.bias": ("<residual",),
+    "qkv": ("qkv", "<residual"),
+    "attention_out": ("residual", "<mixed"),
+    "attention_norm": ("residual",),
+    "ffn_in": ("ffn", "<residual"),
+    "gate_up": ("gate_up", "<residual"),
+    "ffn_out": ("residual", "<ffn"),
+    "ffn_norm": ("residual",),
+    "tokens": (None, "residual"),
+    "positions": (None, "residual"),
+    "segments": (None, "residual"),
+    "embedding_norm": ("residual",),
+    "encoder_norm": ("residual",),
+    "transform": ("residual", "<residual"),
+    "transform_norm": ("<residual",),
+    "final_norm": ("<residual",),
 }
-UNTIED_AXES = {"decoder.weight": (None, "<residual"), "final_norm.weight": ("residual",)}
+UNTIED_AXES = {"decoder": (None, "<residual"), "final_norm": ("residual",)}
 # the parts of a parameter that has several in one tensor, in their order, and the space of each
 PARTS = {"qkv": {part: part for part in ("query", "key", "value")}, "gate_up": {"gate": "ffn", "up": "ffn"}}
 
@@ -77,45 +67,19 @@ class Sizes:
     heads_per_kv: int = 1  # query heads that read the same keys and values
 
 
-def copied(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g, the unit that each unit copies: old units copy themselves, new ones a random old one (Net2Net, FPI)."""
-    return np.concatenate([np.arange(source), random.integers(source, size=target - source)])
-
-
-def in_turn(source: int, target: int, random: np.random.Generator) -> np.ndarray:
-    """g: the old units repeated, so that a whole multiple has equally many copies of each (LEMON)."""
-    return np.arange(target) % source
-
-
-def evenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The weights that read C copies of a unit: 1 / C each."""
-    return 1 / np.bincount(g)[g]
-
-
-def unevenly(g: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Different weights for the copies of a unit, with sum 1, so that the copies diverge in training (LEMON)."""
-    weights = random.uniform(0.5, 1.5, len(g))
-    return weights / np.bincount(g, weights)[g]
-
-
-Choice = Callable[[int, int, np.random.Generator], np.ndarray]
-Split = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-
-
 class WidthRule(NamedTuple):
-    """How a model becomes wider."""
+    """How a model becomes wider: each new unit copies an old one, and the weights that read the copies sum to 1.
 
-    choose: Choice  # the unit that each new one copies
-    split: Split  # the weights with which the copies of a unit are read
+    The copies are random and read alike (Net2Net, FPI), unless the rule is lossless (LEMON): then the old units are
+    repeated in turn, so that a whole multiple has equally many copies of each, and their weights differ, so that
+    they diverge in training.
+    """
+
     new_from_above: bool = False  # whether new units come from the layer above (AKI)
-    whole_multiples: bool = False  # whether it is defined only for whole multiples of the width
+    is_lossless: bool = False  # it is defined only for whole multiples of the width
 
 
-WIDTHS = {
-    "fpi": WidthRule(copied, evenly),
-    "aki": WidthRule(copied, evenly, new_from_above=True),
-    "lemon": WidthRule(in_turn, unevenly, whole_multiples=True),
-}
+WIDTHS = {"fpi": WidthRule(), "aki": WidthRule(new_from_above=True), "lemon": WidthRule(is_lossless=True)}
 
 
 def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
@@ -139,7 +103,7 @@ def width_problems(rule: str, source: Sizes, target: Sizes) -> list[str]:
             f"query heads are copied with the keys and values that they read, which {source.heads_per_kv} of the "
             f"source's share: model.heads={target.heads}, {remedy}"
         )
-    if WIDTHS[rule].whole_multiples and target.hidden % source.hidden:
+    if WIDTHS[rule].is_lossless and target.hidden % source.hidden:
         found.append(
             f"model.hidden={target.hidden} is not a whole multiple of the source's {source.hidden}, and LEMON is "
             "lossless only for those; take another width or expander=bert2bert"
@@ -151,13 +115,16 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
     """The matrices of a rule; whole heads are copied, the same ones for queries, keys and values."""
     import torch
 
-    choose, split = WIDTHS[rule][:2]
-
     def space(old: int, new: int, *units: int) -> list[Space]:
         """One space for each number of units that are copied together."""
-        g = choose(old, new, random)
+        if WIDTHS[rule].is_lossless:
+            g = np.arange(new) % old  # the unit that each unit copies
+            weights = random.uniform(0.5, 1.5, new)
+        else:
+            g = np.concatenate([np.arange(old), random.integers(old, size=new - old)])
+            weights = np.ones(new)
         out = np.eye(old)[g]
-        both = out, out * split(g, random)[:, None]
+        both = out, out * (weights / np.bincount(g, weights)[g])[:, None]
         return [Space(*(torch.from_numpy(np.kron(matrix, np.eye(n))).float() for matrix in both)) for n in units]
 
     group, head = source.heads_per_kv, source.hidden // source.heads
@@ -167,8 +134,10 @@ def spaces(rule: str, source: Sizes, target: Sizes, random: np.random.Generator)
 
 
 def axes_of(name: str, *, tied: bool = True) -> tuple[str | None, ...]:
-    """The entry of `AXES` for a parameter within the model or the layer; empty if it does not grow."""
-    return (AXES if tied else AXES | UNTIED_AXES).get(name, ())
+    """The spaces of a parameter within the model or the layer; empty if it does not grow."""
+    module, _, leaf = name.partition(".")
+    axes = (AXES if tied else AXES | UNTIED_AXES).get(module, ())
+    return axes[:1] if leaf == "bias" else axes
 
 
 def parts_of(name: str) -> dict[str, str]:
@@ -215,7 +184,7 @@ def from_above(name: str, own: "Tensor", above: "Tensor", spaces: Spaces) -> "Te
     """
     import torch
 
-    written = parts_of(name).values() or [AXES[name][0]]
+    written = parts_of(name).values() or [axes_of(name)[0]]
     sizes = [spaces[str(space)].out.shape for space in written]
     new = [size[0] for size in sizes]
     parts = zip(own.split(new), above.split(new), sizes, strict=True)

@@ -35,7 +35,9 @@ class _DecoderLoss(torch.autograd.Function):
     ) -> Tensor:
         device, total = weight.device.type, weight.new_zeros(())
         is_short = torch.is_autocast_enabled(device)
-        gradients = _Gradients(hidden, weight, bias, decoder_trains=ctx.needs_input_grad[1]) if trains else None
+        of_hidden = torch.empty_like(hidden) if trains else None  # gradients of the summed loss
+        of_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias) if trains and bias is not None else None
         short = torch.get_autocast_dtype(device) if is_short else weight.dtype
         source, decoder = hidden.to(short), weight.to(short)  # once, and not for each chunk
         chunk_rows = max(1, chunk_bytes(device, bf16=is_short) // (4 * len(weight)))
@@ -47,11 +49,22 @@ class _DecoderLoss(torch.autograd.Function):
             highest = logits.amax(1, keepdim=True)
             sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
             total += (sums.log() + highest - of_targets).sum()
-            if gradients:
-                logits /= sums
-                logits.scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
-                gradients.add(chunk, logits, source[chunk], decoder)
-        ctx.gradients = gradients
+            if of_hidden is None:
+                continue
+            logits /= sums
+            logits.scatter_add_(1, target, logits.new_full((1, 1), -1.0).expand_as(target))
+            if short == weight.dtype:  # written in place, without a temporary
+                torch.mm(logits, decoder, out=of_hidden[chunk])
+                if of_weight is not None:
+                    torch.addmm(of_weight, logits.t(), source[chunk], out=of_weight)
+            else:
+                short_logits = logits.to(short)
+                of_hidden[chunk] = short_logits @ decoder
+                if of_weight is not None:
+                    of_weight += short_logits.t() @ source[chunk]
+            if of_bias is not None:
+                of_bias += logits.sum(0)
+        ctx.gradients = of_hidden, of_weight, of_bias
         ctx.predictions = len(targets)
         return total / len(targets)
 
@@ -60,38 +73,8 @@ class _DecoderLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # a second backward pass would scale them twice
         scale = upstream / ctx.predictions
-        scaled = (g if g is None else g.mul_(scale) for g in (gradients.hidden, gradients.weight, gradients.bias))
+        scaled = (g if g is None else g.mul_(scale) for g in gradients)
         return *scaled, None, None
-
-
-class _Gradients:
-    """Gradients of the summed loss, accumulated chunk by chunk."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, decoder_trains: bool) -> None:
-        self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight) if decoder_trains else None
-        self.bias = None if bias is None else torch.zeros_like(bias)
-
-    def add(self, chunk: slice, logits: Tensor, source: Tensor, decoder: Tensor) -> None:
-        """Adds a chunk, given the gradient of its logits; the products run in the type of the last two.
-
-        Args:
-            chunk: rows of it.
-            logits: (rows, vocabulary).
-            source: (rows, width), hidden states.
-            decoder: (vocabulary, width).
-        """
-        if source.dtype == logits.dtype:  # written in place, without a temporary
-            torch.mm(logits, decoder, out=self.hidden[chunk])
-            if self.weight is not None:
-                torch.addmm(self.weight, logits.t(), source, out=self.weight)
-        else:
-            short = logits.to(source.dtype)
-            self.hidden[chunk] = short @ decoder
-            if self.weight is not None:
-                self.weight += short.t() @ source
-        if self.bias is not None:
-            self.bias += logits.sum(0)
 
 
 def chunk_bytes(device: str, *, bf16: bool) -> int:

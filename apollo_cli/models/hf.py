@@ -220,14 +220,9 @@ def load_model_config(folder: Path) -> ModelConfig:
 def load_trunk(folder: Path, dropout: float) -> tuple[LanguageModel, dict[str, Tensor] | None]:
     """Reads the layers of a BERT, GPT-2 or LLaMA of transformers in safetensors, with any head or none.
 
-    `dropout` stands in place of the one in config.json.
-
-    Returns:
-        The model, whose language model head is new where the file has none; and the state of BERT's pooler,
-        `weight` (hidden, hidden) and `bias` (hidden,), or None.
-
-    Raises:
-        CheckpointError: a file is missing or not of such a model.
+    `dropout` stands in place of the one in config.json. Returns the model, whose language model head is new where
+    the file has none, and the state of BERT's pooler, `weight` (hidden, hidden) and `bias` (hidden,), or None. A
+    CheckpointError if a file is missing or not of such a model.
     """
     model_config, theirs = _read(folder)
     model = build(replace(model_config, dropout=dropout), model_config.layers)

@@ -245,7 +245,9 @@ class LanguageModel(nn.Module, ABC):
                 there may be one alone unless they are empty.
             depth: number of layers of the whole pass, where these are only a part of it.
         """
-        multiplier = self._branch_multiplier(depth or len(layer_map))
+        branch = self.model_config.multipliers(depth or len(layer_map)).branch
+        # a tensor, as a compiled block is compiled again for each value of a number
+        multiplier = None if branch == 1 else self.tokens.weight.new_full((), branch)
         mask = None if attention_mask is None else self._block_mask(attention_mask)
         unpadding = None if token_indices is None else Unpadding(tokens.shape, token_indices)
 
@@ -279,11 +281,6 @@ class LanguageModel(nn.Module, ABC):
             return None
         return rotations(end, self.model_config.hidden // self.model_config.heads, self.device)[:, first:]
 
-    def _branch_multiplier(self, depth: int) -> Tensor | None:
-        """(), a tensor, as a compiled block is compiled again for each value of a number; None for 1."""
-        value = self.model_config.multipliers(depth).branch
-        return None if value == 1 else self.tokens.weight.new_full((), value)
-
     def logits(self, tokens: Tensor, layer_map: Sequence[int], attention_mask: Tensor | None = None) -> Tensor:
         """(rows, seq_len) -> (rows, seq_len, vocabulary); arguments as of `trunk`."""
         return self.head(self.trunk(tokens, layer_map, attention_mask))
@@ -316,11 +313,7 @@ class LanguageModel(nn.Module, ABC):
             decoder = decoder.detach()
         return decoder_loss(self.decoder_input(hidden), decoder, self.head_bias, batch.targets)
 
-    def forward(
-        self, batch: Batch, layer_map: Sequence[int], frozen: int = 0, gates: Mapping[int, float] = NO_GATES
-    ) -> Tensor:
-        """`loss`, under the name that torch's wrappers call."""
-        return self.loss(batch, layer_map, frozen, gates)
+    forward = loss  # the name that torch's wrappers call
 
     @property
     def device(self) -> torch.device:

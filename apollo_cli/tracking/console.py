@@ -229,8 +229,8 @@ def plan_totals(plan: Plan) -> str:
     beside = f"\neach of {plan.step_cost.devices} devices sends {sent} a step, stage by stage"
     learned = f" ({plan.map_flops} of them to learn maps)" if plan.map_flops else ""
     learned += f" and {_exact(plan.optimizer_flops)} of the optimizer" if plan.optimizer_flops else ""
-    if plan.source_flops:
-        learned += f", after {_exact(plan.source_flops)} of the model that it begins with"
+    if plan.source.flops:
+        learned += f", after {_exact(plan.source.flops)} of the model that it begins with"
     steps = f"{plan.micro_steps:,} micro-steps, {plan.tokens:,} tokens"
     fewer = f"{abs(saving):.1%} {'fewer' if saving >= 0 else 'more'}"
     scratch_cost = f"; scratch at equal steps {scratch} FLOPs: {fewer}" if saving else ""

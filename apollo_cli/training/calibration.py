@@ -1,7 +1,7 @@
 """How long micro-steps and plans take: timed on this machine, or estimated for a named GPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from statistics import median
 from time import perf_counter
@@ -35,16 +35,11 @@ GPUS: dict[PlanDevice, float] = {
 _SHARE_OF_PEAK, _SECONDS_A_LAYER = 0.26, 0.0026
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """The training seconds of a plan, roughly, and where they come from."""
+def estimated_duration(plan: Plan, config: Config, device: Device) -> tuple[float, str]:
+    """The training seconds of a plan, roughly, and where they come from.
 
-    seconds: float
-    source: str
-
-
-def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
-    """The training time of a plan on `plan_device`, or on this device by the rate of one layer, timed now."""
+    They are those on `plan_device`, or on this device by the rate of one layer, timed now.
+    """
     devices = plan.step_cost.devices
     if name := config.run.plan_device:
         rate = GPUS[name] * _SHARE_OF_PEAK * devices
@@ -54,14 +49,13 @@ def estimated_duration(plan: Plan, config: Config, device: Device) -> Estimate:
             for depth, count in part.depth_counts.items()
         )
         per_device = f"{devices} x {name}" if devices > 1 else name
-        return Estimate(
-            seconds,
+        return seconds, (
             f"{per_device} in bf16 at {_SHARE_OF_PEAK:.0%} of {GPUS[name] / 1e12:.0f} TFLOP/s; memory and traffic "
-            f"above are those of a run on {device.name}",
+            f"above are those of a run on {device.name}"
         )
     rate = _layer_rate(config, device)
     seconds = ((plan.flops - plan.map_flops) / devices + plan.map_flops) / rate
-    return Estimate(seconds, f"{device.name}, {rate / 1e9:.3g} GFLOP/s in a layer timed now")
+    return seconds, f"{device.name}, {rate / 1e9:.3g} GFLOP/s in a layer timed now"
 
 
 def _layer_rate(config: Config, device: Device) -> float:

@@ -355,12 +355,10 @@ def _checked_state(values: dict[str, Any]) -> TrainerState:
 
 
 def _pieces(path: Path) -> range:
-    """The offsets of the pieces of a file."""
     return range(0, path.stat().st_size, _PIECE)
 
 
 def _digest(path: Path, first: int) -> str:
-    """The checksum of the piece at this offset."""
     with path.open("rb") as file:
         file.seek(first)
         return hashlib.sha256(file.read(_PIECE)).hexdigest()

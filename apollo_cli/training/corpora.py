@@ -5,7 +5,8 @@ from pathlib import Path
 
 from apollo_cli import files
 from apollo_cli.config.config import Config
-from apollo_cli.config.data import HubKeys, MixtureArgs, PyDocsKeys, TextKeys, is_streamed
+from apollo_cli.config.data import HubKeys, MixtureArgs, TextKeys, is_streamed
+from apollo_cli.config.schema import Section
 from apollo_cli.data import sources
 from apollo_cli.data import tokenizer as tokenizers
 from apollo_cli.data.batches import TrainingBatches
@@ -50,7 +51,7 @@ def prepare_corpus(
     """
     recipe = _recipe(config, Bound(first_sample + steps * config.batch.size, config.eval.rows))
     with processes.local_rank_zero_first("corpus"):
-        corpus = load_corpus(_source(config), recipe, cache, console.say, console.progress)
+        corpus = load_corpus(_source(config.data), recipe, cache, console.say, console.progress)
     if len(corpus.validation) < config.eval.rows:
         console.say(
             f"note: eval.rows={config.eval.rows}, but validation has "
@@ -66,7 +67,7 @@ def measured_corpus(config: Config, cache: Path, console: Console, rows: int) ->
     What is given for validation, else all of it; of a stream, and of parts mixed with one, `rows` rows each.
     """
     recipe = replace(_recipe(config, Bound(0, rows)), validation=1.0)
-    return load_corpus(_source(config), recipe, cache, console.say, console.progress)
+    return load_corpus(_source(config.data), recipe, cache, console.say, console.progress)
 
 
 def _recipe(config: Config, bound: Bound) -> Recipe:
@@ -84,25 +85,15 @@ def _recipe(config: Config, bound: Bound) -> Recipe:
 
 def check_files(config: Config) -> None:
     """Opens the files of a config, and asks no network; a DataError if one is missing or cannot be read."""
-    data = config.data
-    tokenizers.check_there(data.tokenizer)
-    _source(config).parts()  # one at least
-    for each in data.sources if isinstance(data, MixtureArgs) else [data]:
-        if isinstance(each, TextKeys):
-            _plain_source(each).check_readable()
+    tokenizers.check_there(config.data.tokenizer)
+    for part in _source(config.data).parts():
+        if isinstance(part.source, sources.TextFiles):
+            part.source.check_readable()
 
 
-def _source(config: Config) -> sources.Source:
-    data = config.data
+def _source(data: Section) -> sources.Source:
     if isinstance(data, MixtureArgs):
-        return MixtureOfSources(
-            tuple(sources.Part(_plain_source(source), source.weight) for source in data.sources)
-        )
-    assert isinstance(data, PyDocsKeys | TextKeys | HubKeys)
-    return _plain_source(data)
-
-
-def _plain_source(data: PyDocsKeys | TextKeys | HubKeys) -> sources.Source:
+        return MixtureOfSources(tuple(sources.Part(_source(source), source.weight) for source in data.sources))
     if isinstance(data, TextKeys):
         return sources.TextFiles(data.files, data.document, data.text_field, data.errors, data.validation_files)
     if isinstance(data, HubKeys):

@@ -6,7 +6,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from apollo_cli.errors import TrainingError
+from apollo_cli.errors import TrainingError, first_line
 
 Work = Callable[[Sequence[Tensor]], Tensor]  # from inputs to a result; it may change gradients and weights in place
 
@@ -47,9 +47,8 @@ class Graphs:
             try:
                 self._graphs[key] = (static_inputs, *self.recorder.capture(work, static_inputs))
             except RuntimeError as error:  # torch says that its state cannot be repaired then
-                reason = str(error).strip().partition("\n")[0]
                 raise TrainingError(
-                    f"compile=graphs: a step cannot be captured ({reason}); resume with compile=true"
+                    f"compile=graphs: a step cannot be captured ({first_line(error)}); resume with compile=true"
                 ) from error
             self.seconds += perf_counter() - began
         kept_inputs, replay, result = self._graphs[key]

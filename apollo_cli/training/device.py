@@ -25,7 +25,6 @@ class Device:
     graphs: bool = False  # replay micro-steps and updates as CUDA graphs
 
     def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     @property

@@ -87,7 +87,8 @@ def _body(config: Config, plan: Plan, summary: dict[str, Any], datasets: list[st
     yield from _table([("", "value"), *_training(config, summary)])
     yield from _growth(config.model_config, plan, summary)
     yield "## Data\n"
-    names, facts = ", ".join(map(in_markdown, datasets)) or _own(config.data), summary["data"]
+    own = "Documentation of a Python installation" if isinstance(config.data, PyDocsKeys) else "Texts of its author"
+    names, facts = ", ".join(map(in_markdown, datasets)) or own, summary["data"]
     yield f"{names}: {facts['training_rows']:,} training rows."
     yield f"Fingerprint of rows and tokenizer: `{facts['fingerprint']}`.\n"
     yield "## Citation\n"
@@ -155,7 +156,3 @@ def _datasets(data: Any) -> Iterator[str]:
     for source in data.sources if isinstance(data, MixtureArgs) else (data,):
         names = source.path if isinstance(source, HubKeys) else ()
         yield from (name for name in names if _ON_HUB.fullmatch(name) and not Path(name).exists())
-
-
-def _own(data: Any) -> str:
-    return "Documentation of a Python installation" if isinstance(data, PyDocsKeys) else "Texts of its author"

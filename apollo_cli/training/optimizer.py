@@ -14,8 +14,6 @@ from apollo_cli.models.transformer import Batch
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.muon import Muon, newton_schulz_flops
 
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
-
 
 class TrainableModel(Protocol):
     """What optimizer and training loop ask of a model; language models and classifiers have it."""
@@ -123,18 +121,16 @@ def build_optimizer(model: TrainableModel, optim: OptimArgs) -> AdamW:
     `optim.kind=muon` is Muon for the matrices of the blocks and AdamW for the rest.
     """
     groups, eps = parameter_groups(model, optim), scaled_eps(model.model_config, len(model.blocks), optim)
+    of_adamw: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": eps, "ema": optim.ema}
     if optim.kind == "adamw":
-        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=eps, ema=optim.ema)
+        return AdamW(groups, **of_adamw)
     return Muon(
         groups,
-        lr=optim.lr,
-        betas=optim.betas,
-        eps=eps,
-        ema=optim.ema,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         ns_steps=optim.ns_steps,
         adjust_lr_fn=optim.adjust_lr_fn,
+        **of_adamw,
     )
 
 
@@ -151,7 +147,7 @@ def optimizer_flops(model_config: ModelConfig, optim: OptimArgs) -> int:
     )
 
 
-def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Tensor]:
+def state_by_name(parameters: Iterable[tuple[str, nn.Parameter]], optimizer: AdamW) -> dict[str, Tensor]:
     """The optimizer's state as `parameter/key`, by the names of parameters: order and growth cannot confuse it.
 
     The average of a parameter's values is `parameter/ema`.
@@ -162,13 +158,3 @@ def state_by_name(parameters: NamedParameters, optimizer: AdamW) -> dict[str, Te
         for name, parameter in named
         for key, value in optimizer.state.get(parameter, {}).items()
     } | {f"{name}/ema": optimizer.averages[p] for name, p in named if p in optimizer.averages}
-
-
-def named_with_group(
-    parameters: NamedParameters, optimizer: AdamW
-) -> Iterator[tuple[str, dict[str, Any], nn.Parameter]]:
-    """Each parameter of the optimizer with its name and its group."""
-    names = {parameter: name for name, parameter in parameters}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[parameter], group, parameter

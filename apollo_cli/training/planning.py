@@ -1,7 +1,7 @@
 """From a config to the plan of its run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -12,7 +12,8 @@ from apollo_cli.config.model import BertArgs
 from apollo_cli.data.batches import MaskedTokens, NextToken, Task
 from apollo_cli.data.tokenizer import inside_words, special_ids
 from apollo_cli.errors import ConfigError
-from apollo_cli.growth.plan import Plan, StagePlan, StepCost, max_steps_within
+from apollo_cli.growth.expanders import Ligo
+from apollo_cli.growth.plan import Plan, SourceCost, StagePlan, StepCost, max_steps_within
 from apollo_cli.growth.schedule import min_steps, shorter_steps
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.build import num_parameters
@@ -78,20 +79,6 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
     )
 
 
-@dataclass(frozen=True)
-class SourceCost:
-    """What the model that a run begins with has cost."""
-
-    flops: int | None  # of its training; None if not known
-    seconds: float  # of its training; 0 if not known
-    map_flops: int  # of the map by which the first stage was made of it
-    layers: int | None  # of it; None without a source
-
-    @classmethod
-    def of(cls, plan: Plan) -> "SourceCost":
-        return cls(plan.source_flops, plan.source_seconds, plan.maps.get(0, 0), plan.source_layers)
-
-
 def recorded_source(plan: Mapping[str, Any]) -> SourceCost | None:
     """The cost of the source in a plan.json; None where it has none that can be believed."""
     try:
@@ -133,7 +120,7 @@ def make_plan(
     source = None if recorded else find_source(config)
     maps = _map_flops_by_stage(config, source, {1.0: step_cost, **narrower})
     if recorded is None:
-        recorded = SourceCost(0, 0.0, 0, None)
+        recorded = SourceCost()
         if source:
             recorded = SourceCost(source.flops, source.seconds, maps.get(0, 0), source.model_config.layers)
     elif recorded.map_flops:
@@ -147,9 +134,7 @@ def make_plan(
             expander=config.expander.build(),
             step_cost=step_cost,
             seed=config.run.seed,
-            source_flops=recorded.flops,
-            source_seconds=recorded.seconds,
-            source_layers=recorded.layers,
+            source=recorded,
             maps=maps,
             narrower=narrower,
             may_end_early=budget.may_end_early,
@@ -211,8 +196,8 @@ def _map_flops_by_stage(
 
     A step of a map is a micro-step of the new model, whose stored layers run once, and the map's own products.
     """
-    schedule, learning = config.schedule, config.expander.build().learning
-    if learning is None:
+    schedule, expander = config.schedule, config.expander.build()
+    if not isinstance(expander, Ligo):
         return {}
     sizes = list(zip(schedule.layers, schedule.shares, strict=True))
     models = [replace(config.model_config.narrowed(share), layers=layers) for layers, share in sizes]
@@ -221,7 +206,7 @@ def _map_flops_by_stage(
         before = models[index - 1] if index else source and source.model_config
         if before and (not index or sizes[index - 1] != sizes[index]):
             step = costs[share].flops(layers, 0) + map_flops(before, model_config, layers)
-            found[index] = learning.steps * step
+            found[index] = expander.steps * step
     return found
 
 

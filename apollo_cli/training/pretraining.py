@@ -29,7 +29,7 @@ from apollo_cli.tracking.tracker import Tracker
 from apollo_cli.tracking.wandb import FACTS, identify, open_mirror, run_id_of_agent
 from apollo_cli.tracking.writers import open_writers
 from apollo_cli.training.adamw import AdamW
-from apollo_cli.training.checkpoint import BEST, Checkpoints
+from apollo_cli.training.checkpoint import BEST, Checkpoints, load_checkpoint
 from apollo_cli.training.corpora import training_batches
 from apollo_cli.training.cuda_graphs import CudaRecorder, Graphs
 from apollo_cli.training.device import Device
@@ -41,7 +41,7 @@ from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.labels import labels, tags
 from apollo_cli.training.model_card import CARD, WeightsOf, model_card
 from apollo_cli.training.optimizer import build_optimizer
-from apollo_cli.training.planning import SourceCost, make_plan, make_task
+from apollo_cli.training.planning import make_plan, make_task
 from apollo_cli.training.session import Session, readable
 from apollo_cli.training.state import Checkpoint, TrainerState
 from apollo_cli.training.summary import data_facts, summarize
@@ -56,15 +56,11 @@ class Pretraining(Session):
     def __init__(
         self, config: Config, plan: Plan, device: Device, corpus: Corpus, directory: RunDirectory, console: Console
     ) -> None:
-        super().__init__(plan, device, directory, console)
+        super().__init__(plan, device, directory, console, corpus.content)
         self.config, self.corpus = config, corpus
         self.profiles = config.run.profile and device.processes.is_main
         self.learned: dict[str, Any] = {}  # what the summary of a completed run says beside its losses
         self.examples: list[Example] = []
-
-    @property
-    def data(self) -> str:
-        return self.corpus.content
 
     def new_state(self) -> TrainerState:
         """The counters of a run that begins.
@@ -75,15 +71,8 @@ class Pretraining(Session):
         return replace(state, first_sample=first_sample(self.config), run_id=run_id_of_agent() or state.run_id)
 
     def summary(self, status: str, state: TrainerState) -> dict[str, Any]:
-        facts = summarize(
-            config=self.config,
-            plan=self.plan,
-            device=self.device,
-            corpus=self.corpus,
-            run_dir=self.directory.path,
-            status=status,
-            state=state,
-        )
+        run_dir = self.directory.path
+        facts = summarize(self.config, self.plan, self.device, self.corpus, run_dir, status, state)
         return facts | self.learned
 
     def print_summary(self, summary: dict[str, Any]) -> None:
@@ -98,7 +87,7 @@ class Pretraining(Session):
 
     def replan(self, ended: Sequence[int]) -> Plan:
         """The plan of the rest of a run whose first stages have ended at these steps."""
-        self.plan = make_plan(self.config, self.device, recorded=SourceCost.of(self.plan), ended=ended)
+        self.plan = make_plan(self.config, self.device, recorded=self.plan.source, ended=ended)
         self.console.start(self.plan)
         return self.plan
 
@@ -176,7 +165,7 @@ class Pretraining(Session):
             )
         batches = training_batches(config, self.corpus, state.first_sample, device.processes)
         undivided = training_batches(config, self.corpus, state.first_sample)
-        transfer = WeightTransfer(self.plan, config.model_config, device, undivided, state, self.console.say)
+        transfer = WeightTransfer(config.model_config, device, undivided, state, self.console.say)
         stored = source.model_config.layers if source else layers
         strategy = self._make_strategy(stored, width, None if checkpoint or source else transfer)
         optimizer = build_optimizer(strategy.language_model(), config.optim)
@@ -268,9 +257,11 @@ class Pretraining(Session):
 
     def _begin_with_optimizer(self, source: SourceModel, strategy: ParallelStrategy, optimizer: AdamW) -> None:
         """Gives model and optimizer the state of the source, then grows both to the first stage."""
-        assert source.run
-        with readable(source.run.directory):
-            strategy.restore(source.checkpoint().tensors, optimizer)
+        run = source.run
+        assert run
+        assert run.checkpoint
+        with readable(run.directory):
+            strategy.restore(load_checkpoint(run.directory.checkpoints, run.checkpoint).tensors, optimizer)
         if growth := self.plan.stages[0].growth:
             rng = generator(self.plan.seed, Purpose.GROWTH, 0)
             grow_layers(strategy, optimizer, growth, self.config.expander.moments, self.config.optim, rng)
@@ -282,7 +273,7 @@ class Pretraining(Session):
         """A model, initialized from the source if `transfer` is given and the config has a source."""
         model = build(self.config.model_config.narrowed(width), layers).to(device)
         if transfer and (source := find_source(self.config)):
-            transfer.init_model(model, source.load(), 0, before_step=lambda: None)
+            transfer.init_model(model, source.load(), self.plan, 0, before_step=lambda: None)
             self.console.say(f"begun from {source}")
         return model
 

@@ -96,12 +96,11 @@ def plan(config: Config, device: Device, directory: RunDirectory, console: Conso
     run_plan = make_plan(config, device)
     _show(run_plan, config, device, console)
     dearest = max(run_plan, run_plan.earliest or run_plan, key=lambda each: each.flops)
-    estimate = estimated_duration(dearest, config, device)
+    seconds, source = estimated_duration(dearest, config, device)
     most = "at most " if run_plan.may_end_early or run_plan.earliest else ""
-    takes = f"training takes {most}about {duration(estimate.seconds)} (h:mm:ss)"
-    console.say(f"{takes}: {estimate.source}", in_words=True)
+    console.say(f"training takes {most}about {duration(seconds)} (h:mm:ss): {source}", in_words=True)
     with _locked(directory, device.processes), interruptible():
-        directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": estimate.seconds})
+        directory.claim(config.raw, run_plan.as_dict() | {"estimated_seconds": seconds})
         console.say(f"plan written to {directory}; nothing was trained")
     return Result(directory.path, run_plan, {})
 

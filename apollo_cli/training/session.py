@@ -39,18 +39,13 @@ class Result:
 
 
 class Session(ABC):
-    """A run from its start to its end; subclasses define what is trained, and on what."""
+    """A run from its start to its end; subclasses define what is trained. `data` is the fingerprint of its data."""
 
     profiles = False  # whether a few steps are profiled
     out_of_memory_hint = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
 
-    def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console) -> None:
-        self.plan, self.device, self.directory, self.console = plan, device, directory, console
-
-    @property
-    @abstractmethod
-    def data(self) -> str:
-        """Fingerprint of the training data."""
+    def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console, data: str) -> None:
+        self.plan, self.device, self.directory, self.console, self.data = plan, device, directory, console, data
 
     @abstractmethod
     def tracker(self, state: TrainerState) -> Tracker:

@@ -72,7 +72,6 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """The inverse of `rng_state`."""
     torch.set_rng_state(state["cpu"])
     if device.type != "cpu" and device.type in state:
         torch.get_device_module(device).set_rng_state(state[device.type], *_index(device))

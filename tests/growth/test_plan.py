@@ -9,7 +9,7 @@ import pytest
 
 from apollo_cli.growth import plan as plan_module
 from apollo_cli.growth.expanders import CopyLayers, Msg
-from apollo_cli.growth.plan import Plan, StepCost, max_steps_within
+from apollo_cli.growth.plan import Plan, SourceCost, StepCost, max_steps_within
 from apollo_cli.growth.rng import Purpose, uniforms
 from apollo_cli.growth.samplers import (
     LVPS,
@@ -326,7 +326,7 @@ def test_at_a_growth_the_gates_of_the_stage_that_ends_are_open() -> None:
 
 
 def test_flops_of_learned_maps_are_counted_and_those_of_the_source_are_kept_apart() -> None:
-    plan = replace(make_plan(40, Shallow()), maps={0: 1000, 2: 30}, source_flops=77)
+    plan = replace(make_plan(40, Shallow()), maps={0: 1000, 2: 30}, source=SourceCost(77))
     assert plan.flops == 1030 + sum(stage.flops for stage in plan.stages)
     written = plan.as_dict()
     assert (written["source_flops"], written["map_flops"], written["flops"]) == (77, 1030, plan.flops)

@@ -150,7 +150,7 @@ def test_one_draw_equals_many_and_inverts_the_distribution(
     u = sorted([0.0, *u, nextafter(1.0, 0.0)])
     depths = sampler.depths(np.array(u), layers, target)
     assert depths.dtype == np.int64
-    assert depths.tolist() == [sampler.depth(x, layers, target) for x in u]
+    assert depths.tolist() == [sampler.depths(np.array([x]), layers, target).item() for x in u]
     assert depths.tolist() == sorted(depths)
     probabilities = sampler.probabilities(layers, target)
     for x, depth in zip(u, depths.tolist(), strict=True):
@@ -179,7 +179,7 @@ def test_huge_k_stays_shallow_without_overflow(k: float, layers: int, target: in
     assert np.isfinite(list(probabilities.values())).all()
     assert sum(probabilities.values()) == pytest.approx(1)
     assert probabilities[layers] == pytest.approx(1, abs=1e-9)
-    assert LVPS(k=k).depth(0.5, layers, target) == layers
+    assert LVPS(k=k).depths(np.array([0.5]), layers, target).tolist() == [layers]
 
 
 @pytest.mark.parametrize(("layers", "target"), PAIRS)

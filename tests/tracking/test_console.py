@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from apollo_cli.config.config import Config
+from apollo_cli.growth.plan import SourceCost
 from apollo_cli.tracking import console as module
 from apollo_cli.tracking.console import Console, duration, plan_table, plan_totals, summary_table
 from apollo_cli.training.device import choose
@@ -121,7 +122,7 @@ def test_lines_break_between_words_on_a_narrow_terminal(
 
 def test_totals_name_the_cost_of_the_source_and_no_saving_of_scratch(config: Callable[..., Config]) -> None:
     plan = make_plan(config(), choose(config().run))
-    begun = plan_totals(replace(plan, source_flops=10**18))
+    begun = plan_totals(replace(plan, source=SourceCost(10**18)))
     assert f"{plan.flops} FLOPs, after 1.0000e+18 of the model that it begins with; scratch at equal steps" in begun
     settings = config("schedule.layers=[4]", "schedule.ends=[1]")
     assert plan_totals(make_plan(settings, choose(settings.run))).endswith(" FLOPs")

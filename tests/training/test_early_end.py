@@ -78,7 +78,7 @@ def test_a_run_that_has_reached_its_target_at_once_has_a_checkpoint(
     again = train(
         config(*words, f"init_from.path={tmp_path}/first", "init_from.optimizer=true"), tmp_path / "second"
     )
-    assert again.plan.source_flops == 0
+    assert again.plan.source.flops == 0
     assert read_rows(tmp_path / "second")[0]["eval/loss"] == read_rows(tmp_path / "first")[0]["eval/loss"]
 
 

@@ -16,7 +16,7 @@ from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.adamw import AdamW
 from apollo_cli.training.init_from.weights import InitFrom, enlarged
-from apollo_cli.training.optimizer import TrainableModel, named_with_group, state_by_name
+from apollo_cli.training.optimizer import TrainableModel, state_by_name
 
 CompileBlocks = Callable[[Iterable[nn.Module]], None]
 
@@ -73,10 +73,12 @@ class ParallelStrategy:
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], optimizer: AdamW) -> None:
         """Gives weights and optimizer the state of a checkpoint; a ValueError if it is that of another model."""
-        for name, group, parameter in named_with_group(self.model.named_parameters(), optimizer):
-            state = optimizer.begin(group, parameter)
-            if not tensors.keys().isdisjoint(f"{name}/{key}" for key in state):
-                optimizer.state[parameter] = state
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = optimizer.begin(group, parameter)
+                if not tensors.keys().isdisjoint(f"{names[parameter]}/{key}" for key in state):
+                    optimizer.state[parameter] = state
         wanted = self.model.state_dict() | state_by_name(self.model.named_parameters(), optimizer)
         if wanted.keys() != tensors.keys():
             raise ValueError(f"the checkpoint has other tensors: {min(wanted.keys() ^ tensors.keys())}")

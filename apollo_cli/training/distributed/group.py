@@ -89,7 +89,6 @@ class ProcessGroup:
         return values
 
     def max(self, *values: float) -> list[float]:
-        """The maximum of each value over all processes."""
         if not self.env:
             return list(values)
         reduced = torch.tensor(values, dtype=torch.float64)

@@ -32,7 +32,6 @@ class TensorFiles(Mapping[str, Tensor]):
         return self.rows(name, 0, sum(shape[0] for _, shape in self._parts[name] if shape))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the joined tensor."""
         shapes = [shape for _, shape in self._parts[name]]
         return (sum(rows for rows, *_ in shapes), *shapes[0][1:]) if shapes[0] else ()
 

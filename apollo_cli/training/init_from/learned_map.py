@@ -82,7 +82,8 @@ class LearnedMap(nn.Module):
         chosen = self.spaces()
         state = non_block_params(self._params, chosen, tied=self._tied)
         for name in self.layers[0]:
-            wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers])
+            # in fp32, as CUDA's autocast would run tensordot, and a CPU's would refuse it in two types
+            wide = torch.stack([widened(name, layer[name], chosen) for layer in self.layers]).float()
             modules = _modules(name)
             rows = [len(chosen[space].out) for space in parts_of(name).values()] or wide.shape[1]
             parts = zip(modules, wide.split(rows, dim=1), strict=True)
@@ -116,13 +117,8 @@ def learn(
 ) -> tuple[float, float]:
     """Trains the map by AdamW on the loss of the stored layers, each run once, then initializes the model by it.
 
-    The model is the large one, whose own weights are not used; `batch` returns the micro-batch of a step.
-
-    Returns:
-        The losses on the first batch before and after, without dropout.
-
-    Raises:
-        TrainingError: a loss is not finite.
+    The model is the large one, whose own weights are not used; `batch` returns the micro-batch of a step. Returns
+    the losses on the first batch before and after, without dropout; a TrainingError if a loss is not finite.
     """
     layer_map = tuple(range(len(model.blocks)))
 

@@ -22,7 +22,7 @@ from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.training.checkpoint import checkpoint_names, load_checkpoint, load_counters
 from apollo_cli.training.init_from.weights import sizes
-from apollo_cli.training.state import Checkpoint, TrainerState
+from apollo_cli.training.state import TrainerState
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,6 @@ class SourceModel:
             return checkpoint_model(self.run.config, self.run.directory, self.run.typed)
         return load_model(self.folder)
 
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint with the optimizer's state; a CheckpointError if it is damaged."""
-        assert self.run
-        assert self.run.checkpoint
-        return load_checkpoint(self.run.directory.checkpoints, self.run.checkpoint)
-
-    @property
-    def samples(self) -> int:
-        """Rows of the corpus that were read before and while it was trained."""
-        assert self.run
-        return self.run.state.first_sample + self.run.state.step * self.run.config.batch.size
-
 
 @dataclass(frozen=True)
 class SourceRun:
@@ -73,9 +61,8 @@ class SourceRun:
 def find_source(config: Config) -> SourceModel | None:
     """The source of a config: a run directory, or a folder in transformers' format; None without one.
 
-    Raises:
-        CheckpointError: it does not exist, is not complete, or is no such model.
-        ConfigError: it cannot grow to the model of the config.
+    A CheckpointError if it does not exist, is not complete, or is no such model; a ConfigError if it cannot grow to
+    the model of the config.
     """
     args = config.init_from
     if args.path is None:
@@ -115,7 +102,8 @@ def find_source(config: Config) -> SourceModel | None:
 def first_sample(config: Config) -> int:
     """Rows of the corpus before those of a new run, which the run that it begins from has read."""
     source = find_source(config) if config.init_from.data else None
-    return source.samples if source else 0
+    run = source and source.run
+    return run.state.first_sample + run.state.step * run.config.batch.size if run else 0
 
 
 def _run_source(directory: RunDirectory, config: Config) -> SourceModel:
@@ -160,9 +148,8 @@ def _flops(counted: dict[str, Any]) -> int:
 def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> LanguageModel:
     """The model of a checkpoint of a run, with as many layers as it stored then.
 
-    Raises:
-        CheckpointError: there is none of this name, it is damaged, of another model than the config's, or its new
-            layers run through gates.
+    A CheckpointError if there is none of this name, it is damaged, of another model than the config's, or its new
+    layers run through gates.
     """
     checkpoint = load_checkpoint(directory.checkpoints, name)
     if checkpoint.state.gated:
@@ -262,11 +249,7 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
 
 
 def check_corpus(source: SourceModel, corpus: Corpus, config: Config) -> None:
-    """Refuses a source whose tokens differ from those of the corpus, or whose rows do if it goes on in them.
-
-    Raises:
-        CheckpointError: they differ, or it is not known what they were.
-    """
+    """Raises a CheckpointError if tokens, or rows to go on in, differ from the source's or are unknown."""
     file, run = source.folder / "tokenizer.json", source.run
     is_its_corpus = run is not None and run.checkpoint is not None and run.state.data == corpus.content
     if config.init_from.data and not is_its_corpus:

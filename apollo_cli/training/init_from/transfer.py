@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from apollo_cli.data.batches import TrainingBatches
+from apollo_cli.growth.expanders import Ligo
 from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.models.model_config import ModelConfig
@@ -23,7 +24,6 @@ class WeightTransfer:
     step i of the stage. Each of several processes reads whole micro-batches, so that all learn the same map.
     """
 
-    plan: Plan
     model_config: ModelConfig  # sizes of the target model
     device: Device
     batches: TrainingBatches  # of the run, not divided among processes
@@ -31,16 +31,16 @@ class WeightTransfer:
     say: Callable[[str], None]  # takes a line for the console
 
     def init_model(
-        self, model: LanguageModel, source: LanguageModel, index: int, before_step: Callable[[], None]
+        self, model: LanguageModel, source: LanguageModel, plan: Plan, index: int, before_step: Callable[[], None]
     ) -> None:
         """Initializes the model that begins the stage `index` from a smaller one, which is moved to another device.
 
         `before_step` is called before each step of a learned map, and may raise. A TrainingError if a loss of
         the map is not finite.
         """
-        expander, stage = self.plan.expander, self.plan.stages[index]
-        rng = generator(self.plan.seed, Purpose.GROWTH, index)
-        if expander.learning is None:
+        expander, stage = plan.expander, plan.stages[index]
+        rng = generator(plan.seed, Purpose.GROWTH, index)
+        if not isinstance(expander, Ligo):
             init_from_smaller(model, source, expander, rng)
             return
         source.to(model.device)
@@ -51,10 +51,10 @@ class WeightTransfer:
             return self.batches.micro_batch(stage.stage.first_step + step, 0).to(self.device.device)
 
         began = perf_counter()
-        first, last = learn(model, learned, batch, expander.learning, self.device)
+        first, last = learn(model, learned, batch, expander, self.device)
         (seconds,) = self.device.processes.max(perf_counter() - began)  # all processes add the same number
         self.state.train_seconds += seconds
         self.state.flops += stage.map_flops
         self.state.logged_train_seconds += seconds  # of no row's rates
         self.state.logged_flops += stage.map_flops
-        self.say(f"a map was learned in {expander.learning.steps} steps, loss {first:.4f} -> {last:.4f}")
+        self.say(f"a map was learned in {expander.steps} steps, loss {first:.4f} -> {last:.4f}")

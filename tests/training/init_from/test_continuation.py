@@ -83,7 +83,7 @@ def test_a_run_from_a_checkpoint_begins_at_its_loss_and_costs_what_it_had_cost(
     plan = train(config(*words, "init_from.checkpoint=step_00000006"), tmp_path / "new").plan
     end = read_rows(halves["whole"])[-1]
     assert read_rows(tmp_path / "new")[0]["eval/loss"] == pytest.approx(end["eval/loss"], abs=1e-6)
-    assert plan.source_flops == end["flops"]
+    assert plan.source.flops == end["flops"]
 
 
 def test_a_run_that_goes_on_in_the_corpus_is_resumed_there(

@@ -76,7 +76,7 @@ def test_a_run_from_a_source_is_resumed_exactly_and_costs_what_was_planned(
     assert (result.plan.map_flops > 0) == (name == "ligo")
     summary = json.loads((tmp_path / "straight" / "summary.json").read_text())
     source = json.loads((sources[kind] / "summary.json").read_text())
-    assert summary["totals"]["source_flops"] == result.plan.source_flops == source["totals"]["flops"]
+    assert summary["totals"]["source_flops"] == result.plan.source.flops == source["totals"]["flops"]
     assert summary["totals"]["source_seconds"] == source["totals"]["train_seconds"]
     interrupt(lambda: train(settings, tmp_path / "run"), 7, monkeypatch)
     resume(tmp_path / "run")
@@ -127,8 +127,8 @@ def test_a_model_in_transformers_format_is_a_source_whose_cost_is_not_known(
 ) -> None:
     words = ("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}")
     plan = train(config(*words), tmp_path).plan
-    assert plan.source_flops is None
-    assert make_plan(config(*words, "init_from.flops=1e9"), choose(config().run)).source_flops == 10**9
+    assert plan.source.flops is None
+    assert make_plan(config(*words, "init_from.flops=1e9"), choose(config().run)).source.flops == 10**9
 
 
 def test_the_cost_of_a_sources_source_is_charged_too(
@@ -136,8 +136,8 @@ def test_the_cost_of_a_sources_source_is_charged_too(
 ) -> None:
     first = train(config("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt']}"), tmp_path).plan
     again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
-    assert first.source_flops is not None
-    assert make_plan(again, choose(again.run)).source_flops == first.flops + first.source_flops
+    assert first.source.flops is not None
+    assert make_plan(again, choose(again.run)).source.flops == first.flops + first.source.flops
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_optimizers_own_flops_of_a_source_are_charged_too(
     plan = train(settings, tmp_path).plan
     a_layer = optimizer_flops(settings.model_config, settings.optim)
     again = config(*stages, f"init_from.path={tmp_path}", *words)
-    assert make_plan(again, choose(again.run)).source_flops == plan.flops + 2 * 4 * a_layer > plan.flops
+    assert make_plan(again, choose(again.run)).source.flops == plan.flops + 2 * 4 * a_layer > plan.flops
 
 
 def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
@@ -162,7 +162,7 @@ def test_the_cost_of_a_source_whose_own_source_is_unknown_is_unknown(
 ) -> None:
     train(config("model=gpt", *RARELY, *METHODS["fpi"], f"init_from.path={sources['gpt'] / 'model'}"), tmp_path)
     again = config("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path}")
-    assert make_plan(again, choose(again.run)).source_flops is None
+    assert make_plan(again, choose(again.run)).source.flops is None
 
 
 def test_gates_of_the_first_stage_open_before_the_next_growth(
@@ -270,7 +270,7 @@ def test_a_plan_may_begin_from_a_planned_run_and_a_run_may_not(
     words = ("model=gpt", *METHODS["fpi"], f"init_from.path={tmp_path / 'small'}")
     planned = train(config(*words, "plan=true"), tmp_path / "planned").plan
     whole = train(config(*words[:-1], f"init_from.path={sources['gpt']}", "plan=true"), tmp_path / "whole").plan
-    assert planned.source_flops == small.flops == whole.source_flops
+    assert planned.source.flops == small.flops == whole.source.flops
     assert planned.flops == whole.flops
     with pytest.raises(ApolloError, match="this run is not complete; finish it first"):
         train(config(*words), tmp_path / "run")
@@ -305,6 +305,13 @@ def test_the_loss_reaches_every_factor_of_the_map_and_not_the_source(kind: str) 
     for name, parameter in learned.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).all(), name
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_map_is_learned_where_products_are_in_bf16(kind: str, config: Callable[..., Config]) -> None:
+    learned, model, batch = ligo(kind)
+    first, last = learn(model, learned, batch, Ligo(20, 1e-2), choose(config("precision=bf16").run))
+    assert last < first
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])

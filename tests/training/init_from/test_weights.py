@@ -159,7 +159,7 @@ def test_a_source_may_be_as_narrow_as_the_first_stage(config: Callable[..., Conf
     small = ("model.layers=2", "model.hidden=8", "model.heads=1", "model.ffn=16", "schedule.layers=[2]")
     train(config("model=gpt", *RARELY, *small, "schedule.ends=[1]"), tmp_path / "source")
     plan = train(config("model=gpt", *RARELY, *FPI, f"init_from.path={tmp_path / 'source'}"), tmp_path / "run").plan
-    assert plan.source_flops
+    assert plan.source.flops
     end = read_rows(tmp_path / "source")[-1]["eval/loss"]
     assert read_rows(tmp_path / "run")[0]["eval/loss"] == pytest.approx(end, abs=0.5)
     quarter = (*FPI, "model.heads=4", "schedule.widths=[0.25,1]", f"init_from.path={tmp_path / 'source'}")
