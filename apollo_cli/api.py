@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,8 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
             if run_dir is not None:
                 raise ConfigError(f"run_dir={run_dir}: resume= names the folder of the run; leave run_dir out")
             return run.resume(Path(asked[0]), asked[1])
-        config, named = _composed(line)
-        if not run_dir and not line.typed("hydra.run.dir") and ProcessEnv.from_environ(os.environ):
-            raise ConfigError("run_dir: several processes train one run; give all of them the same folder")
-        path = Path(run_dir or named)
+        config, typed = _composed(line)
+        path = Path(run_dir or typed or _new_run_dir(config))
         missing = files.missing(path)
         return run.train(config, path)
     except ConfigError as error:
@@ -98,18 +97,25 @@ def train(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -
         files.remove_empty(missing)
 
 
-def _composed(line: CommandLine) -> tuple[Config, str]:
-    """The config of a run with these words, and the directory that it names; a ConfigError has every problem."""
+def _composed(line: CommandLine) -> tuple[Config, str | None]:
+    """The config of a run with these words, and its directory if that is typed; a ConfigError has every problem."""
     try:
         with initialize_config_module(CONF, version_base="1.3"):
             values = compose("config", list(line.overrides), return_hydra_config=True)
         check_sweep_options(values.hydra, _TO_SWEEP)
-        named = values.hydra.run.dir
+        typed = values.hydra.run.dir if line.typed("hydra.run.dir") else None
         with open_dict(values):
             del values["hydra"]
-        return job_config(values, line.overrides), named
+        return job_config(values, line.overrides), typed
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(line, error, f"{_TO_SWEEP}, or ") from error
+
+
+def _new_run_dir(config: Config) -> Path:
+    if ProcessEnv.from_environ(os.environ):
+        raise ConfigError("run_dir: several processes train one run; give all of them the same folder")
+    folder = "plans" if config.run.plan else config.run.name
+    return Path("outputs") / folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 
 
 def load(run_dir: str | Path, checkpoint: str | None = None) -> tuple[LanguageModel, Tokenizer]:

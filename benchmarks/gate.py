@@ -63,7 +63,7 @@ class GatedProgram:
             self.process.stdin = None
         seconds: float = self._report()["seconds"]
         if ends:
-            self.process.wait()  # what it still does would slow the next program's steps
+            self.process.communicate()  # what it still does would slow the next program's steps
         return seconds
 
     def _report(self) -> dict[str, Any]:
@@ -75,5 +75,6 @@ class GatedProgram:
 
     def close(self) -> int:
         """Ends the program and returns its peak memory in bytes."""
-        self.process.communicate("\n" if self.process.stdin else None)
+        if self.process.returncode is None:
+            self.process.communicate("\n")
         return self.last["peak_bytes"]

@@ -176,7 +176,7 @@ def _expected(kind: str, base: float, slope: float) -> Iterable[str]:
 
 
 def _whole_run(figures: dict[str, Any]) -> Iterable[str]:
-    yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, ten of each in turn; training seconds,"
+    yield "`experiment=apollo_*` and `experiment=scratch_*`, 200 steps each, in turns; training seconds,"
     yield "summed up over all pairs of runs [of each pair]."
     yield from _saved(figures, ["apollo"], 0.97)
 

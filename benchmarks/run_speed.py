@@ -192,7 +192,7 @@ def depth() -> dict[str, Any]:
 
 
 def whole_run() -> dict[str, Any]:
-    """Whole Apollo runs and whole scratch runs of the same model, two steps of each in turn.
+    """Whole Apollo runs and whole scratch runs of the same model, some steps of each in turn.
 
     Otherwise the load of the machine varies more than the eighth that is saved.
     """

@@ -55,6 +55,16 @@ def test_a_typed_run_directory_is_that_of_the_command(
     assert {path.name for path in tmp_path.iterdir()} >= {"2026_11_29", "plans"}
 
 
+def test_a_folder_of_its_own_is_made_whatever_the_command_has_named(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APOLLO_STAMP", "2026-11-29_00-00-00-000000")
+    folders = {train([*tiny, "plan=true"]).run_dir for _ in range(2)}
+    assert len(folders) == 2
+    assert not any("2026-11-29" in folder.name for folder in folders)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

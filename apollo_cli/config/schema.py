@@ -107,6 +107,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
     if detail["type"] == "extra_forbidden":
         if new := RENAMED.get(key):
             return f"{key}={typed}: renamed to {new}={typed}"
+        if key == "size":  # a size of the user's own, in the wrong place
+            return "size: its file sets keys of other groups, so `# @package _global_` must be its first line"
         return f"{key}: no such key{closest(key, known)}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         remedy = "" if "[" in key else f"; type {key}={'RUN_DIR' if key == 'run' else 'VALUE'}"
@@ -115,7 +117,8 @@ def _sentence(key: str, detail: Any, known: list[str]) -> str:
         return f"{key}={typed}: should be a list, for example '{key}=[1,3]'"
     message = detail["msg"].replace("Input should", "should").removeprefix("Value error, ")
     hint = ""
-    if detail["type"] in ("int_type", "float_type") and re.fullmatch(r"[-+.\deE]+", str(detail["input"])):
+    is_text = isinstance(detail["input"], str) and re.fullmatch(r"[-+.\deE]*\d[-+.\deE]*", detail["input"])
+    if detail["type"] in ("int_type", "float_type") and is_text:
         hint = f"; this is a text: of an environment variable type '{key}=\"${{oc.decode:${{oc.env:NAME}}}}\"'"
     if detail["type"] == "literal_error":
         hint = closest(typed, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))

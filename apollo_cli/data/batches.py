@@ -19,9 +19,11 @@ class NextToken:
     """GPT and LLaMA: at every position but the last, the next token."""
 
     def predictions(self, seq_len: int) -> int:
-        return seq_len - 1  # of a row
+        """Predictions in a row of `seq_len` tokens."""
+        return seq_len - 1
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:
+        """The batch of `rows` (n, seq_len); nothing in it is random."""
         tokens = torch.from_numpy(rows.astype(np.int64))
         positions = torch.arange(tokens.numel()).view(tokens.shape)[:, :-1]
         return Batch(tokens, positions.flatten(), tokens[:, 1:].flatten())
@@ -43,6 +45,7 @@ class MaskedTokens:
     inside: np.ndarray | None = None  # (vocabulary,) of bool, the tokens that continue the word before them
 
     def predictions(self, seq_len: int) -> int:
+        """Predictions in a row of `seq_len` tokens."""
         return max(1, round(self.fraction * (seq_len - 2)))
 
     def batch(self, rows: np.ndarray, seed: int, purpose: Purpose, indices: np.ndarray) -> Batch:

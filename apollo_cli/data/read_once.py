@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 from apollo_cli.data.sources import Documents
 
@@ -16,17 +17,26 @@ class ReadOnce:
     """
 
     def __init__(self, documents: Documents, folder: Path) -> None:
-        self.taken, self.rest = TemporaryFile("w+", dir=folder), documents()  # noqa: SIM115 - closed by the second
-        self.is_second = False
+        self.documents, self.folder = documents, folder
+        self._taken: tuple[IO[str], Iterator[str]] | None = None  # by the first pass, and the rest
 
     def __call__(self) -> Iterator[str]:
-        if self.is_second:
-            with self.taken:
-                self.taken.seek(0)
-                yield from map(json.loads, self.taken)
-            yield from self.rest
-            return
-        self.is_second = True
-        for document in self.rest:
-            self.taken.write(json.dumps(document) + "\n")
-            yield document
+        if self._taken is None:
+            file = TemporaryFile("w+", dir=self.folder)  # noqa: SIM115 - closed by the second pass
+            self._taken = file, self.documents()
+            return _recorded(*self._taken)
+        taken, self._taken = self._taken, None
+        return _continued(*taken)
+
+
+def _recorded(file: IO[str], documents: Iterator[str]) -> Iterator[str]:
+    for document in documents:
+        file.write(json.dumps(document) + "\n")
+        yield document
+
+
+def _continued(file: IO[str], rest: Iterator[str]) -> Iterator[str]:
+    with file:
+        file.seek(0)
+        yield from map(json.loads, file)
+    yield from rest

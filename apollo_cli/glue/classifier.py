@@ -54,7 +54,7 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy in nats, or mean squared error where the labels are numbers.
 
-        Every layer is trained, and none has a gate.
+        Every layer is trained and none has a gate, so the last two arguments say nothing.
         """
         assert isinstance(batch, SentenceBatch)
         return task_loss(self(batch, layer_map), batch.targets)

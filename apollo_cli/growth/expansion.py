@@ -102,7 +102,8 @@ def gradient_ratio(growth: Growth, slot: int, name: str, moments: str, *, post_n
 
     The multiplier of the branches is behind all parameters, and the projections into the residual stream are behind
     the others of their layer, but for the norms of post-norm layers. A share of zero counts as one: with moments of
-    zero the first steps after it would be too large. So does any under `keep`, whose moments are another layer's.
+    zero the first steps after it would be too large. So does any under `keep`, whose moments stay in their slots,
+    mostly those of another layer.
     """
     is_after = name.startswith(INTO_RESIDUAL) or (post_norm and "_norm." in name)
     if is_after or not growth.states_additions:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from apollo_cli.errors import ConfigError
 from apollo_cli.growth.expanders import Expander, Growth
 from apollo_cli.growth.layer_maps import layer_map
 from apollo_cli.growth.rng import Purpose, generator, uniforms
@@ -186,6 +187,12 @@ class Plan:
         previous = self.schedule.stages[index - 1] if index else stage
         before = previous.layers if index or self.source.layers is None else self.source.layers
         grows = (before, previous.width) != (stage.layers, stage.width)
+        growth = self.expander.growth(before, stage.layers) if grows else None
+        if growth and growth.matrix.shape != (stage.layers, before):
+            raise ConfigError(
+                f"expander: {type(self.expander).__name__}.growth({before}, {stage.layers}) has a matrix of shape "
+                f"{growth.matrix.shape}; it should be {(stage.layers, before)}, new layers by old ones"
+            )
         return StagePlan(
             stage=stage,
             parameters=step_cost.parameters(stage.layers),
@@ -197,7 +204,7 @@ class Plan:
             optimizer_flops=stage.steps * (stage.layers - stage.frozen) * step_cost.optimizer_flops,
             depth_probabilities=self.sampler.in_stage(index).probabilities(stage.layers, step_cost.target),
             depth_counts=counts,
-            growth=self.expander.growth(before, stage.layers) if grows else None,
+            growth=growth,
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:

@@ -30,7 +30,8 @@ class Batch:
     """The input of a micro-step."""
 
     tokens: Tensor  # (rows, seq_len) int64, the model's input
-    positions: Tensor  # (predictions,) int64, indices into the flattened rows where a token is predicted
+    # (predictions,) int64, indices into the flattened rows where a token is predicted, all different
+    positions: Tensor
     targets: Tensor  # (predictions,) int64, the correct tokens there
 
     @property

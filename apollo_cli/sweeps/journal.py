@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from apollo_cli import files
 
-_VARIABLE = "APOLLO_JOURNAL"  # the folder of the command's
+_VARIABLE = "APOLLO_JOURNAL"  # the folder of the command's journal
 
 
 @dataclass(frozen=True)

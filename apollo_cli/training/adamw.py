@@ -21,6 +21,8 @@ class AdamW:
             value on; empty without `ema`.
         lr: of the next update, a number or a tensor ().
         lr_scales: the factor of `lr` for some parameters; 1 for the others.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, blocked: Tensor | None = None) -> None:
-        """Updates the parameters that have a gradient; changes nothing if `blocked`, (), is 1 on its device."""
+        """Updates the parameters that have a gradient; changes nothing if `blocked`, (), is 1.
+
+        That number is read on its device, so there is no wait.
+        """
         if blocked is not None and blocked.device.type == "mps" and blocked:  # its kernel may not read it
             return
         for group in self.param_groups:

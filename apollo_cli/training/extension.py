@@ -29,8 +29,11 @@ def extended(
     """The config and the plan of a run that is made longer, from its plan until now.
 
     The stages end where they did, but for the last one; warmup and gates keep their steps. `typed` has the new
-    length, as in `budget`. A ConfigError if it is no longer than before, the steps that are done would have had
-    another rate, the ends of its stages are not decided yet, or its corpus is a stream.
+    length, as in `budget`.
+
+    Raises:
+        ConfigError: it is no longer than before, the steps that are done would have had another rate, the ends of
+            its stages are not decided yet, or its corpus is a stream.
     """
     ((unit, value),) = typed.items()
     if is_streamed(config.data):
@@ -53,22 +56,7 @@ def extended(
     changed = first_changed_rate(config, planned, run_plan, checkpoint.state.step if checkpoint else 0)
     if changed is not None:
         assert checkpoint
-        names = checkpoint_names(directory.checkpoints)
-        early = [name for name in names if int(name.removeprefix("step_")) <= changed]
-        path = pasted("init_from.path", str(directory))
-        from_earlier = (
-            f", or with the checkpoint before that: {path} init_from.checkpoint={early[-1]}"
-            if early and changed
-            else ""
-        )
-        raise ConfigError(
-            f"budget.{unit}={value}: with optim.schedule={config.optim.schedule} the rate of steps {changed} to "
-            f"{checkpoint.state.step - 1} was laid out for {planned.steps} steps, and would have been another one "
-            f"in a longer run. Begin a new run with its weights: {path}, with its moments: "
-            "init_from.optimizer=true, and with the rows after its own: "
-            f"init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its decay, goes "
-            "on"
-        )
+        raise ConfigError(_refusal(config, typed, planned, directory, changed, checkpoint.state.step))
     return longer, run_plan
 
 
@@ -90,3 +78,25 @@ def first_changed_rate(config: Config, planned: Plan, longer: Plan, done: int) -
         return learning_rate(config.optim, step, schedule.steps, schedule.growth_steps, schedule.first_planned)
 
     return next((step for step in range(done) if rate(planned, step) != rate(longer, step)), None)
+
+
+def _refusal(
+    config: Config, typed: dict[str, Any], planned: Plan, directory: RunDirectory, changed: int, done: int
+) -> str:
+    """Why the rate does not allow it, and the new run that goes on instead."""
+    ((unit, value),) = typed.items()
+    names = checkpoint_names(directory.checkpoints)
+    early = [name for name in names if int(name.removeprefix("step_")) <= changed]
+    path = pasted("init_from.path", str(directory))
+    from_earlier = (
+        f", or with the checkpoint before that: {path} init_from.checkpoint={early[-1]}"
+        if early and changed
+        else ""
+    )
+    return (
+        f"budget.{unit}={value}: with optim.schedule={config.optim.schedule} the rate of steps {changed} to "
+        f"{done - 1} was laid out for {planned.steps} steps, and would have been another one in a longer run. "
+        f"Begin a new run with its weights: {path}, with its moments: init_from.optimizer=true, and with the rows "
+        f"after its own: init_from.data=true{from_earlier}. A run with optim.schedule=constant, or wsd before its "
+        "decay, goes on"
+    )

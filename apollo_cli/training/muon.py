@@ -19,8 +19,15 @@ class Muon(AdamW):
 
     torch's class is not used, as it always computes in bf16, waits where the rate is a tensor, cannot be blocked,
     and takes what several matrices share, as queries, keys and values do, for one. A parameter has the state
-    `momentum_buffer`. The arguments are torch's and AdamW's, whose lr and ema are Muon's, too; `parts` of a group
-    are the rows of the matrices, below each other, in each parameter.
+    `momentum_buffer`.
+
+    Args:
+        groups: as AdamW's. `parts`: the rows of the matrices, below each other, in each parameter.
+        momentum: decay of the mean of gradients.
+        nesterov: whether the newest gradient is added to that mean once more.
+        ns_steps: number of Newton-Schulz iterations.
+        adjust_lr_fn: see `lr_factor`.
+        adamw: lr, betas, eps and ema of AdamW; lr and ema are Muon's, too.
     """
 
     def __init__(

@@ -307,7 +307,10 @@ class Trainer:
         return self.device.processes.mean(torch.stack(losses))
 
     def seed_dropout(self, micro_step: int, *, same_on_all: bool = False) -> None:
-        """Seeds torch's generator by (seed, micro-step, rank or 0), where processes would draw the same dropout."""
+        """Seeds torch's generator by (seed, micro-step, rank), where several processes would draw the same dropout.
+
+        If `same_on_all`, all processes are seeded as rank 0.
+        """
         processes = self.device.processes
         if processes.env and self.model.model_config.dropout:
             rank = 0 if same_on_all else processes.rank
@@ -315,7 +318,10 @@ class Trainer:
             torch.manual_seed(int(rng.integers(2**63)))
 
     def backward_chunk(self, batch: Batch, path: ForwardPath, chunks: int, *, last: bool) -> Tensor:
-        """Adds the gradient of one of the chunks of a step, of which the last averages; returns its loss, ()."""
+        """Adds the gradient of one of `chunks` chunks of a step, the last of which averages over processes.
+
+        Returns its loss, ().
+        """
 
         def work(tensors: Sequence[Tensor]) -> Tensor:
             with self.strategy.no_sync(last):

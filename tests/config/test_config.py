@@ -125,6 +125,7 @@ def test_a_config_that_was_saved_is_read_back_the_same(option: str) -> None:
         ({"seed": "abc"}, ["seed=abc", "integer"]),
         ({"seed": -1}, ["seed=-1", "greater than or equal to 0"]),
         ({"seed": 1.5}, ["seed=1.5", "integer"]),
+        ({"size": {"model": {"layers": 4}}}, ["size: its file sets keys of other groups", "# @package _global_"]),
         (
             {"seed": "3"},
             ["seed=3: should be a valid integer; this is a text", "'seed=\"${oc.decode:${oc.env:NAME}}\"'"],

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,8 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from apollo_cli.errors import ConfigError
 from apollo_cli.growth import plan as plan_module
-from apollo_cli.growth.expanders import CopyLayers, Msg
+from apollo_cli.growth.expanders import CopyLayers, Expander, Growth, Msg
 from apollo_cli.growth.plan import Plan, SourceCost, StepCost, max_steps_within
 from apollo_cli.growth.rng import Purpose, uniforms
 from apollo_cli.growth.samplers import (
@@ -165,6 +167,20 @@ def test_copying_growth_is_written_as_indices() -> None:
     assert maps == [None, [0, 0, 0], [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
     maps = [stage["growth_map"] for stage in make_plan(40, kind="stack").as_dict()["stages"]]
     assert maps == [None, [0, 0, 0], [0, 1, 2] * 2, [0, 1, 2, 3, 4, 5] * 2]
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3), (3,)])
+def test_a_map_for_other_numbers_of_layers_is_refused(shape: tuple[int, ...]) -> None:
+    """Of an expander of one's own: 1 -> 3 needs a matrix (3, 1)."""
+
+    class Wrong(Expander):
+        def growth(self, source: int, target: int) -> Growth:
+            return Growth(np.ones(shape))
+
+    plan = replace(make_plan(30, layers=(1, 3), ends=(0.5, 1)), expander=Wrong())
+    said = re.escape(f"Wrong.growth(1, 3) has a matrix of shape {shape}; it should be (3, 1)")
+    with pytest.raises(ConfigError, match=said):
+        plan.as_dict()
 
 
 def test_blending_growth_is_written_as_rows() -> None:

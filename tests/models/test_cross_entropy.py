@@ -62,11 +62,12 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, weight, _, targets = _inputs(False)
-    expected = decoder_loss(hidden, weight, None, targets).item()
-    monkeypatch.setattr(torch, "empty_like", None)
+    hidden, weight, bias, targets = _inputs(True)
+    expected = decoder_loss(hidden, weight, bias, targets).item()
+    for name in ("empty_like", "zeros_like"):
+        monkeypatch.setattr(torch, name, None)
     with torch.no_grad():
-        assert decoder_loss(hidden, weight, None, targets).item() == expected
+        assert decoder_loss(hidden, weight, bias, targets).item() == expected
 
 
 @with_bias

@@ -156,8 +156,9 @@ def _check_finite(loss: float, where: str, lr: float) -> None:
 
 
 def loss_of(model: LanguageModel, learned: LearnedMap, batch: Batch, layer_map: LayerMap) -> Tensor:
-    """The large model's loss with the parameters that the map computes."""
-    return functional_call(model, with_positions_of(learned.state(), model), (batch, layer_map))
+    """The large model's loss with the parameters that the map computes, in fp32 as those of a training step."""
+    state = {name: value.float() for name, value in with_positions_of(learned.state(), model).items()}
+    return functional_call(model, state, (batch, layer_map))
 
 
 def _modules(name: str) -> tuple[str, ...]:

@@ -228,7 +228,7 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     if source.vocabulary != target.vocabulary:
         found.append(
             f"it has {source.vocabulary} tokens and data.vocab_size is {target.vocabulary}; take its tokenizer: "
-            "data.tokenizer=FOLDER, with its model"
+            "data.tokenizer=FOLDER, the folder of its model"
         )
     if source.positions < target.positions:
         found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
@@ -242,7 +242,9 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
             + (
                 f"schedule=scratch or 'schedule.layers=[{source.layers}]' 'schedule.ends=[1]'"
                 if source.layers == target.layers
-                else f"schedule.layers=[{source.layers},...]"
+                else f"model.layers={source.layers} or more"
+                if source.layers > target.layers
+                else f"{source.layers} in place of {layers}"
             )
         )
     return found
