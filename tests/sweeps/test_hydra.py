@@ -135,9 +135,9 @@ def test_the_presets_of_the_documentation_are_taken(
     tiny: Words, place: Path, preset: Callable[[str, str], None]
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"```yaml\n# FOLDER/(\S+)\.yaml\n(.*?)```", page, re.DOTALL))
-    assert set(shown) == {"size/micro", "schedule/halves", "data/own"}
-    for option, text in shown.items():
+    blocks = re.findall(r"```yaml\n((?:#[^\n]*\n)?# FOLDER/(\S+)\.yaml\n.*?)```", page, re.DOTALL)  # as they are pasted
+    assert {option for _, option in blocks} == {"size/micro", "schedule/halves", "data/own"}
+    for text, option in blocks:
         preset(option, text.replace("corpus/*.txt", tiny[-2].removeprefix("data.files=").strip("[]")))
     words = ["size=micro", "schedule=halves", "data=own", "plan=true", "hydra.run.dir=run", tiny[-1]]
     assert run(["--config-dir=conf", *words]) == 0
