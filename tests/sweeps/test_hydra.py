@@ -135,7 +135,8 @@ def test_the_presets_of_the_documentation_are_taken(
     tiny: Words, place: Path, preset: Callable[[str, str], None]
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n((?:#[^\n]*\n)?# FOLDER/(\S+)\.yaml\n.*?)```", page, re.DOTALL)  # as they are pasted
+    as_pasted = r"```yaml\n((?:#[^\n]*\n)?# FOLDER/(\S+)\.yaml\n.*?)```"
+    blocks = re.findall(as_pasted, page, re.DOTALL)
     assert {option for _, option in blocks} == {"size/micro", "schedule/halves", "data/own"}
     for text, option in blocks:
         preset(option, text.replace("corpus/*.txt", tiny[-2].removeprefix("data.files=").strip("[]")))
