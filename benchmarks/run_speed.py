@@ -21,6 +21,7 @@ from apollo_cli import files
 FOLDER = Path("outputs/bench")
 KINDS, WIDTHS = ("gpt", "bert"), {"nano": 128, "mini": 256}
 APOLLO_STEPS, WHOLE_RUNS = 200, 3
+REPRODUCTION_THINNED, REPRODUCTION_RUNS = 8, 2
 
 
 def peers() -> dict[str, Any]:
@@ -220,9 +221,9 @@ def reproduction() -> dict[str, Any]:
     nano = ["model.hidden=128", "model.heads=2", "model.ffn=512"]
     for kind, (size, more) in product(KINDS, (("", []), (" nano", nano))):
         cells = [ReproductionCell(kind, method, TUNED[kind, method], 0) for method in methods]
-        steps = {cell.method: plan_of(list(cell.words)).steps // 8 for cell in cells}
+        steps = {cell.method: plan_of(list(cell.words)).steps // REPRODUCTION_THINNED for cell in cells}
         words = {cell.method: [*cell.words, *more] for cell in cells}
-        found[f"{kind}{size}"] = [run_in_turns(words, steps) for _ in range(2)]
+        found[f"{kind}{size}"] = [run_in_turns(words, steps) for _ in range(REPRODUCTION_RUNS)]
     return found
 
 

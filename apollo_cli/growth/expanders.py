@@ -74,7 +74,7 @@ class Expander(ABC):
     def adds_on_top(self, source: int, target: int) -> bool:
         """Whether the old layers stay the lowest ones, so that the new ones can train alone."""
         matrix = self.growth(source, target).matrix
-        return not isinstance(self, Ligo) and np.array_equal(matrix[:source], np.eye(source))
+        return np.array_equal(matrix[:source], np.eye(source))
 
     def stage_problems(self, layers: Sequence[int], ends: Sequence[float]) -> list[str]:
         """Messages about keys that do not fit stages of these stored layers and cumulative shares of all steps."""
@@ -231,3 +231,6 @@ class Ligo(Expander):
 
     def growth(self, source: int, target: int) -> Growth:
         return Growth(mixing_matrix("stack", source, target))
+
+    def adds_on_top(self, source: int, target: int) -> bool:
+        return False  # its map mixes all layers

@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 def take_rows(table: Tensor, indices: Tensor) -> Tensor:
     """`table[indices]`, where no row is taken twice.
 
-    torch's own gradients add row after row, for indices may repeat: 38 instead of 4 ms for 8 x 1024 rows of 768 on
-    two cores.
+    torch's own gradients add row after row, for indices may repeat: 18 instead of 2 ms, forward and backward, for
+    8 x 1024 rows of 768 on two cores.
 
     Args:
         table: (rows, width).
