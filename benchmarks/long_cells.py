@@ -12,6 +12,7 @@ NAME = "long"  # of their corpus
 STEPS = 12_000
 RATES = {"gpt": "2e-3", "bert": "1e-3"}  # scratch's of 3,000 steps x sqrt(3,000 / 12,000)
 SHORTER = (6000, 4000, 9000)  # steps of more scratch runs: what a loss costs from scratch
+LONGEST = 30_000  # steps of a few runs that show whether what is saved grows with the length
 SHALLOWER = 6  # layers of scratch runs of all lengths: what the FLOPs of a grown run reach with less depth
 WARMUP, DECAY = 0.05, 0.15
 
@@ -22,6 +23,7 @@ _LATE = ("schedule.layers=[3,6,12]", "schedule.ends=[0.5,0.75,1]")
 _TWO_HOPS = ("sampler=shallow", "expander=boundary", "expander.moments=new")
 _SPLIT = ("sampler=shallow", "expander=split", "expander.exponent=1", "expander.moments=new")
 _IN_THE_DECAY = ("schedule.layers=[3,12]", "schedule.ends=[0.85,1]")
+_EARLY = 0.08  # 960 steps: as soon as the plateau of BERT is left
 _APOLLO = ("sampler=lvps", "expander=interpolate")
 _COMPLETEP = (
     "model.parametrization=completep",
@@ -31,6 +33,14 @@ _COMPLETEP = (
 METHODS: dict[str, tuple[str, ...]] = {  # the most telling first
     "scratch": _SCRATCH,
     "late_zero_init": ("sampler=shallow", "expander=net2net", *_IN_THE_DECAY),
+    "six_then_late": (
+        "sampler=shallow",
+        "expander=net2net",
+        "expander.moments=new",
+        "schedule.layers=[3,6,12]",
+        f"schedule.ends=[{_EARLY},0.85,1]",
+    ),
+    "early_split": (*_SPLIT, "schedule.layers=[3,12]", f"schedule.ends=[{_EARLY},1]"),
     "two_hops": (*_TWO_HOPS, *_MIDDLE),
     "two_hops_split": (*_SPLIT, *_MIDDLE),
     "late_split": (*_SPLIT, *_IN_THE_DECAY),

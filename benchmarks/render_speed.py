@@ -1,7 +1,7 @@
 """benchmarks/SPEED.md: the figures of `make bench`."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,7 +131,8 @@ def _profile(figures: dict[str, Any]) -> Iterable[str]:
 def _depth(figures: dict[str, Any]) -> Iterable[str]:
     yield "Seconds of a step at nano, batch 16, and at the size of the reproduction (width 64, rows of 64, batch"
     yield "32): as many layers stored as run, and one stored layer shared by all. A step of no layer takes more in"
-    yield "seconds than in FLOPs, so a run of shallow steps saves less in seconds: by these lines alone as is said."
+    yield "seconds than in FLOPs, so a run of shallow steps saves less in seconds. How much less is said for runs"
+    yield "whose steps take exactly these seconds, each stage at its stored layers and drawn depths."
     for kind, cells in figures.items():
         times = {(cell["stored"], cell["depth"]): median(cell["seconds"]) for cell in cells}
         depths = sorted({depth for _, depth in times})
@@ -145,21 +146,29 @@ def _depth(figures: dict[str, Any]) -> Iterable[str]:
         )
         if kind.endswith(" width 64"):
             yield ""
-            yield from _expected(kind.split()[0], base, slope)
+            yield from _expected(kind.split()[0], times, base / slope)
         yield ""
         yield from results_page.table(("depth", *map(str, depths)))
         yield results_page.row("stored, ms", *(f"{1e3 * t:.0f}" for t in stored))
         yield results_page.row("shared, ms", *(f"{1e3 * t:.0f}" for t in shared))
 
 
-def _expected(kind: str, base: float, slope: float) -> Iterable[str]:
-    """The ratios of seconds to FLOPs saved of the reproduction's methods if each step took base + slope x depth."""
+def _expected(kind: str, times: Mapping[tuple[int, int], float], base: float) -> Iterable[str]:
+    """The ratios of seconds to FLOPs saved by the reproduction's methods.
+
+    Args:
+        kind: of the model.
+        times: seconds of a step by stored layers and depth.
+        base: what a step takes at no depth, in layers.
+    """
     plans = {
         method: plan_of(list(ReproductionCell(kind, method, TUNED[kind, method], 0).words))
         for method in ("scratch", *GROWN)
     }
     seconds = {
-        method: sum(n * (base + slope * d) for stage in plan.stages for d, n in stage.depth_counts.items())
+        method: sum(
+            n * times[stage.stage.layers, d] for stage in plan.stages for d, n in stage.depth_counts.items()
+        )
         for method, plan in plans.items()
     }
     cost = plans["scratch"].step_cost
@@ -170,7 +179,7 @@ def _expected(kind: str, base: float, slope: float) -> Iterable[str]:
     }
     expected = ", ".join(f"`{method}` {ratio:.2f}" for method, ratio in ratios.items())
     yield (
-        f"At no depth a step takes {base / slope:.2f} layers in seconds and {fixed:.2f} in FLOPs; seconds saved / "
+        f"At no depth a step takes {base:.2f} layers in seconds and {fixed:.2f} in FLOPs; seconds saved / "
         f"FLOPs saved would be {expected}."
     )
 

@@ -163,29 +163,30 @@ def _precisions() -> tuple[str, ...]:
 
 
 def depth() -> dict[str, Any]:
-    """Seconds of a step at every depth, with as many layers stored and with one layer shared, in turns.
+    """Seconds of a step at every depth, of as many stored layers and of fewer, in turns of several steps.
 
-    At nano, and at the width of the reproduction.
+    At nano, and at the width of the reproduction, there with the stored layers of its stages as well.
     """
     from benchmarks.bare_trainer import FixedDepth, make_trainer
 
     reproduction_size = ["model.hidden=64", "model.heads=2", "model.ffn=256", "data.tokenizer=bytes"]
     reproduction_size += ["data.seq_len=64", "batch.size=32"]
     found = {}
-    for kind, (size, more) in product(KINDS, (("", []), (" width 64", reproduction_size))):
+    for kind, (size, more, stages) in product(KINDS, (("", [], ()), (" width 64", reproduction_size, (3, 6)))):
         words = [f"model={kind}", "model.layers=12", *more]
         trainers = {
             (stored, depth): make_trainer(words, stored, FixedDepth(depth))
             for depth in range(1, 13)
-            for stored in {1, depth}
+            for stored in sorted({1, depth, *(layers for layers in stages if layers < depth)})
         }
         seconds: dict[tuple[int, int], list[float]] = {key: [] for key in trainers}
-        for turn in range(8):
+        for turn in range(4):
             for key, trainer in trainers.items():
-                start = perf_counter()
-                trainer.step()
-                if turn:
-                    seconds[key].append(perf_counter() - start)
+                for step in range(6):
+                    start = perf_counter()
+                    trainer.step()
+                    if turn and step:  # the first step finds the caches full of another trainer
+                        seconds[key].append(perf_counter() - start)
         found[f"{kind}{size}"] = [
             {"stored": stored, "depth": depth, "seconds": times} for (stored, depth), times in seconds.items()
         ]

@@ -65,8 +65,10 @@ def test_seconds_that_are_as_flops_are_saved_as_flops(kind: str) -> None:
     """What a step takes at no depth beyond its FLOPs lowers the seconds that are saved."""
     cost = plan_of(list(ReproductionCell(kind, "scratch", TUNED[kind, "scratch"], 0).words)).step_cost
     base, first = (cost.flops(depth, 0) for depth in (0, 1))
-    (as_flops,) = render_speed._expected(kind, base, first - base)
+    times = {(n, d): base + (first - base) * d for n in (3, 6, 12) for d in range(n, 13)}
+    (as_flops,) = render_speed._expected(kind, times, base / (first - base))
     assert as_flops.endswith("would be `apollo_late` 1.00, `late_zero_init` 1.00.")
-    (more,) = render_speed._expected(kind, base + 0.5 * (first - base), first - base)
+    slower = {key: time + 0.5 * (first - base) for key, time in times.items()}
+    (more,) = render_speed._expected(kind, slower, 0.5)
     ratios = [float(word) for word in re.findall(r"` (\d\.\d\d)", more)]
     assert all(0.8 < ratio < 0.97 for ratio in ratios)
