@@ -123,6 +123,7 @@ def _evaluated(
     folder: Path, of_data: Sequence[str], args: EvaluationArgs, console: Console, names_corpus: bool
 ) -> dict[str, Any]:
     trained = load_trained(folder, console, args.checkpoint)
+    _check(args, trained)
     config = _config(trained, of_data, args, names_corpus)
     device = choose(config.run)
     cache = cache_folder.path(config.data.cache_dir) if of_data else cache_of(config)
@@ -143,16 +144,6 @@ def _evaluated(
     micro = max(1, min(32, _MOST_LOGITS // (sizes.vocabulary * sizes.positions)))
     batches = EvaluationBatches(rows, make_task(config, corpus.tokenizer), micro)
     depth = args.depth or len(model.blocks)
-    trained.check_depth(args.depth)
-    if args.per_layer and not model.blocks:
-        raise ConfigError(f"per_layer=true: {trained.title} stores no layer; leave it out")
-    if args.stride and trained.kind == "bert":
-        raise ConfigError(f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out")
-    if args.stride and args.stride >= sizes.positions:
-        problem = f"windows of {sizes.positions} tokens would leave tokens out between them"
-        raise ConfigError(f"stride={args.stride}: {problem}; type at most {sizes.positions - 1}")
-    if args.pseudo and trained.kind != "bert":
-        raise ConfigError(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
     windows = sliding_windows(rows, args.stride) if args.stride else batches
     result: dict[str, Any] = {"run": trained.title, "rows": len(rows), **measure(model, windows, device, depth)}
     # a masked loss is not that of a text
@@ -164,6 +155,23 @@ def _evaluated(
     if args.per_layer:
         result["layers"] = layer_worths(model, batches, device)
     return result
+
+
+def _check(args: EvaluationArgs, trained: TrainedModel) -> None:
+    """Raises a ConfigError for what this model cannot be asked, before its corpus is read."""
+    trained.check_depth(args.depth)
+    problems, positions = [], trained.model.model_config.positions
+    if args.per_layer and not trained.model.blocks:
+        problems.append(f"per_layer=true: {trained.title} stores no layer; leave it out")
+    if args.stride and trained.kind == "bert":
+        problems.append(f"stride={args.stride}: BERT predicts masked tokens, not the next one; leave it out")
+    elif args.stride and args.stride >= positions:
+        wrong = f"windows of {positions} tokens would leave tokens out between them"
+        problems.append(f"stride={args.stride}: {wrong}; type at most {positions - 1}")
+    if args.pseudo and trained.kind != "bert":
+        problems.append(f"pseudo={args.pseudo}: it is for BERT; {trained.kind} has a perplexity")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> Table:

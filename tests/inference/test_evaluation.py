@@ -290,7 +290,7 @@ def test_a_model_in_several_files_is_read_everywhere(
         ([], "run: missing"),
         (["run=nowhere", "data.files=x.txt"], "nowhere"),
         (["rum=x", "run=y"], "rum: no such key; did you mean run?"),
-        (["run={bert}", "stride=8"], "stride=8: BERT predicts masked tokens"),
+        (["run={bert}", "stride=8", "data.files=/nonexistent.txt"], "stride=8: BERT predicts masked tokens"),
         (
             ["run={gpt}", "stride=16"],
             "stride=16: windows of 16 tokens would leave tokens out",

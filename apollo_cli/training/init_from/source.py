@@ -13,6 +13,7 @@ from apollo_cli.config.config import Config, parse
 from apollo_cli.config.data import is_streamed
 from apollo_cli.config.hydra_syntax import pasted
 from apollo_cli.data.corpus import Corpus
+from apollo_cli.data.recipe import BYTES
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.growth.width import width_problems
 from apollo_cli.models.build import build
@@ -94,7 +95,7 @@ def find_source(config: Config) -> SourceModel | None:
         found = SourceModel(path, load_model_config(path), None, 0.0)
     if args.flops is not None:
         found = replace(found, flops=args.flops)
-    if wrong := [*_mismatches(found.model_config, config), *_state_problems(found, config)]:
+    if wrong := [*_mismatches(found, config), *_state_problems(found, config)]:
         raise ConfigError(*(f"init_from.path={shown}: {problem}" for problem in wrong))
     return found
 
@@ -211,7 +212,9 @@ def _optimizer_problems(source: SourceModel, before: Config, config: Config) -> 
     return found
 
 
-def _mismatches(source: ModelConfig, config: Config) -> list[str]:
+def _mismatches(begun_from: SourceModel, config: Config) -> list[str]:
+    """What of a source does not fit the model of the config, with what to type."""
+    source = begun_from.model_config
     share, layers = config.schedule.shares[0], config.schedule.layers[0]
     target = config.model_config.narrowed(share)
     if source.kind != target.kind:
@@ -227,11 +230,11 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
     ]
     if source.vocabulary != target.vocabulary:
         found.append(
-            f"it has {source.vocabulary} tokens and data.vocab_size is {target.vocabulary}; take its tokenizer: "
-            "data.tokenizer=FOLDER, the folder of its model"
+            f"it has {source.vocabulary} tokens and data.vocab_size is {target.vocabulary}; type "
+            f"{_its_tokenizer(begun_from)}"
         )
     if source.positions < target.positions:
-        found.append(f"its rows have at most {source.positions} tokens; make data.seq_len no longer")
+        found.append(f"its rows have at most {source.positions} tokens; type data.seq_len={source.positions}")
     grown = ((source.layers, *config.schedule.layers), (0.0, *config.schedule.ends))
     found += config.expander.build().stage_problems(*grown)
     if not source.layers:
@@ -248,6 +251,14 @@ def _mismatches(source: ModelConfig, config: Config) -> list[str]:
             )
         )
     return found
+
+
+def _its_tokenizer(source: SourceModel) -> str:
+    """The overrides that take the tokenizer of a source."""
+    if source.run and source.run.config.data.tokenizer == BYTES:
+        return f"data.tokenizer={BYTES}"
+    folder = pasted("data.tokenizer", files.shown(source.folder))
+    return f"{folder} data.vocab_size={source.model_config.vocabulary}"
 
 
 def check_corpus(source: SourceModel, corpus: Corpus, config: Config) -> None:
