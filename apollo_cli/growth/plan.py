@@ -16,6 +16,7 @@ from apollo_cli.growth.schedule import Schedule, Stage
 
 MOST_MICRO_STEPS = 50_000_000  # counted in half a minute; the paper's GPT-2 run has 12,800,000
 _DRAWS_AT_ONCE = 1 << 20  # bounds the memory of counting a long run
+_BLOCK = 1024  # micro-steps whose depths are drawn together, in the time of one
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Plan:
     # with `schedule.when=plateau` the plan whose stages end as early as they can, beside this one, in which they
     # end as late as they can; None where their ends are planned
     earliest: "Plan | None" = None
+    # the depths of a block of micro-steps, by stage and block: those that were asked for last
+    _drawn: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.micro_steps > MOST_MICRO_STEPS:
@@ -112,8 +115,16 @@ class Plan:
     def depth(self, micro_step: int) -> int:
         """The depth of a micro-step: a function of (seed, micro-step)."""
         index = self.schedule.index(micro_step // self.step_cost.accumulation)
-        u, layers = uniforms(self.seed, Purpose.DEPTH, micro_step, 1), self.schedule.stages[index].layers
-        return int(self.sampler.in_stage(index).depths(u, layers, self.step_cost.target)[0])
+        block, place = divmod(micro_step, _BLOCK)
+        if (index, block) not in self._drawn:
+            self._drawn.clear()
+            self._drawn[index, block] = self._depths(index, block * _BLOCK, _BLOCK)
+        return int(self._drawn[index, block][place])
+
+    def _depths(self, index: int, first: int, count: int) -> np.ndarray:
+        """The depths of `count` micro-steps from `first` on, if they all belong to this stage."""
+        u, layers = uniforms(self.seed, Purpose.DEPTH, first, count), self.schedule.stages[index].layers
+        return self.sampler.in_stage(index).depths(u, layers, self.step_cost.target)
 
     def forward_path(self, micro_step: int, depth: int) -> ForwardPath:
         """What a micro-step of this depth runs: a function of (seed, micro-step)."""
@@ -208,12 +219,11 @@ class Plan:
         )
 
     def _depth_counts(self, index: int) -> dict[int, int]:
-        stage, sampler = self.schedule.stages[index], self.sampler.in_stage(index)
+        stage = self.schedule.stages[index]
         first, end = stage.first_step * self.step_cost.accumulation, stage.end_step * self.step_cost.accumulation
         totals = np.zeros(self.step_cost.target + 1, dtype=np.int64)
         for start in range(first, end, _DRAWS_AT_ONCE):
-            u = uniforms(self.seed, Purpose.DEPTH, start, min(_DRAWS_AT_ONCE, end - start))
-            depths = sampler.depths(u, stage.layers, self.step_cost.target)
+            depths = self._depths(index, start, min(_DRAWS_AT_ONCE, end - start))
             totals += np.bincount(depths, minlength=len(totals))
         return {depth: int(count) for depth, count in enumerate(totals) if count}
 
