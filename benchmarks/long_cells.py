@@ -13,6 +13,7 @@ STEPS = 12_000
 RATES = {"gpt": "2e-3", "bert": "1e-3"}  # scratch's of 3,000 steps x sqrt(3,000 / 12,000)
 SHORTER = (6000, 4000, 9000)  # steps of more scratch runs: what a loss costs from scratch
 LONGEST = 30_000  # steps of a few runs that show whether what is saved grows with the length
+AT_LENGTH = {"gpt": "two_hops", "bert": "six_then_late"}  # the method of these
 SHALLOWER = 6  # layers of scratch runs of all lengths: what the FLOPs of a grown run reach with less depth
 WARMUP, DECAY = 0.05, 0.15
 
@@ -89,4 +90,8 @@ def long_cells(kind: str) -> list[LongCell]:
     rungs = [replace(scratch, steps=steps) for steps in SHORTER]
     of_seed = [scratch, shallow, grown[0], *rungs[:2], *grown[1:]]
     of_seed += [rungs[2], *(replace(shallow, steps=steps) for steps in SHORTER)]
-    return [replace(cell, seed=seed) for seed in SEEDS for cell in of_seed]
+    longest = [
+        replace(cell, steps=LONGEST)
+        for cell in (scratch, shallow, LongCell(kind, AT_LENGTH[kind], RATES[kind], SEEDS[0]))
+    ]
+    return [*(replace(cell, seed=seed) for seed in SEEDS for cell in of_seed), *longest]

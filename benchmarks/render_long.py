@@ -12,7 +12,7 @@ from apollo_cli.report import savings
 from apollo_cli.run_directory import RunDirectory
 from benchmarks import results_page
 from benchmarks.archives import BenchmarkCorpus, growth_costs
-from benchmarks.long_cells import DECAY, NAME, RATES, SHALLOWER, STEPS, WARMUP, LongCell, long_cells
+from benchmarks.long_cells import DECAY, LONGEST, NAME, RATES, SHALLOWER, STEPS, WARMUP, LongCell, long_cells
 from benchmarks.render_ladder import end_of, saving_text
 from benchmarks.render_mixing import text_of
 
@@ -22,13 +22,19 @@ ABOUT = f"""\
 Made by `python -m benchmarks.long_runs bert|gpt FILE...`: 12 layers of width 64 on bytes, {STEPS:,} steps of
 2,048 tokens, warmup {WARMUP:.0%}, constant, linear decay over the last {DECAY:.0%}; all methods of a model at one
 rate, in bf16. Scratch runs of fewer steps and of fewer layers have the same shape of the rate over their own
-length. `two_hops` grows from 3 to 6 to 12 layers after 25 and 50 % of the steps by `expander=boundary` with no
-moments for new layers; `four_hops`, of about as many FLOPs, from 3 to 4, 6, 8 and 12; `two_hops_late` after 50
-and 75 %, as `apollo_late` does; `late_zero_init` from 3 to 12 when the rate begins to fall; `two_hops_split` and
-`late_split` as `two_hops` and `late_zero_init` by `expander=split`, whose copies add their share of the layer each.
-`_completep` scales residual branches by the depth that runs, in BERT with norms before them (`model.norm=pre`),
-another model that saves beside none. `interpolate_completep` is `apollo_completep` without LVPS: all steps run the
-stored layers.
+length; a few runs of {LONGEST:,} steps show whether what is saved grows with the length. Where the methods grow:
+
+- `two_hops`: from 3 to 6 to 12 layers after 25 and 50 % of the steps by `expander=boundary`, no moments for new
+  layers; `two_hops_split`: so by `expander=split`, whose copies add their share of the layer each
+- `two_hops_late`: after 50 and 75 %, as `apollo_late` does
+- `four_hops`: to 4, 6, 8 and 12 layers, with about the FLOPs of `two_hops`
+- `late_zero_init`, `late_split`: from 3 to 12 when the rate begins to fall, by layers that add nothing at first
+  (`expander=net2net`) and by `expander=split`; `six_then_late`: as the first, but to 6 layers after 8 %
+- `early_split`: from 3 to 12 layers after 8 %
+- `_completep`: residual branches scaled by the depth that runs, in BERT with norms before them
+  (`model.norm=pre`), another model that saves beside none; `interpolate_completep` is `apollo_completep` without
+  LVPS: all steps run the stored layers
+
 **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same loss, linear in
 the logarithm of FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is
 the same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.

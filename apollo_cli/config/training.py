@@ -33,27 +33,19 @@ Knots = Annotated[tuple[tuple[float, float], ...], BeforeValidator(_line)]
 _ROUNDING = 1e-9  # of shares that add up
 
 
-class OptimArgs(Section):
-    """`optim`: AdamW or Muon, and the learning rate; keys with a default are absent in older runs."""
+class AdamWArgs(Section):
+    """AdamW and its learning rate, for pretraining and fine-tuning."""
 
-    kind: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
     schedule: Literal["cosine", "linear", "wsd", "constant", "piecewise"]
-    knots: Knots | None
     warmup: Annotated[float, Field(ge=0, lt=1)]
     decay: Annotated[float, Field(gt=0, le=1)]
     decay_shape: Literal["linear", "sqrt"] = "linear"
     final_lr: Share
-    at_growth: Literal["continue", "rewarm", "restart", "rewind"]
     betas: Annotated[tuple[Decay, Decay], List]
     eps: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0, le=1000)]
     clip: Annotated[float, Field(ge=0)]
-    ema: Decay | None = None
-    momentum: Decay = 0.95
-    nesterov: bool = True
-    ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5
-    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
 
     def rule_problems(self) -> Iterator[str]:
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
@@ -61,6 +53,22 @@ class OptimArgs(Section):
                 f"optim.warmup={self.warmup} and optim.decay={self.decay} add up to more than the whole run; "
                 "make one of them smaller"
             )
+
+
+class OptimArgs(AdamWArgs):
+    """`optim`: AdamW or Muon, and the learning rate; keys with a default are absent in older runs."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    knots: Knots | None
+    at_growth: Literal["continue", "rewarm", "restart", "rewind"]
+    ema: Decay | None = None
+    momentum: Decay = 0.95
+    nesterov: bool = True
+    ns_steps: Annotated[int, Field(gt=0, lt=100)] = 5
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+
+    def rule_problems(self) -> Iterator[str]:
+        yield from super().rule_problems()
         if self.schedule != "piecewise":
             if self.knots is not None:
                 yield (

@@ -1,6 +1,6 @@
 """The config of `apollo-glue`: conf/glue.yaml, or that of a resumed command, with the typed words applied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from apollo_cli import files
 from apollo_cli.config.conf_folder import conf_folder
 from apollo_cli.config.config import DEVICE, RunArgs
 from apollo_cli.config.schema import List, Section, Seed, Size, Whole, validate
-from apollo_cli.config.training import CheckpointArgs, LogArgs, OptimArgs, TrackingArgs
+from apollo_cli.config.training import AdamWArgs, LogArgs, OptimArgs, TrackingArgs
 from apollo_cli.errors import CheckpointError, ConfigError
 from apollo_cli.glue.tasks import TASKS, GlueTask
 from apollo_cli.run_directory import read_keys
@@ -48,18 +48,23 @@ class GlueBatchArgs(Section):
     size: Size
 
 
-class OptimGrid(OptimArgs):
-    """`optim`, with several learning rates."""
+class GlueCheckpointArgs(Section):
+    """`checkpoint`: steps between checkpoints, and how many are kept."""
+
+    every: Whole
+    keep: Whole
+
+
+class OptimGrid(AdamWArgs):
+    """`optim`: AdamW with several learning rates."""
 
     lr: Annotated[  # type: ignore[assignment]
         tuple[Annotated[float, Field(gt=0)], ...], List, BeforeValidator(_as_list), Field(min_length=1)
     ]
     schedule: Literal["cosine", "linear", "wsd", "constant"]
-    knots: None = None
-    at_growth: Literal["continue"] = "continue"
 
     def at(self, lr: float) -> OptimArgs:
-        return OptimArgs(**self.model_dump() | {"lr": lr})
+        return OptimArgs(**self.model_dump() | {"lr": lr, "knots": None, "at_growth": "continue"})
 
 
 class GlueConfig(Section):
@@ -80,9 +85,14 @@ class GlueConfig(Section):
     glue: GlueRecipe
     batch: GlueBatchArgs
     optim: OptimGrid
-    checkpoint: CheckpointArgs
+    checkpoint: GlueCheckpointArgs
     log: LogArgs
     tracking: TrackingArgs
+
+    def rule_problems(self) -> Iterable[str]:
+        for _, section in self:
+            if isinstance(section, Section):
+                yield from section.rule_problems()
 
     @classmethod
     def located(cls, prefix: str, detail: Any) -> tuple[str, list[str]]:
@@ -105,7 +115,7 @@ class GlueConfig(Section):
     @property
     def plain(self) -> dict[str, Any]:
         """The plain values, as written to glue.yaml."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return self.model_dump(mode="json")
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class SplitCopies(Expander):
 @expander("fresh")
 @dataclass(frozen=True)
 class Fresh(Expander):
-    """New layers, above the old ones, are drawn as a new model's, so they have no symmetry to break as copies have.
+    """New layers, between the old ones, are drawn as a new model's: they have no symmetry to break as copies have.
 
     Their projections into the residual stream are multiplied by `output_scale`.
     """

@@ -127,7 +127,7 @@ MOMENT_RULES: dict[str, Callable[[int, Rows, Sequence[State]], State]] = {
 
 
 class Optimizer(Protocol):
-    """What `grow` needs of a torch optimizer."""
+    """What `grow` needs of an optimizer."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...

@@ -47,7 +47,10 @@ class DepthSampler(ABC):
 
     @abstractmethod
     def probabilities(self, layers: int, target: int) -> dict[int, float]:
-        """{depth: P(depth)} over `layers`..`target`, in rising order of depth; the values sum to 1."""
+        """{depth: P(depth)}, in rising order of depth; the values sum to 1.
+
+        Depths are `layers` to `target`; a sampler that chooses layers may run fewer than are stored.
+        """
 
     def depths(self, u: np.ndarray, layers: int, target: int) -> np.ndarray:
         """The depths (int64) at uniform numbers u in [0, 1): the inverse CDF."""

@@ -95,7 +95,8 @@ def layer_worths(model: LanguageModel, batches: EvaluationBatches, device: Devic
     """What each stored layer is worth, from the lowest one.
 
     `loss_without`: the loss of the stored layers without it; `more`: by how much that is above their loss with it;
-    `update`: norm of what it adds to the residual stream over the norm of its input, mean over tokens;
+    `update`: norm of what it adds to the residual stream over the norm of its input, mean over the tokens
+    of the first batch;
     `similarity`: cosine of its weights and the next layer's, None for the last one.
     """
     stored = len(model.blocks)

@@ -17,7 +17,7 @@ from apollo_cli.models.parametrization import in_parametrization
 from apollo_cli.models.transformer import LanguageModel
 from apollo_cli.run_directory import RunDirectory
 from apollo_cli.tracking.console import Console
-from apollo_cli.training.checkpoint import load_checkpoint
+from apollo_cli.training.checkpoint import load_counters
 from apollo_cli.training.corpora import prepare_corpus
 from apollo_cli.training.init_from.source import checkpoint_model
 
@@ -78,7 +78,7 @@ def load_trained(folder: Path, console: Console, checkpoint: str | None = None) 
         if (
             checkpoint
             and not is_streamed(config.data)
-            and load_checkpoint(directory.checkpoints, checkpoint).state.data != corpus.content
+            and load_counters(directory.checkpoints, checkpoint)[2].data != corpus.content
         ):
             raise CheckpointError(
                 f"{directory}: its corpus is not there as it was, so its tokenizer is not known; restore it"

@@ -16,6 +16,7 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.models.build import build
 from apollo_cli.models.flops import FORWARD_AND_BACKWARD, layer_flops
 from apollo_cli.training.device import Device
+from apollo_cli.training.memory import activation_limit, pieces_of
 from apollo_cli.training.optimizer import build_optimizer
 
 _REPEATS = 5
@@ -87,8 +88,11 @@ def _seconds(run: Callable[[], None], device: Device) -> list[float]:
 
 
 def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 1.0) -> Callable[[int], float]:
-    """Seconds of a micro-step by depth: a + b depth, timed on random rows at depth 1 and L, at this width."""
-    target = config.model.layers
+    """Seconds of a micro-step by depth: a + b depth, timed on random rows at depth 1 and L, at this width.
+
+    With its share of the update, of which a step has one.
+    """
+    target, limit = config.model.layers, activation_limit(device)
     rows = np.random.default_rng(0).integers(config.data.vocab_size, size=(64, config.data.seq_len))
     share = device.shared_by(config.run)
     batches = TrainingBatches(rows, task, 0, config.batch.size, config.batch.micro_size, processes=share)
@@ -100,14 +104,17 @@ def seconds_by_depth(config: Config, device: Device, task: Task, width: float = 
         path = layer_map("nearest", depth, depth)
         numbers = count()
 
-        def run() -> None:
-            with device.autocast():
-                loss = model.loss(batches.micro_batch(next(numbers), 0).to(device.device), path)
-            loss.backward()
-            optimizer.step()
+        def backward() -> None:
             optimizer.zero_grad()
+            batch = batches.micro_batch(next(numbers), 0).to(device.device)
+            pieces = pieces_of(batch, model.model_config, depth, device, limit)
+            for piece in pieces:
+                with device.autocast():
+                    loss = model.loss(piece, path)
+                (loss / len(pieces)).backward()
 
-        return median(_seconds(run, device))
+        seconds = median(_seconds(backward, device))
+        return seconds + median(_seconds(optimizer.step, device)) / config.batch.accumulation
 
     shallow = measure(1)
     slope = max(0.0, (measure(target) - shallow) / (target - 1)) if target > 1 else 0.0

@@ -3,6 +3,7 @@
 import ctypes
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from apollo_cli import files
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.models.activation_memory import ActivationMemory
+from apollo_cli.models.model_config import ModelConfig
+from apollo_cli.models.transformer import Batch
 from apollo_cli.training.device import Device
 
 MIN_TOKENS = 1024  # of a piece: fewer do not keep a processor busy
@@ -53,6 +56,13 @@ def num_pieces(memory: ActivationMemory, rows: int, seq_len: int, depth: int, li
     return count
 
 
+def pieces_of(batch: Batch, model_config: ModelConfig, depth: int, device: Device, limit: int) -> Sequence[Batch]:
+    """The equal pieces of a micro-batch that runs `depth` layers of this model, see `num_pieces`."""
+    memory = ActivationMemory(model_config, device.device.type, device.bf16)
+    rows, seq_len = batch.tokens.shape
+    return batch.chunks(num_pieces(memory, rows, seq_len, depth, limit))
+
+
 def check_fits_in_memory(plan: Plan, device: Device) -> None:
     """Raises a ConfigError for a run that needs far more memory than the device has."""
     available = total_bytes(device)
@@ -85,7 +95,7 @@ def peak_bytes(device: Device) -> int:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except OSError:
+    except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

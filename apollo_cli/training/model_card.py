@@ -136,18 +136,21 @@ def _training(config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, st
 
 def _growth(model_config: ModelConfig, plan: Plan, summary: dict[str, Any]) -> Iterator[str]:
     """Its stages that have begun, and the loss on both sides of each growth; nothing where only one has."""
-    begun = [part for part in plan.stages if part.stage.first_step < summary["totals"]["steps"]]
+    totals = summary["totals"]
+    begun = [part for part in plan.stages if part.stage.first_step < totals["steps"]]
     if len(begun) <= 1:
         return
     before = {growth["step"]: growth for growth in summary["growths"]}
     rows = [("layers", "width", "steps", "FLOPs", "validation loss at the growth")]
-    for part in begun:
+    flops = [part.flops for part in begun[:-1]]
+    flops.append(totals["flops"] - sum(flops) - sum(part.map_flops for part in begun))  # it may have ended early
+    for part, spent in zip(begun, flops, strict=True):
         stage, growth = part.stage, before.get(part.stage.first_step)
         sides = [growth.get(f"eval/loss_{side}") for side in ("before", "after")] if growth else []
         change = " to ".join("-" if loss is None else f"{loss:.4f}" for loss in sides)
-        steps = f"{stage.first_step:,} to {stage.end_step:,}"
+        steps = f"{stage.first_step:,} to {min(stage.end_step, totals['steps']):,}"
         width = model_config.narrowed(stage.width).hidden
-        rows.append((str(stage.layers), str(width), steps, f"{part.flops:.3e}", change))
+        rows.append((str(stage.layers), str(width), steps, f"{spent:.3e}", change))
     yield from _table(rows)
 
 

@@ -47,10 +47,11 @@ def make_step_cost(config: Config, device: Device, width: float = 1.0) -> StepCo
     devices, batch = device.shared_by(config.run), config.batch
     kind: Kind = config.distributed.kind if devices > 1 else "ddp"
     if rows % devices:
+        micro = devices * max(1, round(rows / devices))
         raise ConfigError(
             f"batch.{'size' if batch.micro is None else 'micro'}={rows} is not divisible by {devices} devices; "
-            f"for example batch.size={devices * max(1, round(batch.size / devices))}"
-            f"{'' if batch.micro is None else f' batch.micro={devices * max(1, round(rows / devices))}'}"
+            f"for example batch.size={micro * max(1, round(batch.size / micro))}"
+            f"{'' if batch.micro is None else f' batch.micro={micro}'}"
         )
 
     def memory_bytes(layers: int, depth: int) -> int:

@@ -42,7 +42,7 @@ class Session(ABC):
     """A run from its start to its end; subclasses define what is trained. `data` is the fingerprint of its data."""
 
     profiles = False  # whether a few steps are profiled
-    out_of_memory_hint = "a smaller batch.micro needs less, with the same result but for rounding"  # memory
+    out_of_memory_hint = "a new run with a smaller batch.micro needs less; its micro-steps draw their own depths"
 
     def __init__(self, plan: Plan, device: Device, directory: RunDirectory, console: Console, data: str) -> None:
         self.plan, self.device, self.directory, self.console, self.data = plan, device, directory, console, data

@@ -22,7 +22,6 @@ from apollo_cli.growth.plan import Plan
 from apollo_cli.growth.rng import Purpose, generator
 from apollo_cli.growth.samplers import ForwardPath
 from apollo_cli.growth.schedule import Stage, is_on_plateau
-from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted, StopRequest
 from apollo_cli.threads import CoreWaits
@@ -34,7 +33,7 @@ from apollo_cli.training.device import Device
 from apollo_cli.training.distributed.ddp import ParallelStrategy
 from apollo_cli.training.init_from.transfer import WeightTransfer
 from apollo_cli.training.init_from.weights import drawn_layers
-from apollo_cli.training.memory import activation_limit, keep_freed_memory, num_pieces, peak_bytes, reset_peak
+from apollo_cli.training.memory import activation_limit, keep_freed_memory, peak_bytes, pieces_of, reset_peak
 from apollo_cli.training.nonfinite import MAX_SKIPS_IN_A_ROW, Diagnosis, finite
 from apollo_cli.training.optimizer import (
     TrainableModel,
@@ -295,12 +294,10 @@ class Trainer:
         losses = []
         for part, depth in enumerate(depths):
             batch = self.training.micro_batch(step, part)
-            rows, seq_len = batch.tokens.shape
-            memory = ActivationMemory(self.model.model_config, self.device.device.type, self.device.bf16)
-            count = num_pieces(memory, rows, seq_len, depth, self.activation_limit)
+            *first, last = pieces_of(batch, self.model.model_config, depth, self.device, self.activation_limit)
+            count = len(first) + 1
             path = self.plan.forward_path(step * len(depths) + part, depth)
             self.seed_dropout(step * len(depths) + part)
-            *first, last = batch.chunks(count)
             chunks = [self.backward_chunk(chunk, path, count * len(depths), last=False) for chunk in first]
             chunks.append(self.backward_chunk(last, path, count * len(depths), last=part + 1 == len(depths)))
             losses.append(torch.stack(chunks).mean())
@@ -421,7 +418,8 @@ class Trainer:
         # after a skipped step the newest checkpoint has these weights already; one more would push out an older one
         if not state.skipped_in_a_row:
             self.save()
-        ways = "a lower optim.lr, a longer optim.warmup or precision=fp32 may help"
+        in_fp32 = " or precision=fp32" if self.device.bf16 else ""
+        ways = f"a lower optim.lr or a longer optim.warmup{in_fp32} may help"
         if self.args.on_nonfinite == "stop":
             raise TrainingError(
                 f"{diagnosis}. The step was not applied; see {files.shown(path)}. In a new run {ways}; to skip "
@@ -501,10 +499,13 @@ class Trainer:
         """Records the validation losses; keeps the best checkpoint, ends the stage or the run where they say so."""
         losses = self.evaluate_model()
         self.row(losses)
+        if (found := losses.get("eval/loss")) is None:
+            return
+        (loss,) = self.device.processes.max(found if math.isfinite(found) else math.inf)  # all decide the same
         if self.replan and self.state.step % self.args.eval_every == 0:
-            self.end_on_plateau(losses["eval/loss"], self.replan)
-        if "eval/loss" in losses and self.is_whole:
-            self.judge(losses["eval/loss"])
+            self.end_on_plateau(loss, self.replan)
+        if self.is_whole:
+            self.judge(loss)
 
     @property
     def is_whole(self) -> bool:
@@ -519,7 +520,6 @@ class Trainer:
         evaluations = state.step // args.eval_every - first // args.eval_every  # in this stage
         if not evaluations or index == len(schedule.stages) - 1:
             return
-        (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
         state.stage_losses = [*state.stage_losses, finite(loss)][-evaluations:]
         losses = [math.inf if each is None else each for each in state.stage_losses]
         if is_on_plateau(losses, args.window, args.threshold):
@@ -534,7 +534,6 @@ class Trainer:
     def judge(self, loss: float) -> None:
         """Compares a validation loss of the whole model with the best one, and with what ends the run."""
         args, state = self.args, self.state
-        (loss,) = self.device.processes.max(loss if math.isfinite(loss) else math.inf)  # all decide the same
         if loss < state.best.get("eval/loss", math.inf):
             state.best, state.stale_evaluations = {"step": state.step, "eval/loss": loss}, 0
         elif state.step > self.plan.schedule.stages[-1].first_step:

@@ -4,7 +4,18 @@ import pytest
 
 from benchmarks.cells import SEEDS
 from benchmarks.configs import config_of, plan_of
-from benchmarks.long_cells import DECAY, METHODS, RATES, SHALLOWER, SHORTER, STEPS, LongCell, long_cells
+from benchmarks.long_cells import (
+    AT_LENGTH,
+    DECAY,
+    LONGEST,
+    METHODS,
+    RATES,
+    SHALLOWER,
+    SHORTER,
+    STEPS,
+    LongCell,
+    long_cells,
+)
 
 
 @pytest.mark.parametrize("kind", RATES)
@@ -13,9 +24,12 @@ def test_every_cell_has_a_name_and_a_run_of_its_own_and_scratch_is_first(kind: s
     assert len({cell.name for cell in cells}) == len(cells) == len({cell.words for cell in cells})
     assert cells[:2] == [LongCell(kind, "scratch", RATES[kind], 0, layers) for layers in (None, SHALLOWER)]
     ladder = {(layers, steps) for layers in (None, SHALLOWER) for steps in (None, *SHORTER)}
+    longest = {(layers, LONGEST) for layers in (None, SHALLOWER)}
     for seed in SEEDS:  # without it no saving is known
-        assert {(c.layers, c.steps) for c in cells if (c.method, c.seed) == ("scratch", seed)} == ladder
+        found = {(c.layers, c.steps) for c in cells if (c.method, c.seed) == ("scratch", seed)}
+        assert found == ladder | (longest if seed == 0 else set())
     assert {(cell.method, cell.seed) for cell in cells} == {(name, seed) for name in METHODS for seed in (0, 1, 2)}
+    assert [c.method for c in cells if c.steps == LONGEST] == ["scratch", "scratch", AT_LENGTH[kind]]
 
 
 def test_a_method_grows_in_the_constant_part_of_the_rate_and_shallower_runs_cost_as_much() -> None:

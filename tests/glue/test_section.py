@@ -27,6 +27,21 @@ def test_several_values_are_a_list_and_paths_are_taken_literally() -> None:
     assert parse_glue(compose_words(["run=x", "seed=[3,4]"])).seed == (3, 4)
 
 
+def test_rules_between_keys_hold_here_too() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.warmup=0\.9 and optim\.decay=0\.5 add up to more"):
+        parse_glue(compose_words(["run=x", "optim.schedule=wsd", "optim.warmup=0.9", "optim.decay=0.5"]))
+
+
+def test_a_recipe_has_the_values_that_were_not_typed_too() -> None:
+    """So that results of before a key was there, or of a command that typed its default, are of the same recipe."""
+    values = compose_words(["run=x"])
+    before = {**values, "optim": {key: value for key, value in values["optim"].items() if key != "decay_shape"}}
+    assert parse_glue(before).recipe == parse_glue(values).recipe
+    assert parse_glue(values).recipe["optim"]["decay_shape"] == "linear"
+    other = parse_glue(compose_words(["run=x", "optim.decay_shape=sqrt"]))
+    assert other.recipe != parse_glue(values).recipe
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
@@ -51,6 +66,9 @@ def test_several_values_are_a_list_and_paths_are_taken_literally() -> None:
         ("some.thing=1", "some: no such key"),
         ("model.dropout=0.1", "model.dropout=0.1: model has no keys; type model=VALUE"),
         ("seed.head=1", "seed.head=1: seed has no keys; type seed=VALUE"),
+        *((f"{key}=1", f"{key}: no such key") for key in ("optim.kind", "optim.ema", "optim.ns_steps")),
+        ("checkpoint.best=true", "checkpoint.best: no such key"),
+        ("optim={schedule: wsd}", "optim={schedule: wsd}: optim is a group of keys"),
     ],
 )
 def test_a_wrong_word_is_one_problem(word: str, problem: str) -> None:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from torch import Tensor
 
 from apollo_cli.config.config import Config, PlanDevice
-from apollo_cli.training import calibration
-from apollo_cli.training.calibration import estimated_duration
-from apollo_cli.training.device import choose
-from apollo_cli.training.planning import make_plan
+from apollo_cli.models.transformer import Batch, LanguageModel
+from apollo_cli.training import calibration, memory
+from apollo_cli.training.calibration import estimated_duration, seconds_by_depth
+from apollo_cli.training.device import Device, choose
+from apollo_cli.training.planning import make_plan, make_task
 
 
 def test_a_named_gpu_is_bound_by_its_products_or_by_the_start_of_each_layer(
@@ -42,6 +44,29 @@ def test_a_map_takes_time_too(config: Callable[..., Config], monkeypatch: pytest
 
 def test_every_gpu_that_may_be_typed_has_a_speed() -> None:
     assert set(calibration.GPUS) == set(get_args(PlanDevice))
+
+
+def test_a_micro_step_is_timed_in_the_pieces_of_training_with_its_share_of_the_update(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: set[int] = set()
+    loss = LanguageModel.loss
+
+    def watched(model: LanguageModel, batch: Batch, *rest: Any) -> Tensor:
+        rows.add(len(batch.tokens))
+        return loss(model, batch, *rest)
+
+    def timed(run: Callable[[], None], device: Device) -> list[float]:
+        run()
+        return [4.0 if run.__name__ == "step" else 1.0]
+
+    monkeypatch.setattr(LanguageModel, "loss", watched)
+    monkeypatch.setattr(calibration, "_seconds", timed)
+    monkeypatch.setattr(memory, "MIN_TOKENS", 16)
+    monkeypatch.setattr(memory, "CPU_ACTIVATIONS", 1)
+    of_two = config("batch.size=8", "batch.micro=4")  # rows of 16 tokens
+    assert seconds_by_depth(of_two, choose(of_two.run), make_task(of_two))(3) == 1.0 + 4.0 / 2
+    assert rows == {1}
 
 
 def test_this_device_is_timed(config: Callable[..., Config]) -> None:

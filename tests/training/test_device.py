@@ -104,7 +104,9 @@ def test_a_run_out_of_memory_says_what_to_type(
         return torch.empty(10**15) if step == 5 else original(trainer, step, depths)
 
     monkeypatch.setattr(Trainer, "backward", backward)
-    with pytest.raises(TrainingError, match=r"step 5: the memory of cpu .* is used up; a smaller batch\.micro"):
+    with pytest.raises(
+        TrainingError, match=r"step 5: the memory of cpu .* is used up; a new run with a smaller batch\.micro"
+    ):
         train(config(*RARELY), tmp_path)
 
 

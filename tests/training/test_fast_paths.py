@@ -17,7 +17,6 @@ from apollo_cli.models import cross_entropy, transformer
 from apollo_cli.models.activation_memory import ActivationMemory
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.training import memory
-from apollo_cli.training import trainer as loops
 from apollo_cli.training.device import Device
 from apollo_cli.training.run import train
 from apollo_cli.training.trainer import Trainer
@@ -43,7 +42,7 @@ def _plainly(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(transformer, "decoder_loss", loss)
     patch.setattr(transformer, "apply_linear", lambda layer, hidden: layer(hidden))
-    patch.setattr(loops, "num_pieces", lambda *_: 1)
+    patch.setattr(memory, "num_pieces", lambda *_: 1)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_the_card_of_a_run_that_ended_before_a_growth_is_of_the_model_that_it_ha
     assert "validation loss at the growth" not in card.text
     card, *_ = made(grown, straight["gpt"], totals=totals | {"steps": 4, "layers": 2})
     assert "GPT-2 of 2 layers of width 8 (" in card.text
-    assert "| 2 | 8 | 3 to 6 |" in card.text
+    assert "| 2 | 8 | 3 to 4 |" in card.text
     assert "| 4 | 16 |" not in card.text
 
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 
 import pytest
@@ -6,7 +7,7 @@ from apollo_cli.config.config import Config
 from apollo_cli.errors import ConfigError
 from apollo_cli.growth.plan import Plan
 from apollo_cli.training.device import choose
-from apollo_cli.training.planning import make_plan
+from apollo_cli.training.planning import make_plan, make_step_cost
 
 NONE = "budget.steps=null"
 
@@ -45,3 +46,19 @@ def test_the_masked_fraction_decides_the_heads_flops(
     per_layer = 16 * (8 * 16**2 + 4 * 16 * 32 + 4 * 16 * 16)
     head = masked * (2 * 16 * 300 + 2 * 16**2)
     assert _plan(settings).step_cost.flops(3, 0) == 3 * (3 * per_layer + head)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_the_batch_that_is_proposed_for_several_devices_can_be_typed(
+    devices: int, config: Callable[..., Config]
+) -> None:
+    """All batches of up to 24 rows that are divided into micro-steps which the devices do not divide."""
+    device, shared = choose(config().run), f"devices={devices}"
+    sizes = [(size, micro) for size in range(1, 25) for micro in range(1, size + 1) if size % micro == 0]
+    for size, micro in ((size, micro) for size, micro in sizes if micro % devices):
+        with pytest.raises(
+            ConfigError, match=f"batch.micro={micro} is not divisible by {devices} devices"
+        ) as caught:
+            make_step_cost(config(shared, f"batch.size={size}", f"batch.micro={micro}"), device)
+        typed = re.findall(r"batch\.\w+=\d+", str(caught.value).partition("for example")[2])
+        make_step_cost(config(shared, *typed), device)

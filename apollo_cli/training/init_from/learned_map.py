@@ -23,6 +23,7 @@ from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.training.device import Device
 from apollo_cli.training.init_from.weights import layers_of, non_block_params, params_for, sizes, with_positions_of
+from apollo_cli.training.memory import activation_limit, pieces_of
 
 _NEW_STD = 0.02  # of the rows of B for new units: the deviation of fresh weights
 _NOISE = 0.03  # added to the initial depth weights, uniform (the paper's release)
@@ -132,12 +133,15 @@ def learn(
     before = measured()
     # torch's own, whose kernel rounds differently from ours: all measured maps were learned by it
     optimizer = torch.optim.AdamW(learned.parameters(), lr=learning.lr, weight_decay=0.0)
+    limit = activation_limit(device)
     for step in range(learning.steps):
-        with device.autocast():
-            loss = loss_of(model, learned, batch(step), layer_map)
-        _check_finite(loss.item(), f"step {step}", learning.lr)
         optimizer.zero_grad()
-        loss.backward()
+        pieces = pieces_of(batch(step), model.model_config, len(layer_map), device, limit)
+        for piece in pieces:
+            with device.autocast():
+                loss = loss_of(model, learned, piece, layer_map)
+            _check_finite(loss.item(), f"step {step}", learning.lr)
+            (loss / len(pieces)).backward()
         optimizer.step()
     after = measured()
     _check_finite(after, "the end", learning.lr)

@@ -154,10 +154,7 @@ def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> Lang
     """
     checkpoint = load_checkpoint(directory.checkpoints, name)
     if checkpoint.state.gated:
-        raise CheckpointError(
-            f"{directory}: {name}: gates of new layers were still opening (expander={config.expander.kind}), and "
-            "without gates the weights are another model; take a checkpoint of before that growth, or a later one"
-        )
+        raise CheckpointError(f"{directory}: {name}: {_gates_were_opening(config)}")
     model = build(config.model_config.narrowed(checkpoint.width), checkpoint.layers)
     try:
         model.load_state_dict({key: checkpoint.tensors[key] for key in model.state_dict()})
@@ -166,8 +163,15 @@ def checkpoint_model(config: Config, directory: RunDirectory, name: str) -> Lang
     return model
 
 
+def _gates_were_opening(config: Config) -> str:
+    return (
+        f"gates of new layers were still opening (expander={config.expander.kind}), and without gates the weights "
+        "are another model; take a checkpoint of before that growth, or a later one"
+    )
+
+
 def _state_problems(source: SourceModel, config: Config) -> list[str]:
-    """Why the optimizer's state or the position in the corpus cannot come from there."""
+    """Why weights, the optimizer's state or the position in the corpus cannot come from that checkpoint."""
     args, run, found = config.init_from, source.run, []
     if run is None:
         return [
@@ -175,6 +179,8 @@ def _state_problems(source: SourceModel, config: Config) -> list[str]:
             for key in ("checkpoint", "optimizer", "data")
             if getattr(args, key)
         ]
+    if run.state.gated:
+        return [f"{run.checkpoint}: {_gates_were_opening(run.config)}"]
     if args.optimizer:
         found = [
             f"init_from.optimizer=true: {problem}" for problem in _optimizer_problems(source, run.config, config)

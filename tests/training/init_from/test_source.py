@@ -21,6 +21,7 @@ from apollo_cli.models.hf import load_model
 from apollo_cli.models.model_config import ModelConfig
 from apollo_cli.models.transformer import Batch, LanguageModel
 from apollo_cli.signals import Interrupted
+from apollo_cli.training import memory
 from apollo_cli.training.device import choose
 from apollo_cli.training.init_from.learned_map import LearnedMap, learn, loss_of, map_flops
 from apollo_cli.training.optimizer import optimizer_flops
@@ -103,6 +104,11 @@ def test_layers_that_enter_slowly_do_so_after_a_growth_from_a_source_too(
     msg, stack = (read_rows(tmp_path / name) for name in ("msg", "stack"))
     assert msg[0]["eval/loss"] == pytest.approx(end, abs=1e-5) != stack[0]["eval/loss"]
     interrupt(lambda: train(gated, tmp_path / "stopped"), 5, monkeypatch)
+    (name,) = (path.name for path in (tmp_path / "stopped" / "checkpoints").glob("step_00000005"))
+    begun = (f"init_from.path={tmp_path / 'stopped'}", f"init_from.checkpoint={name}", own)
+    begins = config("model=gpt", *RARELY, *LARGE[3:], "sampler=shallow", *begun)
+    with pytest.raises(ApolloError, match=f"{name}: gates of new layers were still opening"):
+        make_plan(begins, choose(begins.run))
     resume(tmp_path / "stopped")
     assert_same(tmp_path / "stopped", tmp_path / "msg")
     rates = [f"expander.lr_scale={scale}" for scale in (1, 3)]
@@ -328,6 +334,19 @@ def test_a_learned_map_improves_and_initializes_the_model(kind: str, config: Cal
     with torch.no_grad():
         assert model.loss(batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-6)
         assert loss_of(model, learned, batch(0), (0, 1, 2, 3)).item() == pytest.approx(last, abs=1e-5)
+
+
+def test_a_map_is_learned_in_the_pieces_of_training(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, model, batch = ligo("gpt")
+    whole = learn(model, learned, batch, Ligo(20, 1e-2), choose(config().run))
+    monkeypatch.setattr(memory, "MIN_TOKENS", 16)
+    monkeypatch.setattr(memory, "CPU_ACTIVATIONS", 1)
+    learned, model, batch = ligo("gpt")
+    assert len(memory.pieces_of(batch(0), model.model_config, 4, choose(config().run), 1)) > 1
+    pieces = learn(model, learned, batch, Ligo(20, 1e-2), choose(config().run))
+    assert pieces == pytest.approx(whole, abs=1e-4)
 
 
 def test_the_losses_before_and_after_a_map_are_without_dropout(config: Callable[..., Config]) -> None:
