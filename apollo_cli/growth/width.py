@@ -165,16 +165,19 @@ def widened(name: str, tensor: "Tensor", spaces: Spaces, *, tied: bool = True) -
 
 def flops_of_widening(
     name: str, shape: tuple[int, ...], spaces: Mapping[str, tuple[int, int]], *, tied: bool = True
-) -> int:
-    """FLOPs of the products in `widened`, forward only, from the (new, old) sizes of each space."""
-    total, sizes = 0, list(shape)
+) -> list[int]:
+    """FLOPs of the products in `widened`, one dimension after the other, from the (new, old) sizes of each space.
+
+    Forward only. The first is the one with the parameter itself.
+    """
+    found, sizes = [], list(shape)
     for dimension, axis in enumerate(axes_of(name, tied=tied)):
         if axis is not None:
             written = PARTS[axis].values() if axis in PARTS else [axis.removeprefix("<")]
             rest = int(np.prod(sizes)) // sizes[dimension]
-            total += sum(2 * new * old * rest for new, old in map(spaces.__getitem__, written))
+            found.append(sum(2 * new * old * rest for new, old in map(spaces.__getitem__, written)))
             sizes[dimension] = sum(spaces[space][0] for space in written)
-    return total
+    return found
 
 
 def from_above(name: str, own: "Tensor", above: "Tensor", spaces: Spaces) -> "Tensor":

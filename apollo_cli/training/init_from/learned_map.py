@@ -94,7 +94,10 @@ class LearnedMap(nn.Module):
 
 
 def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
-    """FLOPs of the map's own products in one step of it: forward, and a backward pass of twice its cost."""
+    """FLOPs of the map's own products in one step of it, forward and backward.
+
+    A backward pass costs twice the forward one, but the parameters of the source, not trained, need no gradient.
+    """
     old, new = widths_of(source), widths_of(target)
     both = {name: (new[name], old[name]) for name in old}
     both["mixed"] = both["query"]
@@ -103,10 +106,12 @@ def map_flops(source: ModelConfig, target: ModelConfig, layers: int) -> int:
     for name, parameter in model.named_parameters():
         inner = name.removeprefix("blocks.0.")
         times = source.layers if inner != name else 1
-        total += times * flops_of_widening(inner, tuple(parameter.shape), both, tied=source.tied)
+        products = flops_of_widening(inner, tuple(parameter.shape), both, tied=source.tied)
+        total += times * (FORWARD_AND_BACKWARD * sum(products) - sum(products[:1]))
         if inner != name:
-            total += 2 * layers * source.layers * prod(wide.get_parameter(name).shape)
-    return FORWARD_AND_BACKWARD * total
+            mixing = 2 * layers * source.layers * prod(wide.get_parameter(name).shape)
+            total += FORWARD_AND_BACKWARD * mixing
+    return total
 
 
 def learn(

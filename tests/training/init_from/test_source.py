@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from apollo_cli.config.config import Config
 from apollo_cli.errors import ApolloError, TrainingError
@@ -373,7 +374,10 @@ def test_a_map_that_is_not_finite_stops_with_one_message(config: Callable[..., C
 
 
 def map_flops_by_hand(h: int, f: int, big: int, wide: int, embeddings: int, layers: int, new: int) -> int:
-    """GPT's map in one step: h -> big, f -> wide, so many rows of embeddings; forward, and twice that backward."""
+    """GPT's map in one step: h -> big, f -> wide, so many rows of embeddings; forward, and twice that backward.
+
+    The source needs no gradient, so the products with its parameters cost one instead of two backward.
+    """
     outer = 2 * big * h * embeddings + 2 * (2 * big * h)  # and weight and bias of the final norm
     qkv = 3 * (2 * big * h * h) + 2 * big * h * 3 * big + 3 * (2 * big * h)  # out, then in, then the bias
     attention_out = 2 * big * h * h + 2 * big * h * big + 2 * big * h
@@ -382,13 +386,27 @@ def map_flops_by_hand(h: int, f: int, big: int, wide: int, embeddings: int, laye
     norms = 4 * (2 * big * h)
     parameters = (3 * big * big + 3 * big) + (big * big + big) + (2 * big * wide + big + wide) + 4 * big
     mixing = 2 * new * layers * parameters
-    return 3 * (outer + layers * (qkv + attention_out + ffn_in + ffn_out + norms) + mixing)
+    with_source = 2 * big * h * (3 * h + 3) + 2 * big * h * (h + 1) + 2 * wide * f * (h + 1) + 2 * big * h * (f + 1)
+    first = outer + layers * (with_source + norms)
+    return 3 * (outer + layers * (qkv + attention_out + ffn_in + ffn_out + norms) + mixing) - first
 
 
 def test_flops_of_the_map_by_hand() -> None:
     small = replace(BERT, kind="gpt")
     large = replace(small, hidden=16, heads=4, ffn=24, layers=4)
     assert map_flops(small, large, 4) == map_flops_by_hand(8, 12, 16, 24, 31 + 12, 2, 4)
+
+
+def test_flops_of_the_map_are_those_that_torch_counts() -> None:
+    """It counts no products with vectors: there the norms and biases, forward and once backward."""
+    learned, *_ = ligo("gpt")
+    with FlopCounterMode(display=False) as counter:
+        torch.stack([value.sum() for value in learned.state().values()]).sum().backward()
+    small = replace(BERT, kind="gpt")
+    large = replace(small, hidden=16, heads=4, ffn=24, layers=4)
+    in_a_layer = (3 + 1 + 1 + 4) * 2 * 16 * 8 + 2 * 24 * 12
+    vectors = 2 * (2 * 2 * 16 * 8 + 2 * in_a_layer)
+    assert map_flops(small, large, 4) == counter.get_total_flops() + vectors
 
 
 def renamed(folder: Path, change: Callable[[str], str]) -> None:
