@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -112,7 +113,9 @@ class RunDirectory:
         for path in (self.config_file, self.metrics_file, self.checkpoints, self.model):
             if path.exists():
                 problem = f"{self} has a {path.name} already: choose another directory"
-                raise ConfigError(f"{problem}, or type resume={self} if it was interrupted")
+                is_complete = self.summary().get("status") == "completed"
+                resume = "" if is_complete else f", or type {shlex.quote(f'resume={self}')} to continue that run"
+                raise ConfigError(f"{problem}{resume}")
         with files.writing(self.config_file, 100_000):
             files.write_json(self.plan_file, plan)
             self.write_config(config)

@@ -41,6 +41,17 @@ def test_a_directory_with_a_run_is_not_claimed(name: str, directory: RunDirector
     assert [p.name for p in directory.path.iterdir()] == [name]
 
 
+def test_a_run_that_is_not_claimed_is_continued_by_what_is_said_unless_it_is_complete(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "my run")
+    directory.path.mkdir()
+    directory.config_file.write_text("format: 1")
+    with pytest.raises(ConfigError, match=r"or type 'resume=.*/my run' to continue that run"):
+        directory.claim({}, {})
+    directory.summary_file.write_text('{"status": "completed"}')
+    with pytest.raises(ConfigError, match=r"choose another directory$"):
+        directory.claim({}, {})
+
+
 def test_an_interrupted_claim_is_repeated(directory: RunDirectory) -> None:
     """Killed between the two files: config.yaml, which comes last, makes it a run directory."""
     (directory.path / "plan.json").write_text('{"steps": 1}')

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from apollo_cli.cli.arguments import CommandLine
+from apollo_cli.config.config import FAMILIES, fields_of_keys
 from apollo_cli.config.hydra_syntax import parse_overrides
+from apollo_cli.config.schema import closest
 from apollo_cli.config.training import LENGTHS
 from apollo_cli.errors import ConfigError
 
@@ -33,6 +35,9 @@ def resume_overrides(line: CommandLine) -> tuple[str, dict[str, Any]] | None:
             sections.setdefault(section, {})[key] = override.value()
         elif override.key_or_group in OVERRIDABLE_KEYS and not override.is_sweep_override():
             sections[override.key_or_group] = override.value()
+        elif key and section in FAMILIES and override.key_or_group not in (known_keys := dict(fields_of_keys())):
+            near = closest(override.key_or_group, list(known_keys))
+            problems.append(f"{override.input_line}: no such key{near}")
         else:
             *known, last = (*OVERRIDABLE_SECTIONS, CACHE_KEY, *OVERRIDABLE_KEYS)
             problems.append(

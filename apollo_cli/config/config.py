@@ -9,6 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from apollo_cli.config.data import DATA_FAMILY, DataArgs, completed, is_streamed
 from apollo_cli.config.growth import (
@@ -23,7 +24,7 @@ from apollo_cli.config.growth import (
     with_numbers_of_layers,
 )
 from apollo_cli.config.model import MODEL_FAMILY, ModelArgs, with_sizes
-from apollo_cli.config.schema import Section, Seed, Whole, Word, matching, member, validate
+from apollo_cli.config.schema import Section, Seed, Whole, Word, as_typed, matching, member, validate
 from apollo_cli.config.training import (
     BatchArgs,
     BudgetArgs,
@@ -108,16 +109,23 @@ FAMILIES: dict[str, tuple[type[Section], ...]] = {
 
 
 @cache
-def text_keys() -> frozenset[str]:
-    """The keys whose value is a text, or a list of texts."""
+def fields_of_keys() -> tuple[tuple[str, FieldInfo], ...]:
+    """Every key with its field in the schema, once for each kind of its group that has it."""
     sections: dict[str, tuple[type[Section], ...]] = {"": (RunArgs,)}
     sections |= {f"{name}.": family for name, family in FAMILIES.items()}
-    return frozenset(
-        prefix + key
+    return tuple(
+        (prefix + key, field)
         for prefix, family in sections.items()
         for cls in family
         for key, field in cls.model_fields.items()
-        if field.annotation in (str, str | None, tuple[str, ...])
+    )
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """The keys whose value is a text, or a list of texts."""
+    return frozenset(
+        key for key, field in fields_of_keys() if field.annotation in (str, str | None, tuple[str, ...])
     )
 
 
@@ -135,7 +143,13 @@ def parse(raw: Mapping[str, Any]) -> Config:
     sections: dict[str, Any] = {"run": validate(RunArgs, "", plain, problems)}
     for name, family in FAMILIES.items():
         if not isinstance(raw.get(name), Mapping):
-            problems.append(f"{name}: missing, it must be a group of keys")
+            keys = ", ".join(dict.fromkeys(key for cls in family for key in cls.model_fields))
+            remedy = f"type {name}.KEY=VALUE, with a KEY of {keys}"
+            problems.append(
+                f"{name}: missing, it must be a group of keys"
+                if (value := raw.get(name)) is None
+                else f"{name}={as_typed(value)}: {name} is a group of keys; {remedy}"
+            )
             sections[name] = None
             continue
         cls = member(name, family, raw[name], problems)

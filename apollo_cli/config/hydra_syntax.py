@@ -123,7 +123,7 @@ def typed_value(value: Any) -> str:
         return f"{{{','.join(f'{key}:{typed_value(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str):
         return as_typed(value)
-    is_plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value, re.ASCII) and value.lower() not in _WORDS
+    is_plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*( [\w./+-]+)*", value, re.ASCII) and value.lower() not in _WORDS
     no_interpolation = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value if is_plain else in_quotes(no_interpolation)
 

@@ -21,6 +21,7 @@ from apollo_cli.data.read_once import ReadOnce
 from apollo_cli.data.recipe import Recipe
 from apollo_cli.data.row_order import most_needed
 from apollo_cli.data.sources import Documents, Part, Source, interleaved
+from apollo_cli.data.tokenizer import TRAINED
 from apollo_cli.errors import DataError
 
 SPLITS = ("training", "validation")
@@ -107,9 +108,12 @@ def pack_corpus(source: Source, recipe: Recipe, folder: Path, say: Say, bar: Bar
     _check_rows(packed, recipe, source)
     say(_summary(packed, recipe))
     if packed.share_unknown > _UNKNOWN_WARNING:
-        problem = (
-            f"{packed.share_unknown:.1%} of all tokens are unknown to data.tokenizer={recipe.tokenizer}: type "
-            "data.tokenizer=bpe or unigram, or a larger data.vocab_size where rare letters are unknown"
+        problem = f"{packed.share_unknown:.1%} of all tokens are unknown to data.tokenizer={recipe.tokenizer}: "
+        problem += (
+            "type data.tokenizer=bpe or unigram, or a larger data.vocab_size where rare letters are unknown"
+            if recipe.tokenizer in TRAINED
+            else "it was made for other text; take such text, or data.tokenizer=bpe, which is learned on this one "
+            "(beside init_from.path only the tokenizer of that model is possible)"
         )
         if packed.share_unknown > _UNKNOWN_REFUSAL:
             raise DataError(problem)

@@ -50,7 +50,7 @@ def schedule_problems(
     widths: Sequence[float] | None = None,
 ) -> list[str]:
     """Messages about invalid stages: `layers` stored until the cumulative shares `ends` of all steps."""
-    found = []
+    found, stages = [], len(layers) or 1
     if not layers:
         found.append("schedule.layers is empty: give the stored layers of each stage, for example [1,3,6,12]")
     elif layers[0] < 0 or layers[-1] < 1 or any(b < a for a, b in pairwise(layers)):
@@ -87,7 +87,7 @@ def schedule_problems(
     if not ends or ends[-1] != 1 or ends[0] <= 0 or any(b <= a for a, b in pairwise(ends)):
         found.append(
             f"schedule.ends={list(ends)}: these are cumulative shares of all steps and must rise to 1; for example "
-            "[0.05,0.1,0.25,1]"
+            f"[{','.join(f'{stage / stages:.3g}' for stage in range(1, stages + 1))}]"
         )
     elif (least := min(end - start for start, end in pairwise((0.0, *ends)))) < _SMALLEST_SHARE:
         found.append(

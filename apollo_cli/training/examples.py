@@ -81,7 +81,7 @@ def _filled(model: LanguageModel, tokenizer: Tokenizer, row: np.ndarray, inside:
     masked[0, start:end] = special_ids("bert", tokenizer)["mask"]
     answer = fill(model, masked, range(start, end))
     before, after = (tokenizer.decode(part.tolist()).strip() for part in (tokens[:start], tokens[end:]))
-    answered = tokenizer.decode(answer).strip()
+    answered = tokenizer.decode(answer, skip_special_tokens=False).strip()
     return Example(f"{before[-_CONTEXT:]} ", answered, f" {after[:_CONTEXT]}", original.strip())
 
 

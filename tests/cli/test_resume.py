@@ -56,6 +56,11 @@ def test_what_could_change_a_resumed_run_is_refused_by_name(word: str) -> None:
     assert "tracking" in str(error.value)
 
 
+def test_a_key_that_does_not_exist_is_told_from_one_that_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"budget\.step=5: no such key; did you mean budget\.steps\?$"):
+        resume_overrides(CommandLine.parse(["resume=run", "budget.step=5"]))
+
+
 def test_all_that_is_refused_beside_resume_comes_in_one_message() -> None:
     with pytest.raises(ConfigError) as error:
         resume_overrides(CommandLine.parse(["-m", "resume=run", "seed=1", "optim.lr=1"]))

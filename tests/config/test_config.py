@@ -181,10 +181,15 @@ def test_a_missing_key_is_named(composed: dict[str, Any], key: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["model", "optim", "budget", "tracking"])
-@pytest.mark.parametrize("value", [None, 3])
-def test_a_group_that_is_missing_or_a_number_is_named(composed: dict[str, Any], group: str, value: Any) -> None:
-    (problem,) = problems_of(changed(composed, {group: value}))
-    assert problem.startswith(f"{group}: missing")
+def test_a_group_that_is_missing_or_a_number_is_named(composed: dict[str, Any], group: str) -> None:
+    (missing,), (number,) = (problems_of(changed(composed, {group: value})) for value in (None, 3))
+    assert missing.startswith(f"{group}: missing")
+    assert number.startswith(f"{group}=3: {group} is a group of keys; type {group}.KEY=VALUE, with a KEY of ")
+
+
+def test_a_value_of_a_group_names_its_keys(composed: dict[str, Any]) -> None:
+    (problem,) = problems_of(changed(composed, {"init_from": "outputs/run"}))
+    assert problem.endswith("type init_from.KEY=VALUE, with a KEY of path, checkpoint, optimizer, data, flops")
 
 
 def test_all_problems_come_in_one_error(composed: dict[str, Any]) -> None:

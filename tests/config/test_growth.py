@@ -84,7 +84,7 @@ def composed() -> dict[str, Any]:
         ({"schedule.layers": [1, "L/3", "half", 12]}, ["schedule.layers=half", "integer"]),
         ({"init_from.flops": -1}, ["init_from.flops=-1", "greater than or equal to 0"]),
         ({"schedule.layers": "all"}, ["schedule.layers=all"]),
-        ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.05,0.1,0.25,1]"]),
+        ({"schedule.ends": [0.1, 0.2, 0.3, 0.4]}, ["schedule.ends", "[0.1, 0.2, 0.3, 0.4]", "[0.25,0.5,0.75,1]"]),
         ({"schedule.ends": [0.3, 0.2, 0.5, 1]}, ["schedule.ends", "[0.3, 0.2, 0.5, 1.0]", "rise to 1"]),
         ({"schedule.ends": [0, 0.2, 0.5, 1]}, ["schedule.ends", "[0.0, 0.2, 0.5, 1.0]", "rise to 1"]),
         ({"schedule.ends": [0.1, 0.2, 1, 2]}, ["schedule.ends", "rise to 1"]),

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from apollo_cli.config.conf_folder import CONF
-from apollo_cli.config.hydra_syntax import job_config
+from apollo_cli.config.hydra_syntax import job_config, pasted
 from apollo_cli.config.schema import flat
 from apollo_cli.errors import ConfigError
 from apollo_cli.report.commands import commands
@@ -38,6 +38,7 @@ def config_of(*words: str) -> dict[str, Any]:
         ["seed=7", "budget.tokens=1e6", "model.heads=4", "compile=false", "name='1e3'"],
         ["experiment=lemon", "model=llama", "init_from.path='a ${seed} \\'b'", "optim=muon", "size=nano"],
         ["experiment=late_zero_init", "model=gpt", "data=text", "data.files=['a b/*.txt','null','it\\'s']"],
+        ["experiment=lemon", "init_from.path='out put/no 1e3 true'"],
         ["experiment=late_zero_init", "expander=interpolate"],  # as by default, and not as in the experiment
         ["experiment=ablation/k", "sampler.k=3"],  # a job of a sweep
     ],
@@ -48,6 +49,11 @@ def test_a_command_makes_the_config_again(words: list[str]) -> None:
     assert "experiment" not in line
     assert of_command(line) == {key: value for key, value in values.items() if key != "experiment"}
     assert len(line) < 1500
+
+
+def test_a_path_with_spaces_has_the_quotes_of_the_shell_alone() -> None:
+    assert pasted("init_from.path", "outputs/my run") == "'init_from.path=outputs/my run'"
+    assert pasted("init_from.path", "outputs/my  run") == shlex.quote("init_from.path='outputs/my  run'")
 
 
 def test_what_is_as_by_default_is_not_typed() -> None:
