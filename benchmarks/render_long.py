@@ -36,10 +36,10 @@ length; a few runs of {LONGEST:,} steps show whether what is saved grows with th
   LVPS: all steps run the stored layers
 
 **From scratch** is what a run saves beside a scratch run of twelve layers that ends at the same loss, linear in
-the logarithm of FLOPs between two budgets of the same seed, never beyond them. **From {SHALLOWER} layers** is
-the same beside {SHALLOWER} layers from scratch: a growth to twelve pays only where it is positive, too.
-**All layers before** is how much higher the loss of the shared model of twelve layers is than that of the stored
-layers, before each growth.
+the logarithm of FLOPs between two budgets of the same seed, never beyond them; **in steps** counts it in steps of
+these twelve layers. **From {SHALLOWER} layers** is the same beside {SHALLOWER} layers from scratch: a growth to
+twelve pays only where it is positive, too. **All layers before** is how much higher the loss of the shared model of
+twelve layers is than that of the stored layers, before each growth.
 """
 
 
@@ -60,7 +60,7 @@ def lines(kind: str, wanted: Sequence[LongCell]) -> Iterator[str]:
     if not complete:
         return
     head = ("run", "layers", "steps", "FLOPs", "final losses (nats)", "growths cost (nats)", "all layers before")
-    savings_of = ("from scratch", f"from {SHALLOWER} layers")
+    savings_of = ("from scratch", "in steps", f"from {SHALLOWER} layers")
     yield from ["", *results_page.table((*head, *savings_of), _rows(corpus, complete))]
     yield from _frontier(corpus, kind, complete)
 
@@ -75,6 +75,10 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
         costs = [_signed(growth_costs(corpus.summary(cell))) for cell in cells]
         gaps = [_signed(_full_depth_gaps(corpus, cell)) for cell in cells]
         is_scratch, is_other = method == "scratch", "model.norm=pre" in cells[0].words
+        beside = {
+            depth: [] if is_other or (is_scratch and depth == layers) else _beside(corpus, complete, cells, depth)
+            for depth in (None, *([] if is_scratch and layers else [SHALLOWER]))
+        }
         yield [
             method,
             str(layers or 12),
@@ -83,8 +87,9 @@ def _rows(corpus: BenchmarkCorpus, complete: Sequence[LongCell]) -> Iterator[lis
             ", ".join(f"{end.loss:.4f}" for end in ends),
             "; ".join(costs),
             "; ".join(gaps),
-            "" if is_other or (is_scratch and not layers) else _saved(corpus, complete, cells, None),
-            "" if is_other or (is_scratch and layers) else _saved(corpus, complete, cells, SHALLOWER),
+            _share(beside[None]),
+            _steps(beside[None], corpus, complete),
+            _share(beside.get(SHALLOWER, [])),
         ]
 
 
@@ -100,21 +105,40 @@ def _full_depth_gaps(corpus: BenchmarkCorpus, cell: LongCell) -> Iterator[float]
             yield row["eval/loss_full_depth"] - row["eval/loss"]
 
 
-def _saved(
+def _beside(
     corpus: BenchmarkCorpus, complete: Sequence[LongCell], cells: Sequence[LongCell], layers: int | None
-) -> str:
-    """What runs save beside scratch runs of so many layers that end at their losses, by seeds with several of them.
+) -> list[tuple[float, float]] | None:
+    """FLOPs of runs, and those of scratch runs of so many layers that end at their losses.
 
-    Nothing where no seed has them; a dash where a loss lies beyond them.
+    Of the seeds with several scratch runs; None where a loss lies beyond them.
     """
-    shares = []
+    found = []
     for cell in cells:
         end, curve = end_of(corpus, cell), ladder(corpus, complete, cell.seed, layers)
         if len(curve) > 1:
             if (cost := savings.scratch_cost(curve, end.loss, "flops")) is None:
-                return "-"
-            shares.append(savings.saving(end.cost.flops, cost))
-    return saving_text(interval(shares)) if shares else ""
+                return None
+            found.append((end.cost.flops, cost))
+    return found
+
+
+def _share(beside: Sequence[tuple[float, float]] | None) -> str:
+    """The share that is saved; a dash where a loss is beyond the scratch runs."""
+    if beside is None:
+        return "-"
+    return saving_text(interval([savings.saving(*pair) for pair in beside])) if beside else ""
+
+
+def _steps(
+    beside: Sequence[tuple[float, float]] | None, corpus: BenchmarkCorpus, complete: Sequence[LongCell]
+) -> str:
+    """The FLOPs that are saved, in steps of the twelve layers; the mean over seeds."""
+    scratch = next((cell for cell in complete if (cell.method, cell.layers) == ("scratch", None)), None)
+    if not beside or scratch is None:
+        return ""
+    totals = corpus.summary(scratch)["totals"]
+    saved = sum(cost - flops for flops, cost in beside) / len(beside)
+    return f"{saved * totals['steps'] / totals['flops']:,.0f}"
 
 
 def ladder(

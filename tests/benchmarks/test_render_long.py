@@ -34,15 +34,16 @@ def test_a_method_is_measured_beside_scratch_runs_of_twelve_and_of_six_layers(
     text = list(render_long.lines("gpt", [*ended, LongCell("gpt", "apollo", "2e-3", 0)]))
     assert text[0] == "**5 of 6 cells are trained**; nothing is said about the others. Text: a.txt."
     assert (
-        "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000 | +0.05 | +0.20 | 23.5% (n = 1) | -53.1% (n = 1) |" in text
+        "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000 | +0.05 | +0.20 | 23.5% (n = 1) | 2,298 | -53.1% (n = 1) |"
+        in text
     )
-    assert "| scratch | 6 | 12,000 | 6.000e+01 | 1.5500 |  |  | 44.7% (n = 1) |  |" in text
-    assert "| scratch | 12 | 12,000 | 1.200e+02 | 1.5000 |  |  |  | - |" in text
+    assert "| scratch | 6 | 12,000 | 6.000e+01 | 1.5500 |  |  | 44.7% (n = 1) | 4,843 |  |" in text
+    assert "| scratch | 12 | 12,000 | 1.200e+02 | 1.5000 |  |  |  |  | - |" in text
     again = replace(grown, seed=1)  # no scratch run of its seed is there
     keep(corpus, again, 75, 1.62)
     text = list(render_long.lines("gpt", [*ended, again]))
     row = "| two_hops | 12 | 12,000 | 7.500e+01 | 1.6000, 1.6200 | +0.05; +0.05 | +0.20; +0.20 "
-    assert f"{row}| 23.5% (n = 1) | -53.1% (n = 1) |" in text
+    assert f"{row}| 23.5% (n = 1) | 2,298 | -53.1% (n = 1) |" in text
 
 
 def test_a_bert_with_other_norms_saves_beside_none(no_results: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_a_bert_with_other_norms_saves_beside_none(no_results: None, monkeypatch
     for cell, flops, loss in zip([*cells, scaled], (120, 80, 90), (1.5, 1.7, 1.6), strict=True):
         keep(corpus, cell, flops, loss)
     (row,) = (line for line in render_long.lines("bert", [*cells, scaled]) if "apollo_completep" in line)
-    assert row.endswith("| +0.05 | +0.20 |  |  |")
+    assert row.endswith("| +0.05 | +0.20 |  |  |  |")
 
 
 def test_the_page_has_the_tables_of_the_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
