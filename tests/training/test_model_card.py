@@ -63,12 +63,15 @@ def test_the_card_of_a_run_that_ended_before_a_growth_is_of_the_model_that_it_ha
     parameters = 8 * (300 + 16) + (8 * 24 + 24) + (8 * 8 + 8) + 2 * 16 + (8 * 16 + 16) + (16 * 8 + 8) + 16
     grown = config("model=gpt", "schedule.widths=[0.5,0.5,1]", "expander=bert2bert", "expander.moments=reset")
     totals = json.loads((straight["gpt"] / "summary.json").read_text())["totals"]
-    card, *_ = made(grown, straight["gpt"], totals=totals | {"steps": 3, "layers": 1})
+    card, plan, _ = made(grown, straight["gpt"], totals=totals | {"steps": 3, "layers": 1})
     assert f"GPT-2 of 1 layer of width 8 ({parameters:,} parameters)" in card.text
     assert "validation loss at the growth" not in card.text
-    card, *_ = made(grown, straight["gpt"], totals=totals | {"steps": 4, "layers": 2})
+    first = plan.stages[0].flops
+    ended = totals | {"steps": 4, "layers": 2, "flops": first + 12_000}
+    card, *_ = made(grown, straight["gpt"], totals=ended)
     assert "GPT-2 of 2 layers of width 8 (" in card.text
-    assert "| 2 | 8 | 3 to 4 |" in card.text
+    assert f"| 1 | 8 | 0 to 3 | {first:.3e} |" in card.text
+    assert "| 2 | 8 | 3 to 4 | 1.200e+04 |" in card.text
     assert "| 4 | 16 |" not in card.text
 
 
